@@ -1,0 +1,30 @@
+"""What every test runs under: eight host devices, strict promotion, and the real data where there is some."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before the first import of jax: the number of devices is fixed when its backend starts.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+DATA_VARIABLE = "JAX_INTERP_TEST_DATA"
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real weights and texts; a test that needs it is skipped, saying why, where it is not there."""
+    path = os.environ.get(DATA_VARIABLE)
+    if not path:
+        pytest.skip(f"{DATA_VARIABLE} is not set: no real weights or texts to test with")
+    if not Path(path).is_dir():
+        pytest.fail(f"{DATA_VARIABLE}={path} is not a folder")
+    return Path(path)
