@@ -83,7 +83,7 @@ $(VENV)/.installed: pyproject.toml constraints/py311.txt constraints/py312.txt |
 # torch first and alone: whatever comes later then finds it there, and cannot bring a CUDA build along.
 $(PARITY_VENV)/.installed: pyproject.toml constraints/py311.txt constraints/py312.txt constraints/parity.txt | $(PARITY_VENV)/bin/python
 	@echo "installing torch and the peers into $(PARITY_VENV) (a few minutes)"
-	@pip="$(PARITY_VENV)/bin/python -m pip"; pins="-c $(call pins,$(PARITY_VENV)) -c constraints/parity.txt"; \
+	@set -e; pip="$(PARITY_VENV)/bin/python -m pip"; pins="-c $(call pins,$(PARITY_VENV)) -c constraints/parity.txt"; \
 	refuse() { \
 	  if grep -qi nvidia <<<"$$1" && [ -z "$${ALLOW_CUDA:-}" ]; then \
 	    echo "error: this would pull CUDA packages. Point pip at the CPU builds of torch (pytorch.org, 'Get started'), or set ALLOW_CUDA=1" >&2; exit 2; \
