@@ -1,0 +1,238 @@
+"""Checkpoints: a pytree at a step, written by orbax, checked leaf by leaf when it is read.
+
+    directory/00001200/arrays/       orbax: the flat {address: leaf}
+    directory/00001200/leaves.json   shape, dtype and fingerprint of every leaf
+
+Orbax on its own loads a flipped bit without a word, casts a leaf to the template's dtype without a word, cannot store
+an array of size zero and cannot load a tree that contains an `nnx.List`. So leaves are stored flat, described beside
+the arrays, and compared on the way in. A step that fails is refused by name and the one before it is used.
+
+A step becomes visible by one rename, after everything in it is on the disk: a process killed at any moment leaves
+either the step or a `.tmp` directory that the next save removes. Saving blocks until the step is durable, so the
+arrays may be donated right after.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_interp.errors import UserError
+from jax_interp.training.atomic_write import atomic_write, sync_directory
+from jax_interp.training.fingerprint import fingerprints
+from jax_interp.training.leaves import PyTree, addresses, flatten, is_key
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be used as asked."""
+
+
+class CorruptCheckpoint(CheckpointError):
+    """The bytes of a step are not the bytes that were saved: truncated, altered, or not completely written."""
+
+
+class CheckpointMismatch(CheckpointError):
+    """The checkpoint is sound and belongs to something else: other leaves, shapes or dtypes than the template's."""
+
+
+class CheckpointWarning(UserWarning):
+    """A damaged step was passed over."""
+
+
+def _name(step: int) -> str:
+    return f"{step:08d}"
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def steps(directory: Path | str) -> list[int]:
+    """The completed steps in `directory`, ascending. Their contents are checked by `restore`, not here."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.is_dir() and path.name.isdecimal())
+
+
+def latest(directory: Path | str) -> int | None:
+    """The last completed step in `directory`, or None."""
+    return max(steps(directory), default=None)
+
+
+def _describe(leaf: Any) -> dict[str, Any]:
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+
+
+def save(directory: Path | str, step: int, tree: PyTree, *, keep: int = 3, milestone_every: int | None = None) -> Path:
+    """Write `tree` as `step`, then delete what is not to be kept; returns the directory of the step.
+
+    Kept are the last `keep` steps and every multiple of `milestone_every`. Steps after `step` are deleted: the run was
+    taken back to before them. Every process of a multi-host run calls this, with the same path on a shared file system.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    if keep < 1:
+        raise UserError(f"keep={keep}: at least one checkpoint has to be kept (2 or more to survive a damaged one)")
+    directory = Path(directory).absolute()
+    final, temporary = directory / _name(step), directory / f".{_name(step)}.tmp"
+    flat = {name: jnp.asarray(leaf) for name, leaf in flatten(tree).items()}
+    marks = fingerprints(flat)
+    leaves = {name: _describe(leaf) | {"fingerprint": marks[name]} for name, leaf in flat.items()}
+    if jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        for stale in directory.glob(".*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary.mkdir()
+    _barrier(f"checkpoint {step} begins")
+    arrays = {name: jax.random.key_data(x) if is_key(x) else x for name, x in flat.items() if x.size}
+    if arrays:
+        ocp.save(temporary / "arrays", arrays)
+    _barrier(f"checkpoint {step} is written")
+    if jax.process_index() == 0:
+        body = json.dumps({"step": step, "leaves": leaves}, indent=1)
+        digest = hashlib.sha256(body.encode()).hexdigest()
+        atomic_write(temporary / "leaves.json", f"{digest}\n{body}\n")
+        _remove(final)                                              # a damaged step that the run has reached again
+        os.rename(temporary, final)
+        sync_directory(directory)
+        _prune(directory, step, keep, milestone_every)
+    _barrier(f"checkpoint {step} is done")
+    return final
+
+
+def _remove(path: Path) -> None:
+    """Delete a step such that a process killed on the way leaves no half of one under its name."""
+    if path.exists():
+        trash = path.with_name(f".{path.name}.trash.tmp")
+        shutil.rmtree(trash, ignore_errors=True)
+        os.rename(path, trash)
+        shutil.rmtree(trash)
+
+
+def _prune(directory: Path, step: int, keep: int, milestone_every: int | None) -> None:
+    past = [s for s in steps(directory) if s <= step]
+    milestones = {s for s in past if milestone_every and s % milestone_every == 0}
+    for s in set(steps(directory)) - set(past[-keep:]) - milestones:
+        _remove(directory / _name(s))
+
+
+def restore(directory: Path | str, template: PyTree, step: int | None = None) -> tuple[PyTree, int]:
+    """The tree saved as `step`, or the last sound one, and its step.
+
+    `template` gives structure, shapes, dtypes and shardings; its leaves are arrays or `jax.ShapeDtypeStruct`s. The
+    mesh may be another than at saving: the bits are the same. With `step=None` a damaged step is passed over with a
+    `CheckpointWarning` that names it and the reason.
+    Raises `CheckpointMismatch` where the template does not fit, `CorruptCheckpoint` where `step` is damaged or no
+    sound step is left, `CheckpointError` where there is none at all.
+    """
+    directory = Path(directory).absolute()
+    present = steps(directory)
+    if not present:
+        raise CheckpointError(f"no checkpoint in {directory}")
+    if step is not None:
+        if step not in present:
+            raise CheckpointError(f"no checkpoint of step {step} in {directory}; there are {present}")
+        return _load(directory / _name(step), template), step
+    reasons = []
+    for candidate in reversed(present):
+        try:
+            tree = _load(directory / _name(candidate), template)
+        except CorruptCheckpoint as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            warnings.warn(f"{reason}; using step {candidate} instead", CheckpointWarning, stacklevel=2)
+        return tree, candidate
+    raise CorruptCheckpoint("no sound checkpoint is left: " + "; ".join(reasons))
+
+
+def describe(path: Path | str) -> dict[str, dict[str, Any]]:
+    """`{address: {"shape", "dtype", "fingerprint"}}` of the step at `path`, without reading its arrays."""
+    path = Path(path)
+    file = path / "leaves.json"
+    try:
+        digest, _, body = file.read_text().partition("\n")
+        if hashlib.sha256(body.removesuffix("\n").encode()).hexdigest() != digest:
+            raise ValueError("its own checksum does not match")
+        return json.loads(body)["leaves"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CorruptCheckpoint(f"checkpoint {path} is damaged: leaves.json: {error}") from error
+
+
+def _load(path: Path, template: PyTree) -> PyTree:
+    from orbax.checkpoint import v1 as ocp
+
+    saved = describe(path)
+    flat = {name: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for name, leaf in flatten(template).items()}
+    wanted = {name: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype) if not is_key(x) else x.dtype,
+                                         sharding=_sharding(x)) for name, x in flat.items()}
+    _compare(path, saved, wanted)
+    abstract = {name: _stored(x) for name, x in wanted.items() if x.size}
+    try:
+        arrays = ocp.load(path / "arrays", abstract) if abstract else {}
+    except Exception as error:                  # orbax, tensorstore and zstd have no common type for unreadable data
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CorruptCheckpoint(f"checkpoint {path} is damaged: its arrays cannot be read: {first[:300]}") from error
+    out = {}
+    for name, x in wanted.items():
+        if not x.size:
+            out[name] = jnp.zeros(x.shape, x.dtype) if not is_key(x) else flat[name]
+        else:
+            out[name] = jax.random.wrap_key_data(arrays[name], impl=_impl(x)) if is_key(x) else arrays[name]
+    found = fingerprints(out)
+    bad = [name for name in found if found[name] != saved[name]["fingerprint"]]
+    if bad:
+        raise CorruptCheckpoint(f"checkpoint {path} is damaged: the bits of {', '.join(bad[:5])}"
+                                f"{f' and {len(bad) - 5} more' if len(bad) > 5 else ''} are not the bits that were saved")
+    return jax.tree.unflatten(jax.tree.structure(template), [out[name] for name in addresses(template)])
+
+
+def _sharding(x: Any) -> jax.sharding.Sharding:
+    sharding = getattr(x, "sharding", None)
+    return sharding if sharding is not None else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _impl(x: Any) -> str:
+    """The PRNG implementation of a key array or of the abstract value of one."""
+    found = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return found[0]
+
+
+def _stored(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """What orbax holds for the leaf `x`: of a PRNG key its data, uint32 with the key's own axes last."""
+    if not is_key(x):
+        return x
+    data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=x.sharding)
+
+
+def _compare(path: Path, saved: dict[str, dict[str, Any]], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+    """One error that lists everything in which the template is not what was saved."""
+    problems = []
+    for name in sorted(wanted.keys() - saved.keys()):
+        near = difflib.get_close_matches(name, saved.keys() - wanted.keys(), n=1)
+        problems.append(f"{name} is not in it{f' (it has {near[0]})' if near else ''}")
+    problems += [f"{name} is in it and not wanted" for name in sorted(saved.keys() - wanted.keys())]
+    for name in sorted(saved.keys() & wanted.keys()):
+        have, want = saved[name], _describe(wanted[name])
+        problems += [f"{name} has {what} {have[what]}, wanted {want[what]}"
+                     for what in ("shape", "dtype") if have[what] != want[what]]
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise CheckpointMismatch(f"checkpoint {path} holds another state: {'; '.join(problems[:8])}{more}. "
+                                 "Start it with the config it was saved with, or use another directory")

@@ -1,0 +1,64 @@
+"""A pytree as a flat `{address: leaf}`: what checkpoints store and sharding rules match.
+
+The address of a leaf is its key path joined by dots (`params.blocks.0.attn.q.weight`, `opt.0.mu.W_dec`), the same
+for a dict, a list, a registered dataclass, a named tuple of optax and a Flax module. It names what the value is and
+not which class held it, so a checkpoint outlives a renamed class, and an `nnx.List`, which orbax saves and then
+cannot load, never reaches orbax.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+PyTree = Any
+
+
+def _part(key: Any) -> str:
+    match key:
+        case GetAttrKey(name=name):
+            return str(name)
+        case DictKey(key=name) | FlattenedIndexKey(key=name):
+            return str(name)
+        case SequenceKey(idx=index):
+            return str(index)
+    return str(key).strip(".[]'\"")
+
+
+def addresses(tree: PyTree) -> list[str]:
+    """The address of every leaf, in the order of `jax.tree.leaves`.
+
+    A Flax variable contributes a last `.value` that says nothing; it is dropped wherever nothing else lives beside it.
+    Raises ValueError where two leaves would have one address (a dict with the keys "a.b" and "a": {"b": ...}).
+    """
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    names = [tuple(_part(key) for key in path) for path in paths]
+    siblings: dict[tuple[str, ...], int] = {}
+    for name in names:
+        for length in range(len(name)):
+            siblings[name[:length]] = siblings.get(name[:length], 0) + 1
+    out = [
+        ".".join(name[:-1] if len(name) > 1 and name[-1] == "value" and siblings[name[:-1]] == 1 else name)
+        for name in names
+    ]
+    if len(set(out)) < len(out):
+        twice = sorted({name for name in out if out.count(name) > 1})
+        raise ValueError(f"two leaves of one tree have the same address: {', '.join(twice)}; rename a key")
+    return out
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+    """`{address: leaf}` in the order of `jax.tree.leaves`. A tree that is one leaf has the address ""."""
+    return dict(zip(addresses(tree), jax.tree.leaves(tree), strict=True))
+
+
+def unflatten(template: PyTree, flat: dict[str, Any]) -> PyTree:
+    """The tree of `template`'s structure with the leaves of `flat`. Raises KeyError where one is missing."""
+    return jax.tree.unflatten(jax.tree.structure(template), [flat[address] for address in addresses(template)])
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether `leaf` is a typed PRNG key array (or the abstract value of one)."""
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,106 @@
+"""What a person sees while a run goes: a bar on a terminal, a plain line now and then anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """Receives the step reached after every step, and values whenever there are new ones."""
+
+    def step(self, done: int) -> None: ...
+    def values(self, done: int, values: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+def brief(value: Any) -> str:
+    """A number in five or six characters: 0.03512, 4.187, 28.3k, 1.2M."""
+    if not isinstance(value, (int, float)):
+        return str(value)
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= scale:
+            return f"{value / (1e3 if letter == 'k' else scale):.3g}{letter}"
+    return f"{value:.4g}"
+
+
+def line(values: Mapping[str, Any], shown: Sequence[str]) -> str:
+    """`loss 4.187  tokens/s 28.3k`: the values of the names in `shown` that exist, in that order."""
+    return "  ".join(f"{name} {brief(values[name])}" for name in shown if name in values)
+
+
+def duration(seconds: float) -> str:
+    """`0:42`, `12:05`, `3:07:00`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Lines:
+    """One line to stderr at the first step, every `seconds` and at the end: for a pipe, a file, a batch job."""
+
+    def __init__(self, title: str, start: int, steps: int, shown: Sequence[str], seconds: float = 30.0):
+        self._title, self._start, self._steps, self._shown, self._seconds = title, start, steps, shown, seconds
+        self._began = time.monotonic()
+        self._next, self._done, self._values = self._began, start, {}
+
+    def step(self, done: int) -> None:
+        self._done = done
+        if time.monotonic() >= self._next and self._values:
+            self._print()
+
+    def values(self, done: int, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+
+    def close(self) -> None:
+        if self._done > self._start:
+            self._print()
+
+    def _print(self) -> None:
+        now = time.monotonic()
+        self._next = now + self._seconds
+        left = (now - self._began) / max(self._done - self._start, 1) * (self._steps - self._done)
+        print(f"{self._title} {self._done}/{self._steps}  {line(self._values, self._shown)}  "
+              f"{f'ETA {duration(left)}' if left else f'took {duration(now - self._began)}'}", file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A bar on the terminal: steps, the chosen values, the time spent and the time left."""
+
+    def __init__(self, title: str, start: int, steps: int, shown: Sequence[str]):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._shown = shown
+        self._bar = RichProgress(TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+                                 TextColumn("{task.fields[values]}"), TimeElapsedColumn(), TextColumn("ETA"),
+                                 TimeRemainingColumn(), console=Console(stderr=True), refresh_per_second=4)
+        self._task = self._bar.add_task(title, total=steps, completed=start, values="")
+        self._bar.start()
+
+    def step(self, done: int) -> None:
+        self._bar.update(self._task, completed=done)
+
+    def values(self, done: int, values: Mapping[str, Any]) -> None:
+        self._bar.update(self._task, values=line(values, self._shown))
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class Silent:
+    """Shows nothing: tests, and processes other than the first of a multi-host run."""
+
+    def step(self, done: int) -> None: ...
+    def values(self, done: int, values: Mapping[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+def progress(title: str, start: int, steps: int, shown: Sequence[str], *, quiet: bool = False) -> Progress:
+    """The bar where stderr is a terminal, lines where it is not, nothing where `quiet`."""
+    if quiet:
+        return Silent()
+    return Bar(title, start, steps, shown) if sys.stderr.isatty() else Lines(title, start, steps, shown)

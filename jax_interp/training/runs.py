@@ -1,0 +1,120 @@
+"""The directory of a run.
+
+    config.json       the resolved config: a run starts from it again
+    versions.json     of Python, JAX and what else decides the bits, at the start of the run
+    metrics.jsonl     what was measured; timing.jsonl how fast it went
+    checkpoints/      see checkpoint.py
+    .lock             held while a process works on the run
+
+A directory belongs to one config and one process at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jax_interp.errors import UserError
+from jax_interp.training import config as configs
+from jax_interp.training.atomic_write import atomic_write
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An open run directory. Make one with `open_run`."""
+
+    directory: Path
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.directory / "metrics.jsonl"
+
+    @property
+    def timing(self) -> Path:
+        return self.directory / "timing.jsonl"
+
+
+@contextlib.contextmanager
+def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[str] = ()) -> Iterator[Run]:
+    """Create the run directory or take up an existing one, and hold its lock within the block.
+
+    config      frozen dataclass; stored, or compared with the stored one.
+    may_differ  keys that may change between sessions of one run ("steps" to train on, "log_every"), dotted.
+    Raises UserError where another process holds the run, and where the stored config is another one (keys named).
+    """
+    import jax
+
+    run = Run(Path(directory).absolute())
+    try:
+        run.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot use {run.directory} as a run directory: {error.strerror}") from error
+    if jax.process_index() != 0:                      # process 0 owns the directory, and fails for all of them
+        yield run
+        return
+    with _locked(run.directory):
+        if config is not None:
+            _keep_config(run, config, may_differ)
+        if not (run.directory / "versions.json").exists():
+            atomic_write(run.directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
+        yield run
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """The kernel's lock on a file: gone with the process that held it, however that ended."""
+    with open(directory / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise UserError(f"another process (pid {holder}) is working on {directory}: wait for it, stop it, "
+                            "or choose another directory") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _keep_config(run: Run, config: Any, may_differ: Sequence[str]) -> None:
+    text = configs.dumps(config)
+    if run.config.exists():
+        try:
+            stored = json.loads(run.config.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{run.config} is not JSON: {error}") from error
+        changed = [line for line in configs.differences(stored, json.loads(text))
+                   if line.partition(":")[0] not in may_differ]
+        if changed:
+            raise UserError(f"{run.directory} holds a run of another config: {'; '.join(changed)}. "
+                            "Use that config to go on with it, or another directory to start afresh")
+    atomic_write(run.config, text)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can change the bits of a run."""
+    import jax
+
+    out = {"python": platform.python_version(), "platform": jax.default_backend(),
+           "device": jax.devices()[0].device_kind, "devices": str(jax.device_count()), "machine": platform.machine()}
+    for package in ("jax_interp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            out[package] = metadata.version(package)
+    return out
