@@ -1,0 +1,106 @@
+"""The TopK objective: reconstruction, and AuxK for the latents that have died (Gao et al. 2024, §2.4 and appendix A.2).
+
+    loss = recon + aux_coefficient · aux
+    recon = mean over rows of ‖x - x̂‖²  /  V                       V: total variance of the inputs, a constant
+    aux   = Σ ‖e - ê‖²  /  Σ ‖e - ē‖²                              e = stop_gradient(x - x̂), ē its mean over the batch
+
+SSE, that is: summed over d, averaged over rows. V = E‖x - E x‖² is measured once on the first activations, so `recon`
+is the fraction of variance unexplained and its scale does not depend on d, on the model or on the batch at hand. ê is
+the decoding (without b_dec) of the k_aux largest pre-activations among dead latents, after ReLU.
+
+Deviation from published code: OpenAI's adds b_dec to both e and ê (the same thing); SAELens takes pre-activations
+without ReLU and decodes with b_dec; dictionary_learning is as here with recon in plain SSE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_interp.dictionaries.activations.select import top_k
+from jax_interp.dictionaries.forms.sae import SAE
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossParts:
+    """What a step knows: the terms of the loss (scalars), and the code it was computed from."""
+
+    recon: Float[Array, ""]
+    aux: Float[Array, ""]
+    values: Float[Array, "row k"]
+    indices: Int[Array, "row k"]
+    sse: Float[Array, ""]  # Σ over the batch of ‖x - x̂‖²
+
+
+def default_k_aux(d: int, n_features: int) -> int:
+    """The power of two nearest d / 2 from below (Gao et al. 2024), at most the number of features."""
+    return min(1 << max((d // 2).bit_length() - 1, 0), n_features)
+
+
+def topk_aux_loss(
+    sae: SAE,
+    x: Float[Array, "row d"],
+    dead: Bool[Array, " feature"],
+    variance: Float[Array, ""],
+    k_aux: int,
+    aux_coefficient: float = 1 / 32,
+) -> tuple[Float[Array, ""], LossParts]:
+    """(loss, parts). Finite with no dead latent (aux is then 0 and costs nothing) and with a perfect reconstruction.
+
+    Cost: three matrix products of encoder size less what sparsity saves; with dead latents, a fraction of them more
+    that grows with their number. Under `vmap` the fraction is always the largest.
+    """
+    values, indices = sae.encode_sparse(x)
+    error = x - sae.decode_sparse(values, indices)
+    sse = jnp.sum(error * error)
+    recon = sse / (jnp.asarray(x.shape[0], x.dtype) * variance)
+    aux = aux_loss(sae, x, jax.lax.stop_gradient(error), dead, k_aux) if aux_coefficient else jnp.zeros((), x.dtype)
+    parts = LossParts(recon=recon, aux=aux, values=values, indices=indices, sse=sse)
+    return recon + jnp.asarray(aux_coefficient, x.dtype) * aux, parts
+
+
+def aux_loss(
+    sae: SAE, x: Float[Array, "row d"], error: Float[Array, "row d"], dead: Bool[Array, " feature"], k_aux: int
+) -> Float[Array, ""]:
+    """How much of `error` the dead latents leave unexplained, 0 when none is dead.
+
+    The dead latents are first gathered into a smaller dictionary of the least width that holds them all, one of
+    k_aux (then all are used, nothing is selected), 4·k_aux or the whole: the value is the same whichever is taken.
+    """
+    n_dead = jnp.sum(dead)
+    widths = tuple(w for w in (k_aux, 4 * k_aux) if w < sae.n_features) + (sae.n_features,)
+    branch = jnp.where(n_dead == 0, 0, 1 + sum((n_dead > w).astype(jnp.int32) for w in widths[:-1]))
+    branches = [lambda sae, x, error, dead: jnp.zeros((), x.dtype)]
+    branches += [partial(_aux_of_width, width=w, k_aux=k_aux) for w in widths]
+    return jax.lax.switch(branch, branches, sae, x, error, dead)
+
+
+def _aux_of_width(
+    sae: SAE,
+    x: Float[Array, "row d"],
+    error: Float[Array, "row d"],
+    dead: Bool[Array, " feature"],
+    width: int,
+    k_aux: int,
+) -> Float[Array, ""]:
+    W_enc, b_enc, W_dec, is_dead = sae.W_enc, sae.b_enc, sae.W_dec, dead
+    if width < sae.n_features:
+        chosen = jnp.nonzero(dead, size=width, fill_value=0)[0]
+        is_dead = jnp.arange(width) < jnp.sum(dead)
+        W_enc, b_enc, W_dec = W_enc[:, chosen], b_enc[chosen], W_dec[chosen]
+    pre = (x - sae.b_dec[None, :]) @ W_enc + b_enc[None, :]
+    mask = jnp.broadcast_to(is_dead, pre.shape)
+    if width > k_aux:
+        candidates = jnp.where(mask, jax.lax.stop_gradient(pre), jnp.asarray(-jnp.inf, pre.dtype))
+        least = top_k(candidates, k_aux)[0][:, -1:]
+        mask = mask & (candidates >= jnp.broadcast_to(least, pre.shape))
+    latents = jnp.where(mask, jax.nn.relu(pre), jnp.zeros_like(pre))
+    rest = error - latents @ W_dec
+    centred = error - jnp.mean(error, axis=0, keepdims=True)
+    scale = jnp.sum(centred * centred)
+    return jnp.sum(rest * rest) / jnp.where(scale > 0, scale, jnp.ones_like(scale))

@@ -1,0 +1,187 @@
+"""The sparse arithmetic against dense float64 written from the equations."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_interp.dictionaries import sparse
+from jax_interp.dictionaries.activations import TopK
+from jax_interp.dictionaries.activations.select import top_k
+from jax_interp.dictionaries.forms import SAE, init_sae
+from jax_interp.dictionaries.losses import default_k_aux, topk_aux_loss
+
+F64 = jnp.float64
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def dense_loss(params, x, dead, variance, k, k_aux):
+    """Specs A4 on dense arrays by plain autodiff: masks from a full sort, no sparse code anywhere."""
+
+    def largest(pre, k):
+        return pre >= jnp.sort(pre, axis=1)[:, -k][:, None]
+
+    pre = (x - params["b_dec"][None]) @ params["W_enc"] + params["b_enc"][None]
+    z = jnp.where(largest(pre, k), jax.nn.relu(pre), 0.0)
+    error = x - z @ params["W_dec"] - params["b_dec"][None]
+    recon = (error**2).sum(1).mean() / variance
+    if not dead.any():
+        return recon, jnp.zeros(())
+    fixed = jax.lax.stop_gradient(error)
+    masked = jnp.where(dead[None], pre, -jnp.inf)
+    chosen = largest(masked, min(k_aux, int(dead.sum()))) & dead[None]
+    e_hat = jnp.where(chosen, jax.nn.relu(pre), 0.0) @ params["W_dec"]
+    aux = ((fixed - e_hat) ** 2).sum() / ((fixed - fixed.mean(0, keepdims=True)) ** 2).sum()
+    return recon + aux / 32, aux
+
+
+def as_dict(sae):
+    return {name: getattr(sae, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+
+
+def random_sae(key, d, m, k, dtype):
+    keys = jax.random.split(key, 3)
+    sae = init_sae(keys[0], d, m, k, jax.random.normal(keys[1], (d,), dtype), dtype)
+    b_enc = jax.random.normal(keys[2], (m,), dtype) / 10
+    return SAE(sae.W_enc, b_enc, sae.W_dec, sae.b_dec, sae.activation)
+
+
+@pytest.mark.parametrize("n_dead", [0, 3, 20, 60])  # none; within k_aux; within 4 k_aux; beyond
+def test_loss_and_gradient_equal_the_dense_float64_reference(x64, n_dead):
+    d, m, k, k_aux, rows = 12, 96, 5, 8, 150
+    key = jax.random.key(n_dead)
+    sae = random_sae(key, d, m, k, F64)
+    x = jax.random.normal(jax.random.fold_in(key, 1), (rows, d), F64)
+    dead = jnp.zeros(m, bool).at[jax.random.permutation(key, m)[:n_dead]].set(True)
+    variance = jnp.asarray(7.0, F64)
+
+    def ours(sae):
+        return topk_aux_loss(sae, x, dead, variance, k_aux)
+
+    (loss, parts), grad = jax.jit(jax.value_and_grad(ours, has_aux=True))(sae)
+    reference = jax.value_and_grad(lambda p: dense_loss(p, x, dead, variance, k, k_aux), has_aux=True)
+    (want, want_aux), want_grad = reference(as_dict(sae))
+    np.testing.assert_allclose(loss, want, rtol=1e-12)
+    np.testing.assert_allclose(parts.aux, want_aux, rtol=1e-12)
+    for name, g in as_dict(grad).items():
+        np.testing.assert_allclose(g, want_grad[name], rtol=1e-9, atol=1e-12, err_msg=name)
+    # and in float32 to float32's precision
+    low = jax.tree.map(lambda a: a.astype(jnp.float32), sae)
+    fn = jax.grad(lambda s: topk_aux_loss(s, x.astype(jnp.float32), dead, jnp.float32(7.0), k_aux)[0])
+    for name, g in as_dict(jax.jit(fn)(low)).items():
+        np.testing.assert_allclose(g, want_grad[name], atol=3e-6, err_msg=name)
+
+
+def test_gradient_with_respect_to_the_input_reaches_through_the_code(x64):
+    sae = random_sae(jax.random.key(3), 10, 64, 4, F64)
+    x = jax.random.normal(jax.random.key(4), (2, 7, 10), F64)
+    g = jax.random.normal(jax.random.key(5), x.shape, F64)
+    sparse_grad = jax.grad(lambda x: jnp.vdot(g, sae(x)))(x)
+    dense_grad = jax.grad(lambda x: jnp.vdot(g, sae.decode(sae.encode(x))))(x)
+    np.testing.assert_allclose(sparse_grad, dense_grad, rtol=1e-10)
+    step = 1e-6 * jax.random.normal(jax.random.key(6), x.shape, F64)
+    difference = (jnp.vdot(g, sae(x + step)) - jnp.vdot(g, sae(x - step))) / 2
+    np.testing.assert_allclose(jnp.vdot(sparse_grad, step), difference, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (2048, 32), (4096, 16), (1000, 8), (64, 64)])
+def test_top_k_is_lax_top_k_to_the_bit_ties_included(shape):
+    n, k = shape
+    rng = np.random.default_rng(0)
+    for x in (rng.standard_normal((9, n)).round(1), np.zeros((4, n)), -np.abs(rng.standard_normal((5, n)))):
+        x = jnp.asarray(x, jnp.float32)
+        got, want = jax.jit(lambda x: top_k(x, k))(x), jax.lax.top_k(x, k)
+        assert (got[0] == want[0]).all()
+        assert (got[1] == want[1]).all()
+
+
+@pytest.mark.parametrize(("rows", "m", "k", "d", "seed"), [(1, 33, 9, 2, 0), (129, 1000, 3, 5, 1), (300, 64, 7, 1, 2)])
+def test_sparse_products_equal_dense_ones(rows, m, k, d, seed):
+    rng = np.random.default_rng(seed)
+    skew = rng.random(m) ** 8  # features fire very unevenly
+    indices = np.stack([rng.choice(m, k, replace=False, p=skew / skew.sum()) for _ in range(rows)])
+    values = rng.standard_normal((rows, k)) * (rng.random((rows, k)) < 0.8)
+    g, W = rng.standard_normal((rows, d)), rng.standard_normal((m, d))
+    z = np.zeros((rows, m))
+    np.put_along_axis(z, indices, values, axis=1)
+    v, g32, W32 = (jnp.asarray(a, jnp.float32) for a in (values, g, W))
+    i = jnp.asarray(indices, jnp.int32)
+    near = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(sparse.sparse_matmul(v, i, W32), z @ W, **near)
+    np.testing.assert_allclose(sparse.sparse_dot(g32, i, W32), np.take_along_axis(g @ W.T, indices, 1), **near)
+    np.testing.assert_allclose(sparse.sparse_outer(v, i, g32, m), z.T @ g, **near)
+    np.testing.assert_array_equal(sparse.to_dense(v, i, m), z.astype(np.float32))
+
+
+def test_all_entries_on_one_feature_are_all_counted():
+    rows, d = 700, 3
+    v, i = jnp.ones((rows, 1)), jnp.full((rows, 1), 5, jnp.int32)
+    out = sparse.sparse_outer(v, i, jnp.ones((rows, d)), 64)
+    np.testing.assert_array_equal(out, np.where(np.arange(64)[:, None] == 5, rows, 0) * np.ones((1, d)))
+
+
+def test_sorting_by_pairs_agrees_with_sorting_packed_words():
+    indices = jax.random.randint(jax.random.key(0), (50, 4), 0, 1000)
+    packed = sparse._sorted_entries(indices, 1000)
+    pairs = sparse._sorted_entries(indices, 2**31 - 1)  # too many features for one 32-bit word
+    for a, b in zip(packed, pairs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dense_and_sparse_forms_of_one_code_agree():
+    sae = random_sae(jax.random.key(1), 16, 128, 6, jnp.float32)
+    x = jax.random.normal(jax.random.key(2), (3, 5, 16))
+    z = sae.encode(x)
+    values, indices = sae.encode_sparse(x)
+    assert z.shape == (3, 5, 128)
+    assert values.shape == indices.shape == (3, 5, 6)
+    assert int((z > 0).sum(-1).max()) <= 6
+    np.testing.assert_allclose(jnp.take_along_axis(z, indices, -1), values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(sae(x), sae.decode(z), rtol=1e-4, atol=1e-5)
+    assert sae(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_initialisation_is_tied_and_of_unit_norm():
+    sae = init_sae(jax.random.key(0), 8, 32, 4)
+    np.testing.assert_allclose(jnp.linalg.norm(sae.W_dec, axis=1), np.ones(32), rtol=1e-6)
+    np.testing.assert_array_equal(sae.W_enc, sae.W_dec.T)
+    with pytest.raises(ValueError, match="k = 40 latents of 32"):
+        init_sae(jax.random.key(0), 8, 32, 40)
+
+
+def test_a_perfect_reconstruction_has_finite_gradient():
+    sae = random_sae(jax.random.key(1), 4, 16, 2, jnp.float32)
+    x = jnp.broadcast_to(sae.b_dec - 0.0, (3, 4))  # the error of the aux term is then constant over the batch
+    for dead in (jnp.zeros(16, bool), jnp.ones(16, bool)):
+        loss, grad = jax.value_and_grad(lambda s, dead=dead: topk_aux_loss(s, x, dead, jnp.float32(1), 2)[0])(sae)
+        assert jnp.isfinite(loss)
+        assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grad))
+
+
+def test_many_dictionaries_are_one_vmap():
+    x = jax.random.normal(jax.random.key(2), (140, 8))
+    dead = jnp.arange(64) < 5
+    grad = jax.grad(lambda s: topk_aux_loss(s, x, dead, jnp.float32(1), 4)[0])
+    make = lambda key: random_sae(key, 8, 64, 3, jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 3)
+    together = jax.jit(lambda keys: jax.vmap(lambda key: grad(make(key)))(keys))(keys)
+    for n, key in enumerate(keys):
+        for a, b in zip(jax.tree.leaves(grad(make(key))), jax.tree.leaves(together), strict=True):
+            np.testing.assert_allclose(a, b[n], atol=1e-5)
+
+
+def test_k_aux_is_a_power_of_two_near_half_of_d():
+    assert [default_k_aux(d, 10**6) for d in (2, 256, 512, 768, 4096)] == [1, 128, 256, 256, 2048]
+    assert default_k_aux(256, 100) == 100
+
+
+def test_topk_of_more_latents_than_features_is_refused():
+    with pytest.raises(ValueError, match="k = 9 of 8 features"):
+        TopK(9)(jnp.zeros((2, 8)))
