@@ -100,7 +100,7 @@ def save(directory: Path | str, step: int, tree: PyTree, *, keep: int = 3, miles
     _barrier(f"checkpoint {step} begins")
     arrays = {name: jax.random.key_data(x) if is_key(x) else x for name, x in flat.items() if x.size}
     if arrays:
-        ocp.save(temporary / "arrays", arrays)
+        ocp.save(str(temporary / "arrays"), arrays)
     _barrier(f"checkpoint {step} is written")
     if jax.process_index() == 0:
         body = json.dumps({"step": step, "leaves": leaves}, indent=1)
@@ -183,7 +183,7 @@ def _load(path: Path, template: PyTree) -> PyTree:
     _compare(path, saved, wanted)
     abstract = {name: _stored(x) for name, x in wanted.items() if x.size}
     try:
-        arrays = ocp.load(path / "arrays", abstract) if abstract else {}
+        arrays = ocp.load(str(path / "arrays"), abstract) if abstract else {}
     except Exception as error:                  # orbax, tensorstore and zstd have no common type for unreadable data
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CorruptCheckpoint(f"checkpoint {path} is damaged: its arrays cannot be read: {first[:300]}") from error
@@ -196,8 +196,8 @@ def _load(path: Path, template: PyTree) -> PyTree:
     found = fingerprints(out)
     bad = [name for name in found if found[name] != saved[name]["fingerprint"]]
     if bad:
-        raise CorruptCheckpoint(f"checkpoint {path} is damaged: the bits of {', '.join(bad[:5])}"
-                                f"{f' and {len(bad) - 5} more' if len(bad) > 5 else ''} are not the bits that were saved")
+        which = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise CorruptCheckpoint(f"checkpoint {path} is damaged: the bits of {which} are not the bits that were saved")
     return jax.tree.unflatten(jax.tree.structure(template), [out[name] for name in addresses(template)])
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 PyTree = Any
@@ -61,4 +62,4 @@ def unflatten(template: PyTree, flat: dict[str, Any]) -> PyTree:
 
 def is_key(leaf: Any) -> bool:
     """Whether `leaf` is a typed PRNG key array (or the abstract value of one)."""
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -82,7 +82,8 @@ def fit(
     run        directory (or an open `Run`) for checkpoints, `metrics.jsonl` and `timing.jsonl`. None: nothing is saved.
     config     frozen dataclass, stored with the run; a resume with another one is refused.
     checkpoint_every  also after the last step and on a signal. `keep` and `milestone_every` as in `checkpoint.save`.
-    evaluate   `(state, *frozen) -> metrics`, called every `evaluate_every` steps and at the end; logged as `eval.<name>`.
+    evaluate   `(state, *frozen) -> metrics`, called every `evaluate_every` steps and at the end, logged as
+               `eval.<name>`.
     per_step   amounts a step handles, for rates: {"tokens": 4096} gives "tokens/s" in `timing.jsonl` and the display.
     shown      metrics on the progress display; rates are added.
     on_log     receives every record that goes to `metrics.jsonl`.
@@ -185,7 +186,7 @@ def _to_host(x: Any) -> None:
 
 
 def _agreed(stop: Any, k: int, every: int) -> bool:
-    """Whether to stop after step `k`. Processes of a multi-host run ask each other every `every` steps, answer alike."""
+    """Whether to stop after step `k`. In a multi-host run all agree, asking every `every` steps."""
     if jax.process_count() == 1:
         return bool(stop)
     from jax.experimental import multihost_utils
@@ -209,7 +210,8 @@ def _advice(run: Run | None) -> str:
     good = checkpoint.latest(run.checkpoints) if run else None
     if run is None or good is None:
         return "Nothing was saved; lower the learning rate or look at the batch of that step"
-    return f"The checkpoint of step {good} in {run.directory} is from before it; lower the learning rate or look at the batch"
+    return (f"The checkpoint of step {good} in {run.directory} is from before it; lower the learning rate or look at "
+            "the batch")
 
 
 def _check_positive(**counts: int | None) -> None:

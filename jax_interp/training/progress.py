@@ -62,8 +62,9 @@ class Lines:
         now = time.monotonic()
         self._next = now + self._seconds
         left = (now - self._began) / max(self._done - self._start, 1) * (self._steps - self._done)
-        print(f"{self._title} {self._done}/{self._steps}  {line(self._values, self._shown)}  "
-              f"{f'ETA {duration(left)}' if left else f'took {duration(now - self._began)}'}", file=sys.stderr, flush=True)
+        when = f"ETA {duration(left)}" if left else f"took {duration(now - self._began)}"
+        print(f"{self._title} {self._done}/{self._steps}  {line(self._values, self._shown)}  {when}",
+              file=sys.stderr, flush=True)
 
 
 class Bar:

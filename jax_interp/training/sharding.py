@@ -1,0 +1,141 @@
+"""Meshes over `data`, `fsdp` and `tensor`, and shardings by rule: address pattern -> `PartitionSpec`.
+
+    RULES = (
+        ("embed.weight",  P("tensor", "fsdp")),
+        ("attn.*.weight", P("fsdp", "tensor")),
+        ("**.scale",      P()),
+        ...
+    )
+    state = shard(state, RULES, make_mesh(fsdp=4, tensor=2))
+
+Shardings stay out of the modules: a model's file says what it computes, its rules where it lives.
+
+A pattern is a dotted name whose parts are globs of one part each (`*` is any one part, `q*` a part that starts with q);
+`**` stands for any number of parts. It matches an address that *ends* with it, so one rule serves a parameter in the
+model, in the optimizer's moments (`opt.0.mu.blocks.0.attn.q.weight`) and in every block. The first match wins. A rule
+that decides no leaf and a leaf that no rule decides are errors: both are how a renamed parameter goes unsharded.
+
+A spec is aligned with the *last* axes of its leaf, the others are replicated: blocks stacked along a leading layer
+axis keep the rule of a single block. `P()` replicates, and is what fits a scalar.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jax_interp.errors import UserError
+from jax_interp.training.leaves import PyTree, flatten, unflatten
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))         # the leading axis of a batch: fsdp is data parallel with split weights
+
+
+def make_mesh(
+    *, data: int = 1, fsdp: int = 1, tensor: int = 1, explicit: bool = True, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh of `data * fsdp * tensor` devices; one of the three may be -1: whatever is left.
+
+    `explicit`: shardings are part of the types (the default of JAX). False leaves them to the compiler.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, tensor]
+    asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh {asked}: give positive sizes, at most one of them -1")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) > len(devices) or (-1 in (data, fsdp, tensor) and math.prod(sizes) != len(devices)):
+        raise UserError(f"mesh {asked} does not fit {len(devices)} devices")
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=_types(explicit), devices=devices[: math.prod(sizes)])
+
+
+def abstract_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, explicit: bool = True) -> AbstractMesh:
+    """A mesh without devices: `jax.eval_shape` under it checks the shapes and shardings of a large run on a laptop."""
+    return AbstractMesh((data, fsdp, tensor), AXES, axis_types=_types(explicit))
+
+
+def _types(explicit: bool) -> tuple[AxisType, ...]:
+    return (AxisType.Explicit if explicit else AxisType.Auto,) * len(AXES)
+
+
+def matches(pattern: str, address: str) -> bool:
+    """Whether `address` ends with `pattern`, part by part."""
+
+    def match(pattern: list[str], parts: list[str]) -> bool:
+        if not pattern:
+            return True                                            # what is left of the address is the free prefix
+        if pattern[-1] == "**":
+            return any(match(pattern[:-1], parts[:i]) for i in range(len(parts) + 1))
+        return bool(parts) and fnmatch.fnmatchcase(parts[-1], pattern[-1]) and match(pattern[:-1], parts[:-1])
+
+    return match(pattern.split("."), address.split("."))
+
+
+def specs(tree: PyTree, rules: Rules) -> dict[str, PartitionSpec]:
+    """`{address: spec}` for every leaf (arrays or abstract values), padded on the left to the leaf's rank.
+
+    Raises UserError for a leaf without a rule, a rule without a leaf, and a spec with more axes than its leaf.
+    """
+    out, unused, homeless = {}, dict.fromkeys(range(len(rules))), []
+    for address, leaf in flatten(tree).items():
+        index = next((i for i, (pattern, _) in enumerate(rules) if matches(pattern, address)), None)
+        if index is None:
+            homeless.append(address)
+            continue
+        unused.pop(index, None)
+        pattern, spec = rules[index]
+        rank = len(jax.numpy.shape(leaf))
+        if len(spec) > rank:
+            raise UserError(f"rule {pattern!r}: {spec} has {len(spec)} axes, {address} has {rank}; put a rule for "
+                            "the smaller leaf before it")
+        out[address] = PartitionSpec(*[None] * (rank - len(spec)), *spec)
+    if homeless:
+        more = f" and {len(homeless) - 5} more" if len(homeless) > 5 else ""
+        raise UserError(f"no sharding rule for {', '.join(homeless[:5])}{more}; ('**', PartitionSpec()) as the last "
+                        "rule replicates what is left")
+    if unused:
+        raise UserError(f"sharding rules that decide no leaf: {', '.join(repr(rules[i][0]) for i in unused)}; the "
+                        f"leaves are {', '.join(list(out)[:8])}, ...: mend or remove them")
+    return out
+
+
+def shardings(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
+    """A tree of `NamedSharding` with the structure of `tree`. Raises UserError also where a size does not divide."""
+    found, flat = specs(tree, rules), flatten(tree)
+    for address, spec in found.items():
+        for size, axis in zip(jax.numpy.shape(flat[address]), spec):
+            names = (axis,) if isinstance(axis, str) else tuple(axis or ())
+            missing = [name for name in names if name not in mesh.shape]
+            if missing:
+                raise UserError(f"the rule for {address} names mesh axis {missing[0]!r}; the mesh has "
+                                f"{', '.join(mesh.axis_names)}")
+            ways = math.prod(mesh.shape[name] for name in names)
+            if size % ways:
+                raise UserError(f"{address} has an axis of {size}, which {'x'.join(names)} = {ways} does not divide")
+    return unflatten(tree, {address: NamedSharding(mesh, spec) for address, spec in found.items()})
+
+
+def shard(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
+    """`tree` with every leaf placed as the rules say. On the mesh it was on already, nothing moves."""
+    return jax.tree.map(jax.device_put, tree, shardings(tree, rules, mesh))
+
+
+def abstract(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
+    """`tree` as `jax.ShapeDtypeStruct`s with shardings: a template for `checkpoint.restore` or `jax.eval_shape`."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree,
+                        shardings(tree, rules, mesh))
+
+
+def shard_batch(batch: PyTree, mesh: Mesh, spec: PartitionSpec = BATCH) -> PyTree:
+    """A batch from the host, its leading axis split over `data` and `fsdp`, scalars replicated."""
+    return jax.tree.map(
+        lambda x: jax.device_put(x, NamedSharding(mesh, spec if jax.numpy.ndim(x) else PartitionSpec())), batch)
