@@ -1,0 +1,31 @@
+"""Activation and model surgery: read, change and differentiate the named values of a model, as JAX transforms."""
+
+from jax_interp.surgery.activations import Activations
+from jax_interp.surgery.address import Address, AddressError
+from jax_interp.surgery.contract import Block, Dictionary, Model
+from jax_interp.surgery.edits import (
+    Add,
+    Clamp,
+    Freeze,
+    Mean,
+    Noise,
+    ProjectOut,
+    Replace,
+    Resample,
+    Rotate,
+    Scale,
+    Splice,
+    Zero,
+)
+from jax_interp.surgery.region import Region, RegionError, Span
+from jax_interp.surgery.site import EditError, Site
+from jax_interp.surgery.stack import Stack, depth_of, replan, run_blocks
+from jax_interp.surgery.taps import Each, Edit, Read, Tapped
+from jax_interp.surgery.verbs import at, edit, grad_at, read, restore, sites, survey
+
+__all__ = [
+    "Activations", "Add", "Address", "AddressError", "Block", "Clamp", "Dictionary", "Each", "Edit", "EditError",
+    "Freeze", "Mean", "Model", "Noise", "ProjectOut", "Read", "Region", "RegionError", "Replace", "Resample", "Rotate",
+    "Scale", "Site", "Span", "Splice", "Stack", "Tapped", "Zero", "at", "depth_of", "edit", "grad_at", "read",
+    "replan", "restore", "run_blocks", "sites", "survey",
+]  # fmt: skip

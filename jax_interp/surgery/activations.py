@@ -1,0 +1,86 @@
+"""`Activations`: the values that were read, by address."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+from jax_interp.surgery.address import Address, AddressError
+from jax_interp.surgery.taps import static
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Activations(Mapping[str, Array]):
+    """A mapping pytree from address to array, `[layer, ...]` where the address names several layers.
+
+    Any spelling of an address finds its value, and a part of what was read can be asked for:
+    after reading `blocks.*.resid_post`, `acts["blocks.-1.hook_resid_post"]` is its last row.
+    """
+
+    arrays: dict[str, Shaped[Array, "..."]]
+    depth: int = static()
+
+    def __getitem__(self, address: str) -> Array:
+        if address in self.arrays:
+            return self.arrays[address]
+        wanted = Address.parse(address)
+        layers = wanted.resolve(self.depth)
+        for key, array in self.arrays.items():
+            have = Address.parse(key)
+            held = have.resolve(self.depth)
+            if have.name != wanted.name or wanted.layers == "" or (held is None) != (layers is None):
+                continue
+            if held is None or layers is None:
+                return array
+            if set(layers) <= set(held):
+                rows = array[None] if have.is_single else array
+                rows = rows if layers == held else rows[jnp.asarray([held.index(i) for i in layers])]
+                return rows[0] if wanted.is_single else rows
+        raise AddressError(f"{address!r} was not read. Read were: {', '.join(self.arrays) or 'nothing'}.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __contains__(self, address: object) -> bool:
+        try:
+            self[address]  # type: ignore[index]
+        except AddressError:
+            return False
+        return True
+
+    def __repr__(self) -> str:
+        rows = (f"  {key}: {getattr(a, 'dtype', '?')}{list(getattr(a, 'shape', ()))}" for key, a in self.items())
+        return "Activations(\n" + "\n".join(rows) + "\n)"
+
+    def layers(self, name: str) -> tuple[int, ...]:
+        """The layers at which the block value `name` was read, ascending."""
+        return tuple(sorted(layer for layers, _ in self._readings(name) for layer in layers))
+
+    def stack(self, name: str) -> Shaped[Array, "layer ..."]:
+        """Every reading of the block value `name`, in layer order, as one array."""
+        readings = self._readings(name)
+        taken = [layer for layers, _ in readings for layer in layers]
+        if len(set(taken)) != len(taken):
+            raise AddressError(f"{name!r} was read more than once at some layer: ask for one of {', '.join(self)}")
+        rows = readings[0][1] if len(readings) == 1 else jnp.concatenate([array for _, array in readings])
+        order = sorted(range(len(taken)), key=taken.__getitem__)
+        return rows if order == list(range(len(taken))) else rows[jnp.asarray(order)]
+
+    def _readings(self, name: str) -> list[tuple[tuple[int, ...], Array]]:
+        name = Address.parse(name).name
+        found = []
+        for key, array in self.arrays.items():
+            address = Address.parse(key)
+            if address.name == name and (layers := address.resolve(self.depth)) is not None:
+                found.append((layers, array[None] if address.is_single else array))
+        if not found:
+            raise AddressError(f"{name!r} was read at no layer. Read were: {', '.join(self.arrays) or 'nothing'}.")
+        return found

@@ -1,0 +1,138 @@
+"""Taps: what a surgery hands to a model. An `Edit` changes a named value, a `Read` keeps it.
+
+Their kind and address are structure, everything else is data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_interp.surgery.address import Address, AddressError
+from jax_interp.surgery.region import Region
+
+
+def static(**kwargs) -> Any:
+    """A dataclass field that is part of the pytree's structure: changing it recompiles."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Each:
+    """One set of values per layer: the leaves of `fn` carry a leading axis, one entry per layer addressed.
+
+    Scalar leaves are shared by all layers.
+    """
+
+    fn: Callable
+
+    def values(self) -> list[Any]:
+        """The leaves that differ by layer."""
+        return [leaf for leaf in jax.tree.leaves(self.fn) if jnp.ndim(leaf)]
+
+    def with_values(self, values: list[Any]) -> Callable:
+        """The callable of one layer, from that layer's entry of each of `values()`."""
+        entries = iter(values)
+        return jax.tree.map(lambda leaf: next(entries) if jnp.ndim(leaf) else leaf, self.fn)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """Replace the value at `address` by `fn(value)`, inside `region` and, where `layer` is given, at that layer."""
+
+    fn: Callable | Each
+    layer: Any
+    region: Region
+    address: str = static()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """Keep the value at `address`. With `output=False` the model's own output is not wanted."""
+
+    address: str = static()
+    output: bool = static(default=True)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """Ask the model for the names of all its values instead of its output."""
+
+
+Tap = Edit | Read | Survey
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tapped:
+    """A model under surgery: a model, and the taps that it is called with. Made by `read` and `edit`."""
+
+    model: Callable
+    taps: tuple[Tap, ...]
+
+    def __call__(self, *args: Any, taps: tuple[Tap, ...] = (), **kwargs: Any) -> Any:
+        return self.model(*args, taps=(*self.taps, *taps), **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        # a model under surgery still has the model's config, blocks, embedding matrix, ...
+        if name.startswith("__") or name in ("model", "taps"):
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A tap that found its place in a model of known depth. `index` is its place in the nest, innermost first."""
+
+    index: int
+    tap: Any  # an Edit or a Read
+    address: Address
+    layers: tuple[int, ...] | None  # None outside the blocks
+
+    @property
+    def name(self) -> str:
+        return self.address.name
+
+    @property
+    def inside(self) -> bool:
+        return self.layers is not None
+
+
+def resolve(taps: tuple[Tap, ...], depth: int) -> list[Resolved]:
+    """Find the layers each tap means. Raises `AddressError` for what can be told before the model runs."""
+    resolved, reads = [], set()
+    for i, tap in enumerate(tap for tap in taps if not isinstance(tap, Survey)):
+        address = Address.parse(tap.address)
+        if address.layers == "" and not (isinstance(tap, Edit) and tap.layer is not None):
+            raise AddressError(
+                f"{tap.address!r} does not say which layers: write 'blocks.*.{address.name}'"
+                + (", or give layer=" if isinstance(tap, Edit) else "")
+            )
+        if isinstance(tap, Edit) and tap.layer is not None and address.layers != "":
+            raise AddressError(
+                f"layer= goes with an address that leaves the layer open, 'blocks.{address.name}'; got {tap.address!r}"
+            )
+        r = Resolved(i, tap, address, address.resolve(depth))
+        if isinstance(tap, Read):
+            if (r.name, r.layers) in reads:
+                raise AddressError(f"{tap.address!r} is read twice in one nest of surgeries: read it once")
+            reads.add((r.name, r.layers))
+        if isinstance(tap, Edit) and isinstance(tap.fn, Each):
+            if r.layers is None:
+                raise AddressError(f"Each carries values per layer, and {tap.address!r} is outside the blocks")
+            for leaf in tap.fn.values():
+                if leaf.shape[0] != len(r.layers):
+                    raise AddressError(
+                        f"Each at {tap.address!r} needs a leading axis of {len(r.layers)} layers, "
+                        f"got shape {leaf.shape}"
+                    )
+        resolved.append(r)
+    return resolved

@@ -1,0 +1,153 @@
+"""What one forward pass knows about its taps. A `Trace` lives while JAX traces (or runs) a model once.
+
+It never holds a traced value longer than the scope that made it: what is read inside a block leaves the
+block as an output, and is handed here afterwards as a *piece* of the reading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_interp.surgery.activations import Activations
+from jax_interp.surgery.address import AddressError, suggest
+from jax_interp.surgery.taps import Edit, Read, Resolved, Survey, Tap, resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A value that has a name: its type and the names of its axes."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: tuple[str, ...]
+    sharding: Any = None
+
+
+class Trace:
+    """The taps of one forward pass, what was seen of them so far, and the readings in the making."""
+
+    def __init__(self, taps: tuple[Tap, ...], depth: int, positions=None, length=None):
+        self.depth, self.positions, self.length = depth, positions, length
+        self.taps = resolve(taps, depth)
+        self.survey = any(isinstance(tap, Survey) for tap in taps)
+        self.reads = [r for r in self.taps if isinstance(r.tap, Read)]
+        self.wants_output = all(r.tap.output for r in self.reads)
+        self.named: dict[str, dict[int | None, Named]] = {}  # name -> layer (None: outside) -> what was there
+        self.offered: set[tuple[str, bool]] = set()  # names that a model makes only on request
+        self.pieces: dict[int, list[Any]] = {r.index: [] for r in self.reads}
+        self._clock = 0
+        self._times: dict[tuple[str, bool], int] = {}
+        self._blocks_begin = 0
+        self._stopped_after: int | None = None
+
+    # ---- while the model runs -------------------------------------------------------------------------------
+
+    def acting(self, name: str, inside: bool, since: int) -> list[Resolved]:
+        """The taps at this name, innermost first, from the `since`-th of the nest on."""
+        return [r for r in self.taps if r.name == name and r.inside == inside and r.index >= since]
+
+    def note(self, name: str, layers: tuple[int, ...] | None, value: jax.Array, axes: tuple[str, ...]) -> None:
+        """A value called `name` exists at `layers` (None: outside the blocks)."""
+        kind = jax.typeof(value)
+        if len(axes) != len(kind.shape):
+            raise ValueError(f"the model names the axes of {name!r} ({' '.join(axes)}), its shape is {kind.shape}")
+        here = Named(kind.shape, kind.dtype, axes, kind.sharding)
+        known = self.named.setdefault(name, {})
+        inside = layers is not None
+        if not inside and None in known:
+            raise ValueError(f"the model names two values {name!r}: every name outside the blocks is given once")
+        self._clock += 1
+        self._times.setdefault((name, inside), self._clock)
+        for layer in layers if layers is not None else (None,):
+            known[layer] = here
+
+    def enter_blocks(self) -> int | None:
+        """The last layer that a reading without output depends on; None where the whole model is needed."""
+        self._blocks_begin = self._clock
+        outstanding = [r for r in self.reads if not r.inside and not self.pieces[r.index]]
+        if self.survey or self.wants_output or outstanding:  # what is outstanding may come after the blocks
+            return None
+        self._stopped_after = max((r.layers[-1] for r in self.reads if r.layers is not None), default=-1)
+        return self._stopped_after
+
+    # ---- at the end -----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise `AddressError` for a tap that named nothing, or an edit that nothing read can depend on."""
+        for r in self.taps:
+            known = self.named.get(r.name, {})
+            missing = [layer for layer in (r.layers if r.layers is not None else (None,)) if layer not in known]
+            if missing and self._comes_after_all_reads(r):
+                self._refuse_unconsumed(r)
+            if missing and r.inside and set(known) - {None}:
+                have = ", ".join(map(str, sorted(layer for layer in known if layer is not None)))
+                raise AddressError(f"{r.tap.address!r}: {r.name!r} exists in blocks {have} and not in {missing[0]}.")
+            if missing:
+                exist = [_spelled(name, layer is not None) for name, at in self.named.items() for layer in at]
+                exist += [_spelled(name, inside) for name, inside in self.offered]
+                asked = _spelled(r.name, r.inside)
+                raise AddressError(f"{r.tap.address!r} names no value of this model.{suggest(asked, exist)}")
+        if not self.wants_output:
+            latest = max(self._when(r, last=True) for r in self.reads)
+            for r in self.taps:
+                if isinstance(r.tap, Edit) and self._when(r, last=False) > latest:
+                    self._refuse_unconsumed(r)
+
+    def _comes_after_all_reads(self, r: Resolved) -> bool:
+        """Whether an edit was not met because the blocks that it is in were not run."""
+        stopped = self._stopped_after is not None and r.layers is not None and r.layers[0] > self._stopped_after
+        return stopped and isinstance(r.tap, Edit)
+
+    def _refuse_unconsumed(self, r: Resolved) -> None:
+        raise AddressError(
+            f"the edit at {r.tap.address!r} comes after everything that is read, and the output is not wanted: "
+            "nothing depends on it. Read something later, or leave out output=False"
+        )
+
+    def collect(self) -> Activations:
+        """The readings, assembled from their pieces."""
+        arrays = {}
+        for r in self.reads:
+            pieces = self.pieces[r.index]
+            if r.layers is None:
+                array = pieces[0]
+            elif r.address.is_single:
+                (rows, many) = pieces[0]
+                array = rows[0] if many else rows
+            elif len(pieces) == 1 and pieces[0][1]:
+                array = pieces[0][0]
+            elif any(many for _, many in pieces):
+                array = jnp.concatenate([rows if many else rows[None] for rows, many in pieces])
+            else:
+                array = jnp.stack([rows for rows, _ in pieces])
+            arrays[str(r.address)] = array
+        return Activations(arrays, self.depth)
+
+    def surveyed(self) -> dict[str, Named]:
+        """Every named value by concrete address, in the order in which a forward pass makes them."""
+        outside = [(self._times[name, False], name) for name, at in self.named.items() if None in at]
+        inside = [(self._times[name, True], name) for name, at in self.named.items() if set(at) - {None}]
+        order: list[tuple[Any, str, int | None]] = []
+        for time, name in outside:
+            order.append(((0 if time <= self._blocks_begin else 2, 0, time), name, None))
+        for time, name in inside:
+            order += [((1, layer, time), name, layer) for layer in self.named[name] if layer is not None]
+        order.sort(key=lambda entry: entry[0])
+        found = (
+            (name if layer is None else f"blocks.{layer}.{name}", self.named[name][layer]) for _, name, layer in order
+        )
+        return dict(found)
+
+    def _when(self, r: Resolved, last: bool) -> tuple[int, int, int, int]:
+        time = self._times[r.name, r.inside]
+        if r.layers is None:
+            return (0 if time <= self._blocks_begin else 2, 0, time, r.index)
+        return (1, r.layers[-1 if last else 0], time, r.index)
+
+
+def _spelled(name: str, inside: bool) -> str:
+    return f"blocks.*.{name}" if inside else name

@@ -1,0 +1,181 @@
+"""The verbs: functions that take a model and return a model, or an edit, or a gradient.
+
+    sites(model)(*args)                        every named value and its type; nothing is computed
+    read(model, *addresses)                    a model that also returns those values
+    edit(model, *edits)                        a model in which those values are changed
+    at(address, fn, layer=, pos=, ...)         an edit
+    grad_at(model, *addresses)(metric)(*args)  d metric / d value at each of them, one backward pass
+
+What `read` and `edit` return is again a callable pytree that accepts `taps=`: it goes through `jax.jit`, `grad`, `vmap`
+and a checkpoint like the model itself, and surgeries nest. The innermost acts first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_interp.surgery.activations import Activations
+from jax_interp.surgery.address import Address, flatten
+from jax_interp.surgery.edits import Add, Replace
+from jax_interp.surgery.region import Region, index
+from jax_interp.surgery.taps import Each, Edit, Read, Survey, Tapped
+from jax_interp.surgery.trace import Named
+
+
+def at(
+    address: str | Iterable,
+    fn: Callable | Each,
+    *,
+    layer: Any = None,
+    pos: Any = None,
+    head: Any = None,
+    feature: Any = None,
+    where: Any = None,
+) -> Edit | tuple[Edit, ...]:
+    """An edit: the value at `address` becomes `fn(value)`, inside the region.
+
+    Args:
+      address: where; a list of addresses makes one edit for each.
+      fn: any callable pytree, value -> value of the same shape; `Each(fn)` has one set of values per layer.
+        It sees the whole value; the region chooses which part of its result is kept.
+      layer: the layer as data, for an address that leaves it open (`blocks.resid_post`): an index, several, or a mask.
+        Sweeping it never recompiles.
+      pos, head, feature: an index (negative: from the end), a list of them, a slice, or a boolean mask over that axis.
+        Positions are absolute, in generation too, where negative ones count from the end of the prompt.
+        `head` means key/value heads where a value has those; `feature` is the last axis.
+      where: a boolean mask over the value, or over its (batch, pos).
+
+    An index that is known and outside the value is a `RegionError` when the model is called; one that is traced data
+    cannot raise, and makes the value NaN instead of being missed silently.
+    """
+    if isinstance(fn, type):
+        raise TypeError(f"an edit takes a callable, not a class: write {fn.__name__}() or {fn.__name__}(...)")
+    if not callable(fn) and not isinstance(fn, Each):
+        raise TypeError(f"an edit takes a callable pytree, value -> value, got {type(fn).__name__}")
+    fn = jax.tree.map(_strongly_typed, fn)
+    region = Region(index(pos), index(head), index(feature), where)
+    edits = tuple(Edit(fn, index(layer), region, _canonical(text)) for text in flatten(address))
+    return edits[0] if isinstance(address, str) else edits
+
+
+def edit(model: Callable, *edits: Edit | Iterable) -> Tapped:
+    """The model with its values changed by `edits` (made by `at`), in that order at one address.
+
+    Unused edits are errors when it is called: an address that names nothing raises `AddressError`.
+    """
+    return Tapped(model, tuple(_edits(edits)))
+
+
+def read(model: Callable, *addresses: str | Iterable, output: bool = True) -> Tapped:
+    """The model returning `(output, Activations)`: the values at `addresses`, and nothing else is kept.
+
+    With `output=False` it returns the `Activations` alone, and blocks after the last one they depend on are not run.
+    Nested readings come back in one `Activations`; one value is read once in a nest.
+    """
+    names = tuple(_canonical(text) for text in flatten(addresses))
+    if not names:
+        raise ValueError("read needs at least one address, such as 'blocks.*.resid_post'")
+    return Tapped(model, tuple(Read(name, output) for name in names))
+
+
+def grad_at(model: Callable, *addresses: str | Iterable) -> Callable:
+    """`grad_at(model, *addresses)(metric)(*args)` gives `(metric(output), d metric / d value at each address)`.
+
+    One forward and one backward pass for all addresses. `metric` maps the model's output to a scalar (with
+    `has_aux=True`, to `(scalar, aux)`, and the first result is that pair). The gradient is that of the value after the
+    model's own edits, as an `Activations` of the values' shapes and dtypes: what attribution patching multiplies by a
+    difference of activations (Nanda 2023).
+    """
+    names = tuple(_canonical(text) for text in flatten(addresses))
+
+    def with_metric(metric: Callable, has_aux: bool = False) -> Callable:
+        def run(*args: Any, **kwargs: Any) -> tuple[Any, Activations]:
+            # the shapes of what would be read, without the model's own readings: a value may be read and derived by
+            plain = without_reads(model)
+            types = jax.eval_shape(lambda: read(plain, *names, output=False)(*args, **kwargs))
+
+            def perturbed(deltas: Activations) -> Any:
+                edits = []
+                for name, delta in deltas.items():
+                    several = not Address.parse(name).is_single
+                    edits.append(at(name, Each(Add(delta)) if several else Add(delta)))
+                return metric(edit(model, *edits)(*args, **kwargs))
+
+            zeros = jax.tree.map(lambda t: jnp.zeros(t.shape, t.dtype), types)
+            return jax.value_and_grad(perturbed, has_aux=has_aux)(zeros)
+
+        return run
+
+    return with_metric
+
+
+def sites(model: Callable) -> Callable[..., dict[str, jax.ShapeDtypeStruct]]:
+    """`sites(model)(*args)` maps the address of every named value to its type. Nothing is computed.
+
+    The order is that of the forward pass. Values that a model makes only on request (attention patterns) are included.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            address: jax.ShapeDtypeStruct(value.shape, value.dtype)
+            for address, value in survey(model)(*args, **kwargs).items()
+        }
+
+    return run
+
+
+def survey(model: Callable) -> Callable[..., dict[str, Named]]:
+    """Like `sites`, with the names of each value's axes."""
+
+    def run(*args: Any, **kwargs: Any) -> dict[str, Named]:
+        found: dict[str, Named] = {}
+
+        def look(*args: Any) -> None:
+            found.update(without_reads(model)(*args, taps=(Survey(),), **kwargs))
+
+        jax.eval_shape(look, *args)
+        return found
+
+    return run
+
+
+def without_reads(model: Callable) -> Callable:
+    """The same model without its readings; edits stay."""
+    if not isinstance(model, Tapped):
+        return model
+    return Tapped(without_reads(model.model), tuple(tap for tap in model.taps if not isinstance(tap, Read)))
+
+
+def restore(activations: Activations) -> tuple[Edit, ...]:
+    """Edits that put back every value of `activations` where it was read: patching with another run's values."""
+    edits = []
+    for name, value in activations.items():
+        several = not Address.parse(name).is_single
+        edits.append(at(name, Each(Replace(value)) if several else Replace(value)))
+    return tuple(edits)  # type: ignore[return-value]
+
+
+def _canonical(text: str) -> str:
+    return str(Address.parse(text))
+
+
+def _strongly_typed(leaf: Any) -> Any:
+    """A Python scalar as an array of the dtype it would get, so that no spelling of a coefficient recompiles."""
+    if isinstance(leaf, (bool, int, float, complex)):
+        return np.asarray(leaf, jax.dtypes.canonicalize_dtype(type(leaf)))
+    return jnp.asarray(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
+
+
+def _edits(edits: Iterable) -> Iterable[Edit]:
+    for one in edits:
+        if isinstance(one, Edit):
+            yield one
+        elif isinstance(one, Iterable) and not isinstance(one, str):
+            yield from _edits(one)
+        else:
+            raise TypeError(f"edit takes edits made by at(address, fn), got {type(one).__name__}: {one!r}")
