@@ -58,11 +58,11 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-# The peers need environments of their own: benchmarks/README.md says which, PEERS names the folder that holds them.
+# PEERS: the folder that benchmarks/make_peers.sh made. Without it the peers are reported as absent.
 bench: $(VENV)/.installed
-	$(VENV)/bin/python -m benchmarks.forward $(if $(PEERS),--peers $(PEERS)) $(ARGS)
-	$(VENV)/bin/python -m benchmarks.reading $(if $(PEERS),--peers $(PEERS)) $(ARGS)
-	$(VENV)/bin/python -m benchmarks.topk_step $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+	$(VENV)/bin/python benchmarks/forward.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+	$(VENV)/bin/python benchmarks/reading.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+	$(VENV)/bin/python benchmarks/topk_step.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(PARITY_VENV) build dist .pytest_cache .ruff_cache .hypothesis

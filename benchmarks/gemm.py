@@ -1,0 +1,20 @@
+"""What machine and library can do: one large float32 matrix product, timed in the same rounds as everything else."""
+
+from __future__ import annotations
+
+from timing import Work
+
+
+def jax_gemm(n: int) -> Work:
+    import jax
+
+    a = jax.random.normal(jax.random.key(0), (n, n))
+    product = jax.jit(lambda a, b: a @ b)
+    return Work("GEMM", lambda: product(a, a).block_until_ready(), flops=2.0 * n**3)
+
+
+def torch_gemm(n: int) -> Work:
+    import torch
+
+    a = torch.randn(n, n)
+    return Work("GEMM", lambda: a @ a, flops=2.0 * n**3)

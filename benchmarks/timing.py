@@ -1,0 +1,335 @@
+"""Times several programs against each other in one run, each library in a process (and an environment) of its own.
+
+A machine's speed drifts by a factor of two over hours, so only figures taken in the same minutes can be compared. The
+parent starts one worker per library and then goes round: one timed repeat of the first piece of work, one of the
+second, ..., and again. Ratios are medians over the rounds of ratios within a round.
+
+A benchmark is a script that declares `WORKERS` and calls `main`. Its module level, and this file, import nothing but
+the standard library: the same script runs in the environments of the peers. A worker that cannot start is reported as
+absent or failed; nothing is filled in for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTLE_S = 0.3  # between turns: torch's and XLA's threads spin for a while after their work is done
+QUIET = 0.10  # a repeat is quiet if other processes used less than this share of the machine meanwhile
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One thing to time. `step()` does it once and returns when it is done."""
+
+    name: str
+    step: Callable[[], Any]
+    flops: float | None = None  # of one step, counted from the sizes: the same for every library
+    seconds: Callable[[], float] | None = None  # instead of timing `step` from outside: returns the seconds of one step
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """One process. `home` names the peer environment it runs in (a folder of --peers); "" is this package's own."""
+
+    build: Callable[[dict[str, Any]], Sequence[Work]]
+    home: str = ""
+    packages: tuple[str, ...] = ("jax", "jaxlib", "flax", "numpy")
+
+
+# ---- in a worker ---------------------------------------------------------------------------------------------------
+
+
+def serve(worker: Worker, sizes: dict[str, Any]) -> None:
+    """Answer requests, one JSON line each, on what was standard output; the libraries' own chatter goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    tell = lambda **answer: print(json.dumps(answer), file=answers, flush=True)
+    try:
+        works = {work.name: work for work in worker.build(sizes)}
+        calls, first = {}, {}
+        for work in works.values():
+            first[work.name] = _timed(work, 1)  # compilation
+            _timed(work, 1)
+            calls[work.name] = max(1, int(0.2 / max(_timed(work, 1), 1e-7)))
+    except Exception as error:
+        traceback.print_exc()
+        tell(failed=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
+        return
+    tell(
+        works=[{"name": w.name, "flops": w.flops, "note": w.note, "first_s": first[w.name]} for w in works.values()],
+        versions={"python": platform.python_version(), **{name: _version(name) for name in worker.packages}},
+    )
+    for line in sys.stdin:
+        work = works[json.loads(line)["repeat"]]
+        _trim()
+        before = _machine()
+        seconds = _timed(work, calls[work.name])
+        tell(seconds=seconds, busy_elsewhere=_elsewhere(before, _machine()), peak_mb=_status_mb("VmHWM"))
+
+
+def _timed(work: Work, calls: int) -> float:
+    """Seconds a call, over `calls` calls."""
+    if work.seconds is not None:
+        return sum(work.seconds() for _ in range(calls)) / calls
+    start = time.perf_counter()
+    for _ in range(calls):
+        work.step()
+    return (time.perf_counter() - start) / calls
+
+
+def _trim() -> None:
+    """Give freed memory back and start the peak anew, so that a peak belongs to the repeat it was read after."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def _status_mb(key: str) -> float | None:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return None
+
+
+def _machine() -> tuple[float, float, float] | None:
+    """CPU seconds used by the whole machine, by this process, and the clock."""
+    try:
+        ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return None
+    busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+    return busy, sum(os.times()[:2]), time.perf_counter()
+
+
+def _elsewhere(before: tuple | None, after: tuple | None) -> float | None:
+    """The share of the machine that other processes used."""
+    if before is None or after is None:
+        return None
+    busy, own, wall = (a - b for a, b in zip(after, before, strict=True))
+    return max(0.0, (busy - own) / max(1e-9, wall * (os.cpu_count() or 1)))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+# ---- in the parent -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """What was measured: for each `worker: work`, one row per round."""
+
+    rows: dict[str, list[dict[str, Any]]]
+    info: dict[str, dict[str, Any]]
+
+    def seconds(self, name: str) -> float:
+        return statistics.median(row["seconds"] for row in self.rows[name])
+
+    def ratio(self, name: str, reference: str) -> float | None:
+        """Median over the rounds of seconds(name) / seconds(reference); None where either was not measured."""
+        if name not in self.rows or reference not in self.rows:
+            return None
+        pairs = zip(self.rows[name], self.rows[reference], strict=True)
+        return statistics.median(a["seconds"] / b["seconds"] for a, b in pairs)
+
+    def peak_mb(self, name: str) -> float | None:
+        peaks = [row["peak_mb"] for row in self.rows[name] if row["peak_mb"] is not None]
+        return max(peaks) if peaks else None
+
+    def gflops(self, name: str) -> float | None:
+        flops = self.info[name]["flops"]
+        return None if flops is None else flops / self.seconds(name) / 1e9
+
+
+def main(
+    title: str,
+    script: str,
+    workers: Mapping[str, Worker],
+    full: dict[str, Any],
+    tiny: dict[str, Any],
+    conclude: Callable[[Rounds], list[str]],
+) -> None:
+    """The command line of a benchmark: measure, print a table and `conclude`'s lines, write everything as JSON."""
+    parser = argparse.ArgumentParser(description=title)
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        default=os.environ.get("JAX_INTERP_PEERS"),
+        help="folder of the peers' environments (make_peers.sh); default: $JAX_INTERP_PEERS",
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tiny", action="store_true", help="small sizes: shows that everything runs, measures nothing")
+    parser.add_argument("--only", nargs="+", choices=list(workers), default=list(workers), metavar="WORKER")
+    parser.add_argument("--out", type=Path, default=ROOT / "out")
+    parser.add_argument("--serve", choices=list(workers), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    sizes = tiny if args.tiny else full
+    if args.serve:
+        serve(workers[args.serve], sizes)
+        return
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    processes: dict[str, subprocess.Popen] = {}
+    ready: dict[str, dict[str, Any]] = {}
+    absent: dict[str, str] = {}
+    try:
+        for name in args.only:
+            python = _python(workers[name].home, args.peers)
+            if python is None:
+                absent[name] = f"no environment {workers[name].home!r} below --peers ({args.peers})"
+                continue
+            command = [str(python), script, "--serve", name, *(["--tiny"] if args.tiny else [])]
+            _say(f"starting {name}")  # one at a time: compilations and conversions would compete for memory
+            processes[name] = _start(command, args.out / f"{Path(script).stem}-{name.replace(' ', '-')}.log")
+            ready[name] = _answer(processes[name])
+            if "failed" in ready[name]:
+                absent[name] = f"{ready[name]['failed']} (see {args.out})"
+                del ready[name], processes[name]
+        rounds = Rounds({}, {})
+        for name, answer in ready.items():
+            rounds.info.update({f"{name}: {work['name']}": work for work in answer["works"]})
+        rounds.rows.update({work: [] for work in rounds.info})
+        for turn in range(args.rounds):
+            _say(f"round {turn + 1} of {args.rounds}")
+            for name, answer in ready.items():
+                for work in answer["works"]:
+                    time.sleep(SETTLE_S)
+                    print(json.dumps({"repeat": work["name"]}), file=processes[name].stdin, flush=True)
+                    row = _answer(processes[name])
+                    if "failed" in row:
+                        raise SystemExit(f"{name}, {work['name']}: {row['failed']} (see the logs in {args.out})")
+                    rounds.rows[f"{name}: {work['name']}"].append(row)
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+
+    conclusions = conclude(rounds) if rounds.rows else []
+    record = {
+        "benchmark": Path(script).stem,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **_where(),
+        "sizes": sizes,
+        "versions": {name: answer["versions"] for name, answer in ready.items()},
+        "absent": absent,
+        "conclusions": conclusions,
+        "works": {name: {**rounds.info[name], "rounds": rows} for name, rows in rounds.rows.items()},
+    }
+    stamp = record["date"].replace(":", "").split("+")[0]
+    path = args.out / f"{record['benchmark']}-{stamp}{'-tiny' if args.tiny else ''}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(_table(title, record, rounds))
+    _say(f"written: {path}")
+
+
+def _python(home: str, peers: Path | None) -> Path | None:
+    if not home:
+        return Path(sys.executable)
+    python = peers / home / "bin" / "python" if peers else None
+    return python if python and python.exists() else None
+
+
+def _start(command: list[str], log: Path) -> subprocess.Popen:
+    threads = str(os.cpu_count())
+    environment = {
+        **os.environ,
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads),
+        "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_MODE": "disabled",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    with log.open("w") as errors:  # a file: a full pipe that nobody reads would stop the worker
+        return subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+
+
+def _answer(process: subprocess.Popen) -> dict[str, Any]:
+    line = process.stdout.readline()
+    return json.loads(line) if line else {"failed": f"the worker ended with code {process.wait()}"}
+
+
+def _where() -> dict[str, Any]:
+    git = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+    names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory = [line for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    return {
+        "commit": git("rev-parse", "--short", "HEAD"),
+        "uncommitted": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "cpu": names[0].partition(":")[2].strip() if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(int(memory[0].split()[1]) / 2**20, 1) if memory else None,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _table(title: str, record: dict[str, Any], rounds: Rounds) -> str:
+    """Markdown: one row per work, seconds as median (fastest - slowest) over the rounds."""
+    show = lambda value, form: "" if value is None else format(value, form)
+    commit = f"commit {record['commit']}{' with uncommitted changes' if record['uncommitted'] else ''}"
+    lines = [
+        f"### {title.strip().splitlines()[0]}",
+        "",
+        f"{record['date']}, {commit}, {record['cpu']}, {record['cores']} cores; sizes {json.dumps(record['sizes'])}",
+        "",
+        "| | median | fastest - slowest | GFLOP/s | peak MB | other processes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, rows in rounds.rows.items():
+        seconds = [row["seconds"] for row in rows]
+        busy = [row["busy_elsewhere"] for row in rows if row["busy_elsewhere"] is not None]
+        noisy = statistics.median(busy) if busy else None
+        median, fastest, slowest = (_duration(f(seconds)) for f in (statistics.median, min, max))
+        lines.append(
+            f"| {name} | {median} | {fastest} - {slowest} "
+            f"| {show(rounds.gflops(name), '.0f')} | {show(rounds.peak_mb(name), '.0f')} "
+            f"| {show(noisy, '.0%')}{' (noisy)' if noisy and noisy > QUIET else ''} |"
+        )
+    lines += [f"| {name} | absent | {why} | | | |" for name, why in record["absent"].items()]
+    lines += ["", *(f"- {line}" for line in record["conclusions"])]
+    lines += ["", *(f"- {name}: {versions}" for name, versions in record["versions"].items())]
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale / (10 if unit == "s" else 1):
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds * 1e6:.0f} us"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,115 @@
+"""One training step of a TopK SAE: d 512, 8192 features, k 32, batch 2048, float32, on synthetic activations.
+
+Every library runs its own step with its own extras, and they differ: ours computes AuxK, clips gradients, tracks dead
+features and keeps decoder rows at norm 1, and so does dictionary_learning; SAELens does what `SAETrainer.step` does;
+sparsify is the body of its `Trainer.fit` for one batch, with FVU loss and Adam. FLOPs are counted for the dense
+computation (encoder and decoder forward, three products backward): a rate above the GEMM's is what sparsity saves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+from gemm import torch_gemm
+from timing import Rounds, Work, Worker, main
+
+FULL = {"d": 512, "features": 8192, "k": 32, "batch": 2048, "gemm": 4096}
+TINY = {"d": 32, "features": 128, "k": 4, "batch": 64, "gemm": 256}
+STEPS = 30_000  # the length of the run that schedules are made for
+
+
+def dense_flops(sizes) -> float:
+    return 5 * 2.0 * sizes["batch"] * sizes["d"] * sizes["features"]
+
+
+def activations(sizes):
+    """Eight fixed batches of sparse sums of random directions and a little noise; the same for every library."""
+    import numpy as np
+
+    rng = np.random.default_rng(3)
+    directions = rng.standard_normal((1024, sizes["d"])) / sizes["d"] ** 0.5
+    batches = []
+    for _ in range(8):
+        on = rng.random((sizes["batch"], 1024)) < 0.02
+        noise = 0.01 * rng.standard_normal((sizes["batch"], sizes["d"]))
+        batches.append(((on * rng.random(on.shape)) @ directions + noise).astype(np.float32))
+    return batches
+
+
+def _torch_batches(sizes):
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    return itertools.cycle([torch.from_numpy(batch) for batch in activations(sizes)])
+
+
+def dictionary_learning(sizes):
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    batches, count = _torch_batches(sizes), itertools.count(1)
+    shape = {"activation_dim": sizes["d"], "dict_size": sizes["features"], "k": sizes["k"]}
+    trainer = TopKTrainer(**shape, steps=STEPS, layer=0, lm_name="none", device="cpu", seed=0)
+    yield Work("step", lambda: trainer.update(next(count), next(batches)), flops=dense_flops(sizes))
+
+
+def sparsify(sizes):
+    import torch
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    batches = _torch_batches(sizes)
+    sae = SparseCoder(sizes["d"], SparseCoderConfig(num_latents=sizes["features"], k=sizes["k"]))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-4)
+    since_fired = torch.zeros(sizes["features"], dtype=torch.long)
+
+    def step():
+        sae.set_decoder_norm_to_unit_norm()
+        out = sae(next(batches), dead_mask=since_fired > 10_000_000)
+        fired = torch.zeros(sizes["features"], dtype=torch.bool)
+        fired[out.latent_indices.flatten()] = True
+        float(out.fvu)  # its trainer logs it every step
+        out.fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+        since_fired.add_(sizes["batch"])
+        since_fired[fired] = 0
+
+    yield Work("step", step, flops=dense_flops(sizes))
+    yield torch_gemm(sizes["gemm"])
+
+
+def saelens(sizes):
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    batches, batch = _torch_batches(sizes), sizes["batch"]
+    shape = {"d_in": sizes["d"], "d_sae": sizes["features"], "k": sizes["k"]}
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(**shape, device="cpu", dtype="float32"))
+    schedule = SAETrainerConfig(total_training_samples=batch * STEPS, train_batch_size_samples=batch, lr_end=3e-5)
+    trainer = SAETrainer(schedule, sae, data_provider=iter([]))
+    yield Work("step", lambda: trainer.step(next(batches)), flops=dense_flops(sizes))
+
+
+WORKERS = {
+    "sparsify": Worker(sparsify, home="v", packages=("torch", "eai-sparsify")),
+    "dictionary_learning": Worker(dictionary_learning, home="v_dl", packages=("torch", "dictionary-learning")),
+    "SAELens": Worker(saelens, home="v_sae", packages=("torch", "sae-lens")),
+}
+
+
+def conclude(rounds: Rounds) -> list[str]:
+    lines = []
+    for peer in WORKERS:
+        if peer != "ours" and (ratio := rounds.ratio("ours: step", f"{peer}: step")) is not None:
+            lines.append(f"ours: {ratio:.2f} of the time of {peer}")
+    if "ours: step" in rounds.rows:
+        share = rounds.gflops("ours: step") / rounds.gflops("ours: GEMM")
+        lines.append(f"ours: {share:.0%} of XLA's GEMM rate, counting the dense computation's FLOPs")
+    return lines
+
+
+if __name__ == "__main__":
+    main(__doc__, __file__, WORKERS, FULL, TINY, conclude)
