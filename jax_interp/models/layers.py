@@ -1,0 +1,91 @@
+"""The parts of a decoder: linear maps, embeddings and norms.
+
+Each is called with its scope, though most name nothing: what takes a part's place (a sum of components, LoRA, a frozen
+norm) can then name values of its own (`blocks.3.mlp.up.components`).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, DTypeLike, Float, Int
+
+from jax_interp.models.config import Config
+from jax_interp.models.sharding import rows_like
+from jax_interp.surgery import Site
+
+
+class Linear(nnx.Module):
+    """`x @ weight + bias`, with weight `[d_in, d_out]`.
+
+    Where the contracted axis may be sharded, the caller says by `out_sharding` how the result is.
+    """
+
+    def __init__(self, key: Array, d_in: int, d_out: int, *, bias: bool, std: float, dtype: DTypeLike):
+        self.weight = nnx.Param(normal(key, (d_in, d_out), std, dtype))
+        self.bias = nnx.Param(jnp.zeros(d_out, dtype)) if bias else None
+
+    def __call__(
+        self, x: Float[Array, "batch pos d_in"], site: Site, out_sharding: P | None = None
+    ) -> Float[Array, "batch pos d_out"]:
+        y = jnp.einsum("bpi,io->bpo", x, self.weight[...], out_sharding=out_sharding)
+        return y if self.bias is None else y + jnp.expand_dims(self.bias[...], (0, 1))
+
+
+class Embedding(nnx.Module):
+    """One row of `weight` `[count, d_model]` for each index; `attend` is its transpose, a tied unembedding."""
+
+    def __init__(self, key: Array, count: int, d_model: int, *, std: float, dtype: DTypeLike):
+        self.weight = nnx.Param(normal(key, (count, d_model), std, dtype))
+
+    def __call__(self, index: Int[Array, "batch pos"], site: Site) -> Float[Array, "batch pos d_model"]:
+        return self.weight[...].at[index].get(out_sharding=rows_like(index))
+
+    def attend(self, x: Float[Array, "batch pos d_model"]) -> Float[Array, "batch pos count"]:
+        return jnp.einsum("bpd,vd->bpv", x, self.weight[...])
+
+
+class RMSNorm(nnx.Module):
+    """`x / sqrt(mean(x²) + eps) * weight` (Zhang & Sennrich 2019)."""
+
+    def __init__(self, d_model: int, *, eps: float, dtype: DTypeLike):
+        self.weight = nnx.Param(jnp.ones(d_model, dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "batch pos d_model"], site: Site) -> Float[Array, "batch pos d_model"]:
+        return _normalize(x, site, self.eps, centred=False) * jnp.expand_dims(self.weight[...], (0, 1))
+
+
+class LayerNorm(nnx.Module):
+    """`(x - mean) / sqrt(var + eps) * weight + bias`, with the biased variance (Ba et al. 2016)."""
+
+    def __init__(self, d_model: int, *, eps: float, dtype: DTypeLike):
+        self.weight = nnx.Param(jnp.ones(d_model, dtype))
+        self.bias = nnx.Param(jnp.zeros(d_model, dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "batch pos d_model"], site: Site) -> Float[Array, "batch pos d_model"]:
+        weight, bias = (jnp.expand_dims(p[...], (0, 1)) for p in (self.weight, self.bias))
+        return _normalize(x, site, self.eps, centred=True) * weight + bias
+
+
+def norm(config: Config, dtype: DTypeLike) -> LayerNorm | RMSNorm:
+    """The norm that the config names."""
+    kind = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}[config.norm]
+    return kind(config.d_model, eps=config.norm_eps, dtype=dtype)
+
+
+def normal(key: Array, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> Array:
+    """Gaussian weights: drawn in float32, so that a dtype changes their rounding and not the draw."""
+    return (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)
+
+
+def _normalize(x: Array, site: Site, eps: float, *, centred: bool) -> Array:
+    """`x` over its scale. In float32 at least: squares of bfloat16 values lose what the norm is to measure."""
+    y = x if jnp.finfo(x.dtype).bits > 32 else x.astype(jnp.float32)
+    if centred:
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+    scale = site("scale", jnp.sqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps), "batch pos one")
+    return site("normalized", (y / scale).astype(x.dtype))

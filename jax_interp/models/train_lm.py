@@ -1,0 +1,141 @@
+"""Training a small language model from a config: text to tokens, the run, its evaluation, an export.
+
+    results = train_lm(CONFIG, "runs/stdlib-small")
+
+The directory then holds the run (config, log, checkpoints), `tokens/` (tokenizer and token stores), `results.json` and
+`export/`, a Hugging Face directory that `load` reads. Killed and called again it goes on and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_interp.data.batches import TokenStore, WindowSampler, evaluation_windows
+from jax_interp.data.prepared import PreparedText, TextConfig, prepare_text
+from jax_interp.errors import UserError
+from jax_interp.models.config import Config
+from jax_interp.models.decoder import Decoder, init
+from jax_interp.models.language_modelling import (
+    Optimization,
+    TrainState,
+    evaluate_induction,
+    evaluate_text,
+    init_state,
+    summary,
+    train_step,
+)
+from jax_interp.training import fit, open_run
+from jax_interp.training.atomic_write import atomic_write
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """A run of `train_lm`. The vocabulary is `text.vocab_size`, the context `model.n_ctx`."""
+
+    model: Config
+    text: TextConfig = field(default_factory=TextConfig)
+    optimization: Optimization = field(default_factory=Optimization)
+    steps: int = 1000
+    batch: int = 16
+    """Windows of `n_ctx` tokens a step."""
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 200
+    evaluate_every: int = 200
+    evaluate_windows: int = 64
+    """Validation windows used while training, spread over the split; the end uses all."""
+    export_dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        if self.model.vocab_size != self.text.vocab_size:
+            raise UserError(
+                f"model.vocab_size={self.model.vocab_size} and text.vocab_size={self.text.vocab_size} must be equal"
+            )
+
+
+def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Run `config` in `run_dir`, from where it stopped if it did; returns and writes the final figures.
+
+    `steps` and how often things are logged, checked and saved may change between calls (training on); the rest may not.
+    """
+    may_differ = ("steps", "log_every", "checkpoint_every", "evaluate_every", "evaluate_windows", "export_dtype")
+    with open_run(run_dir, config, may_differ=may_differ) as run:
+        text = prepare_text(config.text, run.directory / "tokens")
+        optimizer = config.optimization.build(config.steps)
+        state = init_state(init(config.model, jax.random.key(config.seed)), optimizer)
+        sampler = WindowSampler(text.train.tokens, config.batch, config.model.n_ctx + 1, seed=config.seed)
+        few = some_windows(text.validation, config.model.n_ctx, config.evaluate_windows)
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            return summary(
+                {
+                    "loss": evaluate_text(state.model, few, bos_id=text.validation.bos_id)["loss"],
+                    "induction": _induction(state.model, config),
+                }
+            )
+
+        state = fit(
+            train_step(optimizer),
+            state,
+            sampler.batch_at,
+            steps=config.steps,
+            run=run,
+            checkpoint_every=config.checkpoint_every,
+            keep=2,
+            log_every=config.log_every,
+            evaluate=evaluate,
+            evaluate_every=config.evaluate_every,
+            per_step={"tokens": config.batch * config.model.n_ctx},
+            shown=("loss", "eval.loss", "eval.induction.second_half"),
+            title="train-lm",
+            quiet=quiet,
+        )
+        results = final_results(state.model, config, text)
+        atomic_write(run.directory / "results.json", json.dumps(results, indent=2) + "\n")
+        return results
+
+
+def final_results(model: Decoder, config: LanguageModelConfig, text: PreparedText) -> dict[str, Any]:
+    """Validation loss over the whole split and the induction figures.
+
+    Windows overlap by half and only their second half counts (but for the first), so every prediction has at least
+    `n_ctx / 2` tokens of context or all there is.
+    """
+    n_ctx = config.model.n_ctx
+    windows = evaluation_windows(
+        text.validation.tokens, n_ctx + 1, pad_id=text.validation.bos_id, overlap=n_ctx // 2 + 1
+    )
+    validation = evaluate_text(
+        model,
+        windows,
+        bos_id=text.validation.bos_id,
+        text_bytes=text.about["validation_bytes"],
+        skip=n_ctx // 2,
+    )
+    return {
+        "steps": config.steps,
+        "tokens_seen": config.steps * config.batch * n_ctx,
+        "train_tokens": int(text.train.tokens.size),
+        "corpus": text.about,
+        "validation": validation,
+        "induction": _induction(model, config),
+    }
+
+
+def some_windows(store: TokenStore, n_ctx: int, count: int) -> np.ndarray:
+    """`count` evaluation windows (or all, if there are fewer), evenly spread over a split."""
+    windows = evaluation_windows(store.tokens, n_ctx + 1, pad_id=store.bos_id)
+    return windows[np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)]
+
+
+def _induction(model: Decoder, config: LanguageModelConfig) -> dict[str, float]:
+    length = min(64, (config.model.n_ctx - 1) // 2)
+    return evaluate_induction(
+        model, jax.random.key(0), vocab_size=config.model.vocab_size, bos_id=0, rows=64, length=length
+    )
