@@ -1,0 +1,196 @@
+"""Token stores on disk, and batches as a pure function of (seed, step).
+
+A split of a corpus is one flat array of token ids in which every document starts with BOS, memory-mapped from a file
+beside a JSON manifest. Training reads fixed windows of it; which windows make up a batch is computed from the seed and
+the step alone, so a data cursor is one integer, resuming needs no state, and any step can be looked at again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray as Array
+
+from jax_interp.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """The tokens of one split: a flat, usually memory-mapped array of ids, documents back to back, BOS first in each."""
+
+    tokens: Int[Array, " n"]
+    bos_id: int
+    manifest: Mapping[str, Any]
+
+    @property
+    def starts(self) -> Int[Array, " documents"]:
+        """Positions at which documents start."""
+        return np.flatnonzero(self.tokens == self.bos_id)
+
+    def documents(self) -> list[Int[Array, " length"]]:
+        """The documents, each with its BOS, as views."""
+        return np.split(self.tokens, self.starts[1:])
+
+
+def pack(documents: Iterable[Iterable[int]], *, vocab_size: int) -> Int[Array, " n"]:
+    """Documents of token ids laid back to back: uint16 when the vocabulary fits, else int32."""
+    dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
+    parts = [np.asarray(document, dtype=np.int64) for document in documents]
+    flat = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    if flat.size and (flat.min() < 0 or flat.max() >= vocab_size):
+        raise UserError(f"token ids run from {flat.min()} to {flat.max()}, outside a vocabulary of {vocab_size}")
+    return flat.astype(dtype)
+
+
+def write_store(
+    directory: str | Path, splits: Mapping[str, Int[Array, " n"]], *, bos_id: int, about: Mapping[str, Any] | None = None
+) -> None:
+    """Write each split as `<name>.npy` and, last, a manifest with their lengths, dtypes and SHA-256 (and `about`)."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    entries = {}
+    for name, tokens in splits.items():
+        np.save(directory / f"{name}.npy", tokens)
+        entries[name] = {"tokens": int(tokens.size), "dtype": str(tokens.dtype), "sha256": _sha256(tokens)}
+    manifest = {"format": 1, "bos_id": int(bos_id), "splits": entries, "about": dict(about or {})}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+
+
+def open_store(directory: str | Path, split: str, *, verify: bool = True) -> TokenStore:
+    """Memory-map one split.
+
+    `verify` reads it once and compares the recorded SHA-256. Raises `UserError` for a directory without a manifest, an
+    unknown split, and a file that is not what the manifest says.
+    """
+    directory = Path(directory)
+    if not (directory / MANIFEST).is_file():
+        raise UserError(f"no token store in {directory}: there is no {MANIFEST}; write one with write_store")
+    manifest = json.loads((directory / MANIFEST).read_text())
+    if split not in manifest["splits"]:
+        raise UserError(f"{directory} has no split {split!r}, it has {sorted(manifest['splits'])}")
+    entry = manifest["splits"][split]
+    try:
+        tokens = np.load(directory / f"{split}.npy", mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {directory / split}.npy: {error}; write the store again") from error
+    if tokens.size != entry["tokens"] or str(tokens.dtype) != entry["dtype"]:
+        raise UserError(f"{directory / split}.npy holds {tokens.size} {tokens.dtype}, the manifest says {entry}")
+    if verify and _sha256(tokens) != entry["sha256"]:
+        raise UserError(f"{directory / split}.npy was changed since it was written (SHA-256); write the store again")
+    return TokenStore(tokens, manifest["bos_id"], manifest)
+
+
+def _sha256(tokens: Int[Array, " n"]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tokens)).hexdigest()
+
+
+@dataclass(frozen=True)
+class WindowSampler:
+    """Which windows of a token array make up the batch of a step: a pure function of (seed, step).
+
+    An epoch visits every window of `length` tokens once, in an order of its own; consecutive windows start `stride`
+    tokens apart (default `length - 1`: a window's last token is the next one's first, so that predicting the next
+    token predicts every token once per epoch) after an offset that also changes with the epoch, so that documents
+    are not always cut in the same places. Batches run across the ends of epochs; nothing is dropped at them.
+    """
+
+    tokens: Int[Array, " n"]
+    batch: int
+    length: int
+    seed: int = 0
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.length < 2 or self.step_size < 1:
+            raise UserError(f"batch={self.batch}, length={self.length} and stride={self.stride}: at least 1, 2 and 1")
+        if self.windows < 1:
+            raise UserError(f"{self.tokens.size} tokens are fewer than one window of {self.length} at any offset")
+
+    @property
+    def step_size(self) -> int:
+        """Tokens between the starts of consecutive windows."""
+        return self.length - 1 if self.stride is None else self.stride
+
+    @property
+    def windows(self) -> int:
+        """Windows in an epoch: as many as fit whatever the epoch's offset."""
+        return (int(self.tokens.size) - self.length - (self.step_size - 1)) // self.step_size + 1
+
+    def starts_at(self, step: int) -> Int[Array, " batch"]:
+        """Where the windows of batch `step` start. O(batch), whatever the step and the size of the store."""
+        index = int(step) * self.batch + np.arange(self.batch, dtype=np.int64)
+        epoch = (index // self.windows).astype(np.uint64)
+        window = shuffled(index % self.windows, self.windows, seed=self.seed, epoch=epoch)
+        offset = mix64(mix64(np.uint64(self.seed & _MASK)) ^ mix64(epoch ^ _OFFSETS)) % np.uint64(self.step_size)
+        return window * self.step_size + offset.astype(np.int64)
+
+    def batch_at(self, step: int) -> Int[Array, "batch length"]:
+        """The tokens of batch `step`, int32."""
+        return self.tokens[self.starts_at(step)[:, None] + np.arange(self.length)].astype(np.int32)
+
+
+def evaluation_windows(tokens: Int[Array, " n"], length: int, *, pad_id: int, overlap: int = 1) -> Int[Array, "windows length"]:
+    """Every token in order in windows of `length`, int32, the last one padded with `pad_id`; for evaluation.
+
+    Consecutive windows share `overlap` tokens, so with the default every token but the very first is predicted once.
+    """
+    stride = length - overlap
+    count = max(1, math.ceil((tokens.size - overlap) / stride))
+    padded = np.full(overlap + count * stride, pad_id, np.int32)
+    padded[: tokens.size] = tokens
+    return padded[np.arange(count)[:, None] * stride + np.arange(length)]
+
+
+def lengths_mask(lengths: Int[Array, " batch"], length: int) -> Bool[Array, "batch length"]:
+    """True where a right-padded row of `length` holds a token: its first `lengths[i]` places."""
+    return np.arange(length) < np.asarray(lengths)[:, None]
+
+
+def special_mask(tokens: Int[Array, "*shape"], special_ids: Iterable[int]) -> Bool[Array, "*shape"]:
+    """True where a token is ordinary: none of `special_ids` (BOS, padding)."""
+    return ~np.isin(tokens, sorted(special_ids))
+
+
+_MASK = (1 << 64) - 1
+_OFFSETS = np.uint64(0x0FF5E7)
+
+
+def mix64(x: Any) -> Any:
+    """SplitMix64's finaliser (Steele, Lea & Flood 2014): uint64 -> uint64, a bijection whose bits look random."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is what is meant
+        x = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def shuffled(index: Int[Array, " k"], n: int, *, seed: int, epoch: Any = 0) -> Int[Array, " k"]:
+    """Where a pseudo-random permutation of `range(n)` sends `index`: one permutation for each (seed, epoch).
+
+    A four-round Feistel network over the next even power of two with cycle walking, so nothing of size `n` is ever
+    built and single places of the permutation cost the same as whole ones. Own integer arithmetic, so the order
+    outlives changes of numpy's generators. `epoch` broadcasts against `index`.
+    """
+    half = max(1, math.ceil(math.log2(max(n, 2)) / 2))
+    low, bits = np.uint64((1 << half) - 1), np.uint64(half)
+    key = mix64(mix64(np.uint64(seed & _MASK)) ^ np.asarray(epoch, np.uint64))
+    key = np.broadcast_to(key, np.shape(index)).copy()
+    value = np.asarray(index, np.uint64).copy()
+    pending = np.ones(value.shape, bool)
+    while pending.any():  # the domain is under 4 n (n if n is its size), so a few rounds
+        left, right = value[pending] >> bits, value[pending] & low
+        for r in range(4):
+            left, right = right, left ^ (mix64(right ^ mix64(key[pending] + np.uint64(r))) & low)
+        value[pending] = (left << bits) | right
+        pending &= value >= n
+    return value.astype(np.int64)
