@@ -14,7 +14,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool
 
 from jax_interp.errors import UserError
 
@@ -30,8 +30,8 @@ class RegionError(UserError, IndexError):
 class Span:
     """The indices from `start` up to `stop`; negative ones count from the end."""
 
-    start: Int[Array | np.generic, ""]
-    stop: Int[Array | np.generic, ""]
+    start: Any  # int32 scalars
+    stop: Any
 
 
 @jax.tree_util.register_dataclass
@@ -60,13 +60,24 @@ def index(value: Any) -> Any:
     if isinstance(value, slice):
         if value.step not in (None, 1):
             raise RegionError(f"a region's slice has no step, got {value}: give the indices as a list")
-        return Span(np.int32(value.start or 0), np.int32(_FAR if value.stop is None else value.stop))
+        return Span(constant(value.start or 0, np.int32), constant(_FAR if value.stop is None else value.stop, np.int32))
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     if array.dtype == bool:
-        return array
+        return constant(array, bool)
     if not jnp.issubdtype(array.dtype, jnp.integer) or array.ndim > 1:
         raise RegionError(f"a region is an index, a list of them, a slice or a boolean mask, got {value!r}")
-    return array.astype(np.int32)
+    return constant(array, np.int32)
+
+
+def constant(value: Any, dtype: Any) -> Array:
+    """`value` as a device array of exactly `dtype`; still a known value where this runs inside a traced function.
+
+    A NumPy array or a Python scalar would do, but each costs a transfer every time that a jitted model is called.
+    """
+    if isinstance(value, jax.Array):
+        return jnp.asarray(value, dtype)
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(value, dtype)
 
 
 def mask(region: Region, shape: tuple[int, ...], axes: tuple[str, ...], positions, length, what: str):

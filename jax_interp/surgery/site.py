@@ -225,7 +225,8 @@ class Site:
             if isinstance(error, UserError):
                 raise
             raise EditError(
-                f"the edit {type(fn).__name__} cannot act on {what}, {x.dtype}{list(x.shape)} ({' '.join(axes)}): {error}"
+                f"the edit {type(fn).__name__} cannot act on {what}, {x.dtype}{list(x.shape)} "
+                f"({' '.join(axes)}): {error}"
             ) from error
         if jnp.shape(y) != x.shape:
             raise EditError(

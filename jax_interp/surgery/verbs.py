@@ -17,12 +17,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_interp.surgery.activations import Activations
 from jax_interp.surgery.address import Address, flatten
 from jax_interp.surgery.edits import Add, Replace
-from jax_interp.surgery.region import Region, index
+from jax_interp.surgery.region import Region, constant, index
 from jax_interp.surgery.taps import Each, Edit, Read, Survey, Tapped
 from jax_interp.surgery.trace import Named
 
@@ -68,7 +67,7 @@ def edit(model: Callable, *edits: Edit | Iterable) -> Tapped:
 
     Unused edits are errors when it is called: an address that names nothing raises `AddressError`.
     """
-    return Tapped(model, tuple(_edits(edits)))
+    return Tapped(model, tuple(flat_edits(edits)))
 
 
 def read(model: Callable, *addresses: str | Iterable, output: bool = True) -> Tapped:
@@ -167,15 +166,16 @@ def _canonical(text: str) -> str:
 def _strongly_typed(leaf: Any) -> Any:
     """A Python scalar as an array of the dtype it would get, so that no spelling of a coefficient recompiles."""
     if isinstance(leaf, (bool, int, float, complex)):
-        return np.asarray(leaf, jax.dtypes.canonicalize_dtype(type(leaf)))
-    return jnp.asarray(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
+        return constant(leaf, jax.dtypes.canonicalize_dtype(type(leaf)))
+    return constant(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
 
 
-def _edits(edits: Iterable) -> Iterable[Edit]:
+def flat_edits(edits: Iterable) -> Iterable[Edit]:
+    """The edits in a nested collection of them. Raises TypeError for what is none."""
     for one in edits:
         if isinstance(one, Edit):
             yield one
         elif isinstance(one, Iterable) and not isinstance(one, str):
-            yield from _edits(one)
+            yield from flat_edits(one)
         else:
             raise TypeError(f"edit takes edits made by at(address, fn), got {type(one).__name__}: {one!r}")

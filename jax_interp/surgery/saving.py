@@ -1,0 +1,128 @@
+"""Surgeries on disk: edits as one `safetensors` file, the structure as JSON in its header.
+
+Nothing is pickled and no code is stored: a file names the kinds of edits it holds, and only kinds that the reader
+knows are made from it, the built-in ones and the dataclasses given as `types=`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_interp.errors import UserError
+from jax_interp.surgery.edits import EDITS
+from jax_interp.surgery.region import Region, Span
+from jax_interp.surgery.taps import Each, Edit
+from jax_interp.surgery.verbs import flat_edits
+
+_FORMAT = 1
+_KNOWN = (Edit, Each, Region, Span, *EDITS)
+
+
+class SavingError(UserError):
+    """A surgery that cannot be written, or a file that does not hold one."""
+
+
+def save_edits(path: str | os.PathLike, *edits: Edit | Iterable) -> Path:
+    """Write edits (made by `at`) to one file. The file appears whole or not at all.
+
+    The callables must be frozen dataclasses of arrays, as the built-in edits are; `SavingError` names what is not.
+    """
+    from safetensors.flax import save
+
+    arrays: dict[str, jax.Array] = {}
+    structure = [_encode(one, f"{i}", arrays) for i, one in enumerate(flat_edits(edits))]
+    header = {"surgery": json.dumps({"format": _FORMAT, "edits": structure})}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(save(arrays, metadata=header))
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def load_edits(path: str | os.PathLike, types: Iterable[type] = ()) -> tuple[Edit, ...]:
+    """Read edits back, bit for bit. `types` are the dataclasses that the file may hold besides the built-in edits."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise SavingError(f"there is no file {str(path)!r} to load edits from")
+    try:
+        with safe_open(path, framework="flax") as file:
+            header = json.loads((file.metadata() or {}).get("surgery", "null"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise SavingError(f"{str(path)!r} is damaged or is not a safetensors file: {error}") from error
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise SavingError(f"{str(path)!r} holds no edits that this version reads (format {_FORMAT}); save_edits does")
+    known = {kind.__name__: kind for kind in (*_KNOWN, *types)}
+    try:
+        return tuple(_decode(one, arrays, known) for one in header["edits"])
+    except (KeyError, TypeError) as error:
+        raise SavingError(f"{str(path)!r} does not hold what its header promises: {error}") from error
+
+
+def _encode(node: Any, path: str, arrays: dict[str, jax.Array]) -> Any:
+    if node is None or isinstance(node, str):
+        return node
+    if isinstance(node, (bool, int, float)):
+        return {"value": node}
+    if isinstance(node, (jax.Array, np.ndarray, np.generic)):
+        if jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
+            arrays[path] = jax.random.key_data(node)  # type: ignore[arg-type]
+            return {"key": path, "impl": str(jax.random.key_impl(node))}  # type: ignore[arg-type]
+        arrays[path] = jnp.asarray(node)
+        return {"array": path}
+    if isinstance(node, (list, tuple)):
+        kind = "list" if isinstance(node, list) else "tuple"
+        return {kind: [_encode(child, f"{path}.{i}", arrays) for i, child in enumerate(node)]}
+    if isinstance(node, dict):
+        return {"dict": {str(key): _encode(child, f"{path}.{key}", arrays) for key, child in node.items()}}
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        fields = {f.name: _encode(getattr(node, f.name), f"{path}.{f.name}", arrays) for f in dataclasses.fields(node)}
+        return {"type": type(node).__name__, "fields": fields}
+    raise SavingError(
+        f"cannot save {type(node).__name__} ({node!r:.80}): an edit that is saved is made of frozen dataclasses and "
+        "arrays, like the edits in jax_interp.surgery"
+    )
+
+
+def _decode(node: Any, arrays: dict[str, jax.Array], known: dict[str, type]) -> Any:
+    if node is None or isinstance(node, str):
+        return node
+    match node:
+        case {"value": value}:
+            return value
+        case {"array": name}:
+            return arrays[name]
+        case {"key": name, "impl": impl}:
+            return jax.random.wrap_key_data(arrays[name], impl=impl)
+        case {"list": children}:
+            return [_decode(child, arrays, known) for child in children]
+        case {"tuple": children}:
+            return tuple(_decode(child, arrays, known) for child in children)
+        case {"dict": children}:
+            return {key: _decode(child, arrays, known) for key, child in children.items()}
+        case {"type": name, "fields": fields} if name in known:
+            return known[name](**{key: _decode(child, arrays, known) for key, child in fields.items()})
+        case {"type": name}:
+            raise SavingError(
+                f"the file holds a {name!r}, which is not among the known kinds ({', '.join(sorted(known))}): "
+                f"pass its class, load_edits(path, types=[{name}])"
+            )
+    raise KeyError(f"unreadable entry {node!r:.80}")
