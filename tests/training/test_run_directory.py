@@ -1,0 +1,108 @@
+"""Run directories: one config, one process; files that are whole or absent; a log that can be cut back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jax_interp.errors import UserError
+from jax_interp.training import open_run
+from jax_interp.training.atomic_write import atomic_write
+from jax_interp.training.config import load
+from jax_interp.training.metrics import MetricsLog, plain, read_log, truncate_log
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam:
+    learning_rate: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    width: int = 8
+    optimizer: Adam = Adam()
+    steps: int = 100
+
+
+def test_the_config_is_kept_and_another_one_refused(tmp_path):
+    with open_run(tmp_path / "run", Config()) as run:
+        assert load(Config, run.directory) == Config()
+        assert json.loads((run.directory / "versions.json").read_text())["jax"]
+    with open_run(tmp_path / "run", Config()):
+        pass
+    with (
+        pytest.raises(UserError, match=r"another config: width: 8 -> 9; optimizer\.learning_rate: 0\.001 -> 0\.01\."),
+        open_run(tmp_path / "run", Config(width=9, optimizer=Adam(1e-2))),
+    ):
+        pass
+    assert load(Config, tmp_path / "run") == Config()
+    with open_run(tmp_path / "run", Config(steps=200), may_differ=["steps"]):
+        assert load(Config, tmp_path / "run").steps == 200
+
+
+def test_one_process_at_a_time(tmp_path):
+    with (
+        open_run(tmp_path),
+        pytest.raises(UserError, match=r"another process \(pid \d+\) is working on"),
+        open_run(tmp_path),
+    ):
+        pass
+    with open_run(tmp_path):
+        pass
+
+
+def test_the_lock_dies_with_its_process(tmp_path):
+    code = ("import os, sys\nfrom jax_interp.training.runs import _locked\nfrom pathlib import Path\n"
+            "lock = _locked(Path(sys.argv[1]))\nlock.__enter__()\nprint('held', flush=True)\nsys.stdin.read()\n")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"pid {holder.pid}"), open_run(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+    with open_run(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot use"), open_run(tmp_path / "file"):
+        pass
+
+
+def test_atomic_write(tmp_path):
+    file = tmp_path / "a.json"
+    (tmp_path / ".a.json.tmp").write_text("half of an earlier one")
+    atomic_write(file, "one")
+    atomic_write(file, b"two")
+    assert file.read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("cut", range(0, 40, 3))
+def test_a_log_cut_anywhere_reads_and_goes_on(tmp_path, cut):
+    file = tmp_path / "metrics.jsonl"
+    records = [{"step": k, "loss": 1 / k} for k in range(1, 4)]
+    log = MetricsLog(file)
+    for record in records:
+        log.write(record)
+    log.close()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) - cut])
+    assert read_log(file) == records[: whole[: len(whole) - cut].count(b"\n")]
+    truncate_log(file, 1)
+    log = MetricsLog(file)
+    for record in records[1:]:
+        log.write(record)
+    log.close()
+    assert file.read_bytes() == whole
+
+
+def test_metrics_are_flat_numbers():
+    assert plain({"a": {"b": 1.0, "c": {"d": True}}, "e": None}) == {"a.b": 1.0, "a.c.d": True, "e": None}
