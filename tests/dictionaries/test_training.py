@@ -1,0 +1,218 @@
+"""Harvesting and learning: what enters the buffer, what the step promises, and the exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_interp.dictionaries.buffer import draw, empty_buffer, put
+from jax_interp.dictionaries.decoder_norm import unit_rows, without_parallel
+from jax_interp.dictionaries.forms import init_sae
+from jax_interp.dictionaries.harvest import harvest, start_stream
+from jax_interp.dictionaries.normalisation import fold_scale
+from jax_interp.dictionaries.train import (
+    DictionaryConfig,
+    export,
+    learn,
+    start,
+    start_learner,
+    train_dictionary,
+    train_step,
+)
+from jax_interp.errors import UserError
+from jax_interp.surgery import read
+from tests.dictionaries.toy import batch_at, toy
+
+ADDRESS = "blocks.1.resid_post"
+CONFIG = DictionaryConfig(ADDRESS, n_features=64, k=4, steps=12, buffer=600, dead_after=300, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy()
+
+
+def rows_of(model, i, where):
+    tokens, keep = batch_at(i)
+    value = read(model, ADDRESS, output=False)(tokens)[ADDRESS]
+    return np.asarray(value)[np.asarray(keep if where else ~keep)]
+
+
+def test_special_positions_never_enter_the_buffer(model):
+    stream = start_stream(jax.random.key(0), model, ADDRESS, batch_at, 600)
+    held = {row.tobytes() for row in np.asarray(stream.buffer.rows)}
+    assert stream.buffer.capacity == 512  # whole batches of 8 · 16 tokens
+    kept = {row.tobytes() for i in range(int(stream.cursor)) for row in rows_of(model, i, True)}
+    assert held <= kept
+    assert not held & {row.tobytes() for i in range(int(stream.cursor)) for row in rows_of(model, i, False)}
+
+
+def test_inputs_are_scaled_to_mean_square_norm_d(model):
+    stream = start_stream(jax.random.key(0), model, ADDRESS, batch_at, 600)
+    x = np.asarray(stream.buffer.rows, np.float64) * float(stream.scale)
+    np.testing.assert_allclose((x**2).sum(1).mean(), 16, rtol=1e-5)
+    np.testing.assert_allclose(stream.mean, x.mean(0), atol=1e-5)
+    np.testing.assert_allclose(stream.variance, ((x - x.mean(0)) ** 2).sum(1).mean(), rtol=1e-5)
+
+
+def test_a_stream_without_a_position_to_keep_is_refused(model):
+    nothing = lambda i: (batch_at(i)[0], jnp.zeros((8, 16), bool))
+    with pytest.raises(UserError, match="exclude every position"):
+        start_stream(jax.random.key(0), model, ADDRESS, nothing, 128)
+    with pytest.raises(UserError, match="single layer"):
+        harvest(model, "blocks.*.resid_post", batch_at(0)[0])
+
+
+def test_a_draw_takes_distinct_rows_and_puts_fresh_ones_in_their_places():
+    n, depth = 8, 4
+    buffer = put(empty_buffer(n, depth, 1), jnp.arange(8.0)[:, None], jnp.arange(8) != 3)
+    assert int(buffer.filled) == 7
+    for i in range(1, 5):
+        buffer = put(buffer, (8.0 * i + jnp.arange(8.0))[:, None], jnp.ones(8, bool))
+    assert int(buffer.filled) == buffer.capacity == 32
+    before = set(np.asarray(buffer.rows)[:, 0])
+    assert before == set(range(33)) - {3}
+    fresh, keep = -1.0 - jnp.arange(8.0)[:, None], jnp.arange(8) % 4 != 0
+    after, rows = draw(buffer, jax.random.key(0), fresh, keep)
+    out, now = set(np.asarray(rows)[:, 0]), set(np.asarray(after.rows)[:, 0])
+    assert len(out) == 8
+    assert out <= before
+    assert now - before == {-2.0, -3.0, -4.0, -6.0, -7.0, -8.0}  # the kept ones only
+    assert len(before - now) == 6
+    assert before - now <= out
+
+
+def test_draws_are_uniform_over_the_buffer():
+    buffer = put(empty_buffer(16, 4, 1), jnp.arange(64.0)[:, None], jnp.ones(64, bool))
+    draws = jax.vmap(lambda key: draw(buffer, key, jnp.zeros((16, 1)), jnp.zeros(16, bool))[1])
+    counts = np.bincount(np.asarray(draws(jax.random.split(jax.random.key(0), 4000))).astype(int).ravel())
+    assert len(counts) == 64
+    assert abs(counts - 1000).max() < 6 * 1000**0.5
+
+
+def test_decoder_rows_stay_on_the_sphere_and_the_projected_gradient_is_tangent(model):
+    W = unit_rows(jax.random.normal(jax.random.key(0), (20, 5)))
+    tangent = without_parallel(jax.random.normal(jax.random.key(1), (20, 5)), W)
+    np.testing.assert_allclose((tangent * W).sum(1), np.zeros(20), atol=1e-6)
+    assert (unit_rows(jnp.zeros((2, 3))) == 0).all()
+    state = start(CONFIG, model, batch_at)
+    for i in range(3):
+        state, _ = jax.jit(partial(train_step, CONFIG))(state, batch_at(5 + i), model)
+    norms = jnp.linalg.norm(state.learner.sae.W_dec, axis=1)
+    np.testing.assert_allclose(norms, np.ones(64), rtol=1e-6)
+
+
+def test_counters_count_tokens_since_a_latent_fired():
+    learner = start_learner(CONFIG, jax.random.key(0), jnp.zeros(16))
+    x = jnp.broadcast_to(learner.sae.W_dec[7], (10, 16))  # fires latent 7 and three more
+    after, metrics = learn(CONFIG, learner, x, jnp.float32(1))
+    values, indices = learner.sae.encode_sparse(x)
+    fired = np.isin(np.arange(64), np.asarray(indices)[np.asarray(values) > 0])
+    assert fired[7]
+    np.testing.assert_array_equal(after.since_fired, np.where(fired, 0, 10))
+    assert int(metrics["tokens"]) == 10
+    assert int(metrics["dead"]) == 0
+    long_ago = dataclasses.replace(learner, since_fired=jnp.full(64, CONFIG.dead_after + 1))
+    after, metrics = learn(CONFIG, long_ago, x, jnp.float32(1))
+    assert int(metrics["dead"]) == 64
+    assert np.isfinite(float(metrics["aux"]))
+    assert int(after.since_fired.min()) == 0
+
+
+def test_auxk_brings_latents_back(model):
+    """Latents silenced by a large negative bias would stay dead for ever without the auxiliary loss."""
+
+    def alive(aux_coefficient):
+        config = dataclasses.replace(CONFIG, steps=150, dead_after=100, aux_coefficient=aux_coefficient, learning_rate=.02)
+        state = start(config, model, batch_at)
+        # a third of the latents point away from everything the model produces
+        b_enc = jnp.where(jnp.arange(64) < 20, -3.0, 0.0)
+        sae = dataclasses.replace(state.learner.sae, b_enc=b_enc)
+        state = dataclasses.replace(state, learner=dataclasses.replace(state.learner, sae=sae))
+        step = jax.jit(partial(train_step, config))
+        for i in range(config.steps):
+            state, _ = step(state, batch_at(10 + i), model)
+        return int((state.learner.since_fired[:20] <= 100).sum())
+
+    assert alive(1 / 32) > alive(0.0)
+
+
+def test_learning_reduces_the_unexplained_variance(model):
+    log = []
+    config = dataclasses.replace(CONFIG, steps=150)
+    sae = train_dictionary(config, model, batch_at, on_log=log.append, log_every=50, quiet=True)
+    fvu = [record["fvu"] for record in log]
+    assert fvu[-1] < 0.6 * fvu[0] < fvu[0]
+    assert log[-1]["tokens"] == 150 * 128
+    tokens, keep = batch_at(999)
+    x = np.asarray(harvest(model, ADDRESS, tokens), np.float64)[np.asarray(keep).reshape(-1)]
+    x_hat = np.asarray(sae(jnp.asarray(x, jnp.float32)), np.float64)
+    held_out = ((x - x_hat) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
+    np.testing.assert_allclose(held_out, fvu[-1], rtol=0.2)  # the exported one works on raw activations, unseen ones too
+
+
+def test_folding_the_scale_changes_no_reconstruction():
+    sae = init_sae(jax.random.key(0), 16, 128, 5, jax.random.normal(jax.random.key(1), (16,)))
+    sae = dataclasses.replace(sae, b_enc=jax.random.normal(jax.random.key(2), (128,)))
+    x = 40 * jax.random.normal(jax.random.key(3), (50, 16))
+    scale = jnp.float32(0.037)
+    folded = fold_scale(sae, scale)
+    np.testing.assert_allclose(folded(x), sae(x * scale) / scale, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(folded.encode(x), sae.encode(x * scale) / scale, rtol=2e-4, atol=2e-4)
+
+
+def test_a_killed_run_ends_with_the_same_bits(model, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def die(record):
+        if record["step"] == 9:
+            raise Killed
+
+    options = {"checkpoint_every": 4, "log_every": 1, "quiet": True}
+    with pytest.raises(Killed):
+        train_dictionary(CONFIG, model, batch_at, run=tmp_path / "killed", on_log=die, **options)
+    resumed = train_dictionary(CONFIG, model, batch_at, run=tmp_path / "killed", **options)
+    whole = train_dictionary(CONFIG, model, batch_at, run=tmp_path / "whole", **options)
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_seeds_are_one_vmap_over_one_stream(model):
+    state = start(CONFIG, model, batch_at)
+    x = state.stream.buffer.rows[:128] * state.stream.scale
+    keys = jax.random.split(jax.random.key(1), 3)
+    make = partial(start_learner, CONFIG, mean=state.stream.mean)
+    many = jax.vmap(make)(keys)
+    step = jax.jit(partial(learn, CONFIG))
+    each = jax.jit(jax.vmap(partial(learn, CONFIG), (0, None, None)))
+    for _ in range(2):
+        many, metrics = each(many, x, state.stream.variance)
+    for n, key in enumerate(keys):
+        one = make(key)
+        for _ in range(2):
+            one, alone = step(one, x, state.stream.variance)
+        np.testing.assert_allclose(metrics["loss"][n], alone["loss"], rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(one.sae), jax.tree.leaves(many.sae), strict=True):
+            np.testing.assert_allclose(a, b[n], atol=2e-5)
+
+
+def test_the_step_compiles_once(model):
+    state = start(CONFIG, model, batch_at)
+    step = jax.jit(partial(train_step, CONFIG))
+    for i in range(3):
+        state, _ = step(state, batch_at(i), model)
+    assert step._cache_size() == 1
+    assert export(state).W_dec.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("bad", [{"k": 65}, {"k_aux": 0}, {"decay": 2.0}, {"steps": 0}])
+def test_a_config_that_cannot_be_is_refused(bad):
+    with pytest.raises(UserError, match=next(iter(bad))):
+        dataclasses.replace(CONFIG, **bad)
