@@ -1,9 +1,9 @@
 """One training step of a TopK SAE: d 512, 8192 features, k 32, batch 2048, float32, on synthetic activations.
 
-Every library runs its own step with its own extras, and they differ: ours computes AuxK, clips gradients, tracks dead
-features and keeps decoder rows at norm 1, and so does dictionary_learning; SAELens does what `SAETrainer.step` does;
-sparsify is the body of its `Trainer.fit` for one batch, with FVU loss and Adam. FLOPs are counted for the dense
-computation (encoder and decoder forward, three products backward): a rate above the GEMM's is what sparsity saves.
+Every library runs its own whole step, and they differ: ours (Adam, AuxK, decoder rows at norm 1, dead features tracked,
+six metrics); dictionary_learning's `update` (the same, and clipping); SAELens's `SAETrainer.step`; for sparsify the
+body of `Trainer.fit` for one batch, with FVU loss and Adam. FLOPs are counted for the dense computation (encoder and
+decoder forward, three products backward): a rate above the GEMM's is what sparsity saves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 
-from gemm import torch_gemm
+from gemm import jax_gemm, torch_gemm
 from timing import Rounds, Work, Worker, main
 
 FULL = {"d": 512, "features": 8192, "k": 32, "batch": 2048, "gemm": 4096}
@@ -35,6 +35,29 @@ def activations(sizes):
         noise = 0.01 * rng.standard_normal((sizes["batch"], sizes["d"]))
         batches.append(((on * rng.random(on.shape)) @ directions + noise).astype(np.float32))
     return batches
+
+
+def ours(sizes):
+    from functools import partial
+
+    import jax
+    import jax.numpy as jnp
+
+    from jax_interp.dictionaries.train import DictionaryConfig, learn, start_learner
+
+    config = DictionaryConfig(n_features=sizes["features"], k=sizes["k"], steps=STEPS, dead_after=10_000_000)
+    rows = [jnp.asarray(batch) for batch in activations(sizes)]
+    batches, mean = itertools.cycle(rows), jnp.mean(rows[0], axis=0)
+    variance = jnp.mean(jnp.sum((rows[0] - mean) ** 2, axis=1))
+    advance = jax.jit(partial(learn, config), donate_argnums=0)
+    held = {"learner": start_learner(config, jax.random.key(0), mean)}
+
+    def step():
+        held["learner"], metrics = advance(held["learner"], next(batches), variance)
+        jax.block_until_ready((held["learner"], metrics))
+
+    yield Work("step", step, flops=dense_flops(sizes))
+    yield jax_gemm(sizes["gemm"])
 
 
 def _torch_batches(sizes):
@@ -94,6 +117,7 @@ def saelens(sizes):
 
 
 WORKERS = {
+    "ours": Worker(ours, packages=("jax", "jaxlib", "flax", "optax")),
     "sparsify": Worker(sparsify, home="v", packages=("torch", "eai-sparsify")),
     "dictionary_learning": Worker(dictionary_learning, home="v_dl", packages=("torch", "dictionary-learning")),
     "SAELens": Worker(saelens, home="v_sae", packages=("torch", "sae-lens")),
