@@ -60,7 +60,8 @@ def index(value: Any) -> Any:
     if isinstance(value, slice):
         if value.step not in (None, 1):
             raise RegionError(f"a region's slice has no step, got {value}: give the indices as a list")
-        return Span(constant(value.start or 0, np.int32), constant(_FAR if value.stop is None else value.stop, np.int32))
+        stop = _FAR if value.stop is None else value.stop
+        return Span(constant(value.start or 0, np.int32), constant(stop, np.int32))
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     if array.dtype == bool:
         return constant(array, bool)
@@ -74,8 +75,8 @@ def constant(value: Any, dtype: Any) -> Array:
 
     A NumPy array or a Python scalar would do, but each costs a transfer every time that a jitted model is called.
     """
-    if isinstance(value, jax.Array):
-        return jnp.asarray(value, dtype)
+    if isinstance(value, jax.core.Tracer):
+        return jax.lax.convert_element_type(value, dtype)
     with jax.ensure_compile_time_eval():
         return jnp.asarray(value, dtype)
 

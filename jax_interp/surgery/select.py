@@ -99,4 +99,3 @@ def _walk(node: Any, place: tuple[str | int, ...], path: str = "") -> Any:
                 f"{path!r}: {type(node).__name__} has no part {part!r}.{hint} It has {', '.join(have) or 'none'}."
             ) from None
     return node
-

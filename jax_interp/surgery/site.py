@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int
 
@@ -182,9 +183,9 @@ class Site:
         if here is None:
             return True
         if r.tap.layer is not None:
-            layer = regions.index(r.tap.layer)
+            layer = r.tap.layer
             if layer.dtype == bool:
-                return jnp.asarray(layer)[here.layer]
+                return layer[here.layer]
             layer = jnp.where(layer < 0, layer + self._trace.depth, layer)
             return jnp.any(layer == here.layer)
         acts = set(here.layers).intersection(r.layers or ())
@@ -196,15 +197,16 @@ class Site:
         """A layer that is data and does not exist cannot raise inside a compiled program: it makes NaN instead."""
         if r.tap.layer is None:
             return x
-        layer, depth = regions.index(r.tap.layer), self._trace.depth
+        layer, depth = r.tap.layer, self._trace.depth
         if layer.dtype == bool:
             if layer.shape != (depth,):
                 raise regions.RegionError(f"the mask layer= has shape {layer.shape}, the model has {depth} layers")
             return x
         if not isinstance(layer, jax.core.Tracer):
-            if ((layer < -depth) | (layer >= depth)).any():
+            known = np.asarray(layer)
+            if ((known < -depth) | (known >= depth)).any():
                 raise regions.RegionError(
-                    f"layer={layer} of {r.tap.address!r} is outside: the model has layers 0 to {depth - 1}"
+                    f"layer={known} of {r.tap.address!r} is outside: the model has layers 0 to {depth - 1}"
                 )
             return x
         valid = jnp.all((layer >= -depth) & (layer < depth))
