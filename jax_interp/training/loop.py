@@ -132,7 +132,7 @@ def fit(
                 on_log(record)
 
         for k in range(start + 1, steps + 1):
-            batch = next(source) if source else batch_at(k - 1) if batch_at else jnp.asarray(k - 1, jnp.int32)
+            batch = next(source) if source else batch_at(k - 1) if batch_at else np.int32(k - 1)
             state, metrics = step(state, batch, *frozen)
             if evaluate and (k == steps or (evaluate_every and k % evaluate_every == 0)):
                 metrics = {**metrics, "eval": evaluate(state, *frozen)}
@@ -177,7 +177,8 @@ def _own(x: Any) -> jax.Array:
     """A copy that the loop may donate, of a fixed type: a Python number's weak one would compile the step twice."""
     if is_key(x):
         return jnp.array(x, copy=True)
-    return jnp.array(x, dtype=jax.dtypes.canonicalize_dtype(np.result_type(x)), copy=True)
+    return jnp.array(x, dtype=jax.dtypes.canonicalize_dtype(x.dtype if hasattr(x, "dtype") else np.result_type(x)),
+                     copy=True)
 
 
 def _to_host(x: Any) -> None:

@@ -23,7 +23,7 @@ from jax_interp.training.sharding import abstract, make_mesh, shard
 P = jax.sharding.PartitionSpec
 
 # orbax leaves coroutines behind when it fails to read
-pytestmark = [pytest.mark.filterwarnings("ignore:coroutine 'Store:RuntimeWarning"),
+pytestmark = [pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
               pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 

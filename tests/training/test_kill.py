@@ -18,7 +18,7 @@ from jax_interp.training import checkpoint
 from jax_interp.training.metrics import read_log
 
 CONFIG = TinyConfig(width=256)          # a megabyte of state: writing it takes tens of milliseconds
-STEPS, EVERY = 60, 3
+STEPS, EVERY = 40, 3
 SCRIPT = Path(__file__).with_name("tiny_run.py")
 
 
