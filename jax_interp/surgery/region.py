@@ -81,27 +81,40 @@ def constant(value: Any, dtype: Any) -> Array:
         return jnp.asarray(value, dtype)
 
 
-def mask(region: Region, shape: tuple[int, ...], axes: tuple[str, ...], positions, length, what: str):
+@dataclasses.dataclass(frozen=True)
+class Positions:
+    """Where the tokens of a forward pass stand.
+
+    `at` are the absolute positions ([pos], or [batch, pos] with batch 1 where rows agree), None for 0..n-1; negative
+    ones count from `length`. `open_ended` where a position that is not here may come later, as in generation.
+    """
+
+    at: Any = None
+    length: Any = None
+    open_ended: bool = False
+
+
+def mask(region: Region, shape: tuple[int, ...], axes: tuple[str, ...], positions: Positions, what: str):
     """`(inside, valid)` for a value of `shape` with named `axes`.
 
     `inside` is a boolean broadcastable to the value, or None for everything. `valid` is a scalar boolean
     that is False where an index that is data lies outside, or None where there is nothing to doubt.
-    `positions` are the absolute positions along `pos` ([pos] or [batch, pos]), None for 0..n-1; negative
-    ones count from `length`. Raises `RegionError` where the index is known and lies outside.
+    Raises `RegionError` where the index is known and lies outside.
     """
     inside, valid = [], []
     for name, chosen in (("pos", region.pos), ("head", region.head), ("feature", region.feature)):
         if chosen is None:
             continue
         axis = _axis(name, axes, what)
-        absolute = name == "pos" and positions is not None
-        coordinates = positions if absolute else np.arange(shape[axis], dtype=np.int32)
-        size = length if absolute else shape[axis]
-        part, ok = _select(chosen, coordinates, size, f"{name}= of {what}", bounded=not absolute)
+        absolute = name == "pos" and positions.at is not None
+        coordinates = positions.at if absolute else np.arange(shape[axis], dtype=np.int32)
+        size = positions.length if absolute else shape[axis]
+        bounded = not (absolute and positions.open_ended)
+        part, ok = _select(chosen, coordinates, size, f"{name}= of {what}", bounded)
         # [n] or, for positions that differ by row, [batch, n]: put each dimension on its axis of the value
-        dims = [shape[axes.index("batch")], shape[axis]] if part.ndim == 2 else [shape[axis]]
         places = [axes.index("batch"), axis] if part.ndim == 2 else [axis]
-        inside.append(part.reshape([dims[places.index(i)] if i in places else 1 for i in range(len(shape))]))
+        sizes = dict(zip(places, part.shape, strict=True))
+        inside.append(part.reshape([sizes.get(i, 1) for i in range(len(shape))]))
         valid += [] if ok is None else [ok]
     if region.where is not None:
         inside.append(_whole(region.where, shape, what))

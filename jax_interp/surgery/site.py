@@ -76,18 +76,20 @@ class Site:
         *,
         positions: Int[Array, "pos"] | Int[Array, "batch pos"] | None = None,
         length: int | Int[Array, ""] | None = None,
+        open_ended: bool = False,
     ) -> Site:
         """The root scope of a forward pass.
 
         `blocks` are the model's segments, so that layers can be counted. `positions` are the absolute positions
-        of a value's `pos` axis where they are not 0..n-1 (generation, left padding), and `length` what negative
-        positions count from then (the prompt's length); default: the number of positions.
+        of a value's `pos` axis where they are not 0..n-1 (left padding, generation), and `length` what negative
+        positions count from then (the prompt's length); default: the number of positions. `open_ended` says that an
+        edit's position may lie outside these and come in a later call, as in generation; otherwise that is an error.
         """
         from jax_interp.surgery.stack import depth_of
 
         if positions is not None and length is None:
             length = positions.shape[-1]
-        return cls(Trace(tuple(taps), depth_of(blocks), positions, length))
+        return cls(Trace(tuple(taps), depth_of(blocks), regions.Positions(positions, length, open_ended)))
 
     def __truediv__(self, name: str) -> Site:
         return Site(self._trace, f"{self._prefix}{name}.", self._here, self._since, self._kept, self._looking)
@@ -238,7 +240,7 @@ class Site:
         y = y if y.dtype == x.dtype else y.astype(x.dtype)
         if r.tap.region.is_everything:
             return y
-        inside, valid = regions.mask(r.tap.region, x.shape, axes, self._trace.positions, self._trace.length, what)
+        inside, valid = regions.mask(r.tap.region, x.shape, axes, self._trace.positions, what)
         y = y if inside is None else jnp.where(inside, y, x)
         if valid is not None and jnp.issubdtype(x.dtype, jnp.inexact):
             y = jnp.where(valid, y, jnp.nan)  # an index that is data cannot raise: NaN, not a silent miss

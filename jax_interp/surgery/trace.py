@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jax_interp.surgery.activations import Activations
 from jax_interp.surgery.address import AddressError, suggest
+from jax_interp.surgery.region import Positions
 from jax_interp.surgery.taps import Edit, Read, Resolved, Survey, Tap, resolve
 
 
@@ -30,8 +31,8 @@ class Named:
 class Trace:
     """The taps of one forward pass, what was seen of them so far, and the readings in the making."""
 
-    def __init__(self, taps: tuple[Tap, ...], depth: int, positions=None, length=None):
-        self.depth, self.positions, self.length = depth, positions, length
+    def __init__(self, taps: tuple[Tap, ...], depth: int, positions: Positions):
+        self.depth, self.positions = depth, positions
         self.taps = resolve(taps, depth)
         self.survey = any(isinstance(tap, Survey) for tap in taps)
         self.reads = [r for r in self.taps if isinstance(r.tap, Read)]
