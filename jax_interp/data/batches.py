@@ -139,6 +139,28 @@ class WindowSampler:
         return self.tokens[self.starts_at(step)[:, None] + np.arange(self.length)].astype(np.int32)
 
 
+def repeat_stretches(
+    tokens: Int[Array, "batch length"], step: int, *, fraction: float, seed: int = 0
+) -> Int[Array, "batch length"]:
+    """The batch of `step` with a stretch said twice in about `fraction` of its rows: a function of (seed, step).
+
+    In a chosen row `row[i] = row[i - m]` for the `m` places after some place, with `m` between an eighth and half of
+    the row. Copying from context is then worth learning early, whatever the text; the same place is never a fixed
+    distance away.
+    """
+    batch, length = tokens.shape
+    row = np.arange(batch, dtype=np.uint64)
+    draw = [mix64(mix64(mix64(np.uint64(seed & _MASK)) ^ np.uint64(step)) ^ (row + _REPEATS * np.uint64(k))) for k in (1, 2, 3)]
+    chosen = (draw[0] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction
+    low, high = max(1, length // 8), max(1, length // 2)
+    period = low + (draw[1] % np.uint64(high - low + 1)).astype(np.int64)
+    start = (draw[2] % (length - 2 * period + 1).astype(np.uint64)).astype(np.int64)
+    place = np.arange(length)
+    second = (place >= (start + period)[:, None]) & (place < (start + 2 * period)[:, None])
+    source = np.where(second & chosen[:, None], place - period[:, None], place)
+    return np.take_along_axis(tokens, source, axis=1)
+
+
 def evaluation_windows(tokens: Int[Array, " n"], length: int, *, pad_id: int, overlap: int = 1) -> Int[Array, "windows length"]:
     """Every token in order in windows of `length`, int32, the last one padded with `pad_id`; for evaluation.
 
@@ -162,7 +184,8 @@ def special_mask(tokens: Int[Array, "*shape"], special_ids: Iterable[int]) -> Bo
 
 
 _MASK = (1 << 64) - 1
-_OFFSETS = np.uint64(0x0FF5E7)
+_OFFSETS = np.uint64(0x0FF5E7)  # domains of the hash: offsets and repeats must not follow the order of the windows
+_REPEATS = np.uint64(0x9E3779B9)
 
 
 def mix64(x: Any) -> Any:
