@@ -11,6 +11,7 @@ the next step depends on is in the state or is a function of the step's number.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,6 +97,8 @@ def fit(
     rates, frozen = dict(per_step or {}), tuple(frozen)
     step = step if hasattr(step, "lower") else jax.jit(step, donate_argnums=0)
     with contextlib.ExitStack() as stack:
+        if isinstance(run, Run) and config is not None:
+            raise UserError("this run is open already: give its config to open_run")
         if run is not None and not isinstance(run, Run):
             run = stack.enter_context(open_run(run, config))
         state, start = _begin(run, state)
@@ -103,6 +106,8 @@ def fit(
         log = stack.enter_context(contextlib.closing(MetricsLog(run.metrics))) if run and writer else None
         timing = stack.enter_context(contextlib.closing(MetricsLog(run.timing))) if run and writer else None
         quiet = quiet or jax.process_index() != 0
+        if start and run and not quiet:
+            print(f"{title}: going on after step {start} of {steps}, from {run.directory}", file=sys.stderr)
         view = stack.enter_context(contextlib.closing(
             progress(title, start, steps, [*shown, *(f"{name}/s" for name in rates)], quiet=quiet)))
         stop = stack.enter_context(stop_requests())
@@ -114,6 +119,8 @@ def fit(
             """Look at the metrics of step `k`, which may wait for the device: stop if not finite, log, show."""
             nonlocal clock
             values = plain(jax.device_get(metrics))
+            if "step" in values:
+                raise UserError("a metric cannot be named 'step': the log has the step's number under that name")
             for name, value in values.items():
                 if not isinstance(value, str) and value is not None and not np.all(np.isfinite(value)):
                     raise NonFinite(k, name, str(value), _advice(run))
@@ -132,7 +139,7 @@ def fit(
                 on_log(record)
 
         for k in range(start + 1, steps + 1):
-            batch = next(source) if source else batch_at(k - 1) if batch_at else np.int32(k - 1)
+            batch = _next(source, k, steps) if source else batch_at(k - 1) if batch_at else np.int32(k - 1)
             state, metrics = step(state, batch, *frozen)
             if evaluate and (k == steps or (evaluate_every and k % evaluate_every == 0)):
                 metrics = {**metrics, "eval": evaluate(state, *frozen)}
@@ -179,6 +186,13 @@ def _own(x: Any) -> jax.Array:
         return jnp.array(x, copy=True)
     return jnp.array(x, dtype=jax.dtypes.canonicalize_dtype(x.dtype if hasattr(x, "dtype") else np.result_type(x)),
                      copy=True)
+
+
+def _next(source: Iterator[Any], k: int, steps: int) -> Any:
+    try:
+        return next(source)
+    except StopIteration:
+        raise UserError(f"the batches ended before step {k} of {steps}: repeat the data or take fewer steps") from None
 
 
 def _to_host(x: Any) -> None:

@@ -1,4 +1,4 @@
-"""The directory of a run.
+"""The directory of a run (POSIX: the lock is `flock`).
 
     config.json       the resolved config: a run starts from it again
     versions.json     of Python, JAX and what else decides the bits, at the start of the run

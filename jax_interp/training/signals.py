@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -33,6 +34,7 @@ def stop_requests() -> Iterator[StopRequest]:
         request.signum = signum
         for number, handler in previous.items():
             signal.signal(number, handler)
+        print("stopping after this step; once more to stop at once, without saving", file=sys.stderr)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.getsignal(number) or signal.SIG_DFL

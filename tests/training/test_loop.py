@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jax_interp.errors import UserError
-from jax_interp.training import NonFinite, checkpoint, fit
+from jax_interp.training import NonFinite, checkpoint, fit, open_run
 from jax_interp.training.metrics import read_log
 
 
@@ -108,9 +108,22 @@ def test_no_run_directory_names_no_checkpoint():
         fit(lambda s, b: (s, {"loss": jnp.float32(np.nan)}), {"x": jnp.zeros(2)}, steps=3, quiet=True)
 
 
-def test_counts_must_be_positive():
+def test_mistakes_of_the_caller(tmp_path):
     with pytest.raises(UserError, match="log_every=0"):
         fit(count, START, steps=1, log_every=0)
+    with pytest.raises(UserError, match="the batches ended before step 4 of 9"):
+        fit(count, START, steps=9, batches=lambda start: iter(range(start, 3)), quiet=True)
+    with pytest.raises(UserError, match="a metric cannot be named 'step'"):
+        fit(lambda s, b: (s, {"step": b}), {"x": jnp.zeros(2)}, steps=2, quiet=True)
+    with open_run(tmp_path) as run, pytest.raises(UserError, match="give its config to open_run"):
+        fit(count, START, steps=1, run=run, config=1)
+
+
+def test_a_resume_says_where_it_goes_on(tmp_path, capsys):
+    fit(count, START, steps=2, run=tmp_path, quiet=True)
+    assert capsys.readouterr().err == ""
+    fit(count, START, steps=4, run=tmp_path)
+    assert f"train: going on after step 2 of 4, from {tmp_path}" in capsys.readouterr().err
 
 
 def test_plain_lines_when_not_a_terminal(capsys):
