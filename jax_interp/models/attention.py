@@ -46,11 +46,13 @@ class Attention(nnx.Module):
             state = state.write(k, v, frame.start)
             if frame.start is not None:
                 k, v = state.k, state.v
+        # Scaled here and not in the scores, where whether a compiler contracts the product depends on what surrounds it.
+        q = q * jnp.asarray(self.d_head**-0.5, q.dtype)
         if site.wants("attn_scores", "pattern"):
             z = explicit_attention(q, k, v, site, frame.mask)
         else:
             with jax.numpy_dtype_promotion("standard"):  # JAX's own code mixes bfloat16 and float32
-                z = jax.nn.dot_product_attention(q, k, v, mask=frame.mask, is_causal=frame.mask is None)
+                z = jax.nn.dot_product_attention(q, k, v, mask=frame.mask, is_causal=frame.mask is None, scale=1.0)
         return self._out(site("z", z, "batch pos head d_head"), site, x), state
 
     def room(self, tokens: Int[Array, "batch pos"], slots: int) -> KV:
@@ -94,8 +96,7 @@ def explicit_attention(
     grouped = (batch, pos, k.shape[2], heads // k.shape[2], d_head)
 
     def score(q):
-        scores = jnp.einsum("bpkd,bskd->bkps", q, k, preferred_element_type=jnp.float32)
-        return scores * jnp.asarray(d_head**-0.5, jnp.float32)
+        return jnp.einsum("bpkd,bskd->bkps", q, k, preferred_element_type=jnp.float32)
 
     scores = jax.vmap(score, in_axes=3, out_axes=2)(q.reshape(grouped)).reshape(batch, heads, pos, -1)
     scores = jnp.where(mask, scores, jnp.asarray(-0.7 * jnp.finfo(jnp.float32).max, jnp.float32))

@@ -27,9 +27,7 @@ class Block(nnx.Module):
         self.ln2 = norm(config, dtype)
         self.mlp = MLP(config, mlp, std=std, out_std=out_std, dtype=dtype)
 
-    def __call__(
-        self, x: Float[Array, "batch pos d_model"], site: Site, frame: Frame, state: KV | None = None
-    ) -> Any:
+    def __call__(self, x: Float[Array, "batch pos d_model"], site: Site, frame: Frame, state: KV | None = None) -> Any:
         """The residual stream after this layer; with a cache as `state`, `(that, the cache after these tokens)`."""
         x = site("resid_pre", x)
         attn_out, after = self.attn(self.ln1(x, site / "ln1"), site / "attn", frame, state)

@@ -32,7 +32,9 @@ class RopeScaling:
         if self.factor <= 0:
             raise UserError(f"rope scaling factor={self.factor} must be positive")
         if self.kind == "llama3" and not 0 < self.low_freq < self.high_freq:
-            raise UserError(f"llama3 rope scaling needs 0 < low_freq < high_freq, got {self.low_freq}, {self.high_freq}")
+            raise UserError(
+                f"llama3 rope scaling needs 0 < low_freq < high_freq, got {self.low_freq}, {self.high_freq}"
+            )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ norm) can then name values of its own (`blocks.3.mlp.up.components`).
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -86,6 +88,16 @@ def _normalize(x: Array, site: Site, eps: float, *, centred: bool) -> Array:
     """`x` over its scale. In float32 at least: squares of bfloat16 values lose what the norm is to measure."""
     y = x if jnp.finfo(x.dtype).bits > 32 else x.astype(jnp.float32)
     if centred:
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-    scale = site("scale", jnp.sqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps), "batch pos one")
+        y = y - _mean(y)
+    scale = jnp.sqrt(_mean(y * y) + eps)
+    # The bound changes nothing but what XLA sees: a division by a bare sqrt it turns into a product with rsqrt, unless
+    # somebody reads the sqrt, and then reading would change bits.
+    scale = site("scale", jnp.maximum(scale, math.sqrt(eps)), "batch pos one")
     return site("normalized", (y / scale).astype(x.dtype))
+
+
+def _mean(x: Array) -> Array:
+    """The mean over the last axis, dividing before it sums: a product after the sum may or may not be contracted with
+    what comes next, by what is fused there, and then unrolled and scanned blocks would differ in the last bit.
+    """
+    return jnp.sum(x * jnp.asarray(1 / x.shape[-1], x.dtype), axis=-1, keepdims=True)
