@@ -37,13 +37,13 @@ class Stream:
 
 
 def harvest(model: Any, address: str, tokens: Int[Array, "seq pos"]) -> Float[Array, "row d"]:
-    """The value at `address` for every token, as rows. Blocks after it are not run. Axes beyond the third are laid end
-    to end (a per-head value has d = head · d_head)."""
+    """The value at `address` for every token, as rows. Blocks after it are not run. UserError where the value has other
+    axes than [seq, pos, d]."""
     value = read(model, address, output=False)(tokens)[address]
-    if value.shape[:2] != tokens.shape:
+    if value.shape[:-1] != tokens.shape:
         raise UserError(
-            f"{address} has shape {value.shape} for tokens {tokens.shape}: a dictionary reads one value per token, "
-            "at a single layer (blocks.3.resid_post, not blocks.*.resid_post)"
+            f"{address} has shape {value.shape} for tokens {tokens.shape}: a dictionary reads one vector per token, "
+            "at a single layer (blocks.3.resid_post, not blocks.*.resid_post) and not per head"
         )
     return value.reshape(tokens.size, -1)
 

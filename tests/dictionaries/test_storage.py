@@ -1,0 +1,82 @@
+"""Saved dictionaries come back with the same bits, or not at all."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_interp.dictionaries.forms import init_sae
+from jax_interp.dictionaries.storage import DESCRIPTION, TENSORS, load_dictionary, save_dictionary
+from jax_interp.dictionaries.train import DictionaryConfig
+from jax_interp.errors import UserError
+from jax_interp.training import config as configs
+
+CONFIG = DictionaryConfig("blocks.1.resid_post", n_features=32, k=3)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    sae = init_sae(jax.random.key(0), 8, 32, 3, jnp.arange(8.0))
+    return sae, save_dictionary(tmp_path / "new" / "one", sae, address=CONFIG.address, model="toy", config=CONFIG)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_what_is_saved_comes_back_to_the_bit(tmp_path, dtype):
+    sae = jax.tree.map(lambda a: a.astype(dtype), init_sae(jax.random.key(0), 8, 32, 3, jnp.arange(8.0)))
+    save_dictionary(tmp_path, sae, address=CONFIG.address, model="toy", config=CONFIG)
+    found = load_dictionary(tmp_path)
+    assert jax.tree.structure(found.dictionary) == jax.tree.structure(sae)
+    for a, b in zip(jax.tree.leaves(found.dictionary), jax.tree.leaves(sae), strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert (found.address, found.model) == (CONFIG.address, "toy")
+    assert configs.from_json(DictionaryConfig, found.config) == CONFIG
+
+
+def test_the_tensors_are_plain_safetensors(saved):
+    from safetensors.numpy import load_file
+
+    sae, directory = saved
+    arrays = load_file(directory / TENSORS)
+    assert {name: a.shape for name, a in arrays.items()} == {
+        "W_enc": (8, 32), "b_enc": (32,), "W_dec": (32, 8), "b_dec": (8,),
+    }  # fmt: skip
+    np.testing.assert_array_equal(arrays["W_enc"], sae.W_enc)
+
+
+def test_damage_is_refused_by_name(saved):
+    _, directory = saved
+    whole = (directory / TENSORS).read_bytes()
+    for damaged in (whole[:-5], whole[:-1] + bytes([whole[-1] ^ 1])):
+        (directory / TENSORS).write_bytes(damaged)
+        with pytest.raises(UserError, match=r"dictionary\.safetensors is not the file"):
+            load_dictionary(directory)
+    (directory / TENSORS).unlink()
+    with pytest.raises(UserError, match=r"dictionary\.safetensors is missing"):
+        load_dictionary(directory)
+    with pytest.raises(UserError, match="no dictionary in"):
+        load_dictionary(directory / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("format", 99, "format 99; this version reads 1"),
+        ("form", "crosscoder", "form 'crosscoder'"),
+        ("activation", {"type": "jumprelu"}, "jumprelu"),
+        ("n_features", 33, r"W_enc should have shape \(8, 33\)"),
+    ],
+)
+def test_what_this_version_does_not_know_is_refused(saved, key, value, says):
+    _, directory = saved
+    description = json.loads((directory / DESCRIPTION).read_text()) | {key: value}
+    (directory / DESCRIPTION).write_text(json.dumps(description))
+    with pytest.raises(UserError, match=says):
+        load_dictionary(directory)
+    (directory / DESCRIPTION).write_text("{")
+    with pytest.raises(UserError, match="cannot read"):
+        load_dictionary(directory)
