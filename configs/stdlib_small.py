@@ -11,9 +11,10 @@ from jax_interp.models.train_lm import LanguageModelConfig
 CONFIG = LanguageModelConfig(
     model=Config(n_layers=4, d_model=256, n_heads=8, d_mlp=688, vocab_size=2048, n_ctx=256),
     text=TextConfig(corpus="stdlib", vocab_size=2048),
-    optimization=Optimization(learning_rate=2.5e-3, warmup=200, decay=0.4, final=0.05, b2=0.98),
+    optimization=Optimization(learning_rate=3e-3, warmup=100, decay=0.4, final=0.05, b2=0.98),
     steps=4000,
     batch=8,
+    repeats=0.125,
     seed=0,
     log_every=10,
     checkpoint_every=100,

@@ -19,14 +19,17 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray as Array
 
+from jax_interp.data.permutation import mix64, seed_bits, shuffled
 from jax_interp.errors import UserError
 
 MANIFEST = "manifest.json"
+_OFFSETS = np.uint64(0x0FF5E7)  # domains of the hash: offsets and repeats must not follow the order of the windows
+_REPEATS = np.uint64(0x9E3779B9)
 
 
 @dataclass(frozen=True)
 class TokenStore:
-    """The tokens of one split: a flat, usually memory-mapped array of ids, documents back to back, BOS first in each."""
+    """The tokens of one split: a flat, usually memory-mapped array; documents back to back, BOS first in each."""
 
     tokens: Int[Array, " n"]
     bos_id: int
@@ -53,7 +56,11 @@ def pack(documents: Iterable[Iterable[int]], *, vocab_size: int) -> Int[Array, "
 
 
 def write_store(
-    directory: str | Path, splits: Mapping[str, Int[Array, " n"]], *, bos_id: int, about: Mapping[str, Any] | None = None
+    directory: str | Path,
+    splits: Mapping[str, Int[Array, " n"]],
+    *,
+    bos_id: int,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write each split as `<name>.npy` and, last, a manifest with their lengths, dtypes and SHA-256 (and `about`)."""
     directory = Path(directory)
@@ -131,7 +138,7 @@ class WindowSampler:
         index = int(step) * self.batch + np.arange(self.batch, dtype=np.int64)
         epoch = (index // self.windows).astype(np.uint64)
         window = shuffled(index % self.windows, self.windows, seed=self.seed, epoch=epoch)
-        offset = mix64(mix64(np.uint64(self.seed & _MASK)) ^ mix64(epoch ^ _OFFSETS)) % np.uint64(self.step_size)
+        offset = mix64(mix64(seed_bits(self.seed)) ^ mix64(epoch ^ _OFFSETS)) % np.uint64(self.step_size)
         return window * self.step_size + offset.astype(np.int64)
 
     def batch_at(self, step: int) -> Int[Array, "batch length"]:
@@ -150,7 +157,8 @@ def repeat_stretches(
     """
     batch, length = tokens.shape
     row = np.arange(batch, dtype=np.uint64)
-    draw = [mix64(mix64(mix64(np.uint64(seed & _MASK)) ^ np.uint64(step)) ^ (row + _REPEATS * np.uint64(k))) for k in (1, 2, 3)]
+    key = mix64(mix64(seed_bits(seed)) ^ np.uint64(step))
+    draw = [mix64(key ^ (row + _REPEATS * np.uint64(k))) for k in (1, 2, 3)]
     chosen = (draw[0] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction
     low, high = max(1, length // 8), max(1, length // 2)
     period = low + (draw[1] % np.uint64(high - low + 1)).astype(np.int64)
@@ -161,7 +169,9 @@ def repeat_stretches(
     return np.take_along_axis(tokens, source, axis=1)
 
 
-def evaluation_windows(tokens: Int[Array, " n"], length: int, *, pad_id: int, overlap: int = 1) -> Int[Array, "windows length"]:
+def evaluation_windows(
+    tokens: Int[Array, " n"], length: int, *, pad_id: int, overlap: int = 1
+) -> Int[Array, "windows length"]:
     """Every token in order in windows of `length`, int32, the last one padded with `pad_id`; for evaluation.
 
     Consecutive windows share `overlap` tokens, so with the default every token but the very first is predicted once.
@@ -181,39 +191,3 @@ def lengths_mask(lengths: Int[Array, " batch"], length: int) -> Bool[Array, "bat
 def special_mask(tokens: Int[Array, "*shape"], special_ids: Iterable[int]) -> Bool[Array, "*shape"]:
     """True where a token is ordinary: none of `special_ids` (BOS, padding)."""
     return ~np.isin(tokens, sorted(special_ids))
-
-
-_MASK = (1 << 64) - 1
-_OFFSETS = np.uint64(0x0FF5E7)  # domains of the hash: offsets and repeats must not follow the order of the windows
-_REPEATS = np.uint64(0x9E3779B9)
-
-
-def mix64(x: Any) -> Any:
-    """SplitMix64's finaliser (Steele, Lea & Flood 2014): uint64 -> uint64, a bijection whose bits look random."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is what is meant
-        x = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
-def shuffled(index: Int[Array, " k"], n: int, *, seed: int, epoch: Any = 0) -> Int[Array, " k"]:
-    """Where a pseudo-random permutation of `range(n)` sends `index`: one permutation for each (seed, epoch).
-
-    A four-round Feistel network over the next even power of two with cycle walking, so nothing of size `n` is ever
-    built and single places of the permutation cost the same as whole ones. Own integer arithmetic, so the order
-    outlives changes of numpy's generators. `epoch` broadcasts against `index`.
-    """
-    half = max(1, math.ceil(math.log2(max(n, 2)) / 2))
-    low, bits = np.uint64((1 << half) - 1), np.uint64(half)
-    key = mix64(mix64(np.uint64(seed & _MASK)) ^ np.asarray(epoch, np.uint64))
-    key = np.broadcast_to(key, np.shape(index)).copy()
-    value = np.asarray(index, np.uint64).copy()
-    pending = np.ones(value.shape, bool)
-    while pending.any():  # the domain is under 4 n (n if n is its size), so a few rounds
-        left, right = value[pending] >> bits, value[pending] & low
-        for r in range(4):
-            left, right = right, left ^ (mix64(right ^ mix64(key[pending] + np.uint64(r))) & low)
-        value[pending] = (left << bits) | right
-        pending &= value >= n
-    return value.astype(np.int64)

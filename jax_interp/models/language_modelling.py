@@ -36,7 +36,7 @@ class Optimization:
     final: float = 0.1
     """The learning rate at the last step, as a fraction of the peak."""
     decay: float = 1.0
-    """The fraction of all steps over which the learning rate falls (cosine), at the end; before it stays at the peak."""
+    """The fraction of all steps over which the learning rate falls (cosine), at the end; until then it stays."""
     weight_decay: float = 0.1
     clip: float = 1.0
     b1: float = 0.9
@@ -87,7 +87,7 @@ def token_losses(
     logits: Float[Array, "batch pos vocab"], targets: Int[Array, "batch pos"]
 ) -> Float[Array, "batch pos"]:
     """-log p(target) in nats, in float32 at least, without forming the log-probabilities of the other tokens."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
@@ -114,7 +114,7 @@ def train_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[T
     def step(state: TrainState, tokens: Int[Array, "batch length"]) -> tuple[TrainState, dict[str, Array]]:
         loss, grads = jax.value_and_grad(next_token_loss)(state.model, tokens)
         model, opt = optimization.update(optimizer, grads, state.opt, state.model)
-        return TrainState(model, opt), {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return TrainState(model, opt), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return step
 
@@ -167,7 +167,7 @@ def evaluate_text(
 def repeated_tokens(
     key: Array, *, vocab_size: int, bos_id: int | None, rows: int, length: int
 ) -> Int[np.ndarray, "rows 2*length(+1)"]:
-    """Rows of `length` random tokens, uniform over the vocabulary without BOS, said twice, after BOS where there is one.
+    """Rows of `length` tokens, uniform over the vocabulary without BOS, said twice, after BOS where there is one.
 
     Nothing but the first saying predicts the second, so it measures in-context copying (Olsson et al. 2022).
     """

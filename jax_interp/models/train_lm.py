@@ -9,14 +9,16 @@ The directory then holds the run (config, log, checkpoints), `tokens/` (tokenize
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from jax_interp.data.batches import TokenStore, WindowSampler, evaluation_windows
+from jax_interp.data.batches import TokenStore, WindowSampler, evaluation_windows, repeat_stretches
+from jax_interp.data.ngram import fit_kneser_ney
 from jax_interp.data.prepared import PreparedText, TextConfig, prepare_text
 from jax_interp.errors import UserError
 from jax_interp.models.config import Config
@@ -44,13 +46,19 @@ class LanguageModelConfig:
     steps: int = 1000
     batch: int = 16
     """Windows of `n_ctx` tokens a step."""
+    repeats: float = 0.0
+    """The fraction of training windows in which a stretch is said twice (`repeat_stretches`)."""
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 200
     evaluate_every: int = 200
     evaluate_windows: int = 64
     """Validation windows used while training, spread over the split; the end uses all."""
-    export_dtype: str = "float16"
+    final_windows: int | None = None
+    """Validation windows used at the end; None: all of them, which bits per byte need."""
+    baseline_order: int | None = 5
+    """The Kneser-Ney n-gram that the validation loss is set beside; None: no baseline."""
+    export_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
         if self.model.vocab_size != self.text.vocab_size:
@@ -59,17 +67,34 @@ class LanguageModelConfig:
             )
 
 
+MAY_DIFFER = (
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "evaluate_every",
+    "evaluate_windows",
+    "final_windows",
+    "baseline_order",
+    "export_dtype",
+)
+"""What may change between the calls that make up one run."""
+
+
 def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     """Run `config` in `run_dir`, from where it stopped if it did; returns and writes the final figures.
 
-    `steps` and how often things are logged, checked and saved may change between calls (training on); the rest may not.
+    A resume with another config is refused but for `MAY_DIFFER`. Mind that `steps` also places the learning rate's
+    fall (`Optimization.decay`): to train on longer is the same run only if the fall had not begun.
     """
-    may_differ = ("steps", "log_every", "checkpoint_every", "evaluate_every", "evaluate_windows", "export_dtype")
-    with open_run(run_dir, config, may_differ=may_differ) as run:
+    with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
         text = prepare_text(config.text, run.directory / "tokens")
         optimizer = config.optimization.build(config.steps)
         state = init_state(init(config.model, jax.random.key(config.seed)), optimizer)
         sampler = WindowSampler(text.train.tokens, config.batch, config.model.n_ctx + 1, seed=config.seed)
+
+        def batch_at(step: int) -> np.ndarray:
+            return repeat_stretches(sampler.batch_at(step), step, fraction=config.repeats, seed=config.seed)
+
         few = some_windows(text.validation, config.model.n_ctx, config.evaluate_windows)
 
         def evaluate(state: TrainState) -> dict[str, float]:
@@ -83,7 +108,7 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
         state = fit(
             train_step(optimizer),
             state,
-            sampler.batch_at,
+            batch_at,
             steps=config.steps,
             run=run,
             checkpoint_every=config.checkpoint_every,
@@ -102,29 +127,42 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
 
 
 def final_results(model: Decoder, config: LanguageModelConfig, text: PreparedText) -> dict[str, Any]:
-    """Validation loss over the whole split and the induction figures.
+    """Validation loss, the baseline's on the same tokens, and the induction figures.
 
     Windows overlap by half and only their second half counts (but for the first), so every prediction has at least
-    `n_ctx / 2` tokens of context or all there is.
+    `n_ctx / 2` tokens of context or all there is. Documents' first tokens, BOS, are not predicted by either.
     """
-    n_ctx = config.model.n_ctx
-    windows = evaluation_windows(
-        text.validation.tokens, n_ctx + 1, pad_id=text.validation.bos_id, overlap=n_ctx // 2 + 1
-    )
-    validation = evaluate_text(
-        model,
-        windows,
-        bos_id=text.validation.bos_id,
-        text_bytes=text.about["validation_bytes"],
-        skip=n_ctx // 2,
-    )
-    return {
+    n_ctx, store = config.model.n_ctx, text.validation
+    windows = evaluation_windows(store.tokens, n_ctx + 1, pad_id=store.bos_id, overlap=n_ctx // 2 + 1)
+    text_bytes = int(text.about["validation_bytes"])
+    if config.final_windows is not None and config.final_windows < len(windows):
+        windows, text_bytes = windows[: config.final_windows], None
+    results: dict[str, Any] = {
         "steps": config.steps,
         "tokens_seen": config.steps * config.batch * n_ctx,
-        "train_tokens": int(text.train.tokens.size),
-        "corpus": text.about,
-        "validation": validation,
+        "parameters": sum(x.size for x in jax.tree.leaves(model)),
+        "corpus": text.about | {"train_tokens": int(text.train.tokens.size)},
+        "validation": evaluate_text(
+            model, windows, bos_id=store.bos_id, text_bytes=text_bytes, skip=n_ctx // 2
+        ),
         "induction": _induction(model, config),
+    }
+    if config.baseline_order is not None:
+        results["baseline"] = kneser_ney_baseline(text, config.baseline_order)
+    return results
+
+
+def kneser_ney_baseline(text: PreparedText, order: int = 5) -> dict[str, Any]:
+    """An interpolated modified Kneser-Ney model of the training split, on the whole validation split."""
+    model = fit_kneser_ney(
+        text.train.tokens, vocab_size=text.tokenizer.vocab_size, bos_id=text.train.bos_id, order=order
+    )
+    losses = -model.log_probs(text.validation.tokens)
+    return {
+        "model": f"{order}-gram interpolated modified Kneser-Ney",
+        "loss": float(np.nanmean(losses)),
+        "tokens": int(np.sum(~np.isnan(losses))),
+        "bits_per_byte": float(np.nansum(losses)) / math.log(2) / int(text.about["validation_bytes"]),
     }
 
 

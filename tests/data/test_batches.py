@@ -1,0 +1,122 @@
+"""Token stores and windows: a batch is a function of (seed, step), an epoch sees every window once."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_interp.data import batches
+from jax_interp.data.batches import WindowSampler
+from jax_interp.errors import UserError
+
+
+def test_an_epoch_predicts_every_token_once():
+    """With the default stride the targets of an epoch are consecutive tokens, each once, at any batch size."""
+    tokens = np.arange(1003, dtype=np.uint16)
+    sampler = WindowSampler(tokens, batch=7, length=11, seed=5)
+    steps = -(-sampler.windows // 7)
+    starts = np.concatenate([sampler.starts_at(step) for step in range(2 * steps)])
+    offsets = set()
+    for epoch in range(2):
+        ours = np.sort(starts[epoch * sampler.windows : (epoch + 1) * sampler.windows])
+        assert set(np.diff(ours)) == {10}
+        offsets.add(int(ours[0]))
+        assert ours[-1] + 11 <= 1003
+    assert len(offsets) == 2
+    batch = sampler.batch_at(3)
+    assert batch.dtype == np.int32
+    np.testing.assert_array_equal(batch, sampler.starts_at(3)[:, None] + np.arange(11))
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    tokens = np.arange(5000, dtype=np.uint16)
+    there, again = WindowSampler(tokens, 4, 33, seed=1), WindowSampler(tokens, 4, 33, seed=1)
+    later = [there.batch_at(step) for step in (100, 3, 10**9)]
+    for step, batch in zip((100, 3, 10**9), later, strict=True):
+        np.testing.assert_array_equal(again.batch_at(step), batch)
+    assert (WindowSampler(tokens, 4, 33, seed=2).batch_at(3) != later[1]).any()
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(UserError, match="fewer than one window"):
+        WindowSampler(np.arange(12), 1, 11)
+    with pytest.raises(UserError, match="batch=0"):
+        WindowSampler(np.arange(100), 0, 11)
+
+
+def test_repeated_stretches():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 10**9, (400, 65))
+    repeated = batches.repeat_stretches(tokens, 12, fraction=0.25, seed=3)
+    changed = (repeated != tokens).any(axis=1)
+    assert 0.25 - 0.09 < changed.mean() < 0.25 + 0.09
+    periods = set()
+    for row, original in zip(repeated[changed], tokens[changed], strict=True):
+        places = np.flatnonzero(row != original)
+        m = len(places)
+        assert 8 <= m <= 32
+        assert places[-1] - places[0] == m - 1
+        np.testing.assert_array_equal(row[places], row[places - m])
+        periods.add(m)
+    assert len(periods) > 10
+    np.testing.assert_array_equal(repeated, batches.repeat_stretches(tokens, 12, fraction=0.25, seed=3))
+    assert (repeated != batches.repeat_stretches(tokens, 13, fraction=0.25, seed=3)).any()
+    np.testing.assert_array_equal(batches.repeat_stretches(tokens, 12, fraction=0.0), tokens)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 200), st.integers(2, 20), st.data())
+def test_evaluation_windows_hold_every_token(n, length, data):
+    overlap = data.draw(st.integers(0, length - 1))
+    tokens = np.arange(1, n + 1)
+    rows = batches.evaluation_windows(tokens, length, pad_id=0, overlap=overlap)
+    assert rows.shape[1] == length
+    new = np.concatenate([rows[0], rows[1:, overlap:].ravel()])
+    np.testing.assert_array_equal(new[:n], tokens)
+    assert (new[n:] == 0).all()
+    if n > overlap:
+        assert (rows[-1, overlap:] != 0).any() or len(rows) == 1
+
+
+def test_store_round_trip(tmp_path):
+    documents = [[0, 5, 6], [0], [0, 7, 8, 9]]
+    tokens = batches.pack(documents, vocab_size=100)
+    assert tokens.dtype == np.uint16
+    assert batches.pack(documents, vocab_size=70_000).dtype == np.int32
+    batches.write_store(tmp_path, {"train": tokens}, bos_id=0, about={"corpus": "x"})
+    store = batches.open_store(tmp_path, "train")
+    assert isinstance(store.tokens, np.memmap)
+    np.testing.assert_array_equal(store.starts, [0, 3, 4])
+    assert [d.tolist() for d in store.documents()] == documents
+    assert store.manifest["about"] == {"corpus": "x"}
+
+
+def test_store_errors(tmp_path):
+    with pytest.raises(UserError, match="no token store"):
+        batches.open_store(tmp_path, "train")
+    batches.write_store(tmp_path, {"train": np.arange(5, dtype=np.uint16)}, bos_id=0)
+    with pytest.raises(UserError, match=r"no split 'test', it has \['train'\]"):
+        batches.open_store(tmp_path, "test")
+    np.save(tmp_path / "train.npy", np.asarray([0, 1, 2, 3, 5], np.uint16))
+    with pytest.raises(UserError, match="changed since"):
+        batches.open_store(tmp_path, "train")
+    assert batches.open_store(tmp_path, "train", verify=False).tokens.size == 5
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["splits"]["train"]["tokens"] = 6
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="the manifest says"):
+        batches.open_store(tmp_path, "train")
+    with pytest.raises(UserError, match="outside a vocabulary"):
+        batches.pack([[0, 100]], vocab_size=100)
+
+
+def test_masks():
+    np.testing.assert_array_equal(
+        batches.lengths_mask(np.asarray([0, 2, 3]), 3), [[False] * 3, [True, True, False], [True] * 3]
+    )
+    mask = batches.special_mask(np.asarray([[0, 5], [9, 0]]), {0, 9})
+    np.testing.assert_array_equal(mask, [[False, True], [False, False]])
