@@ -46,7 +46,7 @@ class Attention(nnx.Module):
             state = state.write(k, v, frame.start)
             if frame.start is not None:
                 k, v = state.k, state.v
-        # Scaled here and not in the scores, where whether a compiler contracts the product depends on what surrounds it.
+        # Scaled here, not in the scores: whether a compiler contracts that product depends on what is fused around it.
         q = q * jnp.asarray(self.d_head**-0.5, q.dtype)
         if site.wants("attn_scores", "pattern"):
             z = explicit_attention(q, k, v, site, frame.mask)
@@ -70,7 +70,7 @@ class Attention(nnx.Module):
         out = self.o(z.reshape(*z.shape[:-2], -1), site / "o", like(x))
         if site.wants("result"):
             weight = self.o.weight[...].reshape(*z.shape[-2:], -1)
-            result = jnp.einsum("bpnh,nhd->bpnd", z, weight)
+            result = jnp.einsum("bpnh,nhd->bpnd", z, weight, out_sharding=like(z))
             edited = site("result", result, "batch pos head d_model")
             # Nothing but what an edit changed is added: a reading leaves the output as it is, to the bit.
             out = out + (jnp.sum(edited, axis=2) - jnp.sum(result, axis=2))

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_interp.errors import UserError
+from jax_interp.models.sharding import like
 from jax_interp.surgery import Stack
 
 
@@ -47,14 +49,20 @@ class Cache:
     prompt_length: Int[Array, ""]
     """How many were filled by the call that began the cache: what negative positions of a region count from."""
 
-    def extended(self, real: Bool[Array, "batch pos"]) -> Cache:
+    @property
+    def slots(self) -> int:
+        """How many tokens there is room for."""
+        return self.valid.shape[1]
+
+    def extended(self, tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None) -> Cache:
         """The cache that counts these tokens too. Their keys and values are written by the layers."""
+        real = jnp.ones_like(tokens, dtype=bool) if mask is None else mask
         valid = jax.lax.dynamic_update_slice_in_dim(self.valid, real, self.length, axis=1)
-        return dataclasses.replace(self, valid=valid, length=self.length + real.shape[1])
+        return dataclasses.replace(self, valid=valid, length=self.length + tokens.shape[1])
 
     def visible(self, pos: int) -> Bool[Array, "batch 1 pos slot"]:
         """Which slots each of the last `pos` tokens may look at: real ones, up to its own."""
-        slots = jnp.arange(self.valid.shape[1], dtype=jnp.int32)
+        slots = jnp.arange(self.slots, dtype=jnp.int32)
         own = self.length - pos + jnp.arange(pos, dtype=jnp.int32)
         return (slots[None, :] <= own[:, None])[None, None] & self.valid[:, None, None, :]
 
@@ -67,5 +75,7 @@ def begin(blocks: Iterable[Any], tokens: Int[Array, "batch pos"], slots: int) ->
         else segment.attn.room(tokens, slots)
         for segment in blocks
     ]
-    real = jnp.zeros_like(tokens, dtype=bool, shape=(tokens.shape[0], slots))
-    return Cache(layers, real, jnp.int32(0), jnp.int32(tokens.shape[1]))
+    if slots < tokens.shape[1]:
+        raise UserError(f"a cache of {slots} slots does not hold the {tokens.shape[1]} tokens that begin it")
+    valid = jnp.zeros((tokens.shape[0], slots), bool, out_sharding=like(tokens))
+    return Cache(layers, valid, length=jnp.int32(0), prompt_length=jnp.int32(tokens.shape[1]))

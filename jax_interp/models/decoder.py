@@ -72,24 +72,27 @@ class Decoder(nnx.Module):
         """
         if tokens.ndim != 2:
             raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; one sequence is tokens[None]")
-        goes_on = isinstance(cache, Cache)
-        self._check_length(tokens.shape[1] if cache is None or goes_on else cache)
-        before = cache if cache is None or goes_on else begin(self.blocks, tokens, cache)
+        starts = cache is None or isinstance(cache, int)
+        before = begin(self.blocks, tokens, cache) if isinstance(cache, int) else cache
+        after = None if before is None else before.extended(tokens, mask)
         where = positions_of(tokens, mask, before) if positions is None else jnp.atleast_2d(positions)
-        real = jnp.ones_like(tokens, dtype=bool) if mask is None else mask
-        after = None if before is None else before.extended(real)
+        self._check_length(before.slots if before is not None else tokens.shape[1])
 
         site = Site.open(
-            taps, self.blocks, positions=where, length=tokens.shape[1] if before is None else before.prompt_length
+            taps,
+            self.blocks,
+            positions=None if mask is None and positions is None and before is None else where,
+            length=None if before is None else before.prompt_length,
+            open_ended=before is not None,
         )
         x = site("embed", self.embed(tokens, site / "embed"))
         if self.pos_embed is not None:
             x = x + site("pos_embed", self.pos_embed(jnp.broadcast_to(where, tokens.shape), site / "pos_embed"))
-        turn = rotation(where, self.config) if self.config.positions == "rotary" else None
-        if goes_on:
-            frame = Frame(turn, after.visible(tokens.shape[1]), before.length)
-        else:
-            frame = Frame(turn, None if mask is None else causal(mask))
+        frame = Frame(
+            rotation=rotation(where, self.config) if self.config.positions == "rotary" else None,
+            mask=causal(mask) if starts else after.visible(tokens.shape[1]),
+            start=None if starts else before.length,
+        )
         if before is None:
             x = run_blocks(self.blocks, x, site, frame, remat=remat)
         else:

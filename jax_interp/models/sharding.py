@@ -1,9 +1,9 @@
 """Where a decoder's parameters live on a mesh, and how its code says so without naming a mesh.
 
-`RULES` are an ordered list (address pattern, spec), first match wins, over the axes `data` (copies), `fsdp` (shards of
-every weight, gathered for use) and `tensor` (heads and neurons). Modules hold no shardings. Under a mesh with explicit
-axes the type of every value carries its sharding, and only contractions over a sharded axis have to be told what to
-return: `like(x)`, the type of the residual stream.
+Modules hold no shardings: `rules(config)` says where each parameter lives, over the axes `data` (copies), `fsdp` (shards
+of every weight, gathered for use) and `tensor` (heads and neurons). Under a mesh with explicit axes the type of a value
+carries its sharding, and only lookups and contractions over a sharded axis must be told what to return: vectors
+`rows_like(tokens)`, and `like(x)`, the type of the residual stream.
 """
 
 from __future__ import annotations
@@ -12,31 +12,41 @@ import jax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
-RULES: tuple[tuple[str, P], ...] = (
-    (r"^(embed|pos_embed)\.weight$", P(None, "fsdp")),
-    (r"^unembed\.weight$", P("fsdp", "tensor")),
-    (r"attn\.[qkv]\.weight$", P("fsdp", "tensor")),
-    (r"attn\.[qkv]\.bias$", P("tensor")),
-    (r"attn\.o\.weight$", P("tensor", "fsdp")),
-    (r"mlp\.(gate|up)\.weight$", P("fsdp", "tensor")),
-    (r"mlp\.(gate|up)\.bias$", P("tensor")),
-    (r"mlp\.down\.weight$", P("tensor", "fsdp")),
-    (r"(attn\.o|mlp\.down|ln1|ln2|ln_final)\.(weight|bias)$", P(None)),
-)
-"""For one layer; a `Stack`'s leaves carry a leading layer axis, which stays whole."""
+from jax_interp.models.config import Config
+from jax_interp.training.sharding import Rules
+
+
+def rules(config: Config) -> Rules:
+    """The rules (`jax_interp.training.sharding`) of a decoder: each of them decides some parameter.
+
+    `tensor` must divide d_model, d_mlp and both kinds of heads, `fsdp` d_model. An embedding is split by features, as a
+    vocabulary rarely divides, and not over `fsdp`, which the looked-up tokens are split over.
+    """
+    norm = ("weight", "bias") if config.norm == "layernorm" else ("weight",)
+    mlp_in = ("gate", "up") if config.gated_mlp else ("up",)
+    found = [("embed.weight", P(None, "tensor"))]
+    if config.positions == "learned":
+        found += [("pos_embed.weight", P(None, "tensor"))]
+    if not config.tied_embedding:
+        found += [("unembed.weight", P("fsdp", "tensor"))]
+    found += [(f"attn.{name}.weight", P("fsdp", "tensor")) for name in "qkv"]
+    found += [(f"attn.{name}.bias", P("tensor")) for name in "qkv" if config.qkv_bias]
+    found += [("attn.o.weight", P("tensor", "fsdp"))]
+    found += [(f"mlp.{name}.weight", P("fsdp", "tensor")) for name in mlp_in]
+    found += [(f"mlp.{name}.bias", P("tensor")) for name in mlp_in if config.mlp_bias]
+    found += [("mlp.down.weight", P("tensor", "fsdp"))]
+    found += [("attn.o.bias", P(None))] if config.out_bias else []
+    found += [("mlp.down.bias", P(None))] if config.mlp_bias else []
+    return found + [(f"ln*.{name}", P(None)) for name in norm]
 
 
 def like(x: Array) -> P | None:
     """The `out_sharding` that gives a result the sharding of `x`; None where types carry no sharding."""
     sharding = jax.typeof(x).sharding
-    return sharding.spec if _is_explicit(sharding.mesh) else None
+    return sharding.spec if not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit else None
 
 
 def rows_like(tokens: Array) -> P | None:
     """The `out_sharding` of vectors looked up for `tokens`: theirs, and a whole feature axis."""
     spec = like(tokens)
-    return None if spec is None else P(*spec, *[None] * (tokens.ndim - len(spec) + 1))
-
-
-def _is_explicit(mesh) -> bool:
-    return not mesh.empty and mesh.are_all_axes_explicit
+    return None if spec is None else P(*spec, None)
