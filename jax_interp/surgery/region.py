@@ -161,12 +161,12 @@ def _whole(where: Bool[Array, "..."], shape: tuple[int, ...], what: str) -> Bool
     where = jnp.asarray(where)
     if where.dtype != bool:
         raise RegionError(f"where= of {what} is a boolean mask, got {where.dtype}")
+    given = where.shape
     if where.ndim == 2 and len(shape) > 2:
         where = where.reshape(where.shape + (1,) * (len(shape) - 2))
     fits = where.ndim == len(shape) and all(m in (1, n) for m, n in zip(where.shape, shape, strict=True))
     if not fits:
         raise RegionError(
-            f"where= of {what} has shape {where.shape}, the value has {shape}: give the whole mask, "
-            "or one over (batch, pos)"
+            f"where= of {what} has shape {given}, the value has {shape}: give the whole mask, or one over (batch, pos)"
         )
     return where

@@ -113,6 +113,7 @@ class Site:
         full, names, here = self._prefix + name, tuple(axes.split()), self._here
         self._trace.note(full, None if here is None else here.layers, x, names)
         for r in self._trace.acting(full, here is not None, self._since):
+            self._trace.met.add(r.index)
             if isinstance(r.tap, Read):
                 self._read(r, x)
             else:

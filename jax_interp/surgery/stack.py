@@ -204,7 +204,8 @@ def _room_for_readings(stack, x, span, trace, args, state) -> dict[int, Any]:
     kept = {}
     for r in reads:
         wanted = [layer for layer in span if layer in r.layers]
-        if (value := trace.named.get(r.name, {}).get(wanted[0])) is not None:  # what is missing is reported at the end
+        value = trace.named.get(r.name, {}).get(wanted[0])
+        if value is not None and r.index in trace.met:  # what is missing is reported at the end
             kept[r.index] = room(value, len(wanted))
     return kept
 

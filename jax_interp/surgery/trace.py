@@ -40,6 +40,7 @@ class Trace:
         self.named: dict[str, dict[int | None, Named]] = {}  # name -> layer (None: outside) -> what was there
         self.offered: set[tuple[str, bool]] = set()  # names that a model makes only on request
         self.pieces: dict[int, list[Any]] = {r.index: [] for r in self.reads}
+        self.met: set[int] = set()  # the taps that some value came by
         self._clock = 0
         self._times: dict[tuple[str, bool], int] = {}
         self._blocks_begin = 0
@@ -92,6 +93,11 @@ class Trace:
                 exist += [_spelled(name, inside) for name, inside in self.offered]
                 asked = _spelled(r.name, r.inside)
                 raise AddressError(f"{r.tap.address!r} names no value of this model.{suggest(asked, exist)}")
+            if r.index not in self.met:
+                raise AddressError(
+                    f"{r.tap.address!r} is made by a surgery outside this one, which acts later: "
+                    f"{'read' if isinstance(r.tap, Read) else 'edit'} it outside of that"
+                )
         if not self.wants_output:
             latest = max(self._when(r, last=True) for r in self.reads)
             for r in self.taps:
