@@ -1,7 +1,23 @@
-"""Models: one configurable decoder, its parts, and how it is read from disk and generates."""
+"""Models: one configurable decoder, its parts, and how it is read from disk, written there, and generates."""
 
 from jax_interp.models.cache import Cache
 from jax_interp.models.config import Config, Rope, RopeScaling
 from jax_interp.models.decoder import Decoder, init
+from jax_interp.models.generate import generate, pad_left
+from jax_interp.models.hf import load, save
+from jax_interp.models.sampling import Greedy, Sample
 
-__all__ = ["Cache", "Config", "Decoder", "Rope", "RopeScaling", "init"]
+__all__ = [
+    "Cache",
+    "Config",
+    "Decoder",
+    "Greedy",
+    "Rope",
+    "RopeScaling",
+    "Sample",
+    "generate",
+    "init",
+    "load",
+    "pad_left",
+    "save",
+]

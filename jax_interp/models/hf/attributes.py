@@ -1,0 +1,61 @@
+"""A `config.json` read attribute by attribute, so that one which nobody understood is an error and not a wrong model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jax_interp.errors import UserError
+
+IRRELEVANT = frozenset(
+    ["_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id", "dtype", "eos_token_id", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label", "initializer_range", "label2id", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "problem_type", "return_dict", "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype", "transformers_version", "use_bfloat16", "use_cache"]
+)
+"""What no forward pass depends on in any family: token ids, dropout, labels, defaults of generation and training."""
+
+
+class Attributes:
+    """The attributes of one `config.json`. A family takes those it understands; `close` refuses what is left."""
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self._values, self._where, self._seen = dict(values), where, set(IRRELEVANT)
+
+    def take(self, name: str, *default: Any, also: Iterable[str] = ()) -> Any:
+        """The value of `name` (or of an older spelling in `also`), or the default where it is absent or null."""
+        names = (name, *also)
+        self._seen.update(names)
+        for spelling in names:
+            if self._values.get(spelling) is not None:
+                return self._values[spelling]
+        if default:
+            return default[0]
+        near = difflib.get_close_matches(name, self._values, n=1)
+        hint = f"; it has {near[0]!r}" if near else ""
+        raise UserError(f"{self._where} does not give {name!r}{hint}")
+
+    def require(self, name: str, value: Any, why: str) -> None:
+        """Accept `name` only where it is absent or `value`."""
+        if (given := self.take(name, value)) != value:
+            raise UserError(f"{self._where} has {name}={given!r}, supported is {value!r}: {why}")
+
+    def choose(self, name: str, choices: Mapping[str, Any], *default: Any) -> Any:
+        """What `choices` makes of the value of `name`."""
+        given = self.take(name, *default)
+        if given not in choices:
+            raise UserError(f"{self._where} has {name}={given!r}; supported are {', '.join(map(repr, choices))}")
+        return choices[given]
+
+    def ignore(self, *names: str) -> None:
+        """Attributes of this family that its forward pass does not depend on."""
+        self._seen.update(names)
+
+    def close(self) -> None:
+        """Raise `UserError` for attributes that nothing above accounted for, unless they are null or false."""
+        if "auto_map" in self._values:
+            raise UserError(f"{self._where} names code of its own (auto_map): code from a checkpoint is never run")
+        left = [f"{k}={self._values[k]!r}" for k in self._values if k not in self._seen and self._values[k]]
+        if left:
+            raise UserError(
+                f"{self._where} has attributes that are not understood, and might change what the model computes: "
+                f"{', '.join(left)}. Add them to the family's file once it does what they say"
+            )

@@ -1,0 +1,141 @@
+"""A model's parameters filled from stored tensors, one at a time, straight to where they live.
+
+Beyond the model itself, host memory holds one tensor: of a stack, one layer's, written into place on the device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, DTypeLike
+
+from jax_interp.errors import UserError
+from jax_interp.models.config import Config
+from jax_interp.models.decoder import Decoder, init
+from jax_interp.models.hf.checkpoint import Stored
+from jax_interp.models.hf.family import Family, Tensor
+from jax_interp.models.sharding import rules
+from jax_interp.surgery import Stack
+from jax_interp.training.leaves import addresses
+from jax_interp.training.sharding import shardings
+
+DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A leaf of a model: its name as families spell it, and the layers it holds (None: it is outside the blocks)."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of one layer."""
+    layers: range | None
+    stacked: bool
+
+
+def parameters(model: Decoder) -> list[Parameter]:
+    """One for each leaf, in the order of `jax.tree.leaves`."""
+    segments, first = [], 0
+    for segment in model.blocks:
+        depth = segment.depth if isinstance(segment, Stack) else 1
+        segments.append((range(first, first + depth), isinstance(segment, Stack)))
+        first += depth
+    found = []
+    for address, leaf in zip(addresses(model), jax.tree.leaves(model), strict=True):
+        if (inside := re.fullmatch(r"blocks\.(\d+)\.(?:block\.)?(.+)", address)) is None:
+            found.append(Parameter(address, leaf.shape, None, False))
+            continue
+        layers, stacked = segments[int(inside[1])]
+        found.append(Parameter(f"blocks.*.{inside[2]}", leaf.shape[1:] if stacked else leaf.shape, layers, stacked))
+    return found
+
+
+def fill(
+    config: Config,
+    family: Family,
+    stored: dict[str, Stored],
+    *,
+    full: Config,
+    dtype: DTypeLike | None,
+    mesh: Mesh | None,
+    stacked: bool,
+) -> Decoder:
+    """The model of `config` with the weights in `stored`, a checkpoint of a model of `full` (which may have more layers).
+
+    Raises `UserError` that names what is missing, extra or misshaped, before anything is read.
+    """
+    abstract = jax.eval_shape(lambda key: init(config, key, stacked=stacked), jax.random.key(0))
+    table = family.tensors(config)
+    stored = {name.removeprefix(family.base): tensor for name, tensor in stored.items()}
+    _check(family, table, parameters(abstract), stored, full)
+    used = {table[p.name].name.format(layer) for p in parameters(abstract) for layer in p.layers or (0,)}
+    dtype = dtype or jnp.result_type(*{DTYPES[stored[name].dtype] for name in used})
+
+    def read(tensor: Tensor, layer: int, shape: tuple[int, ...]) -> np.ndarray:
+        source = stored[tensor.name.format(layer)]
+        return tensor.orient(source.read(tensor.window(shape))).astype(dtype)
+
+    places = jax.tree.leaves(shardings(abstract, rules(config), mesh)) if mesh is not None else None
+    leaves = []
+    with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+        for i, p in enumerate(parameters(abstract)):
+            where = places[i] if places is not None else None
+            if p.stacked:
+                rows = (read(table[p.name], layer, p.shape) for layer in p.layers)
+                leaves.append(_stack(rows, (len(p.layers), *p.shape), dtype, where))
+            else:
+                leaves.append(jax.device_put(read(table[p.name], p.layers[0] if p.layers else 0, p.shape), where))
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def _stack(rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: Any, where: NamedSharding | None) -> Array:
+    """The rows as one array, each written into the buffer on the device before the next is read."""
+    buffer = jnp.zeros(shape, dtype, device=where)
+    row_where = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+    for i, row in enumerate(rows):
+        buffer = _put(buffer, jax.device_put(row, row_where), np.int32(i))
+    return buffer
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(buffer: Array, row: Array, i: Array) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(buffer, row, i, axis=0)
+
+
+def _check(
+    family: Family, table: dict[str, Tensor], wanted: list[Parameter], stored: dict[str, Stored], full: Config
+) -> None:
+    missing, misshaped, kinds = [], [], []
+    for p in wanted:
+        for layer in p.layers or (0,):
+            name, shape = table[p.name].name.format(layer), table[p.name].shape(p.shape)
+            if name not in stored:
+                missing.append(name)
+            elif stored[name].shape != shape:
+                misshaped.append(f"{name} is {list(stored[name].shape)} and should be {list(shape)}")
+            elif stored[name].dtype not in DTYPES:
+                kinds.append(f"{name} is {stored[name].dtype}")
+    known = {tensor.name.format(layer) for tensor in family.tensors(full).values() for layer in range(full.n_layers)}
+    known |= {"lm_head.weight"} if full.tied_embedding else set()
+    extra = [n for n in stored if n not in known and not any(re.fullmatch(r, n) for r in family.ignored)]
+    problems = [
+        f"{what}: {', '.join(sorted(set(names))[:6])}{f' and {len(set(names)) - 6} more' if len(set(names)) > 6 else ''}"
+        for what, names in (
+            ("missing tensors", missing),
+            ("tensors that this model does not have", extra),
+            ("tensors of another shape", misshaped),
+            (f"tensors of another type than {', '.join(DTYPES)}", kinds),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f"the checkpoint is not one of this {family.architecture}: {'; '.join(problems)}")

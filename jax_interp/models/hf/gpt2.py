@@ -1,0 +1,87 @@
+"""GPT-2: learned positions, LayerNorm, biases everywhere, a tied head; weights `[in, out]`, query, key, value fused."""
+
+from __future__ import annotations
+
+from jax_interp.models.config import Config
+from jax_interp.models.hf.attributes import Attributes
+from jax_interp.models.hf.family import Family, Tensor
+
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
+
+
+def read(attributes: Attributes) -> Config:
+    take = attributes.take
+    attributes.require("scale_attn_weights", True, "attention scores are divided by sqrt(d_head)")
+    attributes.require("scale_attn_by_inverse_layer_idx", False, "scores have one scale in all layers")
+    attributes.require("add_cross_attention", False, "a decoder has no encoder to look at")
+    attributes.require("tie_word_embeddings", True, "GPT-2's unembedding is its embedding")
+    # reorder_and_upcast_attn: scores are float32 here whatever the model's dtype, so both settings are this one.
+    attributes.ignore("attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "n_ctx")
+    attributes.ignore(
+        *(f"summary_{name}" for name in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj"))
+    )
+    d_model = take("n_embd")
+    return Config(
+        n_layers=take("n_layer"),
+        d_model=d_model,
+        n_heads=take("n_head"),
+        d_mlp=take("n_inner", 4 * d_model),
+        vocab_size=take("vocab_size"),
+        n_ctx=take("n_positions"),
+        act=attributes.choose("activation_function", ACTIVATIONS, "gelu_new"),
+        gated_mlp=False,
+        norm="layernorm",
+        norm_eps=take("layer_norm_epsilon", 1e-5),
+        positions="learned",
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+    )
+
+
+def write(config: Config) -> dict | None:
+    biased = config.qkv_bias and config.out_bias and config.mlp_bias
+    plain = not config.gated_mlp and config.n_kv_heads == config.n_heads and config.tied_embedding
+    square = config.d_head * config.n_heads == config.d_model
+    if not (config.norm == "layernorm" and config.positions == "learned" and biased and plain and square):
+        return None
+    return {
+        "n_layer": config.n_layers,
+        "n_embd": config.d_model,
+        "n_head": config.n_heads,
+        "n_inner": config.d_mlp,
+        "vocab_size": config.vocab_size,
+        "n_positions": config.n_ctx,
+        "activation_function": {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[config.act],
+        "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": True,
+    }
+
+
+def tensors(config: Config) -> dict[str, Tensor]:
+    found = {"embed.weight": Tensor("wte.weight"), "pos_embed.weight": Tensor("wpe.weight")}
+    for kind in ("weight", "bias"):
+        found[f"ln_final.{kind}"] = Tensor(f"ln_f.{kind}")
+        for ours, theirs in (("ln1", "ln_1"), ("ln2", "ln_2"), ("attn.o", "attn.c_proj"), ("mlp.down", "mlp.c_proj")):
+            found[f"blocks.*.{ours}.{kind}"] = Tensor(f"h.{{}}.{theirs}.{kind}")
+        found[f"blocks.*.mlp.up.{kind}"] = Tensor(f"h.{{}}.mlp.c_fc.{kind}")
+        for i, name in enumerate("qkv"):
+            found[f"blocks.*.attn.{name}.{kind}"] = Tensor(f"h.{{}}.attn.c_attn.{kind}", part=(i, 3))
+    return found
+
+
+GPT2 = Family(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    base="transformer.",
+    read=read,
+    write=write,
+    tensors=tensors,
+    ignored=(r"h\.\d+\.attn\.(masked_)?bias",),  # causal masks
+)

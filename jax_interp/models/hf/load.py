@@ -1,0 +1,97 @@
+"""`load`: a model and its tokenizer from a directory in Hugging Face's layout, or from the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jax.sharding import Mesh
+from jaxtyping import DTypeLike
+
+from jax_interp.errors import UserError
+from jax_interp.models.decoder import Decoder
+from jax_interp.models.hf.attributes import Attributes
+from jax_interp.models.hf.checkpoint import read_json, stored_tensors
+from jax_interp.models.hf.families import family_of
+from jax_interp.models.hf.fill import fill
+
+if TYPE_CHECKING:
+    from jax_interp.data.tokenizer import Tokenizer
+
+PACKAGED = ("stdlib-small",)
+"""Models that come with the package."""
+FILES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")
+
+
+def load(
+    name_or_dir: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
+    first_n_layers: int | None = None,
+    stacked: bool = True,
+    local_files_only: bool = False,
+) -> tuple[Decoder, Tokenizer | None]:
+    """`model, tokenizer = load(...)`: weights as they are, logits those of the reference implementation.
+
+    Args:
+      name_or_dir: a directory with `config.json`, `model.safetensors` (or an index of several) and maybe
+        `tokenizer.json`; the name of a packaged model (`stdlib-small`); or a name on the hub (`gpt2`), whose files are
+        downloaded to the usual cache. Only JSON and safetensors are fetched and read: no code, no pickles.
+      revision: a branch, tag or commit of the hub's repository.
+      dtype: of the parameters, and so of the computation; default: the files', the widest where they differ.
+      mesh: where the parameters go, by `jax_interp.models.sharding.rules`; default: the default device.
+      first_n_layers: read that many blocks only; the final norm and the head follow directly.
+      stacked: one scanned `Stack` of blocks, or every block its own (`replan` changes it later).
+      local_files_only: of the hub's files, take what is in the cache and go nowhere.
+
+    The tokenizer is None where there is no `tokenizer.json`. Host memory beyond the model: one tensor. `UserError` for
+    an architecture, an attribute or a tensor that is not understood, and for files that are not what they should be.
+    """
+    directory = _find(name_or_dir, revision, local_files_only)
+    values = read_json(directory / "config.json")
+    where = str(directory / "config.json")
+    family = family_of(values, where)
+    attributes = Attributes(values, where)
+    full = family.read(attributes)
+    attributes.close()
+    config = full
+    if first_n_layers is not None:
+        if not 1 <= first_n_layers <= full.n_layers:
+            raise UserError(f"first_n_layers={first_n_layers}: the model has {full.n_layers}")
+        config = dataclasses.replace(full, n_layers=first_n_layers)
+    model = fill(config, family, stored_tensors(directory), full=full, dtype=dtype, mesh=mesh, stacked=stacked)
+    return model, _tokenizer(directory)
+
+
+def _tokenizer(directory: Path) -> Tokenizer | None:
+    from jax_interp.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
+
+
+def _find(name_or_dir: str | Path, revision: str | None, local_files_only: bool) -> Path:
+    """The directory that is meant. A directory that exists goes before a name."""
+    name, directory = str(name_or_dir), Path(name_or_dir).expanduser()
+    if directory.is_dir() or name in PACKAGED:
+        if revision is not None:
+            raise UserError(f"revision={revision!r} is for names on the hub; {name} is here")
+        return directory if directory.is_dir() else Path(str(files("jax_interp") / "assets" / name))
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise UserError(f"there is no directory {name}, and it is no name on the hub either (name, or owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(FILES), local_files_only=local_files_only)
+        )
+    except Exception as error:  # of many libraries: no network, no such name, no such revision, no permission, no space
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{name!r} is no directory here, none of the packaged models ({', '.join(PACKAGED)}), and could not be "
+            f"fetched from the hub: {reason[0]}"
+        ) from error

@@ -1,0 +1,111 @@
+"""`save`: a model as a directory that `load` and transformers read back to the same logits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_interp.errors import UserError
+from jax_interp.models.decoder import Decoder
+from jax_interp.models.hf.checkpoint import INDEX, WEIGHTS
+from jax_interp.models.hf.families import family_for
+from jax_interp.models.hf.family import Family, Tensor
+from jax_interp.models.hf.fill import parameters
+
+NAMES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16", "float64": "float64"}
+
+
+def save(
+    model: Decoder,
+    directory: str | Path,
+    *,
+    tokenizer: Any = None,
+    overwrite: bool = False,
+    max_file_bytes: int = 5_000_000_000,
+) -> Path:
+    """Write `config.json`, the weights as safetensors (several with an index where they exceed `max_file_bytes`), and
+    `tokenizer.json` where a tokenizer is given. Host memory: one file's tensors.
+
+    The directory appears whole or not at all. One that exists is replaced only with `overwrite`, and only where it
+    holds a model. `UserError` for a model that no family has, an edited one too: what surgery adds has no place there.
+    """
+    if not isinstance(model, Decoder):
+        raise UserError(f"save takes a Decoder, got {type(model).__name__}: surgery is saved apart from the model")
+    family, values = family_for(model.config)
+    dtype = jax.tree.leaves(model)[0].dtype.name
+    directory = Path(directory)
+    if directory.exists() and any(directory.iterdir()) and not (overwrite and (directory / "config.json").is_file()):
+        raise UserError(f"{directory} exists: give another place" + ("" if overwrite else ", or overwrite=True"))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        fresh.chmod(0o755)
+        header = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype}
+        _write_tensors(_tensors(model, family), fresh, max_file_bytes)
+        (fresh / "config.json").write_text(json.dumps(header | values, indent=2) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(str(fresh / "tokenizer.json"))
+        if directory.exists():
+            old = fresh.with_name(f"{fresh.name}.old")
+            os.replace(directory, old)
+            os.replace(fresh, directory)
+            shutil.rmtree(old)
+        else:
+            os.replace(fresh, directory)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return directory
+
+
+def _tensors(model: Decoder, family: Family) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors under the family's names, fused where it fuses them."""
+    table = family.tensors(model.config)
+    found: dict[str, list[tuple[Tensor, Any, int | None]]] = {}
+    for p, leaf in zip(parameters(model), jax.tree.leaves(model), strict=True):
+        for i, layer in enumerate(p.layers or (0,)):
+            tensor = table[p.name]
+            found.setdefault(tensor.name.format(layer), []).append((tensor, leaf, i if p.stacked else None))
+    for name, parts in found.items():
+        parts.sort(key=lambda part: part[0].part or (0, 1))
+        arrays = [np.asarray(leaf if i is None else leaf[i]) for _, leaf, i in parts]
+        whole = parts[0][0].orient(np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0])
+        yield name if name.startswith("lm_head.") else family.base + name, np.ascontiguousarray(whole)
+
+
+def _write_tensors(tensors: Iterator[tuple[str, np.ndarray]], directory: Path, max_file_bytes: int) -> None:
+    from safetensors.numpy import save_file
+
+    shards, batch, size, total = [], {}, 0, 0
+
+    def flush():
+        if batch:
+            shards.append((directory / f"part-{len(shards)}", sorted(batch)))
+            save_file(dict(batch), shards[-1][0], metadata={"format": "pt"})
+            batch.clear()
+
+    for name, array in tensors:
+        if size + array.nbytes > max_file_bytes:
+            flush()
+            size = 0
+        batch[name] = array
+        size, total = size + array.nbytes, total + array.nbytes
+    flush()
+    if len(shards) == 1:
+        os.replace(shards[0][0], directory / WEIGHTS)
+        return
+    weight_map = {}
+    for i, (file, names) in enumerate(shards, start=1):
+        final = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        os.replace(file, directory / final)
+        weight_map |= dict.fromkeys(names, final)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,141 @@
+"""Models in the layout of llama2.c (Karpathy): one `.bin` of weights and one of a tokenizer.
+
+`model, tokenizer = load_llama2c("stories260K.bin", "tok512.bin")`. The tokenizer decodes; it encodes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_interp.errors import UserError
+from jax_interp.models.config import Config
+from jax_interp.models.decoder import Decoder, init
+from jax_interp.training.leaves import unflatten
+
+BOS, EOS = 1, 2
+
+
+@dataclass(frozen=True)
+class PieceTokenizer:
+    """The pieces of a llama2.c tokenizer: `pieces[id]` are bytes, with a space where a word starts."""
+
+    pieces: tuple[bytes, ...]
+
+    def decode_bytes(self, tokens: Iterable[int]) -> bytes:
+        """What the tokens after BOS stand for; the space that starts a text is not part of it."""
+        found = [self.pieces[int(token)] for token in tokens if int(token) not in (BOS, EOS)]
+        return b"".join(found[:1]).removeprefix(b" ") + b"".join(found[1:])
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of the tokens; bytes that are no character become U+FFFD."""
+        return self.decode_bytes(tokens).decode("utf-8", errors="replace")
+
+
+def load_llama2c(weights: str | Path, tokenizer: str | Path | None = None) -> tuple[Decoder, PieceTokenizer | None]:
+    """The model, stacked, in float32, and its tokenizer where one is given. `UserError` for files of another layout.
+
+    The file's rotary pairs are adjacent features (2i, 2i+1), ours are (i, i + half): queries and keys have their features
+    reordered within each head, which changes no score.
+    """
+    data = _bytes(weights)
+    config, offset = _config(data, weights)
+    abstract = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+    leaves = {}
+    for name, shape in _layout(config):
+        size = math.prod(shape)
+        if len(data) < offset + 4 * size:
+            raise UserError(f"{weights} ends within {name}: {len(data)} bytes")
+        array = np.frombuffer(data, "<f4", size, offset).reshape(shape)
+        offset += 4 * size
+        if name.endswith(("attn.q.weight", "attn.k.weight")):
+            array = _half_split(array, config.d_head)
+        if name.endswith(".weight") and name.split(".")[-2] in ("q", "k", "v", "o", "gate", "up", "down", "unembed"):
+            array = array.swapaxes(-1, -2)
+        leaves[name] = jnp.asarray(array, jnp.float32)
+    if offset != len(data):
+        raise UserError(f"{weights} has {len(data)} bytes, a model of its header {offset}")
+    leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("rotary")}
+    return unflatten(abstract, leaves), None if tokenizer is None else _tokenizer(tokenizer, config.vocab_size)
+
+
+def _config(data: bytes, where: str | Path) -> tuple[Config, int]:
+    """Seven int32: dim, hidden, layers, heads, key/value heads, vocabulary (negative: the head is not tied), context."""
+    if len(data) < 28:
+        raise UserError(f"{where} has {len(data)} bytes, fewer than the header of a llama2.c model")
+    d_model, d_mlp, n_layers, n_heads, n_kv_heads, vocab_size, n_ctx = struct.unpack("<7i", data[:28])
+    if not all(0 < n < 2**24 for n in (d_model, d_mlp, n_layers, n_heads, n_kv_heads, abs(vocab_size), n_ctx)):
+        raise UserError(f"{where} does not start with the sizes of a llama2.c model")
+    return (
+        Config(
+            n_layers=n_layers,
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            d_mlp=d_mlp,
+            vocab_size=abs(vocab_size),
+            n_ctx=n_ctx,
+            norm_eps=1e-5,
+            tied_embedding=vocab_size > 0,
+        ),
+        28,
+    )
+
+
+def _layout(c: Config) -> list[tuple[str, tuple[int, ...]]]:
+    """The file's arrays in order: our address, and the shape there (weights `[out, in]`, layers first)."""
+    width, kv_width, half = c.n_heads * c.d_head, c.n_kv_heads * c.d_head, c.d_head // 2
+    blocks = (
+        ("ln1", (c.d_model,)),
+        ("attn.q", (width, c.d_model)),
+        ("attn.k", (kv_width, c.d_model)),
+        ("attn.v", (kv_width, c.d_model)),
+        ("attn.o", (c.d_model, width)),
+        ("ln2", (c.d_model,)),
+        ("mlp.gate", (c.d_mlp, c.d_model)),
+        ("mlp.down", (c.d_model, c.d_mlp)),
+        ("mlp.up", (c.d_mlp, c.d_model)),
+    )
+    return [
+        ("embed.weight", (c.vocab_size, c.d_model)),
+        *((f"blocks.0.block.{name}.weight", (c.n_layers, *shape)) for name, shape in blocks),
+        ("ln_final.weight", (c.d_model,)),
+        ("rotary.cos", (c.n_ctx, half)),  # of the base 10,000: computed here
+        ("rotary.sin", (c.n_ctx, half)),
+        *([] if c.tied_embedding else [("unembed.weight", (c.vocab_size, c.d_model))]),
+    ]
+
+
+def _half_split(weight: np.ndarray, d_head: int) -> np.ndarray:
+    """`[layer, head * (pair, 2), in]` as `[layer, head * (2, pair), in]`."""
+    layers, _, d_in = weight.shape
+    return weight.reshape(layers, -1, d_head // 2, 2, d_in).swapaxes(2, 3).reshape(layers, -1, d_in)
+
+
+def _tokenizer(path: str | Path, vocab_size: int) -> PieceTokenizer:
+    """int32 longest piece, then for each: float32 score, int32 length, bytes (`<0x0A>` for a byte of its own)."""
+    data, offset, pieces = _bytes(path), 4, []
+    try:
+        for _ in range(vocab_size):
+            _, length = struct.unpack_from("<fi", data, offset)
+            (piece,) = struct.unpack_from(f"{length}s", data, offset + 8)
+            offset += 8 + length
+            pieces.append(bytes([int(piece[3:5], 16)]) if re.fullmatch(rb"<0x[0-9A-F]{2}>", piece) else piece)
+    except struct.error:
+        raise UserError(f"{path} holds {len(pieces)} pieces, the model has {vocab_size}") from None
+    return PieceTokenizer(tuple(pieces))
+
+
+def _bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
