@@ -58,10 +58,10 @@ class Config:
     vocab_size: int
     n_ctx: int
     """The longest sequence; a hard limit with learned positions, the trained length with rotary ones."""
-    n_kv_heads: int | None = None
-    """Key/value heads, each shared by n_heads / n_kv_heads query heads; None: as many as query heads."""
-    d_head: int | None = None
-    """Features per head; None: d_model / n_heads."""
+    n_kv_heads: int = 0
+    """Key/value heads, each shared by n_heads / n_kv_heads query heads; 0: as many as query heads."""
+    d_head: int = 0
+    """Features per head; 0: d_model / n_heads."""
     act: Activation = "silu"
     gated_mlp: bool = True
     """post = act(gate x) * (up x), instead of act(up x)."""
@@ -78,12 +78,12 @@ class Config:
     """Whether the unembedding is the embedding's transpose."""
 
     def __post_init__(self):
-        if self.n_kv_heads is None:
+        if not self.n_kv_heads:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_mlp", "vocab_size", "n_ctx"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.d_head is None:
+        if not self.d_head:
             if self.d_model % self.n_heads:
                 raise UserError(f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}: give d_head")
             object.__setattr__(self, "d_head", self.d_model // self.n_heads)

@@ -72,11 +72,9 @@ class Decoder(nnx.Module):
         """
         if tokens.ndim != 2:
             raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; one sequence is tokens[None]")
-        starts = cache is None or isinstance(cache, int)
         before = begin(self.blocks, tokens, cache) if isinstance(cache, int) else cache
-        after = None if before is None else before.extended(tokens, mask)
         where = positions_of(tokens, mask, before) if positions is None else jnp.atleast_2d(positions)
-        self._check_length(before.slots if before is not None else tokens.shape[1])
+        self._check_length(tokens.shape[1] if before is None else before.slots)
 
         site = Site.open(
             taps,
@@ -88,14 +86,14 @@ class Decoder(nnx.Module):
         x = site("embed", self.embed(tokens, site / "embed"))
         if self.pos_embed is not None:
             x = x + site("pos_embed", self.pos_embed(jnp.broadcast_to(where, tokens.shape), site / "pos_embed"))
-        frame = Frame(
-            rotation=rotation(where, self.config) if self.config.positions == "rotary" else None,
-            mask=causal(mask) if starts else after.visible(tokens.shape[1]),
-            start=None if starts else before.length,
-        )
+        turn = rotation(where, self.config) if self.config.positions == "rotary" else None
         if before is None:
-            x = run_blocks(self.blocks, x, site, frame, remat=remat)
+            after = None
+            x = run_blocks(self.blocks, x, site, Frame(turn, causal(mask)), remat=remat)
         else:
+            after = before.extended(tokens, mask)
+            goes_on = isinstance(cache, Cache)
+            frame = Frame(turn, after.visible(tokens.shape[1]), before.length) if goes_on else Frame(turn, causal(mask))
             x, layers = run_blocks(self.blocks, x, site, frame, state=before.layers, remat=remat)
             after = dataclasses.replace(after, layers=layers)
         x = self.ln_final(x, site / "ln_final")

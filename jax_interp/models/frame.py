@@ -20,7 +20,7 @@ class Frame:
     rotation: Rotation | None
     mask: Bool[Array, "batch 1 pos key"] | None
     """None: every token sees itself and all before it."""
-    start: Int[Array, ""] | None
+    start: Int[Array, ""] | None = None
     """The cache slot of the first token, keys then being the cache's slots. None: nothing came before."""
 
 

@@ -18,9 +18,11 @@ from jax_interp.errors import UserError
 from jax_interp.models.sampling import Greedy
 from jax_interp.surgery import Read, Tapped
 
+GREEDY = Greedy()
+
 
 def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "batch pos"], Bool[np.ndarray, "batch pos"]]:
-    """Prompts of different lengths as `(tokens, mask)`, all ending at the last column. Padding is token 0, masked out."""
+    """Prompts of different lengths as `(tokens, mask)`, all ending at the last column. Padding is token 0."""
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise UserError("every prompt needs at least one token (a BOS, say)")
     longest = max(map(len, prompts))
@@ -38,7 +40,7 @@ def generate(
     n_new: int,
     *,
     mask: Bool[Array, "batch pos"] | None = None,
-    choose: Callable = Greedy(),
+    choose: Callable = GREEDY,
     key: Array | None = None,
     stop: Sequence[int] = (),
 ) -> Int[Array, "batch {n_new}"]:
@@ -66,8 +68,7 @@ def generate(
         key = jax.random.key(0)
     if mask is not None and not isinstance(mask, jax.core.Tracer) and not np.asarray(mask)[:, -1].all():
         raise UserError("prompts are padded on the left: the last column of mask is True in every row (see pad_left)")
-    stop = jnp.asarray(stop, jnp.int32).reshape(-1)
-    return _generate(model, jnp.asarray(tokens), n_new, mask, choose, key, stop)
+    return _generate(model, jnp.asarray(tokens), n_new, mask, choose, key, np.asarray(stop, np.int32).reshape(-1))
 
 
 @partial(jax.jit, static_argnames="n_new")

@@ -43,7 +43,7 @@ class PieceTokenizer:
 def load_llama2c(weights: str | Path, tokenizer: str | Path | None = None) -> tuple[Decoder, PieceTokenizer | None]:
     """The model, stacked, in float32, and its tokenizer where one is given. `UserError` for files of another layout.
 
-    The file's rotary pairs are adjacent features (2i, 2i+1), ours are (i, i + half): queries and keys have their features
+    The file's rotary pairs are adjacent features (2i, 2i+1), ours are (i, i + half): features of queries and keys are
     reordered within each head, which changes no score.
     """
     data = _bytes(weights)
@@ -68,7 +68,7 @@ def load_llama2c(weights: str | Path, tokenizer: str | Path | None = None) -> tu
 
 
 def _config(data: bytes, where: str | Path) -> tuple[Config, int]:
-    """Seven int32: dim, hidden, layers, heads, key/value heads, vocabulary (negative: the head is not tied), context."""
+    """Seven int32: dim, hidden, layers, heads, key/value heads, vocabulary (negative: no tied head), context."""
     if len(data) < 28:
         raise UserError(f"{where} has {len(data)} bytes, fewer than the header of a llama2.c model")
     d_model, d_mlp, n_layers, n_heads, n_kv_heads, vocab_size, n_ctx = struct.unpack("<7i", data[:28])

@@ -1,7 +1,7 @@
 """Where a decoder's parameters live on a mesh, and how its code says so without naming a mesh.
 
 Modules hold no shardings: `rules(config)` says where each parameter lives, over the axes `data` (copies), `fsdp` (every
-weight in shards, gathered for use) and `tensor` (heads and neurons). Under a mesh with explicit axes the type of a value
+weight in shards, gathered for use) and `tensor` (heads and neurons). Under a mesh with explicit axes a value's type
 carries its sharding, and only lookups and contractions over a sharded axis must be told what to return: vectors
 `rows_like(tokens)`, and `like(x)`, the type of the residual stream.
 """

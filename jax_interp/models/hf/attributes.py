@@ -1,4 +1,4 @@
-"""A `config.json` read attribute by attribute, so that one which nobody understood is an error and not a wrong model."""
+"""A `config.json`, read so that an attribute which nobody understood is an error and not a wrong model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import Any
 
 from jax_interp.errors import UserError
 
-IRRELEVANT = frozenset(
-    ["_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id", "dtype", "eos_token_id", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "gradient_checkpointing", "id2label", "initializer_range", "label2id", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "problem_type", "return_dict", "sep_token_id", "task_specific_params", "tokenizer_class", "torch_dtype", "transformers_version", "use_bfloat16", "use_cache"]
+IRRELEVANT: frozenset[str] = frozenset(
+    (
+        *("architectures", "model_type", "_name_or_path", "transformers_version", "tokenizer_class", "prefix"),
+        *("dtype", "torch_dtype", "use_bfloat16", "_attn_implementation_autoset", "gradient_checkpointing"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
+        *("attention_dropout", "initializer_range", "chunk_size_feed_forward"),
+        *("use_cache", "return_dict", "output_attentions", "output_hidden_states"),
+        *("id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params"),
+    )
 )
 """What no forward pass depends on in any family: token ids, dropout, labels, defaults of generation and training."""
 
@@ -18,7 +25,7 @@ class Attributes:
     """The attributes of one `config.json`. A family takes those it understands; `close` refuses what is left."""
 
     def __init__(self, values: Mapping[str, Any], where: str):
-        self._values, self._where, self._seen = dict(values), where, set(IRRELEVANT)
+        self._values, self._where, self._seen = dict(values), where, set[str](IRRELEVANT)
 
     def take(self, name: str, *default: Any, also: Iterable[str] = ()) -> Any:
         """The value of `name` (or of an older spelling in `also`), or the default where it is absent or null."""

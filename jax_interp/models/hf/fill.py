@@ -33,13 +33,14 @@ DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jn
 
 @dataclass(frozen=True)
 class Parameter:
-    """A leaf of a model: its name as families spell it, and the layers it holds (None: it is outside the blocks)."""
+    """A leaf of a model: its name as families spell it, and the layers that it holds."""
 
     name: str
     shape: tuple[int, ...]
     """Of one layer."""
-    layers: range | None
-    stacked: bool
+    layers: range = range(1)
+    """Outside the blocks, one that nothing depends on."""
+    stacked: bool = False
 
 
 def parameters(model: Decoder) -> list[Parameter]:
@@ -52,7 +53,7 @@ def parameters(model: Decoder) -> list[Parameter]:
     found = []
     for address, leaf in zip(addresses(model), jax.tree.leaves(model), strict=True):
         if (inside := re.fullmatch(r"blocks\.(\d+)\.(?:block\.)?(.+)", address)) is None:
-            found.append(Parameter(address, leaf.shape, None, False))
+            found.append(Parameter(address, leaf.shape))
             continue
         layers, stacked = segments[int(inside[1])]
         found.append(Parameter(f"blocks.*.{inside[2]}", leaf.shape[1:] if stacked else leaf.shape, layers, stacked))
@@ -69,7 +70,7 @@ def fill(
     mesh: Mesh | None,
     stacked: bool,
 ) -> Decoder:
-    """The model of `config` with the weights in `stored`, a checkpoint of a model of `full` (which may have more layers).
+    """The model of `config` with the weights in `stored`, a checkpoint of `full` (which may have more layers).
 
     Raises `UserError` that names what is missing, extra or misshaped, before anything is read.
     """
@@ -77,7 +78,7 @@ def fill(
     table = family.tensors(config)
     stored = {name.removeprefix(family.base): tensor for name, tensor in stored.items()}
     _check(family, table, parameters(abstract), stored, full)
-    used = {table[p.name].name.format(layer) for p in parameters(abstract) for layer in p.layers or (0,)}
+    used = {table[p.name].name.format(layer) for p in parameters(abstract) for layer in p.layers}
     dtype = dtype or jnp.result_type(*{DTYPES[stored[name].dtype] for name in used})
 
     def read(tensor: Tensor, layer: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -93,7 +94,7 @@ def fill(
                 rows = (read(table[p.name], layer, p.shape) for layer in p.layers)
                 leaves.append(_stack(rows, (len(p.layers), *p.shape), dtype, where))
             else:
-                leaves.append(jax.device_put(read(table[p.name], p.layers[0] if p.layers else 0, p.shape), where))
+                leaves.append(jax.device_put(read(table[p.name], p.layers[0], p.shape), where))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
@@ -116,7 +117,7 @@ def _check(
 ) -> None:
     missing, misshaped, kinds = [], [], []
     for p in wanted:
-        for layer in p.layers or (0,):
+        for layer in p.layers:
             name, shape = table[p.name].name.format(layer), table[p.name].shape(p.shape)
             if name not in stored:
                 missing.append(name)
@@ -128,7 +129,7 @@ def _check(
     known |= {"lm_head.weight"} if full.tied_embedding else set()
     extra = [n for n in stored if n not in known and not any(re.fullmatch(r, n) for r in family.ignored)]
     problems = [
-        f"{what}: {', '.join(sorted(set(names))[:6])}{f' and {len(set(names)) - 6} more' if len(set(names)) > 6 else ''}"
+        f"{what}: {_few(names)}"
         for what, names in (
             ("missing tensors", missing),
             ("tensors that this model does not have", extra),
@@ -139,3 +140,8 @@ def _check(
     ]
     if problems:
         raise UserError(f"the checkpoint is not one of this {family.architecture}: {'; '.join(problems)}")
+
+
+def _few(names: list[str]) -> str:
+    names = sorted(set(names))
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

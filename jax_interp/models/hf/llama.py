@@ -1,4 +1,4 @@
-"""Llama 1 to 3: rotary positions ("half-split" pairs), RMSNorm, gated MLP, grouped key/value heads; weights `[out, in]`."""
+"""Llama 1 to 3: rotary positions, RMSNorm, a gated MLP, grouped key/value heads; weights `[out, in]`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def read(attributes: Attributes) -> Config:
         n_layers=take("num_hidden_layers"),
         d_model=take("hidden_size"),
         n_heads=take("num_attention_heads"),
-        n_kv_heads=take("num_key_value_heads", None),
-        d_head=take("head_dim", None),
+        n_kv_heads=take("num_key_value_heads", 0),
+        d_head=take("head_dim", 0),
         d_mlp=take("intermediate_size"),
         vocab_size=take("vocab_size"),
         n_ctx=n_ctx,

@@ -71,7 +71,7 @@ def _tensors(model: Decoder, family: Family) -> Iterator[tuple[str, np.ndarray]]
     table = family.tensors(model.config)
     found: dict[str, list[tuple[Tensor, Any, int | None]]] = {}
     for p, leaf in zip(parameters(model), jax.tree.leaves(model), strict=True):
-        for i, layer in enumerate(p.layers or (0,)):
+        for i, layer in enumerate(p.layers):
             tensor = table[p.name]
             found.setdefault(tensor.name.format(layer), []).append((tensor, leaf, i if p.stacked else None))
     for name, parts in found.items():
