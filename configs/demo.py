@@ -1,0 +1,34 @@
+"""The demo: a dictionary of 4,096 features on the residual stream of stdlib-small, and what can be done with it.
+
+    jax-interp demo
+
+Two CPU cores, under five minutes.
+"""
+
+from jax_interp.cli.demo.config import DemoConfig, Pair
+from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.dictionaries.train import DictionaryConfig
+
+CONFIG = DemoConfig(
+    dictionary=DictionaryRunConfig(
+        model="stdlib-small",
+        text="stdlib",
+        dictionary=DictionaryConfig(address="blocks.2.resid_post", n_features=4096, k=32, steps=300, warmup=30),
+        batch=8,
+        context=256,
+        evaluate_sequences=64,
+        checkpoint_every=50,
+    ),
+    opening="class Queue:\n    def __init__(self, maxsize=0):\n",
+    token="self",
+    prompt="class Stack:\n    def __init__(self):\n        self._items = []\n\n    def push(self, item):\n        self",
+    pairs=(
+        Pair(
+            name="an argument's name",
+            clean="def push(self, item):\n    self.items.append(",
+            corrupted="def push(self, value):\n    self.items.append(",
+            clean_answer="item",
+            corrupted_answer="value",
+        ),
+    ),
+)

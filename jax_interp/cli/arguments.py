@@ -1,0 +1,84 @@
+"""A command's arguments from its dataclass, by tyro; what tyro refuses becomes one line.
+
+tyro reports errors as boxes of several lines. The first paragraph of the box is the message; its suggestion of the
+nearest option is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from jax_interp.errors import UserError
+
+T = TypeVar("T")
+MISSING: Any = object()
+
+
+def parse(kind: type[T], argv: Sequence[str], *, command: str, usage: str = "", default: Any = MISSING) -> T:
+    """`kind` from `argv`. Raises UserError (one line) for an unknown option, a wrong type, a missing value.
+
+    `usage` names what was taken from the command line before (`CONFIG`), for the help.
+    """
+    import tyro
+
+    prog = " ".join(part for part in ("jax-interp", command, usage) if part)
+    options = {} if default is MISSING else {"default": default}
+    wants_help = any(argument in ("-h", "--help") for argument in argv)
+    said = io.StringIO()
+    try:
+        with contextlib.nullcontext() if wants_help else _unwrapped(), contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,), **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"{one_line(said.getvalue())} (jax-interp {command} --help lists the options)") from None
+
+
+def one_line(box: str) -> str:
+    """The message in one of tyro's error boxes."""
+    paragraphs: list[list[str]] = [[]]
+    for row in (row.strip("│| ") for row in box.splitlines()):
+        if re.fullmatch(r"[╭╰+].*|[─-]*", row):  # the frame, a rule inside it, an empty row
+            paragraphs.append([])
+        else:
+            paragraphs[-1].append(row)
+    paragraphs = [p for p in paragraphs if p]
+    if not paragraphs:
+        return "the arguments could not be read"
+    message = paragraphs[0][0].rstrip(".")
+    if message.startswith("Missing from") and len(paragraphs[0]) > 1:
+        return f"missing: {paragraphs[0][1]}"
+    for pattern, replacement in REWORDED:
+        message = re.sub(pattern, replacement, message)
+    suggestions = (p[1] for p in paragraphs if len(p) > 1 and re.match("Perhaps you meant|Arguments similar", p[0]))
+    near = next(suggestions, None)
+    return f"{message[:1].lower()}{message[1:]}" + (f"; did you mean {near.split()[0]}?" if near else "")
+
+
+REWORDED = (
+    (r"^Unrecognized options: (-[^,]*).*", r"unknown option \1"),
+    (r"^Unrecognized options: ([^,]*).*", r"\1 is one argument too many"),
+    (r"^Error parsing ", ""),
+    (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not an int"),
+    (r"could not convert string to float: (.*)", r"\1 is not a float"),
+    (r"no type matching (\S+) could be instantiated from \[(.*)\]", r"\2 is not \1"),
+)
+
+
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """A terminal so wide that no message is wrapped inside a word."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "1000"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before

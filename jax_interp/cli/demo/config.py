@@ -1,0 +1,50 @@
+"""What the demo does: the dictionary it trains, the token it looks for, the prompts it works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two prompts of equally many tokens that should be continued by different tokens."""
+
+    name: str
+    clean: str
+    corrupted: str
+    clean_answer: str
+    corrupted_answer: str
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The demo. Its text is cut into tokens by the model's tokenizer: `token` and the answers are single tokens."""
+
+    dictionary: DictionaryRunConfig = field(default_factory=DictionaryRunConfig)
+    opening: str = "class Queue:\n"
+    """Continued first, to show what the model can do."""
+    token: str = "self"
+    """Features are sought that tell this token apart."""
+    prompt: str = "self"
+    """Ends in `token`; continued while a feature is ablated or held high."""
+    new_tokens: int = 48
+    """Written after a prompt."""
+    search_sequences: int = 128
+    """Training sequences in which features and their contexts are sought."""
+    shown_features: int = 4
+    contexts: int = 8
+    """Shown for each feature."""
+    strength: float = 3.0
+    """The feature is held at this multiple of its largest activation found."""
+    pairs: tuple[Pair, ...] = ()
+    """The first pair that the model gets right is patched."""
+
+    def __post_init__(self) -> None:
+        for name in ("new_tokens", "search_sequences", "shown_features", "contexts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.pairs:
+            raise UserError("the demo needs at least one pair of prompts to patch")

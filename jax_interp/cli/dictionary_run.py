@@ -1,0 +1,146 @@
+"""A dictionary from a config to its figures: model, text, training, export, evaluation, in one run directory.
+
+    dictionary.json, dictionary.safetensors   in RUN/dictionary: the trained dictionary, for raw activations
+    evaluation.json                           what it was measured to be worth
+    inputs.json                               fingerprints of the weights and the text: a resume checks them
+
+Killed at any moment and called again it goes on, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jax_interp.cli.text import Text, text_for
+from jax_interp.dictionaries.evaluate import Evaluation, evaluate
+from jax_interp.dictionaries.forms.sae import SAE
+from jax_interp.dictionaries.harvest import harvest
+from jax_interp.dictionaries.storage import save_dictionary
+from jax_interp.dictionaries.train import DictionaryConfig, export, start, train_step
+from jax_interp.errors import UserError
+from jax_interp.models.hf import load
+from jax_interp.training import Run, fit, open_run
+from jax_interp.training.atomic_write import atomic_write
+from jax_interp.training.fingerprint import fingerprints
+
+MAY_DIFFER = ("log_every", "checkpoint_every", "evaluate_sequences")
+
+
+@dataclass(frozen=True)
+class DictionaryRunConfig:
+    """A run of `train-dictionary`: `dictionary.steps` steps of `batch` x `context` tokens each."""
+
+    dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
+    model: str = "stdlib-small"
+    """What `load` takes: a name of the package's, a Hugging Face directory or hub name."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the model while it is read; what its files hold is converted."""
+    text: str = "stdlib"
+    """"stdlib" (the interpreter's standard library), a UTF-8 file, or a directory of .txt, .py and .md files."""
+    batch: int = 8
+    """Sequences a step."""
+    context: int = 256
+    """Tokens a sequence."""
+    evaluate_sequences: int = 64
+    """Held-out sequences that the dictionary is measured on."""
+    log_every: int = 10
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "context", "evaluate_sequences", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.context < 2:
+            raise UserError("context=1 leaves nothing to predict: at least 2")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on."""
+        return self.dictionary.steps * self.batch * self.context
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a dictionary run needs besides its config. Made by `inputs_for`."""
+
+    model: Any
+    tokenizer: Any
+    text: Text
+
+
+def inputs_for(config: DictionaryRunConfig) -> Inputs:
+    """Load the model, check that the address names one vector a token, and read the text. Raises UserError."""
+    model, tokenizer = load(config.model, dtype=config.dtype)
+    if tokenizer is None:
+        raise UserError(f"{config.model} has no tokenizer.json: its text cannot be cut into tokens")
+    check_address(model, config.dictionary.address)
+    return Inputs(model, tokenizer, text_for(config.text, tokenizer))
+
+
+def check_address(model: Any, address: str) -> None:
+    """UserError, before anything is computed, where `address` is no value that a dictionary can read."""
+    tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    jax.eval_shape(lambda model, tokens: harvest(model, address, tokens), model, tokens)
+
+
+def train(config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False) -> SAE:
+    """Train in `run_dir`, from its last checkpoint if it has one; the exported dictionary is saved there too."""
+    batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
+    with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
+        _same_inputs(run, inputs)
+        state = start(config.dictionary, inputs.model, batch_at)
+        filled = int(state.stream.cursor)  # these batches went into the first buffer
+        state = fit(
+            partial(train_step, config.dictionary),
+            state,
+            lambda step: batch_at(filled + step),
+            steps=config.dictionary.steps,
+            run=run,
+            frozen=(inputs.model,),
+            checkpoint_every=config.checkpoint_every,
+            keep=2,
+            log_every=config.log_every,
+            per_step={"tokens": config.batch * config.context},
+            shown=("loss", "fvu", "l0", "dead"),
+            title="dictionary",
+            quiet=quiet,
+        )
+        sae = export(state)
+        save_dictionary(
+            run.directory / "dictionary", sae, address=config.dictionary.address, model=config.model, config=config
+        )
+    return sae
+
+
+def measure(
+    config: DictionaryRunConfig, sae: Any, inputs: Inputs, write_to: Path | None = None, address: str | None = None
+) -> Evaluation:
+    """Evaluate on the held-out text; the identity self-check runs first. Written as JSON where asked."""
+    batches = inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences)
+    result = evaluate(inputs.model, address or config.dictionary.address, sae, batches)
+    if write_to is not None:
+        atomic_write(write_to, json.dumps(result.to_json(), indent=2) + "\n")
+    return result
+
+
+def _same_inputs(run: Run, inputs: Inputs) -> None:
+    """The weights and the text that a run began with are the ones it goes on with."""
+    path = run.directory / "inputs.json"
+    now = {"weights": "".join(fingerprints(inputs.model).values()), "text": inputs.text.fingerprint()}
+    if not path.exists():
+        atomic_write(path, json.dumps(now, indent=2) + "\n")
+        return
+    before = json.loads(path.read_text())
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise UserError(
+            f"{run.directory} was begun with other {' and other '.join(changed)} (another Python's library, or new "
+            "weights): choose another run directory, or remove this one"
+        )

@@ -1,0 +1,84 @@
+"""`jax-interp evaluate RUN_OR_DICTIONARY`: what a trained dictionary is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jax_interp.cli import tables
+from jax_interp.cli.arguments import parse
+from jax_interp.cli.dictionary_run import DictionaryRunConfig, inputs_for, measure
+from jax_interp.dictionaries.storage import Saved, load_dictionary
+from jax_interp.errors import UserError
+from jax_interp.training import config as configs
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a dictionary on held-out text: sparsity, reconstruction, and what splicing it in costs the model.
+
+    Splicing the identity must give the model's own loss to the bit, which is checked first. The figures are printed
+    and written as JSON.
+    """
+
+    dictionary: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_DICTIONARY")]
+    """A run directory of train-dictionary, or a directory with dictionary.json and dictionary.safetensors."""
+    sequences: int | None = None
+    """Held-out sequences to measure on; default: as the run's config says."""
+    model: str | None = None
+    """Another model than the one that it was trained on."""
+    text: str | None = None
+    """Another text: "stdlib", a UTF-8 file or a directory of them; its held-out part is used."""
+    json: Path | None = None
+    """Where to write the figures; default: evaluation.json in the directory."""
+
+
+def run(argv: Sequence[str]) -> int:
+    asked = parse(Evaluate, argv, command="evaluate")
+    saved = load_dictionary(directory_of(asked.dictionary))
+    config = _changed(config_of(saved), asked)
+    result = measure(config, saved.dictionary, inputs_for(config), None, saved.address)
+    output = asked.json or asked.dictionary / "evaluation.json"
+    text = _json(result.to_json() | {"model": config.model, "text": config.text})
+    try:
+        output.write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from error
+    tables.evaluation(result.to_json(), title=f"{saved.address} of {config.model}")
+    print(f"written to {output}")
+    return 0
+
+
+def directory_of(path: Path) -> Path:
+    """The directory that holds the dictionary of a run or is one. Raises UserError."""
+    for candidate in (path, path / "dictionary"):
+        if (candidate / "dictionary.json").is_file():
+            return candidate
+    if not path.is_dir():
+        raise UserError(f"no directory {path}: give a run directory of train-dictionary, or a saved dictionary's")
+    if (path / "config.json").is_file():
+        raise UserError(f"{path} is a run without a finished dictionary: train-dictionary writes it at the end")
+    raise UserError(f"{path} holds neither a run nor a dictionary (dictionary.json and dictionary.safetensors)")
+
+
+def config_of(saved: Saved) -> DictionaryRunConfig:
+    """The config kept with a dictionary, or the defaults where it was saved by other means."""
+    if isinstance(saved.config, dict) and saved.config.get("type") == DictionaryRunConfig.__name__:
+        return configs.from_json(DictionaryRunConfig, saved.config)
+    return DictionaryRunConfig(model=saved.model)
+
+
+def _changed(config: DictionaryRunConfig, asked: Evaluate) -> DictionaryRunConfig:
+    changes = {"model": asked.model, "text": asked.text, "evaluate_sequences": asked.sequences}
+    return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value, indent=2) + "\n"

@@ -1,0 +1,101 @@
+"""`jax-interp COMMAND ...`: one command per verb of the user's work, each in a file of its own.
+
+A command is a module with `run(argv)`; it is imported when it is asked for, so that help comes at once. What a user
+can do wrong is a `UserError`: one line on stderr and exit code 2. Ctrl-C: how to go on, and 130.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from jax_interp.errors import UserError
+
+COMMANDS = {
+    "demo": ("demo.command", "open a model, train a dictionary on it, intervene, patch, write a report (minutes)"),
+    "train-lm": ("train_lm", "train a small language model from a config"),
+    "train-dictionary": ("train_dictionary", "train a sparse dictionary on a model's activations, and evaluate it"),
+    "evaluate": ("evaluate", "measure a trained dictionary"),
+    "generate": ("generate", "continue a prompt, with saved edits applied if you like"),
+    "sites": ("sites", "list the names, axes, shapes and dtypes of a model's values"),
+}
+DEBUG = "JAX_INTERP_DEBUG"
+SITES = re.compile(r"`sites\(model\)\(\*args\)` lists every name.*", re.DOTALL)  # and then it does, all of them
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 (the run failed), 2 (the request was wrong), 128 + signal."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments or os.environ.get(DEBUG, "") not in ("", "0")
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except SystemExit as stop:  # tyro, after it has printed help
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except BrokenPipeError:  # `jax-interp sites gpt2 | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        return _say("interrupted; the same command goes on from the last checkpoint, where it writes any", 130)
+    except Exception as error:
+        if debug:
+            raise
+        return _explain(error)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        from jax_interp import __version__
+
+        print(f"jax-interp {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"no command {name!r}; {hint}")
+    return import_module(f"jax_interp.cli.{COMMANDS[name][0]}").run(rest) or 0
+
+
+def usage() -> str:
+    """The text of `jax-interp --help`."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {says}" for name, (_, says) in COMMANDS.items())
+    return (
+        "usage: jax-interp COMMAND [OPTIONS]\n\n"
+        "Open a language model up by name: read it, edit it, train sparse dictionaries on it.\n\n"
+        f"commands:\n{commands}\n\n"
+        "options:\n"
+        f"  {'-h, --help':<{width}}  this text; after a command, its own\n"
+        f"  {'--version':<{width}}  the version of the package\n"
+        f"  {'--debug':<{width}}  show the traceback of an error ({DEBUG}=1 does too)"
+    )
+
+
+def _explain(error: Exception) -> int:
+    """One line for what is expected to go wrong; anything else is a defect, and keeps its traceback."""
+    if isinstance(error, UserError):
+        return _say(f"error: {SITES.sub('`jax-interp sites MODEL` lists every name', str(error))}", 2)
+    if type(error).__name__ == "Interrupted":  # by name: importing the loop costs seconds
+        return _say(str(error), getattr(error, "exit_code", 130))
+    if type(error).__name__ in ("NonFinite", "SelfCheckError"):
+        return _say(f"error: {error}", 1)
+    raise error
+
+
+def _say(message: str, code: int) -> int:
+    print(f"jax-interp: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""`jax-interp train-lm CONFIG`: a small language model, from text to exported weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jax_interp.cli import tables
+from jax_interp.cli.arguments import parse
+from jax_interp.cli.config_source import resolve
+from jax_interp.models.train_lm import LanguageModelConfig, train_lm
+
+
+@dataclass(frozen=True)
+class TrainLM:
+    """Train a small language model from a config: text, tokenizer, training, evaluation, export.
+
+    CONFIG is a name (stdlib_small, stdlib_tiny), a .py file with a CONFIG, a config.json or a run directory. Every
+    field of it can be overridden below. Stopped or killed, the same command goes on and ends with the same bits.
+    """
+
+    config: Annotated[LanguageModelConfig, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """Where the run is kept: runs/<config name>, or the run directory that was given as CONFIG."""
+    quiet: bool = False
+    """No progress."""
+
+
+def run(argv: Sequence[str]) -> int:
+    found, rest = resolve(LanguageModelConfig, argv, command="train-lm", shown_in_help="stdlib_small")
+    asked = parse(TrainLM, rest, command="train-lm", usage="CONFIG", default=TrainLM(found.config))
+    directory = asked.run_dir or found.run_dir or Path("runs") / found.name
+    results = train_lm(asked.config, directory, quiet=asked.quiet)
+    validation, induction = results["validation"], results["induction"]
+    rows = [
+        ("validation loss", tables.figure(validation["loss"]), "nats per token"),
+        ("perplexity", tables.figure(validation["perplexity"]), ""),
+        ("bits per byte", tables.figure(validation.get("bits_per_byte")), "of the held-out text"),
+    ]
+    if "baseline" in results:
+        rows.append(("n-gram baseline", tables.figure(results["baseline"]["loss"]), results["baseline"]["model"]))
+    rows += [
+        ("random tokens, first time", tables.figure(induction["first_half"]), "nats per token"),
+        ("the same again", tables.figure(induction["second_half"]), "induction: well under the first"),
+    ]
+    tables.show(["", ("", "right"), ""], rows, title=f"after {results['steps']:,} steps")
+    export = ", export/" if (directory / "export").is_dir() else ""
+    print(f"saved in {directory}: results.json, metrics.jsonl{export}")
+    return 0

@@ -1,0 +1,106 @@
+"""Curves of a dictionary's training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, RED, canvas, styled
+
+
+@styled
+def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None) -> Figure:
+    """Loss, FVU, L0 and dead features against tokens seen, from the records of a metrics log."""
+    records = [record for record in records if "loss" in record and "tokens" in record]
+    tokens = np.array([record["tokens"] for record in records], float) / 1e6
+    figure, (fit, sparsity, dead) = canvas(10, 2.9, 3, width_ratios=[1.35, 1, 1])
+    for name, color in (("loss", BLUE), ("fvu", ORANGE)):
+        values = np.array([record[name] for record in records], float)
+        fit.plot(tokens, values, color=color, lw=1.6, label={"loss": "loss", "fvu": "FVU"}[name])
+    fit.set(title="Loss and variance unexplained", ylabel="fraction of variance", yscale="log")
+    top = max((record[name] for record in records for name in ("loss", "fvu")), default=1.0)
+    low = min((record[name] for record in records for name in ("loss", "fvu")), default=0.1)
+    fit.set_ylim(max(low * 0.85, 1e-6), top * 1.15)
+    fit.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    fit.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if top / low < 20 and _one_digit(v) else ""))
+    fit.legend(loc="upper right")
+    sparsity.plot(tokens, [record.get("l0", np.nan) for record in records], color=GREEN, lw=1.6)
+    sparsity.set(title="L0", ylabel="latents on per token")
+    sparsity.set_ylim(0, 1.25 * max([record.get("l0", 0) for record in records] + [k or 1]))
+    if k:
+        sparsity.axhline(k, color=MUTED, lw=0.9, ls="--")
+        sparsity.annotate(f"k = {k}", (tokens[-1] if len(tokens) else 0, k), xytext=(0, 4),
+                          textcoords="offset points", ha="right", va="bottom", color=MUTED, fontsize=8.5)  # fmt: skip
+    dead.plot(tokens, [record.get("dead", np.nan) for record in records], color=RED, lw=1.6)
+    dead.set(title="Dead features", ylabel="features")
+    dead.set_ylim(0, max(4, 1.15 * max((record.get("dead", 0) for record in records), default=0)))
+    dead.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for axes in (fit, sparsity, dead):
+        axes.set_xlabel("tokens trained on, millions")
+        axes.set_xlim(0, None)
+    return figure
+
+
+def _one_digit(value: float) -> bool:
+    """Whether a tick of a logarithmic axis is 2 or 5 times a power of ten: few enough to label."""
+    return round(value / 10 ** np.floor(np.log10(value))) in (2, 5)
+
+
+@styled
+def density_histogram(density: Mapping[str, Any]) -> Figure:
+    """How often features fire: a histogram over log10 of the fraction of tokens, dead features stated apart."""
+    edges, counts = np.array(density["log10_edges"], float), np.array(density["counts"], float)
+    figure, (axes,) = canvas(4.9, 3.1)
+    axes.bar(edges[:-1], counts, width=list(np.diff(edges)), align="edge", color=BLUE, alpha=0.85, linewidth=0)
+    some = np.flatnonzero(counts)
+    low = float(np.floor(edges[some[0]]) if len(some) else edges[0])
+    axes.set_xlim(low, 0)
+    axes.set_ylim(0, 1.2 * max(counts.max(initial=0), 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * 10.0**v:g} %"))
+    axes.set(title="How often features fire", xlabel="tokens that a feature fires on", ylabel="features")
+    dead, features = density["dead"], density["features"]
+    axes.text(0.98, 0.97, f"{dead:,} of {features:,} never fired\non {density['window']:,} tokens",
+              transform=axes.transAxes, ha="right", va="top", color=MUTED, fontsize=8.5)  # fmt: skip
+    return figure
+
+
+VARIANTS = (
+    ("zero_by_position", "zero in its place", RED),
+    ("mean_by_position", "mean in its place", ORANGE),
+    ("spliced_by_position", "the dictionary's reconstruction", BLUE),
+    ("clean_by_position", "the model as it is", INK),
+)
+
+
+@styled
+def loss_by_position(cross_entropy: Mapping[str, Any], bins: int = 16) -> Figure:
+    """Cross-entropy against the position that predicts, averaged over groups of positions of equal size."""
+    figure, (axes,) = canvas(5.1, 3.1)
+    length = len(cross_entropy["clean_by_position"])
+    size = max(1, length // bins)
+    for name, label, color in VARIANTS:
+        values = np.array([np.nan if v is None else v for v in cross_entropy[name]], float)
+        middles, means = binned(values, size)
+        axes.plot(middles, means, color=color, lw=1.7, label=label, ls="--" if color == INK else "-")
+    axes.set_xlim(0, length)
+    axes.set_ylim(0, None)
+    grouped = f", mean of {size} neighbours" if size > 1 else ""
+    axes.set(title="What the model loses, by position", xlabel=f"position in the sequence{grouped}",
+             ylabel="cross-entropy, nats per token")  # fmt: skip
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top * 1.42)  # room for the legend above the lines
+    axes.legend(loc="upper right", ncols=2, columnspacing=1.2, handlelength=1.6)
+    return figure
+
+
+def binned(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(middle position, mean without NaN) of consecutive groups of `size`, the last one perhaps smaller."""
+    starts = range(0, len(values), size)
+    groups = [values[start : start + size] for start in starts]
+    middles = np.array([start + (len(group) - 1) / 2 for start, group in zip(starts, groups)])
+    return middles, np.array([np.nan if np.isnan(group).all() else np.nanmean(group) for group in groups])

@@ -1,0 +1,71 @@
+"""Heat maps over layers and positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
+from matplotlib.figure import Figure
+
+from jax_interp.views.style import BLUE, GRID, INK, MUTED, ORANGE, styled
+
+
+@styled
+def patching_map(
+    panels: Mapping[str, Float[np.ndarray, "layer pos"]],
+    tokens: Sequence[str],
+    other: Sequence[str] | None = None,
+    quantity: str = "answer recovered",
+) -> Figure:
+    """One panel per value that was patched: layers down, positions across with their tokens, 0 blank, 1 full colour.
+
+    Below zero is another colour. Positions where `other` (the second prompt's tokens) differs are marked.
+    """
+    values = {name: np.asarray(panel, float) for name, panel in panels.items()}
+    limit = max(1.0, max(float(np.nanmax(np.abs(panel))) for panel in values.values()))
+    norm, colors = Normalize(-limit, limit), diverging()
+    layers, positions = next(iter(values.values())).shape
+    height = 0.27 * layers * len(values) + 0.42 * len(values) + 1.35
+    figure = Figure(figsize=(max(6.0, 0.29 * positions + 2.0), height), layout="constrained")
+    rows = figure.subplots(len(values), 1, sharex=True, squeeze=False).ravel()
+    meshes = []
+    for axes, (name, panel) in zip(rows, values.items()):
+        mesh = axes.pcolormesh(np.arange(positions + 1), np.arange(layers + 1), panel, cmap=colors, norm=norm,
+                               edgecolors=GRID, linewidth=0.5)  # fmt: skip
+        meshes.append(mesh)
+        axes.grid(False)
+        axes.invert_yaxis()
+        axes.set_yticks(np.arange(layers) + 0.5, [str(i) for i in range(layers)])
+        axes.tick_params(length=0)
+        axes.set_title(name)
+        axes.set_ylabel("layer")
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    rows[-1].set_xticks(np.arange(positions) + 0.5, [shortened(token) for token in tokens], rotation=90)
+    for label in rows[-1].get_xticklabels():
+        label.set_fontfamily("DejaVu Sans Mono")
+        label.set_fontsize(8)
+    for i in range(positions):
+        if other is not None and tokens[i] != other[i]:
+            rows[-1].get_xticklabels()[i].set_color(ORANGE)
+            rows[-1].get_xticklabels()[i].set_fontweight("bold")
+    rows[-1].set_xlabel("token of the patched run, by position" + (" (orange: the prompts differ)" if other else ""))
+    bar = figure.colorbar(meshes[0], ax=list(rows), shrink=0.9, aspect=30, pad=0.015)
+    bar.set_label(quantity)
+    bar.outline.set_edgecolor(MUTED)  # type: ignore[operator]
+    bar.ax.tick_params(colors=MUTED, labelcolor=INK)
+    return figure
+
+
+def diverging() -> LinearSegmentedColormap:
+    """Orange below zero, nothing at zero, blue above."""
+    ends = [(0.0, (*to_rgb(ORANGE), 1.0)), (0.5, (*to_rgb(ORANGE), 0.0)), (0.5, (*to_rgb(BLUE), 0.0)),
+            (1.0, (*to_rgb(BLUE), 1.0))]  # fmt: skip
+    return LinearSegmentedColormap.from_list("diverging", ends)
+
+
+def shortened(token: str, length: int = 11) -> str:
+    """A token for an axis: at most `length` characters."""
+    return token if len(token) <= length else f"{token[: length - 1]}…"

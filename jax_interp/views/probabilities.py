@@ -1,0 +1,36 @@
+"""Probabilities of the next token under several variants of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from jax_interp.views.style import BLUE, MUTED, ORANGE, canvas, styled
+
+COLORS = (MUTED, BLUE, ORANGE)
+
+
+@styled
+def next_token_bars(rows: Sequence[Mapping[str, Any]], variants: Mapping[str, str]) -> Figure:
+    """One group of bars per token, one bar per variant (`variants`: key in a row -> label), first row on top."""
+    figure, (axes,) = canvas(7.2, 0.5 + 0.36 * len(rows) + 0.55)
+    places, height = np.arange(len(rows)), 0.8 / max(len(variants), 1)
+    for i, ((name, label), color) in enumerate(zip(variants.items(), COLORS)):
+        axes.barh(
+            places + (i + 0.5) * height - 0.4, [row[name] for row in rows], height * 0.92, color=color, label=label
+        )
+    axes.set_yticks(places, [row["token"] for row in rows])
+    for label in axes.get_yticklabels():
+        label.set_fontfamily("DejaVu Sans Mono")
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlim(0, min(1.0, 1.08 * max((row[name] for row in rows for name in variants), default=1.0) or 1.0))
+    axes.set(title="The token after the prompt", xlabel="probability")
+    axes.legend(loc="lower right")
+    return figure

@@ -1,0 +1,90 @@
+"""How figures look, and how they become part of a page: SVG in the colours of the page, light or dark.
+
+Figures are drawn with stand-in colours. `svg` replaces each by a CSS variable of the page (`--ink`, `--blue`, ...),
+with the stand-in's light-mode value as fallback, so that one figure fits both colour schemes and a saved file looks
+right by itself.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#1f2429", "#6b7480", "#dfe3e8"
+BLUE, ORANGE, GREEN, PURPLE, RED = "#2563c9", "#c2620c", "#178a5a", "#7a4fc0", "#c4314b"
+VARIABLES = {
+    INK: "--ink", MUTED: "--muted", GRID: "--line", BLUE: "--blue", ORANGE: "--orange", GREEN: "--green",
+    PURPLE: "--purple", RED: "--red",
+}  # fmt: skip
+
+RC: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 9,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "path",  # the same letters everywhere; nothing is fetched
+    "svg.hashsalt": "jax_interp",  # the same figure gives the same file
+}
+
+
+def canvas(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` x `height` inches with a row of axes. Nothing is registered with pyplot."""
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False, **options)
+    return figure, list(axes.ravel())
+
+
+def styled(draw: Any) -> Any:
+    """Decorator: what the function draws is drawn in this style."""
+    return matplotlib.rc_context(RC)(draw)
+
+
+def fading(color: str) -> LinearSegmentedColormap:
+    """From transparent to `color`: what has no value shows the page."""
+    return LinearSegmentedColormap.from_list("fading", [(*to_rgb(color), 0.0), (*to_rgb(color), 1.0)])
+
+
+def svg(figure: Figure, label: str) -> Markup:
+    """The figure as an `<svg>` element for a page, in the page's colours; `label` is read out by screen readers."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(RC):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for stand_in, variable in VARIABLES.items():
+        text = re.sub(re.escape(stand_in), f"var({variable}, {stand_in})", text, flags=re.IGNORECASE)
+    heading = Markup('<svg role="img" aria-label="{}"').format(label)
+    return Markup(text.replace("<svg", str(heading), 1))

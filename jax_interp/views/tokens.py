@@ -1,0 +1,43 @@
+"""Tokens in HTML: coloured by how strongly something fired on them, marked where two texts differ.
+
+Everything that comes from outside (a token is any string at all) is escaped: `Markup.format` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+
+def coloured(tokens: Sequence[str], strengths: Sequence[float], strongest: float, peak: int | None = None) -> Markup:
+    """Tokens in a row, each with a background as opaque as its strength is of `strongest`; `peak` is outlined."""
+    cells = [
+        token_cell(token, strength / strongest if strongest > 0 else 0.0, f"{strength:.3g}", i == peak)
+        for i, (token, strength) in enumerate(zip(tokens, strengths, strict=True))
+    ]
+    return Markup('<code class="tokens">{}</code>').format(Markup("").join(cells))
+
+
+def token_cell(token: str, share: float, title: str, peak: bool = False) -> Markup:
+    """One token; `share` of full colour, from 0 to 1."""
+    share = min(max(share, 0.0), 1.0)
+    classes = "t peak" if peak else "t"
+    if share == 0.0:
+        return Markup('<span class="{}">{}</span>').format(classes, token)
+    return Markup('<span class="{}" style="--a:{:.2f}" title="{}">{}</span>').format(classes, share, title, token)
+
+
+def compared(tokens: Sequence[str], reference: Sequence[str] | None, start: int = 0) -> Markup:
+    """Text as it reads, tokens from `start` on that are not those of `reference` at the same place marked.
+
+    Tokens are the texts themselves (newlines and all), for a `<pre>`. Once two texts part, all that follows is another
+    text, so the first difference and everything after it is marked.
+    """
+    parted = next(
+        (i for i in range(start, len(tokens)) if reference is not None and tokens[i : i + 1] != reference[i : i + 1]),
+        len(tokens),
+    )
+    prompt, same, other = ("".join(tokens[a:b]) for a, b in ((0, start), (start, parted), (parted, len(tokens))))
+    out = Markup('<span class="prompt">{}</span>{}').format(prompt, same)
+    return out + (Markup('<span class="other">{}</span>').format(other) if other else Markup(""))
