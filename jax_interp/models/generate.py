@@ -48,7 +48,7 @@ def generate(
 
     Args:
       model: a `Decoder`, or an edit of one.
-      tokens, mask: the prompts; where they differ in length, padded on the left (`pad_left`).
+      tokens, mask: the prompts; where they differ in length, padded (`pad_left`), `mask` saying what is real.
       n_new: how many tokens are written. Changing it, or the prompts' shape, compiles anew; edits, the chooser's
         numbers, the key and the stop tokens are data.
       choose: `Greedy()`, `Sample(temperature, top_k, top_p)`, or any callable pytree `(key, logits) -> tokens`.
@@ -66,8 +66,6 @@ def generate(
         if not isinstance(choose, Greedy):
             raise UserError(f"{type(choose).__name__} draws at random: give generate a key, jax.random.key(seed)")
         key = jax.random.key(0)
-    if mask is not None and not isinstance(mask, jax.core.Tracer) and not np.asarray(mask)[:, -1].all():
-        raise UserError("prompts are padded on the left: the last column of mask is True in every row (see pad_left)")
     return _generate(model, jnp.asarray(tokens), n_new, mask, choose, key, np.asarray(stop, np.int32).reshape(-1))
 
 
@@ -75,9 +73,14 @@ def generate(
 def _generate(model, tokens, n_new, mask, choose, key, stop):
     batch, pos = tokens.shape
     logits, cache = model(tokens, mask=mask, cache=pos + n_new)
+    if mask is None:
+        logits = logits[:, -1]
+    else:  # of each row's last real token
+        last = jnp.cumsum(mask, axis=1) == jnp.sum(mask, axis=1, keepdims=True)
+        logits = jnp.sum(jnp.where((last & mask)[:, :, None], logits, 0), axis=1)
 
     def pick(i, logits):
-        return choose(jax.random.fold_in(key, i), logits[:, -1].astype(jnp.float32)).astype(tokens.dtype)
+        return choose(jax.random.fold_in(key, i), logits.astype(jnp.float32)).astype(tokens.dtype)
 
     def is_stop(token):
         return jnp.any(token[:, None] == stop[None, :], axis=1)
@@ -89,7 +92,7 @@ def _generate(model, tokens, n_new, mask, choose, key, stop):
     def step(carry):
         i, token, done, out, cache = carry
         logits, cache = model(token[:, None], cache=cache)
-        token = jnp.where(done, token, pick(i, logits))
+        token = jnp.where(done, token, pick(i, logits[:, 0]))
         return i + 1, token, done | is_stop(token), out.at[:, i].set(token), cache
 
     first = pick(0, logits)

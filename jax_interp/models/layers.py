@@ -43,7 +43,12 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(normal(key, (count, d_model), std, dtype))
 
     def __call__(self, index: Int[Array, "batch pos"], site: Site) -> Float[Array, "batch pos d_model"]:
-        return self.weight[...].at[index].get(out_sharding=rows_like(index))
+        # A compiled lookup cannot raise: outside the table it gives NaN, which shows, and not some other row.
+        return (
+            self.weight[...]
+            .at[index]
+            .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=rows_like(index))
+        )
 
     def attend(self, x: Float[Array, "batch pos d_model"]) -> Float[Array, "batch pos count"]:
         return jnp.einsum("bpd,vd->bpv", x, self.weight[...])

@@ -1,0 +1,65 @@
+"""Small models of both kinds, with weights large enough that attention is peaky and errors show."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_interp.models import Config, Decoder, Rope, RopeScaling, init
+
+GPT2_LIKE = Config(
+    n_layers=3,
+    d_model=32,
+    n_heads=4,
+    d_mlp=48,
+    vocab_size=61,
+    n_ctx=24,
+    act="gelu_tanh",
+    gated_mlp=False,
+    norm="layernorm",
+    positions="learned",
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+)
+LLAMA_LIKE = Config(
+    n_layers=3,
+    d_model=32,
+    n_heads=4,
+    n_kv_heads=2,
+    d_mlp=48,
+    vocab_size=61,
+    n_ctx=24,
+    rope=Rope(base=1000.0, scaling=RopeScaling("llama3", 4.0, original_n_ctx=16)),
+    tied_embedding=False,
+)
+CONFIGS = {"gpt2-like": GPT2_LIKE, "llama-like": LLAMA_LIKE}
+
+
+def peaky(config: Config, seed: int = 0, dtype=jnp.float32) -> Decoder:
+    """A model with random weights everywhere, biases and norms too, about 1 in scale."""
+    model = init(config, jax.random.key(seed))
+    leaves, structure = jax.tree.flatten(model)
+    drawn = []
+    for i, leaf in enumerate(leaves):
+        noise = jax.random.normal(jax.random.key(seed * 1000 + i), leaf.shape, leaf.dtype)
+        drawn.append((leaf * 10 if jnp.std(leaf) > 0 else leaf + 0.3 * noise).astype(dtype))
+    return jax.tree.unflatten(structure, drawn)
+
+
+@pytest.fixture(scope="session", params=CONFIGS)
+def model(request) -> Decoder:
+    return peaky(CONFIGS[request.param])
+
+
+@pytest.fixture(scope="session")
+def call():
+    """The only jit that a model needs."""
+    return jax.jit(lambda model, *args, **kwargs: model(*args, **kwargs))
+
+
+@pytest.fixture(scope="session")
+def tokens():
+    return jnp.asarray(np.random.default_rng(0).integers(0, 61, (2, 9)), jnp.int32)
