@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 # before contracting it: a block must stay in cache, and a whole batch at once costs five times as much.
 ROWS = 128
 # `sparse_outer` on CPU works through features FEATURES at a time and through their entries ENTRIES at a time.
-FEATURES, ENTRIES = 32, 256
+FEATURES, ENTRIES = 16, 128
 
 
 def to_dense(
@@ -68,18 +68,25 @@ def sparse_dot(
 
 
 def sparse_outer(
-    values: Float[Array, "row k"], indices: Int[Array, "row k"], g: Float[Array, "row d"], n_features: int
+    values: Float[Array, "row k"],
+    indices: Int[Array, "row k"],
+    g: Float[Array, "row d"],
+    n_features: int,
+    transpose: bool = False,
 ) -> Float[Array, "feature d"]:
-    """`z.T @ g`. Deterministic on every backend: CPU sorts the entries by feature and multiplies block by block;
-    elsewhere the dense code is built and multiplied, because the matrix units are faster than scattered additions there
-    and those would add in an order that changes from run to run."""
-    return jax.lax.platform_dependent(
-        values,
-        indices,
-        g,
-        cpu=partial(_outer_by_segments, n_features=n_features),
-        default=lambda v, i, g: to_dense(v, i, n_features).T @ g,
-    )
+    """`z.T @ g`, or with `transpose` `g.T @ z` ([d, feature]).
+
+    Deterministic on every backend: CPU sorts the entries by feature and multiplies block by block; elsewhere the dense
+    code is built and multiplied, because the matrix units are faster than scattered additions there and those would add
+    in an order that changes from run to run.
+    """
+
+    def dense(values, indices, g):
+        z = to_dense(values, indices, n_features)
+        return g.T @ z if transpose else z.T @ g
+
+    by_segments = partial(_outer_by_segments, n_features=n_features, transpose=transpose)
+    return jax.lax.platform_dependent(values, indices, g, cpu=by_segments, default=dense)
 
 
 def _sorted_entries(
@@ -97,7 +104,11 @@ def _sorted_entries(
 
 
 def _outer_by_segments(
-    values: Float[Array, "row k"], indices: Int[Array, "row k"], g: Float[Array, "row d"], n_features: int
+    values: Float[Array, "row k"],
+    indices: Int[Array, "row k"],
+    g: Float[Array, "row d"],
+    n_features: int,
+    transpose: bool,
 ) -> Float[Array, "feature d"]:
     """Entries sorted by feature; for each block of FEATURES features, its entries ENTRIES at a time:
     out[block] += onehot(feature) * value @ g[row of entry]. No entry is dropped however unevenly features fire."""
@@ -121,10 +132,13 @@ def _outer_by_segments(
 
         none = jnp.zeros((FEATURES, d), g.dtype)
         _, total = jax.lax.while_loop(lambda carry: carry[0] < edges[block + 1], add_entries, (edges[block], none))
+        if transpose:  # here, where the block is in cache: turning the whole result round costs as much as making it
+            return jax.lax.dynamic_update_slice(out, total.T, (0, block * FEATURES))
         return jax.lax.dynamic_update_slice(out, total, (block * FEATURES, 0))
 
-    out = jnp.zeros((n_blocks * FEATURES, d), g.dtype)
-    return jax.lax.fori_loop(0, n_blocks, of_block, out)[:n_features]
+    shape = (d, n_blocks * FEATURES) if transpose else (n_blocks * FEATURES, d)
+    out = jax.lax.fori_loop(0, n_blocks, of_block, jnp.zeros(shape, g.dtype))
+    return out[:, :n_features] if transpose else out[:n_features]
 
 
 @jax.custom_vjp

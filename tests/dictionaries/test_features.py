@@ -60,7 +60,7 @@ def test_the_strongest_activations_come_with_their_contexts():
     @dataclasses.dataclass(frozen=True)
     class Loudness(ByToken):
         def encode(self, x):
-            return jnp.stack([ByToken.encode(self, x).sum(-1), -jnp.ones(len(x))], 1)  # feature 0: the token's own number
+            return jnp.stack([ByToken.encode(self, x).sum(-1), -jnp.ones(len(x))], 1)  # the number of the token
 
     contexts = top_activations(model, "embed", Loudness(model.E), BATCHES, features=[0, 1], n=9, before=2, after=1)
     tokens, keep = (np.concatenate([np.asarray(b[i]) for b in BATCHES]) for i in range(2))

@@ -117,6 +117,7 @@ def test_sparse_products_equal_dense_ones(rows, m, k, d, seed):
     np.testing.assert_allclose(sparse.sparse_matmul(v, i, W32), z @ W, **near)
     np.testing.assert_allclose(sparse.sparse_dot(g32, i, W32), np.take_along_axis(g @ W.T, indices, 1), **near)
     np.testing.assert_allclose(sparse.sparse_outer(v, i, g32, m), z.T @ g, **near)
+    np.testing.assert_allclose(sparse.sparse_outer(v, i, g32, m, transpose=True), g.T @ z, **near)
     np.testing.assert_array_equal(sparse.to_dense(v, i, m), z.astype(np.float32))
 
 

@@ -58,7 +58,7 @@ def _encode_backward(k, residuals, cotangents):
     n_features = W_enc.shape[1]
     g_bias = jnp.zeros((n_features,), g.dtype).at[indices].add(g)
     # What nobody asks for is not computed: XLA drops the product for x when only the weights' gradients are wanted.
-    return sparse_matmul(g, indices, W_enc.T), sparse_outer(g, indices, x, n_features).T, g_bias
+    return sparse_matmul(g, indices, W_enc.T), sparse_outer(g, indices, x, n_features, transpose=True), g_bias
 
 
 encode_topk.defvjp(_encode_forward, _encode_backward)

@@ -64,6 +64,7 @@ def topk_aux_loss(
     return recon + jnp.asarray(aux_coefficient, x.dtype) * aux, parts
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def aux_loss(
     sae: SAE, x: Float[Array, "row d"], error: Float[Array, "row d"], dead: Bool[Array, " feature"], k_aux: int
 ) -> Float[Array, ""]:
@@ -71,13 +72,34 @@ def aux_loss(
 
     The dead latents are first gathered into a smaller dictionary of the least width that holds them all, one of
     k_aux (then all are used, nothing is selected), 4·k_aux or the whole: the value is the same whichever is taken.
+    Differentiable with respect to `sae`; `x`, `error` and `dead` are constants.
     """
+    return _by_width(lambda of_width, sae, *rest: of_width(sae, *rest), sae, x, error, dead, k_aux)
+
+
+def _by_width(call, sae, x, error, dead, k_aux):
     n_dead = jnp.sum(dead)
-    widths = tuple(w for w in (k_aux, 4 * k_aux) if w < sae.n_features) + (sae.n_features,)
+    widths = (*(w for w in (k_aux, 4 * k_aux) if w < sae.n_features), sae.n_features)
     branch = jnp.where(n_dead == 0, 0, 1 + sum((n_dead > w).astype(jnp.int32) for w in widths[:-1]))
-    branches = [lambda sae, x, error, dead: jnp.zeros((), x.dtype)]
-    branches += [partial(_aux_of_width, width=w, k_aux=k_aux) for w in widths]
-    return jax.lax.switch(branch, branches, sae, x, error, dead)
+    losses = [_aux_of_none, *(partial(_aux_of_width, width=w, k_aux=k_aux) for w in widths)]
+    return jax.lax.switch(branch, [partial(call, loss) for loss in losses], sae, x, error, dead)
+
+
+def _aux_forward(sae, x, error, dead, k_aux):
+    # The gradient is taken inside the branch. Left to autodiff, every branch would hand its intermediate values to the
+    # backward pass, and a step without dead latents would fill all of theirs with zeros (a third of its time).
+    return _by_width(lambda of_width, *args: jax.value_and_grad(of_width)(*args), sae, x, error, dead, k_aux)
+
+
+def _aux_backward(k_aux, grad, g):
+    return jax.tree.map(lambda a: a * g.astype(a.dtype), grad), None, None, None
+
+
+aux_loss.defvjp(_aux_forward, _aux_backward)
+
+
+def _aux_of_none(sae: SAE, x: Array, error: Array, dead: Array) -> Float[Array, ""]:
+    return jnp.zeros((), x.dtype)
 
 
 def _aux_of_width(
