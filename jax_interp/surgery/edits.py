@@ -19,7 +19,7 @@ from jax_interp.surgery.taps import static
 
 @typing.dataclass_transform(frozen_default=True)
 def _edit(cls: type) -> Any:
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
 
 
 def _like(value: Any, x: Array) -> Array:
@@ -109,12 +109,13 @@ class ProjectOut:
     directions: Float[Array, "d"] | Float[Array, "k d"]
 
     def __call__(self, x: Array) -> Array:
-        v = jnp.asarray(self.directions).astype(x.dtype)
+        v = jnp.asarray(self.directions)
         if v.ndim == 1:
+            v = v.astype(x.dtype)
             square = jnp.vdot(v, v)
             along = jnp.einsum("...d,d->...", x, v) / jnp.where(square == 0, jnp.ones_like(square), square)
             return x - along[..., None] * _like(v, x)
-        basis = jnp.linalg.qr(v.T)[0]
+        basis = jnp.linalg.qr(v.astype(jnp.promote_types(v.dtype, jnp.float32)).T)[0].astype(x.dtype)
         return x - jnp.einsum("...d,dk,ek->...e", x, basis, basis)
 
 

@@ -22,7 +22,7 @@ def static(**kwargs) -> Any:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Each:
     """One set of values per layer: the leaves of `fn` carry a leading axis, one entry per layer addressed.
 
@@ -42,7 +42,7 @@ class Each:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
     """Replace the value at `address` by `fn(value)`, inside `region` and, where `layer` is given, at that layer."""
 
@@ -71,9 +71,13 @@ Tap = Edit | Read | Survey
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tapped:
-    """A model under surgery: a model, and the taps that it is called with. Made by `read` and `edit`."""
+    """A model under surgery: a model, and the taps that it is called with. Made by `read` and `edit`.
+
+    Compared by identity, so that `jax.jit(edited)` works; the arrays are constants of that program then. To change them
+    without compiling again, make the model an argument: `call = jax.jit(lambda f, *args: f(*args))`.
+    """
 
     model: Callable
     taps: tuple[Tap, ...]
