@@ -18,15 +18,10 @@ def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None) 
     records = [record for record in records if "loss" in record and "tokens" in record]
     tokens = np.array([record["tokens"] for record in records], float) / 1e6
     figure, (fit, sparsity, dead) = canvas(10, 2.9, 3, width_ratios=[1.35, 1, 1])
-    for name, color in (("loss", BLUE), ("fvu", ORANGE)):
-        values = np.array([record[name] for record in records], float)
-        fit.plot(tokens, values, color=color, lw=1.6, label={"loss": "loss", "fvu": "FVU"}[name])
-    fit.set(title="Loss and variance unexplained", ylabel="fraction of variance", yscale="log")
-    top = max((record[name] for record in records for name in ("loss", "fvu")), default=1.0)
-    low = min((record[name] for record in records for name in ("loss", "fvu")), default=0.1)
-    fit.set_ylim(max(low * 0.85, 1e-6), top * 1.15)
-    fit.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    fit.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}" if top / low < 20 and _one_digit(v) else ""))
+    for name, label, color in (("loss", "loss, AuxK term included", BLUE), ("fvu", "FVU", ORANGE)):
+        fit.plot(tokens, [record.get(name, np.nan) for record in records], color=color, lw=1.6, label=label)
+    fit.set(title="Variance unexplained", ylabel="fraction of variance")
+    fit.set_ylim(0, None)
     fit.legend(loc="upper right")
     sparsity.plot(tokens, [record.get("l0", np.nan) for record in records], color=GREEN, lw=1.6)
     sparsity.set(title="L0", ylabel="latents on per token")
@@ -43,11 +38,6 @@ def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None) 
         axes.set_xlabel("tokens trained on, millions")
         axes.set_xlim(0, None)
     return figure
-
-
-def _one_digit(value: float) -> bool:
-    """Whether a tick of a logarithmic axis is 2 or 5 times a power of ten: few enough to label."""
-    return round(value / 10 ** np.floor(np.log10(value))) in (2, 5)
 
 
 @styled

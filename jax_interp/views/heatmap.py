@@ -28,7 +28,7 @@ def patching_map(
     norm, colors = Normalize(-limit, limit), diverging()
     layers, positions = next(iter(values.values())).shape
     height = 0.27 * layers * len(values) + 0.42 * len(values) + 1.35
-    figure = Figure(figsize=(max(6.0, 0.29 * positions + 2.0), height), layout="constrained")
+    figure = Figure(figsize=(max(10.0, 0.27 * positions + 2.0), height), layout="constrained")
     rows = figure.subplots(len(values), 1, sharex=True, squeeze=False).ravel()
     meshes = []
     for axes, (name, panel) in zip(rows, values.items()):
@@ -54,6 +54,8 @@ def patching_map(
     rows[-1].set_xlabel("token of the patched run, by position" + (" (orange: the prompts differ)" if other else ""))
     bar = figure.colorbar(meshes[0], ax=list(rows), shrink=0.9, aspect=30, pad=0.015)
     bar.set_label(quantity)
+    lowest = min(float(np.nanmin(panel)) for panel in values.values())
+    bar.ax.set_ylim(min(lowest, -0.1), limit)
     bar.outline.set_edgecolor(MUTED)  # type: ignore[operator]
     bar.ax.tick_params(colors=MUTED, labelcolor=INK)
     return figure

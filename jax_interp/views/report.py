@@ -27,6 +27,7 @@ def environment() -> jinja2.Environment:
     templates.filters["sig"] = significant
     templates.filters["pct"] = percent
     templates.filters["duration"] = duration
+    templates.filters["spaced"] = tokens.spaced
     templates.globals["coloured"] = tokens.coloured
     templates.globals["compared"] = tokens.compared
     return templates

@@ -86,5 +86,6 @@ def svg(figure: Figure, label: str) -> Markup:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     for stand_in, variable in VARIABLES.items():
         text = re.sub(re.escape(stand_in), f"var({variable}, {stand_in})", text, flags=re.IGNORECASE)
-    heading = Markup('<svg role="img" aria-label="{}"').format(label)
+    width = figure.get_size_inches()[0]  # a figure is shown smaller than it was drawn where the page is, never larger
+    heading = Markup('<svg role="img" aria-label="{}" style="max-width: {:.2f}in"').format(label, width)
     return Markup(text.replace("<svg", str(heading), 1))

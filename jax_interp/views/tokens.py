@@ -5,27 +5,41 @@ Everything that comes from outside (a token is any string at all) is escaped: `M
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from markupsafe import Markup
 
 
-def coloured(tokens: Sequence[str], strengths: Sequence[float], strongest: float, peak: int | None = None) -> Markup:
-    """Tokens in a row, each with a background as opaque as its strength is of `strongest`; `peak` is outlined."""
+def coloured(tokens: Sequence[str], strengths: Sequence[float], strongest: float, peak: int) -> Markup:
+    """A context as three cells: what comes before `peak`, the token itself, what comes after. Each token has a
+    background as opaque as its strength is of `strongest`, so that contexts below one another line up at their peaks.
+    """
     cells = [
         token_cell(token, strength / strongest if strongest > 0 else 0.0, f"{strength:.3g}", i == peak)
         for i, (token, strength) in enumerate(zip(tokens, strengths, strict=True))
     ]
-    return Markup('<code class="tokens">{}</code>').format(Markup("").join(cells))
+    parts = (Markup("").join(part) for part in (cells[:peak], cells[peak : peak + 1], cells[peak + 1 :]))
+    return Markup('<code class="left"><span>{}</span></code><code>{}</code><code class="right">{}</code>').format(
+        *parts
+    )
 
 
 def token_cell(token: str, share: float, title: str, peak: bool = False) -> Markup:
     """One token; `share` of full colour, from 0 to 1."""
     share = min(max(share, 0.0), 1.0)
-    classes = "t peak" if peak else "t"
+    classes, text = "t peak" if peak else "t", spaced(token)
     if share == 0.0:
-        return Markup('<span class="{}">{}</span>').format(classes, token)
-    return Markup('<span class="{}" style="--a:{:.2f}" title="{}">{}</span>').format(classes, share, title, token)
+        return Markup('<span class="{}">{}</span>').format(classes, text)
+    return Markup('<span class="{}" style="--a:{:.2f}" title="{}">{}</span>').format(classes, share, title, text)
+
+
+def spaced(token: str) -> str:
+    """Runs of five spaces or more as a count: `⏎············` becomes `⏎·₁₂`."""
+    return re.sub("·{5,}", lambda run: "·" + str(len(run[0])).translate(SUBSCRIPTS), token)
+
+
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def compared(tokens: Sequence[str], reference: Sequence[str] | None, start: int = 0) -> Markup:

@@ -88,9 +88,8 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
     inputs = dictionary_run.inputs_for(run)
     model, tokenizer = inputs.model, inputs.tokenizer
     about = writing.about(run.model, model, inputs)
-    tell(
-        f"      {about['parameters']:,} parameters, {about['n_layers']} blocks; {about['train_tokens']:,} tokens to train on"
-    )
+    tell(f"      {about['parameters']:,} parameters in {about['n_layers']} blocks")
+    tell(f"      {about['train_tokens']:,} tokens to train on, {about['validation_tokens']:,} held out")
     tokenizer.id_of(config.token)
     for pair in config.pairs:
         patching.encoded(pair, tokenizer)
@@ -113,8 +112,9 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
     tell.stage("Find", f"the features that tell {config.token!r} from other tokens")
     found = features.find(config, inputs, sae)
     for page in found["pages"]:
-        tell(f"      feature {page['feature']}: on {page['rate_on']:.0%} of {config.token!r}, on {page['rate_elsewhere']:.2%} "
-             f"of other tokens; writes {' '.join(repr(text) for text, _ in page['promoted'][:4])}")  # fmt: skip
+        writes = " ".join(repr(text) for text, _ in page["promoted"][:4])
+        tell(f"      feature {page['feature']}: fires on {page['rate_on']:.0%} of {config.token!r} and "
+             f"{page['rate_elsewhere']:.1%} of other tokens; writes {writes}")  # fmt: skip
 
     tell.stage("Intervene", "one feature ablated, then held high, while the model writes")
     maxima = {page["feature"]: page["max"] for page in found["pages"]}
@@ -128,8 +128,8 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
     tell.stage("Patch", "one prompt's activations into another's run, every layer and position at once")
     patched = patching.patch(model, tokenizer, config.pairs)
     a, b = patched["answers"]
-    tell(f"      {patched['name']}: logit of {a!r} over {b!r} is {patched['clean_difference']:+.2f} on the clean prompt, "
-         f"{patched['corrupted_difference']:+.2f} on the corrupted one")  # fmt: skip
+    tell(f"      {patched['name']}: logit of {a!r} minus that of {b!r} is {patched['clean_difference']:+.2f} on the "
+         f"clean prompt, {patched['corrupted_difference']:+.2f} on the corrupted one")  # fmt: skip
     if not patched["right"]:
         tell("      the model does not get this pair right: read the map with care")
 

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, Int
 from jax_interp.models import generate
 from jax_interp.surgery import Clamp, Splice, at, edit
 
-SHOWN = 10  # tokens whose probabilities are compared
+SHOWN = 8  # tokens whose probabilities are compared at most,
+LEAST = 0.005  # and what each has in some variant at least
 
 
 @jax.jit
@@ -90,7 +91,9 @@ def pieces(tokenizer: Any, prompt: list[int], new: list[int]) -> list[str]:
 def probabilities(log_p: dict[str, np.ndarray], tokenizer: Any) -> list[dict[str, Any]]:
     """The tokens that are likeliest in any variant, likeliest in the clean model first."""
     p = {name: np.exp(values) for name, values in log_p.items()}
-    best = np.argsort(-np.max(list(p.values()), axis=0), kind="stable")[:SHOWN]
+    highest = np.max(list(p.values()), axis=0)
+    best = np.argsort(-highest, kind="stable")[:SHOWN]
+    best = best[(highest[best] >= LEAST) | (np.arange(len(best)) < 2)]
     best = best[np.argsort(-p["clean"][best], kind="stable")]
     texts = tokenizer.strings(best)
     return [{"token": text} | {n: float(p[n][i]) for n in p} for text, i in zip(texts, best)]

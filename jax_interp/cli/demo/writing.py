@@ -20,7 +20,7 @@ def about(name: str, model: Any, inputs: Inputs) -> dict[str, Any]:
     """Sizes, the text, and the figures that were kept with the weights (`results.json`), where there are any."""
     config = model.config
     return {
-        "name": name,
+        "name": Path(name).name if Path(name).is_dir() else name,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
         "n_layers": config.n_layers,
         "d_model": config.d_model,
