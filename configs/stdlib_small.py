@@ -14,7 +14,7 @@ CONFIG = LanguageModelConfig(
     optimization=Optimization(learning_rate=3e-3, warmup=100, decay=0.4, final=0.05, b2=0.98),
     steps=4000,
     batch=8,
-    repeats=0.125,
+    repeats=((0, 0.125), (870, 0.5)),
     seed=0,
     log_every=10,
     checkpoint_every=100,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.data.batches import TokenStore, WindowSampler, evaluation_windows, repeat_stretches
@@ -23,9 +24,11 @@ from jax_interp.data.prepared import PreparedText, TextConfig, prepare_text
 from jax_interp.errors import UserError
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
+from jax_interp.models.hf import load, save
 from jax_interp.models.language_modelling import (
     Optimization,
     TrainState,
+    decays,
     evaluate_induction,
     evaluate_text,
     init_state,
@@ -46,8 +49,9 @@ class LanguageModelConfig:
     steps: int = 1000
     batch: int = 16
     """Windows of `n_ctx` tokens a step."""
-    repeats: float = 0.0
-    """The fraction of training windows in which a stretch is said twice (`repeat_stretches`)."""
+    repeats: tuple[tuple[int, float], ...] = ()
+    """`(step, fraction)`: from that step on, the fraction of windows in which a stretch is said twice
+    (`repeat_stretches`); before the first, none."""
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 200
@@ -93,7 +97,8 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
         sampler = WindowSampler(text.train.tokens, config.batch, config.model.n_ctx + 1, seed=config.seed)
 
         def batch_at(step: int) -> np.ndarray:
-            return repeat_stretches(sampler.batch_at(step), step, fraction=config.repeats, seed=config.seed)
+            fraction = max((at, share) for at, share in ((-1, 0.0), *config.repeats) if at <= step)[1]
+            return repeat_stretches(sampler.batch_at(step), step, fraction=fraction, seed=config.seed)
 
         few = some_windows(text.validation, config.model.n_ctx, config.evaluate_windows)
 
@@ -121,9 +126,25 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
             title="train-lm",
             quiet=quiet,
         )
-        results = final_results(state.model, config, text)
+        exported = export(state.model, config, text, run.directory / "export")
+        results = final_results(exported, config, text)
         atomic_write(run.directory / "results.json", json.dumps(results, indent=2) + "\n")
         return results
+
+
+def export(model: Decoder, config: LanguageModelConfig, text: PreparedText, directory: Path) -> Decoder:
+    """Write `model` and its tokenizer for `load`; returns what `load` gives back, which is what is evaluated.
+
+    Matrices are rounded to `export_dtype` and norm weights are not, so that the file is small and still loads, and
+    computes, in float32 unless another dtype is asked for.
+    """
+    narrow = jnp.dtype(config.export_dtype)
+    rounded = jax.tree.map(lambda x, matrix: x.astype(narrow) if matrix else x, model, decays(model))
+    save(rounded, directory, tokenizer=text.tokenizer, overwrite=True)
+    described = json.loads((directory / "config.json").read_text())
+    ids = {"bos_token_id": text.train.bos_id, "eos_token_id": text.train.bos_id}
+    atomic_write(directory / "config.json", json.dumps(described | ids | {"dtype": "float32"}, indent=2) + "\n")
+    return load(directory, dtype=jnp.float32)[0]
 
 
 def final_results(model: Decoder, config: LanguageModelConfig, text: PreparedText) -> dict[str, Any]:

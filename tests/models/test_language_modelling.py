@@ -159,6 +159,7 @@ def test_a_step_lowers_the_loss_on_its_batch():
 def test_train_lm_from_text_to_figures_and_on_again(tmp_path):
     """A run that is trained on in a second call ends with the bits of one that was not stopped."""
     from jax_interp.data.prepared import TextConfig
+    from jax_interp.models.hf import load
     from jax_interp.models.train_lm import LanguageModelConfig, train_lm
 
     config = LanguageModelConfig(
@@ -167,7 +168,7 @@ def test_train_lm_from_text_to_figures_and_on_again(tmp_path):
         optimization=Optimization(warmup=2, decay=0.1),
         steps=20,
         batch=2,
-        repeats=0.5,
+        repeats=((0, 0.5), (10, 0.25)),
         log_every=1,
         checkpoint_every=6,
         evaluate_every=7,
@@ -179,6 +180,11 @@ def test_train_lm_from_text_to_figures_and_on_again(tmp_path):
     assert json.loads((tmp_path / "whole" / "results.json").read_text()) == whole
     assert whole["validation"]["tokens"] > 0
     assert whole["baseline"]["loss"] > 0
+    with jax.numpy_dtype_promotion("standard"):
+        model, tokenizer = load(tmp_path / "whole" / "export")
+    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.float32)}
+    assert tokenizer.vocab_size == 300
+    assert (tmp_path / "whole" / "export" / "model.safetensors").stat().st_size < 4 * whole["parameters"]
     with pytest.raises(UserError, match="another config"):
         train_lm(dataclasses.replace(config, batch=3), tmp_path / "whole", quiet=True)
 
