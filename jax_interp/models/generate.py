@@ -93,13 +93,13 @@ def _generate(model, tokens, n_new, mask, choose, key, stop):
         i, token, done, out, cache = carry
         logits, cache = model(token[:, None], cache=cache)
         token = jnp.where(done, token, pick(i, logits[:, 0]))
-        return i + 1, token, done | is_stop(token), out.at[:, i].set(token), cache
+        return i + 1, token, done | is_stop(token), jax.lax.dynamic_update_index_in_dim(out, token, i, 0), cache
 
     first = pick(0, logits)
-    out = jnp.zeros_like(tokens, shape=(batch, n_new)).at[:, 0].set(first)
+    out = jnp.broadcast_to(first, (n_new, batch))
     carry = (jnp.int32(1), first, is_stop(first), out, cache)
     i, last, _, out, _ = jax.lax.while_loop(going, step, carry)
-    return jnp.where(jnp.arange(n_new)[None, :] < i, out, last[:, None])
+    return jnp.where(jnp.arange(n_new)[:, None] < i, out, last[None, :]).T
 
 
 def _reads(model: Callable) -> bool:

@@ -19,16 +19,17 @@ from jax_interp.training.sharding import Rules
 def rules(config: Config) -> Rules:
     """The rules (`jax_interp.training.sharding`) of a decoder: each of them decides some parameter.
 
-    `tensor` must divide d_model, d_mlp and both kinds of heads, `fsdp` d_model. An embedding is split by features, as a
-    vocabulary rarely divides, and not over `fsdp`, which the looked-up tokens are split over.
+    `tensor` must divide d_mlp and both kinds of heads, `fsdp` d_model. A vocabulary is split where it is a multiple of
+    64, as those made for it are, and whole otherwise. Embeddings are split by rows only: split by features, XLA's
+    automatic partitioner gave out a batch's rows over `data` and `fsdp` in the wrong order (jax 0.10.2, unrolled blocks).
     """
     norm = ("weight", "bias") if config.norm == "layernorm" else ("weight",)
     mlp_in = ("gate", "up") if config.gated_mlp else ("up",)
-    found = [("embed.weight", P(None, "tensor"))]
-    if config.positions == "learned":
-        found += [("pos_embed.weight", P(None, "tensor"))]
+    vocab = "tensor" if config.vocab_size % 64 == 0 else None
+    found = [("pos_embed.weight", P(None, None))] if config.positions == "learned" else []
+    found += [("embed.weight", P(vocab, None))]
     if not config.tied_embedding:
-        found += [("unembed.weight", P("fsdp", "tensor"))]
+        found += [("unembed.weight", P("fsdp", vocab))]
     found += [(f"attn.{name}.weight", P("fsdp", "tensor")) for name in "qkv"]
     found += [(f"attn.{name}.bias", P("tensor")) for name in "qkv" if config.qkv_bias]
     found += [("attn.o.weight", P("tensor", "fsdp"))]

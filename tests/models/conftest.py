@@ -30,7 +30,7 @@ LLAMA_LIKE = Config(
     n_heads=4,
     n_kv_heads=2,
     d_mlp=48,
-    vocab_size=61,
+    vocab_size=64,
     n_ctx=24,
     rope=Rope(base=1000.0, scaling=RopeScaling("llama3", 4.0, original_n_ctx=16)),
     tied_embedding=False,

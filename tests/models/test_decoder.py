@@ -240,14 +240,12 @@ def test_remat_by_the_names_of_values_gives_the_same_gradient(model, tokens):
 
 
 def test_program_size_does_not_grow_with_depth(tokens):
-    lines = {
-        depth: jax.jit(lambda m, t: m(t))
-        .lower(jax.eval_shape(lambda: init(dataclasses.replace(LLAMA_LIKE, n_layers=depth), jax.random.key(0))), tokens)
-        .as_text()
-        .count("\n")
-        for depth in (2, 20)
-    }
-    assert lines[2] == lines[20]
+    def lines(depth: int) -> int:
+        config = dataclasses.replace(LLAMA_LIKE, n_layers=depth)
+        model = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+        return jax.jit(lambda m, t: m(t)).lower(model, tokens).as_text().count("\n")
+
+    assert lines(2) == lines(20)
 
 
 def test_a_token_outside_the_vocabulary_is_not_silently_another(model, call, tokens):
@@ -268,13 +266,13 @@ def test_more_positions_than_were_learned_is_an_error():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(n_heads=5), "no multiple"),
-        (dict(n_kv_heads=3), "n_kv_heads"),
-        (dict(act="gelu_old"), "choose from"),
-        (dict(n_layers=0), "n_layers=0"),
-        (dict(norm_eps=0.0), "positive"),
-        (dict(rope=Rope(dim=3)), "even"),
-        (dict(rope=Rope(dim=64)), "d_head"),
+        ({"n_heads": 5}, "no multiple"),
+        ({"n_kv_heads": 3}, "n_kv_heads"),
+        ({"act": "gelu_old"}, "choose from"),
+        ({"n_layers": 0}, "n_layers=0"),
+        ({"norm_eps": 0.0}, "positive"),
+        ({"rope": Rope(dim=3)}, "even"),
+        ({"rope": Rope(dim=64)}, "d_head"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(change, message):

@@ -1,0 +1,259 @@
+"""Directories in Hugging Face's layout: what is saved is loaded to the bit, what is not understood is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
+from safetensors.numpy import load_file, save_file
+
+from jax_interp.errors import UserError
+from jax_interp.models import Rope, RopeScaling, load, save
+from jax_interp.models.hf.attributes import Attributes
+from jax_interp.models.hf.families import FAMILIES
+from jax_interp.models.sharding import rules
+from jax_interp.surgery import Zero, at, edit
+from jax_interp.training.leaves import flatten
+from jax_interp.training.sharding import make_mesh, specs
+
+SCALED = dataclasses.replace(LLAMA_LIKE, rope=Rope(500.0, scaling=RopeScaling("linear", 2.0)), tied_embedding=True)
+BIASED = dataclasses.replace(LLAMA_LIKE, qkv_bias=True, out_bias=True, mlp_bias=True, rope=Rope(), d_head=6)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return save(peaky(LLAMA_LIKE), tmp_path / "llama")
+
+
+def rewrite(directory, **changes):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | changes))
+
+
+def retensor(directory, change):
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def assert_same_bits(one, other):
+    one, other = flatten(one), flatten(other)
+    assert list(one) == list(other)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name])
+        assert one[name].dtype == other[name].dtype
+
+
+@pytest.mark.parametrize("config", [GPT2_LIKE, LLAMA_LIKE, SCALED, BIASED], ids=["gpt2", "llama", "linear", "biases"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_what_is_saved_is_loaded(tmp_path, config, dtype):
+    model = peaky(config, dtype=dtype)
+    back, tokenizer = load(save(model, tmp_path / "m"))
+    assert back.config == config
+    assert tokenizer is None
+    assert_same_bits(back, model)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_several_files_and_an_unrolled_model_change_nothing(tmp_path, name):
+    model = peaky(CONFIGS[name])
+    directory = save(model, tmp_path / "m", max_file_bytes=20_000)
+    assert len(list(directory.glob("model-*.safetensors"))) > 2
+    assert_same_bits(load(directory)[0], model)
+    unrolled, _ = load(directory, stacked=False)
+    assert len(unrolled.blocks) == 3
+    assert_same_bits(load(save(unrolled, tmp_path / "again"))[0], model)
+
+
+def test_dtype_and_first_layers(saved):
+    model, _ = load(saved, dtype=jnp.bfloat16, first_n_layers=2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype(jnp.bfloat16)}
+    assert model.config.n_layers == model.blocks[0].depth == 2
+    whole = peaky(LLAMA_LIKE).blocks[0].block.mlp.up.weight[...]
+    np.testing.assert_array_equal(model.blocks[0].block.mlp.up.weight[...], whole[:2].astype(jnp.bfloat16))
+    with pytest.raises(UserError, match="first_n_layers=4: the model has 3"):
+        load(saved, first_n_layers=4)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_tensors_go_straight_to_their_shards(saved, explicit):
+    mesh = make_mesh(data=2, fsdp=2, tensor=2, explicit=explicit)
+    model, _ = load(saved, mesh=mesh)
+    assert_same_bits(jax.device_get(model), jax.device_get(peaky(LLAMA_LIKE)))
+    for address, spec in specs(model, rules(model.config)).items():
+        sharding = flatten(model)[address].sharding
+        assert sharding.is_equivalent_to(jax.sharding.NamedSharding(mesh, spec), flatten(model)[address].ndim)
+
+
+def test_the_older_spelling_of_rope_is_understood(saved):
+    config = json.loads((saved / "config.json").read_text())
+    new = config.pop("rope_parameters")
+    for key in ("rope_type", "type"):
+        old = {key: new["rope_type"], **{k: v for k, v in new.items() if k not in ("rope_type", "rope_theta")}}
+        (saved / "config.json").write_text(json.dumps(config | {"rope_theta": 1000.0, "rope_scaling": old}))
+        assert load(saved)[0].config == LLAMA_LIKE
+
+
+def test_a_head_that_is_tied_may_be_in_the_file_too_and_buffers_of_old_versions(tmp_path):
+    directory = save(peaky(GPT2_LIKE), tmp_path / "m")
+
+    def change(tensors):
+        for name in list(tensors):  # as the hub's gpt2 has them: without the prefix, and with the causal mask
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        tensors["lm_head.weight"] = tensors["wte.weight"]
+        tensors["h.0.attn.bias"] = np.ones((1, 1, 24, 24), np.uint8)
+
+    retensor(directory, change)
+    assert_same_bits(load(directory)[0], peaky(GPT2_LIKE))
+
+
+def test_a_tokenizer_comes_along(tmp_path, test_data):
+    from jax_interp.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(test_data / "tokenizers" / "gpt2")
+    directory = save(peaky(GPT2_LIKE), tmp_path / "m", tokenizer=tokenizer)
+    _, back = load(directory)
+    assert back.encode("def f(self):", bos=False) == tokenizer.encode("def f(self):", bos=False)
+
+
+# ---- what is refused, and what the error says -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_multiplier": 0.5}, r"not understood.*attention_multiplier=0\.5"),
+        ({"hidden_act": "quick_gelu"}, r"hidden_act='quick_gelu'; supported are 'silu'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not supported"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta": 3}}, "beta=3"),
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM; supported are GPT2LMHeadModel, LlamaForCausalLM"),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "never run"),
+        ({"hidden_size": None}, "does not give 'hidden_size'"),
+        ({"num_attention_heads": 5}, "no multiple"),
+    ],
+)
+def test_a_config_that_is_not_understood(saved, changes, message):
+    rewrite(saved, **changes)
+    with pytest.raises(UserError, match=message):
+        load(saved)
+
+
+def test_false_and_null_attributes_change_nothing(saved):
+    rewrite(saved, some_new_feature=False, another=None)
+    assert load(saved)[0].config == LLAMA_LIKE
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), r"missing tensors: layers\.1\.mlp\.up_proj\.weight"),
+        (lambda t: t.update({"model.layers.0.lora": np.ones(2, np.float32)}), r"does not have: layers\.0\.lora"),
+        (
+            lambda t: t.update({"model.norm.weight": np.ones(5, np.float32)}),
+            r"norm\.weight is \[5\] and should be \[32\]",
+        ),
+        (lambda t: t.update({"model.norm.weight": np.ones(32, np.int32)}), r"norm\.weight is I32"),
+        (lambda t: t.pop("lm_head.weight"), "lm_head"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(saved, change, message):
+    retensor(saved, change)
+    with pytest.raises(UserError, match=message):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/etc/passwd", "sub/m.safetensors", "m.bin", 3, ".."])
+def test_an_index_does_not_leave_its_directory(tmp_path, name):
+    directory = save(peaky(LLAMA_LIKE), tmp_path / "m", max_file_bytes=30_000)
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.norm.weight"] = name
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="no safetensors file beside it"):
+        load(directory)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "header length", "offsets", "empty"])
+def test_a_damaged_file_is_refused(saved, damage):
+    file = saved / "model.safetensors"
+    data = file.read_bytes()
+    if damage == "truncated":
+        data = data[:-10]
+    elif damage == "header length":
+        data = (2**60).to_bytes(8, "little") + data[8:]
+    elif damage == "empty":
+        data = b""
+    else:
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])
+        header["model.norm.weight"]["data_offsets"] = header["lm_head.weight"]["data_offsets"]
+        text = json.dumps(header).encode().ljust(size)[:size]
+        data = data[:8] + text + data[8 + size :]
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.safetensors is not a whole safetensors file"):
+        load(saved)
+
+
+def test_pickles_are_not_opened(saved):
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin cannot be used"):
+        load(saved)
+
+
+def test_places_that_are_not_there(tmp_path, saved):
+    with pytest.raises(UserError, match="no directory"):
+        load(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="revision"):
+        load(saved, revision="main")
+    with pytest.raises(UserError, match=r"stdlib-small.*could not be fetched"):
+        load("no-such-owner/no-such-model", local_files_only=True)
+    (saved / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        load(saved)
+
+
+# ---- saving --------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_is_replaced_only_when_asked(saved):
+    with pytest.raises(UserError, match="overwrite=True"):
+        save(peaky(LLAMA_LIKE, 1), saved)
+    assert_same_bits(load(saved)[0], peaky(LLAMA_LIKE))
+    save(peaky(LLAMA_LIKE, 1), saved, overwrite=True)
+    assert_same_bits(load(saved)[0], peaky(LLAMA_LIKE, 1))
+    assert [path.name for path in saved.parent.iterdir()] == ["llama"]
+
+
+def test_overwrite_does_not_remove_what_is_no_model(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="exists"):
+        save(peaky(LLAMA_LIKE), tmp_path, overwrite=True)
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("safetensors.numpy.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save(peaky(LLAMA_LIKE), tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_family_has_is_not_saved(tmp_path):
+    with pytest.raises(UserError, match="none of the families gpt2, llama"):
+        save(peaky(dataclasses.replace(LLAMA_LIKE, norm="layernorm")), tmp_path / "m")
+    with pytest.raises(UserError, match="surgery is saved apart"):
+        save(edit(peaky(LLAMA_LIKE), at("blocks.0.attn_out", Zero())), tmp_path / "m")
+
+
+def test_every_family_reads_what_it_writes():
+    for family in FAMILIES:
+        for config in (GPT2_LIKE, LLAMA_LIKE, SCALED, BIASED):
+            if (values := family.write(config)) is not None:
+                attributes = Attributes(values, "config")
+                assert family.read(attributes) == config
+                attributes.close()
