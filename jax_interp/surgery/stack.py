@@ -24,7 +24,7 @@ class Stack(nnx.Module):
     """`depth` blocks of one shape, held as a single block whose leaves have a leading layer axis."""
 
     def __init__(self, block: Any):
-        self.block = block
+        self.block = nnx.data(block)  # a block need not be an nnx module
 
     @property
     def depth(self) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_interp.surgery.activations import Activations
 from jax_interp.surgery.address import Address, flatten
@@ -164,9 +165,9 @@ def _canonical(text: str) -> str:
 
 
 def _strongly_typed(leaf: Any) -> Any:
-    """A Python scalar as an array of the dtype it would get, so that no spelling of a coefficient recompiles."""
-    if isinstance(leaf, (bool, int, float, complex)):
-        return constant(leaf, jax.dtypes.canonicalize_dtype(type(leaf)))
+    """A scalar or NumPy array as a device array of the dtype it would get: no spelling of a value recompiles."""
+    if isinstance(leaf, (bool, int, float, complex, np.ndarray, np.generic)):
+        return constant(leaf, jax.dtypes.canonicalize_dtype(np.result_type(leaf)))
     return constant(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
 
 
