@@ -48,6 +48,8 @@ def one_line(box: str) -> str:
         else:
             paragraphs[-1].append(row)
     paragraphs = [p for p in paragraphs if p]
+    if not box.lstrip().startswith(("╭", "+")):  # without a frame, where the terminal has none, the title is a row
+        paragraphs = paragraphs[1:]
     if not paragraphs:
         return "the arguments could not be read"
     message = paragraphs[0][0].rstrip(".")
@@ -55,6 +57,8 @@ def one_line(box: str) -> str:
         return f"missing: {paragraphs[0][1]}"
     for pattern, replacement in REWORDED:
         message = re.sub(pattern, replacement, message)
+    usage = next((p[1].split() for p in paragraphs if len(p) > 1 and p[0].startswith("Argument helptext")), [])
+    message = message.replace("{kind}", " ".join(usage[1:]) or "a value of its type")
     suggestions = (p[1] for p in paragraphs if len(p) > 1 and re.match("Perhaps you meant|Arguments similar", p[0]))
     near = next(suggestions, None)
     return f"{message[:1].lower()}{message[1:]}" + (f"; did you mean {near.split()[0]}?" if near else "")
@@ -66,6 +70,7 @@ REWORDED = (
     (r"^Error parsing ", ""),
     (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not an int"),
     (r"could not convert string to float: (.*)", r"\1 is not a float"),
+    (r"Could not find valid parse for arguments: \[(.*)\]", r"\1 is not {kind}"),
     (r"no type matching (\S+) could be instantiated from \[(.*)\]", r"\2 is not \1"),
 )
 

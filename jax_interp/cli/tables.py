@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -62,5 +63,4 @@ def show(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]]
         table.add_column(heading, justify=justify, overflow="fold", no_wrap=i == 0)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: brackets in a token are not markup
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 200, soft_wrap=not console.is_terminal)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # in a file nothing is folded

@@ -54,6 +54,7 @@ def patching_map(
     rows[-1].set_xlabel("token of the patched run, by position" + (" (orange: the prompts differ)" if other else ""))
     bar = figure.colorbar(meshes[0], ax=list(rows), shrink=0.9, aspect=30, pad=0.015)
     bar.set_label(quantity)
+    bar.solids.set_rasterized(False)  # type: ignore[union-attr]  an image would not take the page's colours
     lowest = min(float(np.nanmin(panel)) for panel in values.values())
     bar.ax.set_ylim(min(lowest, -0.1), limit)
     bar.outline.set_edgecolor(MUTED)  # type: ignore[operator]
@@ -65,7 +66,7 @@ def diverging() -> LinearSegmentedColormap:
     """Orange below zero, nothing at zero, blue above."""
     ends = [(0.0, (*to_rgb(ORANGE), 1.0)), (0.5, (*to_rgb(ORANGE), 0.0)), (0.5, (*to_rgb(BLUE), 0.0)),
             (1.0, (*to_rgb(BLUE), 1.0))]  # fmt: skip
-    return LinearSegmentedColormap.from_list("diverging", ends)
+    return LinearSegmentedColormap.from_list("diverging", ends, N=65)
 
 
 def shortened(token: str, length: int = 11) -> str:

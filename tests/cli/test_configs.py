@@ -1,0 +1,70 @@
+"""Configs by name, by module, and back from a run's JSON, with typed overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from jax_interp.cli.arguments import parse
+from jax_interp.cli.config_source import directories, find_config, known_names, take_source
+from jax_interp.cli.demo.config import DemoConfig
+from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.cli.train_dictionary import TrainDictionary
+from jax_interp.errors import UserError
+from jax_interp.models.train_lm import LanguageModelConfig
+from jax_interp.training import config as configs
+
+NAMED = [(kind, name) for kind in (LanguageModelConfig, DictionaryRunConfig, DemoConfig) for name in known_names(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMED, ids=[name for _, name in NAMED])
+def test_every_named_config_survives_json(kind, name, tmp_path):
+    found = find_config(kind, name)
+    (tmp_path / "config.json").write_text(configs.dumps(found.config))
+    again = find_config(kind, str(tmp_path))
+    assert again.config == found.config
+    assert again.run_dir == tmp_path
+    assert find_config(kind, str(tmp_path / "config.json")).config == found.config
+
+
+def test_every_file_of_configs_is_found_under_its_name():
+    files = {path.stem for directory in directories() for path in directory.glob("*.py")}
+    assert files == {name for _, name in NAMED}
+
+
+def test_names_may_be_written_with_hyphens():
+    assert find_config(LanguageModelConfig, "stdlib-tiny").name == "stdlib_tiny"
+
+
+def test_a_module_of_the_users_own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from jax_interp.cli.dictionary_run import DictionaryRunConfig\nCONFIG = DictionaryRunConfig(batch=3)\n"
+    )
+    found = find_config(DictionaryRunConfig, str(path))
+    assert (found.config.batch, found.name, found.run_dir) == (3, "mine", None)
+
+
+def test_overrides_are_typed_and_reach_nested_fields(run_config):
+    argv = ["--dictionary.k", "3", "--dictionary.learning-rate", "0.5", "--context=16", "--run-dir", "x"]
+    asked = parse(TrainDictionary, argv, command="train-dictionary", default=TrainDictionary(run_config))
+    changed = dataclasses.replace(run_config.dictionary, k=3, learning_rate=0.5)
+    assert asked.config == dataclasses.replace(run_config, dictionary=changed, context=16)
+    assert str(asked.run_dir) == "x"
+
+
+def test_no_override_changes_nothing(run_config):
+    assert parse(TrainDictionary, [], command="x", default=TrainDictionary(run_config)).config == run_config
+
+
+def test_where_the_config_is_taken_from():
+    assert take_source(["name", "--steps", "3"]) == ("name", ["--steps", "3"])
+    assert take_source(["--steps", "3", "--config", "runs/x"]) == ("runs/x", ["--steps", "3"])
+    assert take_source(["--config=runs/x", "--quiet"]) == ("runs/x", ["--quiet"])
+    assert take_source(["--steps", "3"]) == (None, ["--steps", "3"])
+
+
+def test_a_demo_needs_prompts_to_patch():
+    with pytest.raises(UserError, match="at least one pair"):
+        DemoConfig()

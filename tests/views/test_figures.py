@@ -1,0 +1,117 @@
+"""Figures: what is drawn is the data, axes say what they are, and the SVG takes the page's colours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jax_interp.views.curves import binned, density_histogram, loss_by_position, training_curves
+from jax_interp.views.heatmap import diverging, patching_map, shortened
+from jax_interp.views.probabilities import next_token_bars
+from jax_interp.views.style import VARIABLES, svg
+
+
+def labelled(axes) -> bool:
+    return bool(axes.get_title(loc="left") and axes.get_xlabel() and axes.get_ylabel())
+
+
+def test_training_curves_are_the_log(results):
+    records = results["dictionary"]["records"]
+    figure = training_curves(records, k=4)
+    fit, sparsity, dead = figure.axes
+    assert all(labelled(axes) for axes in figure.axes)
+    lines = {line.get_label(): line for line in fit.lines}
+    np.testing.assert_allclose(lines["FVU"].get_ydata(), [record["fvu"] for record in records])
+    np.testing.assert_allclose(lines["FVU"].get_xdata(), [record["tokens"] / 1e6 for record in records])
+    np.testing.assert_allclose(sparsity.lines[0].get_ydata(), 4.0)
+    np.testing.assert_allclose(dead.lines[0].get_ydata(), [record["dead"] for record in records])
+
+
+def test_records_that_lack_a_metric_are_gaps():
+    records = [{"step": 1, "loss": 1.0, "fvu": 1.0, "tokens": 5}, {"step": 2, "eval.loss": 3.0}]
+    assert len(training_curves(records).axes[0].lines[0].get_xdata()) == 1
+    assert training_curves([]).axes[0].get_title(loc="left")
+
+
+def test_the_histogram_is_the_counts(results):
+    density = results["evaluation"]["density"]
+    (axes,) = density_histogram(density).axes
+    assert [bar.get_height() for bar in axes.patches] == density["counts"]
+    np.testing.assert_allclose([bar.get_x() for bar in axes.patches], density["log10_edges"][:-1])
+    assert "3 of 32 never fired" in axes.texts[0].get_text()
+    assert "features" in axes.get_ylabel()
+
+
+def test_a_dictionary_that_never_fired_can_be_drawn():
+    density = {"features": 5, "window": 10, "dead": 5, "log10_edges": [-1.0, 0.0], "counts": [0]}
+    assert "5 of 5" in density_histogram(density).axes[0].texts[0].get_text()
+
+
+def test_loss_by_position_is_the_binned_mean(results):
+    loss = results["evaluation"]["cross_entropy"]
+    (axes,) = loss_by_position(loss, bins=8).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert len(lines) == 4
+    expected = np.reshape(loss["zero_by_position"], (8, 3)).mean(1)
+    np.testing.assert_allclose(lines["zero in its place"].get_ydata(), expected)
+    np.testing.assert_allclose(lines["zero in its place"].get_xdata(), 1 + 3 * np.arange(8))
+    assert "nats" in axes.get_ylabel()
+    assert "mean of 3 neighbours" in axes.get_xlabel()
+    first = lines["the model as it is"].get_ydata()[0]
+    assert first == pytest.approx(np.mean(loss["clean_by_position"][1:3])), "a position without a figure is left out"
+
+
+def test_binning_keeps_a_short_last_group():
+    middles, means = binned(np.array([1.0, 3.0, 5.0]), 2)
+    np.testing.assert_allclose(middles, [0.5, 2.0])
+    np.testing.assert_allclose(means, [2.0, 5.0])
+    assert np.isnan(binned(np.array([np.nan]), 2)[1]).all()
+
+
+def test_the_heat_map_is_the_panel(results):
+    patched = results["patching"]
+    panel = np.array(patched["panels"]["resid_pre"])
+    figure = patching_map({"a": panel, "b": 2 * panel}, patched["corrupted_tokens"], patched["clean_tokens"])
+    top, bottom, bar = figure.axes
+    np.testing.assert_allclose(top.collections[0].get_array().reshape(panel.shape), panel)
+    np.testing.assert_allclose(bottom.collections[0].get_array().reshape(panel.shape), 2 * panel)
+    assert top.collections[0].norm.vmax == bottom.collections[0].norm.vmax == 2.0
+    assert top.collections[0].norm.vmin == -2.0, "zero is in the middle of the colours"
+    assert [label.get_text() for label in bottom.get_xticklabels()] == patched["corrupted_tokens"]
+    differs = [label.get_fontweight() == "bold" for label in bottom.get_xticklabels()]
+    assert differs == [False, True, False]
+    assert top.get_ylabel() == "layer"
+    assert top.yaxis_inverted()
+    assert bar.get_ylabel()
+
+
+def test_nothing_is_transparent_and_each_sign_has_its_colour():
+    colours = diverging()
+    assert colours(0.5)[3] < 0.01
+    assert colours(0.0)[3] == colours(1.0)[3] == 1.0
+    assert colours(0.0)[:3] != colours(1.0)[:3]
+
+
+def test_labels_have_a_limit():
+    assert shortened("<|endoftext|>") == "<|endoftex…"
+    assert shortened("self") == "self"
+
+
+def test_bars_are_the_probabilities(results):
+    rows = results["intervention"]["probabilities"]
+    (axes,) = next_token_bars(rows, {"clean": "as it is", "ablated": "without"}).axes
+    widths = [[bar.get_width() for bar in group] for group in axes.containers]
+    assert widths == [[0.9, 0.05], [0.4, 0.3]]
+    assert axes.get_xlabel() == "probability"
+    assert axes.get_legend().get_texts()[1].get_text() == "without"
+
+
+def test_the_svg_takes_the_colours_of_the_page(results, evil):
+    figure = density_histogram(results["evaluation"]["density"])
+    out = str(svg(figure, evil))
+    assert out.startswith("<svg")
+    assert evil not in out
+    assert "var(--ink, #1f2429)" in out
+    for colour in VARIABLES:
+        assert out.count(colour) == out.count(f", {colour})"), f"{colour} is left without its variable"
+    assert out == str(svg(density_histogram(results["evaluation"]["density"]), evil)), "the same figure, the same file"
