@@ -63,13 +63,13 @@ def test_the_page_is_whole_and_fetches_nothing(results):
 
 def test_what_it_says(results):
     page = render(results, ROWS)
-    for said in ("95.0 %", "21.0 %", "2.123 nats per token", "1.23 bits per byte", "1 min 18 s", "does not get this pair"):
+    for said in ("95.0 %", "21.0 %", "2.123 nats per token", "1.23 bits per byte", "1 min 18 s", "does not tell this pair"):
         assert said in page, said
     results["model"]["results"] = None
-    results["patching"]["right"] = True
+    results["patching"]["preferred"] = True
     without = render(results, ROWS)
     assert "nats the first time" not in without
-    assert "does not get this pair" not in without
+    assert "does not tell this pair" not in without
 
 
 def test_a_name_that_is_missing_is_an_error(results):

@@ -130,8 +130,8 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
     a, b = patched["answers"]
     tell(f"      {patched['name']}: logit of {a!r} minus that of {b!r} is {patched['clean_difference']:+.2f} on the "
          f"clean prompt, {patched['corrupted_difference']:+.2f} on the corrupted one")  # fmt: skip
-    if not patched["right"]:
-        tell("      the model does not get this pair right: read the map with care")
+    if not patched["preferred"]:
+        tell("      the model does not tell this pair apart: read the map with care")
 
     tell.stage("Report", "one page, nothing fetched")
     results = {

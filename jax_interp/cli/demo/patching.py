@@ -49,20 +49,14 @@ def sweep(
 
 
 def patch(model: Any, tokenizer: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Sweep the first of `pairs` that the model gets right (of the others, the one it gets most nearly right)."""
-    call = jax.jit(lambda model, tokens: model(tokens))
+    """Sweep the first of `pairs` that the model gets right: the answers are its likeliest tokens. If it gets none right,
+    the one whose answers it tells apart by most. "preferred" says whether each prompt prefers its own answer."""
     best: dict[str, Any] | None = None
     for pair in pairs:
-        clean, corrupted, answers = encoded(pair, tokenizer)
-        logits = call(model, clean), call(model, corrupted)
-        scores = [float(difference(each, answers)) for each in logits]
-        top = [int(jnp.argmax(each[0, -1])) for each in logits]
-        right = top == [int(a) for a in answers]
-        margin = min(scores[0], -scores[1])
-        here = {"pair": pair, "tokens": (clean, corrupted), "answers": answers, "scores": scores, "right": right,
-                "margin": margin}  # fmt: skip
-        best = here if best is None or (not best["right"] and (right or margin > best["margin"])) else best
-        if best["right"]:
+        here = judged(model, pair, tokenizer)
+        if best is None or here["right"] or here["margin"] > best["margin"]:
+            best = here
+        if here["right"]:
             break
     assert best is not None
     (clean, corrupted), answers, (high, low) = best["tokens"], best["answers"], best["scores"]
@@ -79,6 +73,7 @@ def patch(model: Any, tokenizer: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
         "corrupted": best["pair"].corrupted,
         "answers": tokenizer.strings(np.asarray(answers)),
         "right": best["right"],
+        "preferred": best["margin"] > 0,
         "clean_difference": high,
         "corrupted_difference": low,
         "clean_tokens": strings[0],
@@ -86,6 +81,19 @@ def patch(model: Any, tokenizer: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
         "says": NAMES,
         "panels": {name: panel.tolist() for name, panel in panels.items()},
     }
+
+
+def judged(model: Any, pair: Pair, tokenizer: Any) -> dict[str, Any]:
+    """How well a model tells the prompts of a pair apart; `margin` is the lesser of the two preferences, in logits."""
+    clean, corrupted, answers = encoded(pair, tokenizer)
+    logits = [_call(model, tokens) for tokens in (clean, corrupted)]
+    scores = [float(difference(each, answers)) for each in logits]
+    right = [int(jnp.argmax(each[0, -1])) for each in logits] == answers.tolist()
+    return {"pair": pair, "tokens": (clean, corrupted), "answers": answers, "scores": scores, "right": right,
+            "margin": min(scores[0], -scores[1])}  # fmt: skip
+
+
+_call = jax.jit(lambda model, tokens: model(tokens))
 
 
 def encoded(pair: Pair, tokenizer: Any) -> tuple[Array, Array, Array]:
