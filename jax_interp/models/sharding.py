@@ -21,7 +21,7 @@ def rules(config: Config) -> Rules:
 
     `tensor` must divide d_mlp and both kinds of heads, `fsdp` d_model. A vocabulary is split where it is a multiple of
     64, as those made for it are, and whole otherwise. Embeddings are split by rows only: split by features, XLA's
-    automatic partitioner gave out a batch's rows over `data` and `fsdp` in the wrong order (jax 0.10.2, unrolled blocks).
+    automatic partitioner gave out a batch's rows over `data` and `fsdp` in a wrong order (jax 0.10.2, unrolled blocks).
     """
     norm = ("weight", "bias") if config.norm == "layernorm" else ("weight",)
     mlp_in = ("gate", "up") if config.gated_mlp else ("up",)
