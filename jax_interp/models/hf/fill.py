@@ -83,7 +83,7 @@ def fill(
 
     def read(tensor: Tensor, layer: int, shape: tuple[int, ...]) -> np.ndarray:
         source = stored[tensor.name.format(layer)]
-        return tensor.orient(source.read(tensor.window(shape))).astype(dtype)
+        return tensor.orient(source.read(tensor.window(shape))).astype(dtype, copy=False)
 
     places = jax.tree.leaves(shardings(abstract, rules(config), mesh)) if mesh is not None else None
     leaves = []
@@ -103,7 +103,8 @@ def _stack(rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: Any, where
     buffer = jnp.zeros(shape, dtype, device=where)
     row_where = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
     for i, row in enumerate(rows):
-        buffer = _put(buffer, jax.device_put(row, row_where), np.int32(i))
+        # Waited for: dispatch is asynchronous, and rows would pile up in host memory faster than they are written.
+        buffer = jax.block_until_ready(_put(buffer, jax.device_put(row, row_where), np.int32(i)))
     return buffer
 
 
