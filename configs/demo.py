@@ -13,7 +13,9 @@ CONFIG = DemoConfig(
     dictionary=DictionaryRunConfig(
         model="stdlib-small",
         text="stdlib",
-        dictionary=DictionaryConfig(address="blocks.2.resid_post", n_features=4096, k=32, steps=300, warmup=30),
+        dictionary=DictionaryConfig(
+            address="blocks.2.resid_post", n_features=4096, k=32, steps=300, warmup=30, buffer=32_768
+        ),
         batch=8,
         context=256,
         evaluate_sequences=64,
@@ -27,17 +29,17 @@ CONFIG = DemoConfig(
     pairs=(
         Pair(
             name="an argument's name",
+            clean="    def get(self, key):\n        return self._data[",
+            corrupted="    def get(self, name):\n        return self._data[",
+            clean_answer="key",
+            corrupted_answer="name",
+        ),
+        Pair(
+            name="an argument's name",
             clean="def f(data):\n    return len(",
             corrupted="def f(name):\n    return len(",
             clean_answer="data",
             corrupted_answer="name",
-        ),
-        Pair(
-            name="an argument kept",
-            clean="class Queue:\n    def __init__(self, name):\n        self.",
-            corrupted="class Queue:\n    def __init__(self, data):\n        self.",
-            clean_answer="name",
-            corrupted_answer="data",
         ),
         Pair(
             name="a bracket to close",

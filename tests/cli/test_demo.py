@@ -57,18 +57,18 @@ def test_prompts_of_different_lengths(command, demo_json, tmp_path):
 
 
 def _wait_for_a_checkpoint(process, directory: Path) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while checkpoint.latest(directory / "checkpoints") is None:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until, "no checkpoint in two minutes"
+        assert time.monotonic() < until, "no checkpoint in ten minutes"
         time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_dictionary(start, demo_json, longer_run, tmp_path):
-    steps = 400
+    steps = 60
     run = dataclasses.replace(
-        longer_run, dictionary=dataclasses.replace(longer_run.dictionary, steps=steps), checkpoint_every=20
+        longer_run, dictionary=dataclasses.replace(longer_run.dictionary, steps=steps), checkpoint_every=5
     )
     config = json.loads(demo_json.read_text()) | {"dictionary": configs.to_json(run)}
     path = tmp_path / "killed.json"
@@ -80,7 +80,7 @@ def test_killed_it_goes_on_to_the_same_dictionary(start, demo_json, longer_run, 
     assert not (tmp_path / "killed" / "report.html").exists()
     for name in ("killed", "whole"):
         process = start("demo", path, "--run-dir", tmp_path / name)
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=900)
         assert process.returncode == 0, err
         assert ("going on after step" in err) == (name == "killed")
         assert (tmp_path / name / "report.html").exists()
@@ -95,7 +95,7 @@ def test_ctrl_c_while_training(start, longer_run, tmp_path):
     process = start("train-dictionary", path, "--run-dir", tmp_path / "run")
     _wait_for_a_checkpoint(process, tmp_path / "run")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "run the same command again to go on from there" in err.splitlines()[-1]
     assert "Traceback" not in err

@@ -66,7 +66,9 @@ def test_a_bad_site_name_gets_the_nearest(command, model, run_json, tmp_path):
 
 
 def test_a_site_that_is_no_vector_per_token(command, run_json, tmp_path):
-    code, _, err = command("train-dictionary", run_json, "--run-dir", tmp_path, "--dictionary.address", "blocks.0.attn.z")
+    code, _, err = command(
+        "train-dictionary", run_json, "--run-dir", tmp_path, "--dictionary.address", "blocks.0.attn.z"
+    )
     assert code == 2
     assert "a dictionary reads one vector per token" in err
 

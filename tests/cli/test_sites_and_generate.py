@@ -84,7 +84,5 @@ def test_saved_edits_act(command, model, tmp_path):
     wanted = tokenizer.id_of("item")
     push = Add(jnp.zeros(tokenizer.vocab_size).at[wanted].set(1e3))
     path = save_edits(tmp_path / "edits.safetensors", at("logits", push))
-    code, out, _ = command(
-        "generate", "def", "--model", model, "--max-tokens", 3, "--edits", path, "--only-new"
-    )
+    code, out, _ = command("generate", "def", "--model", model, "--max-tokens", 3, "--edits", path, "--only-new")
     assert (code, out) == (0, "itemitemitem\n")

@@ -63,7 +63,14 @@ def test_the_page_is_whole_and_fetches_nothing(results):
 
 def test_what_it_says(results):
     page = render(results, ROWS)
-    for said in ("95.0 %", "21.0 %", "2.123 nats per token", "1.23 bits per byte", "1 min 18 s", "does not tell this pair"):
+    for said in (
+        "95.0 %",
+        "21.0 %",
+        "2.123 nats per token",
+        "1.23 bits per byte",
+        "1 min 18 s",
+        "does not tell this pair",
+    ):
         assert said in page, said
     results["model"]["results"] = None
     results["patching"]["preferred"] = True
