@@ -11,7 +11,8 @@ SMALL = (
     "stdlib_tiny", "--steps", 4, "--optimization.warmup", 1, "--batch", 2, "--checkpoint-every", 2,
     "--evaluate-every", 4, "--evaluate-windows", 4, "--final-windows", 8, "--baseline-order", None,
     "--text.max-documents", 6, "--text.vocab-size", 300, "--model.vocab-size", 300, "--model.d-model", 16,
-    "--model.n-heads", 2, "--model.n-kv-heads", 0, "--model.d-head", 0, "--model.d-mlp", 32, "--model.n-ctx", 32, "--quiet",
+    "--model.n-heads", 2, "--model.n-kv-heads", 0, "--model.d-head", 0, "--model.d-mlp", 32, "--model.n-ctx", 32,
+    "--quiet",
 )  # fmt: skip
 
 

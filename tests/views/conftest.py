@@ -73,7 +73,8 @@ def results() -> dict[str, Any]:
             ],
         },
         "patching": {
-            "name": EVIL, "clean": EVIL, "corrupted": "def f(", "answers": [EVIL, "b"], "right": False, "preferred": False,
+            "name": EVIL, "clean": EVIL, "corrupted": "def f(", "answers": [EVIL, "b"],
+            "right": False, "preferred": False,
             "clean_difference": 2.5, "corrupted_difference": -1.0, "clean_tokens": ["def", EVIL, "("],
             "corrupted_tokens": ["def", "·g", "("],
             "says": {"resid_pre": "residual stream before the block"},

@@ -49,8 +49,8 @@ def sweep(
 
 
 def patch(model: Any, tokenizer: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Sweep the first of `pairs` that the model gets right: the answers are its likeliest tokens. If it gets none right,
-    the one whose answers it tells apart by most. "preferred" says whether each prompt prefers its own answer."""
+    """Sweep the first of `pairs` that the model gets right: the answers are its likeliest tokens. Where it gets none
+    right, the one whose answers it tells apart by most. "preferred" says whether each prompt prefers its own answer."""
     best: dict[str, Any] | None = None
     for pair in pairs:
         here = judged(model, pair, tokenizer)
