@@ -1,6 +1,9 @@
 """The language model that ships with the package: 3.7 M parameters on the Python standard library's source.
 
     jax-interp train-lm stdlib_small --run-dir runs/stdlib-small
+
+Two CPU cores, nothing else running: about 50 minutes. `jax_interp/assets/stdlib-small/README.md` has the figures to
+expect; another version of Python has another library, and they move a little.
 """
 
 from jax_interp.data.prepared import TextConfig
@@ -11,12 +14,13 @@ from jax_interp.models.train_lm import LanguageModelConfig
 CONFIG = LanguageModelConfig(
     model=Config(n_layers=4, d_model=256, n_heads=8, d_mlp=688, vocab_size=2048, n_ctx=256),
     text=TextConfig(corpus="stdlib", vocab_size=2048),
-    optimization=Optimization(learning_rate=3e-3, warmup=100, decay=0.4, final=0.05, b2=0.98),
-    steps=4000,
-    batch=8,
-    repeats=((0, 0.125), (870, 0.5)),
+    optimization=Optimization(learning_rate=3e-3, muon=0.02, warmup=40, decay=0.35, final=0.05, b2=0.98),
+    steps=1100,
+    batch=16,
+    repeats=((0, 0.125),),
+    random_repeats=((0, 0.125), (600, 0.5), (800, 0.125)),
     seed=0,
     log_every=10,
     checkpoint_every=100,
-    evaluate_every=200,
+    evaluate_every=100,
 )

@@ -25,6 +25,7 @@ from jax_interp.errors import UserError
 MANIFEST = "manifest.json"
 _OFFSETS = np.uint64(0x0FF5E7)  # domains of the hash: offsets and repeats must not follow the order of the windows
 _REPEATS = np.uint64(0x9E3779B9)
+_RANDOM_ROWS = 0x72616E64  # keeps these draws apart from every other use of a seed
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,25 @@ def repeat_stretches(
     second = (place >= (start + period)[:, None]) & (place < (start + 2 * period)[:, None])
     source = np.where(second & chosen[:, None], place - period[:, None], place)
     return np.take_along_axis(tokens, source, axis=1)
+
+
+def random_repeats(
+    tokens: Int[Array, "batch length"], step: int, *, fraction: float, vocab_size: int, bos_id: int, seed: int = 0
+) -> Int[Array, "batch length"]:
+    """The batch of `step` with about `fraction` of its rows made of nothing but repetition: a function of (seed, step).
+
+    Such a row is BOS and then `m` tokens drawn uniformly (BOS excepted), said over and over to its end, with `m`
+    between 8 and half of the row: only copying from context predicts it.
+    """
+    batch, length = tokens.shape
+    rng = np.random.default_rng([seed, step, _RANDOM_ROWS])
+    chosen = rng.random(batch) < fraction
+    period = rng.integers(8, max(9, length // 2), size=batch)
+    drawn = rng.integers(0, vocab_size - 1, size=(batch, length))
+    drawn += drawn >= bos_id
+    rows = np.take_along_axis(drawn, np.arange(length) % period[:, None], axis=1)
+    rows[:, 0] = bos_id
+    return np.where(chosen[:, None], rows, tokens).astype(tokens.dtype)
 
 
 def evaluation_windows(

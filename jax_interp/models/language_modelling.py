@@ -27,7 +27,8 @@ Model = Callable[[Int[Array, "batch pos"]], Float[Array, "batch pos vocab"]]
 class Optimization:
     """AdamW with a linear warm-up and a decay to `final` times the peak, the gradient's global norm clipped.
 
-    Norm weights and biases are not decayed.
+    Norm weights and biases are not decayed. With `muon`, the blocks' matrices are stepped by Muon instead (Jordan et
+    al. 2024: momentum, orthogonalised), each layer's on its own; embeddings, norms and biases stay with AdamW.
     """
 
     learning_rate: float = 2.5e-3
@@ -41,6 +42,8 @@ class Optimization:
     clip: float = 1.0
     b1: float = 0.9
     b2: float = 0.98
+    muon: float | None = None
+    """Muon's peak learning rate for the blocks' matrices, 0.02 say; None: AdamW for everything."""
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a run of `steps`. Raises `UserError` where the warm-up leaves nothing over."""
@@ -58,7 +61,36 @@ class Optimization:
             [self.warmup, steps - fall],
         )
         decayed = {"b1": self.b1, "b2": self.b2, "weight_decay": self.weight_decay, "mask": decays}
-        return optax.chain(optax.clip_by_global_norm(self.clip), optax.adamw(schedule, **decayed))
+        step = optax.adamw(schedule, **decayed)
+        if (peak := self.muon) is not None:
+            scale = peak / self.learning_rate
+            muon = optax.contrib.muon(
+                lambda count: scale * schedule(count),
+                weight_decay=self.weight_decay,
+                muon_weight_dimension_numbers=block_matrices,
+                adam_learning_rate=schedule,
+            )
+            step = optax.partition({"muon": muon, "adamw": step}, _by_muon_or_adamw)
+        return optax.chain(optax.clip_by_global_norm(self.clip), step)
+
+
+def block_matrices(params: Any) -> Any:
+    """For each leaf that Muon steps, which of its axes are the matrix's (a stacked leaf has a layer axis before them);
+    None for every other leaf: embeddings, norms, biases.
+    """
+
+    def matrix(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        names = [str(getattr(key, "name", getattr(key, "key", ""))) for key in path]
+        of_a_linear = names[0] == "blocks" and not any(n.startswith("ln") or n == "bias" for n in names)
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if of_a_linear else None
+
+    return jax.tree_util.tree_map_with_path(matrix, params)
+
+
+def _by_muon_or_adamw(params: Any) -> Any:
+    kinds = block_matrices(params)
+    is_kind = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
+    return jax.tree.map(lambda kind: "adamw" if kind is None else "muon", kinds, is_leaf=is_kind)
 
 
 def decays(params: Any) -> Any:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.data.batches import TokenStore, WindowSampler, evaluation_windows, repeat_stretches
+from jax_interp.data.batches import TokenStore, WindowSampler, evaluation_windows, random_repeats, repeat_stretches
 from jax_interp.data.ngram import fit_kneser_ney
 from jax_interp.data.prepared import PreparedText, TextConfig, prepare_text
 from jax_interp.errors import UserError
@@ -52,6 +52,8 @@ class LanguageModelConfig:
     repeats: tuple[tuple[int, float], ...] = ()
     """`(step, fraction)`: from that step on, the fraction of windows in which a stretch is said twice
     (`repeat_stretches`); before the first, none."""
+    random_repeats: tuple[tuple[int, float], ...] = ()
+    """Likewise, the fraction of windows that are nothing but random tokens said over and over (`random_repeats`)."""
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 200
@@ -97,8 +99,16 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
         sampler = WindowSampler(text.train.tokens, config.batch, config.model.n_ctx + 1, seed=config.seed)
 
         def batch_at(step: int) -> np.ndarray:
-            fraction = max((at, share) for at, share in ((-1, 0.0), *config.repeats) if at <= step)[1]
-            return repeat_stretches(sampler.batch_at(step), step, fraction=fraction, seed=config.seed)
+            fraction = _share(config.repeats, step)
+            windows = repeat_stretches(sampler.batch_at(step), step, fraction=fraction, seed=config.seed)
+            return random_repeats(
+                windows,
+                step,
+                fraction=_share(config.random_repeats, step),
+                vocab_size=config.model.vocab_size,
+                bos_id=text.train.bos_id,
+                seed=config.seed,
+            )
 
         few = some_windows(text.validation, config.model.n_ctx, config.evaluate_windows)
 
@@ -132,6 +142,11 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
         return results
 
 
+def _share(schedule: tuple[tuple[int, float], ...], step: int) -> float:
+    """The fraction that `((from step, fraction), ...)` gives at a step."""
+    return max((at, share) for at, share in ((-1, 0.0), *schedule) if at <= step)[1]
+
+
 def export(model: Decoder, config: LanguageModelConfig, text: PreparedText, directory: Path) -> Decoder:
     """Write `model` and its tokenizer for `load`; returns what `load` gives back, which is what is evaluated.
 
@@ -163,9 +178,7 @@ def final_results(model: Decoder, config: LanguageModelConfig, text: PreparedTex
         "tokens_seen": config.steps * config.batch * n_ctx,
         "parameters": sum(x.size for x in jax.tree.leaves(model)),
         "corpus": text.about | {"train_tokens": int(text.train.tokens.size)},
-        "validation": evaluate_text(
-            model, windows, bos_id=store.bos_id, text_bytes=text_bytes, skip=n_ctx // 2
-        ),
+        "validation": evaluate_text(model, windows, bos_id=store.bos_id, text_bytes=text_bytes, skip=n_ctx // 2),
         "induction": _induction(model, config),
     }
     if config.baseline_order is not None:

@@ -120,3 +120,22 @@ def test_masks():
     )
     mask = batches.special_mask(np.asarray([[0, 5], [9, 0]]), {0, 9})
     np.testing.assert_array_equal(mask, [[False, True], [False, False]])
+
+
+def test_rows_of_repetition_repeat_from_context_alone_and_are_a_function_of_seed_and_step():
+    from jax_interp.data.batches import random_repeats
+
+    text = np.full((64, 129), 5, np.int32)
+    rows = random_repeats(text, 3, fraction=0.5, vocab_size=50, bos_id=7, seed=1)
+    chosen = (rows != text).any(axis=1)
+    assert 20 <= chosen.sum() <= 44
+    assert (rows[~chosen] == 5).all(), "the other rows are the text"
+    for row in rows[chosen]:
+        assert row[0] == 7
+        assert (row[1:] != 7).all()
+        periods = [m for m in range(8, 65) if (row[1 + m :] == row[1:-m]).all()]
+        assert periods, "said over and over, from the second token on"
+    assert rows[chosen].max() < 50
+    np.testing.assert_array_equal(rows, random_repeats(text, 3, fraction=0.5, vocab_size=50, bos_id=7, seed=1))
+    assert (rows != random_repeats(text, 4, fraction=0.5, vocab_size=50, bos_id=7, seed=1)).any()
+    np.testing.assert_array_equal(random_repeats(text, 3, fraction=0.0, vocab_size=50, bos_id=7), text)

@@ -18,6 +18,7 @@ from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.language_modelling import (
     Optimization,
+    block_matrices,
     decays,
     evaluate_induction,
     evaluate_text,
@@ -27,6 +28,7 @@ from jax_interp.models.language_modelling import (
     token_losses,
     train_step,
 )
+from jax_interp.training import optimizer as optimization
 from jax_interp.training.leaves import flatten
 
 SMALL = Config(n_layers=2, d_model=16, n_heads=2, d_mlp=24, vocab_size=30, n_ctx=16)
@@ -140,6 +142,31 @@ def test_schedule():
         Optimization(warmup=100).build(100)
     with pytest.raises(UserError, match="decay=0"):
         Optimization(decay=0.0).build(1000)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_muon_steps_the_matrices_of_the_blocks_each_layer_by_itself(stacked):
+    """Muon's step is (nearly) orthogonal: all singular values of a layer's matrix are alike, whatever the gradient's.
+    Everything else takes AdamW's step."""
+    model = init(SMALL, jax.random.key(0), stacked=stacked)
+    stepped_by_muon = {address.removesuffix(".value.reduction_axis") for address in flatten(block_matrices(model))}
+    stepped_by_muon = {address for address in stepped_by_muon if not address.endswith("output_axis")}
+    assert stepped_by_muon == {a for a in flatten(model) if a.startswith("blocks.") and ".ln" not in a}
+    rates = {"learning_rate": 1e-3, "warmup": 0, "weight_decay": 0.0, "clip": 1e9}
+    grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(x.size), x.shape) ** 3, model)
+    steps = {}
+    for muon in (0.02, None):
+        optimizer = Optimization(muon=muon, **rates).build(100)
+        after, _ = optimization.update(optimizer, grads, optimization.init(optimizer, model), model)
+        steps[muon] = flatten(jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after, model))
+    for address in flatten(model):
+        if address not in stepped_by_muon:
+            np.testing.assert_array_equal(steps[0.02][address], steps[None][address])
+            continue
+        for matrix in steps[0.02][address].reshape(-1, *steps[0.02][address].shape[-2:]):
+            values = np.linalg.svd(matrix, compute_uv=False)
+            assert 0.6 < values.min() / values.max() <= 1, address
+            assert 0.5 * 0.02 < values.max() < 3 * 0.02, address
 
 
 def test_a_step_lowers_the_loss_on_its_batch():
