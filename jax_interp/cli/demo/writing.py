@@ -43,8 +43,13 @@ def kept_results(name: str) -> dict[str, Any] | None:
     for path in (directory / "results.json", directory.parent / "results.json"):
         if path.is_file():
             try:
-                return json.loads(path.read_text())
-            except json.JSONDecodeError:
+                kept = json.loads(path.read_text())
+                return {
+                    "validation": {"loss": kept["validation"]["loss"]}
+                    | {name: kept["validation"][name] for name in ("bits_per_byte",) if name in kept["validation"]},
+                    "induction": {name: kept["induction"][name] for name in ("first_half", "second_half")},
+                } | {name: kept[name] for name in ("baseline",) if name in kept}
+            except (json.JSONDecodeError, KeyError, TypeError):  # another file of that name, a demo's own say
                 return None
     return None
 
