@@ -31,34 +31,44 @@ class TopK:
         return to_dense(values, indices, pre.shape[-1]).reshape(pre.shape)
 
     def encode(
-        self, x: Float[Array, "row d"], W_enc: Float[Array, "d feature"], b_enc: Float[Array, " feature"]
+        self,
+        x: Float[Array, "row d"],
+        W_enc: Float[Array, "d feature"],
+        b_enc: Float[Array, " feature"],
+        b_dec: Float[Array, " d"],
     ) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
-        """`self(x @ W_enc + b_enc)` as (values in descending order, indices); its backward pass is sparse too."""
-        return encode_topk(x, W_enc, b_enc, self.k)
+        """`self((x - b_dec) @ W_enc + b_enc)` as (values in descending order, indices); its backward pass is sparse."""
+        return encode_topk(x, W_enc, b_enc, b_dec, self.k)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def encode_topk(
-    x: Float[Array, "row d"], W_enc: Float[Array, "d feature"], b_enc: Float[Array, " feature"], k: int
+    x: Float[Array, "row d"],
+    W_enc: Float[Array, "d feature"],
+    b_enc: Float[Array, " feature"],
+    b_dec: Float[Array, " d"],
+    k: int,
 ) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
-    """The k largest of `x @ W_enc + b_enc` in each row, then ReLU: (values, indices). The gradient reaches only the
-    selected latents that are positive, and only they are worked on."""
-    values, indices = top_k(x @ W_enc + b_enc[None, :], k)
+    """The k largest of `(x - b_dec) @ W_enc + b_enc` in each row, then ReLU: (values, indices). The gradient reaches
+    only the selected latents that are positive, and only they are worked on."""
+    values, indices = top_k((x - b_dec[None, :]) @ W_enc + b_enc[None, :], k)
     return jax.nn.relu(values), indices
 
 
-def _encode_forward(x, W_enc, b_enc, k):
-    values, indices = encode_topk(x, W_enc, b_enc, k)
-    return (values, indices), (x, W_enc, values, indices)
+def _encode_forward(x, W_enc, b_enc, b_dec, k):
+    values, indices = encode_topk(x, W_enc, b_enc, b_dec, k)
+    return (values, indices), (x, W_enc, b_dec, values, indices)
 
 
 def _encode_backward(k, residuals, cotangents):
-    x, W_enc, values, indices = residuals
+    x, W_enc, b_dec, values, indices = residuals
     g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
-    g_bias = jnp.zeros((n_features,), g.dtype).at[indices].add(g)
-    # What nobody asks for is not computed: XLA drops the product for x when only the weights' gradients are wanted.
-    return sparse_matmul(g, indices, W_enc.T), sparse_outer(g, indices, x, n_features, transpose=True), g_bias
+    g_b_enc = jnp.zeros((n_features,), g.dtype).at[indices].add(g)
+    g_W_enc = sparse_outer(g, indices, x - b_dec[None, :], n_features, transpose=True)
+    # b_dec is an argument of its own, and not subtracted by the caller, because its gradient is one matrix-vector
+    # product; the gradient of x needs the encoder turned round. XLA drops that when nobody asks for it.
+    return sparse_matmul(g, indices, W_enc.T), g_W_enc, g_b_enc, -(W_enc @ g_b_enc)
 
 
 encode_topk.defvjp(_encode_forward, _encode_backward)

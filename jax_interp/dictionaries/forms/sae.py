@@ -55,8 +55,8 @@ class SAE:
 
     def encode_sparse(self, x: Float[Array, "*batch d"]) -> tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]:
         """The latents that are on, as (values, indices): the same code without its zeros."""
-        flat = _minus(x.astype(self.W_enc.dtype).reshape(-1, x.shape[-1]), self.b_dec)
-        values, indices = self.activation.encode(flat, self.W_enc, self.b_enc)
+        flat = x.astype(self.W_enc.dtype).reshape(-1, x.shape[-1])
+        values, indices = self.activation.encode(flat, self.W_enc, self.b_enc, self.b_dec)
         return values.reshape(*x.shape[:-1], -1), indices.reshape(*x.shape[:-1], -1)
 
     def decode_sparse(
