@@ -29,10 +29,10 @@ CONFIG = DemoConfig(
     pairs=(
         Pair(
             name="an argument's name",
-            clean="    def get(self, key):\n        return self._data[",
-            corrupted="    def get(self, name):\n        return self._data[",
-            clean_answer="key",
-            corrupted_answer="name",
+            clean="def push(self, item):\n        self._items.append(",
+            corrupted="def push(self, value):\n        self._items.append(",
+            clean_answer="item",
+            corrupted_answer="value",
         ),
         Pair(
             name="an argument's name",
