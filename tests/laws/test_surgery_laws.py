@@ -1,0 +1,127 @@
+"""Laws of surgery, searched by hypothesis: over addresses, regions, vectors and tokens, in three layouts at once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jax_interp.models.config import Config
+from jax_interp.models.decoder import init
+from jax_interp.surgery import Add, Replace, Scale, at, edit, grad_at, read, replan, restore, sites
+
+DEPTH = 3
+CONFIG = Config(n_layers=DEPTH, d_model=32, n_heads=2, n_kv_heads=1, d_mlp=48, vocab_size=40, n_ctx=16)
+MODEL = jax.tree.map(lambda w: 6.0 * w if w.ndim > 2 else w, init(CONFIG, jax.random.key(0)))
+LAYOUTS = {"scanned": MODEL, "unrolled": replan(MODEL, "*"), "mixed": replan(MODEL, 1)}
+SHAPE = (2, 7)
+EVERYTHING = list(sites(MODEL)(jnp.zeros(SHAPE, jnp.int32)))
+KINDS = sites(MODEL)(jnp.zeros(SHAPE, jnp.int32))
+# values that an edit can scale or shift without making the rest of the model overflow
+STREAM = [a for a in EVERYTHING if a.endswith(("resid_pre", "resid_mid", "attn_out", "mlp_out", "mlp.post", "attn.z"))]
+
+call = jax.jit(lambda f, *args: f(*args))
+laws = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+tokens = st.integers(0, 2**32 - 1).map(lambda seed: jax.random.randint(jax.random.key(seed), SHAPE, 0, 40))
+layouts = st.sampled_from(list(LAYOUTS))
+some = st.lists(st.sampled_from(EVERYTHING), min_size=1, max_size=4, unique=True)
+
+
+regions = st.sampled_from([{}, {"pos": 3}, {"pos": [0, -1]}, {"pos": slice(2, 5)}])
+
+
+@laws
+@given(tokens=tokens, layout=layouts)
+def test_reading_everything_leaves_the_output_bitwise_equal(tokens, layout):
+    model = LAYOUTS[layout]
+    np.testing.assert_array_equal(call(read(model, EVERYTHING), tokens)[0], call(model, tokens))
+
+
+@laws
+@given(tokens=tokens, layout=layouts, addresses=some, region=regions)
+def test_identity_edits_are_bitwise_neutral(tokens, layout, addresses, region):
+    model = LAYOUTS[layout]
+    edits = [at(a, Scale(1.0), **region) for a in addresses]
+    np.testing.assert_array_equal(call(edit(model, edits), tokens), call(model, tokens))
+
+
+@laws
+@given(tokens=tokens, layout=layouts, addresses=some)
+def test_patching_back_what_was_read_is_bitwise_neutral(tokens, layout, addresses):
+    model = LAYOUTS[layout]
+    logits, acts = call(read(model, addresses), tokens)
+    np.testing.assert_array_equal(call(edit(model, restore(acts)), tokens), logits)
+
+
+@laws
+@given(tokens=tokens, layout=layouts, data=st.data())
+def test_disjoint_edits_commute(tokens, layout, data):
+    model = LAYOUTS[layout]
+    one, other = data.draw(st.lists(st.sampled_from(STREAM), min_size=2, max_size=2, unique=True))
+    first, second = at(one, Scale(0.5)), at(other, Add(jnp.float32(0.25)))
+    np.testing.assert_array_equal(call(edit(model, first, second), tokens), call(edit(model, second, first), tokens))
+
+
+@laws
+@given(tokens=tokens, layout=layouts, address=st.sampled_from(STREAM), split=st.integers(1, 5))
+def test_edits_of_disjoint_regions_of_one_value_commute(tokens, layout, address, split):
+    model = LAYOUTS[layout]
+    first = at(address, Scale(0.5), pos=slice(None, split))
+    second = at(address, Add(jnp.float32(0.25)), pos=slice(split, None))
+    np.testing.assert_array_equal(call(edit(model, first, second), tokens), call(edit(model, second, first), tokens))
+
+
+@laws
+@given(tokens=tokens, layout=layouts, address=st.sampled_from(STREAM))
+def test_nesting_edits_is_listing_them(tokens, layout, address):
+    model = LAYOUTS[layout]
+    first, second = at(address, Scale(0.5)), at(address, Add(jnp.float32(0.25)))
+    np.testing.assert_array_equal(
+        call(edit(edit(model, first), second), tokens), call(edit(model, first, second), tokens)
+    )
+
+
+@laws
+@given(tokens=tokens, layout=layouts, address=st.sampled_from(STREAM), seed=st.integers(0, 1000))
+def test_what_was_written_is_what_is_read(tokens, layout, address, seed):
+    value = jax.random.normal(jax.random.key(seed), KINDS[address].shape)
+    _, acts = call(read(edit(LAYOUTS[layout], at(address, Replace(value))), address), tokens)
+    np.testing.assert_array_equal(acts[address], value)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_grad_at_equals_finite_differences_in_float64(layout, float64):
+    """Central differences of step 1e-6 along a random direction, at every differentiable value of the model."""
+    model = jax.tree.map(lambda w: w.astype(jnp.float64), LAYOUTS[layout])
+    tokens = jax.random.randint(jax.random.key(5), SHAPE, 0, 40)
+
+    def metric(logits):
+        return jnp.sum(jax.nn.log_softmax(logits)[:, -1, 3])
+
+    value, grads = jax.jit(lambda m: grad_at(m, EVERYTHING)(metric)(tokens))(model)
+    np.testing.assert_allclose(value, metric(model(tokens)), rtol=1e-12)
+    keys = jax.random.split(jax.random.key(6), len(EVERYTHING))
+    step = 1e-6
+
+    # every address a structure of its own: one program for all of a name, the layer and the direction as data
+    for name in dict.fromkeys(a.split(".", 2)[2] if a.startswith("blocks.") else a for a in EVERYTHING):
+        inside = name not in EVERYTHING
+        kind = KINDS[f"blocks.0.{name}" if inside else name]
+        layer = (lambda i: {"layer": i}) if inside else (lambda i: {})
+        address = f"blocks.{name}" if inside else name
+        along = jax.jit(lambda m, d, i, s: metric(edit(m, at(address, Add(d, s), **layer(i)))(tokens)))  # noqa: B023
+        for i in range(DEPTH if inside else 1):
+            full = f"blocks.{i}.{name}" if inside else name
+            direction = jax.random.normal(keys[EVERYTHING.index(full)], kind.shape, jnp.float64)
+            difference = (along(model, direction, i, step) - along(model, direction, i, -step)) / (2 * step)
+            exact = jnp.vdot(grads[full], direction)
+            np.testing.assert_allclose(exact, difference, rtol=2e-5, atol=2e-8, err_msg=full)
