@@ -76,8 +76,8 @@ def kl(p: Float[Array, "seq predicted vocab"], q: Float[Array, "seq predicted vo
 
 
 def predictions_kept(keep: Bool[Array, "seq pos"]) -> np.ndarray:
-    keep = np.asarray(keep, bool)
-    return keep[:, :-1] & keep[:, 1:]
+    kept = np.asarray(keep, bool)
+    return kept[:, :-1] & kept[:, 1:]
 
 
 def spliced(model: Any, address: str, dictionary: Any, keep: Bool[Array, "seq pos"]) -> Any:

@@ -73,7 +73,8 @@ def sparse_dot(
     def by_blocks(g, indices, W):
         n = len(g)
         blocks = [jnp.pad(a, ((0, -n % ROWS), (0, 0))).reshape(-1, ROWS, a.shape[1]) for a in (g, indices)]
-        return jax.lax.map(lambda block: gathered(*block, W), tuple(blocks)).reshape(-1, indices.shape[1])[:n]
+        out = jax.lax.map(lambda block: gathered(block[0], block[1], W), tuple(blocks))
+        return out.reshape(-1, indices.shape[1])[:n]
 
     return jax.lax.platform_dependent(g, indices, W, cpu=by_blocks, default=gathered)
 

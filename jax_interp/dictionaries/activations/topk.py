@@ -51,12 +51,16 @@ def encode_topk(
 ) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
     """The k largest of `(x - b_dec) @ W_enc + b_enc` in each row, then ReLU: (values, indices). The gradient reaches
     only the selected latents that are positive, and only they are worked on."""
+    return _encode(x, W_enc, b_enc, b_dec, k)
+
+
+def _encode(x, W_enc, b_enc, b_dec, k):
     values, indices = top_k((x - b_dec[None, :]) @ W_enc + b_enc[None, :], k)
     return jax.nn.relu(values), indices
 
 
 def _encode_forward(x, W_enc, b_enc, b_dec, k):
-    values, indices = encode_topk(x, W_enc, b_enc, b_dec, k)
+    values, indices = _encode(x, W_enc, b_enc, b_dec, k)
     return (values, indices), (x, W_enc, b_dec, values, indices)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def topk_aux_loss(
     error = x - sae.decode_sparse(values, indices)
     sse = jnp.sum(error * error)
     recon = sse / (jnp.asarray(x.shape[0], x.dtype) * variance)
-    aux = aux_loss(sae, x, jax.lax.stop_gradient(error), dead, k_aux) if aux_coefficient else jnp.zeros((), x.dtype)
+    aux: Any = aux_loss(sae, x, jax.lax.stop_gradient(error), dead, k_aux) if aux_coefficient else jnp.zeros((), x.dtype)
     parts = LossParts(recon=recon, aux=aux, values=values, indices=indices, sse=sse)
     return recon + jnp.asarray(aux_coefficient, x.dtype) * aux, parts
 
@@ -77,7 +78,7 @@ def aux_loss(
     return _by_width(lambda of_width, sae, *rest: of_width(sae, *rest), sae, x, error, dead, k_aux)
 
 
-def _by_width(call, sae, x, error, dead, k_aux):
+def _by_width(call, sae, x, error, dead, k_aux) -> Any:
     n_dead = jnp.sum(dead)
     widths = (*(w for w in (k_aux, 4 * k_aux) if w < sae.n_features), sae.n_features)
     branch = jnp.where(n_dead == 0, 0, 1 + sum((n_dead > w).astype(jnp.int32) for w in widths[:-1]))
