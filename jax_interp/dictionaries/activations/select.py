@@ -27,7 +27,8 @@ def top_k(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "row k"]
     # neighbour it is recomputed per element (measured 60 times slower).
     x = jax.lax.optimization_barrier(x)
     if n % GROUP or n < WORTHWHILE * k * GROUP:
-        return jax.lax.optimization_barrier(tuple(jax.lax.top_k(x, k)))
+        values, indices = jax.lax.optimization_barrier(tuple(jax.lax.top_k(x, k)))
+        return values, indices
     return jax.lax.platform_dependent(x, cpu=lambda x: _by_groups(x, k), default=lambda x: tuple(jax.lax.top_k(x, k)))
 
 

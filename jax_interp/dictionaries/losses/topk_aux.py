@@ -60,7 +60,9 @@ def topk_aux_loss(
     error = x - sae.decode_sparse(values, indices)
     sse = jnp.sum(error * error)
     recon = sse / (jnp.asarray(x.shape[0], x.dtype) * variance)
-    aux: Any = aux_loss(sae, x, jax.lax.stop_gradient(error), dead, k_aux) if aux_coefficient else jnp.zeros((), x.dtype)
+    aux: Any = jnp.zeros((), x.dtype)
+    if aux_coefficient:
+        aux = aux_loss(sae, x, jax.lax.stop_gradient(error), dead, k_aux)
     parts = LossParts(recon=recon, aux=aux, values=values, indices=indices, sse=sse)
     return recon + jnp.asarray(aux_coefficient, x.dtype) * aux, parts
 
