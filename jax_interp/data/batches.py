@@ -25,6 +25,7 @@ from jax_interp.errors import UserError
 MANIFEST = "manifest.json"
 _OFFSETS = np.uint64(0x0FF5E7)  # domains of the hash: offsets and repeats must not follow the order of the windows
 _REPEATS = np.uint64(0x9E3779B9)
+_DOCUMENTS = np.uint64(0xD0C5_0000_0000)
 _RANDOM_ROWS = 0x72616E64  # keeps these draws apart from every other use of a seed
 
 
@@ -187,6 +188,18 @@ def random_repeats(
     rows = np.take_along_axis(drawn, np.arange(length) % period[:, None], axis=1)
     rows[:, 0] = bos_id
     return np.where(chosen[:, None], rows, tokens).astype(tokens.dtype)
+
+
+def begin_as_documents(
+    tokens: Int[Array, "batch length"], step: int, *, fraction: float, bos_id: int, seed: int = 0
+) -> Int[Array, "batch length"]:
+    """The batch of `step` with BOS in place of the first token of about `fraction` of its rows: a function of (seed,
+    step). Otherwise hardly a window begins with BOS, as every prompt does."""
+    row = np.arange(len(tokens), dtype=np.uint64)
+    draw = mix64(mix64(mix64(seed_bits(seed)) ^ np.uint64(step)) ^ (row + _DOCUMENTS))
+    out = tokens.copy()
+    out[(draw >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction, 0] = bos_id
+    return out
 
 
 def evaluation_windows(

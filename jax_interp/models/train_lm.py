@@ -18,7 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.data.batches import TokenStore, WindowSampler, evaluation_windows, random_repeats, repeat_stretches
+from jax_interp.data.batches import (
+    TokenStore,
+    WindowSampler,
+    begin_as_documents,
+    evaluation_windows,
+    random_repeats,
+    repeat_stretches,
+)
 from jax_interp.data.ngram import fit_kneser_ney
 from jax_interp.data.prepared import PreparedText, TextConfig, prepare_text
 from jax_interp.errors import UserError
@@ -54,6 +61,8 @@ class LanguageModelConfig:
     (`repeat_stretches`); before the first, none."""
     random_repeats: tuple[tuple[int, float], ...] = ()
     """Likewise, the fraction of windows that are nothing but random tokens said over and over (`random_repeats`)."""
+    documents: tuple[tuple[int, float], ...] = ()
+    """Likewise, the fraction of windows in which BOS takes the place of the first token (`begin_as_documents`)."""
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 200
@@ -101,6 +110,13 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
         def batch_at(step: int) -> np.ndarray:
             fraction = _share(config.repeats, step)
             windows = repeat_stretches(sampler.batch_at(step), step, fraction=fraction, seed=config.seed)
+            windows = begin_as_documents(
+                windows,
+                step,
+                fraction=_share(config.documents, step),
+                bos_id=text.train.bos_id,
+                seed=config.seed,
+            )
             return random_repeats(
                 windows,
                 step,

@@ -139,3 +139,15 @@ def test_rows_of_repetition_repeat_from_context_alone_and_are_a_function_of_seed
     np.testing.assert_array_equal(rows, random_repeats(text, 3, fraction=0.5, vocab_size=50, bos_id=7, seed=1))
     assert (rows != random_repeats(text, 4, fraction=0.5, vocab_size=50, bos_id=7, seed=1)).any()
     np.testing.assert_array_equal(random_repeats(text, 3, fraction=0.0, vocab_size=50, bos_id=7), text)
+
+
+def test_windows_that_begin_as_documents():
+    tokens = np.random.default_rng(0).integers(1, 50, (400, 17)).astype(np.int32)
+    begun = batches.begin_as_documents(tokens, 7, fraction=0.5, bos_id=0, seed=3)
+    np.testing.assert_array_equal(begun[:, 1:], tokens[:, 1:])
+    chosen = begun[:, 0] == 0
+    assert 0.4 < chosen.mean() < 0.6
+    np.testing.assert_array_equal(begun[~chosen], tokens[~chosen])
+    np.testing.assert_array_equal(begun, batches.begin_as_documents(tokens, 7, fraction=0.5, bos_id=0, seed=3))
+    assert (begun != batches.begin_as_documents(tokens, 8, fraction=0.5, bos_id=0, seed=3)).any()
+    np.testing.assert_array_equal(batches.begin_as_documents(tokens, 7, fraction=0.0, bos_id=0), tokens)
