@@ -1,8 +1,8 @@
 """Looking at features: which fire on a token, what a feature fires on, what it writes.
 
-    found = features_on_token(model, address, sae, batches, token=self_id)          found.features[0] fires most on it
-    contexts = top_activations(model, address, sae, batches, features=found.features[:5], n=8)
-    promoted, suppressed = logit_effect(sae, feature=17, unembed=model.unembed, n=10)
+found = features_on_token(model, address, sae, batches, token=self_id)          found.features[0] fires most on it
+contexts = top_activations(model, address, sae, batches, features=found.features[:5], n=8)
+promoted, suppressed = logit_effect(sae, feature=17, unembed=model.unembed, n=10)
 """
 
 from __future__ import annotations

@@ -157,9 +157,7 @@ def _transposed(rows: Float[Array, "feature d"]) -> Float[Array, "d feature"]:
     return jax.lax.optimization_barrier(out)
 
 
-def _sorted_entries(
-    indices: Int[Array, "row k"], n_features: int
-) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
+def _sorted_entries(indices: Int[Array, "row k"], n_features: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
     """(features in ascending order, where each entry came from in the flattened `indices`), stable."""
     n = indices.size
     bits = max(n - 1, 1).bit_length()

@@ -106,7 +106,7 @@ def save(directory: Path | str, step: int, tree: PyTree, *, keep: int = 3, miles
         body = json.dumps({"step": step, "leaves": leaves}, indent=1)
         digest = hashlib.sha256(body.encode()).hexdigest()
         atomic_write(temporary / "leaves.json", f"{digest}\n{body}\n")
-        _remove(final)                                              # a damaged step that the run has reached again
+        _remove(final)  # a damaged step that the run has reached again
         os.rename(temporary, final)
         sync_directory(directory)
         _prune(directory, step, keep, milestone_every)
@@ -178,13 +178,17 @@ def _load(path: Path, template: PyTree) -> PyTree:
 
     saved = describe(path)
     flat = {name: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for name, leaf in flatten(template).items()}
-    wanted = {name: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype) if not is_key(x) else x.dtype,
-                                         sharding=_sharding(x)) for name, x in flat.items()}
+    wanted = {
+        name: jax.ShapeDtypeStruct(
+            x.shape, jax.dtypes.canonicalize_dtype(x.dtype) if not is_key(x) else x.dtype, sharding=_sharding(x)
+        )
+        for name, x in flat.items()
+    }
     _compare(path, saved, wanted)
     abstract = {name: _stored(x) for name, x in wanted.items() if x.size}
     try:
         arrays = ocp.load(str(path / "arrays"), abstract) if abstract else {}
-    except Exception as error:                  # orbax, tensorstore and zstd have no common type for unreadable data
+    except Exception as error:  # orbax, tensorstore and zstd have no common type for unreadable data
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CorruptCheckpoint(f"checkpoint {path} is damaged: its arrays cannot be read: {first[:300]}") from error
     out = {}
@@ -230,9 +234,14 @@ def _compare(path: Path, saved: dict[str, dict[str, Any]], wanted: dict[str, jax
     problems += [f"{name} is in it and not wanted" for name in sorted(saved.keys() - wanted.keys())]
     for name in sorted(saved.keys() & wanted.keys()):
         have, want = saved[name], _describe(wanted[name])
-        problems += [f"{name} has {what} {have[what]}, wanted {want[what]}"
-                     for what in ("shape", "dtype") if have[what] != want[what]]
+        problems += [
+            f"{name} has {what} {have[what]}, wanted {want[what]}"
+            for what in ("shape", "dtype")
+            if have[what] != want[what]
+        ]
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise CheckpointMismatch(f"checkpoint {path} holds another state: {'; '.join(problems[:8])}{more}. "
-                                 "Start it with the config it was saved with, or use another directory")
+        raise CheckpointMismatch(
+            f"checkpoint {path} holds another state: {'; '.join(problems[:8])}{more}. "
+            "Start it with the config it was saved with, or use another directory"
+        )

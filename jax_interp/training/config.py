@@ -36,8 +36,10 @@ def to_json(config: Any) -> Any:
         return [to_json(value) for value in config]
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
-    raise UserError(f"a config cannot hold a {type(config).__name__} ({config!r}): use numbers, strings, dataclasses "
-                    "or lists of them")
+    raise UserError(
+        f"a config cannot hold a {type(config).__name__} ({config!r}): use numbers, strings, dataclasses "
+        "or lists of them"
+    )
 
 
 def dumps(config: Any) -> str:
@@ -91,8 +93,10 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if value in arguments:
             return value
         near = difflib.get_close_matches(str(value), map(str, arguments), n=1)
-        raise UserError(f"{where} is {json.dumps(value)}; it can be {', '.join(map(json.dumps, arguments))}"
-                        + (f". Did you mean {json.dumps(near[0])}?" if near else ""))
+        raise UserError(
+            f"{where} is {json.dumps(value)}; it can be {', '.join(map(json.dumps, arguments))}"
+            + (f". Did you mean {json.dumps(near[0])}?" if near else "")
+        )
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -117,7 +121,7 @@ def _read_union(kind: Any, arguments: tuple[Any, ...], value: Any, where: str) -
     named = [a for a in arguments if getattr(a, "__name__", None) == tag]
     if tag is not None and named:
         return _read(named[0], value, where)
-    exact = [a for a in arguments if a is type(value)]               # an int stays an int in int | float
+    exact = [a for a in arguments if a is type(value)]  # an int stays an int in int | float
     for argument in (*exact, *arguments):
         try:
             return _read(argument, value, where)
@@ -130,8 +134,12 @@ def _read_container(kind: Any, origin: Any, arguments: tuple[Any, ...], value: A
     if origin is dict:
         if not isinstance(value, dict):
             raise _wrong(kind, value, where)
-        return {_key(arguments[0] if arguments else str, k, where): _read(arguments[1] if arguments else Any, v,
-                f"{where}.{k}") for k, v in value.items()}
+        return {
+            _key(arguments[0] if arguments else str, k, where): _read(
+                arguments[1] if arguments else Any, v, f"{where}.{k}"
+            )
+            for k, v in value.items()
+        }
     if not isinstance(value, list):
         raise _wrong(kind, value, where)
     if origin is tuple and arguments and arguments[-1] is not Ellipsis:
@@ -164,10 +172,16 @@ def _read_dataclass(kind: type, value: Any, where: str) -> Any:
     for name in given:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
-            raise UserError(f"{where} has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-                            + f" {kind.__name__} has {', '.join(fields)}")
-    missing = [f.name for f in fields.values() if f.name not in given
-               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+            raise UserError(
+                f"{where} has no {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+                + f" {kind.__name__} has {', '.join(fields)}"
+            )
+    missing = [
+        f.name
+        for f in fields.values()
+        if f.name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)} of {kind.__name__}")
     return kind(**{name: _read(hints[name], v, f"{where}.{name}") for name, v in given.items()})
@@ -177,7 +191,12 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """`["optimizer.learning_rate: 0.001 -> 0.01", ...]` between two configs as JSON values, in the order of `new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*new, *(name for name in old if name not in new)]
-        return [line for name in names for line in differences(
-            old.get(name, "(absent)"), new.get(name, "(absent)"), f"{where}.{name}" if where else name)]
+        return [
+            line
+            for name in names
+            for line in differences(
+                old.get(name, "(absent)"), new.get(name, "(absent)"), f"{where}.{name}" if where else name
+            )
+        ]
     same = old == new and isinstance(old, bool) == isinstance(new, bool)
     return [] if same else [f"{where}: {json.dumps(old)} -> {json.dumps(new)}"]

@@ -30,7 +30,7 @@ from jax_interp.training.progress import progress
 from jax_interp.training.runs import Run, open_run
 from jax_interp.training.signals import stop_requests
 
-IN_FLIGHT = 2       # steps handed to the device before the metrics of an earlier one are looked at
+IN_FLIGHT = 2  # steps handed to the device before the metrics of an earlier one are looked at
 
 
 class NonFinite(RuntimeError):
@@ -108,8 +108,9 @@ def fit(
         quiet = quiet or jax.process_index() != 0
         if start and run and not quiet:
             print(f"{title}: going on after step {start} of {steps}, from {run.directory}", file=sys.stderr)
-        view = stack.enter_context(contextlib.closing(
-            progress(title, start, steps, [*shown, *(f"{name}/s" for name in rates)], quiet=quiet)))
+        view = stack.enter_context(
+            contextlib.closing(progress(title, start, steps, [*shown, *(f"{name}/s" for name in rates)], quiet=quiet))
+        )
         stop = stack.enter_context(stop_requests())
         source = batches(start) if batches else None
         pending: deque[tuple[int, Any]] = deque()
@@ -184,8 +185,9 @@ def _own(x: Any) -> jax.Array:
     """A copy that the loop may donate, of a fixed type: a Python number's weak one would compile the step twice."""
     if is_key(x):
         return jnp.array(x, copy=True)
-    return jnp.array(x, dtype=jax.dtypes.canonicalize_dtype(x.dtype if hasattr(x, "dtype") else np.result_type(x)),
-                     copy=True)
+    return jnp.array(
+        x, dtype=jax.dtypes.canonicalize_dtype(x.dtype if hasattr(x, "dtype") else np.result_type(x)), copy=True
+    )
 
 
 def _next(source: Iterator[Any], k: int, steps: int) -> Any:
@@ -214,8 +216,7 @@ _nan_flags = jax.jit(lambda flat: {name: jnp.isnan(x).any() for name, x in flat.
 
 def _check_state(k: int, state: PyTree, run: Run) -> None:
     """Refuse to save a state that holds NaN: the step's metrics may not have met it yet."""
-    flat = {name: x for name, x in flatten(state).items()
-            if not is_key(x) and jnp.issubdtype(x.dtype, jnp.inexact)}
+    flat = {name: x for name, x in flatten(state).items() if not is_key(x) and jnp.issubdtype(x.dtype, jnp.inexact)}
     bad = [name for name, flag in jax.device_get(_nan_flags(flat)).items() if flag]
     if bad:
         raise NonFinite(k, "state " + ", ".join(bad[:5]), "NaN", _advice(run))
@@ -225,8 +226,10 @@ def _advice(run: Run | None) -> str:
     good = checkpoint.latest(run.checkpoints) if run else None
     if run is None or good is None:
         return "Nothing was saved; lower the learning rate or look at the batch of that step"
-    return (f"The checkpoint of step {good} in {run.directory} is from before it; lower the learning rate or look at "
-            "the batch")
+    return (
+        f"The checkpoint of step {good} in {run.directory} is from before it; lower the learning rate or look at "
+        "the batch"
+    )
 
 
 def _check_positive(**counts: int | None) -> None:

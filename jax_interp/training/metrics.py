@@ -34,7 +34,7 @@ def plain(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             out[f"{prefix}{name}"] = value
         else:
             array = np.asarray(value)
-            if array.dtype.kind not in "biuf":                      # bfloat16 and the like are not numpy's own kinds
+            if array.dtype.kind not in "biuf":  # bfloat16 and the like are not numpy's own kinds
                 array = array.astype(np.float32)
             out[f"{prefix}{name}"] = array.tolist()
     return out

@@ -63,8 +63,11 @@ class Lines:
         self._next = now + self._seconds
         left = (now - self._began) / max(self._done - self._start, 1) * (self._steps - self._done)
         when = f"ETA {duration(left)}" if left else f"took {duration(now - self._began)}"
-        print(f"{self._title} {self._done}/{self._steps}  {line(self._values, self._shown)}  {when}",
-              file=sys.stderr, flush=True)
+        print(
+            f"{self._title} {self._done}/{self._steps}  {line(self._values, self._shown)}  {when}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class Bar:
@@ -76,9 +79,17 @@ class Bar:
         from rich.progress import Progress as RichProgress
 
         self._shown = shown
-        self._bar = RichProgress(TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-                                 TextColumn("{task.fields[values]}"), TimeElapsedColumn(), TextColumn("ETA"),
-                                 TimeRemainingColumn(), console=Console(stderr=True), refresh_per_second=4)
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            refresh_per_second=4,
+        )
         self._task = self._bar.add_task(title, total=steps, completed=start, values="")
         self._bar.start()
 

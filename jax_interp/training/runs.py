@@ -65,7 +65,7 @@ def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[
         run.directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot use {run.directory} as a run directory: {error.strerror}") from error
-    if jax.process_index() != 0:                      # process 0 owns the directory, and fails for all of them
+    if jax.process_index() != 0:  # process 0 owns the directory, and fails for all of them
         yield run
         return
     with _locked(run.directory):
@@ -85,8 +85,10 @@ def _locked(directory: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise UserError(f"another process (pid {holder}) is working on {directory}: wait for it, stop it, "
-                            "or choose another directory") from None
+            raise UserError(
+                f"another process (pid {holder}) is working on {directory}: wait for it, stop it, "
+                "or choose another directory"
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -100,11 +102,14 @@ def _keep_config(run: Run, config: Any, may_differ: Sequence[str]) -> None:
             stored = json.loads(run.config.read_text())
         except json.JSONDecodeError as error:
             raise UserError(f"{run.config} is not JSON: {error}") from error
-        changed = [line for line in configs.differences(stored, json.loads(text))
-                   if line.partition(":")[0] not in may_differ]
+        changed = [
+            line for line in configs.differences(stored, json.loads(text)) if line.partition(":")[0] not in may_differ
+        ]
         if changed:
-            raise UserError(f"{run.directory} holds a run of another config: {'; '.join(changed)}. "
-                            "Use that config to go on with it, or another directory to start afresh")
+            raise UserError(
+                f"{run.directory} holds a run of another config: {'; '.join(changed)}. "
+                "Use that config to go on with it, or another directory to start afresh"
+            )
     atomic_write(run.config, text)
 
 
@@ -112,8 +117,13 @@ def versions() -> dict[str, str]:
     """Of everything that can change the bits of a run."""
     import jax
 
-    out = {"python": platform.python_version(), "platform": jax.default_backend(),
-           "device": jax.devices()[0].device_kind, "devices": str(jax.device_count()), "machine": platform.machine()}
+    out = {
+        "python": platform.python_version(),
+        "platform": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "devices": str(jax.device_count()),
+        "machine": platform.machine(),
+    }
     for package in ("jax_interp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             out[package] = metadata.version(package)

@@ -35,7 +35,7 @@ from jax_interp.training.leaves import PyTree, flatten, unflatten
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))         # the leading axis of a batch: fsdp is data parallel with split weights
+BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis of a batch: fsdp is data parallel with split weights
 
 
 def make_mesh(
@@ -72,7 +72,7 @@ def matches(pattern: str, address: str) -> bool:
 
     def match(pattern: list[str], parts: list[str]) -> bool:
         if not pattern:
-            return True                                            # what is left of the address is the free prefix
+            return True  # what is left of the address is the free prefix
         if pattern[-1] == "**":
             return any(match(pattern[:-1], parts[:i]) for i in range(len(parts) + 1))
         return bool(parts) and fnmatch.fnmatchcase(parts[-1], pattern[-1]) and match(pattern[:-1], parts[:-1])
@@ -95,16 +95,22 @@ def specs(tree: PyTree, rules: Rules) -> dict[str, PartitionSpec]:
         pattern, spec = rules[index]
         rank = len(jax.numpy.shape(leaf))
         if len(spec) > rank:
-            raise UserError(f"rule {pattern!r}: {spec} has {len(spec)} axes, {address} has {rank}; put a rule for "
-                            "the smaller leaf before it")
+            raise UserError(
+                f"rule {pattern!r}: {spec} has {len(spec)} axes, {address} has {rank}; put a rule for "
+                "the smaller leaf before it"
+            )
         out[address] = PartitionSpec(*[None] * (rank - len(spec)), *spec)
     if homeless:
         more = f" and {len(homeless) - 5} more" if len(homeless) > 5 else ""
-        raise UserError(f"no sharding rule for {', '.join(homeless[:5])}{more}; ('**', PartitionSpec()) as the last "
-                        "rule replicates what is left")
+        raise UserError(
+            f"no sharding rule for {', '.join(homeless[:5])}{more}; ('**', PartitionSpec()) as the last "
+            "rule replicates what is left"
+        )
     if unused:
-        raise UserError(f"sharding rules that decide no leaf: {', '.join(repr(rules[i][0]) for i in unused)}; the "
-                        f"leaves are {', '.join(list(out)[:8])}, ...: mend or remove them")
+        raise UserError(
+            f"sharding rules that decide no leaf: {', '.join(repr(rules[i][0]) for i in unused)}; the "
+            f"leaves are {', '.join(list(out)[:8])}, ...: mend or remove them"
+        )
     return out
 
 
@@ -116,8 +122,9 @@ def shardings(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
             names = (axis,) if isinstance(axis, str) else tuple(axis or ())
             missing = [name for name in names if name not in mesh.shape]
             if missing:
-                raise UserError(f"the rule for {address} names mesh axis {missing[0]!r}; the mesh has "
-                                f"{', '.join(mesh.axis_names)}")
+                raise UserError(
+                    f"the rule for {address} names mesh axis {missing[0]!r}; the mesh has {', '.join(mesh.axis_names)}"
+                )
             ways = math.prod(mesh.shape[name] for name in names)
             if size % ways:
                 raise UserError(f"{address} has an axis of {size}, which {'x'.join(names)} = {ways} does not divide")
@@ -131,11 +138,13 @@ def shard(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
 
 def abstract(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
     """`tree` as `jax.ShapeDtypeStruct`s with shardings: a template for `checkpoint.restore` or `jax.eval_shape`."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree,
-                        shardings(tree, rules, mesh))
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings(tree, rules, mesh)
+    )
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, spec: PartitionSpec = BATCH) -> PyTree:
     """A batch from the host, its leading axis split over `data` and `fsdp`, scalars replicated."""
     return jax.tree.map(
-        lambda x: jax.device_put(x, NamedSharding(mesh, spec if jax.numpy.ndim(x) else PartitionSpec())), batch)
+        lambda x: jax.device_put(x, NamedSharding(mesh, spec if jax.numpy.ndim(x) else PartitionSpec())), batch
+    )

@@ -41,11 +41,13 @@ def reference(docs, vocab, order):
                     left[n][gram].add(document[i - 1])
     counts: list[dict] = [{}]
     for n in range(1, order + 1):
-        counts.append({
-            gram: (count if n == order or gram[0] == BOS else len(left[n][gram]))
-            for gram, count in grams[n].items()
-            if gram != (BOS,)
-        })
+        counts.append(
+            {
+                gram: (count if n == order or gram[0] == BOS else len(left[n][gram]))
+                for gram, count in grams[n].items()
+                if gram != (BOS,)
+            }
+        )
     discounts = [None]
     for n in range(1, order + 1):
         of = Counter(counts[n].values())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jax_interp.models import Config, Decoder, Rope, RopeScaling, init
+from jax_interp.training.leaves import flatten
 
 GPT2_LIKE = Config(
     n_layers=3,
@@ -40,13 +41,18 @@ CONFIGS = {"gpt2-like": GPT2_LIKE, "llama-like": LLAMA_LIKE}
 
 def peaky(config: Config, seed: int = 0, dtype=jnp.float32) -> Decoder:
     """A model with random weights everywhere, biases and norms too, about 1 in scale."""
-    model = init(config, jax.random.key(seed))
-    leaves, structure = jax.tree.flatten(model)
-    drawn = []
-    for i, leaf in enumerate(leaves):
-        noise = jax.random.normal(jax.random.key(seed * 1000 + i), leaf.shape, leaf.dtype)
-        drawn.append((leaf * 10 if jnp.std(leaf) > 0 else leaf + 0.3 * noise).astype(dtype))
-    return jax.tree.unflatten(structure, drawn)
+    model = jax.eval_shape(lambda key: init(config, key), jax.random.key(0))
+    rng, leaves = np.random.default_rng(seed), []
+    for address, leaf in flatten(model).items():
+        noise = rng.standard_normal(leaf.shape)
+        if address.endswith("bias"):
+            drawn = 0.3 * noise
+        elif ".ln" in f".{address}":
+            drawn = 1 + 0.3 * noise
+        else:
+            drawn = (0.1 if address.endswith(("attn.o.weight", "mlp.down.weight")) else 0.2) * noise
+        leaves.append(jnp.asarray(drawn, dtype))
+    return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
 
 @pytest.fixture(scope="session", params=CONFIGS)

@@ -1,5 +1,5 @@
 """One process of a run over several, for test_processes.py:
-    python process_run.py COORDINATOR PROCESSES PROCESS RUN_DIRECTORY STEPS
+python process_run.py COORDINATOR PROCESSES PROCESS RUN_DIRECTORY STEPS
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ SHAPE = (16, 8)
 
 
 def initial_state(mesh):
-    abstract = {"w": jax.ShapeDtypeStruct(SHAPE, jnp.float32), "key": jax.eval_shape(lambda: jax.random.key(0)),
-                "n": jax.ShapeDtypeStruct((), jnp.int32)}
+    abstract = {
+        "w": jax.ShapeDtypeStruct(SHAPE, jnp.float32),
+        "key": jax.eval_shape(lambda: jax.random.key(0)),
+        "n": jax.ShapeDtypeStruct((), jnp.int32),
+    }
     init = lambda: {"w": jax.random.normal(jax.random.key(3), SHAPE), "key": jax.random.key(0), "n": jnp.int32(0)}
     return jax.jit(init, out_shardings=shardings(abstract, RULES, mesh))()
 
@@ -40,7 +43,7 @@ if __name__ == "__main__":
     where = jax.sharding.NamedSharding(mesh, BATCH)
 
     def batch_at(k):
-        time.sleep(0.02)                     # so that a signal arrives before the end
+        time.sleep(0.02)  # so that a signal arrives before the end
         whole = np.random.default_rng(k).standard_normal((8, SHAPE[0])).astype(np.float32)
         return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
 

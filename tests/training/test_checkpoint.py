@@ -23,8 +23,10 @@ from jax_interp.training.sharding import abstract, make_mesh, shard
 P = jax.sharding.PartitionSpec
 
 # orbax leaves coroutines behind when it fails to read
-pytestmark = [pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
-              pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @jax.tree_util.register_dataclass
@@ -66,8 +68,7 @@ def every_kind():
 def noisy():
     """A state whose bytes do not compress, so a flipped bit of the file is a flipped bit of a leaf."""
     key = jax.random.key(0)
-    return {"w": jax.random.normal(key, (64, 64)), "deep": {"v": jax.random.bits(key, (4096,), jnp.uint32)},
-            "key": key}
+    return {"w": jax.random.normal(key, (64, 64)), "deep": {"v": jax.random.bits(key, (4096,), jnp.uint32)}, "key": key}
 
 
 def test_every_kind_of_leaf_comes_back(tmp_path):
@@ -77,14 +78,20 @@ def test_every_kind_of_leaf_comes_back(tmp_path):
     assert step == 5
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     assert_same_bits(back, tree)
-    assert back["keys"].dtype == tree["keys"].dtype                                # the generator too
-    back["model"].scale = nnx.Param(back["model"].scale[...] + 1)                  # a module again, not a dict
+    assert back["keys"].dtype == tree["keys"].dtype  # the generator too
+    back["model"].scale = nnx.Param(back["model"].scale[...] + 1)  # a module again, not a dict
 
 
 def test_addresses():
     assert addresses({"model": Tower(), "pair": Pair(jnp.ones(1), jnp.ones(1))}) == [
-        "model.blocks.0.bias", "model.blocks.0.kernel", "model.blocks.1.bias", "model.blocks.1.kernel", "model.scale",
-        "pair.first", "pair.value"]
+        "model.blocks.0.bias",
+        "model.blocks.0.kernel",
+        "model.blocks.1.bias",
+        "model.blocks.1.kernel",
+        "model.scale",
+        "pair.first",
+        "pair.value",
+    ]
     assert "0.mu.w" in addresses(optax.adam(1.0).init({"w": jnp.ones(2)}))
     with pytest.raises(ValueError, match=r"same address: a\.b"):
         addresses({"a.b": 1, "a": {"b": 2}})
@@ -95,7 +102,7 @@ def test_keeps_the_last_and_the_milestones(tmp_path, noisy):
         checkpoint.save(tmp_path, step, noisy, keep=2, milestone_every=3)
     assert checkpoint.steps(tmp_path) == [3, 6, 7]
     assert checkpoint.latest(tmp_path) == 7
-    checkpoint.save(tmp_path, 5, noisy, keep=2, milestone_every=3)          # the run was taken back
+    checkpoint.save(tmp_path, 5, noisy, keep=2, milestone_every=3)  # the run was taken back
     assert checkpoint.steps(tmp_path) == [3, 5]
 
 
@@ -110,12 +117,20 @@ def test_nothing_there(tmp_path, noisy):
 
 def test_another_state_is_refused_in_one_error(tmp_path, noisy):
     path = checkpoint.save(tmp_path, 1, noisy)
-    other = {"w": noisy["w"].astype(jnp.bfloat16), "deep": {"u": noisy["deep"]["v"]},
-             "key": jax.random.split(noisy["key"])}
+    other = {
+        "w": noisy["w"].astype(jnp.bfloat16),
+        "deep": {"u": noisy["deep"]["v"]},
+        "key": jax.random.split(noisy["key"]),
+    }
     with pytest.raises(CheckpointMismatch) as error:
         checkpoint.restore(tmp_path, other)
-    for words in (str(path), "w has dtype float32, wanted bfloat16", "deep.u is not in it (it has deep.v)",
-                  "deep.v is in it and not wanted", "key has shape [], wanted [2]"):
+    for words in (
+        str(path),
+        "w has dtype float32, wanted bfloat16",
+        "deep.u is not in it (it has deep.v)",
+        "deep.v is in it and not wanted",
+        "key has shape [], wanted [2]",
+    ):
         assert words in str(error.value)
     with pytest.raises(CheckpointMismatch, match=r"key has dtype key<fry>, wanted key<rbg>"):
         checkpoint.restore(tmp_path, noisy | {"key": jax.random.key(0, impl="rbg")})
@@ -188,8 +203,17 @@ def damage_empty(path):
     path.mkdir()
 
 
-@pytest.mark.parametrize("damage", [damage_truncate, damage_missing_arrays, damage_missing_metadata,
-                                    damage_half_description, damage_no_description, damage_empty])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_truncate,
+        damage_missing_arrays,
+        damage_missing_metadata,
+        damage_half_description,
+        damage_no_description,
+        damage_empty,
+    ],
+)
 def test_a_damaged_step_is_refused_by_name_and_the_previous_one_used(tmp_path, noisy, damage):
     for step in (10, 20):
         checkpoint.save(tmp_path, step, noisy | {"w": noisy["w"] + step})
@@ -221,8 +245,12 @@ RULES = (("w", P(("data", "fsdp"), "tensor")), ("v", P("fsdp")), ("keys", P("dat
 
 def sharded_state():
     key = jax.random.key(0)
-    return {"w": jax.random.normal(key, (16, 8)), "v": jax.random.normal(key, (3, 8)).astype(jnp.bfloat16),
-            "keys": jax.random.split(key, 4), "n": jnp.int32(4)}
+    return {
+        "w": jax.random.normal(key, (16, 8)),
+        "v": jax.random.normal(key, (3, 8)).astype(jnp.bfloat16),
+        "keys": jax.random.split(key, 4),
+        "n": jnp.int32(4),
+    }
 
 
 MESHES = {1: {}, 2: {"fsdp": 2}, 4: {"data": 2, "tensor": 2}, 8: {"data": 2, "fsdp": 2, "tensor": 2}}
@@ -247,7 +275,7 @@ def test_fingerprints_see_every_bit_and_every_swap():
     x = jax.random.normal(jax.random.key(0), (32,))
     marks = {fingerprints(x.at[i].set(jnp.nextafter(x[i], jnp.float32(9))))[""] for i in range(32)}
     marks |= {fingerprints(jnp.roll(x, n))[""] for n in range(32)}
-    marks |= {fingerprints(x.reshape(4, 8))[""]}                      # the order of the bits, not the shape
+    marks |= {fingerprints(x.reshape(4, 8))[""]}  # the order of the bits, not the shape
     assert len(marks) == 32 + 32
     assert fingerprints(jnp.float32(0.0)) != fingerprints(jnp.float32(-0.0))
     with jax.enable_x64(True):

@@ -50,8 +50,19 @@ class Config:
     verbose: bool = False
 
 
-CONFIG = Config(Data(Path("x/y"), 0.5), Constant(3), Kind.RELU, "bfloat16", (1, 2), (2, "b"), 7, 0.25,
-                {"a": [1.0, 2.5]}, {3: "c"}, True)
+CONFIG = Config(
+    Data(Path("x/y"), 0.5),
+    Constant(3),
+    Kind.RELU,
+    "bfloat16",
+    (1, 2),
+    (2, "b"),
+    7,
+    0.25,
+    {"a": [1.0, 2.5]},
+    {3: "c"},
+    True,
+)
 
 
 @pytest.mark.parametrize("config", [CONFIG, Config(Data(Path("z")))])
@@ -64,22 +75,25 @@ def test_defaults_fill_what_is_left_out():
     assert from_json(Config, {"data": {"path": "p", "fraction": 1}}) == Config(Data(Path("p")))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"layer": [1]}, "config has no 'layer'; did you mean 'layers'?"),
-    ({"data": {"path": "p", "fractoin": 1.0}}, r"config\.data has no 'fractoin'; did you mean 'fraction'\?"),
-    ({"data": {}}, r"config\.data lacks path of Data"),
-    ({"data": {"path": 3}}, r"config\.data\.path is 3, which is not Path"),
-    ({"data": {"path": "p", "fraction": "0.5"}}, r'config\.data\.fraction is "0\.5", which is not float'),
-    ({"layers": [1, 2.0]}, r"config\.layers\[1\] is 2\.0, which is not int"),
-    ({"layers": 3}, r"config\.layers is 3, which is not tuple\[int, \.\.\.\]"),
-    ({"pair": [1]}, r"config\.pair has 1 entries, it needs 2"),
-    ({"limit": "no"}, r'config\.limit is "no", which is not int \| None'),
-    ({"verbose": 1}, r"config\.verbose is 1, which is not bool"),
-    ({"dtype": "float23"}, r'it can be "float32", "bfloat16"\. Did you mean "float32"'),
-    ({"kind": "TOPKK"}, "it can be RELU, TOPK"),
-    ({"type": "OtherConfig"}, "config is a OtherConfig, not a Config"),
-    ({"schedule": {"type": "Linear"}}, r"config\.schedule is .*, which is not"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer": [1]}, "config has no 'layer'; did you mean 'layers'?"),
+        ({"data": {"path": "p", "fractoin": 1.0}}, r"config\.data has no 'fractoin'; did you mean 'fraction'\?"),
+        ({"data": {}}, r"config\.data lacks path of Data"),
+        ({"data": {"path": 3}}, r"config\.data\.path is 3, which is not Path"),
+        ({"data": {"path": "p", "fraction": "0.5"}}, r'config\.data\.fraction is "0\.5", which is not float'),
+        ({"layers": [1, 2.0]}, r"config\.layers\[1\] is 2\.0, which is not int"),
+        ({"layers": 3}, r"config\.layers is 3, which is not tuple\[int, \.\.\.\]"),
+        ({"pair": [1]}, r"config\.pair has 1 entries, it needs 2"),
+        ({"limit": "no"}, r'config\.limit is "no", which is not int \| None'),
+        ({"verbose": 1}, r"config\.verbose is 1, which is not bool"),
+        ({"dtype": "float23"}, r'it can be "float32", "bfloat16"\. Did you mean "float32"'),
+        ({"kind": "TOPKK"}, "it can be RELU, TOPK"),
+        ({"type": "OtherConfig"}, "config is a OtherConfig, not a Config"),
+        ({"schedule": {"type": "Linear"}}, r"config\.schedule is .*, which is not"),
+    ],
+)
 def test_what_is_wrong_is_named(change, message):
     with pytest.raises(UserError, match=message):
         from_json(Config, to_json(CONFIG) | change)

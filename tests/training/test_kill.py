@@ -17,7 +17,7 @@ from tiny_run import TinyConfig, initial_state, make_step, run
 from jax_interp.training import checkpoint
 from jax_interp.training.metrics import read_log
 
-CONFIG = TinyConfig(width=256)          # a megabyte of state: writing it takes tens of milliseconds
+CONFIG = TinyConfig(width=256)  # a megabyte of state: writing it takes tens of milliseconds
 STEPS, EVERY = 40, 3
 SCRIPT = Path(__file__).with_name("tiny_run.py")
 
@@ -32,8 +32,11 @@ def whole(tmp_path_factory):
 
 
 def start(directory):
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(directory), str(STEPS), str(EVERY), str(CONFIG.width)],
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(directory), str(STEPS), str(EVERY), str(CONFIG.width)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_until(process, condition):
@@ -67,7 +70,7 @@ def finish(directory, whole, here=False):
         assert process.returncode == 0, errors
     back, step = checkpoint.restore(directory / "checkpoints", jax.tree.map(jax.numpy.asarray, initial_state(CONFIG)))
     assert step == STEPS
-    assert_same_bits(back, state)          # parameters, optimizer, buffer, key, cursor, counters
+    assert_same_bits(back, state)  # parameters, optimizer, buffer, key, cursor, counters
     assert (directory / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
     assert (directory / "config.json").read_bytes() == (reference / "config.json").read_bytes()
     assert not list((directory / "checkpoints").glob(".*")), "what killed saves left is cleared away"
@@ -81,7 +84,7 @@ def kill_in_a_write(directory, delay):
     if not wait_until(process, lambda: any(checkpoints.glob(".*.tmp")) and checkpoint.latest(checkpoints) != before):
         process.communicate()
         return False
-    wait_until(process, lambda: not any(checkpoints.glob(".*.tmp")))       # from the next save's first moment on
+    wait_until(process, lambda: not any(checkpoints.glob(".*.tmp")))  # from the next save's first moment on
     wait_until(process, lambda: any(checkpoints.glob(".*.tmp")))
     time.sleep(delay)
     kill(process)

@@ -26,8 +26,17 @@ START = {"total": 0.0, "steps": 0}
 
 def test_closed_form_and_the_log(tmp_path):
     seen = []
-    state = fit(count, START, lambda k: np.float32(k), steps=7, run=tmp_path, log_every=3, quiet=True,
-                per_step={"tokens": 100}, on_log=seen.append)
+    state = fit(
+        count,
+        START,
+        lambda k: np.float32(k),
+        steps=7,
+        run=tmp_path,
+        log_every=3,
+        quiet=True,
+        per_step={"tokens": 100},
+        on_log=seen.append,
+    )
     assert float(state["total"]) == 21.0
     assert int(state["steps"]) == 7
     expected = [{"step": k, "total": k * (k - 1) / 2, "norms.batch": float(k - 1)} for k in (3, 6, 7)]
@@ -40,7 +49,7 @@ def test_closed_form_and_the_log(tmp_path):
 
 def test_batches_by_iterator_or_by_number(tmp_path):
     by_iterator = fit(count, START, steps=5, run=tmp_path, batches=itertools.count, quiet=True)
-    again = fit(count, START, steps=9, run=tmp_path, batches=itertools.count, quiet=True)         # goes on with 5
+    again = fit(count, START, steps=9, run=tmp_path, batches=itertools.count, quiet=True)  # goes on with 5
     assert float(by_iterator["total"]) == 10.0
     assert float(again["total"]) == float(fit(count, START, steps=9, quiet=True)["total"]) == 36.0
 
@@ -57,8 +66,16 @@ def test_frozen_trees_reach_the_step_and_are_not_saved(tmp_path):
     def step(state, batch, model):
         return {"x": state["x"] + model["w"].sum()}, {"x": state["x"]}
 
-    state = fit(step, {"x": jnp.float32(0)}, steps=4, run=tmp_path, frozen=(model,), quiet=True,
-                evaluate=lambda state, model: {"ratio": state["x"] / model["w"].sum()}, evaluate_every=2)
+    state = fit(
+        step,
+        {"x": jnp.float32(0)},
+        steps=4,
+        run=tmp_path,
+        frozen=(model,),
+        quiet=True,
+        evaluate=lambda state, model: {"ratio": state["x"] / model["w"].sum()},
+        evaluate_every=2,
+    )
     assert float(state["x"]) == 12.0
     assert float(model["w"].sum()) == 3.0
     assert list(checkpoint.describe(tmp_path / "checkpoints" / "00000004")) == ["x"]
@@ -80,12 +97,19 @@ def test_one_compile():
 @pytest.mark.parametrize("checkpoint_every", [1, 4])
 def test_a_bad_metric_stops_the_run_and_nothing_of_it_is_saved(tmp_path, bad, checkpoint_every):
     def step(state, batch):
-        aux = jnp.where(batch == 9, jnp.float32(bad), jnp.float32(1))          # batch 9 is step 10
+        aux = jnp.where(batch == 9, jnp.float32(bad), jnp.float32(1))  # batch 9 is step 10
         return {"x": state["x"] + aux}, {"loss": {"mse": jnp.float32(2), "aux": aux}}
 
     with pytest.raises(NonFinite, match=r"step 10: loss\.aux is -?(nan|inf)\. The checkpoint of step [89]") as stopped:
-        fit(step, {"x": jnp.float32(0)}, steps=50, run=tmp_path, checkpoint_every=checkpoint_every, log_every=1,
-            quiet=True)
+        fit(
+            step,
+            {"x": jnp.float32(0)},
+            steps=50,
+            run=tmp_path,
+            checkpoint_every=checkpoint_every,
+            log_every=1,
+            quiet=True,
+        )
     assert (stopped.value.step, stopped.value.quantity) == (10, "loss.aux")
     good = 9 if checkpoint_every == 1 else 8
     state, step_of = checkpoint.restore(tmp_path / "checkpoints", {"x": jnp.float32(0)})
@@ -95,7 +119,7 @@ def test_a_bad_metric_stops_the_run_and_nothing_of_it_is_saved(tmp_path, bad, ch
 
 def test_a_state_with_nan_is_not_saved_though_the_metrics_are_fine(tmp_path):
     def step(state, batch):
-        w = jnp.where(batch == 5, jnp.float32(np.nan), state["opt"]["mu"])     # the metrics would show it a step later
+        w = jnp.where(batch == 5, jnp.float32(np.nan), state["opt"]["mu"])  # the metrics would show it a step later
         return {"opt": {"mu": w}}, {"loss": jnp.float32(1)}
 
     with pytest.raises(NonFinite, match=r"step 6: state opt\.mu is NaN\. The checkpoint of step 4"):
@@ -137,8 +161,13 @@ def test_plain_lines_when_not_a_terminal(capsys):
 
 def test_the_log_is_exact_json(tmp_path):
     value = np.float32(0.1)
-    fit(lambda s, b: (s, {"loss": jnp.float32(0.1), "half": jnp.bfloat16(1.5), "hist": jnp.arange(3)}),
-        {"x": jnp.zeros(2)}, steps=1, run=tmp_path, quiet=True)
+    fit(
+        lambda s, b: (s, {"loss": jnp.float32(0.1), "half": jnp.bfloat16(1.5), "hist": jnp.arange(3)}),
+        {"x": jnp.zeros(2)},
+        steps=1,
+        run=tmp_path,
+        quiet=True,
+    )
     record = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert np.float32(record["loss"]) == value
     assert record["half"] == 1.5
@@ -154,6 +183,6 @@ def test_sharded_state_stays_where_the_template_is(tmp_path):
     on_eight = shard(start, rules, make_mesh(fsdp=8))
     on_two = shard(start, rules, make_mesh(fsdp=2))
     fit(step, on_eight, steps=3, run=tmp_path, quiet=True)
-    state = fit(step, on_two, steps=6, run=tmp_path, quiet=True)                    # another mesh takes the run up
+    state = fit(step, on_two, steps=6, run=tmp_path, quiet=True)  # another mesh takes the run up
     assert len(state["w"].sharding.device_set) == 2
     np.testing.assert_array_equal(state["w"], np.arange(8.0) * 64)

@@ -24,8 +24,15 @@ def start(directory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    return [subprocess.Popen([sys.executable, str(SCRIPT), f"127.0.0.1:{port}", "2", str(index), str(directory),
-                              str(STEPS)], env=environment, stderr=subprocess.PIPE, text=True) for index in range(2)]
+    return [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), f"127.0.0.1:{port}", "2", str(index), str(directory), str(STEPS)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
 
 
 def end(processes):
@@ -50,5 +57,5 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     codes, errors = end(start(tmp_path / "stopped"))
     assert codes == [0, 0], errors
     whole, stopped = (tmp_path / name / "checkpoints" / f"{STEPS:08d}" for name in ("whole", "stopped"))
-    assert checkpoint.describe(whole) == checkpoint.describe(stopped)          # shapes, dtypes, fingerprints
+    assert checkpoint.describe(whole) == checkpoint.describe(stopped)  # shapes, dtypes, fingerprints
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "stopped/metrics.jsonl").read_bytes()

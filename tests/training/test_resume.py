@@ -84,4 +84,4 @@ def test_a_damaged_last_step_costs_only_its_own_work(whole, step, tmp_path):
     (again / "checkpoints" / f"{STEPS:08d}" / "leaves.json").unlink()
     with pytest.warns(checkpoint.CheckpointWarning, match=rf"{STEPS:08d} is damaged.*using step {STEPS - 1} instead"):
         assert_same_bits(run(again, STEPS, None, CONFIG, step), state)
-    assert_same_bits(checkpoint.restore(again / "checkpoints", state, STEPS)[0], state)     # written anew
+    assert_same_bits(checkpoint.restore(again / "checkpoints", state, STEPS)[0], state)  # written anew

@@ -56,10 +56,13 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_the_lock_dies_with_its_process(tmp_path):
-    code = ("import os, sys\nfrom jax_interp.training.runs import _locked\nfrom pathlib import Path\n"
-            "lock = _locked(Path(sys.argv[1]))\nlock.__enter__()\nprint('held', flush=True)\nsys.stdin.read()\n")
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, text=True) as holder:
+    code = (
+        "import os, sys\nfrom jax_interp.training.runs import _locked\nfrom pathlib import Path\n"
+        "lock = _locked(Path(sys.argv[1]))\nlock.__enter__()\nprint('held', flush=True)\nsys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"pid {holder.pid}"), open_run(tmp_path):

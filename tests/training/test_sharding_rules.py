@@ -23,23 +23,26 @@ from jax_interp.training.sharding import (
 P = jax.sharding.PartitionSpec
 
 
-@pytest.mark.parametrize(("pattern", "address", "answer"), [
-    ("weight", "blocks.0.attn.q.weight", True),
-    ("q.weight", "blocks.0.attn.q.weight", True),
-    ("*.weight", "blocks.0.attn.q.weight", True),
-    ("attn.*.weight", "blocks.0.attn.q.weight", True),
-    ("attn.[qk].weight", "blocks.0.attn.q.weight", True),
-    ("attn.[qk].weight", "blocks.0.attn.v.weight", False),
-    ("blocks.**.weight", "opt.0.mu.blocks.0.attn.q.weight", True),
-    ("blocks.*.weight", "blocks.0.attn.q.weight", False),
-    ("eight", "blocks.0.attn.q.weight", False),                     # whole parts only
-    ("attn.weight", "blocks.0.attn.q.weight", False),
-    ("**", "anything.at.all", True),
-    ("**", "", True),
-    ("a.b.c", "b.c", False),
-    ("opt.**", "opt.0.count", True),
-    ("opt.**", "params.w", False),
-])
+@pytest.mark.parametrize(
+    ("pattern", "address", "answer"),
+    [
+        ("weight", "blocks.0.attn.q.weight", True),
+        ("q.weight", "blocks.0.attn.q.weight", True),
+        ("*.weight", "blocks.0.attn.q.weight", True),
+        ("attn.*.weight", "blocks.0.attn.q.weight", True),
+        ("attn.[qk].weight", "blocks.0.attn.q.weight", True),
+        ("attn.[qk].weight", "blocks.0.attn.v.weight", False),
+        ("blocks.**.weight", "opt.0.mu.blocks.0.attn.q.weight", True),
+        ("blocks.*.weight", "blocks.0.attn.q.weight", False),
+        ("eight", "blocks.0.attn.q.weight", False),  # whole parts only
+        ("attn.weight", "blocks.0.attn.q.weight", False),
+        ("**", "anything.at.all", True),
+        ("**", "", True),
+        ("a.b.c", "b.c", False),
+        ("opt.**", "opt.0.count", True),
+        ("opt.**", "params.w", False),
+    ],
+)
 def test_matching(pattern, address, answer):
     assert matches(pattern, address) is answer
 
@@ -60,7 +63,7 @@ RULES = (
 
 def test_one_rule_serves_parameters_moments_and_stacks():
     found = specs(state(), RULES)
-    assert found["params.blocks.0.block.attn.q.weight"] == P(None, "tensor", "fsdp", None)     # the layer axis is free
+    assert found["params.blocks.0.block.attn.q.weight"] == P(None, "tensor", "fsdp", None)  # the layer axis is free
     assert found["opt.0.mu.blocks.0.block.attn.q.weight"] == P(None, "tensor", "fsdp", None)
     assert found["opt.0.nu.embed.weight"] == P("tensor", "fsdp")
     assert found["opt.0.count"] == P() == found["key"]
@@ -83,14 +86,23 @@ def test_a_large_mesh_without_devices():
     assert leaf.sharding.shard_shape(leaf.shape) == (3, 1, 256, 8)
 
 
-@pytest.mark.parametrize(("rules", "message"), [
-    (RULES[:2], "no sharding rule for .*scale.*replicates what is left"),
-    ((("embed.wieght", P()), *RULES), "decide no leaf: 'embed.wieght'"),
-    ((*RULES, ("late", P())), "decide no leaf: 'late'"),
-    ((("count", P("data")), *RULES), r"'count': .* has 1 axes, opt\.0\.count has 0"),
-    ((("scale", P("model")), RULES[0], RULES[1], RULES[3]), "names mesh axis 'model'; the mesh has data, fsdp, tensor"),
-    ((("scale", P("data", None)), RULES[0], RULES[1], RULES[3]), "has an axis of 3, which data = 8 does not divide"),
-])
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (RULES[:2], "no sharding rule for .*scale.*replicates what is left"),
+        ((("embed.wieght", P()), *RULES), "decide no leaf: 'embed.wieght'"),
+        ((*RULES, ("late", P())), "decide no leaf: 'late'"),
+        ((("count", P("data")), *RULES), r"'count': .* has 1 axes, opt\.0\.count has 0"),
+        (
+            (("scale", P("model")), RULES[0], RULES[1], RULES[3]),
+            "names mesh axis 'model'; the mesh has data, fsdp, tensor",
+        ),
+        (
+            (("scale", P("data", None)), RULES[0], RULES[1], RULES[3]),
+            "has an axis of 3, which data = 8 does not divide",
+        ),
+    ],
+)
 def test_mistakes_are_errors(rules, message):
     with pytest.raises(UserError, match=message):
         shardings(state(), rules, make_mesh(data=8))

@@ -59,8 +59,14 @@ def make_step(config: TinyConfig):
         (value, y), grads = jax.value_and_grad(loss, has_aux=True)(state["params"])
         params, opt = optimizer.update(optax.adam(config.learning_rate), grads, state["opt"], state["params"])
         fired = state["fired"] | (y > 0).any(0)
-        state = {"params": params, "opt": opt, "buffer": {"rows": rows, "age": age}, "key": key,
-                 "cursor": state["cursor"] + 1, "fired": fired}
+        state = {
+            "params": params,
+            "opt": opt,
+            "buffer": {"rows": rows, "age": age},
+            "key": key,
+            "cursor": state["cursor"] + 1,
+            "fired": fired,
+        }
         return state, {"loss": value, "buffer": {"oldest": age.max()}, "fired": fired.sum()}
 
     return jax.jit(step, donate_argnums=0)
@@ -68,8 +74,16 @@ def make_step(config: TinyConfig):
 
 def run(directory, steps: int, checkpoint_every: int | None, config: TinyConfig, step=None, **options):
     """The same call for every session of the run."""
-    return fit(step or make_step(config), initial_state(config), batch_at(config), steps=steps, run=directory,
-               config=config, checkpoint_every=checkpoint_every, **{"log_every": 1, "quiet": True} | options)
+    return fit(
+        step or make_step(config),
+        initial_state(config),
+        batch_at(config),
+        steps=steps,
+        run=directory,
+        config=config,
+        checkpoint_every=checkpoint_every,
+        **{"log_every": 1, "quiet": True} | options,
+    )
 
 
 if __name__ == "__main__":
