@@ -79,7 +79,9 @@ def fill(
     stored = {name.removeprefix(family.base): tensor for name, tensor in stored.items()}
     _check(family, table, parameters(abstract), stored, full)
     used = {table[p.name].name.format(layer) for p in parameters(abstract) for layer in p.layers}
-    dtype = dtype or jnp.result_type(*{DTYPES[stored[name].dtype] for name in used})
+    if dtype is None:  # a file of several dtypes loads in the one that holds them all, however strict promotion is set
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(*{DTYPES[stored[name].dtype] for name in used})
 
     def read(tensor: Tensor, layer: int, shape: tuple[int, ...]) -> np.ndarray:
         source = stored[tensor.name.format(layer)]
