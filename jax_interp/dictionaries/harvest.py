@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_interp.dictionaries.buffer import Buffer, draw, empty_buffer, put
+from jax_interp.data.buffer import Buffer, draw, empty_buffer, put
 from jax_interp.errors import UserError
 from jax_interp.surgery import read
 
