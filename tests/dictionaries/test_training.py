@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
-from jax_interp.dictionaries.buffer import draw, empty_buffer, put
+from jax_interp.data.buffer import draw, empty_buffer, put
 from jax_interp.dictionaries.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms import init_sae
 from jax_interp.dictionaries.harvest import harvest, start_stream
