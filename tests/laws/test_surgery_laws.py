@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
 from jax_interp.surgery import Add, Replace, Scale, at, edit, grad_at, read, replan, restore, sites
+from tests.surgery.foreign import RecurrentNet
 
 DEPTH = 3
 CONFIG = Config(n_layers=DEPTH, d_model=32, n_heads=2, n_kv_heads=1, d_mlp=48, vocab_size=40, n_ctx=16)
@@ -56,13 +57,19 @@ def test_patching_back_what_was_read_is_bitwise_neutral(tokens, layout, addresse
     np.testing.assert_array_equal(call(edit(model, restore(acts)), tokens), logits)
 
 
+def commute(model, first, second, tokens):
+    """The same up to the last bits: XLA fuses an edit's arithmetic with its neighbours, which the order changes."""
+    one, other = call(edit(model, first, second), tokens), call(edit(model, second, first), tokens)
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 @laws
 @given(tokens=tokens, layout=layouts, data=st.data())
 def test_disjoint_edits_commute(tokens, layout, data):
     model = LAYOUTS[layout]
     one, other = data.draw(st.lists(st.sampled_from(STREAM), min_size=2, max_size=2, unique=True))
     first, second = at(one, Scale(0.5)), at(other, Add(jnp.float32(0.25)))
-    np.testing.assert_array_equal(call(edit(model, first, second), tokens), call(edit(model, second, first), tokens))
+    commute(model, first, second, tokens)
 
 
 @laws
@@ -71,7 +78,7 @@ def test_edits_of_disjoint_regions_of_one_value_commute(tokens, layout, address,
     model = LAYOUTS[layout]
     first = at(address, Scale(0.5), pos=slice(None, split))
     second = at(address, Add(jnp.float32(0.25)), pos=slice(split, None))
-    np.testing.assert_array_equal(call(edit(model, first, second), tokens), call(edit(model, second, first), tokens))
+    commute(model, first, second, tokens)
 
 
 @laws
@@ -98,30 +105,25 @@ def float64():
         yield
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_grad_at_equals_finite_differences_in_float64(layout, float64):
-    """Central differences of step 1e-6 along a random direction, at every differentiable value of the model."""
-    model = jax.tree.map(lambda w: w.astype(jnp.float64), LAYOUTS[layout])
-    tokens = jax.random.randint(jax.random.key(5), SHAPE, 0, 40)
+@pytest.mark.parametrize("unroll", [(), "*", 1], ids=["scanned", "unrolled", "mixed"])
+def test_grad_at_equals_finite_differences_in_float64(unroll, float64):
+    """Central differences of step 1e-6 along a random direction, at every value, on a model that is float64 all through
+    (the decoder's attention accumulates in float32 whatever its dtype, as JAX's does).
+    """
+    net = replan(RecurrentNet.of(3, 8, jax.random.key(0)), unroll)
+    net = jax.tree.map(lambda w: w.astype(jnp.float64), net)
+    x = jax.random.normal(jax.random.key(1), (2, 5, 8), jnp.float64)
+    names = list(sites(net)(x))
+    assert len(names) == 2 + 2 * 3
 
-    def metric(logits):
-        return jnp.sum(jax.nn.log_softmax(logits)[:, -1, 3])
+    def metric(out):
+        return jnp.sum(jnp.sin(out[:, -1]))
 
-    value, grads = jax.jit(lambda m: grad_at(m, EVERYTHING)(metric)(tokens))(model)
-    np.testing.assert_allclose(value, metric(model(tokens)), rtol=1e-12)
-    keys = jax.random.split(jax.random.key(6), len(EVERYTHING))
-    step = 1e-6
-
-    # every address a structure of its own: one program for all of a name, the layer and the direction as data
-    for name in dict.fromkeys(a.split(".", 2)[2] if a.startswith("blocks.") else a for a in EVERYTHING):
-        inside = name not in EVERYTHING
-        kind = KINDS[f"blocks.0.{name}" if inside else name]
-        layer = (lambda i: {"layer": i}) if inside else (lambda i: {})
-        address = f"blocks.{name}" if inside else name
-        along = jax.jit(lambda m, d, i, s: metric(edit(m, at(address, Add(d, s), **layer(i)))(tokens)))  # noqa: B023
-        for i in range(DEPTH if inside else 1):
-            full = f"blocks.{i}.{name}" if inside else name
-            direction = jax.random.normal(keys[EVERYTHING.index(full)], kind.shape, jnp.float64)
-            difference = (along(model, direction, i, step) - along(model, direction, i, -step)) / (2 * step)
-            exact = jnp.vdot(grads[full], direction)
-            np.testing.assert_allclose(exact, difference, rtol=2e-5, atol=2e-8, err_msg=full)
+    value, grads = jax.jit(lambda net: grad_at(net, names)(metric)(x))(net)
+    np.testing.assert_allclose(value, metric(net(x)), rtol=1e-12)
+    for i, name in enumerate(names):
+        direction = jax.random.normal(jax.random.key(i), grads[name].shape, jnp.float64)
+        along = jax.jit(lambda s, name=name, d=direction: metric(edit(net, at(name, Add(d, s)))(x)))
+        difference = (along(1e-6) - along(-1e-6)) / 2e-6
+        assert grads[name].dtype == jnp.float64
+        np.testing.assert_allclose(jnp.vdot(grads[name], direction), difference, rtol=1e-7, atol=1e-8, err_msg=name)
