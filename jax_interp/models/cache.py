@@ -60,12 +60,6 @@ class Cache:
         valid = jax.lax.dynamic_update_slice_in_dim(self.valid, real, self.length, axis=1)
         return dataclasses.replace(self, valid=valid, length=self.length + tokens.shape[1])
 
-    def visible(self, pos: int) -> Bool[Array, "batch 1 pos slot"]:
-        """Which slots each of the last `pos` tokens may look at: real ones, up to its own."""
-        slots = jnp.arange(self.slots, dtype=jnp.int32)
-        own = self.length - pos + jnp.arange(pos, dtype=jnp.int32)
-        return (slots[None, :] <= own[:, None])[None, None] & self.valid[:, None, None, :]
-
 
 def begin(blocks: Iterable[Any], tokens: Int[Array, "batch pos"], slots: int) -> Cache:
     """An empty cache for sequences that start with `tokens` and grow to at most `slots`."""

@@ -13,16 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, DTypeLike, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from jax_interp.errors import UserError
 from jax_interp.models.block import Block
 from jax_interp.models.cache import Cache, begin
 from jax_interp.models.config import Config
-from jax_interp.models.frame import Frame, causal, positions_of
+from jax_interp.models.frame import frame, positions_of
 from jax_interp.models.layers import Embedding, Linear, norm
-from jax_interp.models.rotary import rotation
 from jax_interp.surgery import Site, Stack, run_blocks
 
 
@@ -35,7 +35,8 @@ class Decoder(nnx.Module):
         self.config = config
         self.embed = Embedding(embed, config.vocab_size, config.d_model, std=std, dtype=dtype)
         learned = config.positions == "learned"
-        self.pos_embed = Embedding(pos_embed, config.n_ctx, config.d_model, std=std, dtype=dtype) if learned else None
+        rows = config.n_ctx + config.position_offset
+        self.pos_embed = Embedding(pos_embed, rows, config.d_model, std=std, dtype=dtype) if learned else None
         stack = Stack(
             jax.vmap(lambda key: Block(config, key, std=std, out_std=out_std, dtype=dtype))(
                 jax.random.split(blocks, config.n_layers)
@@ -43,10 +44,10 @@ class Decoder(nnx.Module):
         )
         self.blocks = nnx.List([stack] if stacked else stack.unstack())
         self.ln_final = norm(config, dtype)
-        tied = config.tied_embedding
-        self.unembed = (
-            None if tied else Linear(unembed, config.d_model, config.vocab_size, bias=False, std=std, dtype=dtype)
-        )
+        self.unembed = None
+        if not config.tied_embedding:
+            ends = config.d_model, config.vocab_size
+            self.unembed = Linear(unembed, *ends, bias=config.unembed_bias, std=std, dtype=dtype)
 
     def __call__(
         self,
@@ -83,27 +84,49 @@ class Decoder(nnx.Module):
             length=None if before is None else before.prompt_length,
             open_ended=before is not None,
         )
-        x = site("embed", self.embed(tokens, site / "embed"))
-        if self.pos_embed is not None:
-            x = x + site("pos_embed", self.pos_embed(jnp.broadcast_to(where, tokens.shape), site / "pos_embed"))
-        turn = rotation(where, self.config) if self.config.positions == "rotary" else None
+        x = site("embed", self._scaled(self.embed(tokens, site / "embed"), self.config.embed_scale))
+        if (vectors := self._position_vectors(where, tokens, site)) is not None:
+            x = x + site("pos_embed", vectors)
         if before is None:
             after = None
-            x = run_blocks(self.blocks, x, site, Frame(turn, causal(mask)), remat=remat)
+            x = run_blocks(self.blocks, x, site, frame(self.config, tokens, where, mask), remat=remat)
         else:
             after = before.extended(tokens, mask)
-            goes_on = isinstance(cache, Cache)
-            frame = Frame(turn, after.visible(tokens.shape[1]), before.length) if goes_on else Frame(turn, causal(mask))
-            x, layers = run_blocks(self.blocks, x, site, frame, state=before.layers, remat=remat)
+            at = frame(self.config, tokens, where, mask, after if isinstance(cache, Cache) else None)
+            x, layers = run_blocks(self.blocks, x, site, at, state=before.layers, remat=remat)
             after = dataclasses.replace(after, layers=layers)
-        x = self.ln_final(x, site / "ln_final")
+        x = x if self.ln_final is None else self.ln_final(x, site / "ln_final")
         logits = self.embed.attend(x) if self.unembed is None else self.unembed(x, site / "unembed")
+        logits = self._scaled(logits, self.config.logit_scale)
+        if cap := self.config.logit_softcap:
+            logits = jnp.tanh(logits / jnp.asarray(cap, logits.dtype)) * jnp.asarray(cap, logits.dtype)
         logits = site("logits", logits, "batch pos vocab")
         return site.close(logits if after is None else (logits, after))
+
+    def _position_vectors(self, where: Array, tokens: Array, site: Site) -> Float[Array, "batch pos d_model"] | None:
+        """What is added to the embeddings at these positions, where positions are told that way."""
+        where = jnp.broadcast_to(where, tokens.shape)
+        if self.pos_embed is not None:
+            return self.pos_embed(where + self.config.position_offset, site / "pos_embed")
+        if self.config.positions == "sinusoidal":
+            return sinusoids(where, self.config.d_model).astype(self.embed.weight[...].dtype)
+        return None
+
+    @staticmethod
+    def _scaled(x: Array, by: float) -> Array:
+        return x if by == 1.0 else x * jnp.asarray(by, x.dtype)
 
     def _check_length(self, n: int) -> None:
         if self.pos_embed is not None and n > self.config.n_ctx:
             raise UserError(f"{n} positions were asked for, this model has learned {self.config.n_ctx} (n_ctx)")
+
+
+def sinusoids(positions: Int[Array, "batch pos"], d_model: int) -> Float[Array, "batch pos d_model"]:
+    """sin and cos of position / 10000^(2i / d_model) in turn (Vaswani et al. 2017)."""
+    freq = 10_000.0 ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model)
+    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(freq.reshape(1, 1, -1), jnp.float32)
+    both = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return both.reshape(*positions.shape, -1)[..., :d_model]
 
 
 def init(config: Config, key: Array, *, stacked: bool = True, dtype: DTypeLike = jnp.float32) -> Decoder:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.models.cache import Cache
-from jax_interp.models.rotary import Rotation
+from jax_interp.models.config import Config, Rope
+from jax_interp.models.rotary import Rotation, rotation
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class View:
+    """What attention of one kind, full or sliding, is told besides queries, keys and values."""
+
+    rotation: Rotation | None
+    mask: Bool[Array, "#batch 1 pos key"] | None
+    """None: every token sees itself and all before it."""
+    bias: Float[Array, "1 head pos key"] | None
+    """Added to the scores."""
 
 
 @jax.tree_util.register_dataclass
@@ -17,11 +31,68 @@ from jax_interp.models.rotary import Rotation
 class Frame:
     """What `Decoder` hands every block besides the residual stream."""
 
-    rotation: Rotation | None
-    mask: Bool[Array, "batch 1 pos key"] | None
-    """None: every token sees itself and all before it."""
+    views: tuple[View, ...]
+    """One for each kind of attention that the model has."""
+    kinds: tuple[int, ...] = field(metadata={"static": True})
+    """The kind of each layer's attention."""
     start: Int[Array, ""] | None = None
     """The cache slot of the first token, keys then being the cache's slots. None: nothing came before."""
+
+    def view(self, layer: int | Int[Array, ""]) -> View:
+        """What the attention of a layer is told. In a scanned stretch the layer is data, and then so is its kind."""
+        if len(self.views) == 1:
+            return self.views[0]
+        if isinstance(layer, int):
+            return self.views[self.kinds[layer]]
+        second = jnp.asarray(np.asarray(self.kinds) == 1)[layer]
+        return jax.tree.map(lambda one, other: jnp.where(second, other, one), *self.views)
+
+
+def frame(
+    config: Config,
+    tokens: Int[Array, "batch pos"],
+    positions: Int[Array, "#batch pos"],
+    mask: Bool[Array, "batch pos"] | None,
+    cache: Cache | None = None,
+) -> Frame:
+    """The frame of `tokens`. With `cache`, which counts them already, they are its last and keys are its slots."""
+    pos = tokens.shape[1]
+    if cache is None:
+        queries = keys = jnp.arange(pos, dtype=jnp.int32)
+        real = mask
+    else:
+        keys = jnp.arange(cache.slots, dtype=jnp.int32)
+        queries = cache.length - pos + jnp.arange(pos, dtype=jnp.int32)
+        real = cache.valid
+    ahead = queries[:, None] - keys[None, :]  # how far before a token another stands
+    kinds = sorted(set(config.slides))
+
+    def view(slides: bool) -> View:
+        rope: Rope = config.rope_local or config.rope if slides else config.rope
+        # All kinds have masks or none has: in a scanned stretch one is picked as data.
+        seen = None
+        if len(kinds) > 1 or slides or real is not None:
+            seen = (ahead >= 0)[None, None]
+            seen = seen & (ahead < config.window)[None, None] if slides else seen
+            seen = seen if real is None else seen & real[:, None, None, :]
+        return View(
+            rotation(positions, rope, config.d_head) if config.positions == "rotary" else None,
+            seen,
+            alibi(config.n_heads, ahead) if config.positions == "alibi" else None,
+        )
+
+    start = None if cache is None else cache.length - pos
+    return Frame(tuple(view(slides) for slides in kinds), tuple(map(kinds.index, config.slides)), start)
+
+
+def alibi(n_heads: int, ahead: Int[Array, "pos key"]) -> Float[Array, "1 head pos key"]:
+    """Each head's slope times minus the distance (Press et al. 2021). Slopes fall geometrically from 2^(-8/n); where n
+    is no power of two, the nearest one below gives the first, and every other slope of twice as many the rest."""
+    power = 2 ** int(np.log2(n_heads))
+    slopes = 2.0 ** (-8 / power * np.arange(1, power + 1))
+    rest = 2.0 ** (-4 / power * np.arange(1, 2 * (n_heads - power) + 1, 2))
+    slopes = jnp.asarray(np.concatenate([slopes, rest]).reshape(1, -1, 1, 1), jnp.float32)
+    return -slopes * jnp.maximum(ahead, 0).astype(jnp.float32)[None, None]
 
 
 def positions_of(
@@ -35,11 +106,3 @@ def positions_of(
     if before is not None:
         count = count + jnp.sum(before.valid, axis=1, keepdims=True, dtype=jnp.int32)
     return jnp.maximum(count - 1, 0)
-
-
-def causal(mask: Bool[Array, "batch pos"] | None) -> Bool[Array, "batch 1 pos key"] | None:
-    """Each token sees the real ones up to itself; None where all are real, which attention needs no mask for."""
-    if mask is None:
-        return None
-    pos = mask.shape[1]
-    return jnp.tril(jnp.ones((pos, pos), bool))[None, None] & mask[:, None, None, :]

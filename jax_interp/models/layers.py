@@ -55,33 +55,49 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """`x / sqrt(mean(x²) + eps) * weight` (Zhang & Sennrich 2019)."""
+    """`x / sqrt(mean(x²) + eps) * weight` (Zhang & Sennrich 2019); with `offset`, `* (1 + weight)`."""
 
-    def __init__(self, d_model: int, *, eps: float, dtype: DTypeLike):
-        self.weight = nnx.Param(jnp.ones(d_model, dtype))
-        self.eps = eps
+    def __init__(self, width: int, *, eps: float, affine: bool, offset: bool, dtype: DTypeLike):
+        start = jnp.zeros if offset else jnp.ones
+        self.weight = nnx.Param(start(width, dtype)) if affine else None
+        self.eps, self.offset = eps, offset
 
-    def __call__(self, x: Float[Array, "batch pos d_model"], site: Site) -> Float[Array, "batch pos d_model"]:
-        return _normalize(x, site, self.eps, centred=False) * jnp.expand_dims(self.weight[...], (0, 1))
+    def __call__(self, x: Float[Array, "batch pos *head width"], site: Site) -> Float[Array, "batch pos *head width"]:
+        y = _normalize(x, site, self.eps, centred=False)
+        if self.weight is None:
+            return y
+        if not self.offset:
+            return y * _over(self.weight, y)
+        weight = _at_least_float32(_over(self.weight, y))
+        return (y.astype(weight.dtype) * (weight + jnp.asarray(1, weight.dtype))).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
     """`(x - mean) / sqrt(var + eps) * weight + bias`, with the biased variance (Ba et al. 2016)."""
 
-    def __init__(self, d_model: int, *, eps: float, dtype: DTypeLike):
-        self.weight = nnx.Param(jnp.ones(d_model, dtype))
-        self.bias = nnx.Param(jnp.zeros(d_model, dtype))
+    def __init__(self, width: int, *, eps: float, affine: bool, dtype: DTypeLike):
+        self.weight = nnx.Param(jnp.ones(width, dtype)) if affine else None
+        self.bias = nnx.Param(jnp.zeros(width, dtype)) if affine else None
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "batch pos d_model"], site: Site) -> Float[Array, "batch pos d_model"]:
-        weight, bias = (jnp.expand_dims(p[...], (0, 1)) for p in (self.weight, self.bias))
-        return _normalize(x, site, self.eps, centred=True) * weight + bias
+    def __call__(self, x: Float[Array, "batch pos width"], site: Site) -> Float[Array, "batch pos width"]:
+        y = _normalize(x, site, self.eps, centred=True)
+        if self.weight is None or self.bias is None:
+            return y
+        weight, bias = (_at_least_float32(_over(p, y)) for p in (self.weight, self.bias))
+        return (y.astype(weight.dtype) * weight + bias).astype(x.dtype)
 
 
-def norm(config: Config, dtype: DTypeLike) -> LayerNorm | RMSNorm:
-    """The norm that the config names."""
-    kind = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}[config.norm]
-    return kind(config.d_model, eps=config.norm_eps, dtype=dtype)
+def norm(config: Config, dtype: DTypeLike, width: int | None = None) -> LayerNorm | RMSNorm | None:
+    """The norm that the config names, over `d_model` values or as many as given; None where it names none."""
+    width = config.d_model if width is None else width
+    if config.norm == "rmsnorm":
+        return RMSNorm(width, eps=config.norm_eps, affine=config.norm_affine, offset=config.norm_offset, dtype=dtype)
+    return (
+        LayerNorm(width, eps=config.norm_eps, affine=config.norm_affine, dtype=dtype)
+        if config.norm == "layernorm"
+        else None
+    )
 
 
 def normal(key: Array, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> Array:
@@ -91,14 +107,16 @@ def normal(key: Array, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> 
 
 def _normalize(x: Array, site: Site, eps: float, *, centred: bool) -> Array:
     """`x` over its scale. In float32 at least: squares of bfloat16 values lose what the norm is to measure."""
-    y = x if jnp.finfo(x.dtype).bits > 32 else x.astype(jnp.float32)
+    y = _at_least_float32(x)
     if centred:
         y = y - _mean(y)
     scale = jnp.sqrt(_mean(y * y) + eps)
+    head = " head" if x.ndim == 4 else ""
+    width = "d_head" if x.ndim == 4 else "d_model"
     # The bound changes nothing but what XLA sees: a division by a bare sqrt it turns into a product with rsqrt, unless
     # somebody reads the sqrt, and then reading would change bits.
-    scale = site("scale", jnp.maximum(scale, math.sqrt(eps)), "batch pos one")
-    return site("normalized", (y / scale).astype(x.dtype))
+    scale = site("scale", jnp.maximum(scale, math.sqrt(eps)), f"batch pos{head} one")
+    return site("normalized", (y / scale).astype(x.dtype), f"batch pos{head} {width}")
 
 
 def _mean(x: Array) -> Array:
@@ -106,3 +124,12 @@ def _mean(x: Array) -> Array:
     what comes next, by what is fused there, and then unrolled and scanned blocks would differ in the last bit.
     """
     return jnp.sum(x * jnp.asarray(1 / x.shape[-1], x.dtype), axis=-1, keepdims=True)
+
+
+def _at_least_float32(x: Array) -> Array:
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
+def _over(parameter: nnx.Param, x: Array) -> Array:
+    """A vector with as many axes as `x`, to be multiplied with its last."""
+    return jnp.expand_dims(parameter[...], range(x.ndim - 1))

@@ -10,22 +10,30 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from jax_interp.models.config import Config
-from jax_interp.models.layers import Linear
+from jax_interp.models.layers import LayerNorm, Linear
 from jax_interp.models.sharding import like
 from jax_interp.surgery import Site
+
+
+def solu(x: Float[Array, "*batch neuron"]) -> Float[Array, "*batch neuron"]:
+    """x · softmax(x) over the neurons (Elhage et al. 2022)."""
+    return x * jax.nn.softmax(x, axis=-1)
+
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
+    "solu": solu,
 }
 
 
 class MLP(nnx.Module):
     """`down(act(up x))`, or gated `down(act(gate x) * up x)` (Shazeer 2020).
 
-    Names `pre` (what the activation acts on), `pre_linear` (the other factor, when gated) and `post`.
+    Names `pre` (what the activation acts on), `pre_linear` (the other factor, when gated), `mid` (what enters the norm
+    of the neurons, where there is one) and `post`.
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):
@@ -33,6 +41,7 @@ class MLP(nnx.Module):
         wide = partial(Linear, d_in=config.d_model, d_out=config.d_mlp, bias=config.mlp_bias, std=std, dtype=dtype)
         self.up = wide(up)
         self.gate = wide(gate) if config.gated_mlp else None
+        self.ln = LayerNorm(config.d_mlp, eps=config.norm_eps, affine=True, dtype=dtype) if config.mlp_norm else None
         self.down = Linear(down, config.d_mlp, config.d_model, bias=config.mlp_bias, std=out_std, dtype=dtype)
         self.act = config.act
 
@@ -43,4 +52,6 @@ class MLP(nnx.Module):
         else:
             pre = site("pre", self.gate(x, site / "gate"), axes)
             post = act(pre) * site("pre_linear", self.up(x, site / "up"), axes)
+        if self.ln is not None:
+            post = self.ln(site("mid", post, axes), site / "ln")
         return self.down(site("post", post, axes), site / "down", like(x))

@@ -23,22 +23,38 @@ def rules(config: Config) -> Rules:
     64, as those made for it are, and whole otherwise. Embeddings are split by rows only: split by features, XLA's
     automatic partitioner gave out a batch's rows over `data` and `fsdp` in a wrong order (jax 0.10.2, unrolled blocks).
     """
-    norm = ("weight", "bias") if config.norm == "layernorm" else ("weight",)
-    mlp_in = ("gate", "up") if config.gated_mlp else ("up",)
     vocab = "tensor" if config.vocab_size % 64 == 0 else None
     found = [("pos_embed.weight", P(None, None))] if config.positions == "learned" else []
     found += [("embed.weight", P(vocab, None))]
     if not config.tied_embedding:
         found += [("unembed.weight", P("fsdp", vocab))]
+        found += [("unembed.bias", P(vocab))] if config.unembed_bias else []
     found += [(f"attn.{name}.weight", P("fsdp", "tensor")) for name in "qkv"]
     found += [(f"attn.{name}.bias", P("tensor")) for name in "qkv" if config.qkv_bias]
     found += [("attn.o.weight", P("tensor", "fsdp"))]
-    found += [(f"mlp.{name}.weight", P("fsdp", "tensor")) for name in mlp_in]
-    found += [(f"mlp.{name}.bias", P("tensor")) for name in mlp_in if config.mlp_bias]
-    found += [("mlp.down.weight", P("tensor", "fsdp"))]
     found += [("attn.o.bias", P(None))] if config.out_bias else []
-    found += [("mlp.down.bias", P(None))] if config.mlp_bias else []
-    return found + [(f"ln*.{name}", P(None)) for name in norm]
+    if config.qk_norm != "no":
+        found += [("attn.?_norm.weight", P(None))]
+    if config.d_mlp:
+        found += _mlp_rules(config)
+    if config.norm != "none" and config.norm_affine:
+        found += [("ln*.weight", P(None))]
+        found += [("ln*.bias", P(None))] if config.norm == "layernorm" else []
+    return found
+
+
+def _mlp_rules(config: Config) -> Rules:
+    inner = ("gate", "up") if config.gated_mlp else ("up",)
+    if config.n_experts:  # experts stay whole in number: a token's are found by sorting
+        found = [(f"mlp.{name}.weight", P(None, "fsdp", "tensor")) for name in inner]
+        return found + [("mlp.down.weight", P(None, "tensor", "fsdp")), ("mlp.router.weight", P("fsdp", None))]
+    found = [(f"mlp.{name}.weight", P("fsdp", "tensor")) for name in inner]
+    found += [("mlp.down.weight", P("tensor", "fsdp"))]
+    if config.mlp_bias:
+        found += [*((f"mlp.{name}.bias", P("tensor")) for name in inner), ("mlp.down.bias", P(None))]
+    if config.mlp_norm:
+        found += [("mlp.ln.weight", P("tensor")), ("mlp.ln.bias", P("tensor"))]
+    return found
 
 
 def like(x: Array) -> P | None:

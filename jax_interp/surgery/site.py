@@ -20,6 +20,7 @@ from jaxtyping import Array, Int
 
 from jax_interp.errors import UserError
 from jax_interp.surgery import region as regions
+from jax_interp.surgery.address import AddressError
 from jax_interp.surgery.taps import Each, Read, Resolved
 from jax_interp.surgery.trace import Trace
 
@@ -93,6 +94,13 @@ class Site:
 
     def __truediv__(self, name: str) -> Site:
         return Site(self._trace, f"{self._prefix}{name}.", self._here, self._since, self._kept, self._looking)
+
+    @property
+    def layer(self) -> int | Int[Array, ""]:
+        """The number of the block that this scope is in: an int where blocks run as they are, data where scanned."""
+        if self._here is None:
+            raise AddressError("only a scope inside the blocks has a layer")
+        return self._here.layer
 
     def wants(self, *names: str) -> bool:
         """Whether any tap is on one of these names of this scope, so that a model may leave them unmade.

@@ -115,7 +115,8 @@ def grad_at(model: Callable, *addresses: str | Iterable) -> Callable:
 
 
 def sites(model: Callable) -> Callable[..., dict[str, jax.ShapeDtypeStruct]]:
-    """`sites(model)(*args)` maps the address of every named value to its type. Nothing is computed.
+    """`sites(model)(*args)` maps the address of every named value to its type. Nothing is computed, and `model` may be
+    a shape too (`jax.eval_shape` of one's making).
 
     The order is that of the forward pass. Values that a model makes only on request (attention patterns) are included.
     """
@@ -134,11 +135,15 @@ def survey(model: Callable) -> Callable[..., dict[str, Named]]:
 
     def run(*args: Any, **kwargs: Any) -> dict[str, Named]:
         found: dict[str, Named] = {}
+        leaves, structure = jax.tree.flatten(without_reads(model))
+        arrays = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
 
-        def look(*args: Any) -> None:
-            found.update(without_reads(model)(*args, taps=(Survey(),), **kwargs))
+        def look(abstract: list[Any], *args: Any) -> None:
+            values = iter(abstract)
+            whole = [next(values) if array else leaf for leaf, array in zip(leaves, arrays, strict=True)]
+            found.update(jax.tree.unflatten(structure, whole)(*args, taps=(Survey(),), **kwargs))
 
-        jax.eval_shape(look, *args)
+        jax.eval_shape(look, [leaf for leaf, array in zip(leaves, arrays, strict=True) if array], *args)
         return found
 
     return run

@@ -283,5 +283,5 @@ def test_a_config_that_cannot_be_is_refused(change, message):
 def test_rope_scaling_that_cannot_be_is_refused():
     with pytest.raises(UserError, match="low_freq"):
         RopeScaling("llama3", 8.0, low_freq=4.0, high_freq=1.0)
-    with pytest.raises(UserError, match="yarn"):
-        RopeScaling("yarn", 8.0)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="longrope"):
+        RopeScaling("longrope", 8.0)  # type: ignore[arg-type]
