@@ -44,10 +44,8 @@ class Decoder(nnx.Module):
         )
         self.blocks = nnx.List([stack] if stacked else stack.unstack())
         self.ln_final = norm(config, dtype)
-        self.unembed = None
-        if not config.tied_embedding:
-            ends = config.d_model, config.vocab_size
-            self.unembed = Linear(unembed, *ends, bias=config.unembed_bias, std=std, dtype=dtype)
+        ends, tied = (config.d_model, config.vocab_size), config.tied_embedding
+        self.unembed = None if tied else Linear(unembed, *ends, bias=config.unembed_bias, std=std, dtype=dtype)
 
     def __call__(
         self,

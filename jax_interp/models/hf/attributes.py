@@ -13,7 +13,7 @@ IRRELEVANT: frozenset[str] = frozenset(
         *("architectures", "model_type", "_name_or_path", "transformers_version", "tokenizer_class", "prefix"),
         *("dtype", "torch_dtype", "use_bfloat16", "_attn_implementation_autoset", "gradient_checkpointing"),
         *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id"),
-        *("attention_dropout", "initializer_range", "chunk_size_feed_forward"),
+        *("attention_dropout", "classifier_dropout", "initializer_range", "chunk_size_feed_forward"),
         *("use_cache", "return_dict", "output_attentions", "output_hidden_states"),
         *("id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params"),
     )
@@ -39,6 +39,12 @@ class Attributes:
         near = difflib.get_close_matches(name, self._values, n=1)
         hint = f"; it has {near[0]!r}" if near else ""
         raise UserError(f"{self._where} does not give {name!r}{hint}")
+
+    def without(self, *names: str) -> Attributes:
+        """The same attributes, but these; what is taken of either counts for both."""
+        rest = Attributes({k: v for k, v in self._values.items() if k not in names}, self._where)
+        rest._seen = self._seen
+        return rest
 
     def require(self, name: str, value: Any, why: str) -> None:
         """Accept `name` only where it is absent or `value`."""

@@ -5,10 +5,29 @@ from __future__ import annotations
 from jax_interp.errors import UserError
 from jax_interp.models.config import Config
 from jax_interp.models.hf.family import Family
+from jax_interp.models.hf.gemma import GEMMA
+from jax_interp.models.hf.gemma2 import GEMMA2
+from jax_interp.models.hf.gemma3 import GEMMA3
 from jax_interp.models.hf.gpt2 import GPT2
+from jax_interp.models.hf.gpt_neo import GPT_NEO
+from jax_interp.models.hf.gpt_neox import GPT_NEOX
+from jax_interp.models.hf.gptj import GPTJ
 from jax_interp.models.hf.llama import LLAMA
+from jax_interp.models.hf.mistral import MISTRAL
+from jax_interp.models.hf.mixtral import MIXTRAL
+from jax_interp.models.hf.olmo2 import OLMO2
+from jax_interp.models.hf.opt import OPT
+from jax_interp.models.hf.phi import PHI
+from jax_interp.models.hf.phi3 import PHI3
+from jax_interp.models.hf.qwen2 import QWEN2
+from jax_interp.models.hf.qwen3 import QWEN3
+from jax_interp.models.hf.stablelm import STABLELM
 
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA)
+FAMILIES: tuple[Family, ...] = (
+    *(GPT2, GPT_NEO, GPTJ, GPT_NEOX, OPT),
+    *(LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, PHI, PHI3, GEMMA, GEMMA2, GEMMA3, OLMO2, STABLELM),
+)
+"""A model that several have is written as one of the first."""
 
 
 def family_of(values: dict, where: str) -> Family:
@@ -27,7 +46,7 @@ def family_of(values: dict, where: str) -> Family:
 def family_for(config: Config) -> tuple[Family, dict]:
     """The first family that has such a model, and the attributes that describe it there."""
     for family in FAMILIES:
-        if (values := family.write(config)) is not None:
-            return family, values
+        if family.has(config):
+            return family, family.write(config)
     names = ", ".join(family.model_type for family in FAMILIES)
     raise UserError(f"none of the families {names} has a model like {config}: it cannot be saved in their layout")

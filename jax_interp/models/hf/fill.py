@@ -6,7 +6,7 @@ Beyond the model itself, host memory holds one tensor: of a stack, one layer's, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -78,14 +78,15 @@ def fill(
     table = family.tensors(config)
     stored = {name.removeprefix(family.base): tensor for name, tensor in stored.items()}
     _check(family, table, parameters(abstract), stored, full)
-    used = {table[p.name].name.format(layer) for p in parameters(abstract) for layer in p.layers}
+    used = {name for p in parameters(abstract) for layer in p.layers for name in table[p.name].names(layer, p.shape)}
     if dtype is None:  # a file of several dtypes loads in the one that holds them all, however strict promotion is set
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.result_type(*{DTYPES[stored[name].dtype] for name in used})
 
     def read(tensor: Tensor, layer: int, shape: tuple[int, ...]) -> np.ndarray:
-        source = stored[tensor.name.format(layer)]
-        return tensor.orient(source.read(tensor.window(shape))).astype(dtype, copy=False)
+        window = tensor.window(shape)
+        parts = [tensor.unpack(stored[name].read(window)) for name in tensor.names(layer, shape)]
+        return (np.stack(parts) if tensor.experts else parts[0]).astype(dtype, copy=False)
 
     places = jax.tree.leaves(shardings(abstract, rules(config), mesh)) if mesh is not None else None
     leaves = []
@@ -116,20 +117,27 @@ def _put(buffer: Array, row: Array, i: Array) -> Array:
 
 
 def _check(
-    family: Family, table: dict[str, Tensor], wanted: list[Parameter], stored: dict[str, Stored], full: Config
+    family: Family, table: Mapping[str, Tensor], wanted: list[Parameter], stored: dict[str, Stored], full: Config
 ) -> None:
     missing, misshaped, kinds = [], [], []
     for p in wanted:
         for layer in p.layers:
-            name, shape = table[p.name].name.format(layer), table[p.name].shape(p.shape)
-            if name not in stored:
-                missing.append(name)
-            elif stored[name].shape != shape:
-                misshaped.append(f"{name} is {list(stored[name].shape)} and should be {list(shape)}")
-            elif stored[name].dtype not in DTYPES:
-                kinds.append(f"{name} is {stored[name].dtype}")
-    known = {tensor.name.format(layer) for tensor in family.tensors(full).values() for layer in range(full.n_layers)}
-    known |= {"lm_head.weight"} if full.tied_embedding else set()
+            shape = table[p.name].shape(p.shape)
+            for name in table[p.name].names(layer, p.shape):
+                if name not in stored:
+                    missing.append(name)
+                elif stored[name].shape != shape:
+                    misshaped.append(f"{name} is {list(stored[name].shape)} and should be {list(shape)}")
+                elif stored[name].dtype not in DTYPES:
+                    kinds.append(f"{name} is {stored[name].dtype}")
+    experts = (full.n_experts,)
+    known = {
+        name
+        for tensor in family.tensors(full).values()
+        for i in range(full.n_layers)
+        for name in tensor.names(i, experts)
+    }
+    known |= {f"{family.head}.weight"} if full.tied_embedding else set()
     extra = [n for n in stored if n not in known and not any(re.fullmatch(r, n) for r in family.ignored)]
     problems = [
         f"{what}: {_few(names)}"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from jax_interp.models.config import Config
-from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.family import Family, Tensor
+from typing import Any
 
-ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "silu": "silu",
-}
+from jax_interp.models.config import Config
+from jax_interp.models.hf.activations import ACTIVATIONS, name_of
+from jax_interp.models.hf.attributes import Attributes
+from jax_interp.models.hf.family import Columns, Family, Tensor
+
+SUMMARY = tuple(f"summary_{name}" for name in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj"))
+"""Attributes of a head for classification, that configs of language models carry along."""
 
 
 def read(attributes: Attributes) -> Config:
@@ -22,10 +20,7 @@ def read(attributes: Attributes) -> Config:
     attributes.require("add_cross_attention", False, "a decoder has no encoder to look at")
     attributes.require("tie_word_embeddings", True, "GPT-2's unembedding is its embedding")
     # reorder_and_upcast_attn: scores are float32 here whatever the model's dtype, so both settings are this one.
-    attributes.ignore("attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "n_ctx")
-    attributes.ignore(
-        *(f"summary_{name}" for name in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj"))
-    )
+    attributes.ignore("attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "n_ctx", *SUMMARY)
     d_model = take("n_embd")
     return Config(
         n_layers=take("n_layer"),
@@ -45,12 +40,7 @@ def read(attributes: Attributes) -> Config:
     )
 
 
-def write(config: Config) -> dict | None:
-    biased = config.qkv_bias and config.out_bias and config.mlp_bias
-    plain = not config.gated_mlp and config.n_kv_heads == config.n_heads and config.tied_embedding
-    square = config.d_head * config.n_heads == config.d_model
-    if not (config.norm == "layernorm" and config.positions == "learned" and biased and plain and square):
-        return None
+def write(config: Config) -> dict[str, Any]:
     return {
         "n_layer": config.n_layers,
         "n_embd": config.d_model,
@@ -58,7 +48,7 @@ def write(config: Config) -> dict | None:
         "n_inner": config.d_mlp,
         "vocab_size": config.vocab_size,
         "n_positions": config.n_ctx,
-        "activation_function": {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[config.act],
+        "activation_function": name_of(config.act, tanh="gelu_new"),
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": True,
     }
@@ -72,7 +62,8 @@ def tensors(config: Config) -> dict[str, Tensor]:
             found[f"blocks.*.{ours}.{kind}"] = Tensor(f"h.{{}}.{theirs}.{kind}")
         found[f"blocks.*.mlp.up.{kind}"] = Tensor(f"h.{{}}.mlp.c_fc.{kind}")
         for i, name in enumerate("qkv"):
-            found[f"blocks.*.attn.{name}.{kind}"] = Tensor(f"h.{{}}.attn.c_attn.{kind}", part=(i, 3))
+            columns = Columns(i * config.d_model, config.d_model, 3 * config.d_model)
+            found[f"blocks.*.attn.{name}.{kind}"] = Tensor(f"h.{{}}.attn.c_attn.{kind}", columns=columns)
     return found
 
 

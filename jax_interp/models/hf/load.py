@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -59,11 +58,7 @@ def load(
     attributes = Attributes(values, where)
     full = family.read(attributes)
     attributes.close()
-    config = full
-    if first_n_layers is not None:
-        if not 1 <= first_n_layers <= full.n_layers:
-            raise UserError(f"first_n_layers={first_n_layers}: the model has {full.n_layers}")
-        config = dataclasses.replace(full, n_layers=first_n_layers)
+    config = full if first_n_layers is None else full.first(first_n_layers)
     model = fill(config, family, stored_tensors(directory), full=full, dtype=dtype, mesh=mesh, stacked=stacked)
     return model, _tokenizer(directory)
 

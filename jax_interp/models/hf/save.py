@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +69,20 @@ def save(
 def _tensors(model: Decoder, family: Family) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors under the family's names, fused where it fuses them."""
     table = family.tensors(model.config)
-    found: dict[str, list[tuple[Tensor, Any, int | None]]] = {}
+    found: dict[str, list[tuple[Tensor, tuple[int, ...], Callable[[], np.ndarray]]]] = {}
     for p, leaf in zip(parameters(model), jax.tree.leaves(model), strict=True):
+        tensor = table[p.name]
         for i, layer in enumerate(p.layers):
-            tensor = table[p.name]
-            found.setdefault(tensor.name.format(layer), []).append((tensor, leaf, i if p.stacked else None))
+            for expert, name in enumerate(tensor.names(layer, p.shape)):
+                index = ((i,) if p.stacked else ()) + ((expert,) if tensor.experts else ())
+                part = lambda leaf=leaf, index=index: np.asarray(leaf[index])
+                found.setdefault(name, []).append((tensor, p.shape, part))
     for name, parts in found.items():
-        parts.sort(key=lambda part: part[0].part or (0, 1))
-        arrays = [np.asarray(leaf if i is None else leaf[i]) for _, leaf, i in parts]
-        whole = parts[0][0].orient(np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0])
-        yield name if name.startswith("lm_head.") else family.base + name, np.ascontiguousarray(whole)
+        tensor, shape, part = parts[0]
+        whole = np.empty(tensor.shape(shape), part().dtype)
+        for tensor, _, part in parts:
+            tensor.pack(part(), whole)
+        yield family.stored_name(name), whole
 
 
 def _write_tensors(tensors: Iterator[tuple[str, np.ndarray]], directory: Path, max_file_bytes: int) -> None:

@@ -1,0 +1,78 @@
+"""Rotary positions as a `config.json` tells them, in `rope_parameters` or in the attributes that came before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jax_interp.errors import UserError
+from jax_interp.models.config import Rope, RopeScaling
+from jax_interp.models.hf.attributes import Attributes
+
+
+def read_rope(attributes: Attributes, d_head: int, n_ctx: int, *, base: float = 10_000.0, part: float = 1.0) -> Rope:
+    """What all layers share. `base` and `part` (of a head's features that turn) are the family's defaults."""
+    given = attributes.take("rope_parameters", {}) | attributes.take("rope_scaling", {})
+    base = attributes.take("rope_theta", base, also=("rotary_emb_base",))
+    part = attributes.take("partial_rotary_factor", part, also=("rotary_pct",))
+    original = attributes.take("original_max_position_embeddings", n_ctx)
+    return rope_of(given, d_head, original, base=base, part=part)
+
+
+def rope_of(given: Mapping[str, Any], d_head: int, n_ctx: int, *, base: float = 10_000.0, part: float = 1.0) -> Rope:
+    """Of one entry `rope_parameters`."""
+    rope = Attributes(given, "its rope scaling")
+    base = float(rope.take("rope_theta", base))
+    dim = int(d_head * float(rope.take("partial_rotary_factor", part)))
+    kind = rope.take("rope_type", "default", also=("type",))
+    scaling = None
+    if kind == "linear":
+        scaling = RopeScaling("linear", float(rope.take("factor")))
+    elif kind == "llama3":
+        scaling = RopeScaling(
+            "llama3",
+            factor=float(rope.take("factor")),
+            low_freq=float(rope.take("low_freq_factor")),
+            high_freq=float(rope.take("high_freq_factor")),
+            original_n_ctx=rope.take("original_max_position_embeddings", n_ctx),
+        )
+    elif kind == "yarn":
+        factor, mscales = float(rope.take("factor")), (rope.take("mscale", 0), rope.take("mscale_all_dim", 0))
+        stretch = _mscale(factor) if not all(mscales) else _mscale(factor, mscales[0]) / _mscale(factor, mscales[1])
+        scaling = RopeScaling(
+            "yarn",
+            factor=factor,
+            original_n_ctx=rope.take("original_max_position_embeddings", n_ctx),
+            beta_fast=float(rope.take("beta_fast", 32)),
+            beta_slow=float(rope.take("beta_slow", 1)),
+            attention_factor=float(rope.take("attention_factor", stretch)),
+            truncate=bool(rope.take("truncate", True)),
+        )
+    elif kind != "default":
+        raise UserError(
+            f"rope scaling {kind!r} is not supported; supported are 'default', 'linear', 'llama3' and 'yarn'"
+        )
+    rope.close()
+    return Rope(base, dim=None if dim == d_head else dim, scaling=scaling)
+
+
+def write_rope(rope: Rope, d_head: int) -> dict[str, Any]:
+    """The entry `rope_parameters`."""
+    values: dict[str, Any] = {"rope_theta": rope.base, "rope_type": "default"}
+    if rope.dim is not None:
+        values["partial_rotary_factor"] = rope.dim / d_head
+    if (scaling := rope.scaling) is not None:
+        values |= {"rope_type": scaling.kind, "factor": scaling.factor}
+        if scaling.kind != "linear":
+            values["original_max_position_embeddings"] = scaling.original_n_ctx
+        if scaling.kind == "llama3":
+            values |= {"low_freq_factor": scaling.low_freq, "high_freq_factor": scaling.high_freq}
+        if scaling.kind == "yarn":
+            values |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow}
+            values |= {"attention_factor": scaling.attention_factor, "truncate": scaling.truncate}
+    return values
+
+
+def _mscale(factor: float, by: float = 1.0) -> float:
+    return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
