@@ -41,7 +41,11 @@ class MLP(nnx.Module):
         wide = partial(Linear, d_in=config.d_model, d_out=config.d_mlp, bias=config.mlp_bias, std=std, dtype=dtype)
         self.up = wide(up)
         self.gate = wide(gate) if config.gated_mlp else None
-        self.ln = LayerNorm(config.d_mlp, eps=config.norm_eps, affine=True, dtype=dtype) if config.mlp_norm else None
+        self.ln = (
+            LayerNorm(config.d_mlp, eps=config.norm_eps, affine=config.norm_affine, dtype=dtype)
+            if config.mlp_norm
+            else None
+        )
         self.down = Linear(down, config.d_mlp, config.d_model, bias=config.mlp_bias, std=out_std, dtype=dtype)
         self.act = config.act
 

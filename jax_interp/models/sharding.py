@@ -52,7 +52,7 @@ def _mlp_rules(config: Config) -> Rules:
     found += [("mlp.down.weight", P("tensor", "fsdp"))]
     if config.mlp_bias:
         found += [*((f"mlp.{name}.bias", P("tensor")) for name in inner), ("mlp.down.bias", P(None))]
-    if config.mlp_norm:
+    if config.mlp_norm and config.norm_affine:
         found += [("mlp.ln.weight", P("tensor")), ("mlp.ln.bias", P("tensor"))]
     return found
 

@@ -47,8 +47,8 @@ def peaky(config: Config, seed: int = 0, dtype=jnp.float32) -> Decoder:
         noise = rng.standard_normal(leaf.shape)
         if address.endswith("bias"):
             drawn = 0.3 * noise
-        elif ".ln" in f".{address}":
-            drawn = 1 + 0.3 * noise
+        elif ".ln" in f".{address}" or "_norm." in address:
+            drawn = 0.3 * noise + (0 if config.norm_offset else 1)
         else:
             drawn = (0.1 if address.endswith(("attn.o.weight", "mlp.down.weight")) else 0.2) * noise
         leaves.append(jnp.asarray(drawn, dtype))

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import CASES, reference
+from family_cases import CASES, reference
 
 from jax_interp.models import generate, load, save
+from jax_interp.models.hf.attributes import Attributes
+from jax_interp.models.hf.families import FAMILIES
 from jax_interp.models.hf.fill import parameters
 from jax_interp.surgery import read
 
@@ -32,6 +34,15 @@ def pair(request, tmp_path_factory):
     theirs.save_pretrained(directory)
     model, _ = load(directory)
     return theirs, model
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_our_defaults_are_theirs(case):
+    """What a `config.json` leaves out means what it means to them."""
+    architecture, values = CASES[case]
+    family = next(family for family in FAMILIES if family.architecture == architecture)
+    whole = getattr(transformers, architecture).config_class(**values).to_dict()
+    assert family.read(Attributes(values, case)) == family.read(Attributes(whole, case))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +117,8 @@ def test_gradients_of_the_loss(pair, tmp_path_factory):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_what_we_save_they_load_to_identical_logits(pair, tmp_path, dtype):
     reference, model = pair
-    directory = save(jax.tree.map(lambda leaf: leaf.astype(dtype), model), tmp_path / "ours", max_file_bytes=50_000)
+    model, family = jax.tree.map(lambda leaf: leaf.astype(dtype), model), reference.config.model_type
+    directory = save(model, tmp_path / "ours", family=family, max_file_bytes=50_000)
     back = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
     assert back.dtype == getattr(torch, dtype)
     reference.save_pretrained(tmp_path / "theirs")
@@ -119,7 +131,7 @@ def test_what_we_save_they_load_to_identical_logits(pair, tmp_path, dtype):
 
 
 def test_bfloat16_is_as_near_as_theirs(pair, call, tmp_path):
-    """Of weights like these, both lose a few percent; neither may lose much more than the other."""
+    """2 %, or as much as they lose themselves of weights like these."""
     reference, model = pair
     tokens = batch(4)
     reference.save_pretrained(tmp_path)
@@ -130,8 +142,7 @@ def test_bfloat16_is_as_near_as_theirs(pair, call, tmp_path):
         exact, theirs = (m(torch.tensor(tokens)).logits.float().numpy() for m in (reference, rounded))
     ours = call(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model), jnp.asarray(tokens)).astype(jnp.float32)
     error, bound = (np.linalg.norm(x - exact) / np.linalg.norm(exact) for x in (ours, theirs))
-    assert error < 1.5 * bound
-    assert error < 4e-2
+    assert error < max(2e-2, 1.2 * bound)
 
 
 def test_greedy_generation(pair):

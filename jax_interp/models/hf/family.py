@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jax_interp.errors import UserError
 from jax_interp.models.config import Config
 from jax_interp.models.hf.attributes import Attributes
 
@@ -111,6 +112,8 @@ class Family:
     """{parameter: tensor}, both without `base`; parameters as `embed.weight` and `blocks.*.attn.q.weight`."""
     head: str = "lm_head"
     """What the unembedding's tensors are called. They stand outside `base`, and a tied one may be there too."""
+    marks: tuple[str, ...] = ()
+    """Attributes by which a `config.json` that names no architecture is known."""
     ignored: tuple[str, ...] = ()
     """Patterns of tensors that files have and no forward pass needs (buffers of old versions)."""
 
@@ -120,8 +123,6 @@ class Family:
 
     def has(self, config: Config) -> bool:
         """Whether one of its models is this."""
-        from jax_interp.errors import UserError
-
         try:
             attributes = Attributes(self.write(config), self.model_type)
             same = self.read(attributes) == config

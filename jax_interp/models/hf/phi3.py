@@ -17,7 +17,8 @@ def read(attributes: Attributes) -> Config:
 
 
 def write(config: Config) -> dict[str, Any]:
-    return write_windowed(config) | {"original_max_position_embeddings": config.n_ctx}
+    # transformers has a padding token by default, which a small vocabulary may lack
+    return write_windowed(config) | {"original_max_position_embeddings": config.n_ctx, "pad_token_id": None}
 
 
 def tensors(config: Config) -> dict[str, Tensor]:

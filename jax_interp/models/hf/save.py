@@ -28,18 +28,22 @@ def save(
     directory: str | Path,
     *,
     tokenizer: Any = None,
+    family: str | None = None,
     overwrite: bool = False,
     max_file_bytes: int = 5_000_000_000,
 ) -> Path:
     """Write `config.json`, the weights as safetensors (several with an index where they exceed `max_file_bytes`), and
     `tokenizer.json` where a tokenizer is given. Host memory: one file's tensors.
 
+    `family` is the layout to write in, by its `model_type`; default: the first that has such a model, so that Phi-3
+    without a window, say, becomes a Llama, whose logits are the same.
+
     The directory appears whole or not at all. One that exists is replaced only with `overwrite`, and only where it
     holds a model. `UserError` for a model that no family has, an edited one too: what surgery adds has no place there.
     """
     if not isinstance(model, Decoder):
         raise UserError(f"save takes a Decoder, got {type(model).__name__}: surgery is saved apart from the model")
-    family, values = family_for(model.config)
+    layout, values = family_for(model.config, family)
     dtype = jax.tree.leaves(model)[0].dtype.name
     directory = Path(directory)
     if directory.exists() and any(directory.iterdir()) and not (overwrite and (directory / "config.json").is_file()):
@@ -48,8 +52,8 @@ def save(
     fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         fresh.chmod(0o755)
-        header = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype}
-        _write_tensors(_tensors(model, family), fresh, max_file_bytes)
+        header = {"architectures": [layout.architecture], "model_type": layout.model_type, "dtype": dtype}
+        _write_tensors(_tensors(model, layout), fresh, max_file_bytes)
         (fresh / "config.json").write_text(json.dumps(header | values, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(str(fresh / "tokenizer.json"))

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                                    "rope_theta": 1e4, "partial_rotary_factor": 1.0}}),
     "OPT": ("OPTForCausalLM", OPT),
     "Llama": ("LlamaForCausalLM", LIKE | {"num_key_value_heads": 6}),
-    "Llama 3, grouped": ("LlamaForCausalLM", GROUPED | {"rope_parameters": LLAMA3}),
+    "Llama, grouped, frequencies of Llama 3": ("LlamaForCausalLM", GROUPED | {"rope_parameters": LLAMA3}),
     "Llama, YaRN": ("LlamaForCausalLM", GROUPED | {"rope_parameters": YARN}),
     "Llama, multi-query, tied": ("LlamaForCausalLM", LIKE | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
     "Llama, linear, biases, odd heads": ("LlamaForCausalLM", LIKE | {"num_key_value_heads": 3, "attention_bias": True,
