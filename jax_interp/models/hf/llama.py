@@ -22,7 +22,13 @@ BEFORE = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
 
 
 def read_like(
-    attributes: Attributes, *, n_ctx: int = 2048, base: float = 10_000.0, tied: bool = False, part: float = 1.0
+    attributes: Attributes,
+    *,
+    n_ctx: int = 2048,
+    base: float = 10_000.0,
+    tied: bool = False,
+    part: float = 1.0,
+    eps: float = 1e-6,
 ) -> dict[str, Any]:
     """What `Config` is made of, by the attributes that such families share; the arguments are a family's defaults."""
     take = attributes.take
@@ -39,7 +45,7 @@ def read_like(
         "vocab_size": take("vocab_size"),
         "n_ctx": n_ctx,
         "act": attributes.choose("hidden_act", ACTIVATIONS, "silu"),
-        "norm_eps": take("rms_norm_eps", 1e-6),
+        "norm_eps": take("rms_norm_eps", eps),
         "rope": read_rope(attributes, d_head, n_ctx, base=base, part=part),
         "tied_embedding": take("tie_word_embeddings", tied),
     }

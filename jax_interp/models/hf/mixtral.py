@@ -15,7 +15,7 @@ def read(attributes: Attributes) -> Config:
     attributes.ignore("router_aux_loss_coef", "router_jitter_noise", "output_router_logits")  # of training
     experts = attributes.take("num_local_experts", 8, also=("num_experts",))
     choices = attributes.take("num_experts_per_tok", 2)
-    like = read_windowed(attributes, n_ctx=4096 * 32, base=1e6)
+    like = read_windowed(attributes, n_ctx=4096 * 32, base=1e6, eps=1e-5)
     return Config(**like, n_experts=experts, experts_per_token=choices)
 
 

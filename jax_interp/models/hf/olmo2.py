@@ -15,7 +15,7 @@ AFTER = {"ln1_post": "post_attention_layernorm", "ln2_post": "post_feedforward_l
 def read(attributes: Attributes) -> Config:
     attributes.require("clip_qkv", None, "OLMo 2 does not clip queries, keys and values")
     bias = attributes.take("attention_bias", False)
-    like = read_like(attributes)
+    like = read_like(attributes, eps=1e-5)
     return Config(**like, norm_places="after", qk_norm="all heads", qkv_bias=bias, out_bias=bias)
 
 

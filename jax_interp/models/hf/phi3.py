@@ -13,7 +13,7 @@ from jax_interp.models.hf.mistral import read_windowed, write_windowed
 
 def read(attributes: Attributes) -> Config:
     attributes.ignore("embd_pdrop", "resid_pdrop")
-    return Config(**read_windowed(attributes, n_ctx=4096))
+    return Config(**read_windowed(attributes, n_ctx=4096, eps=1e-5))
 
 
 def write(config: Config) -> dict[str, Any]:
