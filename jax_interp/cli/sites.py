@@ -41,11 +41,10 @@ def run(argv: Sequence[str]) -> int:
     import jax
     import jax.numpy as jnp
 
-    from jax_interp.models.hf import load
+    from jax_interp.models.hf import load_shapes
     from jax_interp.surgery import survey
 
-    model, _ = load(asked.model)
-    everything = survey(model)(jax.ShapeDtypeStruct((asked.batch, asked.pos), jnp.int32))
+    everything = survey(load_shapes(asked.model))(jax.ShapeDtypeStruct((asked.batch, asked.pos), jnp.int32))
     found = chosen(everything, asked.address)
     if asked.json:
         import json

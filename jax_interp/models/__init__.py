@@ -4,7 +4,7 @@ from jax_interp.models.cache import Cache
 from jax_interp.models.config import Config, Rope, RopeScaling
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.generate import generate, pad_left
-from jax_interp.models.hf import load, save
+from jax_interp.models.hf import load, load_shapes, save
 from jax_interp.models.sampling import Greedy, Sample
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "generate",
     "init",
     "load",
+    "load_shapes",
     "pad_left",
     "save",
 ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
+from small_models import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
 
 from jax_interp.errors import UserError
 from jax_interp.models import Config, Rope, RopeScaling, init

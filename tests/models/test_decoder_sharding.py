@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from small_models import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
 
 from jax_interp.models import Config, Rope, RopeScaling, generate, init, pad_left
 from jax_interp.models.sharding import rules

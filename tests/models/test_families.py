@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import peaky
 from family_cases import CASES
+from small_models import peaky
 
-from jax_interp.models import Config, init
+from jax_interp.models import Config, init, load_shapes
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.families import FAMILIES, family_for
 from jax_interp.models.hf.fill import parameters
@@ -168,3 +169,13 @@ def table() -> str:
 
 def test_the_table_in_the_docs_is_true():
     assert table() in DOC.read_text(), f"docs/models.md should have this table:\n\n{table()}"
+
+
+def test_a_directory_is_known_by_its_config_alone(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [CASES["Qwen 3"][0]], **CASES["Qwen 3"][1]}))
+    for dtype, expected in ((None, jnp.float32), ("bfloat16", jnp.bfloat16)):
+        shapes = load_shapes(tmp_path, dtype=dtype)
+        assert shapes.config == config_of("Qwen 3")
+        assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {expected}
+        found = sites(shapes)(jax.ShapeDtypeStruct((1, 3), jnp.int32))
+        assert found["logits"].shape == (1, 3, 101)

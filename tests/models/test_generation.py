@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, LLAMA_LIKE, peaky
+from small_models import CONFIGS, LLAMA_LIKE, peaky
 
 from jax_interp.errors import UserError
 from jax_interp.models import Cache, Greedy, Sample, generate, init, pad_left

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import peaky
+from small_models import peaky
 
 from jax_interp.errors import UserError
 from jax_interp.models import Config, generate

@@ -5,6 +5,7 @@ Beyond the model itself, host memory holds one tensor: of a stack, one layer's, 
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -97,7 +98,7 @@ def fill(
                 rows = (read(table[p.name], layer, p.shape) for layer in p.layers)
                 leaves.append(_stack(rows, (len(p.layers), *p.shape), dtype, where))
             else:
-                leaves.append(jax.device_put(read(table[p.name], p.layers[0], p.shape), where))
+                leaves.append(_arrived(jax.device_put(read(table[p.name], p.layers[0], p.shape), where)))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
@@ -106,9 +107,19 @@ def _stack(rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: Any, where
     buffer = jnp.zeros(shape, dtype, device=where)
     row_where = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
     for i, row in enumerate(rows):
-        # Waited for: dispatch is asynchronous, and rows would pile up in host memory faster than they are written.
-        buffer = jax.block_until_ready(_put(buffer, jax.device_put(row, row_where), np.int32(i)))
+        buffer = _put(buffer, jax.device_put(row, row_where), np.int32(i))
+        del row
+        _arrived(buffer)
     return buffer
+
+
+def _arrived(array: Array) -> Array:
+    """Wait for it, and let go of what it was made from. Dispatch is asynchronous, and JAX holds on to host arrays until
+    Python next collects garbage: either way tensors would pile up in host memory. The youngest generation is enough.
+    """
+    jax.block_until_ready(array)
+    gc.collect(0)
+    return array
 
 
 @partial(jax.jit, donate_argnums=0)

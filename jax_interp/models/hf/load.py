@@ -7,14 +7,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import DTypeLike
 
 from jax_interp.errors import UserError
-from jax_interp.models.decoder import Decoder
+from jax_interp.models.config import Config
+from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.checkpoint import read_json, stored_tensors
 from jax_interp.models.hf.families import family_of
+from jax_interp.models.hf.family import Family
 from jax_interp.models.hf.fill import fill
 
 if TYPE_CHECKING:
@@ -52,15 +56,38 @@ def load(
     an architecture, an attribute or a tensor that is not understood, and for files that are not what they should be.
     """
     directory = _find(name_or_dir, revision, local_files_only)
+    family, full, _ = _described(directory)
+    config = full if first_n_layers is None else full.first(first_n_layers)
+    model = fill(config, family, stored_tensors(directory), full=full, dtype=dtype, mesh=mesh, stacked=stacked)
+    return model, _tokenizer(directory)
+
+
+def load_shapes(
+    name_or_dir: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: DTypeLike | None = None,
+    stacked: bool = True,
+    local_files_only: bool = False,
+) -> Decoder:
+    """The model as `load` would give it, of shapes and dtypes only: what `sites`, `jax.eval_shape` and a plan of
+    shardings need. Reads (or fetches) `config.json` and nothing else; `dtype` is by default the one named there.
+    """
+    _, config, named = _described(_find(name_or_dir, revision, local_files_only, ("config.json",)))
+    dtype = jnp.dtype(dtype or named or "float32")
+    return jax.eval_shape(lambda: init(config, jax.random.key(0), stacked=stacked, dtype=dtype))
+
+
+def _described(directory: Path) -> tuple[Family, Config, str | None]:
+    """What `config.json` tells: the family, the config, the dtype."""
     values = read_json(directory / "config.json")
     where = str(directory / "config.json")
     family = family_of(values, where)
     attributes = Attributes(values, where)
-    full = family.read(attributes)
+    config = family.read(attributes)
     attributes.close()
-    config = full if first_n_layers is None else full.first(first_n_layers)
-    model = fill(config, family, stored_tensors(directory), full=full, dtype=dtype, mesh=mesh, stacked=stacked)
-    return model, _tokenizer(directory)
+    dtype = values.get("dtype") or values.get("torch_dtype")
+    return family, config, dtype if dtype in ("float16", "bfloat16", "float32", "float64") else None
 
 
 def _tokenizer(directory: Path) -> Tokenizer | None:
@@ -69,7 +96,9 @@ def _tokenizer(directory: Path) -> Tokenizer | None:
     return load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
 
 
-def _find(name_or_dir: str | Path, revision: str | None, local_files_only: bool) -> Path:
+def _find(
+    name_or_dir: str | Path, revision: str | None, local_files_only: bool, patterns: tuple[str, ...] = FILES
+) -> Path:
     """The directory that is meant. A directory that exists goes before a name."""
     name, directory = str(name_or_dir), Path(name_or_dir).expanduser()
     if directory.is_dir() or name in PACKAGED:
@@ -82,7 +111,7 @@ def _find(name_or_dir: str | Path, revision: str | None, local_files_only: bool)
 
     try:
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=list(FILES), local_files_only=local_files_only)
+            snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=local_files_only)
         )
     except Exception as error:  # of many libraries: no network, no such name, no such revision, no permission, no space
         reason = str(error).strip().splitlines() or [type(error).__name__]
