@@ -106,10 +106,8 @@ def _stack(rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: Any, where
     """The rows as one array, each written into the buffer on the device before the next is read."""
     buffer = jnp.zeros(shape, dtype, device=where)
     row_where = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
-    for i, row in enumerate(rows):
-        buffer = _put(buffer, jax.device_put(row, row_where), np.int32(i))
-        del row
-        _arrived(buffer)
+    for i in range(shape[0]):  # no name, and no `enumerate`, keeps a row while the next is read
+        buffer = _arrived(_put(buffer, jax.device_put(next(rows), row_where), np.int32(i)))
     return buffer
 
 
