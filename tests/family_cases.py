@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from jax_interp.models import Config
+from jax_interp.models.hf.attributes import Attributes
+from jax_interp.models.hf.families import FAMILIES
+
 IDS = {"vocab_size": 101, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 LIKE = IDS | {
     "num_hidden_layers": 3,
@@ -61,6 +65,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                  "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     "StableLM, parallel": ("StableLmForCausalLM", GROUPED | {"use_parallel_residual": True}),
 }  # fmt: skip
+
+
+def config_of(case: str) -> Config:
+    """Ours."""
+    architecture, values = CASES[case]
+    family = next(family for family in FAMILIES if family.architecture == architecture)
+    return family.read(Attributes(values, case))
 
 
 def reference(case: str) -> Any:

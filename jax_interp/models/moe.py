@@ -10,6 +10,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from jax_interp.models.config import Config
 from jax_interp.models.layers import Linear, normal
 from jax_interp.models.mlp import ACTIVATIONS
+from jax_interp.models.sharding import like
 from jax_interp.surgery import Site
 
 
@@ -54,9 +55,19 @@ class Experts(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch pos choice d_in"], experts: Int[Array, "batch pos choice"], site: Site
     ) -> Float[Array, "batch pos choice d_out"]:
-        weight, flat = self.weight[...], experts.reshape(-1)
-        order = jnp.argsort(flat)
-        sizes = jnp.bincount(flat, length=weight.shape[0]).astype(jnp.int32)
-        grouped = jax.lax.ragged_dot(x.reshape(-1, x.shape[-1])[order], weight, sizes)
-        back = jnp.argsort(order)
-        return grouped[back].reshape(*x.shape[:-1], weight.shape[-1])
+        apply, rows = _by_expert, like(x)
+        if rows is not None:  # tokens of all rows are sorted together: how is left to the compiler
+            apply = jax.sharding.auto_axes(_by_expert, out_sharding=rows)
+        return apply(x, experts, self.weight[...])
+
+
+def _by_expert(
+    x: Float[Array, "batch pos choice d_in"],
+    experts: Int[Array, "batch pos choice"],
+    weight: Float[Array, "expert d_in d_out"],
+) -> Float[Array, "batch pos choice d_out"]:
+    flat = experts.reshape(-1)
+    order = jnp.argsort(flat)
+    sizes = jnp.bincount(flat, length=weight.shape[0]).astype(jnp.int32)
+    grouped = jax.lax.ragged_dot(x.reshape(-1, x.shape[-1])[order], weight, sizes)
+    return grouped[jnp.argsort(order)].reshape(*x.shape[:-1], weight.shape[-1])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from family_cases import config_of
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from small_models import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
@@ -51,6 +54,22 @@ def test_sharded_is_single_device(model, call, explicit, plan):
     np.testing.assert_allclose(jax.device_get(sharded), logits, atol=1e-5)
     for name in READS:
         np.testing.assert_allclose(jax.device_get(sharded_acts[name]), acts[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])
+@pytest.mark.parametrize("case", ["GPT-J", "Mixtral", "Gemma 3", "OLMo 2"])
+def test_what_is_particular_in_families_is_sharded_too(case, explicit, call):
+    model = peaky(dataclasses.replace(config_of(case), vocab_size=128))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 128, (4, 9)), jnp.int32)
+    loss = lambda model, tokens: jnp.mean(model(tokens) ** 2)
+    logits, gradient = call(model, tokens), jax.jit(jax.grad(loss))(model, tokens)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2, explicit=explicit)
+    with jax.set_mesh(mesh):
+        placed, there = shard(model, rules(model.config), mesh), shard_batch(tokens, mesh)
+        sharded, sharded_gradient = call(placed, there), jax.jit(jax.grad(loss))(placed, there)
+    np.testing.assert_allclose(jax.device_get(sharded), logits, atol=2e-5)
+    for there, here in zip(jax.tree.leaves(sharded_gradient), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(jax.device_get(there), here, atol=1e-4 * float(jnp.max(jnp.abs(here))))
 
 
 @pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from family_cases import CASES
+from family_cases import CASES, config_of
 from small_models import peaky
 
-from jax_interp.models import Config, init, load_shapes
+from jax_interp.models import init, load_shapes
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.families import FAMILIES, family_for
 from jax_interp.models.hf.fill import parameters
@@ -24,11 +24,6 @@ from jax_interp.training.sharding import specs
 
 DOC = Path(__file__).parents[2] / "docs" / "models.md"
 BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES}
-
-
-def config_of(case: str) -> Config:
-    architecture, values = CASES[case]
-    return BY_ARCHITECTURE[architecture].read(Attributes(values, case))
 
 
 @pytest.fixture(scope="module", params=CASES)
