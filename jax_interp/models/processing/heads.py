@@ -27,9 +27,9 @@ def fold_value_bias(model: Decoder) -> Decoder:
 
     def fold(attn: Attention) -> None:
         with_bias(attn.o)
-        value = wide(attn.v.bias).reshape(kv_heads, d_head)
-        value = jnp.repeat(value, heads // kv_heads, axis=0).reshape(-1, 1)
-        attn.o.bias = put(attn.o.bias, wide(attn.o.bias) + jnp.sum(value * wide(attn.o.weight), axis=0))
+        value = wide(attn.v.bias).reshape(kv_heads, 1, d_head, 1)
+        out = wide(attn.o.weight).reshape(kv_heads, heads // kv_heads, d_head, -1)
+        attn.o.bias = put(attn.o.bias, wide(attn.o.bias) + jnp.sum(value * out, axis=(0, 1, 2)))
         attn.v.bias = put(attn.v.bias, jnp.zeros_like(wide(attn.v.bias)))
 
     each_block(model, lambda block: fold(block.attn))

@@ -65,7 +65,7 @@ def _fold_block(block: Block, config: Config) -> None:
         _fold(block.ln1, attention, drop=drop)
         _fold(block.ln2, network, drop=drop)
     if isinstance(block.mlp, MLP):
-        _fold(block.mlp.ln, [block.mlp.down], drop=False)
+        _fold(block.mlp.ln, [block.mlp.down], drop=drop)
         linears = [*network, block.mlp.down]
         if any(linear.bias is not None for linear in linears):  # the config says it of all three at once
             for linear in linears:
@@ -90,7 +90,7 @@ def _fold(norm: LayerNorm | RMSNorm | None, readers: list[Any], *, drop: bool) -
             with_bias(reader)
             reader.bias = put(reader.bias, wide(reader.bias) + jnp.sum(weight * shift[:, None], axis=-2))
         if norm.weight is not None:
-            weight = weight * scale(norm)[:, None]
+            weight = weight * jnp.expand_dims(scale(norm), (*range(weight.ndim - 2), -1))  # experts have an axis more
         reader.weight = put(reader.weight, weight - mean(weight, -2) if isinstance(norm, LayerNorm) else weight)
     if drop:
         norm.weight = nnx.static(None)

@@ -42,14 +42,16 @@ def each_block(model: Decoder, change: Callable[[Block], Any]) -> None:
             changed(segment)
 
 
-def wide(parameter: nnx.Param) -> Array:
+def wide(parameter: nnx.Param | None) -> Array:
     """Its values in float32 at least, in which all processing is done."""
+    assert parameter is not None
     value = parameter[...]
     return value if jnp.finfo(value.dtype).bits >= 32 else value.astype(jnp.float32)
 
 
-def put(parameter: nnx.Param, value: Array) -> nnx.Param:
+def put(parameter: nnx.Param | None, value: Array) -> nnx.Param:
     """A parameter with another value, of the old one's dtype."""
+    assert parameter is not None
     return nnx.Param(value.astype(parameter[...].dtype))
 
 
