@@ -147,7 +147,7 @@ def test_an_entropy_neuron_moves_no_token_against_another(call):
     columns[4] = columns[9]
     model.unembed.weight[...] = jnp.asarray(columns / np.asarray(model.ln_final.weight[...])[:, None])
     down = model.blocks[0].block.mlp.down
-    down.weight[...] = down.weight[...].at[2, 5].set(200 * hidden)
+    down.weight[...] = down.weight[...].at[2, 5].set(1000 * hidden)
     model.ln_final.bias[...] = jnp.zeros(32)  # what it adds to the logits is not scaled
     found = analysis.neuron_statistics(model, null_dims=2)
     np.testing.assert_allclose(found.null_fraction[2, 5], 1, atol=1e-3)
