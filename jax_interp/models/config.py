@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -194,7 +195,13 @@ class Config:
         """The config of the first layers alone. Raises `UserError` where there are not as many."""
         if not 1 <= n_layers <= self.n_layers:
             raise UserError(f"first_n_layers={n_layers}: the model has {self.n_layers}")
-        return replace(self, n_layers=n_layers, sliding=self.sliding[:n_layers])
+        return self.of_layers(range(n_layers))
+
+    def of_layers(self, layers: Sequence[int]) -> Config:
+        """The config of these layers in this order: what it says of a layer goes along with it."""
+        return replace(
+            self, n_layers=len(layers), sliding=tuple(self.slides[i] for i in layers) if self.sliding else ()
+        )
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

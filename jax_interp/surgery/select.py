@@ -4,17 +4,21 @@ A Flax NNX module is a pytree, so penzai's `pz.select` works on it as it is. The
 anything else, `select(model)` is penzai's own selection (`.at_instances_of(cls)`, `.where(...)`, `.apply`, `.set`).
 
 In a model whose blocks are stacked, a part of the stacked block is that part in all its layers at once (its arrays
-carry a leading layer axis); `replan(model, unroll=...)` gives a layer a block of its own first.
+carry a leading layer axis); `replace_each` changes one layer's at a time, and `replan(model, unroll=...)` gives a layer
+a block of its own first. docs/surgery-recipes.md has whole examples.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from jax_interp.errors import UserError
-from jax_interp.surgery.stack import Stack, depth_of
+from jax_interp.surgery.stack import Stack, depth_of, replan
 
 
 class SelectionError(UserError, LookupError):
@@ -46,17 +50,82 @@ def replace(model: Any, what: type | str, fn: Callable[[Any], Any]) -> Any:
     return select(model).at(lambda root: tuple(_walk(root, place) for place in places), multiple=True).apply(fn)
 
 
+def replace_each(model: Any, path: str, fn: Callable[..., Any], *values: Any) -> Any:
+    """The model with the part at `path` (`"blocks.*.attn.q"`) of every layer replaced by `fn(part, *values[layer])`.
+
+    `fn` sees one layer's part in whatever layout the model has: a stack's are mapped over by `jax.vmap`. `values` are
+    pytrees of arrays `[layer, ...]`: random keys, scales, the weights of what is put in.
+    """
+    if not path.startswith("blocks.*."):
+        raise SelectionError(f"{path!r}: replace_each changes a part of every block, 'blocks.*.mlp'")
+    depth = depth_of(model.blocks)
+    for leaf in jax.tree.leaves(values):
+        if not jnp.ndim(leaf) or leaf.shape[0] != depth:
+            raise SelectionError(
+                f"{path!r}: values have a leading axis over the model's {depth} layers, got {jnp.shape(leaf)}"
+            )
+    first = 0
+    for place, segment in zip(_places(model, path), model.blocks, strict=True):
+        stretch = segment.depth if isinstance(segment, Stack) else None
+        model = _replace_one(model, place, fn, values, first if stretch is None else slice(first, first + stretch))
+        first += stretch or 1
+    return model
+
+
+def _replace_one(model: Any, place: tuple, fn: Callable[..., Any], values: tuple, layers: int | slice) -> Any:
+    """One segment's part replaced, with the values of one layer, or of the layers of a stack."""
+    mine = jax.tree.map(lambda leaf: leaf[layers], values)
+    change = jax.vmap(fn) if isinstance(layers, slice) else fn
+    return select(model).at(lambda root: _walk(root, place)).apply(lambda part: change(part, *mine))
+
+
+def split(model: Any, what: type) -> tuple[Any, Any]:
+    """The model's parts of one class, and the rest of it: two pytrees whose leaves together are the model's.
+
+    Differentiate with respect to the first, give an optimizer the first; `join` puts them together again:
+
+        chosen, rest = split(model, LowRank)
+        grads = jax.grad(lambda chosen: loss(join(chosen, rest)))(chosen)
+    """
+    selection = select(model).at_instances_of(what)
+    if selection.count() == 0:
+        raise SelectionError(f"the model has no part of class {what.__name__} to split off")
+    return selection.partition()
+
+
+def join(*parts: Any) -> Any:
+    """The model again, of what `split` made of it."""
+    from penzai import pz
+
+    return pz.combine(*parts)
+
+
+def arrange(model: Any, layers: Sequence[int]) -> Any:
+    """The model made of these of its blocks in this order: `[0, 2, 1, 3]` swaps two, `[0, 1, 1, 2]` runs one twice.
+
+    Neighbours of one structure are stacked. A model's `config` that has `of_layers` says of each layer (the kind of
+    its attention) what it said before. Costs a copy of the blocks.
+    """
+    depth = depth_of(model.blocks)
+    for layer in layers:
+        if not -depth <= layer < depth:
+            raise SelectionError(f"there is no block {layer}: this model has blocks.0 to blocks.{depth - 1}")
+    if not layers:
+        raise SelectionError("a model of no blocks: name at least one layer")
+    order = [layer % depth for layer in layers]
+    apart = replan(model, "*")
+    apart.blocks = type(apart.blocks)([apart.blocks[layer] for layer in order])
+    if hasattr(getattr(model, "config", None), "of_layers"):
+        apart.config = model.config.of_layers(order)
+    return replan(apart)
+
+
 def skip_block(model: Any, layer: int) -> Any:
     """The model without block `layer`: later layers move down by one."""
-    from jax_interp.surgery.stack import replan
-
-    apart = replan(model, "*")
-    depth = depth_of(apart.blocks)
+    depth = depth_of(model.blocks)
     if not -depth <= layer < depth:
         raise SelectionError(f"there is no block {layer} to skip: this model has blocks.0 to blocks.{depth - 1}")
-    kept = [block for i, block in enumerate(apart.blocks) if i != layer % depth]
-    apart.blocks = type(model.blocks)(kept)
-    return replan(apart)
+    return arrange(model, [i for i in range(depth) if i != layer % depth])
 
 
 def _places(model: Any, path: str) -> list[tuple[str | int, ...]]:

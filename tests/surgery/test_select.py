@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jax_interp.models.decoder import init
+from jax_interp.models.frozen_norm import FrozenNorm
 from jax_interp.models.layers import Linear
 from jax_interp.models.mlp import MLP
 from jax_interp.surgery import Zero, at, depth_of, edit, read, replan
-from jax_interp.surgery.select import SelectionError, replace, select, skip_block
+from jax_interp.surgery.lora import LoRA, LowRank
+from jax_interp.surgery.select import SelectionError, arrange, join, replace, replace_each, select, skip_block, split
 
 call = jax.jit(lambda f, *args: f(*args))
 
@@ -35,33 +40,96 @@ def test_one_layer_is_replaced_where_it_is_unrolled(base, tokens):
     chex.assert_trees_all_equal(call(apart, tokens), call(base, tokens))
 
 
-class LoRA(nnx.Module):
-    """A Linear plus a low-rank product, which names its own value."""
-
-    def __init__(self, linear, key, rank=2):
-        d_in, d_out = linear.weight[...].shape
-        self.linear = linear
-        self.a = nnx.Param(jax.random.normal(key, (d_in, rank)) / 8)
-        self.b = nnx.Param(jnp.zeros((rank, d_out)))
-
-    def __call__(self, x, site, *args):
-        inner = site("low_rank", x @ self.a[...], "batch pos rank")
-        return self.linear(x, site, *args) + inner @ self.b[...]
+def with_lora(model):
+    keys = jax.random.split(jax.random.key(0), depth_of(model.blocks))
+    for name in ("q", "o"):
+        model = replace_each(model, f"blocks.*.attn.{name}", lambda linear, key: LoRA(linear, key, rank=2), keys)
+    return model
 
 
-def test_lora_on_every_query_projection_is_neutral_then_trained_alone(base, tokens):
-    wrap = jax.vmap(lambda linear, key: LoRA(linear, key))
-    keys = jax.random.split(jax.random.key(0), depth_of(base.blocks))
-    adapted = replace(base, "blocks.*.attn.q", lambda linear: wrap(linear, keys))
-    chex.assert_trees_all_close(call(adapted, tokens), call(base, tokens), rtol=1e-6, atol=1e-6)
-    _, acts = call(read(adapted, "blocks.*.attn.q.low_rank"), tokens)
-    chex.assert_shape(acts["blocks.*.attn.q.low_rank"], (depth_of(base.blocks), *tokens.shape, 2))
-    selection = select(adapted).at_instances_of(LoRA)
-    assert selection.count() == 1, "one stacked part stands for all layers"
-    grads = jax.jit(jax.grad(lambda m: jnp.sum(m(tokens)[..., 3])))(adapted)
-    lora = select(grads).at_instances_of(LoRA).get()
-    assert jnp.any(lora.b[...])
-    assert not jnp.any(lora.a[...]), "its other factor is zero"
+def test_lora_is_neutral_as_it_is_made_and_the_same_in_every_layout(model, base, tokens):
+    adapted = with_lora(model)
+    chex.assert_trees_all_equal(call(adapted, tokens), call(model, tokens))
+    name = "blocks.*.attn.q.low_rank"
+    _, acts = call(read(adapted, name), tokens)
+    chex.assert_shape(acts[name], (depth_of(base.blocks), *tokens.shape, 2))
+    chex.assert_trees_all_close(acts[name], call(read(with_lora(base), name), tokens)[1][name], rtol=1e-5, atol=1e-5)
+    count = select(adapted).at_instances_of(LoRA).count()
+    assert count == 2 * len(model.blocks), "one part stands for all layers of a stack"
+
+
+def test_what_is_split_off_is_differentiated_alone_and_joined_again(base, tokens):
+    chosen, rest = split(with_lora(base), LowRank)
+    assert sum(leaf.size for leaf in jax.tree.leaves(chosen)) == 6 * 2 * 2 * (64 + 64)
+    grads = jax.jit(jax.grad(lambda chosen: jnp.sum(join(chosen, rest)(tokens)[..., 3])))(chosen)
+    q = grads.blocks[0].block.attn.q.low_rank
+    assert jnp.any(q.b[...])
+    assert not jnp.any(q.a[...]), "its other factor is zero"
+    trained = join(jax.tree.map(lambda p, g: p + 0.1 * g, chosen, grads), rest)
+    merged = replace(trained, LoRA, lambda lora: lora.merged())
+    chex.assert_trees_all_close(call(merged, tokens), call(trained, tokens), rtol=1e-4, atol=1e-4)
+    assert jax.tree.structure(merged) == jax.tree.structure(base)
+    with pytest.raises(SelectionError, match="no part of class LowRank"):
+        split(base, LowRank)
+
+
+def test_each_layer_gets_values_of_its_own(model, base, tokens):
+    factors = jnp.arange(1.0, 1 + depth_of(base.blocks))
+
+    def scaled(mlp, factor):
+        return jax.tree.map(lambda leaf: leaf * factor, mlp)
+
+    got = replace_each(model, "blocks.*.mlp", scaled, factors)
+    for layer in (0, 4):
+        want = base.blocks[0].block.mlp.up.weight[layer] * factors[layer]
+        part = replan(got, "*").blocks[layer].mlp.up.weight[...]
+        chex.assert_trees_all_equal(part, want)
+    with pytest.raises(SelectionError, match="leading axis over the model's 6 layers"):
+        replace_each(model, "blocks.*.mlp", scaled, factors[:3])
+    with pytest.raises(SelectionError, match="a part of every block"):
+        replace_each(model, "blocks.2.mlp", scaled, factors)
+
+
+def test_blocks_swapped_and_run_twice(model, base, tokens):
+    order = [0, 1, 3, 2, -1, 1]
+    arranged = arrange(model, order)
+    assert arranged.config.n_layers == 6
+    apart = replan(base, "*").blocks
+    rebuilt = replan(base, "*")
+    rebuilt.blocks = nnx.List([apart[i] for i in order])
+    chex.assert_trees_all_close(call(arranged, tokens), call(rebuilt, tokens), rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal(arrange(base, range(6)), base)
+    with pytest.raises(SelectionError, match="no block 6"):
+        arrange(base, [6])
+    with pytest.raises(SelectionError, match="no blocks"):
+        arrange(base, [])
+
+
+def test_the_kind_of_a_layers_attention_goes_along_with_it(base, tokens):
+    config = dataclasses.replace(base.config, window=3, sliding=(True, False, True, False, True, False))
+    alternating = replan(base)
+    alternating.config = config
+    shorter = skip_block(alternating, 1)
+    assert shorter.config.sliding == (True, True, False, True, False)
+    both = edit(alternating, at("blocks.1.attn_out", Zero()), at("blocks.1.mlp_out", Zero()))
+    chex.assert_trees_all_close(call(shorter, tokens), call(both, tokens), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_a_frozen_norm_at_its_own_denominator_is_the_norm(kind, base, tokens):
+    config = dataclasses.replace(base.config, n_layers=2, norm=kind, norm_offset=kind == "rmsnorm")
+    noise = jax.random.normal(jax.random.key(2), (64,))
+    model = init(config, jax.random.key(0))
+    model = jax.tree.map(lambda w: w + 0.1 * jnp.broadcast_to(noise, w.shape) if w.shape[-1] == 64 else w, model)
+    one = tokens[:1, :1]  # one token has one denominator
+    _, acts = call(read(model, "blocks.*.ln1.scale"), one)
+    frozen = replace_each(model, "blocks.*.ln1", FrozenNorm, acts["blocks.*.ln1.scale"][:, 0, 0, 0])
+    chex.assert_trees_all_close(call(frozen, one), call(model, one), rtol=1e-5, atol=1e-5)
+    x, y = jax.random.normal(jax.random.key(3), (2, 1, 4, 64))
+    norm = replan(frozen, "*").blocks[1].ln1
+    f = lambda x: norm(x, lambda name, value, axes: value)
+    chex.assert_trees_all_close(f(x + y) + f(0 * x), f(x) + f(y), rtol=1e-4, atol=1e-4)
+    assert not jnp.any(jax.grad(lambda n: jnp.sum(n(x, lambda name, value, axes: value)))(norm).scale)
 
 
 def test_a_class_or_path_that_selects_nothing_says_what_there_is(base):

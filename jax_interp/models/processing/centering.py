@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jax_interp.errors import UserError
 from jax_interp.models.block import Block
 from jax_interp.models.decoder import Decoder
@@ -61,7 +63,7 @@ def center_unembed(model: Decoder) -> Decoder:
 
 
 def _center_block(block: Block) -> None:
-    writers = [block.attn.o] + ([] if block.mlp is None else [block.mlp.down])
+    writers: list[Any] = [block.attn.o] + ([] if block.mlp is None else [block.mlp.down])
     for writer in writers:
         writer.weight = put(writer.weight, wide(writer.weight) - mean(wide(writer.weight), -1))
         bias = getattr(writer, "bias", None)  # experts have none
