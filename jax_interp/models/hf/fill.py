@@ -83,6 +83,7 @@ def fill(
     if dtype is None:  # a file of several dtypes loads in the one that holds them all, however strict promotion is set
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.result_type(*{DTYPES[stored[name].dtype] for name in used})
+    dtype = _known(dtype)
 
     def read(tensor: Tensor, layer: int, shape: tuple[int, ...]) -> np.ndarray:
         window = tensor.window(shape)
@@ -123,6 +124,17 @@ def _arrived(array: Array) -> Array:
 @partial(jax.jit, donate_argnums=0)
 def _put(buffer: Array, row: Array, i: Array) -> Array:
     return jax.lax.dynamic_update_index_in_dim(buffer, row, i, axis=0)
+
+
+def _known(dtype: DTypeLike) -> np.dtype:
+    names = [jnp.dtype(known).name for known in DTYPES.values()]
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in names:
+        raise UserError(f"dtype={dtype!r}: a model's parameters are {', '.join(names)}")
+    return found
 
 
 def _check(

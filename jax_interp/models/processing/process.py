@@ -18,7 +18,7 @@ def process(model: Decoder, *, factor_attention: bool = False) -> Decoder:
     raises. Another selection is a composition of the functions.
 
     All of them compute in float32 at least and round to the model's dtype at their end. A processed model is no longer
-    one of its family: `save` refuses it.
+    one of its family: `save` writes it in TransformerLens's layout where that has such a model, and otherwise refuses.
     """
     config = model.config
     if config.norm != "none":
