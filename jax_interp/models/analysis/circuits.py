@@ -28,22 +28,37 @@ def QK(model: Any) -> FactoredMatrix:
     return FactoredMatrix(W_Q(model), jnp.swapaxes(W_K(model), -1, -2))
 
 
-def full_OV(model: Any, layer: int, head: int) -> FactoredMatrix:
-    """`W_E W_V W_O W_U` of one head, `[vocab, vocab]`: what attending to a token (row) adds to the logits."""
-    return W_E(model) @ OV(model)[layer, head] @ W_U(model)
+def full_OV(
+    model: Any, layer: int, head: int, embedding: Float[Array, "vocab d_model"] | None = None
+) -> FactoredMatrix:
+    """`W_E W_V W_O W_U` of one head, `[vocab, vocab]`: what attending to a token (row) adds to the logits.
+
+    Later layers do not read W_E, as the first MLP often rewrites it: `embedding` is what tokens are to the head
+    instead, such as the stream after block 0 of every token by itself. The same in the functions below.
+    """
+    return _embedding(model, embedding) @ OV(model)[layer, head] @ W_U(model)
 
 
-def full_QK(model: Any, layer: int, head: int) -> FactoredMatrix:
+def full_QK(
+    model: Any, layer: int, head: int, embedding: Float[Array, "vocab d_model"] | None = None
+) -> FactoredMatrix:
     """`W_E W_Q W_Kᵀ W_Eᵀ` of one head, `[vocab, vocab]`: the score of a token as query (row) for another as key."""
-    return W_E(model) @ QK(model)[layer, head] @ W_E(model).T
+    tokens = _embedding(model, embedding)
+    return tokens @ QK(model)[layer, head] @ tokens.T
 
 
-def eigen_copying_score(model: Any) -> Float[Array, "layer head"]:
+def eigen_copying_score(
+    model: Any, embedding: Float[Array, "vocab d_model"] | None = None
+) -> Float[Array, "layer head"]:
     """`Σ λ / Σ |λ|` over the eigenvalues of each head's full OV circuit: 1 where every direction of token space raises
     its own logits (copying), -1 where it lowers them (Elhage et al. 2021, "Detecting copying behavior").
 
     The eigenvalues are those of `W_O W_U W_E W_V`, d_head square. Nonsymmetric eigenvalues: on CPU.
     """
-    inside = wide(W_U(model)) @ wide(W_E(model))
+    inside = wide(W_U(model)) @ wide(_embedding(model, embedding))
     values = FactoredMatrix(jnp.einsum("de,lhek->lhdk", inside, wide(W_V(model))), wide(W_O(model))).eigenvalues
     return jnp.real(jnp.sum(values, axis=-1)) / jnp.sum(jnp.abs(values), axis=-1)
+
+
+def _embedding(model: Any, given: Float[Array, "vocab d_model"] | None) -> Float[Array, "vocab d_model"]:
+    return W_E(model) if given is None else given

@@ -72,6 +72,9 @@ def test_copying_score_of_a_head_that_copies_is_one():
         block.attn.v.weight[...] = jnp.eye(32)[None]
         block.attn.o.weight[...] = sign * jnp.eye(32)[None]
         np.testing.assert_allclose(analysis.eigen_copying_score(model), [[sign]], atol=1e-4)
+        negative = -analysis.W_E(model)  # had the head been given tokens with the other sign, the opposite
+        np.testing.assert_allclose(analysis.eigen_copying_score(model, negative), [[-sign]], atol=1e-4)
+        np.testing.assert_allclose(analysis.full_OV(model, 0, 0, negative).AB, -analysis.full_OV(model, 0, 0).AB)
 
 
 @pytest.mark.parametrize("mode", ["Q", "K", "V"])
