@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -12,7 +13,7 @@ import pytest
 from small_models import GPT2_LIKE, LLAMA_LIKE, peaky
 
 from jax_interp.errors import UserError
-from jax_interp.models import Rope, init
+from jax_interp.models import Rope, init, load, save
 from jax_interp.models.processing import (
     center_unembed,
     center_writing_weights,
@@ -57,32 +58,40 @@ SHAPES = {
     "mixtral": dataclasses.replace(LLAMA_LIKE, n_experts=4),
 }
 LAYOUTS = {"stacked": (), "unrolled": "*", "mixed": "1"}
-AFTER_LAYERNORM = [name for name in SHAPES if SHAPES[name].norm == "layernorm"]
-LEARNED_OR_ALIBI = [name for name in SHAPES if SHAPES[name].positions != "rotary"]
+AFTER_LAYERNORM = ["gpt2", "gptj: one norm for both", "stablelm: LayerNorm, gated, no biases"]
+WITHOUT_ROTATION = ["gpt2", "alibi"]
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 61, (2, 9)), jnp.int32)
 call = jax.jit(lambda model, *args: model(*args))
 
 
-@pytest.fixture(scope="module", params=SHAPES)
-def raw(request):
-    return peaky(SHAPES[request.param])
+@functools.cache
+def raw_model(name):
+    return peaky(SHAPES[name])
 
 
-def same_logits(processed, raw, tokens, atol=5e-5):
-    np.testing.assert_allclose(call(processed, tokens), call(raw, tokens), atol=atol)
+@functools.cache
+def raw_logits(name):
+    return call(raw_model(name), TOKENS)
 
 
-def same_predictions(processed, raw, tokens, atol=5e-5):
-    ours, theirs = (jax.nn.log_softmax(call(model, tokens)) for model in (processed, raw))
-    np.testing.assert_allclose(ours, theirs, atol=atol)
+def same_logits(processed, name):
+    np.testing.assert_allclose(call(processed, TOKENS), raw_logits(name), atol=5e-5)
+
+
+def same_predictions(processed, name):
+    ours, theirs = (jax.nn.log_softmax(logits) for logits in (call(processed, TOKENS), raw_logits(name)))
+    np.testing.assert_allclose(ours, theirs, atol=5e-5)
 
 
 def blocks(model):
     return [b for s in model.blocks for b in (s.unstack() if isinstance(s, Stack) else [s])]
 
 
-def test_folded_norms_change_no_logit(raw, tokens):
+@pytest.mark.parametrize("name", SHAPES)
+def test_folded_norms_change_no_logit(name):
+    raw = raw_model(name)
     folded = fold_layernorm(raw)
-    same_logits(folded, raw, tokens)
+    same_logits(folded, name)
     assert folded.config.tied_embedding is False
     places = raw.config.norm_places
     assert folded.config.norm_affine == (places != "before")
@@ -99,51 +108,55 @@ def test_folded_norms_change_no_logit(raw, tokens):
 
 
 @pytest.mark.parametrize("name", AFTER_LAYERNORM)
-def test_a_centred_stream_changes_no_logit(name, tokens):
-    raw = peaky(SHAPES[name])
+def test_a_centred_stream_changes_no_logit(name):
+    raw = raw_model(name)
     centred = center_writing_weights(raw)
-    same_logits(centred, raw, tokens)
-    _, acts = call(read(centred, "blocks.*.resid_pre", "blocks.*.attn_out", "blocks.-1.resid_post"), tokens)
+    same_logits(centred, name)
+    _, acts = call(read(centred, "blocks.*.resid_pre", "blocks.*.attn_out", "blocks.-1.resid_post"), TOKENS)
     for value in acts.values():
         np.testing.assert_allclose(jnp.mean(value, axis=-1), 0, atol=1e-5)
-    before, after = (call(read(model, "ln_final.normalized"), tokens)[1] for model in (raw, centred))
+    before, after = (call(read(model, "ln_final.normalized"), TOKENS)[1] for model in (raw, centred))
     chex.assert_trees_all_close(before["ln_final.normalized"], after["ln_final.normalized"], atol=1e-5)
 
 
-def test_centred_logits_predict_the_same(raw, tokens):
+@pytest.mark.parametrize("name", ["gpt2 untied, head with a bias", "llama", "gemma2"])
+def test_centred_logits_predict_the_same(name):
+    raw = raw_model(name)
     if raw.config.logit_softcap:
         with pytest.raises(UserError, match=r"caps its logits \(logit_softcap=10.0\).*Leave this step out"):
             center_unembed(raw)
         return
     centred = center_unembed(raw)
-    same_predictions(centred, raw, tokens)
-    np.testing.assert_allclose(jnp.mean(call(centred, tokens), axis=-1), 0, atol=1e-5)
+    same_predictions(centred, name)
+    np.testing.assert_allclose(jnp.mean(call(centred, TOKENS), axis=-1), 0, atol=1e-5)
 
 
-def test_folded_value_biases_change_no_logit_and_what_ablation_does(raw, tokens):
+@pytest.mark.parametrize("name", ["gpt2", "qwen: biases of values, grouped", "llama"])
+def test_folded_value_biases_change_no_logit_and_what_ablation_does(name):
+    raw = raw_model(name)
     folded = fold_value_bias(raw)
-    same_logits(folded, raw, tokens)
+    same_logits(folded, name)
     if not raw.config.qkv_bias:
         chex.assert_trees_all_equal(folded, raw)
         return
     assert folded.config.out_bias
     assert not any(jnp.any(block.attn.v.bias[...]) for block in blocks(folded))
     ablate = at("blocks.1.attn.v", Zero(), head=0)
-    before, after = (call(edit(model, ablate), tokens) for model in (raw, folded))
+    before, after = (call(edit(model, ablate), TOKENS) for model in (raw, folded))
     assert jnp.max(jnp.abs(before - after)) > 0.01, "zero now leaves the bias's part in the layer"
     bias = blocks(raw)[1].attn.v.bias[...].reshape(1, 1, raw.config.n_kv_heads, -1)
-    bias = jnp.broadcast_to(bias, (*tokens.shape, *bias.shape[2:]))
-    kept = call(edit(raw, at("blocks.1.attn.v", Replace(bias), head=0)), tokens)
+    bias = jnp.broadcast_to(bias, (*TOKENS.shape, *bias.shape[2:]))
+    kept = call(edit(raw, at("blocks.1.attn.v", Replace(bias), head=0)), TOKENS)
     np.testing.assert_allclose(kept, after, atol=5e-5)
 
 
-@pytest.mark.parametrize("name", LEARNED_OR_ALIBI)
-def test_factored_heads_change_no_logit(name, tokens):
-    raw = peaky(SHAPES[name])
+@pytest.mark.parametrize("name", WITHOUT_ROTATION)
+def test_factored_heads_change_no_logit(name):
+    raw = raw_model(name)
     factored = factor_attention(raw)
-    same_logits(factored, raw, tokens)
+    same_logits(factored, name)
     names = ("blocks.*.attn.pattern", "blocks.*.attn.result", "blocks.*.attn.z")
-    (_, before), (_, after) = (call(read(model, *names), tokens) for model in (fold_value_bias(raw), factored))
+    (_, before), (_, after) = (call(read(model, *names), TOKENS) for model in (fold_value_bias(raw), factored))
     np.testing.assert_allclose(before[names[0]], after[names[0]], atol=1e-5)
     np.testing.assert_allclose(before[names[1]], after[names[1]], atol=5e-5)
     norm = lambda x: jnp.linalg.norm(x, axis=-1)
@@ -161,12 +174,11 @@ LAID = [(name, layout) for name in SHAPES for layout in LAYOUTS if layout == "st
 
 
 @pytest.mark.parametrize(("name", "layout"), LAID)
-def test_all_of_it_in_every_layout_is_a_model_of_its_config(name, layout, tokens):
-    raw = peaky(SHAPES[name])
-    laid = replan(raw, LAYOUTS[layout])
+def test_all_of_it_in_every_layout_is_a_model_of_its_config(name, layout):
+    laid = replan(raw_model(name), LAYOUTS[layout])
     before = flatten(laid)
     processed = process(laid)
-    same_predictions(processed, raw, tokens)
+    same_predictions(processed, name)
     assert all(leaf is before[name] for name, leaf in flatten(laid).items()), "the model that was given is as it was"
     if layout != "mixed":
         made = jax.eval_shape(lambda key: init(processed.config, key, stacked=layout == "stacked"), jax.random.key(0))
@@ -174,16 +186,16 @@ def test_all_of_it_in_every_layout_is_a_model_of_its_config(name, layout, tokens
         chex.assert_trees_all_equal_shapes_and_dtypes(processed, made)
 
 
-def test_it_compiles_and_keeps_the_dtype(tokens):
+def test_it_compiles_and_keeps_the_dtype():
     model = peaky(GPT2_LIKE, dtype=jnp.bfloat16)
     processed = jax.jit(process)(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(processed)} == {jnp.dtype(jnp.bfloat16)}
-    ours, theirs = (jax.nn.log_softmax(call(m, tokens).astype(jnp.float32)) for m in (processed, model))
+    ours, theirs = (jax.nn.log_softmax(call(m, TOKENS).astype(jnp.float32)) for m in (processed, model))
     assert jnp.mean(jnp.abs(ours - theirs)) < 0.02 * jnp.mean(jnp.abs(theirs))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_processing_a_sharded_model(name, tokens):
+def test_processing_a_sharded_model(name):
     model = peaky(SHAPES[name])
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
@@ -192,7 +204,7 @@ def test_processing_a_sharded_model(name, tokens):
     chex.assert_trees_all_close(jax.device_get(processed), jax.device_get(process(model)), atol=1e-5)
 
 
-def test_folding_twice_changes_nothing(tokens):
+def test_folding_twice_changes_nothing():
     once = process(peaky(GPT2_LIKE))
     chex.assert_trees_all_close(process(once), once, atol=1e-6)
 
@@ -226,3 +238,12 @@ def test_what_a_step_needs_is_said(step, config, message):
 def test_a_model_under_surgery_is_not_processed():
     with pytest.raises(UserError, match="process the model first, then read and edit it"):
         process(edit(peaky(GPT2_LIKE), at("blocks.0.attn_out", Zero())))
+
+
+def test_a_processed_gpt2_is_saved_in_the_layout_that_has_such_models(tmp_path):
+    processed = process(raw_model("gpt2"))
+    back, _ = load(save(processed, tmp_path / "m"))
+    assert back.config == processed.config
+    chex.assert_trees_all_equal(back, processed)
+    with pytest.raises(UserError, match="none of the families"):
+        save(process(raw_model("llama")), tmp_path / "n")
