@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from jax_interp.errors import UserError
 from jax_interp.models.analysis.decomposition import get_full_resid_decomposition
 from jax_interp.models.analysis.frozen_norm import norm_into
-from jax_interp.models.analysis.parts import Parts, Pos, concatenate, each, over, wide
+from jax_interp.models.analysis.parts import Parts, Pos, concatenate, drops_axis, each, over, wide
 from jax_interp.models.analysis.residual import decompose_resid
 from jax_interp.models.analysis.weights import W_U, b_U, decoder
 from jax_interp.surgery import Activations
@@ -33,8 +33,7 @@ def logit_directions(
     or one for each position `[batch, pos]`. Needs `ln_final.scale`.
     """
     norm = norm_into(model, acts, pos=pos)
-    direction = norm.pull(_columns(model, tokens, incorrect_tokens, ndim=2 if isinstance(pos, int) else 3))
-    return direction
+    return norm.pull(_columns(model, tokens, incorrect_tokens, ndim=2 if drops_axis(pos) else 3))
 
 
 def logit_attrs(

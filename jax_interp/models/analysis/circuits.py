@@ -53,7 +53,7 @@ def eigen_copying_score(
     """`Σ λ / Σ |λ|` over the eigenvalues of each head's full OV circuit: 1 where every direction of token space raises
     its own logits (copying), -1 where it lowers them (Elhage et al. 2021, "Detecting copying behavior").
 
-    The eigenvalues are those of `W_O W_U W_E W_V`, d_head square. Nonsymmetric eigenvalues: on CPU.
+    The eigenvalues are those of `W_O W_U W_E W_V`, d_head square.
     """
     inside = wide(W_U(model)) @ wide(_embedding(model, embedding))
     values = FactoredMatrix(jnp.einsum("de,lhek->lhdk", inside, wide(W_V(model))), wide(W_O(model))).eigenvalues

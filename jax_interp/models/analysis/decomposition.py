@@ -119,7 +119,7 @@ def accumulated_bias(
         raise UserError("norms stand between this model's biases and its stream: what they add depends on the position")
     n = up_to(model, layer, mlp_input)
     total = jnp.sum(wide(b_O(model)[: n + mlp_input]), axis=0)
-    if not config.d_mlp or not include_mlp_biases:
+    if not config.d_mlp or config.n_experts or not include_mlp_biases:
         return total
     return total + jnp.sum(wide(b_out(model)[:n]), axis=0)
 

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 from jax_interp.errors import UserError
 from jax_interp.surgery import Activations, AddressError
 
-Pos = int | slice | Int[Array, "pos"] | None
-"""Which positions: an index drops the axis, a slice or an array of indices keeps it, None takes all."""
+Pos = int | slice | Int[Array, ""] | Int[Array, "pos"] | None
+"""Which positions: an index (which may be data) drops the axis, a slice or several indices keep it, None takes all."""
 
 
 @jax.tree_util.register_dataclass
@@ -84,6 +84,11 @@ def at_pos(x: Array, pos: Pos, axis: int) -> Array:
     if isinstance(pos, slice):
         return x[(slice(None),) * axis + (pos,)]
     return x.at[(slice(None),) * axis + (jnp.asarray(pos),)].get(mode="fill", fill_value=jnp.nan)
+
+
+def drops_axis(pos: Pos) -> bool:
+    """Whether `at_pos` leaves no position axis."""
+    return pos is not None and not isinstance(pos, slice) and jnp.ndim(pos) == 0
 
 
 def over(x: Array, ndim: int) -> Array:

@@ -125,11 +125,11 @@ def W_out(model: Any) -> Float[Array, "layer d_mlp d_model"]:
 
 
 def b_in(model: Any) -> Float[Array, "layer d_mlp"]:
-    return by_layer(_with_mlp(model), lambda block: _bias(block.mlp.up))
+    return by_layer(dense(model, "b_in"), lambda block: _bias(block.mlp.up))
 
 
 def b_out(model: Any) -> Float[Array, "layer d_model"]:
-    return by_layer(_with_mlp(model), lambda block: _bias(block.mlp.down))
+    return by_layer(dense(model, "b_out"), lambda block: _bias(block.mlp.down))
 
 
 def dense(model: Any, what: str) -> Decoder:

@@ -95,6 +95,15 @@ def test_a_numpy_reference_in_float64(call, tokens):
     np.testing.assert_allclose(logit_attrs(model, acts, heads, 3, 5, pos=-1)["L1H2"][0], wanted, rtol=1e-4)
 
 
+def test_vmap_over_positions(case, tokens):
+    """The position is data, as is the token."""
+    model, acts, logits = case
+    at_one = lambda pos, token: direct_logit_attribution(model, acts, token, unit="head", pos=pos).sum()
+    sums = jax.jit(jax.vmap(at_one))(jnp.arange(9), tokens[0])
+    wanted = logits[:, np.arange(9), tokens[0]].T
+    np.testing.assert_allclose(sums, wanted, atol=1e-5 * np.abs(logits).max())
+
+
 def test_tokens_of_the_wrong_shape_are_refused(case):
     model, acts, _ = case
     with pytest.raises(UserError, match="differ in shape"):

@@ -161,6 +161,12 @@ def test_bfloat16_is_added_up_in_float32(call, tokens):
     close(full.sum(), acts["blocks.-1.resid_post"].astype(jnp.float32), 2e-2)
 
 
+def test_biases_of_experts_are_those_of_attention():
+    biases = accumulated_bias(peaky(replace(CONFIGS["experts"], out_bias=True)))
+    assert biases.shape == (32,)
+    assert biases.any()
+
+
 def test_a_whole_stack_through_a_layers_norm(call, tokens):
     model = peaky(GPT2_LIKE)
     _, acts = call(read(model, needed(model, decompose_resid), "blocks.1.ln2.scale", "blocks.1.ln2.normalized"), tokens)
