@@ -46,8 +46,8 @@ class Cache:
     """The slots that hold a real token."""
     length: Int[Array, ""]
     """How many slots are filled."""
-    prompt_length: Int[Array, ""]
-    """How many were filled by the call that began the cache: what negative positions of a region count from."""
+    prompt_length: Int[Array, "#batch 1"]
+    """Each row's length after the call that began the cache: what negative positions of a region count from."""
 
     @property
     def slots(self) -> int:
@@ -61,7 +61,9 @@ class Cache:
         return dataclasses.replace(self, valid=valid, length=self.length + tokens.shape[1])
 
 
-def begin(blocks: Iterable[Any], tokens: Int[Array, "batch pos"], slots: int) -> Cache:
+def begin(
+    blocks: Iterable[Any], tokens: Int[Array, "batch pos"], slots: int, prompt_length: Int[Array, "#batch 1"]
+) -> Cache:
     """An empty cache for sequences that start with `tokens` and grow to at most `slots`."""
     layers = [
         jax.vmap(lambda block: block.attn.room(tokens, slots))(segment.block)
@@ -72,4 +74,4 @@ def begin(blocks: Iterable[Any], tokens: Int[Array, "batch pos"], slots: int) ->
     if slots < tokens.shape[1]:
         raise UserError(f"a cache of {slots} slots does not hold the {tokens.shape[1]} tokens that begin it")
     valid = jnp.zeros((tokens.shape[0], slots), bool, out_sharding=like(tokens))
-    return Cache(layers, valid, length=jnp.int32(0), prompt_length=jnp.int32(tokens.shape[1]))
+    return Cache(layers, valid, length=jnp.int32(0), prompt_length=prompt_length)

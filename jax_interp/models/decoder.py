@@ -56,6 +56,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "batch pos"] | Int[Array, "pos"] | None = None,
         cache: Cache | int | None = None,
         remat: Callable | bool | None = None,
+        last_only: bool = False,
     ) -> Any:
         """Logits `[batch, pos, vocab]`; with a cache, `(logits, cache)`.
 
@@ -68,11 +69,17 @@ class Decoder(nnx.Module):
           cache: a number of slots to start a cache with these tokens (the prompt), or the cache so far, to go on.
           remat: what the backward pass recomputes: True all but the blocks' inputs, or a `jax.checkpoint_policies`
             policy over the names of the values.
+          last_only: the logits of each row's last real token alone, `[batch, 1, vocab]`. They are made for all
+            positions only where a tap looks at them.
         """
         if tokens.ndim != 2:
             raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; one sequence is tokens[None]")
-        before = begin(self.blocks, tokens, cache) if isinstance(cache, int) else cache
+        before = None if isinstance(cache, int) else cache
         where = positions_of(tokens, mask, before) if positions is None else jnp.atleast_2d(positions)
+        bounds = (tokens.shape[1], tokens.shape[1]) if before is None else (None, before.slots)
+        if isinstance(cache, int):
+            before = begin(self.blocks, tokens, cache, jnp.max(where, axis=1, keepdims=True) + 1)
+            bounds = (tokens.shape[1], cache)
         self._check_length(tokens.shape[1] if before is None else before.slots)
 
         site = Site.open(
@@ -80,6 +87,7 @@ class Decoder(nnx.Module):
             self.blocks,
             positions=None if mask is None and positions is None and before is None else where,
             length=None if before is None else before.prompt_length,
+            bounds=bounds if positions is None else (None, None),
             open_ended=before is not None,
         )
         x = site("embed", self._scaled(self.embed(tokens, site / "embed"), self.config.embed_scale))
@@ -94,11 +102,15 @@ class Decoder(nnx.Module):
             x, layers = run_blocks(self.blocks, x, site, at, state=before.layers, remat=remat)
             after = dataclasses.replace(after, layers=layers)
         x = x if self.ln_final is None else self.ln_final(x, site / "ln_final")
+        # A tap on the logits, or on what stands in the unembedding's place, sees all positions.
+        tapped = any(getattr(tap, "address", "logits").split(".")[0] in ("logits", "unembed") for tap in taps)
+        x = _last(x, mask) if last_only and not tapped else x
         logits = self.embed.attend(x) if self.unembed is None else self.unembed(x, site / "unembed")
         logits = self._scaled(logits, self.config.logit_scale)
         if cap := self.config.logit_softcap:
             logits = jnp.tanh(logits / jnp.asarray(cap, logits.dtype)) * jnp.asarray(cap, logits.dtype)
         logits = site("logits", logits, "batch pos vocab")
+        logits = _last(logits, mask) if last_only and tapped else logits
         return site.close(logits if after is None else (logits, after))
 
     def _position_vectors(self, where: Array, tokens: Array, site: Site) -> Float[Array, "batch pos d_model"] | None:
@@ -117,6 +129,14 @@ class Decoder(nnx.Module):
     def _check_length(self, n: int) -> None:
         if self.pos_embed is not None and n > self.config.n_ctx:
             raise UserError(f"{n} positions were asked for, this model has learned {self.config.n_ctx} (n_ctx)")
+
+
+def _last(x: Float[Array, "batch pos d"], mask: Bool[Array, "batch pos"] | None) -> Float[Array, "batch 1 d"]:
+    """The value at each row's last real token."""
+    if mask is None:
+        return x[:, -1:]
+    last = (jnp.cumsum(mask, axis=1) == jnp.sum(mask, axis=1, keepdims=True)) & mask
+    return jnp.sum(jnp.where(last[:, :, None], x, jnp.zeros_like(x)), axis=1, keepdims=True)
 
 
 def sinusoids(positions: Int[Array, "batch pos"], d_model: int) -> Float[Array, "batch pos d_model"]:

@@ -86,11 +86,14 @@ class Positions:
     """Where the tokens of a forward pass stand.
 
     `at` are the absolute positions ([pos], or [batch, pos] with batch 1 where rows agree), None for 0..n-1; negative
-    ones count from `length`. `open_ended` where a position that is not here may come later, as in generation.
+    ones count from `length`, one number or one for each row ([batch, 1]). `bounds` (below, above) say which indices
+    are possible at all, -below to above - 1, None: not known. `open_ended` where a possible position that is not here
+    may come in another call, as in generation.
     """
 
     at: Any = None
     length: Any = None
+    bounds: tuple[int | None, int | None] = (None, None)
     open_ended: bool = False
 
 
@@ -106,18 +109,18 @@ def mask(region: Region, shape: tuple[int, ...], axes: tuple[str, ...], position
         if chosen is None:
             continue
         axis = _axis(name, axes, what)
-        absolute = name == "pos" and positions.at is not None
-        coordinates = positions.at if absolute else np.arange(shape[axis], dtype=np.int32)
-        size = positions.length if absolute else shape[axis]
-        bounded = not (absolute and positions.open_ended)
-        part, ok = _select(chosen, coordinates, size, f"{name}= of {what}", bounded)
+        n = shape[axis]
+        stand = Positions(np.arange(n, dtype=np.int32), n, (n, n), open_ended=True)
+        if name == "pos" and positions.at is not None:
+            stand = positions
+        part, ok = _select(chosen, stand, f"{name}= of {what}")
         # [n] or, for positions that differ by row, [batch, n]: put each dimension on its axis of the value
         places = [axes.index("batch"), axis] if part.ndim == 2 else [axis]
         sizes = dict(zip(places, part.shape, strict=True))
         inside.append(part.reshape([sizes.get(i, 1) for i in range(len(shape))]))
         valid += [] if ok is None else [ok]
     if region.where is not None:
-        inside.append(_whole(region.where, shape, what))
+        inside.append(_whole(region.where, shape, axes, what))
     both = inside[0] if inside else None
     for part in inside[1:]:
         both = both & part
@@ -133,40 +136,55 @@ def _axis(name: str, axes: tuple[str, ...], what: str) -> int:
     raise RegionError(f"{what} has axes ({' '.join(axes)}): there is no {name!r} to choose from")
 
 
-def _select(chosen, coordinates, size: int, what: str, bounded: bool):
-    """Which `coordinates` are chosen, and whether the choice lies inside (None: known to)."""
-    if isinstance(chosen, Span):
-        start, stop = (jnp.where(end < 0, end + size, end) for end in (chosen.start, chosen.stop))
-        return (coordinates >= start) & (coordinates < stop), None
+def check_known(chosen: Any, bounds: tuple[int | None, int | None], what: str) -> None:
+    """Raise `RegionError` where an index or a mask is known and does not lie within `bounds` (see `Positions`)."""
+    below, above = bounds
+    if chosen is None or isinstance(chosen, Span):
+        return
     if chosen.dtype == bool:
-        if chosen.ndim != 1 or (bounded and chosen.shape[0] != size):
-            raise RegionError(f"the mask for {what} has shape {chosen.shape}, the axis has {size}")
-        return jnp.asarray(chosen).at[coordinates].get(mode="fill", fill_value=False), None
-    valid = None
-    if bounded:
-        if not isinstance(chosen, jax.core.Tracer):
-            outside = [int(i) for i in np.atleast_1d(np.asarray(chosen)) if not -size <= i < size]
-            if outside:
-                raise RegionError(f"{outside[0]} is outside: {what} takes {-size} to {size - 1}")
-        else:
-            valid = jnp.all((chosen >= -size) & (chosen < size))
-    chosen = jnp.where(chosen < 0, chosen + size, chosen)
-    coordinates = jnp.asarray(coordinates)
-    if chosen.ndim == 0:
-        return coordinates == chosen, valid
-    return jnp.any(coordinates[..., None] == chosen.reshape((1,) * coordinates.ndim + (-1,)), axis=-1), valid
+        entries = chosen.shape[0] if chosen.ndim == 1 else -1
+        if entries < (below or 0) or (above is not None and entries > above):
+            takes = above if below in (None, above) else f"{below} to {above}"
+            raise RegionError(f"the mask for {what} has shape {chosen.shape}, the axis has {takes}")
+    elif not isinstance(chosen, jax.core.Tracer):
+        for i in np.atleast_1d(np.asarray(chosen)).tolist():
+            if (below is not None and i < -below) or (above is not None and i >= above):
+                takes = f"{0 if below is None else -below} to {'...' if above is None else above - 1}"
+                raise RegionError(f"{i} is outside: {what} takes {takes}")
 
 
-def _whole(where: Bool[Array, "..."], shape: tuple[int, ...], what: str) -> Bool[Array, "..."]:
+def _select(chosen, stand: Positions, what: str):
+    """Which positions are chosen, and whether the choice lies inside (None: known to)."""
+    here, length, (below, above) = jnp.asarray(stand.at), jnp.asarray(stand.length), stand.bounds
+    if isinstance(chosen, Span):
+        start, stop = (jnp.where(end < 0, end + length, end) for end in (chosen.start, chosen.stop))
+        return (here >= start) & (here < stop), None
+    check_known(chosen, stand.bounds, what)
+    if chosen.dtype == bool:
+        return jnp.asarray(chosen).at[here].get(mode="fill", fill_value=False), None
+    valid = []
+    if isinstance(chosen, jax.core.Tracer):
+        valid += [] if below is None else [jnp.all(chosen >= -below)]
+        valid += [] if above is None else [jnp.all(chosen < above)]
+    several = chosen.reshape((1,) * here.ndim + (-1,))
+    several = jnp.where(several < 0, several + (length[..., None] if length.ndim else length), several)
+    same = here[..., None] == several
+    if not stand.open_ended:  # a position that no row has
+        valid.append(jnp.all(jnp.any(same, axis=tuple(range(here.ndim)))))
+    return jnp.any(same, axis=-1), jnp.all(jnp.stack(valid)) if valid else None
+
+
+def _whole(where: Bool[Array, "..."], shape: tuple[int, ...], axes: tuple[str, ...], what: str) -> Bool[Array, "..."]:
     where = jnp.asarray(where)
     if where.dtype != bool:
         raise RegionError(f"where= of {what} is a boolean mask, got {where.dtype}")
     given = where.shape
-    if where.ndim == 2 and len(shape) > 2:
-        where = where.reshape(where.shape + (1,) * (len(shape) - 2))
+    if where.ndim == 2 and len(shape) > 2 and {"batch", "pos"} <= set(axes):
+        where = jnp.expand_dims(where, [i for i, name in enumerate(axes) if name not in ("batch", "pos")])
     fits = where.ndim == len(shape) and all(m in (1, n) for m, n in zip(where.shape, shape, strict=True))
     if not fits:
         raise RegionError(
-            f"where= of {what} has shape {given}, the value has {shape}: give the whole mask, or one over (batch, pos)"
+            f"where= of {what} has shape {given}, the value has {shape} ({' '.join(axes)}): give the whole mask, one "
+            "over (batch, pos), or one over the rows alone, [batch, 1]"
         )
     return where

@@ -76,21 +76,25 @@ class Site:
         blocks: Any = (),
         *,
         positions: Int[Array, "pos"] | Int[Array, "batch pos"] | None = None,
-        length: int | Int[Array, ""] | None = None,
+        length: int | Int[Array, ""] | Int[Array, "#batch 1"] | None = None,
+        bounds: tuple[int | None, int | None] = (None, None),
         open_ended: bool = False,
     ) -> Site:
         """The root scope of a forward pass.
 
         `blocks` are the model's segments, so that layers can be counted. `positions` are the absolute positions
         of a value's `pos` axis where they are not 0..n-1 (left padding, generation), and `length` what negative
-        positions count from then (the prompt's length); default: the number of positions. `open_ended` says that an
-        edit's position may lie outside these and come in a later call, as in generation; otherwise that is an error.
+        positions count from then (the prompt's length), of each row where rows differ; default: one past a row's
+        last. `bounds` (below, above): an edit's position lies from -below to above - 1, where that is known.
+        `open_ended` says that it may come in another call, as in generation; otherwise one that no row has makes the
+        value NaN, being data.
         """
         from jax_interp.surgery.stack import depth_of
 
         if positions is not None and length is None:
-            length = positions.shape[-1]
-        return cls(Trace(tuple(taps), depth_of(blocks), regions.Positions(positions, length, open_ended)))
+            length = jnp.max(positions, axis=-1, keepdims=True) + 1
+        stand = regions.Positions(positions, length, tuple(bounds), open_ended)
+        return cls(Trace(tuple(taps), depth_of(blocks), stand))
 
     def __truediv__(self, name: str) -> Site:
         return Site(self._trace, f"{self._prefix}{name}.", self._here, self._since, self._kept, self._looking)
