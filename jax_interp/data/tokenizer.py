@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,15 @@ class Tokenizer:
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """The ids of `text`, after the BOS id when `bos`. Raises `UserError` when `bos` and the tokenizer has none."""
         return self._with_bos(bos) + self.backend.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def exact(self) -> tokenizers.Tokenizer:
+        """A copy of the backend whose offsets are exact: post-processors may trim spaces off them."""
+        from tokenizers import Tokenizer as Backend
+
+        copy = Backend.from_str(self.backend.to_str())
+        copy.post_processor = None  # type: ignore[assignment]
+        return copy
 
     def encode_batch(self, texts: Sequence[str], *, bos: bool) -> list[list[int]]:
         """`encode` of each text, on all cores."""
