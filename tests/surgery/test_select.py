@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from jax_interp.models.decoder import init
 from jax_interp.models.frozen_norm import FrozenNorm
-from jax_interp.models.layers import Linear
+from jax_interp.models.layers import LayerNorm, Linear, RMSNorm
 from jax_interp.models.mlp import MLP
 from jax_interp.surgery import Zero, at, depth_of, edit, read, replan
 from jax_interp.surgery.lora import LoRA, LowRank
@@ -115,21 +114,32 @@ def test_the_kind_of_a_layers_attention_goes_along_with_it(base, tokens):
     chex.assert_trees_all_close(call(shorter, tokens), call(both, tokens), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
-def test_a_frozen_norm_at_its_own_denominator_is_the_norm(kind, base, tokens):
-    config = dataclasses.replace(base.config, n_layers=2, norm=kind, norm_offset=kind == "rmsnorm")
-    noise = jax.random.normal(jax.random.key(2), (64,))
-    model = init(config, jax.random.key(0))
-    model = jax.tree.map(lambda w: w + 0.1 * jnp.broadcast_to(noise, w.shape) if w.shape[-1] == 64 else w, model)
-    one = tokens[:1, :1]  # one token has one denominator
-    _, acts = call(read(model, "blocks.*.ln1.scale"), one)
-    frozen = replace_each(model, "blocks.*.ln1", FrozenNorm, acts["blocks.*.ln1.scale"][:, 0, 0, 0])
-    chex.assert_trees_all_close(call(frozen, one), call(model, one), rtol=1e-5, atol=1e-5)
-    x, y = jax.random.normal(jax.random.key(3), (2, 1, 4, 64))
-    norm = replan(frozen, "*").blocks[1].ln1
-    f = lambda x: norm(x, lambda name, value, axes: value)
+@pytest.mark.parametrize(
+    "norm",
+    [
+        LayerNorm(8, eps=1e-5, affine=True, dtype=jnp.float32),
+        LayerNorm(8, eps=1e-5, affine=False, dtype=jnp.float32),
+        RMSNorm(8, eps=1e-5, affine=True, offset=False, dtype=jnp.float32),
+        RMSNorm(8, eps=1e-5, affine=True, offset=True, dtype=jnp.float32),
+    ],
+    ids=["LayerNorm", "LayerNorm without weights", "RMSNorm", "RMSNorm less one"],
+)
+def test_a_frozen_norm_at_an_inputs_own_denominator_is_the_norm_there_and_affine(norm):
+    x, y, noise = jax.random.normal(jax.random.key(3), (3, 1, 1, 8))
+    norm = jax.tree.map(lambda leaf: leaf + noise[0, 0], norm)
+    seen = {}
+
+    def site(name, value, axes):
+        seen[name] = value
+        return value
+
+    want = norm(x, site)
+    frozen = FrozenNorm(norm, seen["scale"][0, 0, 0])
+    f = lambda x: frozen(x, site)
+    chex.assert_trees_all_close(f(x), want, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_close(f(x + y) + f(0 * x), f(x) + f(y), rtol=1e-4, atol=1e-4)
-    assert not jnp.any(jax.grad(lambda n: jnp.sum(n(x, lambda name, value, axes: value)))(norm).scale)
+    assert seen["normalized"].shape == x.shape
+    assert not jnp.any(jax.grad(lambda frozen: jnp.sum(frozen(x, site)))(frozen).scale)
 
 
 def test_a_class_or_path_that_selects_nothing_says_what_there_is(base):
