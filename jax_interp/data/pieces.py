@@ -78,5 +78,5 @@ def aligned(tokenizer: Tokenizer, one: str, other: str, *, bos: bool) -> Aligned
     cuts = [[piece.text for piece in side[first : len(side) - same]] for side in (a, b)]
     raise UserError(
         f"{one!r} has {len(a)} tokens and {other!r} {len(b)}; from position {first} on one has {cuts[0]} where the "
-        f"other has {cuts[1]}: choose words that are cut into as many tokens (tokenizer.id_of says whether one is a token)"
+        f"other has {cuts[1]}: choose words that are cut into as many tokens (tokenizer.id_of says if one is one)"
     )
