@@ -1,9 +1,9 @@
-"""`jax-interp generate PROMPT`: a model continues a text, with saved edits applied if asked."""
+"""`jax-interp generate PROMPT`: a model continues a text as you watch, with saved edits applied if asked."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +30,12 @@ class Generate:
     """Draw among the k likeliest tokens only."""
     top_p: float | None = None
     """Draw among the fewest tokens that hold this much probability."""
+    min_p: float | None = None
+    """Draw among the tokens at least this many times as likely as the likeliest."""
+    repetition_penalty: float | None = None
+    """Makes tokens that stand in the text less likely; 1.2 is usual, 1 is none."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the continuation, which they are left out of."""
     seed: int = 0
     edits: Path | None = None
     """A file of edits (`save_edits`), applied at every position while generating."""
@@ -39,6 +45,8 @@ class Generate:
     """Of the computation."""
     only_new: bool = False
     """Print the continuation without the prompt."""
+    stream: bool = True
+    """Print as the text is written; otherwise at the end, by one compiled program."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -53,28 +61,36 @@ def run(argv: Sequence[str]) -> int:
     model, tokenizer = load(asked.model, dtype=asked.dtype)
     if tokenizer is None:
         raise UserError(f"{asked.model} has no tokenizer.json: a prompt cannot be cut into tokens")
-    ids = tokenizer.encode(prompt, bos=asked.bos and tokenizer.bos_id is not None)
-    if not ids:
+    bos = asked.bos and tokenizer.bos_id is not None
+    if not tokenizer.encode(prompt, bos=bos):
         raise UserError("the prompt is empty, and this tokenizer has no document-start token to begin with")
-    new = continued(edit(model, *edits) if edits else model, ids, asked, tokenizer.bos_id)
-    print(("" if asked.only_new else prompt) + tokenizer.decode(new, skip_special=True))
+    pieces = written(edit(model, *edits) if edits else model, tokenizer, prompt, asked, bos)
+    first = next(pieces, "")  # what is wrong shows before anything is printed
+    for piece in (*(() if asked.only_new else (prompt,)), first):
+        print(piece, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
     return 0
 
 
-def continued(model: Any, ids: Sequence[int], asked: Generate, end: int | None) -> list[int]:
-    """The new tokens, up to `end`."""
+def written(model: Any, tokenizer: Any, prompt: str, asked: Generate, bos: bool) -> Iterator[str]:
+    """The continuation, in pieces if it is to be streamed."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
 
-    from jax_interp.models import Greedy, Sample, generate
+    from jax_interp.models import Greedy, Sample, complete, stream_text
 
-    choose = Sample(asked.temperature, asked.top_k, asked.top_p) if asked.temperature > 0 else Greedy()
-    stop = () if end is None else (end,)
-    tokens = generate(model, jnp.asarray([ids], jnp.int32), asked.max_tokens, choose=choose,
-                      key=jax.random.key(asked.seed), stop=stop)  # fmt: skip
-    new = np.asarray(tokens)[0].tolist()
-    return new[: new.index(end)] if end in new else new
+    drawn = Sample(asked.temperature, asked.top_k, asked.top_p, asked.min_p)
+    options: dict[str, Any] = {
+        "bos": bos,
+        "stop": (*asked.stop, *(() if tokenizer.bos_id is None else (tokenizer.bos_id,))),
+        "choose": drawn if asked.temperature > 0 else Greedy(),
+        "key": jax.random.key(asked.seed),
+        "repetition_penalty": asked.repetition_penalty,
+    }
+    if asked.stream:
+        return stream_text(model, tokenizer, prompt, asked.max_tokens, **options)
+    return iter([complete(model, tokenizer, [prompt], asked.max_tokens, **options)[0].text])
 
 
 def _check(asked: Generate) -> None:
@@ -87,5 +103,11 @@ def _check(asked: Generate) -> None:
         raise UserError(f"--top-k {asked.top_k} must be at least 1")
     if asked.top_p is not None and not 0 < asked.top_p <= 1:
         raise UserError(f"--top-p {asked.top_p} is a probability: above 0, at most 1")
-    if asked.temperature == 0 and (asked.top_k is not None or asked.top_p is not None):
-        raise UserError("--top-k and --top-p choose what to draw from: give a --temperature too, such as 1")
+    if asked.min_p is not None and not 0 <= asked.min_p <= 1:
+        raise UserError(f"--min-p {asked.min_p} is a share of the likeliest token's probability: 0 to 1")
+    if asked.repetition_penalty is not None and not 0 < asked.repetition_penalty < float("inf"):
+        raise UserError(f"--repetition-penalty {asked.repetition_penalty} must be a positive number; 1 is none")
+    if "" in asked.stop:
+        raise UserError("--stop '' would end every text at once: give the text to stop at")
+    if asked.temperature == 0 and (asked.top_k, asked.top_p, asked.min_p) != (None, None, None):
+        raise UserError("--top-k, --top-p and --min-p choose what to draw from: give a --temperature too, such as 1")

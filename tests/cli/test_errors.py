@@ -35,6 +35,10 @@ WRONG = {
     "top-k of nothing": (["generate", "x", "--temperature", "1", "--top-k", "0"], "--top-k 0 must be at least 1"),
     "top-p": (["generate", "x", "--temperature", "1", "--top-p", "1.5"], "is a probability"),
     "top-k when greedy": (["generate", "x", "--top-k", "3"], "give a --temperature too"),
+    "min-p": (["generate", "x", "--temperature", "1", "--min-p", "2"], "--min-p 2.0 is a share"),
+    "min-p when greedy": (["generate", "x", "--min-p", "0.1"], "give a --temperature too"),
+    "repetition penalty": (["generate", "x", "--repetition-penalty", "0"], "must be a positive number"),
+    "stop at nothing": (["generate", "x", "--stop", ""], "give the text to stop at"),
     "no edits": (["generate", "x", "--edits", "none.safetensors"], "there is no file 'none.safetensors'"),
 }
 

@@ -72,6 +72,12 @@ def test_a_seed_is_a_text(command, model):
     assert command(*draw, "--seed", 2)[1] != first
 
 
+def test_streaming_prints_what_one_program_writes(command, model):
+    for options in ((), ("--temperature", 1, "--min-p", 0.001, "--repetition-penalty", 1.3, "--stop", "er", "se")):
+        asked = ("generate", "def push(", "--model", model, "--max-tokens", 12, *options)
+        assert command(*asked) == command(*asked, "--no-stream")
+
+
 def test_the_prompt_may_come_from_stdin(command, model, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("def push("))
     assert command("generate", "--model", model, "--max-tokens", 6) == command(
