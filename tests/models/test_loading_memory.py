@@ -42,7 +42,7 @@ def write_zeros(directory: Path, sizes: dict[str, int], shards: int = 4) -> int:
     """An untied Llama of zeros in several sparse files with an index. Gives the bytes of its largest tensor."""
     d, f = sizes["d_model"], sizes["d_mlp"]
     shapes: dict[str, tuple[int, ...]] = {"model.norm.weight": (d,)}
-    shapes |= {name: (sizes["vocab"], d) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    shapes |= dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (sizes["vocab"], d))
     for layer in range(sizes["layers"]):
         at = f"model.layers.{layer}"
         shapes |= {f"{at}.self_attn.{name}_proj.weight": (d, d) for name in "qkvo"}
