@@ -38,9 +38,7 @@ CAPPED = replace(
 )
 
 
-@pytest.fixture(
-    scope="module", params=[GPT2_LIKE, CAPPED, replace(GPT2_LIKE, norm="none")], ids=["gpt2", "capped", "no norm"]
-)
+@pytest.fixture(scope="module", params=[GPT2_LIKE, CAPPED], ids=["gpt2", "capped"])
 def case(request, call, tokens):
     model = peaky(request.param)
     return model, *call(read(model, needed(model, logit_lens)), tokens)

@@ -26,7 +26,6 @@ CONFIGS = {
     "llama": LLAMA_LIKE,
     "gemma": replace(LLAMA_LIKE, norm_offset=True, norm_places="around", logit_softcap=30.0, logit_scale=0.5),
     "parallel": replace(GPT2_LIKE, parallel="one norm", tied_embedding=False, unembed_bias=True),
-    "no norms": replace(GPT2_LIKE, norm="none"),
 }
 RIGHT, WRONG = np.asarray([3, 7]), np.asarray([5, 11])
 

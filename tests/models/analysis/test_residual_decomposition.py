@@ -35,8 +35,7 @@ CONFIGS = {
     "layernorms around": replace(GPT2_LIKE, norm_places="around"),
     "one norm": replace(GPT2_LIKE, parallel="one norm", tied_embedding=False, unembed_bias=True),
     "attention only": replace(GPT2_LIKE, d_mlp=0, positions="alibi"),
-    "no norms": replace(GPT2_LIKE, norm="none", positions="sinusoidal"),
-    "solu": replace(GPT2_LIKE, act="solu", mlp_norm=True, norm_affine=False),
+    "no norms": replace(GPT2_LIKE, norm="none", positions="sinusoidal", act="solu", mlp_norm=True),
     "experts": replace(LLAMA_LIKE, n_experts=4),
 }
 ALONG = np.random.default_rng(3).standard_normal((2, 9, 32)).astype(np.float32)
