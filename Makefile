@@ -62,6 +62,7 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/forward.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(VENV)/bin/python benchmarks/reading.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+	$(VENV)/bin/python benchmarks/loading.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(VENV)/bin/python benchmarks/generation.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(VENV)/bin/python benchmarks/topk_step.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 
