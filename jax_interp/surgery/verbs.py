@@ -97,7 +97,8 @@ def grad_at(model: Callable, *addresses: str | Iterable) -> Callable:
         def run(*args: Any, **kwargs: Any) -> tuple[Any, Activations]:
             # the shapes of what would be read, without the model's own readings: a value may be read and derived by
             plain = without_reads(model)
-            types = jax.eval_shape(lambda: read(plain, *names, output=False)(*args, **kwargs))
+            # with the output: the model's edits after the last address count, and would be missed without it
+            _, types = jax.eval_shape(lambda: read(plain, *names)(*args, **kwargs))
 
             def perturbed(deltas: Activations) -> Any:
                 edits = []

@@ -116,6 +116,15 @@ def test_grad_at_sees_the_values_after_the_edits_of_the_model(model, tokens, vec
     close(jnp.sum(grads["blocks.1.resid_post"], (0, 1)), by_hand, 1e-4)
 
 
+def test_grad_at_goes_through_edits_that_come_later(model, tokens):
+    """An edit after every address asked for is part of what the gradient passes through."""
+    halved = edit(model, at("logits", Scale(0.5)))
+    _, grads = grad_at(halved, "blocks.1.resid_post")(jnp.sum)(tokens)
+    _, plain = grad_at(model, "blocks.1.resid_post")(jnp.sum)(tokens)
+    name = "blocks.1.resid_post"
+    np.testing.assert_allclose(grads[name], 0.5 * plain[name], rtol=1e-5, atol=1e-7)
+
+
 def test_the_metric_of_grad_at_may_be_of_what_is_read(model, tokens):
     reading = read(model, "blocks.3.resid_post")
     norm = lambda out: jnp.sum(out[1]["blocks.3.resid_post"] ** 2) / 2
