@@ -55,10 +55,11 @@ class Experts(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch pos choice d_in"], experts: Int[Array, "batch pos choice"], site: Site
     ) -> Float[Array, "batch pos choice d_out"]:
-        apply, rows = _by_expert, like(x)
-        if rows is not None:  # tokens of all rows are sorted together: how is left to the compiler
-            apply = jax.sharding.auto_axes(_by_expert, out_sharding=rows)
-        return apply(x, experts, self.weight[...])
+        rows = like(x)
+        if rows is None:
+            return _by_expert(x, experts, self.weight[...])
+        # Tokens of all rows are sorted together: how that is done on a mesh is left to the compiler.
+        return jax.sharding.auto_axes(out_sharding=rows)(_by_expert)(x, experts, self.weight[...])
 
 
 def _by_expert(
