@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -40,10 +41,10 @@ def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "batch p
 
 def generate(
     model: Callable,
-    tokens: Int[Array, "batch pos"],
+    tokens: Int[Array | np.ndarray, "batch pos"],
     n_new: int,
     *,
-    mask: Bool[Array, "batch pos"] | None = None,
+    mask: Bool[Array | np.ndarray, "batch pos"] | None = None,
     choose: Callable = GREEDY,
     key: Array | None = None,
     stop: Sequence[int] = (),
@@ -75,10 +76,10 @@ def generate(
 
 def stream(
     model: Callable,
-    tokens: Int[Array, "batch pos"],
+    tokens: Int[Array | np.ndarray, "batch pos"],
     n_new: int,
     *,
-    mask: Bool[Array, "batch pos"] | None = None,
+    mask: Bool[Array | np.ndarray, "batch pos"] | None = None,
     choose: Callable = GREEDY,
     key: Array | None = None,
     stop: Sequence[int] = (),
@@ -111,13 +112,13 @@ class How:
 
     choose: Callable
     key: Array
-    stop: Int[Array, "stops"]
+    stop: Int[Array | np.ndarray, "stops"]
     penalty: Array | None
 
     def pick(self, i: Int[Array, ""], logits: Array, seen: Array | None) -> Int[Array, "batch"]:
         """The `i`-th token of every row."""
         logits = logits[:, 0].astype(jnp.float32)
-        if seen is not None:
+        if seen is not None and self.penalty is not None:
             logits = penalized(logits, seen, self.penalty)
         token = self.choose(jax.random.fold_in(self.key, i), logits)
         return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), -1, token)

@@ -93,7 +93,7 @@ class Site:
 
         if positions is not None and length is None:
             length = jnp.max(positions, axis=-1, keepdims=True) + 1
-        stand = regions.Positions(positions, length, tuple(bounds), open_ended)
+        stand = regions.Positions(positions, length, bounds, open_ended)
         return cls(Trace(tuple(taps), depth_of(blocks), stand))
 
     def __truediv__(self, name: str) -> Site:
