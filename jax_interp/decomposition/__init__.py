@@ -1,0 +1,27 @@
+"""Parameter decomposition: a network's matrices taken apart into the mechanisms that it uses.
+
+components.py        `decompose`: matrices as sums of rank-one parts, their inner activations named values
+matrices.py          which matrices a pattern means
+masks.py             masks of components, as edits
+importance/          how needed each component is, from what its matrix reads; sigmoids.py
+losses/              each loss a frozen dataclass; adversaries
+config.py, train.py, presets.py    one jitted step, on `training.fit`; published runs
+apd/                 attribution-based decomposition, the first method of the family
+metrics/             against known answers, under masks, under adversaries
+linearity/           the assumption itself under test
+
+parts = decompose(model, "blocks.*.mlp", C=512, key=key)
+logits, acts = read(parts, "blocks.*.mlp.up.components")(tokens)
+"""
+
+from jax_interp.decomposition.components import Components, Decomposed, decompose
+from jax_interp.decomposition.config import DecompositionConfig, Schedule, WarmUp
+from jax_interp.decomposition.linearity import WeightParts, decomposition_linearity, weight_linearity
+from jax_interp.decomposition.masks import Mask, edits, masked_output
+from jax_interp.decomposition.train import Trained, train_decomposition, train_instances
+
+__all__ = [
+    "Components", "Decomposed", "DecompositionConfig", "Mask", "Schedule", "Trained", "WarmUp", "WeightParts",
+    "decompose", "decomposition_linearity", "edits", "masked_output", "train_decomposition", "train_instances",
+    "weight_linearity",
+]  # fmt: skip

@@ -1,0 +1,126 @@
+"""A transformer over positions, from what all matrices read to all components' importances (VPD 2026)."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, joined, parted, widths
+from jax_interp.decomposition.importance.shared import Dense
+from jax_interp.errors import UserError
+from jax_interp.surgery.taps import static
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerGates:
+    """Each input RMS-normed, side by side, projected to `d_model`; `blocks` pre-norm blocks (RMS norm without weight,
+    bidirectional rotary attention without biases, gelu MLP); projected to all components. Inputs without positions get
+    one. `remat` recomputes the blocks backward.
+    """
+
+    d_model: int = 512
+    blocks: int = 4
+    heads: int = 8
+    d_mlp: int = 2048
+    rope_base: float = 10_000.0
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.heads or self.d_model // self.heads % 2:
+            raise UserError(f"d_model={self.d_model} over {self.heads} heads: an even number of features each")
+
+    def init(self, key: Key[Array, ""], model: Any) -> Transformer:
+        d_in, C = widths(model)
+        first, middle, last = jax.random.split(key, 3)
+        d, zeros = self.d_model, jnp.zeros
+        block = lambda key: _init_block(key, d, self.d_mlp)
+        return Transformer(
+            Dense(dense(first, (d_in, d), d_in, 2**0.5), zeros(d)),
+            jax.vmap(block)(jax.random.split(middle, self.blocks)),
+            Dense(dense(last, (d, C), d), zeros(C)),
+            self.heads,
+            self.rope_base,
+            self.remat,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionBlock:
+    q: Float[Array, "*layer d d"]
+    k: Float[Array, "*layer d d"]
+    v: Float[Array, "*layer d d"]
+    o: Float[Array, "*layer d d"]
+    up: Dense
+    down: Dense
+
+    def __call__(
+        self, x: Float[Array, "batch pos d"], rotation: tuple[Array, Array], heads: int
+    ) -> Float[Array, "batch pos d"]:
+        y = rms_normed(x)
+        q, k, v = (_heads(y @ w.astype(x.dtype), heads) for w in (self.q, self.k, self.v))
+        with jax.numpy_dtype_promotion("standard"):
+            z = jax.nn.dot_product_attention(_rotated(q, *rotation), _rotated(k, *rotation), v)
+        x = x + z.reshape(x.shape) @ self.o.astype(x.dtype)
+        return x + self.down(gelu(self.up(rms_normed(x))))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+    read: Dense
+    blocks: AttentionBlock  # leaves [block, ...]
+    write: Dense
+    heads: int = static()
+    rope_base: float = static()
+    remat: bool = static()
+
+    def __call__(self, model: Any, inputs: PerMatrix) -> PerMatrix:
+        x = joined({name: rms_normed(x) for name, x in inputs.items()})
+        flat = x.ndim == 2
+        x = self.read(x[:, None] if flat else x)
+        rotation = _rotation(x.shape[1], x.shape[2] // self.heads, self.rope_base, x.dtype)
+        apply = lambda x, block: (block(x, rotation, self.heads), None)
+        x, _ = jax.lax.scan(jax.checkpoint(apply, prevent_cse=False) if self.remat else apply, x, self.blocks)
+        y = self.write(x)
+        return parted(y[:, 0] if flat else y, model)
+
+
+def rms_normed(x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+    """x over its root mean square, without weights; eps is the dtype's."""
+    y = x.astype(jnp.float32)
+    eps = jnp.asarray(jnp.finfo(x.dtype).eps, jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)).astype(x.dtype)
+
+
+def _init_block(key: Array, d: int, d_mlp: int) -> AttentionBlock:
+    q, k, v, o, up, down = jax.random.split(key, 6)
+    square = partial(dense, shape=(d, d), fan_in=d)
+    return AttentionBlock(
+        square(q), square(k), square(v), square(o),
+        Dense(dense(up, (d, d_mlp), d, 2**0.5), jnp.zeros(d_mlp)),
+        Dense(dense(down, (d_mlp, d), d_mlp), jnp.zeros(d)),
+    )  # fmt: skip
+
+
+def _heads(x: Array, heads: int) -> Float[Array, "batch pos head d_head"]:
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def _rotation(length: int, d_head: int, base: float, dtype: Any) -> tuple[Array, Array]:
+    """cos and sin of position times frequency, `[pos, 1, d_head]`, halves alike."""
+    freq = base ** (-jnp.arange(0, d_head, 2, dtype=jnp.float32) / d_head)
+    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * freq[None, :]
+    angle = jnp.concatenate([angle, angle], axis=-1)[:, None, :]
+    return jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)
+
+
+def _rotated(x: Float[Array, "batch pos head d_head"], cos: Array, sin: Array) -> Float[Array, "batch pos head d_head"]:
+    half = x.shape[-1] // 2
+    turned = jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
+    return x * cos[None] + turned * sin[None]

@@ -1,0 +1,161 @@
+"""A function that can be run with any of its parts taken away: what the linearity suite works on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jax_interp.decomposition.components import Decomposed
+from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.masks import Mask, masked_output
+from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.errors import UserError
+from jax_interp.surgery import Each, at, edit
+from jax_interp.training.leaves import flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablatable:
+    """`run(mask [batch, part], x)` is the output with parts multiplied by their masks, `target(x)` that of the whole.
+
+    `faithfulness` is ‖Σθ_c - θ‖ / ‖θ‖ by matrix, `ranks` that of each part. `resampled(keep, x, donor)`, where there is
+    such a thing, replaces the activations of parts that are not kept by those of row `donor[i]`.
+    """
+
+    run: Callable[[Array, Array], Array]
+    target: Callable[[Array], Array]
+    faithfulness: Mapping[str, float]
+    ranks: np.ndarray
+    resampled: Callable[[Array, Array, Array], Array] | None = None
+
+    @property
+    def count(self) -> int:
+        return len(self.ranks)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WeightParts:
+    """Weights θ (any pytree) and parts of them, the same pytree with a leading part axis, that should add up to it."""
+
+    target: Any
+    parts: Any
+
+
+def of_weights(f: Callable[[Any, Array], Array], weights: WeightParts) -> Ablatable:
+    """`f(theta, x)`, x `[batch, ...]`, with theta the masked sum of the parts. Every row gets weights of its own, so
+    this is for small models."""
+
+    def row(mask: Float[Array, " part"], x: Array) -> Array:
+        theta = jax.tree.map(lambda part: jnp.einsum("c,c...->...", mask.astype(part.dtype), part), weights.parts)
+        return f(theta, x[None])[0]
+
+    target, parts = flatten(weights.target), flatten(weights.parts)
+    off = {}
+    for name, theta in target.items():
+        whole = np.asarray(theta, np.float64)
+        off[name or "theta"] = float(
+            np.linalg.norm(np.asarray(parts[name], np.float64).sum(0) - whole) / max(np.linalg.norm(whole), 1e-30)
+        )
+    run = jax.jit(lambda mask, x: jax.vmap(row)(mask, x))
+    return Ablatable(run, jax.jit(lambda x: f(weights.target, x)), off, sum_of_ranks(parts))
+
+
+def sum_of_ranks(parts: Mapping[str, Any], tolerance: float = 1e-6) -> np.ndarray:
+    """The rank of every part, over all its matrices (a vector counts as one, zero as none)."""
+    total: Any = 0
+    for value in parts.values():
+        array = np.asarray(value, np.float64)
+        array = array.reshape(array.shape[0], 1, -1) if array.ndim < 3 else array
+        total = total + np.array([_rank(one, tolerance) for one in array])
+    return np.asarray(total)
+
+
+def _rank(one: np.ndarray, tolerance: float) -> int:
+    values = np.linalg.svd(one.reshape(-1, *one.shape[-2:]), compute_uv=False)
+    return int(np.sum(values > tolerance * max(values.max(initial=0.0), 1.0)))
+
+
+def of_decomposition(model: Decomposed, *, delta: bool = False) -> Ablatable:
+    """The subcomponents of all matrices side by side, matrix by matrix in the order of `model.names`, layer by layer;
+    with `delta` each matrix's Δ after its components, otherwise Δ is left out of all runs but the target's."""
+    widths = {name: model.of(name).C for name in model.names}
+    layers = {name: model.of(name).V.shape[0] if is_stacked(name) else 1 for name in model.names}
+
+    def masks(flat: Float[Array, "batch part"], rows: tuple[int, ...]) -> dict[str, Mask]:
+        found, first = {}, 0
+        for name in model.names:
+            width = widths[name] + delta
+            block = flat[:, first : first + width * layers[name]].reshape(flat.shape[0], layers[name], width)
+            first += width * layers[name]
+            block = jnp.moveaxis(block, 1, 0)
+            block = block.reshape(*block.shape[:2], *(1 for _ in rows), width)
+            block = jnp.broadcast_to(block, (*block.shape[:2], *rows, width))
+            block = block if is_stacked(name) else block[0]
+            rest = block[..., widths[name] :] if delta else jnp.zeros(())
+            found[name] = Mask(block[..., : widths[name]], rest)
+        return found
+
+    def rows_of(x: Array) -> tuple[int, ...]:
+        return x.shape[1:-1] if jnp.issubdtype(x.dtype, jnp.floating) else x.shape[1:]
+
+    def run(flat: Array, x: Array) -> Array:
+        return masked_output(model, masks(flat, rows_of(x)), x)
+
+    def resampled(keep: Array, x: Array, donor: Array) -> Array:
+        edits = []
+        for name, mask in masks(keep, rows_of(x)).items():
+            each = Each if is_stacked(name) else lambda fn: fn
+            edits.append(at(f"{name}.components", each(Borrow(mask.components, donor))))  # type: ignore[arg-type]
+        return edit(model, *edits)(x)
+
+    off, ranks = {}, []
+    for name in model.names:
+        weight, rest = (np.asarray(jax.device_get(m), np.float64) for m in (model.weight(name), model.delta(name)))
+        off[name] = float(np.linalg.norm(rest) / max(np.linalg.norm(weight), 1e-30))
+        V, U = (np.asarray(jax.device_get(m), np.float64) for m in (model.of(name).V, model.of(name).U))
+        size = np.linalg.norm(V, axis=-2) * np.linalg.norm(U, axis=-1)
+        alive = (size > 1e-6 * max(float(size.max(initial=0.0)), 1e-30)).astype(int).reshape(layers[name], -1)
+        for layer in range(layers[name]):
+            ranks += list(alive[layer])
+            if delta:
+                one = rest[layer] if is_stacked(name) else rest
+                ranks.append(int(np.linalg.matrix_rank(one, tol=1e-6)))
+    return Ablatable(jax.jit(run), jax.jit(lambda x: model(x)), off, np.asarray(ranks), jax.jit(resampled))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Borrow:
+    """An edit: inner activations where `keep` is 1, those of the row `donor[i]` where it is 0."""
+
+    keep: Array
+    donor: Array
+
+    def __call__(self, a: Array) -> Array:
+        return self.keep.astype(a.dtype) * a + (1 - self.keep.astype(a.dtype)) * jnp.take(a, self.donor, axis=0)
+
+
+def side_by_side(model: Decomposed, importance: PerMatrix, *, delta: bool = False) -> Float[Array, "row part"]:
+    """Importances as one row of parts for each row of data, in the order of `of_decomposition`; Δ has importance 0.
+
+    Values with positions have one row for each example: the largest importance over its positions.
+    """
+    columns = []
+    for name in model.names:
+        g = importance[name]
+        g = g if is_stacked(name) else g[None]
+        if g.ndim > 3:
+            g = jnp.max(g, axis=tuple(range(2, g.ndim - 1)))
+        if delta:
+            g = jnp.concatenate([g, jnp.zeros_like(g[..., :1])], axis=-1)
+        columns.append(jnp.moveaxis(g, 0, 1).reshape(g.shape[1], -1))
+    if not columns:
+        raise UserError("a model without decomposed matrices has no parts")
+    return jnp.concatenate(columns, axis=1)

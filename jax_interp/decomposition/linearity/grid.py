@@ -1,0 +1,106 @@
+"""Composite inputs of known features: what every set of parts should do to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jax_interp.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Relative squared errors (sum over rows and outputs, over the same sum of the right output's squares).
+
+    strict: with exactly the parts of the features that are on, against f(x); the mean over sets of features.
+    superset_mean, superset_max: with those and any others.
+    removed: with some feature's part missing, against f of the features whose parts are there ("mechanism removed");
+    None where no such case was met.
+    """
+
+    strict: float
+    superset_mean: float
+    superset_max: float
+    removed: float | None
+
+
+def composite_grid(
+    run: Callable[[Array, Array], Array],
+    target: Callable[[Array], Array],
+    owner: Bool[np.ndarray, "feature part"],
+    features: Float[Array, "feature d"],
+    key: Array,
+    *,
+    active: int = 1,
+    samples: int = 64,
+    cap: int = 64,
+    low: float = 0.2,
+    high: float = 1.0,
+) -> Grid:
+    """For each set A of `active` features, inputs `Σ_{i in A} t_i features[i]` with t ~ U[low, high].
+
+    `owner[i]` are the parts that feature i needs, S(A) their union. All sets T of parts are gone through that contain
+    S(A), and as many that do not, up to `cap` of each (chosen at random where there are more). `run(mask, x)` may be
+    any function from sets of parts to behaviour: its weights need not add up, which is how mechanistic faithfulness
+    alone is measured.
+    """
+    owner = np.asarray(owner, bool)
+    n, parts = owner.shape
+    if not 0 < active <= n:
+        raise UserError(f"active={active} of {n} features: from 1 to {n}")
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32).tolist())
+    right_of = jax.jit(target)
+    strict, supersets, removed = [], [], []
+    worst = 0.0
+    for A in itertools.combinations(range(n), active):
+        amplitude = np.zeros((samples, n), np.float32)
+        amplitude[:, list(A)] = rng.uniform(low, high, (samples, active))
+        x = jnp.asarray(amplitude) @ features
+        y = np.asarray(right_of(x), np.float64)
+        needed = np.any(owner[list(A)], axis=0)
+        errors = []
+        for T in _sets(parts, needed, cap, rng, containing=True):
+            errors.append(_relative(run, T, x, y))
+        strict.append(_relative(run, needed, x, y))
+        supersets.append(float(np.mean(errors)))
+        worst = max(worst, max(errors))
+        for T in _sets(parts, needed, cap, rng, containing=False):
+            kept = [i for i in A if not (owner[i] & ~T).any()]
+            partial = np.zeros_like(amplitude)
+            partial[:, kept] = amplitude[:, kept]
+            right = np.asarray(right_of(jnp.asarray(partial) @ features), np.float64)
+            removed.append(_relative(run, T, x, right, over=y))
+    return Grid(float(np.mean(strict)), float(np.mean(supersets)), worst, float(np.mean(removed)) if removed else None)
+
+
+def _relative(run: Callable, T: np.ndarray, x: Array, right: np.ndarray, over: np.ndarray | None = None) -> float:
+    mask = jnp.broadcast_to(jnp.asarray(T, jnp.float32), (x.shape[0], len(T)))
+    error = np.asarray(run(mask, x), np.float64) - right
+    return float((error**2).sum() / max(((right if over is None else over) ** 2).sum(), 1e-30))
+
+
+def _sets(
+    parts: int, needed: np.ndarray, cap: int, rng: np.random.Generator, containing: bool
+) -> list[Bool[np.ndarray, " part"]]:
+    """Sets of parts that contain what is needed, or that lack some of it; what is needed alone is always the first."""
+    free = np.flatnonzero(~needed) if containing else np.arange(parts)
+    if 2 ** min(len(free), 40) <= 4 * cap:
+        choices = np.array(list(itertools.product([False, True], repeat=len(free))), bool).reshape(-1, len(free))
+        rest = rng.permutation(len(choices) - 1) + 1
+        choices = choices[np.concatenate([[0], rest])]
+    else:
+        choices = rng.random((4 * cap, len(free))) < 0.5
+        choices[0] = False
+    found = np.zeros((len(choices), parts), bool)
+    found[:, free] = choices
+    if containing:
+        found |= needed[None]
+    else:
+        found = found[(needed[None] & ~found).any(axis=1)]
+    return list(found[:cap])

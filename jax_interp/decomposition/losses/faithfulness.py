@@ -1,0 +1,59 @@
+"""Faithfulness: the components of a matrix add up to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_interp.decomposition.components import Decomposed
+from jax_interp.decomposition.losses.scene import Scene
+
+
+def faithfulness(model: Decomposed) -> Float[Array, ""]:
+    """`Σ_l ‖W_l - V_l U_l‖²_F / N`, N the number of decomposed weights (SPD 2025)."""
+    deltas = [model.delta(name).astype(jnp.float32) for name in model.names]
+    return sum((jnp.sum(d * d) for d in deltas), jnp.zeros(())) / sum(d.size for d in deltas)
+
+
+def relative_faithfulness(model: Decomposed) -> Float[Array, ""]:
+    """The mean over matrices of `‖W - V U‖²_F / ‖W‖²_F` (the 2026 JAX line)."""
+    ratios = []
+    for name in model.names:
+        delta, weight = (m.astype(jnp.float32) for m in (model.delta(name), model.weight(name)))
+        square = lambda m: jnp.sum(m * m, axis=(-1, -2))
+        ratios.append(jnp.atleast_1d(square(delta) / square(weight)))
+    return jnp.mean(jnp.concatenate(ratios))
+
+
+@dataclasses.dataclass(frozen=True)
+class Faithfulness:
+    coefficient: float = 1.0
+    relative: bool = False
+
+    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
+        return relative_faithfulness(scene.model) if self.relative else faithfulness(scene.model)
+
+
+def warm_up(model: Decomposed, steps: int, learning_rate: float, weight_decay: float) -> Decomposed:
+    """The model after `steps` of AdamW on its components for faithfulness alone."""
+    import optax
+
+    from jax_interp.training import optimizer
+
+    adam = optax.adamw(learning_rate, weight_decay=weight_decay)
+
+    def loss(components, target):
+        return faithfulness(dataclasses.replace(model, target=target, components=components))
+
+    def run(components, target):
+        def step(_, state):
+            components, opt = state
+            return optimizer.update(adam, jax.grad(loss)(components, target), opt, components)
+
+        return jax.lax.fori_loop(0, steps, step, (components, optimizer.init(adam, components)))[0]
+
+    return dataclasses.replace(model, components=jax.jit(run)(model.components, model.target))

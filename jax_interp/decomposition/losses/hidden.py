@@ -1,0 +1,50 @@
+"""Hidden-activation reconstruction: under masks, every decomposed matrix puts out what it does in the target."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.losses.scene import Scene
+from jax_interp.decomposition.masks import Masks, edits, given, stochastic
+from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.errors import UserError
+from jax_interp.surgery import edit, read
+
+
+def hidden_errors(scene: Scene, masks: Masks, relative: bool = False) -> dict[str, Float[Array, "*layer"]]:
+    """For each matrix the mean square of what its output is off by, or that over the target's mean square."""
+    if scene.hidden is None:
+        raise UserError("the scene has no hidden activations: read_inputs(..., outputs=True) makes them")
+    addresses = [f"{name}.output" for name in scene.hidden]
+    acts = read(edit(scene.model, *edits(masks)), *addresses, output=False)(*scene.args)
+    return {name: _error(target, acts[f"{name}.output"], name, relative) for name, target in scene.hidden.items()}
+
+
+def _error(target: Array, value: Array, name: str, relative: bool) -> Float[Array, "*layer"]:
+    axes = tuple(range(1 if is_stacked(name) else 0, target.ndim))
+    target, value = target.astype(jnp.float32), value.astype(jnp.float32)
+    error = jnp.mean((target - value) ** 2, axis=axes)
+    return error / jnp.mean(target**2, axis=axes) if relative else error
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenReconstruction:
+    """The mean over matrices, under stochastic or importance masks."""
+
+    coefficient: float = 1.0
+    masks: Literal["stochastic", "importance"] = "stochastic"
+    relative: bool = False
+
+    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
+        lower: PerMatrix = scene.importance.lower
+        if self.masks == "stochastic":
+            masks = stochastic(key, lower, delta=scene.delta, sampling=scene.sampling)
+        else:
+            masks = given(lower)
+        errors = hidden_errors(scene, masks, self.relative)
+        return jnp.mean(jnp.concatenate([jnp.atleast_1d(error) for error in errors.values()]))

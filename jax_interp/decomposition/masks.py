@@ -1,0 +1,133 @@
+"""Masks: what each component, and the rest Δ, is multiplied with at each row. A set of masks is a list of edits.
+
+    masked = edit(model, *edits(masks))          # or masked_output(model, masks, x)
+
+Mask names are entries (`linear1`, `blocks.*.mlp.up`); an entry that is missing keeps the target's weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from jax_interp.decomposition.components import Decomposed
+from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.surgery import Each, Scale, at, edit
+from jax_interp.surgery.taps import Edit
+
+Sampling = Literal["continuous", "binomial"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Of one entry: `components` `[*layer, batch, ..., C]`, and `delta` `[*layer, batch, ..., 1]` or one number."""
+
+    components: Float[Array, "*layer_and_rows C"]
+    delta: Float[Array, "*layer_and_rows 1"] | Float[Array, ""]
+
+
+Masks = Mapping[str, Mask]
+
+
+def edits(masks: Masks) -> list[Edit]:
+    """The edits that put masks into a decomposed model."""
+    found: list[Edit] = []
+    for name, mask in masks.items():
+        each = Each if is_stacked(name) else lambda fn: fn
+        found.append(at(f"{name}.components", each(Scale(mask.components))))  # type: ignore[arg-type]
+        found.append(at(f"{name}.delta", each(Scale(mask.delta))))  # type: ignore[arg-type]
+    return found
+
+
+def masked_output(model: Decomposed, masks: Masks, *args: Any, **kwargs: Any) -> Any:
+    """The model's output with these masks."""
+    return edit(model, *edits(masks))(*args, **kwargs)
+
+
+def given(values: PerMatrix, delta: float = 0.0) -> dict[str, Mask]:
+    """Masks of these component values, and one number for every Δ."""
+    return {name: Mask(value, jnp.asarray(delta, value.dtype)) for name, value in values.items()}
+
+
+def stochastic(
+    key: Key[Array, ""], importance: PerMatrix, *, delta: bool = True, sampling: Sampling = "continuous"
+) -> dict[str, Mask]:
+    """m = g + (1 - g) r with r ~ U[0, 1), or r ~ Bernoulli(1/2), fresh for every row, layer and component.
+
+    Δ has importance 0: its mask is r itself; without `delta` it is left out.
+    """
+    draw = lambda key, shape: (
+        jax.random.uniform(key, shape)
+        if sampling == "continuous"
+        else jax.random.bernoulli(key, 0.5, shape).astype(jnp.float32)
+    )
+    sources = {}
+    for i, (name, g) in enumerate(importance.items()):
+        width = g.shape[-1] + delta
+        sources[name] = draw(jax.random.fold_in(key, i), (*g.shape[:-1], width)).astype(g.dtype)
+    return between(importance, sources)
+
+
+def between(importance: PerMatrix, sources: PerMatrix) -> dict[str, Mask]:
+    """m = g + (1 - g) r for given r `[*layer, #batch, ..., C or C + 1]`; the last channel, if there, is Δ's mask."""
+    found = {}
+    for name, g in importance.items():
+        C, r = g.shape[-1], sources[name]
+        mask = g + (1 - g) * jnp.broadcast_to(r[..., :C], g.shape)
+        rest = jnp.broadcast_to(r[..., C:], (*g.shape[:-1], 1)) if r.shape[-1] > C else jnp.zeros((), g.dtype)
+        found[name] = Mask(mask, rest)
+    return found
+
+
+def routed(masks: Masks, routes: Mapping[str, Bool[Array, "*layer_and_rows"]]) -> dict[str, Mask]:
+    """Masks where a row is routed to the components; elsewhere the target's weights (all masks 1)."""
+    found = {}
+    for name, mask in masks.items():
+        on = routes[name][..., None]
+        delta = jnp.broadcast_to(mask.delta, (*mask.components.shape[:-1], 1))
+        pick = lambda m, on=on: jnp.where(on, m, jnp.ones_like(m))
+        found[name] = Mask(pick(mask.components), pick(delta))
+    return found
+
+
+def subset_routes(key: Key[Array, ""], importance: PerMatrix) -> dict[str, Bool[Array, "*layer_and_rows"]]:
+    """For each row a uniformly random k-subset of all matrices, k ~ U{1, ..., number of matrices} (VPD 2026)."""
+    counts = {name: g.shape[0] if is_stacked(name) else 1 for name, g in importance.items()}
+    total = sum(counts.values())
+    name, g = next(iter(importance.items()))
+    rows = g.shape[1:-1] if is_stacked(name) else g.shape[:-1]
+    first, second = jax.random.split(key)
+    k = jax.random.randint(first, rows, 1, total + 1)
+    rank = jnp.argsort(jnp.argsort(jax.random.uniform(second, (total, *rows)), axis=0), axis=0)
+    return _shared_out(rank < k[None], counts)
+
+
+def bernoulli_routes(
+    key: Key[Array, ""], importance: PerMatrix, probability: float
+) -> dict[str, Bool[Array, "*layer_and_rows"]]:
+    """Each matrix of each row by itself, with this probability."""
+    return {
+        name: jax.random.bernoulli(jax.random.fold_in(key, i), probability, g.shape[:-1])
+        for i, (name, g) in enumerate(importance.items())
+    }
+
+
+def _shared_out(routes: Bool[Array, "matrix batch ..."], counts: Mapping[str, int]) -> dict[str, Array]:
+    found, first = {}, 0
+    for name, count in counts.items():
+        part = routes[first : first + count]
+        found[name] = part if is_stacked(name) else part[0]
+        first += count
+    return found
+
+
+def one_at_a_time(masks: Masks) -> Sequence[tuple[str, int]]:
+    """(entry, layers) of each entry: what a layerwise loss goes through."""
+    return [(name, mask.components.shape[0] if is_stacked(name) else 0) for name, mask in masks.items()]

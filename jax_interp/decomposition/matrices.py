@@ -1,0 +1,143 @@
+"""Which matrices of a model a pattern means: every part with a two-dimensional `weight`, by its address.
+
+    blocks.*.mlp.up           of all blocks: one entry, its arrays stacked over layers however the blocks are laid out
+    blocks.3.attn.q           of one block, which must be unrolled
+    linear1, hidden_layers.0  outside the blocks
+
+A pattern is such an address with globs in its parts (`blocks.*.attn.?`, `*`, `linear*`). One that ends before the
+matrix means all below it (`blocks.*.mlp`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jax_interp.errors import UserError
+from jax_interp.surgery import Stack, depth_of
+from jax_interp.training.leaves import addresses
+
+
+def matrices(model: Any) -> dict[str, tuple[int, ...]]:
+    """Every matrix of `model` by its concrete address (`blocks.3.mlp.up`): its shape `[d_in, d_out]`."""
+    found: dict[str, tuple[int, ...]] = {}
+    leaves = zip(addresses(model), jax.tree.leaves(model), strict=True)
+    segments = _segments(model)
+    for address, leaf in leaves:
+        *part, last = address.split(".")
+        if last != "weight" or not hasattr(leaf, "shape"):
+            continue
+        if part[:1] == ["blocks"] and len(part) > 2 and segments:
+            first, depth = segments[int(part[1])]
+            if depth is not None and len(leaf.shape) == 3 and part[2] == "block":
+                for layer in range(first, first + depth):
+                    found[".".join(["blocks", str(layer), *part[3:]])] = leaf.shape[1:]
+                continue
+            if depth is not None:
+                continue
+            part[1] = str(first)
+        if len(leaf.shape) == 2 and part:
+            found[".".join(part)] = leaf.shape
+    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+
+def chosen(model: Any, patterns: str | Sequence[str]) -> list[str]:
+    """The entries that the patterns mean, in the order of the model: `blocks.*.mlp.up` where all blocks have the matrix
+    in one shape, otherwise one entry a block. Raises UserError for a pattern that means nothing.
+    """
+    have = matrices(model)
+    wanted: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matched = [address for address in have if _matches(pattern, address)]
+        if not matched:
+            raise UserError(f"no matrix matches {pattern!r}; this model has {', '.join(_short(have)) or 'none'}")
+        wanted += [address for address in matched if address not in wanted]
+    depth = depth_of(getattr(model, "blocks", ()))
+    entries: list[str] = []
+    for address in sorted(wanted, key=list(have).index):
+        head, *rest = address.split(".")
+        if head != "blocks" or len(rest) < 2:
+            entries.append(address)
+            continue
+        name = ".".join(rest[1:])
+        layers = [f"blocks.{layer}.{name}" for layer in range(depth)]
+        whole = all(layer in wanted for layer in layers) and len({have[layer] for layer in layers}) == 1
+        entry = f"blocks.*.{name}" if whole else address
+        if entry not in entries:
+            entries.append(entry)
+    return entries
+
+
+def is_stacked(name: str) -> bool:
+    """Whether an entry stands for all layers, its arrays carrying a leading layer axis."""
+    return name.startswith("blocks.*.")
+
+
+def weight_of(model: Any, name: str) -> Array:
+    """The target's weight of an entry: `[d_in, d_out]`, or `[layer, d_in, d_out]`."""
+    if not is_stacked(name):
+        return _part(model, name).weight[...]
+    path = name.split(".")[2:]
+    pieces = []
+    for segment in model.blocks:
+        stacked = isinstance(segment, Stack)
+        node = segment.block if stacked else segment
+        weight = _walk(node, path).weight[...]
+        pieces.append(weight if stacked else weight[None])
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
+
+
+def _part(model: Any, name: str) -> Any:
+    path = name.split(".")
+    if path[0] != "blocks":
+        return _walk(model, path)
+    layer, first = int(path[1]), 0
+    for segment in model.blocks:
+        if isinstance(segment, Stack):
+            if first <= layer < first + segment.depth:
+                block = jax.tree.map(lambda leaf, at=layer - first: leaf[at], segment.block)
+                return _walk(block, path[2:])
+            first += segment.depth
+        else:
+            if first == layer:
+                return _walk(segment, path[2:])
+            first += 1
+    raise UserError(f"there is no {name!r}: this model has {depth_of(model.blocks)} blocks")
+
+
+def _walk(node: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        node = node[int(part)] if part.isdigit() and not hasattr(node, part) else getattr(node, part)
+    return node
+
+
+def _segments(model: Any) -> list[tuple[int, int | None]]:
+    """For each segment of the model's blocks its first layer, and its depth where it is a `Stack`."""
+    found, first = [], 0
+    for segment in getattr(model, "blocks", ()):
+        depth = segment.depth if isinstance(segment, Stack) else None
+        found.append((first, depth))
+        first += depth or 1
+    return found
+
+
+def _matches(pattern: str, address: str) -> bool:
+    wanted, parts = pattern.split("."), address.split(".")
+    if pattern == "*":
+        return True
+    return len(wanted) <= len(parts) and all(fnmatch.fnmatchcase(part, want) for part, want in zip(parts, wanted))
+
+
+def _order(address: str) -> tuple:
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in address.split("."))
+
+
+def _short(have: dict[str, Any]) -> list[str]:
+    """The addresses with layers left out, each once."""
+    names = (a if a.split(".")[0] != "blocks" else ".".join(["blocks", "*", *a.split(".")[2:]]) for a in have)
+    return list(dict.fromkeys(names))

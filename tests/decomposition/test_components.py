@@ -1,0 +1,125 @@
+"""Decomposed matrices: the target's bits, masks as edits, layouts, ties, gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_tms import TIED, sparse, tiny
+
+from jax_interp.decomposition import Components, decompose, masked_output
+from jax_interp.decomposition.masks import Mask
+from jax_interp.decomposition.matrices import chosen, matrices
+from jax_interp.errors import UserError
+from jax_interp.models import Config, init
+from jax_interp.surgery import Scale, Zero, at, edit, grad_at, read, replan
+
+CONFIG = Config(n_layers=3, d_model=8, n_heads=2, d_mlp=12, vocab_size=17, n_ctx=8, qkv_bias=True, tied_embedding=False)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 17, (2, 5)), jnp.int32)
+call = jax.jit(lambda f, *args: f(*args))
+
+
+def test_what_patterns_mean():
+    model = init(CONFIG, jax.random.key(0))
+    assert matrices(model)["blocks.2.mlp.up"] == (8, 12)
+    assert {"embed", "unembed"} <= set(matrices(model))
+    assert not [name for name in matrices(model) if "ln" in name]
+    assert chosen(model, "blocks.*.mlp") == [f"blocks.*.mlp.{n}" for n in ("down", "gate", "up")]
+    assert chosen(model, ["blocks.*.attn.[qk]", "unembed"]) == ["blocks.*.attn.k", "blocks.*.attn.q", "unembed"]
+    assert set(chosen(replan(model, "*"), "blocks.1.mlp.up")) == {"blocks.1.mlp.up"}
+    assert list(matrices(tiny())) == ["linear1", "linear2"]
+    with pytest.raises(UserError, match=r"no matrix matches 'blocks.*mpl'.*blocks\.\*\.mlp\.up"):
+        chosen(model, "blocks.*.mpl")
+    with pytest.raises(UserError, match="C says nothing for 'linear1'"):
+        decompose(tiny(), "linear1", C={"linear2": 3}, key=jax.random.key(0))
+
+
+def test_no_mask_no_change_in_every_layout():
+    """The target's bits, read or not; components draws do not depend on the layout; masks act alike."""
+    stacked = init(CONFIG, jax.random.key(0))
+    mask = jax.random.uniform(jax.random.key(5), (3, 2, 5, 7))
+    outputs = []
+    for model in (stacked, replan(stacked, "*"), replan(stacked, "1")):
+        parts = decompose(model, ["blocks.*.mlp", "blocks.*.attn.q"], C=7, key=jax.random.key(1))
+        assert set(parts.components) == {f"blocks.*.{n}" for n in ("mlp.up", "mlp.gate", "mlp.down", "attn.q")}
+        plain = call(model, TOKENS)
+        seen, acts = call(read(parts, "blocks.*.mlp.up.components"), TOKENS)
+        np.testing.assert_array_equal(seen, plain)
+        assert acts["blocks.*.mlp.up.components"].shape == (3, 2, 5, 7)
+        masks = {"blocks.*.mlp.up": Mask(mask, jnp.zeros(()))}
+        outputs.append(jax.jit(masked_output)(parts, masks, TOKENS))
+    for other in outputs[1:]:
+        np.testing.assert_allclose(other, outputs[0], rtol=2e-5, atol=2e-6)
+    assert np.abs(outputs[0] - plain).max() > 1e-3
+
+
+def test_masked_forward_is_the_formula():
+    """((x V) m) U + m_Δ x (W - V U) + b at both matrices of a tied toy, in float64 by numpy."""
+    model, x = tiny(), sparse(jax.random.key(0), batch=6, p=0.7)
+    parts = decompose(model, ["linear1", "linear2"], C=4, key=jax.random.key(1), tied=TIED)
+    rng = np.random.default_rng(0)
+    masks = {n: Mask(jnp.asarray(rng.random((6, 4)), jnp.float32), jnp.asarray(rng.random((6, 1)), jnp.float32))
+             for n in parts.names}  # fmt: skip
+
+    W, b = np.asarray(model.linear1.weight, float), np.asarray(model.linear2.bias, float)
+    V, U = (np.asarray(m, float) for m in (parts.of("linear1").V, parts.of("linear1").U))
+
+    def layer(x, V, U, W, mask):
+        return ((x @ V) * np.asarray(mask.components)) @ U + np.asarray(mask.delta) * (x @ (W - V @ U))
+
+    h = layer(np.asarray(x, float), V, U, W, masks["linear1"])
+    want = np.maximum(layer(h, U.T, V.T, W.T, masks["linear2"]) + b, 0)
+    np.testing.assert_allclose(masked_output(parts, masks, x), want, rtol=1e-5, atol=1e-6)
+    assert set(parts.components) == {"linear1"}
+    assert parts.names == ("linear1", "linear2")
+    np.testing.assert_allclose(parts.delta("linear2"), (W - V @ U).T, rtol=1e-5, atol=1e-6)
+
+
+def test_edits_gradients_and_vmap_reach_components():
+    model, x = tiny(), sparse(jax.random.key(0), batch=6, p=0.7)
+    parts = decompose(model, "linear1", C=4, key=jax.random.key(1))
+    only = lambda c: edit(parts, at("linear1.delta", Zero()), at("linear1.components", Scale(jnp.eye(4)[c])))
+    each = jax.vmap(lambda c: read(only(c), "linear1.output", output=False)(x)["linear1.output"])(jnp.arange(4))
+    np.testing.assert_allclose(each.sum(0), x @ parts.of("linear1").product(), rtol=1e-4, atol=1e-5)
+    # d loss / d (inner activations), against the chain rule
+    _, grads = grad_at(parts, "linear1.components")(lambda y: jnp.sum(y**2))(x)
+    h = x @ model.linear1.weight
+    slope = jax.grad(lambda h: jnp.sum(jax.nn.relu(h @ model.linear2.weight + model.linear2.bias[None]) ** 2))(h)
+    np.testing.assert_allclose(grads["linear1.components"], slope @ parts.of("linear1").U.T, rtol=1e-4, atol=1e-5)
+    # Δ is differentiable: at mask r for components and Δ alike, the output does not depend on V and U at r = 1
+    half = {"linear1": Mask(jnp.full((6, 4), 0.5), jnp.full((6, 1), 0.5))}
+    loss = lambda pairs: jnp.sum(masked_output(dataclasses.replace(parts, components=pairs), half, x))
+    for leaf in jax.tree.leaves(jax.grad(loss)(parts.components)):
+        np.testing.assert_allclose(leaf, 0, atol=1e-5)  # .5 V U + .5 (W - V U) = .5 W
+    with pytest.raises(UserError, match=r"linear2\.components"):
+        edit(parts, at("linear2.components", Zero()))(x)
+
+
+def test_initial_values():
+    """ "unit": unit columns and rows, scaled by their product with W; "normal": by standard deviation."""
+    model = tiny(40, 20)
+    unit = decompose(model, "linear1", C=300, key=jax.random.key(0), init="unit").of("linear1")
+    np.testing.assert_allclose(jnp.linalg.norm(unit.V, axis=0), 1, rtol=1e-5)
+    directions = unit.U / jnp.linalg.norm(unit.U, axis=1, keepdims=True)
+    scale = np.einsum("ic,co,io->c", unit.V, directions, model.linear1.weight)
+    np.testing.assert_allclose(jnp.linalg.norm(unit.U, axis=1), np.abs(scale), rtol=1e-3, atol=1e-5)
+    normal = decompose(model, "linear1", C=300, key=jax.random.key(0)).of("linear1")
+    assert abs(float(normal.V.std()) * 40**0.5 - 1) < 0.05
+    assert abs(float(normal.U.std()) * 300**0.5 - 1) < 0.05
+
+
+def test_an_embedding_is_a_matrix_too():
+    model = init(CONFIG, jax.random.key(0))
+    parts = decompose(model, "embed", C=5, key=jax.random.key(1))
+    acts = read(parts, "embed.components", output=False)(TOKENS)
+    np.testing.assert_array_equal(acts["embed.components"], parts.of("embed").V[TOKENS])
+    left = read(edit(parts, at("embed.delta", Zero())), "embed.output", output=False)(TOKENS)["embed.output"]
+    np.testing.assert_allclose(left, parts.of("embed").product()[TOKENS], rtol=1e-4, atol=1e-6)
+
+
+def test_components_of_the_transpose():
+    pair = Components(jnp.arange(6.0).reshape(3, 2), jnp.arange(8.0).reshape(2, 4))
+    np.testing.assert_array_equal(pair.T.product(), pair.product().T)

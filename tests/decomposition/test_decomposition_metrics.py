@@ -1,0 +1,104 @@
+"""Metrics against values counted by hand."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tiny_tms import TIED, sparse, tiny
+
+from jax_interp.decomposition import Components, decompose
+from jax_interp.decomposition.importance import Importance, read_inputs
+from jax_interp.decomposition.losses import ImportanceMasked, Scene, Unmasked
+from jax_interp.decomposition.metrics import (
+    agreement,
+    alive,
+    dense_error,
+    hidden_report,
+    identity_error,
+    l0,
+    mask_report,
+    pgd_curve,
+    pgd_error,
+    recovery,
+    spectrum,
+)
+from jax_interp.decomposition.metrics.masks import cross_entropy
+
+KEY = jax.random.key(0)
+
+
+def test_identity_and_dense_errors():
+    perfect = np.zeros((3, 5))
+    perfect[[0, 1, 2], [4, 0, 2]] = 1
+    assert identity_error(perfect) == 0
+    worse = perfect.copy()
+    worse[0, 4], worse[1, 1] = 0.85, 0.3
+    assert identity_error(worse) == 2
+    assert identity_error(worse, 0.2) == 1
+    assert identity_error(np.zeros((3, 5))) == 3
+    assert identity_error(np.eye(3)[:, :2]) == 1  # a feature without a column
+    # a greedy choice would take .95 first and pay for it
+    assert identity_error(np.array([[0.95, 0.94], [0.93, 0.0]])) == 1
+    dense = np.array([[1, 1, 0.05], [0.9, 0.2, 0], [0.1, 1, 0]])
+    assert dense_error(dense, 2) == 0
+    assert dense_error(dense, 1) == 2  # the second column has two entries above tolerance
+    assert dense_error(dense, 3) == 1  # the third has none that is strong
+    assert dense_error(dense, 2, min_entries=3) == 1 + 1
+
+
+def test_sparsity():
+    g = {"linear1": jnp.asarray([[0.5, 0.0, 0.05], [0.0, 0.0, 0.2]]), "blocks.*.up": jnp.ones((2, 3, 4))}
+    counts = l0(g, 0.01)
+    assert float(counts["linear1"]) == 1.5
+    np.testing.assert_array_equal(counts["blocks.*.up"], [4, 4])
+    np.testing.assert_array_equal(alive(g, 0.1)["linear1"], [True, False, True])
+    np.testing.assert_allclose(spectrum(g)["linear1"], [0.25, 0.125, 0.0], rtol=1e-6)
+
+
+def test_recovery_is_robust_to_the_dead():
+    truth = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])
+    parts = Components(
+        jnp.asarray([[1.0, 0.0, 0.01], [0.0, 1.0, 0.0]]), jnp.asarray([[0.9, 0.1], [0.0, 1.9], [1.0, 0.0]])
+    )
+    found = recovery(parts, truth)
+    np.testing.assert_array_equal(found.owner, [0, 1])
+    np.testing.assert_allclose(found.mmcs, (0.9 / 0.82**0.5 + 1) / 2, rtol=1e-5)
+    np.testing.assert_allclose(found.ml2r, (0.82**0.5 + 0.95) / 2, rtol=1e-5)
+    naive = recovery(parts, truth, least=0.0)  # the tiny third one fits better
+    np.testing.assert_allclose(naive.ratio[0], 0.01, rtol=1e-5)
+
+
+def test_two_runs_agree_up_to_order_sign_and_scale():
+    rng = np.random.default_rng(0)
+    one = Components(
+        jnp.asarray(rng.standard_normal((6, 4)), jnp.float32), jnp.asarray(rng.standard_normal((4, 5)), jnp.float32)
+    )
+    order = jnp.asarray([2, 0, 3, 1])
+    other = Components(-2 * one.V[:, order], -0.5 * one.U[order])
+    assert all(abs(v - 1) < 1e-5 for v in agreement(one, other).values())
+    unrelated = Components(normal(6, 4), one.U)
+    assert agreement(one, unrelated)["product"] < 0.8
+
+
+def test_reports_under_masks():
+    model, x = tiny(), sparse(KEY, batch=8, p=0.7)
+    parts = decompose(model, "*", C=4, key=jax.random.key(1), tied=TIED)
+    rng = np.random.default_rng(0)
+    lower = {n: jnp.asarray(rng.random((8, 4)), jnp.float32) for n in parts.names}
+    output, inputs, hidden = read_inputs(parts, x, outputs=True)
+    scene = Scene(parts, (x,), output, Importance(lower, lower, lower), inputs, hidden)
+    report = mask_report(scene, KEY)
+    assert set(report.error) == {"ci", "unmasked", "stochastic", "random", "rounded", "zero"}
+    np.testing.assert_allclose(report.error["ci"], ImportanceMasked()(scene, KEY), rtol=1e-5)
+    np.testing.assert_allclose(report.error["unmasked"], Unmasked()(scene, KEY), rtol=1e-5)
+    np.testing.assert_allclose(report.error["rounded"], report.error["unmasked"], rtol=1e-5)  # all above 0
+    assert float(report.error_unrecovered["zero"]) == 1
+    by_hidden = hidden_report(scene, KEY)
+    assert set(by_hidden) == {"stochastic", "ci"}
+    assert set(by_hidden["ci"]) == {"linear1", "linear2"}
+    curve = pgd_curve(scene, KEY, steps=(5, 20))
+    assert curve.shape == (2,)
+    assert float(pgd_error(scene, KEY)) > float(report.error["stochastic"])
+    logits = jnp.log(jnp.asarray([[[0.25, 0.75], [0.5, 0.5]]]))
+    np.testing.assert_allclose(cross_entropy(logits, jnp.asarray([[1, -1]])), -np.log(0.75), rtol=1e-6)

@@ -1,0 +1,149 @@
+"""The training step: importance functions of every kind, resume to the bit, many instances at once, known answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_tms import TIED, pentagon, sparse, tiny
+
+from jax_interp.decomposition import DecompositionConfig, Schedule, decompose, train_decomposition, train_instances
+from jax_interp.decomposition.importance import (
+    GlobalGates,
+    ScalarGates,
+    SharedGates,
+    TransformerGates,
+    VectorGates,
+    init_importance,
+    read_inputs,
+)
+from jax_interp.decomposition.losses import (
+    Adversary,
+    Faithfulness,
+    Merged,
+    PersistentPGD,
+    SmoothL0,
+    StochasticSubset,
+)
+from jax_interp.decomposition.metrics import alive, identity_error, probe, recovery
+from jax_interp.decomposition.train import rate
+from jax_interp.models import Config, init
+from jax_interp.surgery import replan
+from jax_interp.training import config as configs
+
+TINY = DecompositionConfig(
+    ("*",), C=4, tied=TIED, importance=ScalarGates(4), steps=6, batch=32, schedule=Schedule(1e-2), warm_up=None
+)
+ALL_SORTS = dataclasses.replace(
+    TINY,
+    losses=(
+        Faithfulness(relative=True),
+        SmoothL0(),
+        StochasticSubset(),
+        PersistentPGD(adversary=Adversary(rate_warm_up=0.0), subset=True),
+        Merged(adversary=Adversary(scope="single_source", rate_warm_up=0.0)),
+    ),
+    clip=1.0,
+)
+sample = partial(sparse, batch=32, p=0.3)
+
+
+def test_importance_functions_in_numpy():
+    """Scalar, vector and shared gates against float64; all kinds on stacked and unrolled blocks alike."""
+    model, x = tiny(), sparse(jax.random.key(0), batch=6, p=0.7)
+    parts = decompose(model, "linear1", C=4, key=jax.random.key(1))
+    _, inputs, _ = read_inputs(parts, x)
+    from scipy.special import erf
+
+    gelu = lambda z: 0.5 * z * (1 + erf(z / 2**0.5))
+    exact = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
+    X, V = np.asarray(x, np.float64), np.asarray(parts.of("linear1").V, np.float64)
+
+    scalar = init_importance(ScalarGates(3), jax.random.key(2), parts)
+    g = exact(scalar.gates["linear1"])
+    want = (gelu((X @ V)[..., None] * g.wi + g.bi) * g.wo).sum(-1) + g.bo
+    np.testing.assert_allclose(scalar(parts, inputs)["linear1"], want, rtol=1e-4, atol=1e-5)
+    vector = init_importance(VectorGates(3), jax.random.key(2), parts)
+    g = exact(vector.gates["linear1"])
+    want = (gelu(np.einsum("bi,cih->bch", X, g.wi)) * g.wo).sum(-1)
+    np.testing.assert_allclose(vector(parts, inputs)["linear1"], want, rtol=1e-4, atol=1e-5)
+    shared = init_importance(SharedGates((3,)), jax.random.key(2), parts)
+    first, last = exact(shared.networks["linear1"])
+    want = gelu(X @ first.weight) @ last.weight
+    np.testing.assert_allclose(shared(parts, inputs)["linear1"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_importance_functions_of_a_language_model():
+    config = Config(n_layers=3, d_model=8, n_heads=2, d_mlp=12, vocab_size=17, n_ctx=8, tied_embedding=False)
+    stacked = init(config, jax.random.key(0))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 17, (2, 5)), jnp.int32)
+    kinds = (ScalarGates(3), VectorGates(3), SharedGates((3,)), GlobalGates((5,)), TransformerGates(8, 2, 2, 16))
+
+    @jax.jit
+    def all_of(model, tokens):
+        parts = decompose(model, "blocks.*.mlp", C=4, key=jax.random.key(1))
+        _, inputs, _ = read_inputs(parts, tokens)
+        return [init_importance(kind, jax.random.key(2), parts)(parts, inputs) for kind in kinds]
+
+    for one, other in zip(all_of(stacked, tokens), all_of(replan(stacked, "*"), tokens), strict=True):
+        for name in ("blocks.*.mlp.up", "blocks.*.mlp.down"):
+            assert one[name].shape == (3, 2, 5, 4)
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_resumes_to_the_bit_and_instances_are_the_runs(tmp_path):
+    """Every kind of loss with state, killed halfway; and two seeds under one vmap against the seeds one by one."""
+    model, quiet = tiny(), {"quiet": True, "log_every": 2}
+    whole = train_decomposition(ALL_SORTS, model, sample=sample, run=tmp_path / "whole", **quiet)
+
+    class Stop(Exception):
+        pass
+
+    def stop(record):
+        if record["step"] == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_decomposition(
+            ALL_SORTS, model, sample=sample, run=tmp_path / "cut", checkpoint_every=2, on_log=stop, **quiet
+        )
+    again = train_decomposition(ALL_SORTS, model, sample=sample, run=tmp_path / "cut", checkpoint_every=2, **quiet)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "cut/metrics.jsonl").read_bytes()
+
+    both = train_instances(ALL_SORTS, model, seeds=(0, 7), sample=sample, quiet=True)
+    np.testing.assert_allclose(both.model.components["linear1"].V[0], whole.model.components["linear1"].V, atol=2e-4)
+    assert configs.from_json(DecompositionConfig, configs.to_json(ALL_SORTS)) == ALL_SORTS
+
+
+def test_schedules():
+    at = lambda schedule, steps=11: [float(rate(schedule, steps)(t)) for t in (0, 5, 10)]
+    np.testing.assert_allclose(at(Schedule(1.0, "cosine")), [1, 0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(at(Schedule(1.0, "cosine", final=0.1)), [1, 0.55, 0.1], atol=1e-6)
+    np.testing.assert_allclose(at(Schedule(1.0, "quarter_cosine")), [1, 0.5**0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(at(Schedule(1.0, "linear", final=0.5)), [1, 0.75, 0.5], atol=1e-6)
+    np.testing.assert_allclose(at(Schedule(1.0, "constant", warm_up=0.5), 10)[:2], [0.2, 1], atol=1e-6)
+
+
+def found(trained, model):
+    ci = trained.importance(probe(model.linear1.weight.shape[0])).lower
+    errors = [identity_error(ci[name]) for name in ci]
+    return errors, recovery(trained.model.of("linear1"), model.linear1.weight), alive(ci)["linear1"]
+
+
+@pytest.mark.slow
+def test_the_pentagon_is_found():
+    """The recipe of 2026 on TMS 5-2, tied, scalar gates, on an exact pentagon: one component a feature."""
+    model = pentagon()
+    config = DecompositionConfig(("*",), C=20, tied=TIED, steps=10_000, batch=1024)
+    trained = train_decomposition(config, model, sample=partial(sparse, batch=1024), quiet=True)
+    errors, truth, living = found(trained, model)
+    assert errors[0] == 0
+    assert float(truth.mmcs) >= 0.999
+    assert 0.98 <= float(truth.ml2r) <= 1.03
+    assert int(living.sum()) == 5

@@ -1,0 +1,197 @@
+"""Each loss against values worked out by hand or by numpy in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_tms import TIED, sparse, tiny
+
+from jax_interp.decomposition import Components, Mask, decompose, masked_output
+from jax_interp.decomposition.components import Decomposed
+from jax_interp.decomposition.importance import Importance, read_inputs
+from jax_interp.decomposition.losses import (
+    Adversary,
+    Faithfulness,
+    HiddenReconstruction,
+    ImportanceMasked,
+    ImportanceMinimality,
+    Merged,
+    PersistentPGD,
+    PGDReconstruction,
+    Scene,
+    SmoothL0,
+    StochasticLayerwise,
+    StochasticReconstruction,
+    StochasticSubset,
+    Unmasked,
+)
+from jax_interp.decomposition.losses.adversary import Sources, source_shape, spread
+from jax_interp.decomposition.losses.faithfulness import warm_up
+from jax_interp.decomposition.losses.minimality import annealed
+from jax_interp.decomposition.losses.scene import distance
+from jax_interp.decomposition.masks import between, routed, stochastic, subset_routes
+from jax_interp.decomposition.sigmoids import SIGMOIDS, lower_leaky
+
+KEY = jax.random.key(0)
+ROWS = 8
+
+
+def a_scene(**options) -> Scene:
+    model, x = tiny(), sparse(KEY, batch=ROWS, p=0.7)
+    parts = decompose(model, "*", C=4, key=jax.random.key(1), tied=TIED)
+    rng = np.random.default_rng(0)
+    lower = {n: jnp.asarray(rng.random((ROWS, 4)), jnp.float32) for n in parts.names}
+    output, inputs, hidden = read_inputs(parts, x, outputs=True)
+    return Scene(parts, (x,), output, Importance(lower, lower, lower), inputs, hidden, **options)
+
+
+def test_sigmoids_and_their_backward():
+    z = jnp.asarray([-0.5, 0.0, 0.3, 1.0, 1.5])
+    for g, want in ((1.0, [0, 0, 1, 1, 0]), (-1.0, [-0.01, -0.01, -1, -1, 0])):
+        np.testing.assert_allclose(jax.vjp(lower_leaky, z)[1](jnp.full(5, g))[0], want)
+    values = {name: (lower(z), upper(z)) for name, (lower, upper) in SIGMOIDS.items()}
+    np.testing.assert_allclose(values["leaky_hard"][0], [0, 0, 0.3, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(values["leaky_hard"][1], [0, 0, 0.3, 1, 1.005], rtol=1e-6)
+    np.testing.assert_allclose(values["leaky_hard_v1"][0], [-0.005, 0, 0.3, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(values["hard"][1], [0, 0, 0.3, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(values["normal"][0], 1 / (1 + np.exp(-np.asarray(z))), rtol=1e-6)
+    # swish_hard as published, with its shifts
+    x, b = np.asarray(z, float) - 0.5, 10.0
+    swish, upside_down = (lambda t, s=s: t / (1 + np.exp(-s * b * t)) for s in (1, -1))
+    want = 0.5 + (upside_down(x - 0.5) - swish(x)) + (swish(x + 0.5) - upside_down(x))
+    np.testing.assert_allclose(values["swish_hard"][0], want, rtol=1e-5, atol=1e-6)
+
+
+def test_faithfulness():
+    """W of ones [2, 3], V U of halves: squares of 1/2 everywhere; relative 1/4. The twin counts as much again."""
+    model = tiny(2, 3)
+    model = dataclasses.replace(model, linear1=dataclasses.replace(model.linear1, weight=jnp.ones((2, 3))))
+    parts = Decomposed(model, {"linear1": Components(jnp.ones((2, 1)), jnp.full((1, 3), 0.5))}, TIED)
+    scene = dataclasses.replace(a_scene(), model=parts)
+    np.testing.assert_allclose(Faithfulness()(scene, KEY), 0.25, rtol=1e-6)
+    np.testing.assert_allclose(Faithfulness(relative=True)(scene, KEY), 0.25, rtol=1e-6)
+    far = decompose(tiny(), "linear1", C=4, key=KEY)
+    near = warm_up(far, 100, 0.03, 0.0)
+    ratio = Faithfulness()(dataclasses.replace(scene, model=near), KEY) / Faithfulness()(
+        dataclasses.replace(scene, model=far), KEY
+    )
+    assert float(ratio) < 1e-2
+
+
+def test_minimality():
+    scene = a_scene()
+    upper = {"linear1": jnp.asarray([[0.5, 0.0], [1.0, 0.25]]), "blocks.*.up": jnp.full((3, 2, 1), 0.5)}
+    scene = dataclasses.replace(scene, importance=Importance(upper, upper, upper), progress=0.5)
+    of = lambda loss: float(loss(scene, KEY))
+    assert of(ImportanceMinimality(p=1.0)) == pytest.approx((0.5 + 1.25) / 2 + 3 * 0.5)
+    assert of(ImportanceMinimality(p=2.0)) == pytest.approx((0.25 + 1 + 0.0625) / 2 + 3 * 0.25)
+    # halfway from 2 to 1
+    exponent = (0.5**1.5 + 1 + 0.25**1.5) / 2 + 3 * 0.5**1.5
+    assert of(ImportanceMinimality(p=2.0, p_final=1.0)) == pytest.approx(exponent, rel=1e-5)
+    sums = np.array([1.5, 0.25, 1.0, 1.0, 1.0])  # over the two rows, p = 1
+    want = (sums * (1 + 0.5 * np.log2(1 + sums))).sum() / 2
+    assert of(ImportanceMinimality(p=1.0, frequency=0.5)) == pytest.approx(want, rel=1e-5)
+    # γ = .5 at this point of the run: ψ(.5) = .5, ψ(1) = .8, ψ(.25) = .2
+    by_component = np.array([(0.5 + 0.8) / 2, 0.1, 0.5, 0.5, 0.5])
+    want = by_component.sum() + 2.0 * (by_component * np.log2(1 + 16 * by_component)).sum()
+    assert of(SmoothL0(gamma=1.0, gamma_final=0.0, frequency=2.0, reference=16)) == pytest.approx(want, rel=1e-5)
+    assert [float(annealed(2.0, 1.0, t, 0.25, 0.75)) for t in (0.0, 0.25, 0.5, 1.0)] == [2.0, 2.0, 1.5, 1.0]
+
+
+def test_masks_and_routes():
+    lower = {"linear1": jnp.full((2000, 3), 0.4), "blocks.*.up": jnp.full((3, 2000, 2), 0.0)}
+    masks = stochastic(KEY, lower)
+    assert masks["linear1"].delta.shape == (2000, 1)
+    np.testing.assert_allclose(masks["linear1"].components.mean(), 0.7, atol=0.01)
+    assert float(masks["linear1"].components.min()) >= 0.4
+    flips = stochastic(KEY, lower, sampling="binomial", delta=False)["linear1"]
+    np.testing.assert_allclose(jnp.unique(flips.components), [0.4, 1.0], rtol=1e-6)
+    assert float(flips.delta) == 0
+    routes = subset_routes(KEY, lower)
+    counts = routes["linear1"].astype(int) + routes["blocks.*.up"].sum(0)
+    assert set(np.unique(counts)) == {1, 2, 3, 4}
+    np.testing.assert_allclose(np.bincount(counts)[1:] / 2000, 0.25, atol=0.04)
+    sent = routed(masks, routes)["linear1"]
+    assert bool(jnp.all(jnp.where(routes["linear1"][:, None], True, (sent.components == 1) & (sent.delta == 1))))
+    sources = {n: jnp.full((*g.shape[:-2], 1, g.shape[-1] + 1), 0.5) for n, g in lower.items()}
+    np.testing.assert_allclose(between(lower, sources)["linear1"].components, 0.7, rtol=1e-6)
+    np.testing.assert_allclose(between(lower, sources)["blocks.*.up"].delta, 0.5)
+
+
+def test_reconstruction_losses():
+    """All against the error of masks put in by hand."""
+    scene = a_scene()
+    lower, target = scene.importance.lower, np.asarray(scene.output, float)
+    run = jax.jit(masked_output)
+
+    def error(masks):
+        return float(np.mean((np.asarray(run(scene.model, masks, *scene.args), float) - target) ** 2))
+
+    drawn = lambda key: stochastic(key, lower)
+    first = jax.random.fold_in(KEY, 0)
+    close = lambda loss, want: np.testing.assert_allclose(loss(scene, KEY), want, rtol=1e-4)
+    close(StochasticReconstruction(), error(drawn(first)))
+    close(StochasticReconstruction(samples=2), (error(drawn(first)) + error(drawn(jax.random.fold_in(KEY, 1)))) / 2)
+    close(StochasticLayerwise(), np.mean([error({n: m}) for n, m in drawn(first).items()]))
+    close(Unmasked(), error({n: Mask(jnp.ones_like(g), jnp.zeros(())) for n, g in lower.items()}))
+    close(ImportanceMasked(), error({n: Mask(g, jnp.zeros(())) for n, g in lower.items()}))
+    draw, route = jax.random.split(first)
+    subset = StochasticSubset()
+    close(subset, error(routed(drawn(draw), subset.routes(scene, route))))
+    everywhere = StochasticSubset(routing="static_probability", probability=1.0)
+    close(everywhere, error(drawn(draw)))
+    # logits, by KL
+    p, q = np.array([[0.2, 0.8]]), np.array([[0.5, 0.5]])
+    want = (p * np.log(p / q)).sum()
+    np.testing.assert_allclose(distance("kl", jnp.asarray(np.log(p)), jnp.asarray(np.log(q) + 3)), want, rtol=1e-4)
+    # hidden: at both matrices, the second one's input being off too
+    ones = {n: Mask(g, jnp.zeros(())) for n, g in lower.items()}
+    V, U = (np.asarray(m, float) for m in (scene.model.of("linear1").V, scene.model.of("linear1").U))
+    x, W = np.asarray(scene.args[0], float), np.asarray(scene.model.target.linear1.weight, float)
+    h = (x @ V * np.asarray(ones["linear1"].components)) @ U
+    y = (h @ U.T * np.asarray(ones["linear2"].components)) @ V.T
+    want = (np.mean((h - x @ W) ** 2) + np.mean((y - x @ W @ W.T) ** 2)) / 2
+    close(HiddenReconstruction(masks="importance"), want)
+
+
+def test_adversaries():
+    scene = a_scene()
+    fresh = lambda n: PGDReconstruction(steps=n, init="zeros", scope="unique_per_datapoint")
+    values = {n: float(fresh(n)(scene, KEY)) for n in (0, 1, 10)}
+    assert values[0] < values[1] < values[10]
+    shared = PGDReconstruction(steps=10, init="zeros")
+    assert values[0] < float(shared(scene, KEY)) < values[10]
+    # what the adversary does is a constant to the decomposition: its gradient is that of the error at the sources found
+    grads = jax.grad(lambda pairs: shared(dataclasses.replace(
+        scene, model=dataclasses.replace(scene.model, components=pairs)), KEY))(scene.model.components)  # fmt: skip
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
+
+    g = jnp.zeros((4, 6, 3))
+    shape = lambda scope, name="linear1": source_shape(g, name, scope, True, repeat=2)
+    assert shape("per_batch_per_position") == (4, 6, 4)
+    assert shape("single_source") == (1, 1, 4)
+    assert shape("broadcast_across_batch") == (1, 6, 4)
+    assert shape("repeat_across_batch") == (2, 6, 4)
+    assert shape("single_source", "blocks.*.up") == (4, 1, 4)
+    tiled = spread({"linear1": jnp.arange(2.0)[:, None]}, {"linear1": jnp.zeros((5, 1))})
+    np.testing.assert_array_equal(tiled["linear1"][:, 0], [0, 1, 0, 1, 0])
+
+    adversary = Adversary(warm_up_steps=2, rate_warm_up=0.0, learning_rate=0.1)
+    loss = PersistentPGD(adversary=adversary)
+    state = adversary.start(KEY, scene.importance.lower, True)
+    after = adversary.before(lambda key, raw: loss(scene, key, raw), KEY, state, 1.0)
+    assert float(loss(scene, KEY, after.raw)) > float(loss(scene, KEY, state.raw))
+    assert int(after.count) == 2
+    # Adam's first step moves by the rate along the sign, and stays in [0, 1]
+    one = Sources({"a": jnp.asarray([0.5, 0.5, 0.99])}, {"a": jnp.zeros(3)}, {"a": jnp.zeros(3)}, jnp.int32(0))
+    moved = adversary.climb(one, {"a": jnp.asarray([3.0, -1e-3, 1.0])}, 1.0)
+    np.testing.assert_allclose(moved.raw["a"], [0.6, 0.4, 1.0], rtol=1e-4)
+    # merged: all adversarial is the persistent loss, none the stochastic one
+    for share, want in ((1.0, loss(scene, KEY, after.raw)), (0.0, None)):
+        merged = Merged(adversarial=share, adversary=adversary)(scene, KEY, after.raw)
+        want = StochasticReconstruction()(scene, KEY) if want is None else want
+        np.testing.assert_allclose(merged, want, rtol=0.5 if share == 0 else 1e-5)
