@@ -71,9 +71,8 @@ def test_recovery_is_robust_to_the_dead():
 
 def test_two_runs_agree_up_to_order_sign_and_scale():
     rng = np.random.default_rng(0)
-    one = Components(
-        jnp.asarray(rng.standard_normal((6, 4)), jnp.float32), jnp.asarray(rng.standard_normal((4, 5)), jnp.float32)
-    )
+    normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    one = Components(normal(6, 4), normal(4, 5))
     order = jnp.asarray([2, 0, 3, 1])
     other = Components(-2 * one.V[:, order], -0.5 * one.U[order])
     assert all(abs(v - 1) < 1e-5 for v in agreement(one, other).values())

@@ -91,7 +91,8 @@ def _sets(
     """Sets of parts that contain what is needed, or that lack some of it; what is needed alone is always the first."""
     free = np.flatnonzero(~needed) if containing else np.arange(parts)
     if 2 ** min(len(free), 40) <= 4 * cap:
-        choices = np.array(list(itertools.product([False, True], repeat=len(free))), bool).reshape(-1, len(free))
+        every = list(itertools.product([False, True], repeat=len(free)))
+        choices = np.array(every, bool).reshape(len(every), len(free))
         rest = rng.permutation(len(choices) - 1) + 1
         choices = choices[np.concatenate([[0], rest])]
     else:
