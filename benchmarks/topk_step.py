@@ -43,14 +43,16 @@ def ours(sizes):
     import jax
     import jax.numpy as jnp
 
-    from jax_interp.dictionaries.train import DictionaryConfig, learn, start_learner
+    from jax_interp.dictionaries import variants
+    from jax_interp.dictionaries.train import learn, start_learner
 
-    config = DictionaryConfig(n_features=sizes["features"], k=sizes["k"], steps=STEPS, dead_after=10_000_000)
+    shape = {"n_features": sizes["features"], "k": sizes["k"]}
+    config = variants.topk("blocks.0.resid_post", **shape, steps=STEPS, dead_after=10_000_000)
     rows = [jnp.asarray(batch) for batch in activations(sizes)]
     batches, mean = itertools.cycle(rows), jnp.mean(rows[0], axis=0)
-    variance = jnp.mean(jnp.sum((rows[0] - mean) ** 2, axis=1))
+    variance = jnp.mean(jnp.sum((rows[0] - mean) ** 2, axis=1))[None]
     advance = jax.jit(partial(learn, config), donate_argnums=0)
-    held = {"learner": start_learner(config, jax.random.key(0), mean)}
+    held = {"learner": start_learner(config, jax.random.key(0), (sizes["d"],), mean)}
 
     def step():
         held["learner"], metrics = advance(held["learner"], next(batches), variance)

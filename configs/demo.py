@@ -7,14 +7,14 @@ Two CPU cores, under five minutes.
 
 from jax_interp.cli.demo.config import DemoConfig, Pair
 from jax_interp.cli.dictionary_run import DictionaryRunConfig
-from jax_interp.dictionaries.train import DictionaryConfig
+from jax_interp.dictionaries import Adam, variants
 
 CONFIG = DemoConfig(
     dictionary=DictionaryRunConfig(
         model="stdlib-small",
         text="stdlib",
-        dictionary=DictionaryConfig(
-            address="blocks.2.resid_post", n_features=4096, k=32, steps=300, warmup=30, buffer=32_768
+        dictionary=variants.topk(
+            "blocks.2.resid_post", k=32, n_features=4096, steps=300, optimizer=Adam(warmup=30), buffer=32_768
         ),
         batch=8,
         context=256,

@@ -4,12 +4,12 @@ jax-interp train-dictionary stdlib_small_topk
 """
 
 from jax_interp.cli.dictionary_run import DictionaryRunConfig
-from jax_interp.dictionaries.train import DictionaryConfig
+from jax_interp.dictionaries import variants
 
 CONFIG = DictionaryRunConfig(
     model="stdlib-small",
     text="stdlib",
-    dictionary=DictionaryConfig(address="blocks.2.resid_post", n_features=4096, k=32, steps=1500),
+    dictionary=variants.topk("blocks.2.resid_post", k=32, n_features=4096, steps=1500),
     batch=8,
     context=256,
     evaluate_sequences=256,

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from jax_interp.cli.text import Text, text_for
+from jax_interp.dictionaries.config import DictionaryConfig
 from jax_interp.dictionaries.evaluate import Evaluation, evaluate
-from jax_interp.dictionaries.forms.sae import SAE
+from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.harvest import harvest
 from jax_interp.dictionaries.storage import save_dictionary
-from jax_interp.dictionaries.train import DictionaryConfig, export, start, train_step
+from jax_interp.dictionaries.train import addresses, export, start, train_step
 from jax_interp.errors import UserError
 from jax_interp.models.hf import load
 from jax_interp.training import Run, fit, open_run
@@ -80,7 +81,8 @@ def inputs_for(config: DictionaryRunConfig) -> Inputs:
     model, tokenizer = load(config.model, dtype=config.dtype)
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer.json: its text cannot be cut into tokens")
-    check_address(model, config.dictionary.address)
+    for address in addresses(config.dictionary):
+        check_address(model, address)
     return Inputs(model, tokenizer, text_for(config.text, tokenizer))
 
 
@@ -90,7 +92,7 @@ def check_address(model: Any, address: str) -> None:
     jax.eval_shape(lambda model, tokens: harvest(model, address, tokens), model, tokens)
 
 
-def train(config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False) -> SAE:
+def train(config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False) -> Dictionary:
     """Train in `run_dir`, from its last checkpoint if it has one; the exported dictionary is saved there too."""
     batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
@@ -112,9 +114,14 @@ def train(config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, q
             title="dictionary",
             quiet=quiet,
         )
-        sae = export(state)
+        sae = export(config.dictionary, state)
         save_dictionary(
-            run.directory / "dictionary", sae, address=config.dictionary.address, model=config.model, config=config
+            run.directory / "dictionary",
+            sae,
+            address=config.dictionary.address,
+            writes=config.dictionary.writes,
+            model=config.model,
+            config=config,
         )
     return sae
 

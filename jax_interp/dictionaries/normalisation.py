@@ -1,7 +1,7 @@
 """Input scaling, and folding it away.
 
-A dictionary is trained on s·x with the scalar s such that E‖s·x‖² = d, which makes one learning rate and one loss scale
-serve every site of every model. What is exported works on raw x.
+A dictionary is trained on s·x with one scalar s a value such that E‖s·x‖² = d, which makes one learning rate and one
+loss scale serve every site of every model. What is exported works on raw x.
 """
 
 from __future__ import annotations
@@ -11,15 +11,61 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_interp.dictionaries.forms.sae import SAE
+from jax_interp.dictionaries.activations import BatchTopK
+from jax_interp.dictionaries.activations.batch_topk import as_jumprelu
+from jax_interp.dictionaries.forms.dictionary import Dictionary
 
 
-def fold_scale(sae: SAE, scale: Float[Array, ""]) -> SAE:
-    """The dictionary whose reconstruction of x is `sae(scale · x) / scale`: both biases divided by `scale`.
+def fold_scale(
+    dictionary: Dictionary, read: Float[Array, " d_in"], write: Float[Array, " d_out"], unit: Float[Array, ""]
+) -> Dictionary:
+    """The dictionary whose output for x is `dictionary(read · x) / write`, with latents in raw units: 1 / `unit` times
+    as large. `read` and `write` are the scales of the columns read and written.
 
-    Weights stay as they are, so decoder rows keep norm 1 and latents come out in raw units, `scale` times smaller:
-    exact for an activation with activation(c·z) = c·activation(z), c > 0, as TopK and ReLU are (one with a threshold
-    must divide it too). In float arithmetic equal to rounding.
+    Where all three agree, as for an SAE, weights stay as they are (decoder rows keep norm 1) and biases and thresholds
+    are divided; otherwise rows and columns of the weights take up the ratios. In float arithmetic equal to rounding.
     """
-    factor = jnp.asarray(scale, sae.b_enc.dtype)
-    return dataclasses.replace(sae, b_enc=sae.b_enc / factor, b_dec=sae.b_dec / factor)
+    dtype = dictionary.W_enc.dtype
+    read, write, unit = (jnp.asarray(a, dtype) for a in (read, write, unit))
+    return dataclasses.replace(
+        dictionary,
+        W_enc=dictionary.W_enc * (read / unit)[:, None],
+        b_enc=dictionary.b_enc / unit,
+        W_dec=dictionary.W_dec * (unit / write)[None, :],
+        b_dec=dictionary.b_dec / write,
+        activation=dictionary.activation.scaled(1 / unit),
+        W_skip=None if dictionary.W_skip is None else dictionary.W_skip * read[:, None] / write[None, :],
+    )
+
+
+def fold_decoder_norm(dictionary: Dictionary) -> Dictionary:
+    """The same function with decoder rows of norm 1 (rows of norm 0 stay), latents as large as what they write.
+
+    For activations that choose by pre-activation alone (TopK, BatchTopK without `weighted`) the choice would change:
+    those are trained with rows of norm 1 anyway.
+    """
+    norm = jnp.sqrt(jnp.sum(dictionary.W_dec**2, axis=1))
+    norm = jnp.where(norm > 0, norm, jnp.ones_like(norm))
+    return dataclasses.replace(
+        dictionary,
+        W_enc=dictionary.W_enc * norm[None, :],
+        b_enc=dictionary.b_enc * norm,
+        W_dec=dictionary.W_dec / norm[:, None],
+        activation=dictionary.activation.scaled(norm),
+    )
+
+
+def fold_centre(dictionary: Dictionary) -> Dictionary:
+    """The same function without the subtraction of b_dec: b_enc - b_dec W_enc in place of b_enc."""
+    if not dictionary.centred:
+        return dictionary
+    shift = dictionary.b_dec @ dictionary.W_enc
+    activation = dictionary.activation
+    if hasattr(activation, "b_mag"):
+        activation = dataclasses.replace(activation, b_mag=activation.b_mag - shift * jnp.exp(activation.r_mag))
+    return dataclasses.replace(dictionary, b_enc=dictionary.b_enc - shift, activation=activation, centred=False)
+
+
+def for_inference(dictionary: Dictionary) -> Dictionary:
+    """What is exported: a BatchTopK dictionary as the JumpReLU that it is at inference, others as they are."""
+    return as_jumprelu(dictionary) if isinstance(dictionary.activation, BatchTopK) else dictionary

@@ -8,10 +8,13 @@ dense code:
     sparse_outer(values, indices, g, m)    z.T @ g               the gradient of a weight row per feature
 
 `decode` is the first with the other two as its derivative. Within one row the indices must differ (a
-top-k always gives that); entries whose value is 0 count as absent.
+top-k always gives that); entries whose value is 0 count as absent. Where rows have different numbers of latents
+(BatchTopK) the code is a list of entries (value, row, feature), and `decode_entries` is the decoder.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +28,7 @@ TERMS = 8
 BRANCHING = 16
 # `sparse_dot` on CPU gathers [ROWS, k, d] at a time: a block must stay in cache.
 ROWS = 128
+ENTRIES = 4096  # ... and so must a block of single entries
 # Features whose gradients are turned from rows into columns at a time.
 BLOCK = 64
 
@@ -107,30 +111,41 @@ def sparse_outer(
 def _outer_by_trees(
     values: Float[Array, "row k"], indices: Int[Array, "row k"], g: Float[Array, "row d"], n_features: int
 ) -> Float[Array, "feature d"]:
-    """Row f of the result is a sum over the entries of feature f, as many as there are. Sums of up to BRANCHING entries
-    are `sparse_matmul`s again; a feature that fired more often gets several partial sums, which are summed in the same
-    way until every feature has at most BRANCHING left. Shapes do not depend on how unevenly features fire, only the
-    number of rounds does (its logarithm)."""
-    features, origin = _sorted_entries(indices, n_features)
-    edges = jnp.searchsorted(features, jnp.arange(n_features + 1, dtype=jnp.int32)).astype(jnp.int32)
+    features, origin = _sorted_entries(indices.reshape(-1), n_features)
+    values = values.reshape(-1).at[origin].get(mode="promise_in_bounds")
+    return _sums_by_target(values, origin // indices.shape[1], features, g, n_features)
+
+
+def _sums_by_target(
+    values: Float[Array, " entry"],
+    source: Int[Array, " entry"],
+    target: Int[Array, " entry"],
+    rows: Float[Array, "n d"],
+    n_targets: int,
+) -> Float[Array, "target d"]:
+    """Row t of the result is Σ values[e] rows[source[e]] over the entries whose target is t; `target` ascends.
+
+    Sums of up to BRANCHING entries are `sparse_matmul`s again; a target with more entries gets several partial sums,
+    which are summed in the same way until every target has at most BRANCHING left. Shapes do not depend on how
+    unevenly entries are spread, only the number of rounds does (its logarithm)."""
+    edges = jnp.searchsorted(target, jnp.arange(n_targets + 1, dtype=jnp.int32)).astype(jnp.int32)
     branch = jnp.arange(BRANCHING, dtype=jnp.int32)[None, :]
-    n_partial = n_features + indices.size // BRANCHING  # one unfilled sum a feature, at the most
+    n_partial = n_targets + target.size // BRANCHING  # one unfilled sum a target, at the most
 
     def grouped(first, count):
-        """How the sums of each feature's items, BRANCHING at a time, are laid out one after the other:
-        (where each feature's sums begin, how many they are, the items of each sum, which of those are real)."""
+        """How the sums of each target's items, BRANCHING at a time, are laid out one after the other:
+        (where each target's sums begin, how many they are, the items of each sum, which of those are real)."""
         sums = -(-count // BRANCHING)
         end = jnp.cumsum(sums, dtype=jnp.int32)
         place = jnp.arange(n_partial, dtype=jnp.int32)
-        owner = jnp.minimum(jnp.searchsorted(end, place, side="right"), n_features - 1)
+        owner = jnp.minimum(jnp.searchsorted(end, place, side="right"), n_targets - 1)
         begin = end - sums
         item = (first[owner] + (place - begin[owner]) * BRANCHING)[:, None] + branch
         real = (item < (first + count)[owner][:, None]) & (place < end[-1])[:, None]
         return begin, sums, jnp.where(real, item, 0), real
 
-    value, row = values.reshape(-1).at[origin].get(mode="promise_in_bounds"), origin // indices.shape[1]
     first, count, item, real = grouped(edges[:-1], edges[1:] - edges[:-1])
-    partial_sums = _sum_of_rows(jnp.where(real, value[item], jnp.zeros((), value.dtype)), row[item], g)
+    partial_sums = _sum_of_rows(jnp.where(real, values[item], jnp.zeros((), values.dtype)), source[item], rows)
 
     def add_up(carry):
         first, count, rows = carry
@@ -157,16 +172,18 @@ def _transposed(rows: Float[Array, "feature d"]) -> Float[Array, "d feature"]:
     return jax.lax.optimization_barrier(out)
 
 
-def _sorted_entries(indices: Int[Array, "row k"], n_features: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
-    """(features in ascending order, where each entry came from in the flattened `indices`), stable."""
-    n = indices.size
+def _sorted_entries(
+    features: Int[Array, " entry"], n_features: int
+) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
+    """(features in ascending order, where each entry came from), stable."""
+    n = features.size
     bits = max(n - 1, 1).bit_length()
     if n_features << bits <= 2**32:
         # One unsigned word holds feature and origin: sorting one operand is several times faster than sorting pairs.
-        word = jnp.sort((indices.reshape(-1).astype(jnp.uint32) << bits) | jnp.arange(n, dtype=jnp.uint32))
+        word = jnp.sort((features.astype(jnp.uint32) << bits) | jnp.arange(n, dtype=jnp.uint32))
         return (word >> bits).astype(jnp.int32), (word & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
-    origin = jnp.argsort(indices.reshape(-1))
-    return indices.reshape(-1)[origin], origin
+    origin = jnp.argsort(features)
+    return features[origin], origin
 
 
 @jax.custom_vjp
@@ -187,3 +204,72 @@ def _decode_backward(residuals, g):
 
 
 decode.defvjp(_decode_forward, _decode_backward)
+
+
+def entries_dot(
+    g: Float[Array, "row d"], rows: Int[Array, " entry"], features: Int[Array, " entry"], W: Float[Array, "feature d"]
+) -> Float[Array, " entry"]:
+    """`g @ W.T` at the entries only."""
+    dots = lambda rows, features: jnp.sum(g[rows] * W.at[features].get(mode="promise_in_bounds"), axis=1)
+
+    def by_blocks(rows, features):
+        n = len(rows)
+        blocks = tuple(jnp.pad(a, (0, -n % ENTRIES)).reshape(-1, ENTRIES) for a in (rows, features))
+        return jax.lax.map(lambda block: dots(*block), blocks).reshape(-1)[:n]
+
+    return jax.lax.platform_dependent(rows, features, cpu=by_blocks, default=dots)
+
+
+def entries_outer(
+    values: Float[Array, " entry"],
+    rows: Int[Array, " entry"],
+    features: Int[Array, " entry"],
+    g: Float[Array, "row d"],
+    n_features: int,
+    transpose: bool = False,
+) -> Float[Array, "feature d"]:
+    """`z.T @ g` for a code given by its entries, or with `transpose` `g.T @ z`. Deterministic, as `sparse_outer` is."""
+
+    def dense(values, rows, features, g):
+        z = jnp.zeros((g.shape[0], n_features), values.dtype).at[rows, features].add(values)
+        return g.T @ z if transpose else z.T @ g
+
+    def by_trees(values, rows, features, g):
+        features, origin = _sorted_entries(features, n_features)
+        take = lambda a: a.at[origin].get(mode="promise_in_bounds")
+        out = _sums_by_target(take(values), take(rows), features, g, n_features)
+        return _transposed(out) if transpose else out
+
+    return jax.lax.platform_dependent(values, rows, features, g, cpu=by_trees, default=dense)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def decode_entries(
+    values: Float[Array, " entry"],
+    rows: Int[Array, " entry"],
+    features: Int[Array, " entry"],
+    W_dec: Float[Array, "feature d"],
+    n_rows: int,
+) -> Float[Array, "row d"]:
+    """`z @ W_dec` for entries in ascending order of rows, with gradients that touch nothing but the entries."""
+
+    def dense(values, rows, features, W):
+        return jnp.zeros((n_rows, W.shape[0]), values.dtype).at[rows, features].add(values) @ W
+
+    def by_trees(values, rows, features, W):
+        return _sums_by_target(values, features, rows, W, n_rows)
+
+    return jax.lax.platform_dependent(values, rows, features, W_dec, cpu=by_trees, default=dense)
+
+
+def _decode_entries_forward(values, rows, features, W_dec, n_rows):
+    return decode_entries(values, rows, features, W_dec, n_rows), (values, rows, features, W_dec)
+
+
+def _decode_entries_backward(n_rows, residuals, g):
+    values, rows, features, W_dec = residuals
+    outer = entries_outer(values, rows, features, g, W_dec.shape[0])
+    return entries_dot(g, rows, features, W_dec), None, None, outer
+
+
+decode_entries.defvjp(_decode_entries_forward, _decode_entries_backward)

@@ -1,8 +1,8 @@
 """A dictionary on disk: `dictionary.safetensors` and `dictionary.json` in one directory.
 
-The JSON says what the tensors are: form, activation and k, the address and model they were trained on, the training
-config. Weights keep their dtype. The JSON is written last and holds the digest of the tensors, and each file appears by
-one rename: what is found is whole, or refused by name.
+The JSON says what the tensors are: sizes, activation with its settings, what is read and written in which model, the
+training config. Weights keep their dtype. The JSON is written last and holds the digest of the tensors, and each file
+appears by one rename: what is found is whole, or refused by name.
 """
 
 from __future__ import annotations
@@ -13,33 +13,55 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.dictionaries.activations import TopK
-from jax_interp.dictionaries.forms import SAE
+from jax_interp.dictionaries import activations
+from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
 from jax_interp.training.atomic_write import atomic_write
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
-WEIGHTS = {"sae": ("W_enc", "b_enc", "W_dec", "b_dec")}
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        activations.ReLU,
+        activations.Gate,
+        activations.Jump,
+        activations.TopK,
+        activations.GroupMax,
+        activations.BatchTopK,
+        activations.MatchingPursuit,
+    )
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A dictionary and where it belongs. `config` is the training config as JSON values."""
+    """A dictionary and where it belongs. `address` is what it reads, `writes` what it writes where that is something
+    else; `config` is the training config as JSON values."""
 
-    dictionary: SAE
-    address: str
+    dictionary: Dictionary
+    address: str | tuple[str, ...]
     model: str
     config: Any = None
+    writes: str | tuple[str, ...] | None = None
 
 
-def save_dictionary(directory: Path | str, sae: SAE, *, address: str, model: str, config: Any = None) -> Path:
-    """Write `sae` for `address` of the model named `model`; `config` is any dataclass or JSON value to keep with it.
-    Replaces what is there. Returns the directory."""
+def save_dictionary(
+    directory: Path | str,
+    dictionary: Dictionary,
+    *,
+    address: str | tuple[str, ...],
+    model: str,
+    config: Any = None,
+    writes: str | tuple[str, ...] | None = None,
+) -> Path:
+    """Write `dictionary` for `address` of the model named `model`; `config` is any dataclass or JSON value to keep with
+    it. Replaces what is there. Returns the directory."""
     import safetensors.numpy
 
     directory = Path(directory)
@@ -47,16 +69,21 @@ def save_dictionary(directory: Path | str, sae: SAE, *, address: str, model: str
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot save a dictionary in {directory}: {error.strerror}") from error
-    arrays = {name: np.asarray(getattr(sae, name)) for name in WEIGHTS["sae"]}
+    settings, arrays = _described(dictionary.activation)
+    arrays = {f"activation.{name}": a for name, a in arrays.items()}
+    arrays |= {name: a for name, a in _weights(dictionary).items() if a is not None}
     tensors = safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
     description = {
         "format": FORMAT,
-        "form": "sae",
-        "activation": {"type": "topk", "k": sae.activation.k},
-        "d": sae.d,
-        "n_features": sae.n_features,
-        "dtype": str(sae.W_dec.dtype),
+        "d_in": dictionary.W_enc.shape[0],
+        "d_out": dictionary.W_dec.shape[1],
+        "n_features": dictionary.n_features,
+        "centred": dictionary.centred,
+        "write_sites": dictionary.write_sites,
+        "activation": settings,
+        "dtype": str(dictionary.W_dec.dtype),
         "address": address,
+        "writes": writes,
         "model": model,
         "config": None if config is None else configs.to_json(config),
         "sha256": hashlib.sha256(tensors).hexdigest(),
@@ -64,6 +91,19 @@ def save_dictionary(directory: Path | str, sae: SAE, *, address: str, model: str
     atomic_write(directory / TENSORS, tensors)
     atomic_write(directory / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     return directory
+
+
+def _weights(dictionary: Dictionary) -> dict[str, Any]:
+    return {name: getattr(dictionary, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")}
+
+
+def _described(activation: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(its type and settings as JSON values, its arrays)."""
+    if type(activation) not in KINDS.values():
+        raise UserError(f"cannot save the activation {type(activation).__name__}: known are {', '.join(KINDS)}")
+    fields = {field.name: getattr(activation, field.name) for field in dataclasses.fields(activation)}
+    arrays = {name: np.asarray(a) for name, a in fields.items() if isinstance(a, (jax.Array, np.ndarray))}
+    return {"type": type(activation).__name__} | {n: a for n, a in fields.items() if n not in arrays}, arrays
 
 
 def load_dictionary(directory: Path | str) -> Saved:
@@ -83,23 +123,33 @@ def load_dictionary(directory: Path | str) -> Saved:
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {described}: {error}") from error
-    activation = _checked(description, described)
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else description
+        raise UserError(f"{described} has format {found!r}; this version reads {FORMAT}")
     if hashlib.sha256(tensors).hexdigest() != description.get("sha256"):
         raise UserError(
             f"{directory / TENSORS} is not the file that {DESCRIPTION} describes (SHA-256): it was cut short, altered, "
             "or a save was interrupted between the two; save it again"
         )
     try:
-        arrays = {name: _array(entry) for name, entry in safetensors.deserialize(tensors)}
+        arrays = {name: jnp.asarray(_array(entry)) for name, entry in safetensors.deserialize(tensors)}
     except (safetensors.SafetensorError, KeyError) as error:
         raise UserError(f"{directory / TENSORS} is not a safetensors file of floats: {error}") from error
-    d, m = description["d"], description["n_features"]
-    for name, shape in {"W_enc": (d, m), "b_enc": (m,), "W_dec": (m, d), "b_dec": (d,)}.items():
+    d_in, d_out, m = description["d_in"], description["d_out"], description["n_features"]
+    shapes = {"W_enc": (d_in, m), "b_enc": (m,), "W_dec": (m, d_out), "b_dec": (d_out,)}
+    for name, shape in shapes.items():
         if name not in arrays or arrays[name].shape != shape:
             found = arrays[name].shape if name in arrays else f"missing; it has {', '.join(sorted(arrays))}"
             raise UserError(f"{directory / TENSORS}: {name} should have shape {shape} and is {found}")
-    sae = SAE(**{name: jnp.asarray(arrays[name]) for name in WEIGHTS["sae"]}, activation=activation)
-    return Saved(sae, description["address"], description["model"], description["config"])
+    dictionary = Dictionary(
+        **{name: arrays[name] for name in shapes},
+        activation=_activation(description.get("activation"), arrays, described),
+        W_skip=arrays.get("W_skip"),
+        centred=description["centred"],
+        write_sites=description["write_sites"],
+    )
+    address, writes = (tuple(a) if isinstance(a, list) else a for a in (description["address"], description["writes"]))
+    return Saved(dictionary, address, description["model"], description["config"], writes)
 
 
 def _array(entry: dict[str, Any]) -> np.ndarray:
@@ -108,13 +158,15 @@ def _array(entry: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
 
 
-def _checked(description: dict[str, Any], path: Path) -> TopK:
+def _activation(settings: Any, arrays: dict[str, jax.Array], path: Path) -> Any:
     """The activation that is described; UserError for what this version does not know."""
-    if description.get("format") != FORMAT:
-        raise UserError(f"{path} has format {description.get('format')!r}; this version reads {FORMAT}")
-    if description.get("form") not in WEIGHTS:
-        raise UserError(f"{path} is of form {description.get('form')!r}; this version knows {', '.join(WEIGHTS)}")
-    match description.get("activation"):
-        case {"type": "topk", "k": int(k)}:
-            return TopK(k)
-    raise UserError(f"{path} has the activation {description.get('activation')!r}; this version knows topk with a k")
+    kind = KINDS.get(settings.get("type")) if isinstance(settings, dict) else None
+    if kind is None:
+        raise UserError(f"{path} has the activation {settings!r}; this version knows {', '.join(KINDS)}")
+    prefix = "activation."
+    fields = {name: value for name, value in settings.items() if name != "type"}
+    fields |= {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise UserError(f"{path}: the activation {settings!r} does not fit {kind.__name__}: {error}") from error

@@ -1,17 +1,16 @@
-"""Training a TopK dictionary on the activations of any model, in one jitted step that harvests and learns.
+"""Training a dictionary on the activations of any model, in one jitted step that harvests and learns.
 
-    config = DictionaryConfig(address="blocks.2.resid_post", n_features=4096, k=32, steps=800)
+    config = DictionaryConfig("blocks.2.resid_post", n_features=4096, activation=TopK(32), steps=800)
     sae = train_dictionary(config, model, batch_at, run="runs/sae")            # works on raw activations
 
 `batch_at(i)` is any function from a number to (tokens [seq, pos], keep [seq, pos]). The pieces are pure functions of
-one state: `learn` alone (rows in, learner out) is what a sweep maps over, `jax.vmap(partial(learn, config), (0, None,
-None))` trains many learners on one stream of activations.
+one state: `learn` alone (rows in, learner out) is what a sweep maps over (sweep.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,42 +20,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from jax_interp.dictionaries.config import Adam, DictionaryConfig
 from jax_interp.dictionaries.decoder_norm import unit_rows, without_parallel
-from jax_interp.dictionaries.forms.sae import SAE, init_sae
+from jax_interp.dictionaries.forms.dictionary import Dictionary, init_sae, init_transcoder
 from jax_interp.dictionaries.harvest import Stream, advance, start_stream
-from jax_interp.dictionaries.losses.topk_aux import LossParts, default_k_aux, topk_aux_loss
-from jax_interp.dictionaries.normalisation import fold_scale
-from jax_interp.errors import UserError
+from jax_interp.dictionaries.losses.forward import Forward, Term, total
+from jax_interp.dictionaries.normalisation import fold_scale, for_inference
+from jax_interp.dictionaries.resampling import resample
 from jax_interp.training import Run, fit, optimizer
-
-
-@dataclasses.dataclass(frozen=True)
-class DictionaryConfig:
-    """What is trained where, and how long. Amounts of data are in tokens; one row of activations is one token.
-
-    The defaults are for a small model on a laptop: steps · (tokens in a batch) rows are trained on.
-    """
-
-    address: str = "blocks.2.resid_post"
-    n_features: int = 4096
-    k: int = 32
-    k_aux: int | None = None  # None: the power of two nearest d / 2 from below
-    aux_coefficient: float = 1 / 32
-    dead_after: int = 200_000  # tokens without firing; Gao et al. and most libraries use 10 million
-    steps: int = 800
-    learning_rate: float = 1e-3  # 2e-4 / sqrt(n_features / 2**14) is usual for runs of 10⁸ tokens and more
-    warmup: int = 50  # steps of linear warm-up from 0
-    decay: float = 0.2  # last part of the run, in which the rate falls linearly to 0
-    buffer: int = 65_536  # rows shuffled among each other
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.k <= self.n_features:
-            raise UserError(f"k={self.k} latents of n_features={self.n_features}: k must be from 1 to n_features")
-        if self.k_aux is not None and not 0 < self.k_aux <= self.n_features:
-            raise UserError(f"k_aux={self.k_aux} of n_features={self.n_features}: from 1 to n_features, or None")
-        if not 0 <= self.decay <= 1 or self.warmup < 0 or self.steps < 1:
-            raise UserError(f"steps={self.steps}, warmup={self.warmup}, decay={self.decay}: at least 1, 0 and 0 to 1")
 
 
 @jax.tree_util.register_dataclass
@@ -64,10 +35,11 @@ class DictionaryConfig:
 class Learner:
     """What one dictionary's training depends on. `since_fired` counts tokens (it stops at 2³⁰)."""
 
-    sae: SAE
+    dictionary: Dictionary
     opt: Any
     since_fired: Int[Array, " feature"]
     step: Int[Array, ""]
+    key: Key[Array, ""]
 
 
 @jax.tree_util.register_dataclass
@@ -77,58 +49,132 @@ class TrainState:
     stream: Stream
 
 
-def adam(config: DictionaryConfig) -> optax.GradientTransformation:
-    """Adam(0.9, 0.999, eps 6.25e-10): warm-up, constant, linear decay. The eps is Gao et al.'s: gradients of a loss
-    normalised by the variance are small."""
-    decay = max(round(config.decay * config.steps), 1)
+def adam(config: Adam, steps: int, learning_rate: Any = None) -> optax.GradientTransformation:
+    """Clipping, then Adam with its schedule. `learning_rate` in place of the config's may be traced."""
+    decay = max(round(config.decay * steps), 1)
+    peak = config.learning_rate if learning_rate is None else learning_rate
 
     def rate(count):
         step = count.astype(jnp.float32)
         up = (step + 1) / max(config.warmup, 1)
-        down = (config.steps - step) / decay
-        return config.learning_rate * jnp.clip(jnp.minimum(up, down), 0.0, 1.0)
+        down = (steps - step) / decay
+        return peak * jnp.clip(jnp.minimum(up, down), 0.0, 1.0)
 
-    return optax.adam(rate, b1=0.9, b2=0.999, eps=6.25e-10)
+    clip = optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip)
+    return optax.chain(clip, optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps))
 
 
-def start_learner(config: DictionaryConfig, key: Key[Array, ""], mean: Float[Array, " d"]) -> Learner:
-    """A fresh dictionary with `b_dec` at the mean of the (scaled) activations."""
-    sae = init_sae(key, mean.shape[0], config.n_features, config.k, mean)
+def init_dictionary(config: DictionaryConfig, key: Key[Array, ""], widths: Sequence[int], mean: Array) -> Dictionary:
+    """A fresh dictionary for (scaled) values of `widths`, those read and then those written, and their `mean`."""
+    activation = config.activation.init(config.n_features, mean.dtype)
+    n, written = len(config.targets), tuple(widths)[-len(config.targets) :]
+    if config.writes is None:
+        row_norm = 1.0 if config.decoder == "unit" else 0.1
+        return init_sae(
+            key, sum(widths), config.n_features, activation, mean, row_norm=row_norm, centred=config.centred, sites=n
+        )
+    d_out = sum(written)
+    mean_in, mean_out = mean[:-d_out], mean[-d_out:]
+    made = init_transcoder(
+        key, len(mean_in), d_out, config.n_features, activation, mean_in, mean_out, skip=config.skip, write_sites=n
+    )
+    if config.decoder == "free":
+        return made
+    rows = jax.random.normal(jax.random.fold_in(key, 1), made.W_dec.shape, mean.dtype)
+    return dataclasses.replace(made, W_dec=unit_rows(rows))
+
+
+def start_learner(config: DictionaryConfig, key: Key[Array, ""], widths: Sequence[int], mean: Array) -> Learner:
+    """The learner before its first step. `mean` is of the scaled values, those read and then those written."""
+    dictionary = init_dictionary(config, key, widths, mean)
     since_fired = jnp.zeros((config.n_features,), jnp.int32)
-    return Learner(sae, optimizer.init(adam(config), sae), since_fired, jnp.zeros((), jnp.int32))
+    opt = optimizer.init(adam(config.optimizer, config.steps), dictionary)
+    return Learner(dictionary, opt, since_fired, jnp.zeros((), jnp.int32), jax.random.fold_in(key, 2))
 
 
 def learn(
-    config: DictionaryConfig, learner: Learner, x: Float[Array, "row d"], variance: Float[Array, ""]
+    config: DictionaryConfig,
+    learner: Learner,
+    rows: Float[Array, "row d"],
+    variance: Float[Array, " value"],
+    loss: Sequence[Term] | None = None,
+    learning_rate: Any = None,
 ) -> tuple[Learner, dict[str, Array]]:
-    """One step on rows `x` (scaled): (learner, metrics).
+    """One step on scaled `rows`, what is read and then what is written: (learner, metrics). `loss` and `learning_rate`
+    in place of the config's may hold traced numbers.
 
-    In this order: gradient; the part of it along decoder rows removed; Adam; rows back to norm 1; firing counters.
+    In this order: gradient; the part of it along decoder rows removed, where they are held at norm 1; Adam; rows back
+    to norm 1; running threshold; firing counters; resampling.
     """
+    dictionary, terms = learner.dictionary, config.loss if loss is None else loss
+    x, y = split_rows(config, dictionary, rows)
     dead = learner.since_fired > config.dead_after
-    k_aux = config.k_aux or default_k_aux(x.shape[1], config.n_features)
-    loss_of = partial(topk_aux_loss, k_aux=k_aux, aux_coefficient=config.aux_coefficient)
-    (loss, parts), grad = jax.value_and_grad(loss_of, has_aux=True)(learner.sae, x, dead, variance)
-    grad = dataclasses.replace(grad, W_dec=without_parallel(grad.W_dec, learner.sae.W_dec))
-    sae, opt = optimizer.update(adam(config), grad, learner.opt, learner.sae)
-    sae = dataclasses.replace(sae, W_dec=unit_rows(sae.W_dec))
-    fired = jnp.zeros(dead.shape, bool).at[parts.indices].max(parts.values > 0)
-    since_fired = jnp.where(fired, 0, jnp.minimum(learner.since_fired, 2**30) + x.shape[0])
+    key, term_key, resample_key = jax.random.split(learner.key, 3)
+    progress = learner.step.astype(rows.dtype) / config.steps
+
+    def loss_of(dictionary):
+        activation = dictionary.activation
+        code = getattr(activation, "encode_batch", activation.encode)(dictionary, x)
+        y_hat = dictionary.reconstruct(code, x)
+        written = jnp.sum(variance[-len(config.targets) :])
+        forward = Forward(dictionary, x, y, code, y_hat, dead, written, progress, term_key)
+        value, parts = total(terms, forward)
+        return value, (parts, code, forward.error)
+
+    (value, (parts, code, error)), grad = jax.value_and_grad(loss_of, has_aux=True)(dictionary)
+    if config.decoder == "unit":
+        grad = dataclasses.replace(grad, W_dec=_by_site(without_parallel, dictionary, grad.W_dec, dictionary.W_dec))
+    updated, opt = optimizer.update(adam(config.optimizer, config.steps, learning_rate), grad, learner.opt, dictionary)
+    if config.decoder == "unit":
+        updated = dataclasses.replace(updated, W_dec=_by_site(unit_rows, dictionary, updated.W_dec))
+    if hasattr(dictionary.activation, "observe"):
+        updated = dataclasses.replace(updated, activation=dictionary.activation.observe(dictionary, code))
+    fires = code.fires(config.n_features)
+    since_fired = jnp.where(fires > 0, 0, jnp.minimum(learner.since_fired, 2**30) + rows.shape[0])
     step = learner.step + 1
-    return Learner(sae, opt, since_fired, step), _metrics(loss, parts, x, dead, step)
+    if config.resampling is not None:
+        updated, opt, since_fired = _resampled(config, updated, opt, since_fired, x, error, step, resample_key)
+    metrics = _metrics(value, parts, y, error, fires, dead, step)
+    return Learner(updated, opt, since_fired, step, key), metrics
 
 
-def _metrics(loss: Array, parts: LossParts, x: Array, dead: Array, step: Array) -> dict[str, Array]:
-    """Of one batch, before the update. `fvu` is centred on the batch's own mean; `dead` counts latents."""
-    centred = x - jnp.mean(x, axis=0, keepdims=True)
-    return {
-        "loss": loss,
-        "fvu": parts.sse / jnp.sum(centred * centred),
-        "l0": jnp.mean(jnp.sum((parts.values > 0).astype(x.dtype), axis=1)),
-        "aux": parts.aux,
+def split_rows(config: DictionaryConfig, dictionary: Dictionary, rows: Array) -> tuple[Array, Array]:
+    """(what is read, what should be written)."""
+    return (rows, rows) if config.writes is None else (rows[:, : dictionary.d], rows[:, dictionary.d :])
+
+
+def _by_site(act: Callable, dictionary: Dictionary, *matrices: Array) -> Array:
+    """`act` on decoder rows, each written value's part of a row by itself."""
+    if dictionary.write_sites == 1:
+        return act(*matrices)
+    apart = [a.reshape(a.shape[0], dictionary.write_sites, -1) for a in matrices]
+    return act(*apart).reshape(matrices[0].shape)
+
+
+def _resampled(config, dictionary, opt, since_fired, x, error, step, key):
+    rule = config.resampling
+    dead = since_fired > rule.every * x.shape[0] // 2
+    due = (step % rule.every == 0) & (step <= round(rule.until * config.steps))
+    anew = lambda dictionary, opt: resample(dictionary, opt, dead, x, error, key, rule.encoder_scale)
+    dictionary, opt = jax.lax.cond(due, anew, lambda dictionary, opt: (dictionary, opt), dictionary, opt)
+    return dictionary, opt, jnp.where(due & dead, 0, since_fired)
+
+
+def _metrics(value, parts, y, error, fires, dead, step) -> dict[str, Array]:
+    """Of one batch, before the update: the loss, its terms, `fvu` centred on the batch's mean, `dead` latents."""
+    centred = y - jnp.mean(y, axis=0, keepdims=True)
+    return parts | {
+        "loss": value,
+        "fvu": jnp.sum(error * error) / jnp.sum(centred * centred),
+        "l0": jnp.sum(fires).astype(y.dtype) / y.shape[0],
         "dead": jnp.sum(dead),
-        "tokens": step.astype(jnp.uint32) * jnp.uint32(x.shape[0]),  # wraps at 4.3 billion
+        "tokens": step.astype(jnp.uint32) * jnp.uint32(y.shape[0]),  # wraps at 4.3 billion
     }
+
+
+def addresses(config: DictionaryConfig) -> tuple[str, ...]:
+    """What is harvested: what is read, then what is written where it is something else."""
+    return config.reads if config.writes is None else config.reads + config.targets
 
 
 def train_step(
@@ -136,21 +182,28 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """Harvest one token batch and learn from as many shuffled rows. Pure; `partial(train_step, config)` is a `fit` step
     with the model among `frozen`."""
-    stream, x = advance(state.stream, model, config.address, *batch)
-    learner, metrics = learn(config, state.learner, x, stream.variance)
+    stream, rows = advance(state.stream, model, addresses(config), *batch)
+    learner, metrics = learn(config, state.learner, rows, stream.variance)
     return TrainState(learner, stream), metrics
 
 
 def start(config: DictionaryConfig, model: Any, batch_at: Callable[[int], tuple[Array, Array]]) -> TrainState:
     """The state before the first step: buffer full, inputs measured."""
     dictionary_key, stream_key = jax.random.split(jax.random.key(config.seed))
-    stream = start_stream(stream_key, model, config.address, batch_at, config.buffer)
-    return TrainState(start_learner(config, dictionary_key, stream.mean), stream)
+    stream = start_stream(stream_key, model, addresses(config), batch_at, config.buffer)
+    return TrainState(start_learner(config, dictionary_key, stream.widths, stream.mean), stream)
 
 
-def export(state: TrainState) -> SAE:
+def export(config: DictionaryConfig, state: TrainState) -> Dictionary:
     """The dictionary as trained so far, for raw activations."""
-    return fold_scale(state.learner.sae, state.stream.scale)
+    return export_learner(config, state.learner, state.stream)
+
+
+def export_learner(config: DictionaryConfig, learner: Learner, stream: Stream) -> Dictionary:
+    scales, n = stream.columns(stream.scale), learner.dictionary.d
+    read, write = scales[:n], scales if config.writes is None else scales[n:]
+    # Latents are in the units of what is written; of several values, in the units of the first.
+    return for_inference(fold_scale(learner.dictionary, read, write, write[0]))
 
 
 def train_dictionary(
@@ -160,7 +213,7 @@ def train_dictionary(
     *,
     run: Run | Path | str | None = None,
     **options: Any,
-) -> SAE:
+) -> Dictionary:
     """Train from the start, or from the last checkpoint of `run`, and export. `options` go to `training.fit`
     (checkpoint_every, log_every, evaluate, on_log, quiet, …).
 
@@ -180,4 +233,4 @@ def train_dictionary(
         frozen=(model,),
         **options,
     )
-    return export(state)
+    return export(config, state)

@@ -151,6 +151,8 @@ class Splice:
     With `error=True` the reconstruction error is added back, x + decode(edited latents) - decode(latents), so that only
     edits of the latents change anything. The error is a constant to gradients, as in SAELens's `use_error_term`:
     d output / d x goes through the dictionary.
+
+    A dictionary of all heads together reads the last two axes of a value per head as one; it may decode to that width.
     """
 
     dictionary: Any
@@ -160,12 +162,18 @@ class Splice:
 
     def __call__(self, x: Array, site: Any) -> Array:
         latents = self.dictionary.encode(x)
-        edited = site("latents", latents, " ".join((*site.axes[:-1], "feature")))
-        x_hat = self.dictionary.decode(edited)
+        edited = site("latents", latents, " ".join((*site.axes[: latents.ndim - 1], "feature")))
+        decode = lambda z: _as_wide_as(x, self.dictionary.decode(z))
+        x_hat = decode(edited)
         if not self.error:
             return x_hat
-        x_hat, clean = x_hat.astype(x.dtype), self.dictionary.decode(latents).astype(x.dtype)
+        x_hat, clean = x_hat.astype(x.dtype), decode(latents).astype(x.dtype)
         return _value_with_gradient_of(x + (x_hat - clean), x_hat)  # x to the bit where no latent was edited
+
+
+def _as_wide_as(x: Array, x_hat: Array) -> Array:
+    """`x_hat` with its last axis cut into heads as `x` has them, where only that differs."""
+    return x_hat.reshape(x.shape) if x_hat.ndim == x.ndim - 1 and x_hat.size == x.size else x_hat
 
 
 @jax.custom_jvp

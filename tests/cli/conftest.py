@@ -15,7 +15,7 @@ from jax_interp.cli.demo.config import DemoConfig, Pair
 from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.cli.main import main
 from jax_interp.data.tokenizer import train_bpe
-from jax_interp.dictionaries.train import DictionaryConfig
+from jax_interp.dictionaries import Adam, variants
 from jax_interp.models import Config, init, save
 from jax_interp.training import config as configs
 
@@ -55,8 +55,14 @@ def run_config(text: Path, model: Path) -> DictionaryRunConfig:
     return DictionaryRunConfig(
         model=str(model),
         text=str(text),
-        dictionary=DictionaryConfig(
-            address="blocks.1.resid_pre", n_features=32, k=4, k_aux=4, steps=12, warmup=2, buffer=256, dead_after=400
+        dictionary=variants.topk(
+            "blocks.1.resid_pre",
+            k=4,
+            n_features=32,
+            steps=12,
+            optimizer=Adam(warmup=2),
+            buffer=256,
+            dead_after=400,
         ),
         batch=2,
         context=32,

@@ -11,6 +11,7 @@ from jax_interp.cli.config_source import directories, find_config, known_names, 
 from jax_interp.cli.demo.config import DemoConfig
 from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.cli.train_dictionary import TrainDictionary
+from jax_interp.dictionaries.activations import TopK
 from jax_interp.errors import UserError
 from jax_interp.models.train_lm import LanguageModelConfig
 from jax_interp.training import config as configs
@@ -47,9 +48,21 @@ def test_a_module_of_the_users_own(tmp_path):
 
 
 def test_overrides_are_typed_and_reach_nested_fields(run_config):
-    argv = ["--dictionary.k", "3", "--dictionary.learning-rate", "0.5", "--context=16", "--run-dir", "x"]
+    argv = [
+        "--dictionary.activation.k",
+        "3",
+        "--dictionary.optimizer.learning-rate",
+        "0.5",
+        "--context=16",
+        "--run-dir",
+        "x",
+    ]
     asked = parse(TrainDictionary, argv, command="train-dictionary", default=TrainDictionary(run_config))
-    changed = dataclasses.replace(run_config.dictionary, k=3, learning_rate=0.5)
+    changed = dataclasses.replace(
+        run_config.dictionary,
+        activation=TopK(3),
+        optimizer=dataclasses.replace(run_config.dictionary.optimizer, learning_rate=0.5),
+    )
     assert asked.config == dataclasses.replace(run_config, dictionary=changed, context=16)
     assert str(asked.run_dir) == "x"
 

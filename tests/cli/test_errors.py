@@ -16,7 +16,10 @@ WRONG = {
     "unknown nested option": (["train-lm", "stdlib_tiny", "--model.n_layer", "3"], "did you mean --model.n-layers?"),
     "wrong type": (["train-lm", "stdlib_tiny", "--steps", "many"], "--steps: 'many' is not an int"),
     "wrong type of float": (["train-lm", "stdlib_tiny", "--optimization.b1", "x"], "b1: 'x' is not a float"),
-    "wrong optional": (["train-dictionary", "stdlib_small_topk", "--dictionary.k-aux", "x"], "'x' is not {None}|INT"),
+    "wrong optional": (
+        ["train-dictionary", "stdlib_small_topk", "--dictionary.loss.1.k", "x"],
+        "'x' is not {None}|INT",
+    ),
     "no choice": (["train-lm", "stdlib_tiny", "--model.act", "swish"], "invalid choice 'swish'"),
     "value out of range": (["train-lm", "stdlib_tiny", "--model.n_heads", "7"], "n_heads=7"),
     "missing value": (["train-lm", "stdlib_tiny", "--steps"], "missing value for argument '--steps'"),
@@ -71,7 +74,7 @@ def test_a_bad_site_name_gets_the_nearest(command, model, run_json, tmp_path):
 
 def test_a_site_that_is_no_vector_per_token(command, run_json, tmp_path):
     code, _, err = command(
-        "train-dictionary", run_json, "--run-dir", tmp_path, "--dictionary.address", "blocks.0.attn.z"
+        "train-dictionary", run_json, "--run-dir", tmp_path, "--dictionary.address", "blocks.*.resid_pre"
     )
     assert code == 2
     assert "a dictionary reads one vector per token" in err
@@ -79,9 +82,9 @@ def test_a_site_that_is_no_vector_per_token(command, run_json, tmp_path):
 
 def test_an_occupied_run_directory(command, run_json, run_config, tmp_path):
     (tmp_path / "config.json").write_text(run_json.read_text())
-    code, _, err = command("train-dictionary", run_json, "--run-dir", tmp_path, "--dictionary.k", "3")
+    code, _, err = command("train-dictionary", run_json, "--run-dir", tmp_path, "--dictionary.activation.k", "3")
     assert code == 2
-    assert "dictionary.k: 4 -> 3" in err
+    assert "dictionary.activation.k: 4 -> 3" in err
     assert err.count("\n") == 1
 
 

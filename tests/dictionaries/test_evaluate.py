@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -15,7 +16,7 @@ from toy import batch_at, toy
 from jax_interp.dictionaries.activations import TopK
 from jax_interp.dictionaries.downstream import Identity, SelfCheckError, check_identity
 from jax_interp.dictionaries.evaluate import evaluate
-from jax_interp.dictionaries.forms import SAE, init_sae
+from jax_interp.dictionaries.forms import Dictionary, init_sae
 from jax_interp.dictionaries.reconstruction import add_sums, density_of, mean_of, reconstruction_of, sums_of_batch
 from jax_interp.errors import UserError
 from jax_interp.surgery import read
@@ -28,13 +29,17 @@ def to_itself(decode, encode=lambda x: x):
     return SimpleNamespace(encode=encode, decode=decode)
 
 
+def sums(dictionary, *arrays):
+    return jax.jit(partial(sums_of_batch, dictionary))(*arrays)
+
+
 def measure(dictionary, x, keep=None, chunks=3):
     """The streamed figures of `dictionary` over the rows `x`."""
     keep = np.ones(len(x), bool) if keep is None else keep
-    total = None
+    total, of_batch = None, jax.jit(partial(sums_of_batch, dictionary))
     for rows, kept in zip(np.array_split(x, chunks), np.array_split(keep, chunks)):
         rows = jnp.asarray(rows, jnp.float32)
-        total = add_sums(total, sums_of_batch(dictionary, rows, jnp.asarray(kept), jnp.asarray(SHIFT, jnp.float32)))
+        total = add_sums(total, of_batch(rows, jnp.asarray(kept), jnp.asarray(SHIFT, jnp.float32)))
     return total
 
 
@@ -56,7 +61,7 @@ def test_invariants_of_the_fraction_of_variance_unexplained():
         scaled = to_itself(lambda z, factor=factor: z + jnp.float32(0.3 * factor))
         total = None
         x = jnp.asarray(factor * X, jnp.float32)
-        total = add_sums(total, sums_of_batch(scaled, x, jnp.ones(700, bool), x.mean(0)))
+        total = add_sums(total, sums(scaled, x, jnp.ones(700, bool), x.mean(0)))
         want = 24 * 0.3**2 / ((X - mean) ** 2).sum(1).mean()
         np.testing.assert_allclose(reconstruction_of(total).fvu, want, rtol=1e-4)
     np.testing.assert_allclose(reconstruction_of(measure(noisy, X)).sse, 24 * 0.3**2, rtol=1e-4)
@@ -65,7 +70,7 @@ def test_invariants_of_the_fraction_of_variance_unexplained():
 def test_a_large_mean_costs_no_digits():
     x = (RNG.standard_normal((500, 8)) + 3000).astype(np.float32)
     x64 = x.astype(np.float64)
-    total = add_sums(None, sums_of_batch(to_itself(lambda z: z - 0.5), jnp.asarray(x), jnp.ones(500, bool), x[0]))
+    total = add_sums(None, sums(to_itself(lambda z: z - 0.5), jnp.asarray(x), jnp.ones(500, bool), x[0]))
     want = 8 * 0.25 / ((x64 - x64.mean(0)) ** 2).sum(1).mean()
     np.testing.assert_allclose(reconstruction_of(total).fvu, want, rtol=1e-5)
     np.testing.assert_allclose(mean_of(total, x[0]), x64.mean(0), rtol=1e-7)
@@ -76,9 +81,7 @@ def test_the_wrong_published_variants_differ():
     SAEBench 0.6.0), variant 2 centres the residual (dictionary_learning)."""
     noise = RNG.standard_normal(X.shape)
     table = jnp.asarray(X + noise + 0.7, jnp.float32)
-    total = add_sums(
-        None, sums_of_batch(to_itself(lambda z: table), jnp.asarray(X, jnp.float32), jnp.ones(700, bool), SHIFT)
-    )
+    total = add_sums(None, sums(to_itself(lambda z: table), jnp.asarray(X, jnp.float32), jnp.ones(700, bool), SHIFT))
     ours = 1 - reconstruction_of(total).fvu
     residual = noise + 0.7
     true = 1 - (residual**2).sum() / ((X - X.mean(0)) ** 2).sum()
@@ -117,7 +120,7 @@ def test_sparsity_and_density_of_a_known_code():
     dictionary = SimpleNamespace(encode=lambda x: x, decode=lambda z: z @ W_dec, W_dec=W_dec)
     total = None
     for rows, kept in zip(np.array_split(codes, 4), np.array_split(keep, 4)):
-        batch = sums_of_batch(dictionary, jnp.asarray(rows, jnp.float32), jnp.asarray(kept), jnp.zeros(5))
+        batch = sums(dictionary, jnp.asarray(rows, jnp.float32), jnp.asarray(kept), jnp.zeros(5))
         total = add_sums(total, batch)
     figures, density = reconstruction_of(total), density_of(total)
     assert figures.tokens == density.window == 999
@@ -133,9 +136,9 @@ def test_sparsity_and_density_of_a_known_code():
 
 
 def test_rescaling_a_latent_changes_only_the_plain_l1():
-    sae = init_sae(jax.random.key(0), 24, 96, 4)
+    sae = init_sae(jax.random.key(0), 24, 96, TopK(4))
     factor = jnp.linspace(0.5, 3, 96)
-    scaled = SAE(sae.W_enc, sae.b_enc, sae.W_dec / factor[:, None], sae.b_dec, sae.activation)
+    scaled = Dictionary(sae.W_enc, sae.b_enc, sae.W_dec / factor[:, None], sae.b_dec, sae.activation)
     shrunk = SimpleNamespace(encode=lambda x: sae.encode(x) * factor[None], decode=scaled.decode, W_dec=scaled.W_dec)
     a, b = (dataclasses.asdict(reconstruction_of(measure(d, X - OFFSET))) for d in (sae, shrunk))
     assert abs(a.pop("l1") - b.pop("l1")) > 0.1
@@ -214,12 +217,12 @@ def test_anchors_identity_recovers_all_and_the_two_ablations_nothing():
     assert exact.cross_entropy.recovered_zero == exact.cross_entropy.recovered_mean == 1
     assert exact.identity_is_exact
     zero = evaluate(model, ADDRESS, Shrink(jnp.float32(0)), BATCHES)
-    assert zero.cross_entropy.recovered_zero == 0
+    assert zero.cross_entropy.recovered_zero == pytest.approx(0, abs=1e-6)  # two programs for one thing
     assert zero.cross_entropy.spliced == zero.cross_entropy.zero_ablated
 
 
 def test_what_stands_at_padding_is_in_no_figure():
-    model, sae = toy(), init_sae(jax.random.key(0), 16, 64, 4)
+    model, sae = toy(), init_sae(jax.random.key(0), 16, 64, TopK(4))
     other = [(jnp.where((tokens == 1) & ~keep, 17, tokens), keep) for tokens, keep in BATCHES]
     a, b = (evaluate(model, ADDRESS, sae, batches).to_json() for batches in (BATCHES, other))
     assert a == b
@@ -228,7 +231,7 @@ def test_what_stands_at_padding_is_in_no_figure():
     c = evaluate(model, ADDRESS, sae, whole).to_json()
     for group in ("reconstruction", "cross_entropy"):
         for name, value in a[group].items():
-            if not isinstance(value, list):
+            if not isinstance(value, list | dict):
                 np.testing.assert_allclose(c[group][name], value, rtol=1e-4, err_msg=name)
     assert a["density"] == c["density"]
 
@@ -250,7 +253,7 @@ def test_a_model_that_ignores_what_its_site_returns_does_not_pass():
 
 
 def test_batches_with_nothing_to_measure_are_refused():
-    model, sae = toy(), init_sae(jax.random.key(0), 16, 64, 4)
+    model, sae = toy(), init_sae(jax.random.key(0), 16, 64, TopK(4))
     tokens, keep = BATCHES[0]
     with pytest.raises(UserError, match="no batches"):
         evaluate(model, ADDRESS, sae, [])

@@ -9,24 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.dictionaries.forms import init_sae
+from jax_interp.dictionaries import variants
+from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, ReLU, TopK
+from jax_interp.dictionaries.config import DictionaryConfig
+from jax_interp.dictionaries.forms import init_sae, init_transcoder
 from jax_interp.dictionaries.storage import DESCRIPTION, TENSORS, load_dictionary, save_dictionary
-from jax_interp.dictionaries.train import DictionaryConfig
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
 
-CONFIG = DictionaryConfig("blocks.1.resid_post", n_features=32, k=3)
+CONFIG = variants.topk("blocks.1.resid_post", k=3, n_features=32)
 
 
 @pytest.fixture
 def saved(tmp_path):
-    sae = init_sae(jax.random.key(0), 8, 32, 3, jnp.arange(8.0))
+    sae = init_sae(jax.random.key(0), 8, 32, TopK(3), jnp.arange(8.0))
     return sae, save_dictionary(tmp_path / "new" / "one", sae, address=CONFIG.address, model="toy", config=CONFIG)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_what_is_saved_comes_back_to_the_bit(tmp_path, dtype):
-    sae = jax.tree.map(lambda a: a.astype(dtype), init_sae(jax.random.key(0), 8, 32, 3, jnp.arange(8.0)))
+    sae = jax.tree.map(lambda a: a.astype(dtype), init_sae(jax.random.key(0), 8, 32, TopK(3), jnp.arange(8.0)))
     save_dictionary(tmp_path, sae, address=CONFIG.address, model="toy", config=CONFIG)
     found = load_dictionary(tmp_path)
     assert jax.tree.structure(found.dictionary) == jax.tree.structure(sae)
@@ -35,6 +37,26 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path, dtype):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     assert (found.address, found.model) == (CONFIG.address, "toy")
     assert configs.from_json(DictionaryConfig, found.config) == CONFIG
+
+
+ACTIVATIONS = (
+    ReLU(),
+    Jump(jnp.arange(32.0), bandwidth=0.25),
+    Gate(jnp.arange(32.0), jnp.ones(32)),
+    BatchTopK(4, decay=0.9, threshold=jnp.float32(0.3)),
+    TopK(3, weighted=True),
+)
+
+
+def test_every_activation_and_form_comes_back(tmp_path):
+    for i, activation in enumerate(ACTIVATIONS):
+        one = init_transcoder(jax.random.key(i), 8, 12, 32, activation, jnp.ones(8), jnp.ones(12), skip=bool(i % 2))
+        save_dictionary(tmp_path / f"{i}", one, address=("a", "b"), writes="c", model="toy")
+        found = load_dictionary(tmp_path / f"{i}")
+        assert jax.tree.structure(found.dictionary) == jax.tree.structure(one)
+        for a, b in zip(jax.tree.leaves(found.dictionary), jax.tree.leaves(one), strict=True):
+            np.testing.assert_array_equal(a, b)
+        assert (found.address, found.writes) == (("a", "b"), "c")
 
 
 def test_the_tensors_are_plain_safetensors(saved):
@@ -65,9 +87,9 @@ def test_damage_is_refused_by_name(saved):
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("format", 99, "format 99; this version reads 1"),
-        ("form", "crosscoder", "form 'crosscoder'"),
-        ("activation", {"type": "jumprelu"}, "jumprelu"),
+        ("format", 99, "format 99; this version reads 2"),
+        ("activation", {"type": "Tanh"}, "Tanh"),
+        ("activation", {"type": "TopK", "width": 3}, "does not fit TopK"),
         ("n_features", 33, r"W_enc should have shape \(8, 33\)"),
     ],
 )

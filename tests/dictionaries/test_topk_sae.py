@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,22 @@ import pytest
 from jax_interp.dictionaries import sparse
 from jax_interp.dictionaries.activations import TopK
 from jax_interp.dictionaries.activations.select import top_k
-from jax_interp.dictionaries.forms import SAE, init_sae
-from jax_interp.dictionaries.losses import default_k_aux, topk_aux_loss
+from jax_interp.dictionaries.forms import Dictionary, init_sae
+from jax_interp.dictionaries.losses import AuxK, Reconstruction
+from jax_interp.dictionaries.losses.aux_k import default_k_aux
+from jax_interp.dictionaries.losses.forward import Forward, total
+from jax_interp.errors import UserError
 
 F64 = jnp.float64
+
+
+def topk_aux_loss(sae, x, dead, variance, k_aux):
+    """(loss, aux without its coefficient) of one batch."""
+    code = sae.code(x)
+    progress = jnp.zeros((), x.dtype)
+    forward = Forward(sae, x, x, code, sae.reconstruct(code), dead, variance, progress, jax.random.key(0))
+    value, parts = total((Reconstruction(), AuxK(k=k_aux)), forward)
+    return value, parts["aux_k"] * 32
 
 
 @pytest.fixture
@@ -48,9 +62,9 @@ def as_dict(sae):
 
 def random_sae(key, d, m, k, dtype):
     keys = jax.random.split(key, 3)
-    sae = init_sae(keys[0], d, m, k, jax.random.normal(keys[1], (d,), dtype), dtype)
+    sae = init_sae(keys[0], d, m, TopK(k), jax.random.normal(keys[1], (d,), dtype), dtype=dtype)
     b_enc = jax.random.normal(keys[2], (m,), dtype) / 10
-    return SAE(sae.W_enc, b_enc, sae.W_dec, sae.b_dec, sae.activation)
+    return Dictionary(sae.W_enc, b_enc, sae.W_dec, sae.b_dec, sae.activation)
 
 
 @pytest.mark.parametrize("n_dead", [0, 3, 20, 60])  # none; within k_aux; within 4 k_aux; beyond
@@ -65,11 +79,11 @@ def test_loss_and_gradient_equal_the_dense_float64_reference(x64, n_dead):
     def ours(sae):
         return topk_aux_loss(sae, x, dead, variance, k_aux)
 
-    (loss, parts), grad = jax.jit(jax.value_and_grad(ours, has_aux=True))(sae)
+    (loss, aux), grad = jax.jit(jax.value_and_grad(ours, has_aux=True))(sae)
     reference = jax.value_and_grad(lambda p: dense_loss(p, x, dead, variance, k, k_aux), has_aux=True)
     (want, want_aux), want_grad = reference(as_dict(sae))
     np.testing.assert_allclose(loss, want, rtol=1e-12)
-    np.testing.assert_allclose(parts.aux, want_aux, rtol=1e-12)
+    np.testing.assert_allclose(aux, want_aux, rtol=1e-12)
     for name, g in as_dict(grad).items():
         np.testing.assert_allclose(g, want_grad[name], rtol=1e-9, atol=1e-12, err_msg=name)
     # and in float32 to float32's precision
@@ -102,7 +116,7 @@ def test_top_k_is_lax_top_k_to_the_bit_ties_included(shape):
         assert (got[1] == want[1]).all()
 
 
-@pytest.mark.parametrize(("rows", "m", "k", "d", "seed"), [(1, 33, 9, 2, 0), (129, 1000, 3, 5, 1), (300, 64, 7, 1, 2)])
+@pytest.mark.parametrize(("rows", "m", "k", "d", "seed"), [(1, 33, 9, 2, 0), (300, 64, 7, 5, 2)])
 def test_sparse_products_equal_dense_ones(rows, m, k, d, seed):
     rng = np.random.default_rng(seed)
     skew = rng.random(m) ** 8  # features fire very unevenly
@@ -119,6 +133,13 @@ def test_sparse_products_equal_dense_ones(rows, m, k, d, seed):
     np.testing.assert_allclose(sparse.sparse_outer(v, i, g32, m), z.T @ g, **near)
     np.testing.assert_allclose(sparse.sparse_outer(v, i, g32, m, transpose=True), g.T @ z, **near)
     np.testing.assert_array_equal(sparse.to_dense(v, i, m), z.astype(np.float32))
+    # the same code as a list of entries
+    entries = v.reshape(-1), jnp.repeat(jnp.arange(rows, dtype=jnp.int32), k), i.reshape(-1)
+    np.testing.assert_allclose(sparse.decode_entries(*entries, W32, rows), z @ W, **near)
+    dots = sparse.entries_dot(g32, *entries[1:], W32).reshape(rows, k)
+    np.testing.assert_allclose(dots, np.take_along_axis(g @ W.T, indices, 1), **near)
+    np.testing.assert_allclose(sparse.entries_outer(*entries, g32, m), z.T @ g, **near)
+    np.testing.assert_allclose(sparse.entries_outer(*entries, g32, m, transpose=True), g.T @ z, **near)
 
 
 def test_all_entries_on_one_feature_are_all_counted():
@@ -130,8 +151,8 @@ def test_all_entries_on_one_feature_are_all_counted():
 
 def test_sorting_by_pairs_agrees_with_sorting_packed_words():
     indices = jax.random.randint(jax.random.key(0), (50, 4), 0, 1000)
-    packed = sparse._sorted_entries(indices, 1000)
-    pairs = sparse._sorted_entries(indices, 2**31 - 1)  # too many features for one 32-bit word
+    packed = sparse._sorted_entries(indices.reshape(-1), 1000)
+    pairs = sparse._sorted_entries(indices.reshape(-1), 2**31 - 1)  # too many features for one 32-bit word
     for a, b in zip(packed, pairs, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -140,21 +161,21 @@ def test_dense_and_sparse_forms_of_one_code_agree():
     sae = random_sae(jax.random.key(1), 16, 128, 6, jnp.float32)
     x = jax.random.normal(jax.random.key(2), (3, 5, 16))
     z = sae.encode(x)
-    values, indices = sae.encode_sparse(x)
+    code = sae.code(x.reshape(15, 16))
     assert z.shape == (3, 5, 128)
-    assert values.shape == indices.shape == (3, 5, 6)
+    assert code.values.shape == code.indices.shape == (15, 6)
     assert int((z > 0).sum(-1).max()) <= 6
-    np.testing.assert_allclose(jnp.take_along_axis(z, indices, -1), values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jnp.take_along_axis(z.reshape(15, 128), code.indices, -1), code.values, rtol=1e-5)
     np.testing.assert_allclose(sae(x), sae.decode(z), rtol=1e-4, atol=1e-5)
     assert sae(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_initialisation_is_tied_and_of_unit_norm():
-    sae = init_sae(jax.random.key(0), 8, 32, 4)
+    sae = init_sae(jax.random.key(0), 8, 32, TopK(4))
     np.testing.assert_allclose(jnp.linalg.norm(sae.W_dec, axis=1), np.ones(32), rtol=1e-6)
     np.testing.assert_array_equal(sae.W_enc, sae.W_dec.T)
-    with pytest.raises(ValueError, match="k = 40 latents of 32"):
-        init_sae(jax.random.key(0), 8, 32, 40)
+    with pytest.raises(UserError, match="k=40 latents of n_features=32"):
+        TopK(40).init(32, jnp.float32)
 
 
 def test_a_perfect_reconstruction_has_finite_gradient():
@@ -183,6 +204,20 @@ def test_k_aux_is_a_power_of_two_near_half_of_d():
     assert default_k_aux(256, 100) == 100
 
 
-def test_topk_of_more_latents_than_features_is_refused():
-    with pytest.raises(ValueError, match="k = 9 of 8 features"):
-        TopK(9)(jnp.zeros((2, 8)))
+def test_a_limit_is_a_smaller_k():
+    """What a sweep over k maps over: one program, of the largest k."""
+    sae = random_sae(jax.random.key(1), 8, 64, 6, jnp.float32)
+    x = jax.random.normal(jax.random.key(2), (20, 8))
+    limited = lambda n: dataclasses.replace(sae, activation=TopK(6, limit=n)).encode(x)
+    many = jax.vmap(limited)(jnp.asarray([2.0, 6.0]))
+    np.testing.assert_array_equal(many[0], dataclasses.replace(sae, activation=TopK(2)).encode(x))
+    np.testing.assert_array_equal(many[1], sae.encode(x))
+
+
+def test_weighted_choices_do_not_depend_on_how_a_latent_is_scaled_against_its_row():
+    sae = random_sae(jax.random.key(1), 8, 64, 5, jnp.float32)
+    sae = dataclasses.replace(sae, activation=TopK(5, weighted=True))
+    x, c = jax.random.normal(jax.random.key(2), (20, 8)), jnp.exp(jax.random.normal(jax.random.key(3), (64,)))
+    scaled = Dictionary(sae.W_enc * c[None], sae.b_enc * c, sae.W_dec / c[:, None], sae.b_dec, sae.activation)
+    np.testing.assert_allclose(scaled.encode(x), sae.encode(x) * c[None], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scaled(x), sae(x), rtol=1e-4, atol=1e-5)

@@ -12,12 +12,15 @@ import pytest
 from toy import batch_at, toy
 
 from jax_interp.data.buffer import draw, empty_buffer, put
+from jax_interp.dictionaries import variants
+from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, ReLU, TopK
+from jax_interp.dictionaries.config import Adam
 from jax_interp.dictionaries.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms import init_sae
 from jax_interp.dictionaries.harvest import harvest, start_stream
-from jax_interp.dictionaries.normalisation import fold_scale
+from jax_interp.dictionaries.losses import AuxK, Reconstruction
+from jax_interp.dictionaries.normalisation import fold_centre, fold_decoder_norm, fold_scale
 from jax_interp.dictionaries.train import (
-    DictionaryConfig,
     export,
     learn,
     start,
@@ -29,7 +32,8 @@ from jax_interp.errors import UserError
 from jax_interp.surgery import read
 
 ADDRESS = "blocks.1.resid_post"
-CONFIG = DictionaryConfig(ADDRESS, n_features=64, k=4, steps=12, buffer=600, dead_after=300, warmup=2)
+FIELDS = {"n_features": 64, "steps": 12, "buffer": 600, "dead_after": 300, "optimizer": Adam(warmup=2)}
+CONFIG = variants.topk(ADDRESS, k=4, **FIELDS)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +58,10 @@ def test_special_positions_never_enter_the_buffer(model):
 
 def test_inputs_are_scaled_to_mean_square_norm_d(model):
     stream = start_stream(jax.random.key(0), model, ADDRESS, batch_at, 600)
-    x = np.asarray(stream.buffer.rows, np.float64) * float(stream.scale)
+    x = np.asarray(stream.buffer.rows, np.float64) * float(stream.scale[0])
     np.testing.assert_allclose((x**2).sum(1).mean(), 16, rtol=1e-5)
     np.testing.assert_allclose(stream.mean, x.mean(0), atol=1e-5)
-    np.testing.assert_allclose(stream.variance, ((x - x.mean(0)) ** 2).sum(1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(stream.variance[0], ((x - x.mean(0)) ** 2).sum(1).mean(), rtol=1e-5)
 
 
 def test_a_stream_without_a_position_to_keep_is_refused(model):
@@ -103,24 +107,23 @@ def test_decoder_rows_stay_on_the_sphere_and_the_projected_gradient_is_tangent(m
     state = start(CONFIG, model, batch_at)
     for i in range(3):
         state, _ = jax.jit(partial(train_step, CONFIG))(state, batch_at(5 + i), model)
-    norms = jnp.linalg.norm(state.learner.sae.W_dec, axis=1)
+    norms = jnp.linalg.norm(state.learner.dictionary.W_dec, axis=1)
     np.testing.assert_allclose(norms, np.ones(64), rtol=1e-6)
 
 
 def test_counters_count_tokens_since_a_latent_fired():
-    learner = start_learner(CONFIG, jax.random.key(0), jnp.zeros(16))
-    x = jnp.broadcast_to(learner.sae.W_dec[7], (10, 16))  # fires latent 7 and three more
-    after, metrics = learn(CONFIG, learner, x, jnp.float32(1))
-    values, indices = learner.sae.encode_sparse(x)
-    fired = np.isin(np.arange(64), np.asarray(indices)[np.asarray(values) > 0])
+    learner = start_learner(CONFIG, jax.random.key(0), (16,), jnp.zeros(16))
+    x = jnp.broadcast_to(learner.dictionary.W_dec[7], (10, 16))  # fires latent 7 and three more
+    after, metrics = learn(CONFIG, learner, x, jnp.ones(1))
+    fired = np.asarray((learner.dictionary.encode(x) > 0).any(0))
     assert fired[7]
     np.testing.assert_array_equal(after.since_fired, np.where(fired, 0, 10))
     assert int(metrics["tokens"]) == 10
     assert int(metrics["dead"]) == 0
     long_ago = dataclasses.replace(learner, since_fired=jnp.full(64, CONFIG.dead_after + 1))
-    after, metrics = learn(CONFIG, long_ago, x, jnp.float32(1))
+    after, metrics = learn(CONFIG, long_ago, x, jnp.ones(1))
     assert int(metrics["dead"]) == 64
-    assert np.isfinite(float(metrics["aux"]))
+    assert np.isfinite(float(metrics["aux_k"]))
     assert int(after.since_fired.min()) == 0
 
 
@@ -128,13 +131,14 @@ def test_auxk_brings_latents_back(model):
     """Latents silenced by a large negative bias would stay dead for ever without the auxiliary loss."""
 
     def alive(aux_coefficient):
-        config = dataclasses.replace(CONFIG, steps=150, dead_after=100, learning_rate=0.02)
-        config = dataclasses.replace(config, aux_coefficient=aux_coefficient)
+        loss = (Reconstruction(), AuxK(aux_coefficient))
+        adam = Adam(learning_rate=0.02, warmup=2)
+        config = dataclasses.replace(CONFIG, steps=150, dead_after=100, optimizer=adam, loss=loss)
         state = start(config, model, batch_at)
         # a third of the latents point away from everything the model produces
         b_enc = jnp.where(jnp.arange(64) < 20, -3.0, 0.0)
-        sae = dataclasses.replace(state.learner.sae, b_enc=b_enc)
-        state = dataclasses.replace(state, learner=dataclasses.replace(state.learner, sae=sae))
+        sae = dataclasses.replace(state.learner.dictionary, b_enc=b_enc)
+        state = dataclasses.replace(state, learner=dataclasses.replace(state.learner, dictionary=sae))
         step = jax.jit(partial(train_step, config))
         for i in range(config.steps):
             state, _ = step(state, batch_at(10 + i), model)
@@ -157,14 +161,38 @@ def test_learning_reduces_the_unexplained_variance(model):
     np.testing.assert_allclose(held_out, fvu[-1], rtol=0.2)  # on raw activations
 
 
-def test_folding_the_scale_changes_no_reconstruction():
-    sae = init_sae(jax.random.key(0), 16, 128, 5, jax.random.normal(jax.random.key(1), (16,)))
-    sae = dataclasses.replace(sae, b_enc=jax.random.normal(jax.random.key(2), (128,)))
-    x = 40 * jax.random.normal(jax.random.key(3), (50, 16))
-    scale = jnp.float32(0.037)
-    folded = fold_scale(sae, scale)
-    np.testing.assert_allclose(folded(x), sae(x * scale) / scale, rtol=2e-4, atol=2e-4)
-    np.testing.assert_allclose(folded.encode(x), sae.encode(x * scale) / scale, rtol=2e-4, atol=2e-4)
+ACTIVATIONS = {
+    "relu": lambda key: ReLU(),
+    "topk": lambda key: TopK(5),
+    "jumprelu": lambda key: Jump(jax.random.normal(key, (128,))),
+    "gated": lambda key: Gate(*jax.random.normal(key, (2, 128))),
+    "batch topk": lambda key: BatchTopK(5, threshold=jnp.float32(0.7)),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_folding_changes_no_reconstruction(name):
+    """The input's scale, the decoder's norms, the centre: each out of the way, the function the same."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    sae = init_sae(keys[0], 16, 128, ACTIVATIONS[name](keys[1]), jax.random.normal(keys[2], (16,)))
+    sae = dataclasses.replace(sae, b_enc=jax.random.normal(keys[3], (128,)))
+    x = 40 * jax.random.normal(keys[4], (50, 16))
+    scale, near = jnp.float32(0.037), {"rtol": 1e-3, "atol": 1e-3}
+    folded = jax.jit(fold_scale)(sae, jnp.full(16, scale), jnp.full(16, scale), scale)
+    np.testing.assert_allclose(folded(x), sae(x * scale) / scale, **near)
+    np.testing.assert_allclose(folded.encode(x), sae.encode(x * scale) / scale, **near)
+    np.testing.assert_array_equal(folded.W_dec, sae.W_dec)
+    # another value is written than read, each with its own scale: latents in the units of what is written
+    read, write = jnp.linspace(0.5, 2, 16), jnp.linspace(3, 1, 16)
+    other = dataclasses.replace(sae, centred=False)
+    folded = fold_scale(other, read, write, jnp.float32(2))
+    np.testing.assert_allclose(folded(x), other(x * read[None]) / write[None], **near)
+    np.testing.assert_allclose(folded.encode(x), other.encode(x * read[None]) / 2, **near)
+    np.testing.assert_allclose(fold_centre(sae)(x), sae(x), **near)
+    if name not in ("topk", "batch topk"):  # their choice is by pre-activation
+        loose = dataclasses.replace(sae, W_dec=sae.W_dec * jnp.linspace(0.2, 3, 128)[:, None])
+        np.testing.assert_allclose(fold_decoder_norm(loose)(x), loose(x), **near)
+        np.testing.assert_allclose(jnp.linalg.norm(fold_decoder_norm(loose).W_dec, axis=1), np.ones(128), rtol=1e-5)
 
 
 def test_a_killed_run_ends_with_the_same_bits(model, tmp_path):
@@ -187,9 +215,9 @@ def test_a_killed_run_ends_with_the_same_bits(model, tmp_path):
 
 def test_seeds_are_one_vmap_over_one_stream(model):
     state = start(CONFIG, model, batch_at)
-    x = state.stream.buffer.rows[:128] * state.stream.scale
+    x = state.stream.buffer.rows[:128] * state.stream.scale[0]
     keys = jax.random.split(jax.random.key(1), 3)
-    make = partial(start_learner, CONFIG, mean=state.stream.mean)
+    make = partial(start_learner, CONFIG, widths=(16,), mean=state.stream.mean)
     many = jax.vmap(make)(keys)
     step = jax.jit(partial(learn, CONFIG))
     each = jax.jit(jax.vmap(partial(learn, CONFIG), (0, None, None)))
@@ -200,7 +228,7 @@ def test_seeds_are_one_vmap_over_one_stream(model):
         for _ in range(2):
             one, alone = step(one, x, state.stream.variance)
         np.testing.assert_allclose(metrics["loss"][n], alone["loss"], rtol=1e-5)
-        for a, b in zip(jax.tree.leaves(one.sae), jax.tree.leaves(many.sae), strict=True):
+        for a, b in zip(jax.tree.leaves(one.dictionary), jax.tree.leaves(many.dictionary), strict=True):
             np.testing.assert_allclose(a, b[n], atol=2e-5)
 
 
@@ -210,10 +238,20 @@ def test_the_step_compiles_once(model):
     for i in range(3):
         state, _ = step(state, batch_at(i), model)
     assert step._cache_size() == 1
-    assert export(state).W_dec.dtype == jnp.float32
+    assert export(CONFIG, state).W_dec.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("bad", [{"k": 65}, {"k_aux": 0}, {"decay": 2.0}, {"steps": 0}])
-def test_a_config_that_cannot_be_is_refused(bad):
-    with pytest.raises(UserError, match=next(iter(bad))):
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"activation": TopK(65)}, "k=65 latents of n_features=64"),
+        ({"optimizer": Adam(decay=2.0)}, "decay=2.0"),
+        ({"steps": 0}, "steps=0"),
+        ({"loss": ()}, "loss is empty"),
+        ({"skip": True}, "skip with writes=None"),
+        ({"writes": ()}, "name no value"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(bad, says):
+    with pytest.raises(UserError, match=says):
         dataclasses.replace(CONFIG, **bad)

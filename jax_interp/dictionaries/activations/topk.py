@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.dictionaries.activations.select import top_k
-from jax_interp.dictionaries.sparse import sparse_matmul, sparse_outer, to_dense
+from jax_interp.dictionaries.codes import RowCode
+from jax_interp.dictionaries.sparse import sparse_matmul, sparse_outer
+from jax_interp.errors import UserError
 
 
 @jax.tree_util.register_dataclass
@@ -18,61 +22,85 @@ from jax_interp.dictionaries.sparse import sparse_matmul, sparse_outer, to_dense
 class TopK:
     """At most `k` latents are on for each input (fewer where the k-th largest pre-activation is not positive).
 
-    `k` is structure: another k is another compilation.
+    `k` is structure: another k is another compilation. `limit`, a number that may be traced, keeps only so many of the
+    k: that is how a sweep over k is one program. `weighted`: the choice is by pre-activation · ‖W_dec,i‖, which a
+    rescaling of a latent against its decoder row does not change.
     """
 
-    k: int = dataclasses.field(metadata={"static": True})
+    k: int = dataclasses.field(default=32, metadata={"static": True})
+    limit: Float[Array, ""] | None = None
+    weighted: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    def __call__(self, pre: Float[Array, "*batch feature"]) -> Float[Array, "*batch feature"]:
-        """Pre-activations to latents, dense."""
-        flat = pre.reshape(-1, pre.shape[-1])
-        indices = top_k(jax.lax.stop_gradient(flat), self.k)[1]
-        values = jax.nn.relu(jnp.take_along_axis(flat, indices, axis=1, mode="promise_in_bounds"))
-        return to_dense(values, indices, pre.shape[-1]).reshape(pre.shape)
+    def init(self, n_features: int, dtype: Any) -> TopK:
+        if not 0 < self.k <= n_features:
+            raise UserError(f"k={self.k} latents of n_features={n_features}: k must be from 1 to n_features")
+        return self
 
-    def encode(
-        self,
-        x: Float[Array, "row d"],
-        W_enc: Float[Array, "d feature"],
-        b_enc: Float[Array, " feature"],
-        b_dec: Float[Array, " d"],
-    ) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
-        """`self((x - b_dec) @ W_enc + b_enc)` as (values in descending order, indices); its backward pass is sparse."""
-        return encode_topk(x, W_enc, b_enc, b_dec, self.k)
+    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> RowCode:
+        norms = row_norms(dictionary.W_dec) if self.weighted else None
+        code = encode_at(lambda pre: top_k(pre, self.k), dictionary, x, norms)
+        if self.limit is None:
+            return code
+        on = jnp.arange(self.k).astype(self.limit.dtype)[None, :] < self.limit
+        return dataclasses.replace(code, values=jnp.where(on, code.values, jnp.zeros_like(code.values)))
+
+    def scaled(self, factor: Float[Array, ""]) -> TopK:
+        return self
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def encode_topk(
+def row_norms(W: Float[Array, "feature d"]) -> Float[Array, " feature"]:
+    """Norms by which latents are compared, constants for the gradient, at least 1e-6."""
+    W = jax.lax.stop_gradient(W)
+    return jnp.maximum(jnp.sqrt(jnp.sum(W * W, axis=-1)), jnp.asarray(1e-6, W.dtype))
+
+
+Select = Callable[[Array], tuple[Array, Array]]
+
+
+def encode_at(
+    select: Select, dictionary: Any, x: Float[Array, "row d"], norms: Float[Array, " feature"] | None = None
+) -> RowCode:
+    """The positive pre-activations of `dictionary` where `select(pre) -> (values, indices)` says, with a backward pass
+    that touches only those. With `norms` it is pre · norms that is selected from."""
+    W_enc, b_enc = dictionary.W_enc, dictionary.b_enc
+    if norms is not None:
+        W_enc, b_enc = W_enc * norms[None, :], b_enc * norms
+    centre = dictionary.b_dec if dictionary.centred else None
+    values, indices = _encode_at(select, x, W_enc, b_enc, centre)
+    return RowCode(values if norms is None else values / norms[indices], indices)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _encode_at(
+    select: Select,
     x: Float[Array, "row d"],
     W_enc: Float[Array, "d feature"],
     b_enc: Float[Array, " feature"],
-    b_dec: Float[Array, " d"],
-    k: int,
+    centre: Float[Array, " d"] | None,
 ) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
-    """The k largest of `(x - b_dec) @ W_enc + b_enc` in each row, then ReLU: (values, indices). The gradient reaches
-    only the selected latents that are positive, and only they are worked on."""
-    return _encode(x, W_enc, b_enc, b_dec, k)
-
-
-def _encode(x, W_enc, b_enc, b_dec, k):
-    values, indices = top_k((x - b_dec[None, :]) @ W_enc + b_enc[None, :], k)
+    values, indices = select(_centred(x, centre) @ W_enc + b_enc[None, :])
     return jax.nn.relu(values), indices
 
 
-def _encode_forward(x, W_enc, b_enc, b_dec, k):
-    values, indices = _encode(x, W_enc, b_enc, b_dec, k)
-    return (values, indices), (x, W_enc, b_dec, values, indices)
+def _centred(x: Array, centre: Array | None) -> Array:
+    return x if centre is None else x - centre[None, :]
 
 
-def _encode_backward(k, residuals, cotangents):
-    x, W_enc, b_dec, values, indices = residuals
+def _forward(select, x, W_enc, b_enc, centre):
+    values, indices = _encode_at(select, x, W_enc, b_enc, centre)
+    return (values, indices), (x, W_enc, centre, values, indices)
+
+
+def _backward(select, residuals, cotangents):
+    x, W_enc, centre, values, indices = residuals
     g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
     g_b_enc = jnp.zeros((n_features,), g.dtype).at[indices].add(g)
-    g_W_enc = sparse_outer(g, indices, x - b_dec[None, :], n_features, transpose=True)
-    # b_dec is an argument of its own, and not subtracted by the caller, because its gradient is one matrix-vector
+    g_W_enc = sparse_outer(g, indices, _centred(x, centre), n_features, transpose=True)
+    # The centre is an argument of its own, and not subtracted by the caller, because its gradient is one matrix-vector
     # product; the gradient of x needs the encoder turned round. XLA drops that when nobody asks for it.
-    return sparse_matmul(g, indices, W_enc.T), g_W_enc, g_b_enc, -(W_enc @ g_b_enc)
+    g_centre = None if centre is None else -(W_enc @ g_b_enc)
+    return sparse_matmul(g, indices, W_enc.T), g_W_enc, g_b_enc, g_centre
 
 
-encode_topk.defvjp(_encode_forward, _encode_backward)
+_encode_at.defvjp(_forward, _backward)

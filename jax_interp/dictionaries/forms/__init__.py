@@ -1,5 +1,5 @@
-"""Where a dictionary reads and where it writes: one file per form. The activation is a field of it."""
+"""Where a dictionary reads and where it writes. The activation is a field of it, the loss is the trainer's."""
 
-from jax_interp.dictionaries.forms.sae import SAE, init_sae
+from jax_interp.dictionaries.forms.dictionary import Dictionary, init_sae, init_transcoder, site_norms
 
-__all__ = ["SAE", "init_sae"]
+__all__ = ["Dictionary", "init_sae", "init_transcoder", "site_norms"]

@@ -1,15 +1,11 @@
-"""The TopK objective: reconstruction, and AuxK for the latents that have died (Gao et al. 2024, §2.4 and appendix A.2).
+"""AuxK: latents that have died are trained on what the others leave unexplained (Gao et al. 2024, appendix A.2).
 
-    loss = recon + aux_coefficient · aux
-    recon = mean over rows of ‖x - x̂‖²  /  V                       V: total variance of the inputs, a constant
-    aux   = Σ ‖e - ê‖²  /  Σ ‖e - ē‖²                              e = stop_gradient(x - x̂), ē its mean over the batch
+    aux = Σ ‖e - ê‖²  /  Σ ‖e - ē‖²                              e = stop_gradient(y - ŷ), ē its mean over the batch
 
-SSE, that is: summed over d, averaged over rows. V = E‖x - E x‖² is measured once on the first activations, so `recon`
-is the fraction of variance unexplained and its scale does not depend on d, on the model or on the batch at hand. ê is
-the decoding (without b_dec) of the k_aux largest pre-activations among dead latents, after ReLU.
+ê is the decoding (without b_dec) of the k_aux largest pre-activations among dead latents, after ReLU.
 
 Deviation from published code: OpenAI's adds b_dec to both e and ê (the same thing); SAELens takes pre-activations
-without ReLU and decodes with b_dec; dictionary_learning is as here with recon in plain SSE.
+without ReLU and decodes with b_dec; dictionary_learning is as here.
 """
 
 from __future__ import annotations
@@ -20,22 +16,34 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jax_interp.dictionaries.activations.select import top_k
-from jax_interp.dictionaries.forms.sae import SAE
+from jax_interp.dictionaries.losses.forward import Forward, coefficient_only
+from jax_interp.errors import UserError
+
+Weights = tuple[Array, Array, Array]  # W_enc, b_enc, W_dec
 
 
-@jax.tree_util.register_dataclass
+@coefficient_only
 @dataclasses.dataclass(frozen=True)
-class LossParts:
-    """What a step knows: the terms of the loss (scalars), and the code it was computed from."""
+class AuxK:
+    """`coefficient` · aux. `k` None: the power of two nearest d / 2 from below. Costs nothing while no latent is dead,
+    and then as much as their number asks for; under `vmap` always as much as all of them would."""
 
-    recon: Float[Array, ""]
-    aux: Float[Array, ""]
-    values: Float[Array, "row k"]
-    indices: Int[Array, "row k"]
-    sse: Float[Array, ""]  # Σ over the batch of ‖x - x̂‖²
+    coefficient: float = 1 / 32
+    k: int | None = None
+
+    def __call__(self, forward: Forward) -> Float[Array, ""]:
+        d, n_features = forward.y.shape[1], forward.dictionary.n_features
+        k = self.k or default_k_aux(d, n_features)
+        if not 0 < k <= n_features:
+            raise UserError(f"AuxK(k={k}) of n_features={n_features}: from 1 to n_features, or None")
+        dictionary = forward.dictionary
+        x = forward.x - dictionary.b_dec[None, :] if dictionary.centred else forward.x
+        weights = (dictionary.W_enc, dictionary.b_enc, dictionary.W_dec)
+        error = jax.lax.stop_gradient(forward.error)
+        return self.coefficient * aux_loss(weights, x, error, forward.dead, k)
 
 
 def default_k_aux(d: int, n_features: int) -> int:
@@ -69,56 +77,58 @@ def topk_aux_loss(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def aux_loss(
-    sae: SAE, x: Float[Array, "row d"], error: Float[Array, "row d"], dead: Bool[Array, " feature"], k_aux: int
+    weights: Weights, x: Float[Array, "row d"], error: Float[Array, "row e"], dead: Bool[Array, " feature"], k_aux: int
 ) -> Float[Array, ""]:
-    """How much of `error` the dead latents leave unexplained, 0 when none is dead.
+    """How much of `error` the dead latents leave unexplained, 0 when none is dead. `x` is what the encoder multiplies.
 
     The dead latents are first gathered into a smaller dictionary of the least width that holds them all, one of
     k_aux (then all are used, nothing is selected), 4·k_aux or the whole: the value is the same whichever is taken.
-    Differentiable with respect to `sae`; `x`, `error` and `dead` are constants.
+    Differentiable with respect to `weights` and `x`; `error` and `dead` are constants.
     """
-    return _by_width(lambda of_width, sae, *rest: of_width(sae, *rest), sae, x, error, dead, k_aux)
+    return _by_width(lambda of_width, *args: of_width(*args), weights, x, error, dead, k_aux)
 
 
-def _by_width(call, sae, x, error, dead, k_aux) -> Any:
-    n_dead = jnp.sum(dead)
-    widths = (*(w for w in (k_aux, 4 * k_aux) if w < sae.n_features), sae.n_features)
+def _by_width(call, weights, x, error, dead, k_aux) -> Any:
+    n_dead, n_features = jnp.sum(dead), len(dead)
+    widths = (*(w for w in (k_aux, 4 * k_aux) if w < n_features), n_features)
     branch = jnp.where(n_dead == 0, 0, 1 + sum((n_dead > w).astype(jnp.int32) for w in widths[:-1]))
     losses = [_aux_of_none, *(partial(_aux_of_width, width=w, k_aux=k_aux) for w in widths)]
-    return jax.lax.switch(branch, [partial(call, loss) for loss in losses], sae, x, error, dead)
+    return jax.lax.switch(branch, [partial(call, loss) for loss in losses], weights, x, error, dead)
 
 
-def _aux_forward(sae, x, error, dead, k_aux):
+def _aux_forward(weights, x, error, dead, k_aux):
     # The gradient is taken inside the branch. Left to autodiff, every branch would hand its intermediate values to the
     # backward pass, and a step without dead latents would fill all of theirs with zeros (a third of its time).
-    return _by_width(lambda of_width, *args: jax.value_and_grad(of_width)(*args), sae, x, error, dead, k_aux)
+    gradient = lambda of_width, *args: jax.value_and_grad(of_width, argnums=(0, 1))(*args)
+    return _by_width(gradient, weights, x, error, dead, k_aux)
 
 
-def _aux_backward(k_aux, grad, g):
-    return jax.tree.map(lambda a: a * g.astype(a.dtype), grad), None, None, None
+def _aux_backward(k_aux, grads, g):
+    weights, x = jax.tree.map(lambda a: a * g.astype(a.dtype), grads)
+    return weights, x, None, None
 
 
 aux_loss.defvjp(_aux_forward, _aux_backward)
 
 
-def _aux_of_none(sae: SAE, x: Array, error: Array, dead: Array) -> Float[Array, ""]:
+def _aux_of_none(weights: Weights, x: Array, error: Array, dead: Array) -> Float[Array, ""]:
     return jnp.zeros((), x.dtype)
 
 
 def _aux_of_width(
-    sae: SAE,
+    weights: Weights,
     x: Float[Array, "row d"],
-    error: Float[Array, "row d"],
+    error: Float[Array, "row e"],
     dead: Bool[Array, " feature"],
     width: int,
     k_aux: int,
 ) -> Float[Array, ""]:
-    W_enc, b_enc, W_dec, is_dead = sae.W_enc, sae.b_enc, sae.W_dec, dead
-    if width < sae.n_features:
+    (W_enc, b_enc, W_dec), is_dead = weights, dead
+    if width < len(dead):
         chosen = jnp.nonzero(dead, size=width, fill_value=0)[0]
         is_dead = jnp.arange(width) < jnp.sum(dead)
         W_enc, b_enc, W_dec = W_enc[:, chosen], b_enc[chosen], W_dec[chosen]
-    pre = (x - sae.b_dec[None, :]) @ W_enc + b_enc[None, :]
+    pre = x @ W_enc + b_enc[None, :]
     mask = jnp.broadcast_to(is_dead, pre.shape)
     if width > k_aux:
         candidates = jnp.where(mask, jax.lax.stop_gradient(pre), jnp.asarray(-jnp.inf, pre.dtype))

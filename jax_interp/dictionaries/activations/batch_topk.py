@@ -1,0 +1,112 @@
+"""BatchTopK: of a batch of B rows the k·B largest pre-activations are on (Bussmann et al. 2024, arXiv:2412.06410).
+
+Rows then have as many latents as they need, k on average. An input met alone has no batch: inference turns on what lies
+above a threshold, the running mean of the least value that was on, and `fold` exports the dictionary as a JumpReLU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jax_interp.dictionaries.activations.jumprelu import Jump
+from jax_interp.dictionaries.activations.select import batch_top_k
+from jax_interp.dictionaries.activations.topk import row_norms
+from jax_interp.dictionaries.codes import BatchCode, DenseCode
+from jax_interp.dictionaries.sparse import entries_outer
+from jax_interp.errors import UserError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BatchTopK:
+    """`k` latents a row on average. `threshold` (negative: not yet seen) follows the least value on with rate 1 - decay
+    a step. `weighted`: chosen by pre-activation · ‖W_dec,i‖, and the threshold is one of such products."""
+
+    k: int = dataclasses.field(default=32, metadata={"static": True})
+    decay: float = dataclasses.field(default=0.99, metadata={"static": True})
+    weighted: bool = dataclasses.field(default=False, metadata={"static": True})
+    threshold: Float[Array, ""] | None = None
+
+    def init(self, n_features: int, dtype: Any) -> BatchTopK:
+        if not 0 < self.k <= n_features:
+            raise UserError(f"k={self.k} latents of n_features={n_features}: k must be from 1 to n_features")
+        return dataclasses.replace(self, threshold=jnp.asarray(-1, dtype))
+
+    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> DenseCode:
+        """By the threshold."""
+        pre = dictionary.linear(x) + dictionary.b_enc[None, :]
+        score = pre * row_norms(dictionary.W_dec)[None, :] if self.weighted else pre
+        least = jnp.maximum(self.threshold, jnp.zeros((), pre.dtype))
+        return DenseCode(jnp.where(score > least, pre, jnp.zeros_like(pre)), pre)
+
+    def encode_batch(self, dictionary: Any, x: Float[Array, "row d"]) -> BatchCode:
+        """By comparison within the batch: what is trained on. Its backward pass touches only what is on."""
+        W_enc, b_enc = dictionary.W_enc, dictionary.b_enc
+        norms = row_norms(dictionary.W_dec) if self.weighted else None
+        if norms is not None:
+            W_enc, b_enc = W_enc * norms[None, :], b_enc * norms
+        centre = dictionary.b_dec if dictionary.centred else None
+        values, rows, features = _encode_batch(self.k, x, W_enc, b_enc, centre)
+        return BatchCode(values if norms is None else values / norms[features], rows, features, x.shape[0])
+
+    def observe(self, dictionary: Any, code: BatchCode) -> BatchTopK:
+        """With the threshold moved towards the least value that is on in this batch."""
+        values = code.values * row_norms(dictionary.W_dec)[code.features] if self.weighted else code.values
+        least = jnp.min(jnp.where(values > 0, values, jnp.asarray(jnp.inf, values.dtype)))
+        followed = self.decay * self.threshold + (1 - self.decay) * least
+        now = jnp.where(self.threshold < 0, least, followed)
+        return dataclasses.replace(self, threshold=jnp.where(jnp.isfinite(least), now, self.threshold))
+
+    def scaled(self, factor: Float[Array, ""]) -> BatchTopK:
+        return dataclasses.replace(self, threshold=self.threshold * factor)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _encode_batch(
+    k: int,
+    x: Float[Array, "row d"],
+    W_enc: Float[Array, "d feature"],
+    b_enc: Float[Array, " feature"],
+    centre: Float[Array, " d"] | None,
+) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
+    centred = x if centre is None else x - centre[None, :]
+    values, rows, features = batch_top_k(centred @ W_enc + b_enc[None, :], k)
+    return jax.nn.relu(values), rows, features
+
+
+def _forward(k, x, W_enc, b_enc, centre):
+    out = _encode_batch(k, x, W_enc, b_enc, centre)
+    return out, (x, W_enc, centre, *out)
+
+
+def _backward(k, residuals, cotangents):
+    x, W_enc, centre, values, rows, features = residuals
+    g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
+    n_features = W_enc.shape[1]
+    centred = x if centre is None else x - centre[None, :]
+    g_b_enc = jnp.zeros((n_features,), g.dtype).at[features].add(g)
+    g_W_enc = entries_outer(g, rows, features, centred, n_features, transpose=True)
+    g_x = (
+        jnp.zeros((x.shape[0], n_features), g.dtype).at[rows, features].add(g) @ W_enc.T
+    )  # dropped where not asked for
+    return g_x, g_W_enc, g_b_enc, None if centre is None else -(W_enc @ g_b_enc)
+
+
+_encode_batch.defvjp(_forward, _backward)
+
+
+def as_jumprelu(dictionary: Any) -> Any:
+    """The JumpReLU dictionary that is the same function at inference."""
+    chosen = dictionary.activation
+    least = jnp.maximum(chosen.threshold, jnp.finfo(dictionary.W_enc.dtype).tiny)
+    if chosen.weighted:
+        threshold = least / row_norms(dictionary.W_dec)
+    else:
+        threshold = jnp.broadcast_to(least, (dictionary.n_features,))
+    return dataclasses.replace(dictionary, activation=Jump(jnp.log(threshold)))

@@ -1,0 +1,54 @@
+"""Matching pursuit: latents are found one after the other, each explaining the most of what is left.
+
+    r = x - b_dec;   k times:  j = argmax r·d_i over the features not taken,  z_j = max(r·d_j, 0),  r = r - z_j d_j
+
+The decoder is its own encoder: `W_enc` and `b_enc` are not used, and decoder rows should have norm 1. k products of
+encoder size a step, in sequence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_interp.dictionaries.codes import RowCode
+from jax_interp.errors import UserError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MatchingPursuit:
+    """`k` greedy steps. A feature is taken at most once a row."""
+
+    k: int = dataclasses.field(default=16, metadata={"static": True})
+
+    def init(self, n_features: int, dtype: Any) -> MatchingPursuit:
+        if not 0 < self.k <= n_features:
+            raise UserError(f"k={self.k} steps over n_features={n_features}: k must be from 1 to n_features")
+        return self
+
+    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> RowCode:
+        W = dictionary.W_dec
+        fixed = jax.lax.stop_gradient(W).T
+        rest = x - dictionary.b_dec[None, :]
+        lowest = jnp.asarray(-jnp.inf, rest.dtype)
+
+        def pursue(carry, _):
+            rest, taken = carry
+            fit = jnp.where(taken, lowest, jax.lax.stop_gradient(rest) @ fixed)
+            j = jnp.argmax(fit, axis=1)
+            row = W[j]
+            value = jax.nn.relu(jnp.sum(rest * row, axis=1))
+            taken = taken.at[jnp.arange(len(j)), j].set(True)
+            return (rest - value[:, None] * row, taken), (value, j)
+
+        taken = jnp.zeros((x.shape[0], W.shape[0]), bool)
+        _, (values, indices) = jax.lax.scan(pursue, (rest, taken), None, length=self.k)
+        return RowCode(values.T, indices.T)
+
+    def scaled(self, factor: Float[Array, ""]) -> MatchingPursuit:
+        return self

@@ -1,0 +1,145 @@
+"""The form that all dictionaries share: read a value, decide which latents are on, write a value.
+
+    f = activation((x - b_dec) W_enc + b_enc),   ŷ = f W_dec + b_dec (+ x W_skip)
+
+An SAE writes what it reads; a transcoder writes another value; a crosscoder reads and writes several values side by
+side in the last axis (`write_sites` says how many); a cross-layer transcoder is several of these (cross_layer.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jax_interp.dictionaries.codes import Code
+from jax_interp.errors import UserError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dictionary:
+    """A row of `W_dec` is a feature's direction. `centred`: whether b_dec is subtracted from the input.
+
+    `encode`, `decode` and `__call__` take any leading axes and compute in the dictionary's dtype; `__call__` answers in
+    the dtype of `x`. It is what `Splice` takes: `edit(model, at("blocks.2.resid_post", Splice(dictionary)))`.
+    """
+
+    W_enc: Float[Array, "d_in feature"]
+    b_enc: Float[Array, " feature"]
+    W_dec: Float[Array, "feature d_out"]
+    b_dec: Float[Array, " d_out"]
+    activation: Any
+    W_skip: Float[Array, "d_in d_out"] | None = None
+    centred: bool = dataclasses.field(default=True, metadata={"static": True})
+    write_sites: int = dataclasses.field(default=1, metadata={"static": True})
+
+    @property
+    def n_features(self) -> int:
+        return self.W_dec.shape[-2]
+
+    @property
+    def d(self) -> int:
+        """Width of what it reads."""
+        return self.W_enc.shape[-2]
+
+    def linear(self, x: Float[Array, "row d_in"]) -> Float[Array, "row feature"]:
+        """The encoder without its bias."""
+        x = x.astype(self.W_enc.dtype)
+        return (x - self.b_dec[None, :] if self.centred else x) @ self.W_enc
+
+    def code(self, x: Float[Array, "row d_in"]) -> Code:
+        """The latents of inference, in the form that is cheapest for this activation."""
+        return self.activation.encode(self, x.astype(self.W_enc.dtype))
+
+    def reconstruct(self, code: Code, x: Float[Array, "row d_in"] | None = None) -> Float[Array, "row d_out"]:
+        """What a code stands for. `x` is needed by a skip alone."""
+        out = code.decode(self.W_dec) + self.b_dec[None, :]
+        if self.W_skip is not None:
+            if x is None:
+                raise UserError("this dictionary has a skip from its input: its reconstruction needs x as well")
+            out = out + x.astype(self.W_skip.dtype) @ self.W_skip
+        return out
+
+    def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch feature"]:
+        """The latents, dense. A value per head, [*batch, head, d_head], is read as one of width head · d_head."""
+        if x.shape[-1] != self.d and x.ndim > 1 and x.shape[-2] * x.shape[-1] == self.d:
+            x = x.reshape(*x.shape[:-2], self.d)
+        z = self.code(x.reshape(-1, x.shape[-1])).dense(self.n_features)
+        return z.reshape(*x.shape[:-1], self.n_features)
+
+    def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
+        """`z W_dec + b_dec`: of a dictionary with a skip, what the latents contribute."""
+        flat = z.reshape(-1, z.shape[-1]).astype(self.W_dec.dtype) @ self.W_dec + self.b_dec[None, :]
+        return flat.reshape(*z.shape[:-1], flat.shape[-1])
+
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        rows = x.reshape(-1, x.shape[-1])
+        y = self.reconstruct(self.code(rows), rows)
+        return y.reshape(*x.shape[:-1], y.shape[-1]).astype(x.dtype)
+
+
+def site_norms(dictionary: Dictionary) -> Float[Array, "feature site"]:
+    """‖W_dec,i‖ at each of the values that the dictionary writes. Finite gradient at a row of zeros."""
+    rows = dictionary.W_dec.reshape(dictionary.n_features, dictionary.write_sites, -1)
+    square = jnp.sum(rows * rows, axis=-1)
+    some = square > 0
+    return jnp.where(some, jnp.sqrt(jnp.where(some, square, jnp.ones_like(square))), jnp.zeros_like(square))
+
+
+def init_sae(
+    key: Key[Array, ""],
+    d: int,
+    n_features: int,
+    activation: Any,
+    b_dec: Float[Array, " d"] | None = None,
+    *,
+    row_norm: float = 1.0,
+    centred: bool = True,
+    sites: int = 1,
+    dtype: Any = jnp.float32,
+) -> Dictionary:
+    """Decoder rows uniform on the sphere of radius `row_norm`, the encoder the decoder's transpose, `b_enc` zero,
+    `b_dec` as given (the trainer gives the mean of its first activations) or zero.
+
+    With row norm 1 the initialisation of Gao et al. 2024, appendix A; .1 is that of the April 2024 update of
+    Anthropic's. With `sites` > 1 a crosscoder: `d` is the width of all values together, the norm that of each part.
+    """
+    rows = jax.random.normal(key, (n_features, sites, d // sites), dtype)
+    rows = rows * (jnp.asarray(row_norm, dtype) / jnp.linalg.norm(rows, axis=-1, keepdims=True))
+    W_dec = rows.reshape(n_features, d)
+    b_dec = jnp.zeros((d,), dtype) if b_dec is None else b_dec.astype(dtype)
+    b_enc = jnp.zeros((n_features,), dtype)
+    return Dictionary(W_dec.T, b_enc, W_dec, b_dec, activation, centred=centred, write_sites=sites)
+
+
+def init_transcoder(
+    key: Key[Array, ""],
+    d_in: int,
+    d_out: int,
+    n_features: int,
+    activation: Any,
+    mean_in: Float[Array, " d_in"],
+    mean_out: Float[Array, " d_out"],
+    *,
+    skip: bool = False,
+    write_sites: int = 1,
+    dtype: Any = jnp.float32,
+) -> Dictionary:
+    """Encoder columns uniform on the unit sphere and turned off the inputs' mean by `b_enc`, decoder zero, `b_dec` the
+    outputs' mean: it begins as the best constant, with an FVU of 1 (Paulo et al. 2025, arXiv:2501.18823)."""
+    W_enc = jax.random.normal(key, (d_in, n_features), dtype)
+    W_enc = W_enc / jnp.linalg.norm(W_enc, axis=0, keepdims=True)
+    return Dictionary(
+        W_enc=W_enc,
+        b_enc=-(mean_in.astype(dtype) @ W_enc),
+        W_dec=jnp.zeros((n_features, d_out), dtype),
+        b_dec=mean_out.astype(dtype),
+        activation=activation,
+        W_skip=jnp.zeros((d_in, d_out), dtype) if skip else None,
+        centred=False,
+        write_sites=write_sites,
+    )

@@ -1,0 +1,101 @@
+"""Terms that ask for the target back. Each is Σ over the row's dimensions, mean over the batch, over the variance V:
+
+    fvu   mean ‖y - ŷ‖² / V     (V measured once: the scale depends neither on d, nor the model, nor the batch at hand)
+    sse   mean ‖y - ŷ‖²
+    mse   mean ‖y - ŷ‖² / d
+
+A coefficient tuned beside one of them serves beside another after multiplying by the same factor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jax_interp.dictionaries.losses.forward import Forward, coefficient_only
+from jax_interp.errors import UserError
+
+Kind = Literal["fvu", "sse", "mse"]
+
+
+def of_error(error: Float[Array, "row d"], forward: Forward, kind: Kind) -> Float[Array, ""]:
+    sse = jnp.sum(error * error) / forward.rows
+    if kind == "fvu":
+        return sse / forward.variance
+    return sse if kind == "sse" else sse / jnp.asarray(error.shape[1], error.dtype)
+
+
+@coefficient_only
+@dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """`coefficient` · the error of the whole dictionary."""
+
+    coefficient: float = 1.0
+    kind: Kind = "fvu"
+
+    def __call__(self, forward: Forward) -> Float[Array, ""]:
+        return self.coefficient * of_error(forward.error, forward, self.kind)
+
+
+@coefficient_only
+@dataclasses.dataclass(frozen=True)
+class Matryoshka:
+    """The mean of the errors of nested dictionaries, made of the first n features for each n of `prefixes`; the last is
+    always the whole (Bussmann et al. 2025, arXiv:2503.17547). One code serves them all, so the first features have to
+    be useful without the later ones. `fractions` of the number of features; `random`: that many prefixes are drawn
+    anew each step instead, n = m·u² with u uniform, which is short prefixes more often (Nabeshima 2024)."""
+
+    coefficient: float = 1.0
+    fractions: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    random: int = 0
+    kind: Kind = "fvu"
+
+    def __call__(self, forward: Forward) -> Float[Array, ""]:
+        ends = self._ends(forward)
+        dictionary, place = forward.dictionary, jnp.arange(forward.dictionary.n_features)
+        base = forward.y - dictionary.b_dec[None, :]
+        if dictionary.W_skip is not None:
+            base = base - forward.x @ dictionary.W_skip
+        losses, begin, explained = [], jnp.zeros((), ends.dtype), jnp.zeros_like(base)
+        for i in range(len(ends)):
+            explained = explained + forward.code.keep((place >= begin) & (place < ends[i])).decode(dictionary.W_dec)
+            begin = ends[i]
+            losses.append(of_error(base - explained, forward, self.kind))
+        losses.append(of_error(forward.error, forward, self.kind))
+        return self.coefficient * jnp.mean(jnp.stack(losses))
+
+    def _ends(self, forward: Forward) -> Int[Array, " prefix"]:
+        m = forward.dictionary.n_features
+        if self.random:
+            u = jax.random.uniform(forward.key, (self.random - 1,))
+            return jnp.sort(jnp.maximum((m * u * u).astype(jnp.int32), 1))
+        if not all(0 < f < 1 for f in self.fractions) or list(self.fractions) != sorted(set(self.fractions)):
+            raise UserError(
+                f"Matryoshka(fractions={self.fractions}): ascending, above 0 and below 1 (the whole is added)"
+            )
+        return jnp.asarray([max(round(m * f), 1) for f in self.fractions], jnp.int32)
+
+
+@coefficient_only
+@dataclasses.dataclass(frozen=True)
+class MultiTopK:
+    """`coefficient` · the error with `factor` times as many latents as the activation has: a code that degrades
+    gracefully when k is changed after training (Gao et al. 2024, §2.4 and appendix A.8)."""
+
+    coefficient: float = 1 / 8
+    factor: int = 4
+    kind: Kind = "fvu"
+
+    def __call__(self, forward: Forward) -> Float[Array, ""]:
+        dictionary = forward.dictionary
+        if not hasattr(dictionary.activation, "k"):
+            raise UserError(f"MultiTopK needs an activation with a k, not {type(dictionary.activation).__name__}")
+        k = min(self.factor * dictionary.activation.k, dictionary.n_features)
+        wider = dataclasses.replace(dictionary, activation=dataclasses.replace(dictionary.activation, k=k))
+        encode = getattr(wider.activation, "encode_batch", wider.activation.encode)
+        y_hat = wider.reconstruct(encode(wider, forward.x), forward.x)
+        return self.coefficient * of_error(forward.y - y_hat, forward, self.kind)

@@ -1,0 +1,84 @@
+"""Terms that a JumpReLU dictionary is trained with: how many latents are on, with a gradient for the thresholds.
+
+L0         λ mean Σ H(pre_i - θ_i)                            Rajamanoharan et al. 2024, arXiv:2407.14435
+TargetL0   λ (mean Σ H(pre_i - θ_i) / target - 1)²            the same paper's appendix; what dictionary_learning has
+Tanh       λ mean Σ tanh(c f_i ‖d_i‖)                         Anthropic, January 2025
+PreActivation   λ mean Σ max(θ_i - pre_i, 0) ‖d_i‖            the same: a latent that is off everywhere is drawn back
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_interp.dictionaries.activations.jumprelu import Jump, step
+from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, dense_code, warmed
+from jax_interp.dictionaries.losses.sparsity import feature_weights
+from jax_interp.errors import UserError
+
+
+def _jump(forward: Forward, asker: Any) -> Jump:
+    activation = forward.dictionary.activation
+    if not isinstance(activation, Jump):
+        raise UserError(f"{type(asker).__name__} trains thresholds, {type(activation).__name__} has none: use JumpReLU")
+    return activation
+
+
+def mean_l0(forward: Forward, asker: Any) -> Float[Array, ""]:
+    """The mean number of latents on; its gradient reaches only the thresholds."""
+    activation = _jump(forward, asker)
+    on = step(dense_code(forward, asker).pre, activation.threshold, activation.bandwidth)
+    return jnp.sum(on) / forward.rows
+
+
+@coefficient_only
+@dataclasses.dataclass(frozen=True)
+class L0:
+    coefficient: float = 1e-3
+    warmup: float = 0.1
+
+    def __call__(self, forward: Forward) -> Float[Array, ""]:
+        return warmed(self.coefficient, forward, self.warmup) * mean_l0(forward, self)
+
+
+@coefficient_only
+@dataclasses.dataclass(frozen=True)
+class TargetL0:
+    """Quadratic around a target: λ need not be searched for. It sets the strength of the pull, not the number."""
+
+    coefficient: float = 0.1
+    target: float = 32.0
+    warmup: float = 0.1
+
+    def __call__(self, forward: Forward) -> Float[Array, ""]:
+        excess = mean_l0(forward, self) / self.target - 1
+        return warmed(self.coefficient, forward, self.warmup) * excess * excess
+
+
+@coefficient_only
+@dataclasses.dataclass(frozen=True)
+class Tanh:
+    """Nearly L0 for latents that are well on, nearly L1 for weak ones. Gradients reach the encoder as well."""
+
+    coefficient: float = 1e-3
+    scale: float = 4.0
+    warmup: float = 1.0
+
+    def __call__(self, forward: Forward) -> Float[Array, ""]:
+        f = dense_code(forward, self).z * feature_weights(forward, "l2_of_norms")[None, :]
+        return warmed(self.coefficient, forward, self.warmup) * jnp.sum(jnp.tanh(self.scale * f)) / forward.rows
+
+
+@coefficient_only
+@dataclasses.dataclass(frozen=True)
+class PreActivation:
+    coefficient: float = 3e-6
+
+    def __call__(self, forward: Forward) -> Float[Array, ""]:
+        short = jax.nn.relu(_jump(forward, self).threshold[None, :] - dense_code(forward, self).pre)
+        weighted = jnp.sum(jnp.sum(short, axis=0) * feature_weights(forward, "l2_of_norms"))
+        return self.coefficient * weighted / forward.rows
