@@ -138,7 +138,8 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
         "model": about,
         "opening": opening,
         "dictionary": {
-            "name": f"{type(run.dictionary.activation).__name__} sparse autoencoder", "address": run.dictionary.address, "tokens": tokens, "steps": steps,
+            "name": f"{type(run.dictionary.activation).__name__} sparse autoencoder",
+            "address": run.dictionary.address, "tokens": tokens, "steps": steps,
             "n_features": run.dictionary.n_features, "k": getattr(run.dictionary.activation, "k", None),
             "d": about["d_model"], "records": read_log(directory / "dictionary" / "metrics.jsonl"),
         },

@@ -80,8 +80,8 @@ def _chosen_of_sorted_rows(x: Float[Array, "row candidate"], n: int) -> Int[Arra
     least = _nth_largest(x, n)
     above = jnp.sum(x > least, axis=1, dtype=jnp.int32)
     equal = jnp.sum(x == least, axis=1, dtype=jnp.int32)
-    room = n - jnp.sum(above)
-    before = jnp.cumsum(equal) - equal
+    room = n - jnp.sum(above, dtype=jnp.int32)
+    before = jnp.cumsum(equal, dtype=jnp.int32) - equal
     return above + jnp.clip(room - before, 0, equal)
 
 
@@ -106,7 +106,7 @@ def _entries(
     values: Float[Array, "row candidate"], features: Int[Array, "row candidate"], count: Int[Array, " row"], n: int
 ) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
     """The first `count` of each row, one row after the other."""
-    end = jnp.cumsum(count)
+    end = jnp.cumsum(count, dtype=jnp.int32)
     entry = jnp.arange(n, dtype=jnp.int32)
     rows = jnp.searchsorted(end, entry, side="right").astype(jnp.int32)
     place = entry - (end - count)[rows]
