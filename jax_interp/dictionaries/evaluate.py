@@ -4,7 +4,7 @@
     result.reconstruction.fvu, result.cross_entropy.recovered_zero, result.to_json()
 
 `keep` [seq, pos] is False at padding and special tokens: they are in no figure, and keep their own activations when the
-dictionary is spliced in. Definitions: reconstruction.py and downstream.py.
+dictionary is spliced in. Definitions: reconstruction.py, density.py and downstream.py.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jax_interp.dictionaries import downstream
-from jax_interp.dictionaries.downstream import CrossEntropy
+from jax_interp.dictionaries import downstream, totals
+from jax_interp.dictionaries.density import Density, density_of
+from jax_interp.dictionaries.downstream import Addresses, CrossEntropy
 from jax_interp.dictionaries.harvest import harvest
+from jax_interp.dictionaries.published import Published, published_of
 from jax_interp.dictionaries.reconstruction import (
-    Density,
     Reconstruction,
     add_sums,
-    density_of,
+    fvu_by_value,
     kept_mean,
+    less_sums,
     mean_of,
     reconstruction_of,
     sums_of_batch,
@@ -40,23 +42,37 @@ Batches = Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Everything measured in one call. `identity_is_exact` is always True: the call fails otherwise."""
+    """Everything measured in one call. `identity_is_exact` is always True: the call fails otherwise.
 
-    address: str
+    `*_after_first` leave out position 0, whose activations can be thirty times as long as all others and then rule SSE
+    and FVU; None where position 0 is never kept (or nothing else is), so that the figures above are without it already.
+    `fvu_by_value` is the FVU at each address written: that of several together is ruled by the longest values.
+    """
+
+    address: Addresses
     reconstruction: Reconstruction
     density: Density
     cross_entropy: CrossEntropy
     identity_is_exact: bool
+    reconstruction_after_first: Reconstruction | None
+    cross_entropy_after_first: CrossEntropy | None
+    published: Published
+    fvu_by_value: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """As nested dicts and lists of JSON values; NaN becomes None."""
         return _without_nan(dataclasses.asdict(self))
 
 
-def evaluate(model: Any, address: str, dictionary: Any, batches: Batches) -> Evaluation:
+def evaluate(
+    model: Any, address: Addresses, dictionary: Any, batches: Batches, writes: Addresses | None = None
+) -> Evaluation:
     """Measure `dictionary` (anything with encode and decode) at `address` over `batches`, which are gone through twice:
     once for the activations, running the model up to `address` only, and once for the loss, in four variants.
     Batches of one shape compile once.
+
+    Several addresses are read side by side in the last axis (a crosscoder). `writes` are the addresses of what the
+    dictionary should write, where that is not what it reads (a transcoder); spliced and ablated is what is written.
 
     Raises SelfCheckError where splicing the identity into the first batch changes a bit of its cross-entropy, UserError
     where `keep` leaves no token or no prediction.
@@ -66,38 +82,71 @@ def evaluate(model: Any, address: str, dictionary: Any, batches: Batches) -> Eva
     shape = np.shape(batches[0][0])
     if any(np.shape(tokens) != np.shape(keep) for tokens, keep in batches):
         raise UserError(f"keep must have the shape of its tokens, such as {shape}")
-    downstream.check_identity(model, address, *map(jnp.asarray, batches[0]))
-    shift, total = activation_sums(model, address, dictionary, batches)
+    downstream.check_identity(model, writes or address, *map(jnp.asarray, batches[0]))
+    shift, total, first, widths = _sums(model, address, dictionary, batches, writes)
     if not total["tokens"]:
         raise UserError(f"keep is False at every position of all {len(batches)} batches: nothing to measure")
     mean = jnp.asarray(mean_of(total, shift), jnp.float32)
-    by_position = None
+    by_position, by_context = None, None
     for tokens, keep in batches:
-        of_batch = downstream.of_batch(model, address, dictionary, jnp.asarray(tokens), keep, mean)
-        by_position = downstream.add_by_position(by_position, of_batch, downstream.predictions_kept(keep))
+        of_batch = downstream.of_batch(model, address, dictionary, jnp.asarray(tokens), keep, mean, writes)
+        counted = downstream.predictions_kept(keep)
+        by_position = downstream.add_by_position(by_position, of_batch, counted)
+        by_context = downstream.add_by(by_context, of_batch, counted, downstream.context_length(keep))
     assert by_position is not None
     if not by_position["count"].sum():
         raise UserError("no two neighbouring positions are kept in any batch: there is no prediction to measure")
-    loss = downstream.cross_entropy_of(by_position)
-    return Evaluation(address, reconstruction_of(total), density_of(total), loss, identity_is_exact=True)
+    later = downstream.without_first(by_position)
+    return Evaluation(
+        address=address,
+        reconstruction=reconstruction_of(total),
+        density=density_of(total),
+        cross_entropy=downstream.cross_entropy_of(by_position, by_context),
+        identity_is_exact=True,
+        reconstruction_after_first=None if first is None else reconstruction_of(less_sums(total, first)),
+        cross_entropy_after_first=None if first is None else downstream.cross_entropy_of(later),
+        published=published_of(total),
+        fvu_by_value=fvu_by_value(total, widths),
+    )
 
 
-def activation_sums(model: Any, address: str, dictionary: Any, batches: Batches) -> tuple[np.ndarray, dict[str, Any]]:
+def activation_sums(
+    model: Any, address: Addresses, dictionary: Any, batches: Batches, writes: Addresses | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """(shift, totals) of the pass over activations. The shift of the second moments is the first batch's mean."""
-    rows = jax.jit(partial(_rows, address=address))
+    return _sums(model, address, dictionary, batches, writes)[:2]
+
+
+def _sums(
+    model: Any, address: Addresses, dictionary: Any, batches: Batches, writes: Addresses | None
+) -> tuple[np.ndarray, dict[str, Any], dict[str, Any] | None, dict[str, int]]:
+    """(shift, totals, totals of position 0 alone or None where there is no sense in leaving it out, width of each value
+    written)."""
+    rows = jax.jit(partial(_rows, address=address, writes=writes))
     add = jax.jit(sums_of_batch)
-    shift, total = None, None
+    shift, total, first, widths = None, None, None, {}
     for tokens, keep in batches:
-        x, keep = rows(model, jnp.asarray(tokens)), jnp.asarray(keep).reshape(-1)
+        x, written = rows(model, jnp.asarray(tokens))
+        y = None if writes is None else jnp.concatenate(list(written.values()), axis=1)
+        of_row = jnp.asarray(keep).reshape(-1)
         if shift is None:
-            shift = kept_mean(x, keep)
-        total = add_sums(total, add(dictionary, x, keep, shift))
+            widths = {name: a.shape[1] for name, a in written.items()}
+            shift = kept_mean(x if y is None else y, of_row)
+        total = add_sums(total, add(dictionary, x, of_row, shift, y))
+        if np.asarray(keep)[:, 0].any():
+            x, y, of_row = (None if a is None else a[:: tokens.shape[1]] for a in (x, y, of_row))
+            first = totals.add(first, add(dictionary, x, of_row, shift, y))
     assert total is not None
-    return np.asarray(shift), total
+    if first is not None and first["tokens"] == total["tokens"]:
+        first = None
+    return np.asarray(shift), total, first, widths
 
 
-def _rows(model: Any, tokens: Array, address: str) -> Array:
-    return harvest(model, address, tokens)
+def _rows(model: Any, tokens: Array, address: Addresses, writes: Addresses | None) -> tuple[Array, dict[str, Array]]:
+    """(what is read, side by side; what should be written, by address), as rows."""
+    reads, targets = downstream.names(address), downstream.names(writes or address)
+    value = {name: harvest(model, name, tokens) for name in dict.fromkeys(reads + targets)}
+    return jnp.concatenate([value[name] for name in reads], axis=1), {name: value[name] for name in targets}
 
 
 def _without_nan(value: Any) -> Any:

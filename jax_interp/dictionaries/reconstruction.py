@@ -1,6 +1,7 @@
 """How well and how sparsely a dictionary reconstructs a set of activations, streamed.
 
-Over the T kept rows x with codes z and reconstructions x̂ (a decoder row is d_i):
+Over the T kept rows x with codes z and reconstructions x̂ (a decoder row is d_i; a transcoder's x is what it should
+write):
 
     l0          mean over rows of #{i: z_i ≠ 0}
     l1          mean of Σ |z_i|;  l1_weighted: of Σ |z_i| ‖d_i‖, the same for a latent rescaled against its decoder row
@@ -10,8 +11,7 @@ Over the T kept rows x with codes z and reconstructions x̂ (a decoder row is d_
     gamma       Σ ‖x̂‖² / Σ x·x̂ (Rajamanoharan et al. 2024, v2 eq. 10): 1 unbiased, below 1 shrunk; the best single
                 rescaling of x̂ is 1 / gamma
 
-Two published variants of fvu differ: taking the mean of E[x_d²] over d for the squared mean (it can exceed 1), and
-centring the residual as well (blind to a constant error).
+published.py has what other libraries call by these names.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+
+from jax_interp.dictionaries import totals
+from jax_interp.dictionaries.density import NEVER, Density, density_of, first_fired
+
+__all__ = ["Density", "Reconstruction", "add_sums", "density_of", "reconstruction_of", "sums_of_batch"]
 
 Sums = dict[str, Any]
 
@@ -41,68 +46,84 @@ class Reconstruction:
     gamma: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Density:
-    """How often features fire. `dead` counts those that fired on none of the `window` tokens: with a longer window
-    fewer are dead, so figures with different windows are not comparable. The histogram is over the others' log10 of the
-    fraction of tokens they fire on; `counts[i]` lie in [log10_edges[i], log10_edges[i + 1])."""
-
-    features: int
-    window: int
-    dead: int
-    above_1_percent: int
-    above_10_percent: int
-    log10_edges: list[float]
-    counts: list[int]
+def output(dictionary: Any, x: Float[Array, "row d"], z: Float[Array, "row feature"]) -> Float[Array, "row d_out"]:
+    """What the dictionary makes of `x`, whose codes are `z`: decode(z), and x W_skip where there is a skip."""
+    y_hat, skip = dictionary.decode(z), getattr(dictionary, "W_skip", None)
+    return y_hat if skip is None else y_hat + x.astype(skip.dtype) @ skip
 
 
 def sums_of_batch(
-    dictionary: Any, x: Float[Array, "row d"], keep: Bool[Array, " row"], shift: Float[Array, " d"]
+    dictionary: Any,
+    x: Float[Array, "row d"],
+    keep: Bool[Array, " row"],
+    shift: Float[Array, " d_out"],
+    y: Float[Array, "row d_out"] | None = None,
 ) -> Sums:
-    """What one batch adds to the totals, in float32 on the device. Rows not kept add nothing.
+    """What one batch adds to the totals, in float32 on the device. Rows not kept add nothing. `y` is what a transcoder
+    should write; without it the dictionary should write `x`, and x is y below.
 
-    Second moments of x are taken about `shift` (any vector near the mean): taken about 0 their difference from the
+    Second moments of y are taken about `shift` (any vector near the mean): taken about 0 their difference from the
     squared mean would lose the digits that matter where the mean is large.
     """
     x = x.astype(jnp.float32)
     z = dictionary.encode(x)
-    x_hat = dictionary.decode(z).astype(jnp.float32)
+    y_hat = output(dictionary, x, z).astype(jnp.float32)
+    y = x if y is None else y.astype(jnp.float32)
     z = jnp.abs(z.astype(jnp.float32))
     on = (z != 0) & keep[:, None]
 
     def total(per_row):
         return jnp.sum(jnp.where(keep, per_row, jnp.zeros_like(per_row)))
 
+    def columns(a):
+        return jnp.sum(jnp.where(keep[:, None], a, jnp.zeros_like(a)), axis=0)
+
     def dot(a, b):
         return jnp.sum(a * b, axis=-1)
 
-    norm, norm_hat = jnp.sqrt(dot(x, x)), jnp.sqrt(dot(x_hat, x_hat))
-    error, centred = x - x_hat, jnp.where(keep[:, None], x - jnp.broadcast_to(shift, x.shape), jnp.zeros_like(x))
     safe = lambda a: jnp.where(a > 0, a, jnp.ones_like(a))
+    square, hat_square, cross, error = dot(y, y), dot(y_hat, y_hat), dot(y, y_hat), y - y_hat
+    norm, norm_hat, sse = jnp.sqrt(square), jnp.sqrt(hat_square), dot(error, error)
+    centred = y - jnp.broadcast_to(shift, y.shape)
+    from_mean = y - jnp.broadcast_to(kept_mean(y, keep), y.shape)
     sums = {
         "l0": jnp.sum(on, dtype=jnp.int32),
         "l1": total(jnp.sum(z, axis=-1)),
-        "sse": total(dot(error, error)),
-        "centred": jnp.sum(centred, axis=0),
-        "centred_square": total(dot(centred, centred)),
-        "cosine": total(dot(x, x_hat) / safe(norm * norm_hat)),
+        "sse": columns(error * error),
+        "centred": columns(centred),
+        "centred_square": columns(centred * centred),
+        "cosine": total(cross / safe(norm * norm_hat)),
         "l2_ratio": total(norm_hat / safe(norm)),
-        "hat_square": total(dot(x_hat, x_hat)),
-        "cross": total(dot(x, x_hat)),
+        "hat_square": total(hat_square),
+        "cross": total(cross),
         "fires": jnp.sum(on, axis=0, dtype=jnp.int32),
+        "first_fired": first_fired(on, keep),
         "tokens": jnp.sum(keep, dtype=jnp.int32),
+        # only for published.py
+        "square": columns(y * y),
+        "error": columns(error),
+        "error_norm": total(jnp.sqrt(sse)),
+        "sse_of_variance": total(sse / safe(dot(from_mean, from_mean))),
+        "sse_of_square": total(sse / safe(square)),
+        "cross_of_square": total(cross / safe(square)),
     }
     if hasattr(dictionary, "W_dec"):
-        norms = jnp.sqrt(dot(dictionary.W_dec, dictionary.W_dec)).astype(jnp.float32)
-        sums["l1_weighted"] = total(z @ norms)
+        rows = dictionary.W_dec.astype(jnp.float32)
+        sums["l1_weighted"] = total(z @ jnp.sqrt(dot(rows, rows)))
     return sums
 
 
 def add_sums(total: Sums | None, batch: Sums) -> Sums:
     """Totals in float64 and int64 on the host."""
-    batch = {name: np.asarray(a) for name, a in jax.device_get(batch).items()}
-    batch = {name: a.astype(np.int64 if a.dtype.kind == "i" else np.float64) for name, a in batch.items()}
-    return batch if total is None else {name: total[name] + a for name, a in batch.items()}
+    both, first = totals.add(total, batch), np.asarray(batch["first_fired"], np.int64)
+    first = np.where(first == NEVER, np.iinfo(np.int64).max, first + (0 if total is None else total["tokens"]))
+    both["first_fired"] = first if total is None else np.minimum(total["first_fired"], first)
+    return both
+
+
+def less_sums(total: Sums, part: Sums) -> Sums:
+    """`total` without the rows of `part`; when each feature first fired is then not known."""
+    return {name: a - part[name] for name, a in total.items() if name != "first_fired"}
 
 
 @jax.jit
@@ -120,37 +141,32 @@ def mean_of(total: Sums, shift: np.ndarray) -> np.ndarray:
 def reconstruction_of(total: Sums) -> Reconstruction:
     n, d = int(total["tokens"]), total["centred"].shape[0]
     per_token = lambda name: float(total[name] / n)
-    variance = total["centred_square"] - (total["centred"] ** 2).sum() / n
+    sse = total["sse"].sum()
     return Reconstruction(
         tokens=n,
         l0=per_token("l0"),
         l1=per_token("l1"),
         l1_weighted=per_token("l1_weighted") if "l1_weighted" in total else None,
-        sse=per_token("sse"),
-        mse_d=per_token("sse") / d,
-        fvu=_ratio(total["sse"], variance),
+        sse=float(sse / n),
+        mse_d=float(sse / n / d),
+        fvu=_ratio(sse, _variance(total).sum()),
         cosine=per_token("cosine"),
         l2_ratio=per_token("l2_ratio"),
         gamma=_ratio(total["hat_square"], total["cross"]),
     )
 
 
-def density_of(total: Sums, bins_per_decade: int = 4) -> Density:
-    n, fires = int(total["tokens"]), total["fires"]
-    density = fires[fires > 0] / n
-    first = -int(np.ceil(np.log10(max(n, 2))))
-    edges = np.linspace(first, 0, -first * bins_per_decade + 1)
-    # counted by index, so that a density of exactly 1 falls into the last bin
-    place = np.clip(np.searchsorted(edges, np.log10(density), side="right") - 1, 0, len(edges) - 2)
-    return Density(
-        features=len(fires),
-        window=n,
-        dead=int((fires == 0).sum()),
-        above_1_percent=int((fires > 0.01 * n).sum()),
-        above_10_percent=int((fires > 0.1 * n).sum()),
-        log10_edges=edges.tolist(),
-        counts=np.bincount(place, minlength=len(edges) - 1).tolist(),
-    )
+def fvu_by_value(total: Sums, widths: dict[str, int]) -> dict[str, float]:
+    """The FVU of each of several values that stand side by side: that of all together is ruled by the largest."""
+    ends = np.cumsum([0, *widths.values()])
+    part = lambda columns, i: columns[ends[i] : ends[i + 1]].sum()
+    variance = _variance(total)
+    return {name: _ratio(part(total["sse"], i), part(variance, i)) for i, name in enumerate(widths)}
+
+
+def _variance(total: Sums) -> np.ndarray:
+    """n times the variance, by column."""
+    return total["centred_square"] - total["centred"] ** 2 / total["tokens"]
 
 
 def _ratio(a: float, b: float) -> float:
