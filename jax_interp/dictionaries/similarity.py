@@ -1,0 +1,138 @@
+"""How alike two sets of directions are: two dictionaries, two seeds, a dictionary and the truth.
+
+Directions are rows [feature, ...]; further axes (the sites of a crosscoder) are flattened. A row of norm 0 has cosine 0
+with everything.
+
+    mmcs(a, b)              mean over a of the largest cosine with b (Sharkey et al. 2022). Not symmetric: with a much
+                            larger b it is high for any a, so look at both directions
+    mcc(a, b)               mean |cosine| of the best one-to-one assignment (O'Neill et al. 2025; SynthSAEBench)
+    uniqueness(a, truth)    how many different true features are some row's nearest, over the number of rows
+    found(a, truth, .9)     fraction of true features that some row has a cosine of at least .9 with
+    stability(a, b, ...)    of the same run with other seeds
+
+Chance level, for m Gaussian directions in d dimensions: a row's largest cosine is about sqrt(2 ln m / d).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jax_interp.errors import UserError
+
+Directions = Float[Array, "feature *axes"]
+
+
+def unit_directions(a: Directions) -> Float[Array, "feature d"]:
+    """Rows flattened to one axis, float32, of norm 1; a row of norm 0 stays 0."""
+    flat = a.reshape(a.shape[0], -1).astype(jnp.float32)
+    norm = jnp.sqrt(jnp.sum(flat * flat, axis=1, keepdims=True))
+    return flat / jnp.where(norm > 0, norm, jnp.ones_like(norm))
+
+
+def _products(a: Float[Array, "row d"], b: Float[Array, "column d"]) -> Float[Array, "row column"]:
+    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)  # the default of a GPU would keep three digits
+
+
+@jax.jit
+def cosines(a: Directions, b: Directions) -> Float[Array, "row column"]:
+    """Of every row of `a` with every row of `b`: rows · columns floats."""
+    return _products(unit_directions(a), unit_directions(b))
+
+
+@partial(jax.jit, static_argnames=("absolute", "exclude_self", "rows"))
+def max_cosine(
+    a: Directions, b: Directions, *, absolute: bool = False, exclude_self: bool = False, rows: int = 1024
+) -> tuple[Float[Array, " row"], Int[Array, " row"]]:
+    """For each row of `a` its largest cosine (or |cosine|) with a row of `b`, and which row that is, the first of
+    equals. `rows` rows of cosines exist at a time. With `exclude_self` (for b = a) row i is not compared with row i."""
+    a, b = unit_directions(a), unit_directions(b)
+    n, block = a.shape[0], min(rows, a.shape[0])
+    blocks = jnp.pad(a, ((0, -n % block), (0, 0))).reshape(-1, block, a.shape[1])
+    columns = jnp.arange(b.shape[0])[None, :]
+
+    def of_block(numbered):
+        number, x = numbered
+        c = _products(x, b)
+        c = jnp.abs(c) if absolute else c
+        if exclude_self:
+            own = number * block + jnp.arange(block)
+            c = jnp.where(own[:, None] == columns, jnp.full_like(c, -jnp.inf), c)
+        return jnp.max(c, axis=1), jnp.argmax(c, axis=1)
+
+    values, indices = jax.lax.map(of_block, (jnp.arange(len(blocks)), blocks))
+    return values.reshape(-1)[:n], indices.reshape(-1)[:n]
+
+
+def mmcs(a: Directions, b: Directions, *, absolute: bool = False) -> float:
+    """Mean over the rows of `a` of the largest cosine with a row of `b`."""
+    return float(np.mean(np.asarray(max_cosine(a, b, absolute=absolute)[0], np.float64)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """Row `rows[i]` of the one with row `columns[i]` of the other; min of both numbers of pairs."""
+
+    rows: Int[np.ndarray, " pair"]
+    columns: Int[np.ndarray, " pair"]
+    cosines: Float[np.ndarray, " pair"]  # signed, whatever was maximised
+
+
+def match(a: Directions, b: Directions, *, absolute: bool = True) -> Matching:
+    """The one-to-one assignment with the largest sum of |cosines| (or of cosines), exact (Hungarian algorithm, on the
+    host, in float64): all cosines in memory, and time that grows with the cube of the smaller number of rows."""
+    from scipy.optimize import linear_sum_assignment
+
+    c = np.asarray(cosines(a, b), np.float64)
+    rows, columns = linear_sum_assignment(np.abs(c) if absolute else c, maximize=True)
+    return Matching(rows, columns, c[rows, columns])
+
+
+def mcc(a: Directions, b: Directions, *, absolute: bool = True) -> float:
+    """Mean correlation coefficient: the mean |cosine| of the pairs of `match`. Symmetric."""
+    c = match(a, b, absolute=absolute).cosines
+    return float(np.mean(np.abs(c) if absolute else c))
+
+
+def uniqueness(latents: Directions, truth: Directions) -> float:
+    """Distinct nearest true features over latents: 1 where each latent tracks another one."""
+    nearest = np.asarray(max_cosine(latents, truth, absolute=True)[1])
+    return len(np.unique(nearest)) / len(nearest)
+
+
+def found(latents: Directions, truth: Directions, threshold: float = 0.9) -> float:
+    """The fraction of true features that some latent has a cosine of at least `threshold` with. Their mean cosine, the
+    "ground-truth recall", is `mmcs(truth, latents)`."""
+    return float(np.mean(np.asarray(max_cosine(truth, latents)[0]) >= threshold))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stability:
+    """Means over the ordered pairs of runs; `mcc` over the unordered ones, its cosines signed: a feature is a direction
+    with a sign."""
+
+    pairs: int
+    threshold: float
+    shared: float  # fraction of features with a cosine of at least `threshold` in the other run
+    mmcs: float
+    mcc: float
+
+
+def stability(*runs: Directions, threshold: float = 0.7) -> Stability:
+    """Whether runs that differ in their seed find the same features. UserError where there are fewer than two."""
+    if len(runs) < 2:
+        raise UserError(f"stability of {len(runs)} run(s): give the directions of two or more")
+    nearest = [np.asarray(max_cosine(a, b)[0], np.float64) for a, b in itertools.permutations(runs, 2)]
+    return Stability(
+        pairs=len(nearest),
+        threshold=threshold,
+        shared=float(np.mean([np.mean(c >= threshold) for c in nearest])),
+        mmcs=float(np.mean([np.mean(c) for c in nearest])),
+        mcc=float(np.mean([mcc(a, b, absolute=False) for a, b in itertools.combinations(runs, 2)])),
+    )
