@@ -1,0 +1,191 @@
+"""What a trained dictionary must beat, and what it cannot: controls that `evaluate` takes like any dictionary.
+
+    random_like(key, sae)                    its own form, sizes, norms and activation, the directions random
+    random_dictionary(key, d, m, k)          random unit directions read and written alike, TopK
+    refit(dictionary, rows)                  any encoder, frozen, with the best decoder there is for its codes
+    principal_components(rows, k)            the best rank-k reconstruction: nothing linear with L0 = k has a lower FVU
+    neurons(d, k)                            the k largest coordinates of each input
+    oracle(directions, bias, threshold)      the truth of a synthetic world
+    downstream.Identity                      everything, recovered to the bit
+
+A random encoder, refitted, is the "frozen random encoder" of Korznikov et al. 2026 (arXiv:2602.14111), where such
+dictionaries come close to trained ones on several benchmarks: a figure says little without its control's beside it.
+
+`rows` is an iterable of [row, d] arrays, gone through once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from jax_interp.dictionaries import totals
+from jax_interp.dictionaries.activations.select import top_k
+from jax_interp.dictionaries.decoder_norm import unit_rows
+from jax_interp.errors import UserError
+
+Rows = Iterable[Float[Array, "row d"]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """z = activation(x W_enc + b_enc), x̂ = z W_dec + b_dec; without an activation z is signed and dense."""
+
+    W_enc: Float[Array, "d feature"]
+    b_enc: Float[Array, " feature"]
+    W_dec: Float[Array, "feature d"]
+    b_dec: Float[Array, " d"]
+    activation: Any = None
+
+    def encode(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch feature"]:
+        pre = x.astype(self.W_enc.dtype) @ self.W_enc
+        pre = pre + jnp.broadcast_to(self.b_enc, pre.shape)
+        return pre if self.activation is None else self.activation(pre)
+
+    def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d"]:
+        x_hat = z.astype(self.W_dec.dtype) @ self.W_dec
+        return x_hat + jnp.broadcast_to(self.b_dec, x_hat.shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Above:
+    """z·1[z > threshold], one threshold per feature or one for all: what a detector with a known threshold says."""
+
+    threshold: Float[Array, "..."]
+
+    def __call__(self, pre: Float[Array, "*batch feature"]) -> Float[Array, "*batch feature"]:
+        return jnp.where(pre > jnp.broadcast_to(self.threshold, pre.shape), pre, jnp.zeros_like(pre))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Largest:
+    """The `k` largest entries of z where they are positive; with `signed` those of the largest |z|, signs kept."""
+
+    k: int = dataclasses.field(metadata={"static": True})
+    signed: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def __call__(self, pre: Float[Array, "*batch feature"]) -> Float[Array, "*batch feature"]:
+        rows = pre.reshape(-1, pre.shape[-1])
+        indices = top_k(jnp.abs(rows) if self.signed else jax.nn.relu(rows), self.k)[1]
+        on = jnp.zeros(rows.shape, bool).at[jnp.arange(len(rows))[:, None], indices].set(True)
+        z = jnp.where(on, rows if self.signed else jax.nn.relu(rows), jnp.zeros_like(rows))
+        return z.reshape(pre.shape)
+
+
+def _tied(W_dec: Float[Array, "feature d"], b_dec: Float[Array, " d"], activation: Any) -> Control:
+    return Control(W_dec.T, -(W_dec @ b_dec), W_dec, b_dec, activation)
+
+
+def random_dictionary(
+    key: Key[Array, ""], d: int, n_features: int, k: int, b_dec: Float[Array, " d"] | None = None
+) -> Control:
+    """Directions uniform on the sphere; a feature reads the direction that it writes. `b_dec` (default 0) is subtracted
+    before and added after: give it the mean of the activations, or the first figure to look bad is the mean's."""
+    if not 0 < k <= n_features:
+        raise UserError(f"k={k} of n_features={n_features}: from 1 to n_features")
+    W_dec = unit_rows(jax.random.normal(key, (n_features, d)))
+    return _tied(W_dec, jnp.zeros((d,)) if b_dec is None else b_dec, Largest(k))
+
+
+def random_like(key: Key[Array, ""], dictionary: Any) -> Any:
+    """`dictionary` with random directions: each feature's encoder column and decoder row keep their norms and point the
+    same random way; biases and activation stay. L0 stays with TopK and BatchTopK only; with thresholds report it."""
+    W_enc, W_dec = dictionary.W_enc, dictionary.W_dec
+    if W_dec.ndim != 2 or W_enc.shape != W_dec.shape[::-1]:
+        raise UserError(
+            f"random_like takes W_enc [d, feature] and W_dec [feature, d], not {W_enc.shape} and {W_dec.shape}: "
+            "a form that reads and writes different values needs a control of its own"
+        )
+    directions = unit_rows(jax.random.normal(key, W_dec.shape, W_dec.dtype))
+    norm = lambda W: jnp.sqrt(jnp.sum(W * W, axis=1, keepdims=True))
+    read = directions.astype(W_enc.dtype) * norm(W_enc.T)
+    return dataclasses.replace(dictionary, W_enc=read.T, W_dec=directions * norm(W_dec))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Refit:
+    """The codes of `encoder`, any dictionary, under another decoder."""
+
+    encoder: Any
+    W_dec: Float[Array, "feature d"]
+    b_dec: Float[Array, " d"]
+
+    def encode(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch feature"]:
+        return self.encoder.encode(x)
+
+    def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d"]:
+        x_hat = z.astype(self.W_dec.dtype) @ self.W_dec
+        return x_hat + jnp.broadcast_to(self.b_dec, x_hat.shape)
+
+
+def refit(dictionary: Any, rows: Rows, ridge: float = 1e-6) -> Refit:
+    """`dictionary` with the decoder and bias of least Σ‖x - x̂‖² for its codes: what training the decoder alone ends at.
+    Normal equations, (feature + 1)² floats; `ridge` times the mean square of a latent keeps dead and redundant latents
+    at 0."""
+
+    @jax.jit
+    def of_batch(dictionary, x):
+        x, z = x.astype(jnp.float32), dictionary.encode(x).astype(jnp.float32)
+        z = jnp.concatenate([z, jnp.ones((len(z), 1), z.dtype)], axis=1)
+        exact = jax.lax.Precision.HIGHEST
+        return jnp.matmul(z.T, z, precision=exact), jnp.matmul(z.T, x, precision=exact)
+
+    gram, cross = totals.over(rows, lambda x: of_batch(dictionary, x))
+    penalty = np.full(len(gram), ridge * np.trace(gram[:-1, :-1]) / max(len(gram) - 1, 1) + 1e-30)
+    penalty[-1] = 0.0  # not on the bias
+    W = np.linalg.solve(gram + np.diag(penalty), cross)
+    return Refit(dictionary, jnp.asarray(W[:-1], jnp.float32), jnp.asarray(W[-1], jnp.float32))
+
+
+def frozen_random_encoder(key: Key[Array, ""], rows: Iterable[Array], n_features: int, k: int) -> Refit:
+    """A random TopK dictionary about the mean of the first batch, its decoder refitted."""
+    rows = list(rows)
+    if not rows:
+        raise UserError("frozen_random_encoder got no rows: give an iterable of [row, d] arrays")
+    mean = jnp.mean(rows[0].astype(jnp.float32), axis=0)
+    return refit(random_dictionary(key, rows[0].shape[1], n_features, k, mean), rows)
+
+
+def principal_components(rows: Rows, k: int) -> Control:
+    """The mean and the first `k` principal components: z is signed, L0 = k, and FVU = Σ_{i>k} λ_i / Σ λ_i."""
+
+    @jax.jit
+    def of_batch(x):
+        x = x.astype(jnp.float32)
+        x = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
+        return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+
+    moments = totals.over(rows, of_batch)
+    n, d = moments[-1, -1], len(moments) - 1
+    if not 0 < k <= d:
+        raise UserError(f"k={k} principal components of {d} dimensions: from 1 to {d}")
+    mean = moments[-1, :-1] / n
+    components = np.linalg.eigh(moments[:-1, :-1] / n - np.outer(mean, mean))[1][:, ::-1][:, :k].T
+    return _tied(jnp.asarray(components, jnp.float32), jnp.asarray(mean, jnp.float32), None)
+
+
+def neurons(d: int, k: int, b_dec: Float[Array, " d"] | None = None) -> Control:
+    """The coordinates themselves as features, the `k` of the largest magnitude on: the baseline with no dictionary."""
+    if not 0 < k <= d:
+        raise UserError(f"k={k} of {d} neurons: from 1 to {d}")
+    return _tied(jnp.eye(d), jnp.zeros((d,)) if b_dec is None else b_dec, Largest(k, signed=True))
+
+
+def oracle(
+    directions: Float[Array, "feature d"], bias: Float[Array, " d"], threshold: Float[Array, "..."] | float
+) -> Control:
+    """The decoder is the truth, the encoder its pseudo-inverse, and what stays at or below `threshold` (half the
+    magnitude with which a feature fires) is off. Exact where the directions are independent; with more features than
+    dimensions interference leaks into the codes, and the figures are only those of a perfect decoder."""
+    W_enc = jnp.linalg.pinv(directions)
+    return Control(W_enc, -(bias @ W_enc), directions, bias, Above(jnp.asarray(threshold, directions.dtype)))
