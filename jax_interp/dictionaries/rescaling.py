@@ -1,0 +1,103 @@
+"""Undoing feature suppression: an L1-trained dictionary with its latents rescaled (Wright & Sharkey 2024).
+
+An L1 penalty shrinks latents. With which latents fire frozen, the best scales are a least-squares problem:
+
+    one scale for all     s* = E[x̂·x] / E‖x̂‖², which is 1 / γ               (x and x̂ without b_dec)
+    one for each latent   (FᵀF ∘ D Dᵀ) s = diag(Fᵀ (X - b) Dᵀ)               D = W_dec, F the codes
+
+so no fine-tuning run is needed: `rescaled(sae, latent_scales(sae, rows))` has the same L0, γ = 1 (about b_dec) and the
+least SSE that rescaling can give. `rows` is an iterable of [row, d] arrays, gone through once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jax_interp.dictionaries import totals
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rescaled:
+    """`dictionary` with latent i multiplied by `scale[i]` (a scalar: all of them)."""
+
+    dictionary: Any
+    scale: Float[Array, "..."]
+
+    @property
+    def W_dec(self) -> Array:
+        return self.dictionary.W_dec
+
+    @property
+    def b_dec(self) -> Array:
+        return self.dictionary.b_dec
+
+    def encode(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch feature"]:
+        z = self.dictionary.encode(x)
+        return z * jnp.broadcast_to(self.scale, z.shape).astype(z.dtype)
+
+    def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d"]:
+        return self.dictionary.decode(z)
+
+
+def rescaled(dictionary: Any, scale: Float[np.ndarray, "..."] | float) -> Rescaled:
+    return Rescaled(dictionary, jnp.asarray(scale, dictionary.W_dec.dtype))
+
+
+def global_scale(dictionary: Any, rows: Iterable[Float[Array, "row d"]]) -> float:
+    """s* = 1 / γ, about b_dec."""
+
+    @jax.jit
+    def of_batch(dictionary, x):
+        z = dictionary.encode(x).astype(jnp.float32)
+        x_hat, x = z @ dictionary.W_dec.astype(jnp.float32), _without_bias(dictionary, x)
+        return jnp.sum(x_hat * x), jnp.sum(x_hat * x_hat)
+
+    cross, square = totals.over(rows, lambda x: of_batch(dictionary, x))
+    return float(cross / square) if square else 1.0
+
+
+def latent_scales(
+    dictionary: Any, rows: Iterable[Float[Array, "row d"]], ridge: float = 1e-6, nonnegative: bool = True
+) -> Float[np.ndarray, " feature"]:
+    """The scale of each latent that gives the least Σ‖x - x̂‖² together, float64. A dead latent keeps 1.
+
+    feature² floats and a solve of that size on the host. `ridge`, relative to the mean of the diagonal, draws towards 1
+    what the data leave open. With `nonnegative` (a negative scale would turn a feature round) negative ones are held at
+    0 and the others solved for with that constraint.
+    """
+
+    @jax.jit
+    def of_batch(dictionary, x):
+        z, D = dictionary.encode(x).astype(jnp.float32), dictionary.W_dec.astype(jnp.float32)
+        exact = jax.lax.Precision.HIGHEST
+        aligned = jnp.matmul(_without_bias(dictionary, x), D.T, precision=exact)
+        return jnp.matmul(z.T, z, precision=exact), jnp.sum(z * aligned, axis=0)
+
+    gram, right = totals.over(rows, lambda x: of_batch(dictionary, x))
+    D = np.asarray(dictionary.W_dec, np.float64)
+    A = gram * (D @ D.T)
+    strength = ridge * max(np.trace(A) / len(A), 1e-30)
+    A, right = A + strength * np.eye(len(A)), right + strength
+    scale = np.linalg.solve(A, right)
+    return _nonnegative(A, right) if nonnegative and (scale < 0).any() else scale
+
+
+def _nonnegative(A: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """argmin s A s / 2 - right·s over s >= 0, as least squares on a Cholesky factor."""
+    from scipy.linalg import solve_triangular
+    from scipy.optimize import nnls
+
+    L = np.linalg.cholesky(A)
+    return nnls(L.T, solve_triangular(L, right, lower=True))[0]
+
+
+def _without_bias(dictionary: Any, x: Array) -> Array:
+    return x.astype(jnp.float32) - dictionary.b_dec.astype(jnp.float32)[None, :]
