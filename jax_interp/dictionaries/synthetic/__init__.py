@@ -1,0 +1,41 @@
+"""Worlds with known features, and what a dictionary makes of them.
+
+    world = small_bench(jax.random.key(0))
+    x, codes = world.sample(jax.random.key(1), 4096)          on the device; jit, vmap and train straight from it
+    score(sae, world, jax.random.key(2)).mcc
+
+world.py     a World: directions, bias, and where its codes come from
+firing.py    correlated firing, magnitudes
+toys.py      sharkey, tree, sparse_but_wrong: small worlds with one difficulty each
+forest.py    SynthSAEBench: all difficulties at once, in full size and small
+shrinkage.py two models, and what the crosscoder losses make of them in closed form
+score.py     MCC, uniqueness, precision, recall, F1, explained variance, shrinkage
+"""
+
+from jax_interp.dictionaries.synthetic.firing import Codes, Copula, Normal, Uniform, correlated, independent, low_rank
+from jax_interp.dictionaries.synthetic.forest import Forest, small_bench, synth_sae_bench
+from jax_interp.dictionaries.synthetic.score import Score, score
+from jax_interp.dictionaries.synthetic.shrinkage import two_models
+from jax_interp.dictionaries.synthetic.toys import sharkey, sparse_but_wrong, sparse_but_wrong_50, tree
+from jax_interp.dictionaries.synthetic.world import World
+
+__all__ = [
+    "Codes",
+    "Copula",
+    "Forest",
+    "Normal",
+    "Score",
+    "Uniform",
+    "World",
+    "correlated",
+    "independent",
+    "low_rank",
+    "score",
+    "sharkey",
+    "small_bench",
+    "sparse_but_wrong",
+    "sparse_but_wrong_50",
+    "synth_sae_bench",
+    "tree",
+    "two_models",
+]
