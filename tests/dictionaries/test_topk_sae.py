@@ -187,6 +187,7 @@ def test_a_perfect_reconstruction_has_finite_gradient():
         assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grad))
 
 
+@pytest.mark.slow
 def test_many_dictionaries_are_one_vmap():
     x = jax.random.normal(jax.random.key(2), (140, 8))
     dead = jnp.arange(64) < 5

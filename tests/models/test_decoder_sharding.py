@@ -33,7 +33,7 @@ READS = ("blocks.*.resid_post", "blocks.1.attn.pattern", "blocks.0.attn.result",
 
 
 @pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])
-@pytest.mark.parametrize("plan", ["stacked", "unrolled"])
+@pytest.mark.parametrize("plan", ["stacked", pytest.param("unrolled", marks=pytest.mark.slow)])
 def test_sharded_is_single_device(model, call, explicit, plan):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 61, (4, 9)), jnp.int32)
     model = replan(model, "*") if plan == "unrolled" else model
@@ -56,9 +56,8 @@ def test_sharded_is_single_device(model, call, explicit, plan):
         np.testing.assert_allclose(jax.device_get(sharded_acts[name]), acts[name], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "explicit", [pytest.param(True, id="explicit"), pytest.param(False, id="auto", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])
 @pytest.mark.parametrize("case", ["GPT-J", "Mixtral", "Gemma 3", "OLMo 2"])
 def test_what_is_particular_in_families_is_sharded_too(case, explicit, call):
     model = peaky(dataclasses.replace(config_of(case), vocab_size=128))

@@ -26,7 +26,13 @@ DOC = Path(__file__).parents[2] / "docs" / "models.md"
 BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES}
 
 
-@pytest.fixture(scope="module", params=CASES)
+# One of each kind of block, norm, attention and position in the fast run; parity runs all of them.
+FAST = ("GPT-2", "GPT-Neo", "GPT-J", "Llama, grouped, frequencies of Llama 3", "Mixtral", "Gemma 3", "OLMo 2")
+
+
+@pytest.fixture(
+    scope="module", params=[case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def model(request):
     return peaky(config_of(request.param))
 

@@ -244,6 +244,7 @@ def test_what_is_read_ends_where_a_row_does(llama):
         assert (kept[:, 5 + ended :] == 0).all()
 
 
+@pytest.mark.slow
 def test_negative_positions_count_from_each_rows_own_end(llama):
     tokens, mask = pad_left(PROMPTS)
     vector = 3 * jax.random.normal(jax.random.key(5), (llama.config.d_model,))

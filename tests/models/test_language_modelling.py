@@ -144,7 +144,7 @@ def test_schedule():
         Optimization(decay=0.0).build(1000)
 
 
-@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("stacked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_muon_steps_the_matrices_of_the_blocks_each_layer_by_itself(stacked):
     """Muon's step is (nearly) orthogonal: all singular values of a layer's matrix are alike, whatever the gradient's.
     Everything else takes AdamW's step."""

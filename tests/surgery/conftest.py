@@ -21,7 +21,8 @@ def base():
     return jax.tree.map(lambda w: 6.0 * w if w.ndim > 2 else w, init(CONFIG, jax.random.key(0)))
 
 
-@pytest.fixture(scope="session", params=LAYOUTS)
+# The mixed layout holds blocks of both kinds; all unrolled once more is for the slow run.
+@pytest.fixture(scope="session", params=["scanned", "mixed", pytest.param("unrolled", marks=pytest.mark.slow)])
 def model(request, base):
     return replan(base, LAYOUTS[request.param])
 
