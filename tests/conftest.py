@@ -11,9 +11,8 @@ if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 # Most of the suite's time goes into compiling small programs, and half of that into optimising machine code that runs
 # once. What must hold to the bit is tested as in use as well: JAX_INTERP_TEST_OPTIMIZED=1, which .ci/run sets for it.
-LEVEL = "--xla_backend_optimization_level"
-if os.environ.get("JAX_INTERP_TEST_OPTIMIZED") != "1" and LEVEL not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += f" {LEVEL}=0"
+if os.environ.get("JAX_INTERP_TEST_OPTIMIZED") != "1" and "optimization_level" not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 import jax
 import pytest
