@@ -168,11 +168,11 @@ def of_batch(
     """Per-prediction cross-entropies and KLs of each variant, float64 [seq, predicted] on the host. `mean` is that of
     what is written, side by side where these are several values."""
     keep, targets = jnp.asarray(keep), names(writes or address)
-    if writes is None and isinstance(address, str):
-        with_dictionary = spliced(model, address, dictionary, keep)
-    else:
-        with_dictionary = replaced(model, address, targets, dictionary, tokens, keep)
     shapes = jax.eval_shape(read(model, *dict.fromkeys(targets), output=False), tokens)
+    if writes is None and isinstance(address, str) and len(shapes[address].shape) == 3:
+        with_dictionary = spliced(model, address, dictionary, keep)
+    else:  # another value, several of them, or one with heads, which the dictionary takes together
+        with_dictionary = replaced(model, address, targets, dictionary, tokens, keep)
     ends = np.cumsum([shapes[one].size // tokens.size for one in targets])
     means = [part.reshape(shapes[one].shape[2:]) for one, part in zip(targets, jnp.split(mean, ends[:-1].tolist()))]
     ablated = lambda values: edit(model, *(at(one, Mean(v), where=keep) for one, v in zip(targets, values)))

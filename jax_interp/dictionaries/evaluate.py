@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.dictionaries import downstream, totals
 from jax_interp.dictionaries.density import Density, density_of
 from jax_interp.dictionaries.downstream import Addresses, CrossEntropy
-from jax_interp.dictionaries.harvest import harvest
+from jax_interp.dictionaries.harvest import values
 from jax_interp.dictionaries.published import Published, published_of
 from jax_interp.dictionaries.reconstruction import (
     Reconstruction,
@@ -122,15 +122,15 @@ def _sums(
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, Any] | None, dict[str, int]]:
     """(shift, totals, totals of position 0 alone or None where there is no sense in leaving it out, width of each value
     written)."""
-    rows = jax.jit(partial(_rows, address=address, writes=writes))
+    reads, targets = downstream.names(address), downstream.names(writes or address)
+    of_targets = jax.eval_shape(lambda model, tokens: values(model, targets, tokens), model, jnp.asarray(batches[0][0]))
+    widths = {name: part.shape[1] for name, part in zip(targets, of_targets, strict=True)}
+    rows = jax.jit(partial(_rows, reads=reads, writes=targets if writes else ()))
     add = jax.jit(sums_of_batch)
-    shift, total, first, widths = None, None, None, {}
+    shift, total, first = None, None, None
     for tokens, keep in batches:
-        x, written = rows(model, jnp.asarray(tokens))
-        y = None if writes is None else jnp.concatenate(list(written.values()), axis=1)
-        of_row = jnp.asarray(keep).reshape(-1)
+        (x, y), of_row = rows(model, jnp.asarray(tokens)), jnp.asarray(keep).reshape(-1)
         if shift is None:
-            widths = {name: a.shape[1] for name, a in written.items()}
             shift = kept_mean(x if y is None else y, of_row)
         total = add_sums(total, add(dictionary, x, of_row, shift, y))
         if np.asarray(keep)[:, 0].any():
@@ -142,11 +142,13 @@ def _sums(
     return np.asarray(shift), total, first, widths
 
 
-def _rows(model: Any, tokens: Array, address: Addresses, writes: Addresses | None) -> tuple[Array, dict[str, Array]]:
-    """(what is read, side by side; what should be written, by address), as rows."""
-    reads, targets = downstream.names(address), downstream.names(writes or address)
-    value = {name: harvest(model, name, tokens) for name in dict.fromkeys(reads + targets)}
-    return jnp.concatenate([value[name] for name in reads], axis=1), {name: value[name] for name in targets}
+def _rows(
+    model: Any, tokens: Array, reads: tuple[str, ...], writes: tuple[str, ...]
+) -> tuple[Float[Array, "row d"], Float[Array, "row d_out"] | None]:
+    """What is read and, where it is something else, what should be written, side by side."""
+    parts = values(model, reads + writes, tokens)
+    x, y = parts[: len(reads)], parts[len(reads) :]
+    return jnp.concatenate(x, axis=1), jnp.concatenate(y, axis=1) if y else None
 
 
 def _without_nan(value: Any) -> Any:

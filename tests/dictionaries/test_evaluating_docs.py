@@ -1,4 +1,4 @@
-"""The code of docs/evaluating-dictionaries.md runs as it stands, block after block, and orders the controls as it says."""
+"""The code of docs/evaluating-dictionaries.md runs as it stands, and the controls come out in the order it says."""
 
 from __future__ import annotations
 
