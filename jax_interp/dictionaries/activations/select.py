@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 GROUP = 16
 # A second pass over k·GROUP candidates pays where the row is at least this many times longer.
@@ -47,45 +47,42 @@ def _by_groups(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "ro
     return jax.lax.optimization_barrier((values, indices))
 
 
-# Candidates a row for the choice over the whole batch, per latent that a row has on average.
-CANDIDATES = 4
-
-
 def batch_top_k(
     x: Float[Array, "row feature"], k: int
 ) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
-    """The k·rows largest entries of the whole of `x` as (values, rows, features), exactly; rows ascend. Among entries
-    that equal the least chosen one those of lower rows come first.
+    """The k·rows largest entries of the whole of `x`, exactly, as (values, rows, features) in the order in which they
+    stand in `x`. Among entries that equal the least chosen one the first are taken.
 
-    The k·CANDIDATES largest of each row are found first, and the choice is among those. Where that may have cut a row
-    short (its candidates are all chosen) the choice is made again over all of `x`, so the result is exact.
+    Nothing is sorted, and `x` is read once: the n groups of GROUP neighbours with the largest maxima hold the n largest
+    entries (see above), and n is 1/GROUP of `x` where k is small.
     """
-    rows, n = x.shape
-    width = min(k * CANDIDATES, n)
-    candidates, features = top_k(x, width)
-    count = _chosen_of_sorted_rows(candidates, k * rows)
-    chosen = _entries(candidates, features, count, k * rows)
-    if width == n:
-        return chosen
+    rows, features = x.shape
+    n = k * rows
+    if features % GROUP or features < 2 * k * GROUP:
+        chosen_rows, chosen_features = _places(_largest(x, n), n)
+        return x[chosen_rows, chosen_features], chosen_rows, chosen_features
+    groups = features // GROUP
+    maxima = jax.lax.optimization_barrier(x.reshape(rows, groups, GROUP).max(-1))
+    of_row, group = _places(_largest(maxima, n), n)
+    members = x.reshape(rows * groups, GROUP).at[of_row * groups + group].get(mode="promise_in_bounds")
+    members = jax.lax.optimization_barrier(members)
+    which, place = _places(_largest(members, n), n)
+    at = lambda a: a.at[which].get(mode="promise_in_bounds")
+    values = members.at[which, place].get(mode="promise_in_bounds")
+    return values, at(of_row), at(group) * GROUP + place
 
-    def over_all(x):
-        order_values, order = top_k(x, n)
-        return _entries(order_values, order, _chosen_of_sorted_rows(order_values, k * rows), k * rows)
 
-    return jax.lax.cond(jnp.max(count) == width, over_all, lambda x: chosen, x)
-
-
-def _chosen_of_sorted_rows(x: Float[Array, "row candidate"], n: int) -> Int[Array, " row"]:
-    """How many of each row, whose entries descend, are among the `n` largest of all; they sum to `n`."""
+def _largest(x: Float[Array, "row column"], n: int) -> Bool[Array, "row column"]:
+    """Where the `n` largest are: exactly `n` of them, of equal ones the first."""
     least = _nth_largest(x, n)
-    above = jnp.sum(x > least, axis=1, dtype=jnp.int32)
-    equal = jnp.sum(x == least, axis=1, dtype=jnp.int32)
+    above, equal = x > least, x == least
     room = n - jnp.sum(above, dtype=jnp.int32)
-    before = jnp.cumsum(equal, dtype=jnp.int32) - equal
-    return above + jnp.clip(room - before, 0, equal)
+    in_row = jnp.sum(equal, axis=1, dtype=jnp.int32)
+    before = jnp.cumsum(in_row, dtype=jnp.int32) - in_row
+    return above | (equal & (before[:, None] + _running_count(equal) <= room))
 
 
-def _nth_largest(x: Float[Array, "row candidate"], n: int) -> Float[Array, ""]:
+def _nth_largest(x: Float[Array, "row column"], n: int) -> Float[Array, ""]:
     """The n-th largest entry, bit by bit: of the integers in the order of the floats, the largest that n entries
     reach. 32 counts over `x` (64 for float64), each as fast as memory, where a sort of it takes ten times longer."""
     bits = x.dtype.itemsize * 8
@@ -102,13 +99,26 @@ def _nth_largest(x: Float[Array, "row candidate"], n: int) -> Float[Array, ""]:
     return jax.lax.bitcast_convert_type(jnp.where(found & top != 0, found ^ top, ~found), x.dtype)
 
 
-def _entries(
-    values: Float[Array, "row candidate"], features: Int[Array, "row candidate"], count: Int[Array, " row"], n: int
-) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
-    """The first `count` of each row, one row after the other."""
-    end = jnp.cumsum(count, dtype=jnp.int32)
+def _running_count(mask: Bool[Array, "row column"]) -> Int[Array, "row column"]:
+    """How many are True in each row up to here. A product with a triangle: XLA's CPU backend adds up prefixes in many
+    passes, and counts below 2²⁴ are exact in float32."""
+    columns = mask.shape[1]
+    triangle = jnp.triu(jnp.ones((columns, columns), jnp.float32))
+    return (mask.astype(jnp.float32) @ triangle).astype(jnp.int32)
+
+
+def _places(mask: Bool[Array, "row column"], n: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
+    """(row, column) of each of the `n` that are True, in their order."""
+    running = jax.lax.optimization_barrier(_running_count(mask))
+    end = jnp.cumsum(running[:, -1], dtype=jnp.int32)
     entry = jnp.arange(n, dtype=jnp.int32)
-    rows = jnp.searchsorted(end, entry, side="right").astype(jnp.int32)
-    place = entry - (end - count)[rows]
-    at = lambda a: a.at[rows, place].get(mode="promise_in_bounds")
-    return at(values), rows, at(features)
+    row = jnp.searchsorted(end, entry, side="right").astype(jnp.int32)
+    rank = entry - (end - running[:, -1])[row] + 1  # it is the rank-th of its row
+    column = jnp.zeros_like(entry)
+    step = 1 << max((mask.shape[1] - 1).bit_length() - 1, 0)
+    while step:  # the first column whose running count is the rank: the highest place with fewer before it
+        further = jnp.minimum(column + step, mask.shape[1] - 1)
+        short = running.at[row, further - 1].get(mode="promise_in_bounds") < rank
+        column = jnp.where(short, further, column)
+        step //= 2
+    return row, column
