@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from jax_interp.models.toys.features import sparse_features
 from jax_interp.models.toys.linear import Linear, Transposed
 from jax_interp.models.toys.recipe import Recipe, train
 from jax_interp.models.toys.tms import TMS
@@ -40,11 +41,14 @@ def target_data(
     key: Key[Array, ""], batch: int, config: AlternativeConfig
 ) -> tuple[Float[Array, "batch feature"], Int[Array, "batch"]]:
     """`(x, t)`: each row's features, and which one counts."""
-    which, value, on, other = jax.random.split(key, 4)
+    which, value, others = jax.random.split(key, 3)
     n = config.n_features
     t = jax.random.randint(which, (batch,), 0, n)
-    x = jax.random.uniform(other, (batch, n), maxval=config.amplitude) if config.others else jnp.zeros((batch, n))
-    x = x * jax.random.bernoulli(on, config.others, (batch, n))
+    x = (
+        sparse_features(others, batch, n, config.others, 0.0, config.amplitude)
+        if config.others
+        else jnp.zeros((batch, n))
+    )
     own = jax.nn.one_hot(t, n, dtype=bool)
     return jnp.where(own, jax.random.uniform(value, (batch, 1)), x), t
 

@@ -60,12 +60,36 @@ def train(
 ) -> tuple[T, Float[Array, "step"]]:
     """`(model, loss of every step)` after `recipe.steps` steps. Step t's loss sees `fold_in(key, t)`."""
     optimizer = recipe.build()
+    steps = jnp.arange(recipe.steps, dtype=jnp.uint32)
+    (model, _), losses = _run(optimizer, loss, key, (model, optimizing.init(optimizer, model)), steps)
+    return model, losses
 
+
+def trajectory(
+    model: T, loss: Callable[[T, Key[Array, ""]], Float[Array, ""]], recipe: Recipe, key: Key[Array, ""], every: int
+) -> tuple[T, Float[Array, "step"]]:
+    """`(models, loss of every step)`: as `train`, with the model before step 0, `every`, 2 `every`, ... and at the end,
+    on a leading axis. `every` divides the steps.
+    """
+    if recipe.steps % every:
+        raise UserError(f"every={every} does not divide steps={recipe.steps}")
+    optimizer = recipe.build()
+    start = (model, optimizing.init(optimizer, model))
+    steps = jnp.arange(recipe.steps, dtype=jnp.uint32).reshape(-1, every)
+
+    def stretch(carry: Any, steps: Array) -> tuple[Any, Any]:
+        after, losses = _run(optimizer, loss, key, carry, steps)
+        return after, (carry[0], losses)
+
+    (last, _), (models, losses) = jax.lax.scan(stretch, start, steps)
+    models = jax.tree.map(lambda many, one: jnp.concatenate([many, one[None]]), models, last)
+    return models, losses.reshape(-1)
+
+
+def _run(optimizer: Any, loss: Callable, key: Array, carry: Any, steps: Array) -> tuple[Any, Array]:
     def step(carry: Any, t: Array) -> tuple[Any, Array]:
         model, state = carry
         value, grads = jax.value_and_grad(loss)(model, jax.random.fold_in(key, t))
         return optimizing.update(optimizer, grads, state, model), value
 
-    steps = jnp.arange(recipe.steps, dtype=jnp.uint32)
-    (model, _), losses = jax.lax.scan(step, (model, optimizing.init(optimizer, model)), steps)
-    return model, losses
+    return jax.lax.scan(step, carry, steps)
