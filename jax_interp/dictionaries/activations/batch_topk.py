@@ -26,12 +26,14 @@ from jax_interp.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class BatchTopK:
     """`k` latents a row on average. `threshold` (negative: not yet seen) follows the least value on with rate 1 - decay
-    a step. `weighted`: chosen by pre-activation · ‖W_dec,i‖, and the threshold is one of such products."""
+    a step. `weighted`: chosen by pre-activation · ‖W_dec,i‖, and the threshold is one of such products. `limit`, a
+    number up to k that may be traced, takes the place of k: that is how a sweep over k is one program."""
 
     k: int = dataclasses.field(default=32, metadata={"static": True})
     decay: float = dataclasses.field(default=0.99, metadata={"static": True})
     weighted: bool = dataclasses.field(default=False, metadata={"static": True})
     threshold: Float[Array, ""] | None = None
+    limit: Float[Array, ""] | None = None
 
     def init(self, n_features: int, dtype: Any) -> BatchTopK:
         if not 0 < self.k <= n_features:
@@ -52,7 +54,7 @@ class BatchTopK:
         if norms is not None:
             W_enc, b_enc = W_enc * norms[None, :], b_enc * norms
         centre = dictionary.b_dec if dictionary.centred else None
-        values, rows, features = _encode_batch(self.k, x, W_enc, b_enc, centre)
+        values, rows, features = _encode_batch(self.k, x, W_enc, b_enc, centre, self.limit)
         return BatchCode(values if norms is None else values / norms[features], rows, features, x.shape[0])
 
     def observe(self, dictionary: Any, code: BatchCode) -> BatchTopK:
@@ -74,14 +76,15 @@ def _encode_batch(
     W_enc: Float[Array, "d feature"],
     b_enc: Float[Array, " feature"],
     centre: Float[Array, " d"] | None,
+    limit: Float[Array, ""] | None,
 ) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
     centred = x if centre is None else x - centre[None, :]
-    values, rows, features = batch_top_k(centred @ W_enc + b_enc[None, :], k)
+    values, rows, features = batch_top_k(centred @ W_enc + b_enc[None, :], k, limit)
     return jax.nn.relu(values), rows, features
 
 
-def _forward(k, x, W_enc, b_enc, centre):
-    out = _encode_batch(k, x, W_enc, b_enc, centre)
+def _forward(k, x, W_enc, b_enc, centre, limit):
+    out = _encode_batch(k, x, W_enc, b_enc, centre, limit)
     return out, (x, W_enc, centre, *out)
 
 
@@ -95,7 +98,7 @@ def _backward(k, residuals, cotangents):
     g_x = (
         jnp.zeros((x.shape[0], n_features), g.dtype).at[rows, features].add(g) @ W_enc.T
     )  # dropped where not asked for
-    return g_x, g_W_enc, g_b_enc, None if centre is None else -(W_enc @ g_b_enc)
+    return g_x, g_W_enc, g_b_enc, None if centre is None else -(W_enc @ g_b_enc), None
 
 
 _encode_batch.defvjp(_forward, _backward)

@@ -8,6 +8,8 @@ order, so ties too are broken as `lax.top_k` breaks them (lowest index first).
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -48,31 +50,45 @@ def _by_groups(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "ro
 
 
 def batch_top_k(
-    x: Float[Array, "row feature"], k: int
+    x: Float[Array, "row feature"], k: int, limit: Float[Array, ""] | None = None
 ) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
     """The k·rows largest entries of the whole of `x`, exactly, as (values, rows, features) in the order in which they
-    stand in `x`. Among entries that equal the least chosen one the first are taken.
+    stand in `x`. Among entries that equal the least chosen one the first are taken. With `limit`, a number up to k that
+    may be traced, limit·rows of them, and zeros in the last row for the rest.
 
     Nothing is sorted, and `x` is read once: the n groups of GROUP neighbours with the largest maxima hold the n largest
     entries (see above), and n is 1/GROUP of `x` where k is small.
     """
-    rows, features = x.shape
+    rows = x.shape[0]
     n = k * rows
-    if features % GROUP or features < 2 * k * GROUP:
-        chosen_rows, chosen_features = _places(_largest(x, n), n)
+    if limit is not None:
+        wanted = jnp.clip(jnp.round(limit * rows), 1, n).astype(jnp.int32)
+        chosen = _batch_top(x, n, wanted)
+        real = jnp.arange(n, dtype=jnp.int32) < wanted
+        fill = (jnp.zeros((), x.dtype), jnp.int32(rows - 1), jnp.int32(0))
+        values, of_row, feature = (jnp.where(real, a, a_fill) for a, a_fill in zip(chosen, fill))
+        return values, of_row, feature
+    return _batch_top(x, n, n)
+
+
+def _batch_top(x: Float[Array, "row feature"], n: int, wanted: Any) -> tuple[Array, Array, Array]:
+    """The `wanted` largest in `n` places; what is in the places after them means nothing."""
+    rows, features = x.shape
+    if features % GROUP or rows * features < 2 * n * GROUP:
+        chosen_rows, chosen_features = _places(_largest(x, wanted), n)
         return x[chosen_rows, chosen_features], chosen_rows, chosen_features
     groups = features // GROUP
     maxima = jax.lax.optimization_barrier(x.reshape(rows, groups, GROUP).max(-1))
     of_row, group = _places(_largest(maxima, n), n)
     members = x.reshape(rows * groups, GROUP).at[of_row * groups + group].get(mode="promise_in_bounds")
     members = jax.lax.optimization_barrier(members)
-    which, place = _places(_largest(members, n), n)
+    which, place = _places(_largest(members, wanted), n)
     at = lambda a: a.at[which].get(mode="promise_in_bounds")
     values = members.at[which, place].get(mode="promise_in_bounds")
     return values, at(of_row), at(group) * GROUP + place
 
 
-def _largest(x: Float[Array, "row column"], n: int) -> Bool[Array, "row column"]:
+def _largest(x: Float[Array, "row column"], n: Any) -> Bool[Array, "row column"]:
     """Where the `n` largest are: exactly `n` of them, of equal ones the first."""
     least = _nth_largest(x, n)
     above, equal = x > least, x == least
@@ -82,7 +98,7 @@ def _largest(x: Float[Array, "row column"], n: int) -> Bool[Array, "row column"]
     return above | (equal & (before[:, None] + _running_count(equal) <= room))
 
 
-def _nth_largest(x: Float[Array, "row column"], n: int) -> Float[Array, ""]:
+def _nth_largest(x: Float[Array, "row column"], n: Any) -> Float[Array, ""]:
     """The n-th largest entry, bit by bit: of the integers in the order of the floats, the largest that n entries
     reach. 32 counts over `x` (64 for float64), each as fast as memory, where a sort of it takes ten times longer."""
     bits = x.dtype.itemsize * 8
@@ -108,11 +124,12 @@ def _running_count(mask: Bool[Array, "row column"]) -> Int[Array, "row column"]:
 
 
 def _places(mask: Bool[Array, "row column"], n: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
-    """(row, column) of each of the `n` that are True, in their order."""
+    """(row, column) of each of the `n` that are True, in their order. Where fewer are, the last places mean nothing but
+    stay inside."""
     running = jax.lax.optimization_barrier(_running_count(mask))
     end = jnp.cumsum(running[:, -1], dtype=jnp.int32)
     entry = jnp.arange(n, dtype=jnp.int32)
-    row = jnp.searchsorted(end, entry, side="right").astype(jnp.int32)
+    row = jnp.minimum(jnp.searchsorted(end, entry, side="right"), mask.shape[0] - 1).astype(jnp.int32)
     rank = entry - (end - running[:, -1])[row] + 1  # it is the rank-th of its row
     column = jnp.zeros_like(entry)
     step = 1 << max((mask.shape[1] - 1).bit_length() - 1, 0)

@@ -1,0 +1,237 @@
+"""Many dictionaries on one stream of activations: a grid over seeds, strengths, k, learning rates and sites.
+
+    sweep = Sweep(seeds=(0, 1, 2), coefficients={"l1": (0.004, 0.008, 0.016)})
+    for member, sae in train_sweep(config, sweep, model, batch_at, run="runs/grid"): ...
+
+The model is run once a step for all of them, and all of them are one program. What is varied is data, so another grid
+of the same size compiles nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jax_interp.dictionaries.config import DictionaryConfig
+from jax_interp.dictionaries.forms import Dictionary
+from jax_interp.dictionaries.harvest import Stream, advance, start_stream
+from jax_interp.dictionaries.losses.forward import snake
+from jax_interp.dictionaries.train import Learner, addresses, export_learner, learn, start_learner
+from jax_interp.errors import UserError
+from jax_interp.training import Run, fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The axes of a grid. An axis without entries has the config's own value."""
+
+    seeds: tuple[int, ...] = ()
+    """Of the initialisation. All members see the same rows."""
+    coefficients: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    """Of the loss's terms, by name: {"l1": (0.004, 0.008)}."""
+    k: tuple[int, ...] = ()
+    """Of TopK and BatchTopK: at most the config's own."""
+    learning_rates: tuple[float, ...] = ()
+    addresses: tuple[str, ...] = ()
+    """Values of one width, such as the same site of several layers, in place of the config's address."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One dictionary of a grid."""
+
+    address: str | tuple[str, ...]
+    seed: int
+    learning_rate: float
+    k: int | None
+    coefficients: dict[str, float]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SweepState:
+    """`learners` with a leading axis over the members."""
+
+    learners: Learner
+    stream: Stream
+
+
+def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
+    """Every combination, the last axis fastest, in the order: address, seed, learning rate, k, coefficients. Raises
+    UserError where the config has nothing that an axis varies."""
+    terms = {snake(type(term).__name__): term for term in config.loss}
+    for name in sweep.coefficients:
+        if name not in terms:
+            raise UserError(f"the sweep varies the coefficient of {name!r}; the loss has {', '.join(terms)}")
+    own_k = getattr(config.activation, "k", None)
+    if sweep.k and (not hasattr(config.activation, "limit") or max(sweep.k) > own_k or min(sweep.k) < 1):
+        kind = type(config.activation).__name__
+        raise UserError(
+            f"the sweep has k={sweep.k}: for TopK or BatchTopK, from 1 to its own k; this is {kind}, k={own_k}"
+        )
+    if sweep.addresses and (config.writes is not None or not isinstance(config.address, str)):
+        raise UserError("a sweep over addresses is for SAEs: dictionaries that write what they read, one value each")
+    axes = [
+        sweep.addresses or (config.address,),
+        sweep.seeds or (config.seed,),
+        sweep.learning_rates or (config.optimizer.learning_rate,),
+        sweep.k or (own_k,),
+        *sweep.coefficients.values(),
+    ]
+    return [
+        Member(address, seed, rate, k, dict(zip(sweep.coefficients, values)))
+        for address, seed, rate, k, *values in itertools.product(*axes)
+    ]
+
+
+def varied(config: DictionaryConfig, sweep: Sweep) -> dict[str, Any]:
+    """What differs between members, as arrays over them: the tree that the step maps over beside the learners."""
+    found = members(config, sweep)
+    order = sweep.addresses or (config.address,)
+    names = [snake(type(term).__name__) for term in config.loss]
+    loss = tuple(
+        dataclasses.replace(term, coefficient=jnp.asarray([m.coefficients.get(name, term.coefficient) for m in found]))
+        for name, term in zip(names, config.loss)
+    )
+    return {
+        "loss": loss,
+        "rate": jnp.asarray([m.learning_rate for m in found]),
+        "site": jnp.asarray([order.index(m.address) for m in found], jnp.int32),
+    }
+
+
+def start_sweep(
+    config: DictionaryConfig, sweep: Sweep, model: Any, batch_at: Callable[[int], tuple[Array, Array]]
+) -> SweepState:
+    found = members(config, sweep)
+    dictionary_key, stream_key = jax.random.split(jax.random.key(config.seed))
+    stream = start_stream(stream_key, model, sweep.addresses or addresses(config), batch_at, config.buffer)
+    if sweep.addresses and len(set(stream.widths)) > 1:
+        widths = ", ".join(f"{a} {w}" for a, w in zip(sweep.addresses, stream.widths))
+        raise UserError(f"a sweep is over values of one width; these are {widths}")
+    learners = []
+    for member in found:
+        # a member on its own is what `train_dictionary` would make of its config
+        key = dictionary_key if member.seed == config.seed else jax.random.split(jax.random.key(member.seed))[0]
+        widths, mean = _of_site(sweep, stream, member.address)
+        learner = start_learner(config, key, widths, mean)
+        if sweep.k:
+            activation = dataclasses.replace(learner.dictionary.activation, limit=jnp.float32(member.k))
+            learner = dataclasses.replace(
+                learner, dictionary=dataclasses.replace(learner.dictionary, activation=activation)
+            )
+            learner = dataclasses.replace(learner, opt=_opt(config, learner.dictionary))
+        learners.append(learner)
+    return SweepState(jax.tree.map(lambda *a: jnp.stack(a), *learners), stream)
+
+
+def _opt(config: DictionaryConfig, dictionary: Dictionary) -> Any:
+    from jax_interp.dictionaries.train import adam
+    from jax_interp.training import optimizer
+
+    return optimizer.init(adam(config.optimizer, config.steps), dictionary)
+
+
+def _of_site(sweep: Sweep, stream: Stream, address: Any) -> tuple[tuple[int, ...], Array]:
+    if not sweep.addresses:
+        return stream.widths, stream.mean
+    site, width = sweep.addresses.index(address), stream.widths[0]
+    return (width,), stream.mean[site * width : (site + 1) * width]
+
+
+def sweep_step(
+    config: DictionaryConfig,
+    sweep: Sweep,
+    state: SweepState,
+    batch: tuple[Array, Array],
+    model: Any,
+    grid: dict[str, Any],
+    batched: bool,
+) -> tuple[SweepState, dict[str, Array]]:
+    """One step of every member. Metrics have the axis of members. `batched`: by `vmap`; otherwise one after the other
+    in the same program, which on a CPU is faster: there is nothing left to fill, and branches that a member does not
+    need are not computed."""
+    found = sweep.addresses or addresses(config)
+    stream, rows = advance(state.stream, model, found, *batch)
+
+    def one(learner_and_what):
+        learner, what = learner_and_what
+        x, variance = rows, stream.variance
+        if sweep.addresses:
+            width = stream.widths[0]
+            x = jax.lax.dynamic_slice_in_dim(rows, what["site"] * width, width, axis=1)
+            variance = stream.variance[what["site"]][None]
+        return learn(config, learner, x, variance, what["loss"], what["rate"])
+
+    go = jax.vmap(one) if batched else partial(jax.lax.map, one)
+    learners, metrics = go((state.learners, grid))
+    return SweepState(learners, stream), metrics
+
+
+def export_sweep(config: DictionaryConfig, sweep: Sweep, state: SweepState) -> list[tuple[Member, Dictionary]]:
+    """Each member with its dictionary for raw activations."""
+    out = []
+    for i, member in enumerate(members(config, sweep)):
+        learner, stream = jax.tree.map(lambda a, i=i: a[i], state.learners), state.stream
+        if sweep.addresses:
+            site = sweep.addresses.index(member.address)
+            stream = dataclasses.replace(stream, scale=stream.scale[site : site + 1], widths=stream.widths[:1])
+        dictionary = export_learner(config, learner, stream)
+        if member.k is not None and hasattr(dictionary.activation, "limit"):
+            activation = dataclasses.replace(dictionary.activation, k=member.k, limit=None)
+            dictionary = dataclasses.replace(dictionary, activation=activation)
+        out.append((member, dictionary))
+    return out
+
+
+def train_sweep(
+    config: DictionaryConfig,
+    sweep: Sweep,
+    model: Any,
+    batch_at: Callable[[int], tuple[Array, Array]],
+    *,
+    run: Run | Path | str | None = None,
+    batched: bool | None = None,
+    **options: Any,
+) -> list[tuple[Member, Dictionary]]:
+    """Train all members, from the start or from the last checkpoint of `run`, and export. `options` go to
+    `training.fit`. The log has means over the members, and the figures of each under `member.<i>`."""
+    batched = jax.default_backend() != "cpu" if batched is None else batched
+    state = start_sweep(config, sweep, model, batch_at)
+    filled, count = int(state.stream.cursor), len(members(config, sweep))
+    tokens = batch_at(0)[0].size
+
+    def step(state, batch, model, grid):
+        state, metrics = sweep_step(config, sweep, state, batch, model, grid, batched)
+        mean = {name: jnp.mean(a.astype(jnp.float32)) for name, a in metrics.items()}
+        each = {str(i): {name: metrics[name][i] for name in ("fvu", "l0", "dead")} for i in range(count)}
+        return state, mean | {"tokens": metrics["tokens"][0], "member": each}
+
+    options = {"shown": ("loss", "fvu", "l0", "dead"), "per_step": {"tokens": tokens}, "title": "sweep"} | options
+    state = fit(
+        step,
+        state,
+        lambda i: batch_at(filled + i),
+        steps=config.steps,
+        run=run,
+        config=None if isinstance(run, Run) else SweepRun(config, sweep),
+        frozen=(model, varied(config, sweep)),
+        **options,
+    )
+    return export_sweep(config, sweep, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """What is kept with a run, so that a resume is of the same grid."""
+
+    dictionary: DictionaryConfig
+    sweep: Sweep

@@ -1,0 +1,109 @@
+"""A grid is what its members are alone, and resumes to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import batch_at, toy
+
+from jax_interp.dictionaries import train_dictionary, variants
+from jax_interp.dictionaries.activations import BatchTopK
+from jax_interp.dictionaries.activations.select import batch_top_k
+from jax_interp.dictionaries.config import Adam
+from jax_interp.dictionaries.sweep import Sweep, members, train_sweep
+from jax_interp.errors import UserError
+
+ADDRESS = "blocks.1.resid_post"
+FIELDS = {"n_features": 64, "steps": 6, "buffer": 400, "dead_after": 300, "optimizer": Adam(warmup=2)}
+RELU = variants.relu(ADDRESS, **FIELDS)
+
+
+def alone(config, member, model):
+    """The same dictionary from a config of its own."""
+    terms = tuple(
+        dataclasses.replace(t, coefficient=member.coefficients.get("l1", t.coefficient)) if hasattr(t, "weight") else t
+        for t in config.loss
+    )
+    activation = config.activation
+    if member.k is not None:
+        activation = dataclasses.replace(activation, k=member.k)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=member.learning_rate)
+    config = dataclasses.replace(config, loss=terms, activation=activation, optimizer=optimizer, address=member.address)
+    return train_dictionary(config, model, batch_at, quiet=True)
+
+
+CASES = {
+    "strengths and rates": (RELU, Sweep(coefficients={"l1": (0.001, 0.1)}, learning_rates=(1e-3, 1e-2)), False),
+    "strengths by vmap": (RELU, Sweep(coefficients={"l1": (0.001, 0.1)}), True),
+    "k": (variants.topk(ADDRESS, k=6, **FIELDS), Sweep(k=(2, 6)), False),
+    "k of a batch": (variants.batch_topk(ADDRESS, k=6, **FIELDS), Sweep(k=(2, 6)), False),
+}
+
+
+FAST = "strengths by vmap"
+
+
+@pytest.mark.parametrize("name", [n if n == FAST else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
+def test_every_member_is_what_it_would_be_alone(name):
+    config, sweep, batched = CASES[name]
+    model = toy()
+    for member, dictionary in train_sweep(config, sweep, model, batch_at, batched=batched, quiet=True):
+        own = alone(config, member, model)
+        assert jax.tree.structure(own) == jax.tree.structure(dictionary)
+        for a, b in zip(jax.tree.leaves(dictionary), jax.tree.leaves(own), strict=True):
+            np.testing.assert_allclose(a, b, atol=3e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_seeds_and_layers_share_the_stream_and_a_killed_grid_resumes(tmp_path):
+    class Killed(Exception):
+        pass
+
+    def die(record):
+        if record["step"] == 5:
+            raise Killed
+
+    sweep, model = Sweep(seeds=(0, 3), addresses=("blocks.0.resid_post", ADDRESS)), toy()
+    options = {"checkpoint_every": 2, "log_every": 1, "quiet": True}
+    with pytest.raises(Killed):
+        train_sweep(RELU, sweep, model, batch_at, run=tmp_path / "killed", on_log=die, **options)
+    resumed = train_sweep(RELU, sweep, model, batch_at, run=tmp_path / "killed", **options)
+    whole = train_sweep(RELU, sweep, model, batch_at, run=tmp_path / "whole", **options)
+    assert [(m.address, m.seed) for m, _ in whole] == [(a, s) for a in ("blocks.0.resid_post", ADDRESS) for s in (0, 3)]
+    for (_, a), (_, b) in zip(resumed, whole, strict=True):
+        for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="seeds"):
+        train_sweep(RELU, Sweep(seeds=(0, 1)), model, batch_at, run=tmp_path / "whole", **options)
+    a, b = whole[2][1], whole[3][1]
+    assert not np.allclose(a.W_dec, b.W_dec)
+
+
+def test_what_a_config_does_not_have_is_not_swept():
+    for sweep, says in (
+        (Sweep(coefficients={"l0": (1.0,)}), "'l0'; the loss has reconstruction, l1"),
+        (Sweep(k=(3,)), "this is ReLU"),
+    ):
+        with pytest.raises(UserError, match=says):
+            members(RELU, sweep)
+    with pytest.raises(UserError, match="from 1 to its own k"):
+        members(variants.topk(ADDRESS, k=4), Sweep(k=(5,)))
+    with pytest.raises(UserError, match="for SAEs"):
+        members(variants.transcoder("a", "b"), Sweep(addresses=("c", "d")))
+    assert len(members(RELU, Sweep(seeds=(0, 1), learning_rates=(1e-3, 1e-2), coefficients={"l1": (1, 2, 3)}))) == 12
+
+
+def test_a_limited_batch_choice_is_that_of_a_smaller_k():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((20, 96)), jnp.float32)
+    limited = jax.jit(batch_top_k, static_argnums=1)(x, 5, jnp.float32(2))
+    values, rows, features = map(np.asarray, batch_top_k(x, 2))
+    for got, want in zip(limited, (values, rows, features), strict=True):
+        np.testing.assert_array_equal(got[:40], want)
+    np.testing.assert_array_equal(limited[0][40:], np.zeros(60))
+    assert (np.diff(limited[1]) >= 0).all()
+    assert BatchTopK(5, limit=jnp.float32(2)).k == 5
