@@ -1,7 +1,7 @@
 """What a trained dictionary must beat, and what it cannot: controls that `evaluate` takes like any dictionary.
 
     random_like(key, sae)                    its own form, sizes, norms and activation, the directions random
-    random_dictionary(key, d, m, k)          random unit directions read and written alike, TopK
+    random_dictionary(key, d, m, k)          an untrained TopK dictionary
     refit(dictionary, rows)                  any encoder, frozen, with the best decoder there is for its codes
     principal_components(rows, k)            the best rank-k reconstruction: nothing linear with L0 = k has a lower FVU
     neurons(d, k)                            the k largest coordinates of each input
@@ -26,8 +26,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jax_interp.dictionaries import totals
+from jax_interp.dictionaries.activations import Jump, TopK
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.decoder_norm import unit_rows
+from jax_interp.dictionaries.forms import Dictionary, init_sae
 from jax_interp.errors import UserError
 
 Rows = Iterable[Float[Array, "row d"]]
@@ -35,65 +37,38 @@ Rows = Iterable[Float[Array, "row d"]]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Control:
-    """z = activation(x W_enc + b_enc), x̂ = z W_dec + b_dec; without an activation z is signed and dense."""
+class Basis:
+    """z = (x - b_dec) W_decᵀ, signed, all of it or the `k` entries of the largest |z|; x̂ = z W_dec + b_dec. The rows of
+    `W_dec` are orthonormal."""
 
-    W_enc: Float[Array, "d feature"]
-    b_enc: Float[Array, " feature"]
     W_dec: Float[Array, "feature d"]
     b_dec: Float[Array, " d"]
-    activation: Any = None
+    k: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def encode(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch feature"]:
-        pre = x.astype(self.W_enc.dtype) @ self.W_enc
-        pre = pre + jnp.broadcast_to(self.b_enc, pre.shape)
-        return pre if self.activation is None else self.activation(pre)
+        rows = x.reshape(-1, x.shape[-1]).astype(self.W_dec.dtype)
+        z = (rows - self.b_dec[None, :]) @ self.W_dec.T
+        if self.k is not None:
+            indices = top_k(jnp.abs(z), self.k)[1]
+            on = jnp.zeros(z.shape, bool).at[jnp.arange(len(z))[:, None], indices].set(True)
+            z = jnp.where(on, z, jnp.zeros_like(z))
+        return z.reshape(*x.shape[:-1], -1)
 
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d"]:
-        x_hat = z.astype(self.W_dec.dtype) @ self.W_dec
-        return x_hat + jnp.broadcast_to(self.b_dec, x_hat.shape)
+        return _linear(z, self.W_dec, self.b_dec)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Above:
-    """z·1[z > threshold], one threshold per feature or one for all: what a detector with a known threshold says."""
-
-    threshold: Float[Array, "..."]
-
-    def __call__(self, pre: Float[Array, "*batch feature"]) -> Float[Array, "*batch feature"]:
-        return jnp.where(pre > jnp.broadcast_to(self.threshold, pre.shape), pre, jnp.zeros_like(pre))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Largest:
-    """The `k` largest entries of z where they are positive; with `signed` those of the largest |z|, signs kept."""
-
-    k: int = dataclasses.field(metadata={"static": True})
-    signed: bool = dataclasses.field(default=False, metadata={"static": True})
-
-    def __call__(self, pre: Float[Array, "*batch feature"]) -> Float[Array, "*batch feature"]:
-        rows = pre.reshape(-1, pre.shape[-1])
-        indices = top_k(jnp.abs(rows) if self.signed else jax.nn.relu(rows), self.k)[1]
-        on = jnp.zeros(rows.shape, bool).at[jnp.arange(len(rows))[:, None], indices].set(True)
-        z = jnp.where(on, rows if self.signed else jax.nn.relu(rows), jnp.zeros_like(rows))
-        return z.reshape(pre.shape)
-
-
-def _tied(W_dec: Float[Array, "feature d"], b_dec: Float[Array, " d"], activation: Any) -> Control:
-    return Control(W_dec.T, -(W_dec @ b_dec), W_dec, b_dec, activation)
+def _linear(z: Array, W_dec: Array, b_dec: Array) -> Array:
+    x_hat = z.astype(W_dec.dtype) @ W_dec
+    return x_hat + jnp.broadcast_to(b_dec, x_hat.shape)
 
 
 def random_dictionary(
     key: Key[Array, ""], d: int, n_features: int, k: int, b_dec: Float[Array, " d"] | None = None
-) -> Control:
-    """Directions uniform on the sphere; a feature reads the direction that it writes. `b_dec` (default 0) is subtracted
-    before and added after: give it the mean of the activations, or the first figure to look bad is the mean's."""
-    if not 0 < k <= n_features:
-        raise UserError(f"k={k} of n_features={n_features}: from 1 to n_features")
-    W_dec = unit_rows(jax.random.normal(key, (n_features, d)))
-    return _tied(W_dec, jnp.zeros((d,)) if b_dec is None else b_dec, Largest(k))
+) -> Dictionary:
+    """A TopK dictionary before its training: directions uniform on the sphere, each read and written alike. Give it the
+    mean of the activations for `b_dec` (default 0), or the first figure to look bad is the mean's."""
+    return init_sae(key, d, n_features, TopK(k).init(n_features, jnp.float32), b_dec)
 
 
 def random_like(key: Key[Array, ""], dictionary: Any) -> Any:
@@ -124,8 +99,7 @@ class Refit:
         return self.encoder.encode(x)
 
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d"]:
-        x_hat = z.astype(self.W_dec.dtype) @ self.W_dec
-        return x_hat + jnp.broadcast_to(self.b_dec, x_hat.shape)
+        return _linear(z, self.W_dec, self.b_dec)
 
 
 def refit(dictionary: Any, rows: Rows, ridge: float = 1e-6) -> Refit:
@@ -156,7 +130,7 @@ def frozen_random_encoder(key: Key[Array, ""], rows: Iterable[Array], n_features
     return refit(random_dictionary(key, rows[0].shape[1], n_features, k, mean), rows)
 
 
-def principal_components(rows: Rows, k: int) -> Control:
+def principal_components(rows: Rows, k: int) -> Basis:
     """The mean and the first `k` principal components: z is signed, L0 = k, and FVU = Σ_{i>k} λ_i / Σ λ_i."""
 
     @jax.jit
@@ -171,21 +145,23 @@ def principal_components(rows: Rows, k: int) -> Control:
         raise UserError(f"k={k} principal components of {d} dimensions: from 1 to {d}")
     mean = moments[-1, :-1] / n
     components = np.linalg.eigh(moments[:-1, :-1] / n - np.outer(mean, mean))[1][:, ::-1][:, :k].T
-    return _tied(jnp.asarray(components, jnp.float32), jnp.asarray(mean, jnp.float32), None)
+    return Basis(jnp.asarray(components, jnp.float32), jnp.asarray(mean, jnp.float32))
 
 
-def neurons(d: int, k: int, b_dec: Float[Array, " d"] | None = None) -> Control:
+def neurons(d: int, k: int, b_dec: Float[Array, " d"] | None = None) -> Basis:
     """The coordinates themselves as features, the `k` of the largest magnitude on: the baseline with no dictionary."""
     if not 0 < k <= d:
         raise UserError(f"k={k} of {d} neurons: from 1 to {d}")
-    return _tied(jnp.eye(d), jnp.zeros((d,)) if b_dec is None else b_dec, Largest(k, signed=True))
+    return Basis(jnp.eye(d), jnp.zeros((d,)) if b_dec is None else b_dec, k)
 
 
 def oracle(
     directions: Float[Array, "feature d"], bias: Float[Array, " d"], threshold: Float[Array, "..."] | float
-) -> Control:
+) -> Dictionary:
     """The decoder is the truth, the encoder its pseudo-inverse, and what stays at or below `threshold` (half the
-    magnitude with which a feature fires) is off. Exact where the directions are independent; with more features than
-    dimensions interference leaks into the codes, and the figures are only those of a perfect decoder."""
+    magnitude with which a feature fires, one for all or one each) is off. Exact where the directions are independent;
+    with more features than dimensions interference leaks into the codes, and only the decoder is perfect."""
     W_enc = jnp.linalg.pinv(directions)
-    return Control(W_enc, -(bias @ W_enc), directions, bias, Above(jnp.asarray(threshold, directions.dtype)))
+    log = jnp.log(jnp.asarray(threshold, directions.dtype))
+    jump = Jump(jnp.broadcast_to(log, (directions.shape[0],)))
+    return Dictionary(W_enc, -(bias @ W_enc), directions, bias, jump, centred=False)

@@ -10,8 +10,9 @@ dictionary is spliced in. Definitions: reconstruction.py, density.py and downstr
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,31 @@ from jax_interp.dictionaries.reconstruction import (
 from jax_interp.errors import UserError
 
 Batches = Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What activations alone say."""
+
+    reconstruction: Reconstruction
+    density: Density
+    published: Published
+
+
+def evaluate_rows(
+    dictionary: Any, rows: Iterable[Float[Array, "row d"]], written: Iterable[Float[Array, "row d_out"]] | None = None
+) -> Figures:
+    """Measure `dictionary` on activations at hand, without their model; `written` is what a transcoder should make of
+    them. Batches of one shape compile once, for all dictionaries of one form. UserError where there are no rows."""
+    shift, total = None, None
+    for x, y in zip(rows, itertools.repeat(None) if written is None else written, strict=written is not None):
+        keep = jnp.ones((x.shape[0],), bool)
+        if shift is None:
+            shift = kept_mean(x if y is None else y, keep)
+        total = add_sums(total, _add(dictionary, x, keep, shift, y))
+    if total is None:
+        raise UserError("no rows: give an iterable of [row, d] arrays that has not been used up")
+    return Figures(reconstruction_of(total), density_of(total), published_of(total))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,23 +151,28 @@ def _sums(
     reads, targets = downstream.names(address), downstream.names(writes or address)
     of_targets = jax.eval_shape(lambda model, tokens: values(model, targets, tokens), model, jnp.asarray(batches[0][0]))
     widths = {name: part.shape[1] for name, part in zip(targets, of_targets, strict=True)}
-    rows = jax.jit(partial(_rows, reads=reads, writes=targets if writes else ()))
-    add = jax.jit(sums_of_batch)
     shift, total, first = None, None, None
     for tokens, keep in batches:
-        (x, y), of_row = rows(model, jnp.asarray(tokens)), jnp.asarray(keep).reshape(-1)
+        (x, y), of_row = (
+            _rows(model, jnp.asarray(tokens), reads, targets if writes else ()),
+            jnp.asarray(keep).reshape(-1),
+        )
         if shift is None:
             shift = kept_mean(x if y is None else y, of_row)
-        total = add_sums(total, add(dictionary, x, of_row, shift, y))
+        total = add_sums(total, _add(dictionary, x, of_row, shift, y))
         if np.asarray(keep)[:, 0].any():
             x, y, of_row = (None if a is None else a[:: tokens.shape[1]] for a in (x, y, of_row))
-            first = totals.add(first, add(dictionary, x, of_row, shift, y))
+            first = totals.add(first, _add(dictionary, x, of_row, shift, y))
     assert total is not None
     if first is not None and first["tokens"] == total["tokens"]:
         first = None
     return np.asarray(shift), total, first, widths
 
 
+_add = jax.jit(sums_of_batch)
+
+
+@partial(jax.jit, static_argnames=("reads", "writes"))
 def _rows(
     model: Any, tokens: Array, reads: tuple[str, ...], writes: tuple[str, ...]
 ) -> tuple[Float[Array, "row d"], Float[Array, "row d_out"] | None]:

@@ -7,7 +7,7 @@ write):
     l1          mean of Σ |z_i|;  l1_weighted: of Σ |z_i| ‖d_i‖, the same for a latent rescaled against its decoder row
     sse         mean of ‖x - x̂‖²;  mse_d = sse / d
     fvu         Σ ‖x - x̂‖² / Σ ‖x - x̄‖², x̄ the mean of these very rows. Explained variance is 1 - fvu.
-    cosine      mean of x·x̂ / (‖x‖ ‖x̂‖);  l2_ratio: mean of ‖x̂‖ / ‖x‖
+    cosine      mean of x·x̂ / (‖x‖ ‖x̂‖);  l2_ratio: mean of ‖x̂‖ / ‖x‖; both over the rows with ‖x‖ > 1e-6
     gamma       Σ ‖x̂‖² / Σ x·x̂ (Rajamanoharan et al. 2024, v2 eq. 10): 1 unbiased, below 1 shrunk; the best single
                 rescaling of x̂ is 1 / gamma
 
@@ -86,14 +86,16 @@ def sums_of_batch(
     norm, norm_hat, sse = jnp.sqrt(square), jnp.sqrt(hat_square), dot(error, error)
     centred = y - jnp.broadcast_to(shift, y.shape)
     from_mean = y - jnp.broadcast_to(kept_mean(y, keep), y.shape)
+    some = keep & (norm > 1e-6)
     sums = {
         "l0": jnp.sum(on, dtype=jnp.int32),
         "l1": total(jnp.sum(z, axis=-1)),
         "sse": columns(error * error),
         "centred": columns(centred),
         "centred_square": columns(centred * centred),
-        "cosine": total(cross / safe(norm * norm_hat)),
-        "l2_ratio": total(norm_hat / safe(norm)),
+        "cosine": total(jnp.where(some, cross / safe(norm * norm_hat), jnp.zeros_like(norm))),
+        "l2_ratio": total(jnp.where(some, norm_hat / safe(norm), jnp.zeros_like(norm))),
+        "with_direction": jnp.sum(some, dtype=jnp.int32),
         "hat_square": total(hat_square),
         "cross": total(cross),
         "fires": jnp.sum(on, axis=0, dtype=jnp.int32),
@@ -150,8 +152,8 @@ def reconstruction_of(total: Sums) -> Reconstruction:
         sse=float(sse / n),
         mse_d=float(sse / n / d),
         fvu=_ratio(sse, _variance(total).sum()),
-        cosine=per_token("cosine"),
-        l2_ratio=per_token("l2_ratio"),
+        cosine=_ratio(total["cosine"], total["with_direction"]),
+        l2_ratio=_ratio(total["l2_ratio"], total["with_direction"]),
         gamma=_ratio(total["hat_square"], total["cross"]),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,22 +11,19 @@ import pytest
 from toy import batch_at, toy
 
 from jax_interp.dictionaries import controls
-from jax_interp.dictionaries.evaluate import evaluate
+from jax_interp.dictionaries.activations import ReLU
+from jax_interp.dictionaries.evaluate import evaluate, evaluate_rows
+from jax_interp.dictionaries.forms import init_sae
 from jax_interp.dictionaries.harvest import harvest
-from jax_interp.dictionaries.reconstruction import add_sums, reconstruction_of, sums_of_batch
 from jax_interp.errors import UserError
 
-of_batch = jax.jit(sums_of_batch)
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((600, 12)) @ np.diag(np.linspace(0.2, 2, 12)) @ RNG.standard_normal((12, 12)) + 5
 ROWS = [jnp.asarray(part, jnp.float32) for part in np.array_split(X, 3)]
 
 
 def figures(dictionary, x=None):
-    total = None
-    for rows in ROWS if x is None else [x]:
-        total = add_sums(total, of_batch(dictionary, rows, jnp.ones(len(rows), bool), ROWS[0].mean(0)))
-    return reconstruction_of(total)
+    return evaluate_rows(dictionary, ROWS if x is None else [x]).reconstruction
 
 
 def test_principal_components_leave_the_smallest_eigenvalues():
@@ -40,11 +39,9 @@ def test_principal_components_leave_the_smallest_eigenvalues():
 
 
 def test_refit_is_least_squares_with_a_bias():
-    random = controls.random_dictionary(jax.random.key(0), 12, 30, 4, jnp.asarray(X.mean(0), jnp.float32))
-    dead = jnp.asarray(np.arange(30) < 28, jnp.float32)  # two latents that never fire
-    random = controls.Control(
-        random.W_enc * dead[None], random.b_enc * dead, random.W_dec, random.b_dec, controls.Above(jnp.zeros(()))
-    )
+    random = init_sae(jax.random.key(0), 12, 30, ReLU(), jnp.asarray(X.mean(0), jnp.float32))
+    alive = jnp.asarray(np.arange(30) < 28, jnp.float32)
+    random = dataclasses.replace(random, W_enc=random.W_enc * alive[None], b_enc=alive - 1)  # two that never fire
     fitted = controls.refit(random, iter(ROWS), ridge=1e-9)
     z = np.asarray(random.encode(jnp.asarray(X, jnp.float32)), np.float64)
     design = np.concatenate([z, np.ones((600, 1))], axis=1)
@@ -57,10 +54,8 @@ def test_refit_is_least_squares_with_a_bias():
 
 
 def test_random_like_changes_directions_only():
-    sae = controls.random_dictionary(jax.random.key(0), 12, 40, 5, jnp.ones(12))
-    sae = controls.Control(
-        sae.W_enc * 2, sae.b_enc, sae.W_dec * jnp.linspace(0.5, 2, 40)[:, None], sae.b_dec, jax.nn.relu
-    )
+    sae = init_sae(jax.random.key(0), 12, 40, ReLU(), jnp.ones(12))
+    sae = dataclasses.replace(sae, W_enc=sae.W_enc * 2, W_dec=sae.W_dec * jnp.linspace(0.5, 2, 40)[:, None])
     other = controls.random_like(jax.random.key(1), sae)
     norm = lambda W: np.linalg.norm(np.asarray(W), axis=1)
     np.testing.assert_allclose(norm(other.W_dec), norm(sae.W_dec), rtol=1e-5)
@@ -69,9 +64,9 @@ def test_random_like_changes_directions_only():
     np.testing.assert_allclose(tied, 1, rtol=1e-5)
     assert np.abs(np.einsum("fd,fd->f", other.W_dec, sae.W_dec)).mean() < 0.5
     np.testing.assert_array_equal(other.b_enc, sae.b_enc)
-    crosscoder = controls.Control(jnp.zeros((2, 12, 40)), sae.b_enc, jnp.zeros((40, 2, 12)), sae.b_dec)
+    transcoder = dataclasses.replace(sae, W_dec=jnp.zeros((40, 7)))
     with pytest.raises(UserError, match="a control of its own"):
-        controls.random_like(jax.random.key(1), crosscoder)
+        controls.random_like(jax.random.key(1), transcoder)
 
 
 def test_neurons_and_the_oracle_are_exact_where_they_can_be():
@@ -94,10 +89,8 @@ def test_evaluate_takes_controls_and_ranks_them():
     tokens, keep = batches[0]
     rows = [harvest(model, address, tokens)[keep.reshape(-1)]]
     frozen = controls.frozen_random_encoder(jax.random.key(0), rows, 64, 4)
-    fvu = {
-        "frozen": evaluate(model, address, frozen, batches).reconstruction.fvu,
-        "random": evaluate(model, address, frozen.encoder, batches).reconstruction.fvu,
-    }
-    whole = evaluate(model, address, controls.principal_components(rows, 16), batches)
-    assert whole.reconstruction.fvu < 1e-5 < fvu["frozen"] < fvu["random"]
-    assert whole.cross_entropy.recovered_mean == pytest.approx(1, abs=1e-3)
+    result = evaluate(model, address, frozen, batches)
+    random, components = (figures(c, rows[0]).fvu for c in (frozen.encoder, controls.principal_components(rows, 16)))
+    assert components < 1e-5 < result.reconstruction.fvu < random
+    assert result.reconstruction.fvu == pytest.approx(figures(frozen, rows[0]).fvu, rel=1e-3)
+    assert 0 < result.cross_entropy.recovered_mean < 1

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluating-dictionaries.md"
 
 
+@pytest.mark.slow
 def test_the_page_runs():
     names: dict = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as a reader would run it

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from jax_interp.dictionaries.controls import Above, Control
-from jax_interp.dictionaries.reconstruction import add_sums, reconstruction_of, sums_of_batch
+from jax_interp.dictionaries.activations import ReLU
+from jax_interp.dictionaries.evaluate import evaluate_rows
+from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.rescaling import global_scale, latent_scales, rescaled
 
-of_batch = jax.jit(sums_of_batch)
 RNG = np.random.default_rng(0)
 D = RNG.standard_normal((9, 6))
 B = RNG.standard_normal(6)
@@ -29,14 +29,11 @@ def shrunk_dictionary(factor=1.0):
     W_enc = np.linalg.pinv(D)
     b_enc = -(B @ W_enc) - 0.2
     arrays = (jnp.asarray(a, jnp.float32) for a in (W_enc * factor, b_enc * factor, D, B))
-    return dataclasses.replace(Control(*arrays), activation=Above(jnp.zeros(())))
+    return Dictionary(*arrays, activation=ReLU(), centred=False)
 
 
-def figures(dictionary):
-    total = None
-    for rows in ROWS:
-        total = add_sums(total, of_batch(dictionary, rows, jnp.ones(len(rows), bool), ROWS[0].mean(0)))
-    return reconstruction_of(total)
+def figures(dictionary, rows=ROWS):
+    return evaluate_rows(dictionary, rows).reconstruction
 
 
 def test_scales_equal_least_squares_on_the_design():
@@ -83,15 +80,8 @@ def test_the_global_scale_is_one_over_gamma():
     sae = shrunk_dictionary()
     centred = dataclasses.replace(sae, b_enc=sae.b_enc + sae.b_dec @ sae.W_enc, b_dec=jnp.zeros(6))
     rows = [r - jnp.asarray(B, jnp.float32)[None] for r in ROWS]
-    total = None
-    for r in rows:
-        total = add_sums(total, of_batch(centred, r, jnp.ones(len(r), bool), jnp.zeros(6)))
-    gamma = reconstruction_of(total).gamma
+    gamma = figures(centred, rows).gamma
     assert gamma < 0.95
     assert global_scale(centred, rows) == pytest.approx(1 / gamma, rel=1e-5)
     assert global_scale(sae, ROWS) == pytest.approx(1 / gamma, rel=1e-4)
-    best = rescaled(centred, global_scale(centred, rows))
-    total = None
-    for r in rows:
-        total = add_sums(total, of_batch(best, r, jnp.ones(len(r), bool), jnp.zeros(6)))
-    assert reconstruction_of(total).gamma == pytest.approx(1, rel=1e-5)
+    assert figures(rescaled(centred, global_scale(centred, rows)), rows).gamma == pytest.approx(1, rel=1e-5)

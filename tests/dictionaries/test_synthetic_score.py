@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.dictionaries.controls import Above, Control, oracle, random_dictionary
+from jax_interp.dictionaries.activations import ReLU
+from jax_interp.dictionaries.controls import oracle, random_dictionary
+from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.synthetic import score, small_bench, tree, two_models
 
 KEY = jax.random.key(0)
@@ -35,7 +37,7 @@ def test_absorption_shows_in_the_recall_of_the_parents():
         D[parent + 1 : parent + 4] += 0.9 * D[parent]  # no tie for the nearest feature
         W_enc[:, parent] -= np.asarray(world.directions)[parent + 1 : parent + 4].sum(0)
     arrays = (jnp.asarray(a, jnp.float32) for a in (2 * W_enc, 2 * b_enc, D, np.zeros(20)))
-    absorbed = dataclasses.replace(Control(*arrays), activation=Above(jnp.zeros(())))
+    absorbed = Dictionary(*arrays, activation=ReLU(), centred=False)
     got = score(absorbed, world, jax.random.key(1), n=16_384)
     assert got.explained_variance > 0.99
     assert got.precision == 1
@@ -48,13 +50,14 @@ def test_absorption_shows_in_the_recall_of_the_parents():
 def test_random_is_at_chance_and_explained_variance_is_the_right_one():
     world = jax.jit(small_bench)(KEY)
     random = random_dictionary(jax.random.key(2), 64, 128, 6, world.bias)
-    got = score(random, world, jax.random.key(1), n=8192)
+    got = score(random, world, jax.random.key(1), n=4096)
+    draw = jax.jit(lambda key: world.sample(key, 4096)[0])
     # √(2 ln 512 / 64) = .44 is the leading term of the largest of 512 cosines, from above
     assert 0.7 * np.sqrt(2 * np.log(512) / 64) < got.mcc < np.sqrt(2 * np.log(512) / 64)
     truth = dataclasses.replace(random, W_dec=world.directions[:128])
     assert score(truth, world, jax.random.key(1), n=4096).mcc == pytest.approx(1, abs=1e-5)
     assert got.f1 < 0.3
-    x = np.concatenate([np.asarray(world.sample(k, 4096)[0], np.float64) for k in keys_of(jax.random.key(1), 2)])
+    x = np.asarray(draw(jax.random.fold_in(jax.random.key(1), 0)), np.float64)  # the first batch of `score`
     x_hat = np.asarray(random.decode(random.encode(jnp.asarray(x, jnp.float32))), np.float64)
     sse, square = ((x - x_hat) ** 2).sum(1).mean(), (x**2).sum(1).mean()
     right = 1 - sse / ((x - x.mean(0)) ** 2).sum(1).mean()
@@ -62,12 +65,6 @@ def test_random_is_at_chance_and_explained_variance_is_the_right_one():
     assert got.explained_variance == pytest.approx(right, rel=1e-3)
     assert abs(got.explained_variance - wrong) > 0.01
     assert got.shrinkage == pytest.approx((np.linalg.norm(x_hat, axis=1) / np.linalg.norm(x, axis=1)).mean(), rel=1e-3)
-
-
-def keys_of(key, batches):
-    """The keys that `score` draws its batches with."""
-    key = jax.random.split(key)[1]
-    return [jax.random.fold_in(key, i) for i in range(batches)]
 
 
 def test_a_crosscoder_of_two_models_is_scored_too():

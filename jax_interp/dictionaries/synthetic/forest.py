@@ -48,11 +48,13 @@ class Forest:
         n, (start, size) = z.shape[0], self.levels()[0]
         parents = z[:, :size]
         parts = [parents]
-        for level, (child_start, child_size) in enumerate(self.levels()[1:]):
+        in_trees = sum(size for _, size in self.levels())
+        lots = jax.random.uniform(key, (n, in_trees))
+        for child_start, child_size in self.levels()[1:]:
             relative = parents / self.mean[None, start : start + size]
             children = z[:, child_start : child_start + child_size].reshape(n, size, self.branching)
             children = children * relative[:, :, None]
-            lot = jax.random.uniform(jax.random.fold_in(key, level), children.shape)
+            lot = lots[:, child_start : child_start + child_size].reshape(children.shape)
             winner = jnp.argmax(jnp.where(children > 0, lot, jnp.full_like(lot, -1)), axis=2, keepdims=True)
             chosen = winner == jnp.arange(self.branching)[None, None, :]
             parents = jnp.where(chosen, children, jnp.zeros_like(children)).reshape(n, child_size)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from jax_interp.dictionaries import similarity, totals
 from jax_interp.dictionaries.detection import detection_of, hits
@@ -40,11 +40,9 @@ class Score:
 def score(dictionary: Any, world: World, key: Key[Array, ""], n: int = 100_000, batch: int = 4096) -> Score:
     """Over about `n` fresh samples (whole batches). `dictionary` has encode, decode and W_dec [feature, ...]."""
     nearest = similarity.max_cosine(dictionary.W_dec, world.directions, absolute=True)[1]
-    shift_key, key = jax.random.split(key)
-    shift = world.sample(shift_key, 256)[0].mean(axis=0)
     sums, counts = None, None
     for i in range(max(n // batch, 1)):
-        of_batch = _of_batch(dictionary, world, jax.random.fold_in(key, i), nearest, shift, n=batch)
+        of_batch = _of_batch(dictionary, world, jax.random.fold_in(key, i), nearest, n=batch)
         sums, counts = add_sums(sums, of_batch[0]), totals.add(counts, of_batch[1])
     assert sums is not None
     assert counts is not None
@@ -59,7 +57,7 @@ def score(dictionary: Any, world: World, key: Key[Array, ""], n: int = 100_000, 
         recall=float(np.mean(detection.recall)),
         f1=float(np.mean(detection.f1)),
         explained_variance=1 - figures.fvu,
-        shrinkage=float(counts["ratio"] / max(counts["rows"], 1)),
+        shrinkage=figures.l2_ratio,
         dead=int((sums["fires"] == 0).sum()),
         l0=figures.l0,
         true_l0=float(counts["true_l0"] / figures.tokens),
@@ -68,23 +66,9 @@ def score(dictionary: Any, world: World, key: Key[Array, ""], n: int = 100_000, 
 
 @partial(jax.jit, static_argnames="n")
 def _of_batch(
-    dictionary: Any,
-    world: World,
-    key: Key[Array, ""],
-    nearest: Int[Array, " latent"],
-    shift: Float[Array, " d"],
-    n: int,
+    dictionary: Any, world: World, key: Key[Array, ""], nearest: Int[Array, " latent"], n: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     x, codes = world.sample(key, n)
-    sums = sums_of_batch(dictionary, x, jnp.ones((n,), bool), shift)
+    sums = sums_of_batch(dictionary, x, jnp.ones((n,), bool), world.bias)
     z = dictionary.encode(x)  # XLA finds that it is the one of sums_of_batch
-    length = lambda a: jnp.sqrt(jnp.sum(a.astype(jnp.float32) ** 2, axis=1))
-    norm, norm_hat = length(x), length(dictionary.decode(z))
-    valid = norm > 1e-6
-    ratio = jnp.where(valid, norm_hat / jnp.where(valid, norm, jnp.ones_like(norm)), jnp.zeros_like(norm))
-    return sums, {
-        "hits": hits(z, codes, nearest),
-        "ratio": jnp.sum(ratio),
-        "rows": jnp.sum(valid, dtype=jnp.int32),
-        "true_l0": jnp.sum(codes != 0, dtype=jnp.int32),
-    }
+    return sums, {"hits": hits(z, codes, nearest), "true_l0": jnp.sum(codes != 0, dtype=jnp.int32)}
