@@ -22,7 +22,7 @@ from jax_interp.cli.text import Text, text_for
 from jax_interp.dictionaries.config import DictionaryConfig
 from jax_interp.dictionaries.evaluate import Evaluation, evaluate
 from jax_interp.dictionaries.forms import Dictionary
-from jax_interp.dictionaries.harvest import harvest
+from jax_interp.dictionaries.harvest import Addresses, harvest
 from jax_interp.dictionaries.storage import save_dictionary
 from jax_interp.dictionaries.train import addresses, export, start, train_step
 from jax_interp.errors import UserError
@@ -127,11 +127,18 @@ def train(config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, q
 
 
 def measure(
-    config: DictionaryRunConfig, sae: Any, inputs: Inputs, write_to: Path | None = None, address: str | None = None
+    config: DictionaryRunConfig,
+    sae: Any,
+    inputs: Inputs,
+    write_to: Path | None = None,
+    address: Addresses | None = None,
+    writes: Addresses | None = None,
 ) -> Evaluation:
     """Evaluate on the held-out text; the identity self-check runs first. Written as JSON where asked."""
     batches = inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences)
-    result = evaluate(inputs.model, address or config.dictionary.address, sae, batches)
+    result = evaluate(
+        inputs.model, address or config.dictionary.address, sae, batches, writes=writes or config.dictionary.writes
+    )
     if write_to is not None:
         atomic_write(write_to, json.dumps(result.to_json(), indent=2) + "\n")
     return result

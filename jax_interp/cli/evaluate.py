@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     asked = parse(Evaluate, argv, command="evaluate")
     saved = load_dictionary(directory_of(asked.dictionary))
     config = _changed(config_of(saved), asked)
-    result = measure(config, saved.dictionary, inputs_for(config), None, saved.address)
+    result = measure(config, saved.dictionary, inputs_for(config), None, saved.address, saved.writes)
     output = asked.json or asked.dictionary / "evaluation.json"
     text = _json(result.to_json() | {"model": config.model, "text": config.text})
     try:

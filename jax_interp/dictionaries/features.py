@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_interp.dictionaries.harvest import harvest
+from jax_interp.dictionaries.harvest import Addresses, harvest
 from jax_interp.errors import UserError
 
 Batches = Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]
@@ -39,7 +39,7 @@ class TokenFeatures:
 
 @partial(jax.jit, static_argnames="address")
 def latents(
-    model: Any, dictionary: Any, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"], address: str
+    model: Any, dictionary: Any, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"], address: Addresses
 ) -> Float[Array, "row feature"]:
     """The dictionary's latents at `address`, 0 where not kept."""
     z = dictionary.encode(harvest(model, address, tokens))
@@ -53,7 +53,7 @@ def _sums(z: Float[Array, "row feature"], where: Bool[Array, " row"]) -> tuple[A
 
 
 def features_on_token(
-    model: Any, address: str, dictionary: Any, batches: Batches, token: int, n: int = 20
+    model: Any, address: Addresses, dictionary: Any, batches: Batches, token: int, n: int = 20
 ) -> TokenFeatures:
     """The `n` features that tell `token` apart. UserError where no kept position holds it."""
     sums, counts = [np.float64(0), np.float64(0)] * 2, np.zeros(2, np.int64)
@@ -93,7 +93,7 @@ class Contexts:
 
 def top_activations(
     model: Any,
-    address: str,
+    address: Addresses,
     dictionary: Any,
     batches: Batches,
     features: Sequence[int],

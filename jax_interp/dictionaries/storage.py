@@ -160,7 +160,7 @@ def _array(entry: dict[str, Any]) -> np.ndarray:
 
 def _activation(settings: Any, arrays: dict[str, jax.Array], path: Path) -> Any:
     """The activation that is described; UserError for what this version does not know."""
-    kind = KINDS.get(settings.get("type")) if isinstance(settings, dict) else None
+    kind = KINDS.get(str(settings.get("type"))) if isinstance(settings, dict) else None
     if kind is None:
         raise UserError(f"{path} has the activation {settings!r}; this version knows {', '.join(KINDS)}")
     prefix = "activation."

@@ -71,7 +71,7 @@ def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
     for name in sweep.coefficients:
         if name not in terms:
             raise UserError(f"the sweep varies the coefficient of {name!r}; the loss has {', '.join(terms)}")
-    own_k = getattr(config.activation, "k", None)
+    own_k: Any = getattr(config.activation, "k", None)
     if sweep.k and (not hasattr(config.activation, "limit") or max(sweep.k) > own_k or min(sweep.k) < 1):
         kind = type(config.activation).__name__
         raise UserError(

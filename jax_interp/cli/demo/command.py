@@ -119,7 +119,7 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
     tell.stage("Intervene", "one feature ablated, then held high, while the model writes")
     maxima = {page["feature"]: page["max"] for page in found["pages"]}
     changed = intervention.intervene(
-        model, tokenizer, run.dictionary.address, sae, config.prompt, list(maxima), maxima, config.strength,
+        model, tokenizer, run.dictionary.reads[0], sae, config.prompt, list(maxima), maxima, config.strength,
         config.new_tokens,
     )  # fmt: skip
     for column in changed["columns"]:

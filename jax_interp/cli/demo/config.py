@@ -48,3 +48,5 @@ class DemoConfig:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.pairs:
             raise UserError("the demo needs at least one pair of prompts to patch")
+        if len(self.dictionary.dictionary.reads) > 1 or self.dictionary.dictionary.writes is not None:
+            raise UserError("the demo shows an SAE of one value: one address, and writes=None")

@@ -32,7 +32,7 @@ class BatchTopK:
     k: int = dataclasses.field(default=32, metadata={"static": True})
     decay: float = dataclasses.field(default=0.99, metadata={"static": True})
     weighted: bool = dataclasses.field(default=False, metadata={"static": True})
-    threshold: Float[Array, ""] | None = None
+    threshold: Any = None
     limit: Float[Array, ""] | None = None
 
     def init(self, n_features: int, dtype: Any) -> BatchTopK:
@@ -54,7 +54,8 @@ class BatchTopK:
         if norms is not None:
             W_enc, b_enc = W_enc * norms[None, :], b_enc * norms
         centre = dictionary.b_dec if dictionary.centred else None
-        values, rows, features = _encode_batch(self.k, x, W_enc, b_enc, centre, self.limit)
+        entries: Any = _encode_batch(self.k, x, W_enc, b_enc, centre, self.limit)
+        values, rows, features = entries
         return BatchCode(values if norms is None else values / norms[features], rows, features, x.shape[0])
 
     def observe(self, dictionary: Any, code: BatchCode) -> BatchTopK:
@@ -84,7 +85,7 @@ def _encode_batch(
 
 
 def _forward(k, x, W_enc, b_enc, centre, limit):
-    out = _encode_batch(k, x, W_enc, b_enc, centre, limit)
+    out: Any = _encode_batch(k, x, W_enc, b_enc, centre, limit)
     return out, (x, W_enc, centre, *out)
 
 

@@ -66,7 +66,8 @@ def encode_at(
     if norms is not None:
         W_enc, b_enc = W_enc * norms[None, :], b_enc * norms
     centre = dictionary.b_dec if dictionary.centred else None
-    values, indices = _encode_at(select, x, W_enc, b_enc, centre)
+    entries: Any = _encode_at(select, x, W_enc, b_enc, centre)
+    values, indices = entries
     return RowCode(values if norms is None else values / norms[indices], indices)
 
 
@@ -87,7 +88,8 @@ def _centred(x: Array, centre: Array | None) -> Array:
 
 
 def _forward(select, x, W_enc, b_enc, centre):
-    values, indices = _encode_at(select, x, W_enc, b_enc, centre)
+    entries: Any = _encode_at(select, x, W_enc, b_enc, centre)
+    values, indices = entries
     return (values, indices), (x, W_enc, centre, values, indices)
 
 

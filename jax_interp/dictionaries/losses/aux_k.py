@@ -43,36 +43,13 @@ class AuxK:
         x = forward.x - dictionary.b_dec[None, :] if dictionary.centred else forward.x
         weights = (dictionary.W_enc, dictionary.b_enc, dictionary.W_dec)
         error = jax.lax.stop_gradient(forward.error)
-        return self.coefficient * aux_loss(weights, x, error, forward.dead, k)
+        aux: Any = aux_loss(weights, x, error, forward.dead, k)
+        return self.coefficient * aux
 
 
 def default_k_aux(d: int, n_features: int) -> int:
     """The power of two nearest d / 2 from below (Gao et al. 2024), at most the number of features."""
     return min(1 << max((d // 2).bit_length() - 1, 0), n_features)
-
-
-def topk_aux_loss(
-    sae: SAE,
-    x: Float[Array, "row d"],
-    dead: Bool[Array, " feature"],
-    variance: Float[Array, ""],
-    k_aux: int,
-    aux_coefficient: float = 1 / 32,
-) -> tuple[Float[Array, ""], LossParts]:
-    """(loss, parts). Finite with no dead latent (aux is then 0 and costs nothing) and with a perfect reconstruction.
-
-    Cost: three matrix products of encoder size less what sparsity saves; with dead latents, a fraction of them more
-    that grows with their number. Under `vmap` the fraction is always the largest.
-    """
-    values, indices = sae.encode_sparse(x)
-    error = x - sae.decode_sparse(values, indices)
-    sse = jnp.sum(error * error)
-    recon = sse / (jnp.asarray(x.shape[0], x.dtype) * variance)
-    aux: Any = jnp.zeros((), x.dtype)
-    if aux_coefficient:
-        aux = aux_loss(sae, x, jax.lax.stop_gradient(error), dead, k_aux)
-    parts = LossParts(recon=recon, aux=aux, values=values, indices=indices, sse=sse)
-    return recon + jnp.asarray(aux_coefficient, x.dtype) * aux, parts
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -31,7 +31,7 @@ def _jump(forward: Forward, asker: Any) -> Jump:
 def mean_l0(forward: Forward, asker: Any) -> Float[Array, ""]:
     """The mean number of latents on; its gradient reaches only the thresholds."""
     activation = _jump(forward, asker)
-    on = step(dense_code(forward, asker).pre, activation.threshold, activation.bandwidth)
+    on: Any = step(dense_code(forward, asker).pre, activation.threshold, activation.bandwidth)
     return jnp.sum(on) / forward.rows
 
 
