@@ -67,6 +67,20 @@ def test_importance_functions_in_numpy():
     g = exact(scalar.gates["linear1"])
     want = (gelu((X @ V)[..., None] * g.wi + g.bi) * g.wo).sum(-1) + g.bo
     np.testing.assert_allclose(scalar(parts, inputs)["linear1"], want, rtol=1e-4, atol=1e-5)
+    # its hand-written backward against finite differences of numpy's float64
+    weight = np.random.default_rng(0).standard_normal((6, 4))
+    grads = jax.grad(lambda gate: jnp.sum(gate(x @ parts.of("linear1").V) * jnp.asarray(weight, jnp.float32)))(
+        scalar.gates["linear1"]
+    )
+    for name in ("wi", "bi", "wo", "bo"):
+        at = (2,) if name == "bo" else (2, 1)
+
+        def off(by, name=name, at=at):
+            moved = dataclasses.replace(g, **{name: getattr(g, name).copy()})
+            getattr(moved, name)[at] += by
+            return ((gelu((X @ V)[..., None] * moved.wi + moved.bi) * moved.wo).sum(-1) + moved.bo) * weight
+
+        np.testing.assert_allclose(getattr(grads, name)[at], (off(1e-5) - off(-1e-5)).sum() / 2e-5, rtol=1e-3)
     vector = init_importance(VectorGates(3), jax.random.key(2), parts)
     g = exact(vector.gates["linear1"])
     want = (gelu(np.einsum("bi,cih->bch", X, g.wi)) * g.wo).sum(-1)

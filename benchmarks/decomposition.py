@@ -1,0 +1,257 @@
+"""One step of stochastic parameter decomposition with the published settings, data drawn in the step, float32.
+
+TMS 5-2: C 20, scalar gates of 16, tied, batch 4096. ResidMLP-1: 100 features, 1000 dimensions, 50 neurons, C 100,
+scalar gates of 16, batch 2048. Three losses: importance minimality, all matrices masked, one at a time; Δ.
+
+`bare` is the same step written from the equations alone, one jitted function without any of this package. Ours runs
+ResidMLP in the span of its embedding (`collapse`), which changes no output; `bare` does so too under the name
+"collapsed". `instances` is eight seeds under one vmap, for one step of all of them, against one seed eight times.
+"""
+
+from __future__ import annotations
+
+from gemm import jax_gemm
+from timing import Rounds, Work, Worker, main
+
+FULL = {"tms": {"batch": 4096, "C": 20}, "resid": {"batch": 2048, "C": 100, "d": 1000}, "hidden": 16, "seeds": 8,
+        "gemm": 4096}  # fmt: skip
+TINY = {"tms": {"batch": 32, "C": 20}, "resid": {"batch": 32, "C": 10, "d": 120}, "hidden": 16, "seeds": 2, "gemm": 64}
+
+
+def _targets(sizes):
+    """W and b of an exact pentagon; random weights of the shape of ResidMLP-1."""
+    import numpy as np
+
+    rng, angle = np.random.default_rng(0), 2 * np.pi * np.arange(5) / 5
+    W = (1.134 * np.stack([np.cos(angle), np.sin(angle)], axis=1)).astype(np.float32)
+    d = sizes["resid"]["d"]
+    E = rng.standard_normal((100, d))
+    E = (E / np.linalg.norm(E, axis=1, keepdims=True)).astype(np.float32)
+    up = (rng.standard_normal((d, 50)) / d**0.5).astype(np.float32)
+    down = (rng.standard_normal((50, d)) / 50**0.5).astype(np.float32)
+    return (W, np.full(5, -0.245, np.float32)), (E, up, down)
+
+
+def ours(sizes):
+    import itertools
+    from functools import partial
+
+    import jax
+    import jax.numpy as jnp
+
+    from jax_interp.decomposition import DecompositionConfig, Schedule
+    from jax_interp.decomposition.importance import ScalarGates
+    from jax_interp.decomposition.losses import ImportanceMinimality, StochasticLayerwise, StochasticReconstruction
+    from jax_interp.decomposition.train import sampled_step, start
+    from jax_interp.models.toys.features import sparse_features
+    from jax_interp.models.toys.linear import Linear, Transposed
+    from jax_interp.models.toys.resid_mlp import ReluMLP, ResidBlock, ResidMLP, collapse
+    from jax_interp.models.toys.tms import TIED, TMS
+
+    (W, b), (E, up, down) = _targets(sizes)
+    tms = TMS(Linear(jnp.asarray(W)), [], Transposed(jnp.asarray(b)))
+    resid = ResidMLP(Linear(jnp.asarray(E)), [ResidBlock(ReluMLP(Linear(jnp.asarray(up)), Linear(jnp.asarray(down))))])
+    losses = lambda p, c: (ImportanceMinimality(c, p), StochasticReconstruction(), StochasticLayerwise())
+    gates = ScalarGates(sizes["hidden"])
+    batch, C = sizes["tms"]["batch"], sizes["tms"]["C"]
+    config = DecompositionConfig(("linear1",), C=C, tied=TIED, importance=gates, losses=losses(1.0, 3e-3), batch=batch)
+    yield _work("TMS 5-2", config, tms, partial(sparse_features, batch=batch, n=5, probability=0.05))
+
+    draw, count = partial(sparse_features, batch=batch, n=5, probability=0.05), itertools.count()
+    example, seeds = jax.eval_shape(draw, jax.random.key(0)), jnp.arange(sizes["seeds"], dtype=jnp.uint32)
+    states = jax.jit(jax.vmap(lambda seed: start(config, tms, example, seed=seed)))(seeds)
+    together = jax.jit(jax.vmap(partial(sampled_step, config, draw), (0, None, None)), donate_argnums=0)
+    held = {"state": states}
+
+    def step():
+        held["state"], metrics = together(held["state"], next(count), tms)
+        jax.block_until_ready((held["state"], metrics))
+
+    yield Work("TMS 5-2, instances", step)
+    batch, C = sizes["resid"]["batch"], sizes["resid"]["C"]
+    config = DecompositionConfig(
+        ("blocks.*.mlp",), C=C, importance=gates, losses=losses(2.0, 1e-5), batch=batch, steps=20_000,
+        schedule=Schedule(2e-3, "constant"),
+    )  # fmt: skip
+    sample = partial(sparse_features, batch=batch, n=100, probability=0.01, low=-1.0)
+    yield _work("ResidMLP-1", config, collapse(resid), sample, resid_flops(sizes, 100))
+    yield jax_gemm(sizes["gemm"])
+
+
+def _work(name, config, target, sample, flops=None):
+    from functools import partial
+
+    import jax
+
+    from jax_interp.decomposition.train import sampled_step, start
+
+    state = start(config, target, jax.eval_shape(sample, jax.random.key(0)))
+    advance = jax.jit(partial(sampled_step, config, sample), donate_argnums=0)
+    held = {"state": state}
+
+    def step():
+        held["state"], metrics = advance(held["state"], 0, target)
+        jax.block_until_ready((held["state"], metrics))
+
+    return Work(name, step, flops=flops)
+
+
+def resid_flops(sizes, d):
+    """Matrix products of one step, in a stream of d dimensions: target and three masked forwards, backward twice that.
+    Gates are elementwise and not counted."""
+    batch, C = sizes["resid"]["batch"], sizes["resid"]["C"]
+    dense = 2.0 * batch * (100 * d + d * 50 + 50 * d + d * 100)
+    parts = 2.0 * batch * C * (d + 50) * 2  # x V and (x V m) U of both matrices
+    return dense + 3 * (3 * dense + 2 * parts + parts)
+
+
+def bare(sizes):
+    """Nothing but the equations: V, U, gates, masks, three forwards, Adam."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    (W, b), (E, up, down) = _targets(sizes)
+    h = sizes["hidden"]
+
+    def gate_init(key, C):
+        one, two = jax.random.split(key)
+        return {"wi": jax.random.normal(one, (C, h)) * 2**0.5, "bi": jnp.zeros((C, h)),
+                "wo": jax.random.normal(two, (C, h)) / h**0.5, "bo": jnp.zeros(C)}  # fmt: skip
+
+    def gate(g, a):
+        hidden = jax.nn.gelu(a[..., None] * g["wi"] + g["bi"], approximate=False)
+        return (hidden * g["wo"]).sum(-1) + g["bo"]
+
+    @jax.custom_vjp
+    def lower(z):
+        return jnp.clip(z, 0, 1)
+
+    lower.defvjp(
+        lambda z: (jnp.clip(z, 0, 1), z),
+        lambda z, g: (jnp.where(z <= 0, jnp.where(g < 0, 0.01 * g, 0.0), jnp.where(z <= 1, g, 0.0)),),
+    )
+    upper = lambda z: jnp.where(z > 1, 1 + 0.01 * (z - 1), jnp.clip(z, 0, 1))
+
+    def layer(V, U, weight, x, mask):
+        if mask is None:
+            return x @ weight
+        return ((x @ V) * mask[0]) @ U + mask[1][:, None] * (x @ (weight - V @ U))
+
+    def draw(key, ci):
+        one, two = jax.random.split(key)
+        r = jax.random.uniform(one, ci.shape)
+        return ci + (1 - ci) * r, jax.random.uniform(two, ci.shape[:1])
+
+    def stepper(forward, reads, pairs_of, sample, p, beta, schedule):
+        adam = optax.adam(schedule)
+
+        def loss(params, target, x, key):
+            clean = forward(target, pairs_of(params), x, (None, None))
+            gates = [gate(g, a @ V) for g, a, (V, _) in zip(params["gates"], reads(target, x), pairs_of(params))]
+            ci = [lower(g) for g in gates]
+            keys = jax.random.split(key, 4)
+            masks = [draw(k, c) for k, c in zip(keys[:2], ci)]
+            total = jnp.mean((forward(target, pairs_of(params), x, masks) - clean) ** 2)
+            for i in range(2):
+                only = [draw(keys[2 + i], ci[i]) if j == i else None for j in range(2)]
+                total += jnp.mean((forward(target, pairs_of(params), x, only) - clean) ** 2) / 2
+            return total + beta * sum(jnp.mean(jnp.sum((upper(g) + 1e-12) ** p, -1)) for g in gates)
+
+        def step(state, target):
+            params, opt, key = state
+            key, data, masks = jax.random.split(key, 3)
+            value, grads = jax.value_and_grad(loss)(params, target, sample(data), masks)
+            updates, opt = adam.update(grads, opt, params)
+            return (optax.apply_updates(params, updates), opt, key), value
+
+        return jax.jit(step, donate_argnums=0), adam
+
+    def work(name, made, params, target, flops=None):
+        step, adam = made
+        held = {"state": (params, adam.init(params), jax.random.key(1))}
+
+        def once():
+            held["state"], value = step(held["state"], target)
+            jax.block_until_ready((held["state"], value))
+
+        return Work(name, once, flops=flops)
+
+    def sparse(batch, n, p, low):
+        def sample(key):
+            on, value = jax.random.split(key)
+            return jnp.where(
+                jax.random.bernoulli(on, p, (batch, n)), jax.random.uniform(value, (batch, n), minval=low), 0.0
+            )
+
+        return sample
+
+    # ---- TMS: V, U of W; of its transpose the same pair turned round
+    C = sizes["tms"]["C"]
+    keys = jax.random.split(jax.random.key(0), 6)
+    params = {"V": jax.random.normal(keys[0], (5, C)) / 5**0.5, "U": jax.random.normal(keys[1], (C, 2)) / C**0.5,
+              "gates": [gate_init(keys[2], C), gate_init(keys[3], C)]}  # fmt: skip
+    both = lambda p: ((p["V"], p["U"]), (p["U"].T, p["V"].T))
+
+    def tms(target, pairs, x, masks):
+        W, b = target
+        hidden = layer(*pairs[0], W, x, masks[0])
+        return jax.nn.relu(layer(*pairs[1], W.T, hidden, masks[1]) + b)
+
+    made = stepper(tms, lambda t, x: (x, x @ t[0]), both, sparse(sizes["tms"]["batch"], 5, 0.05, 0.0), 1.0, 3e-3,
+                   optax.cosine_decay_schedule(1e-3, 10_000))  # fmt: skip
+    yield work("TMS 5-2", made, params, (jnp.asarray(W), jnp.asarray(b)))
+
+    # ---- ResidMLP-1, as published and in the span of its embedding
+    import numpy as np
+
+    C, d = sizes["resid"]["C"], sizes["resid"]["d"]
+
+    def resid(target, pairs, x, masks):
+        E, up, down = target
+        r = x @ E
+        r = r + layer(*pairs[1], down, jax.nn.relu(layer(*pairs[0], up, r, masks[0])), masks[1])
+        return r @ E.T
+
+    basis = np.linalg.qr(E.T)[0]
+    narrow = (E @ basis, basis.T @ up, down @ basis)
+    for name, target, width in (("ResidMLP-1", (E, up, down), d), ("ResidMLP-1, collapsed", narrow, min(100, d))):
+        params = {
+            "up": (jax.random.normal(keys[0], (width, C)) / width**0.5, jax.random.normal(keys[1], (C, 50)) / C**0.5),
+            "down": (jax.random.normal(keys[2], (50, C)) / 50**0.5, jax.random.normal(keys[3], (C, width)) / C**0.5),
+            "gates": [gate_init(keys[4], C), gate_init(keys[5], C)],
+        }
+        made = stepper(resid, lambda t, x: (x @ t[0], jax.nn.relu(x @ t[0] @ t[1])), lambda p: (p["up"], p["down"]),
+                       sparse(sizes["resid"]["batch"], 100, 0.01, -1.0), 2.0, 1e-5, 2e-3)  # fmt: skip
+        yield work(name, made, params, tuple(map(jnp.asarray, target)), resid_flops(sizes, width))
+    yield jax_gemm(sizes["gemm"])
+
+
+WORKERS = {
+    "ours": Worker(ours, packages=("jax", "jaxlib", "flax", "optax")),
+    "bare": Worker(bare, packages=("jax", "jaxlib", "optax")),
+}
+TORCH = {"TMS 5-2": 27.8, "ResidMLP-1": 7.6}  # steps/s of the official torch code, two quiet cores, GEMM 382 GFLOP/s
+
+
+def conclude(rounds: Rounds) -> list[str]:
+    lines = []
+    for name, torch in TORCH.items():
+        mine = f"ours: {name}"
+        if mine in rounds.rows:
+            speed = 1 / rounds.seconds(mine)
+            lines.append(f"{name}: {speed:.1f} steps/s, {speed / torch:.1f} times {torch} (torch, another evening)")
+        peers = [f"bare: {name}", f"bare: {name}, collapsed"]
+        for peer in peers:
+            if (ratio := rounds.ratio(peer, mine)) is not None:
+                lines.append(f"{name}: {ratio:.2f} times the speed of {peer}")
+    if (ratio := rounds.ratio("ours: TMS 5-2, instances", "ours: TMS 5-2")) is not None:
+        lines.append(f"all instances under one vmap take {ratio:.2f} times one step of one ({FULL['seeds']} are run)")
+    if "ours: ResidMLP-1" in rounds.rows:
+        share = rounds.gflops("ours: ResidMLP-1") / rounds.gflops("ours: GEMM")
+        lines.append(f"ResidMLP-1: {share:.0%} of the GEMM rate, {rounds.gflops('ours: GEMM'):.0f} GFLOP/s in this run")
+    return lines
+
+
+if __name__ == "__main__":
+    main(__doc__, __file__, WORKERS, FULL, TINY, conclude)
