@@ -23,10 +23,11 @@ from jaxtyping import Array, Float, Int, Key
 from jax_interp.dictionaries.config import Adam, DictionaryConfig
 from jax_interp.dictionaries.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms.dictionary import Dictionary, init_sae, init_transcoder
-from jax_interp.dictionaries.harvest import Stream, advance, start_stream
+from jax_interp.dictionaries.harvest import Stream, advance, columns, start_stream
 from jax_interp.dictionaries.losses.forward import Forward, Term, total
 from jax_interp.dictionaries.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.resampling import resample
+from jax_interp.errors import UserError
 from jax_interp.training import Run, fit, optimizer
 
 
@@ -199,8 +200,9 @@ def export(config: DictionaryConfig, state: TrainState) -> Dictionary:
     return export_learner(config, state.learner, state.stream)
 
 
-def export_learner(config: DictionaryConfig, learner: Learner, stream: Stream) -> Dictionary:
-    scales, n = stream.columns(stream.scale), learner.dictionary.d
+def export_learner(config: DictionaryConfig, learner: Learner, source: Any) -> Dictionary:
+    """`source`: what has the `scale` of each value, and their `widths`: a stream or a store."""
+    scales, n = columns(jnp.asarray(source.scale), source.widths), learner.dictionary.d
     read, write = scales[:n], scales if config.writes is None else scales[n:]
     # Latents are in the units of what is written; of several values, in the units of the first.
     return for_inference(fold_scale(learner.dictionary, read, write, write[0]))
@@ -234,3 +236,33 @@ def train_dictionary(
         **options,
     )
     return export(config, state)
+
+
+def train_from_store(
+    config: DictionaryConfig, store: Any, *, batch: int = 2048, run: Run | Path | str | None = None, **options: Any
+) -> Dictionary:
+    """`train_dictionary` on the rows of an `ActivationStore`, `batch` of them a step, no model needed. The store holds
+    what the config reads and then what it writes, in that order; UserError otherwise."""
+    if store.addresses != addresses(config):
+        raise UserError(
+            f"the store holds {', '.join(store.addresses)}; the config asks for {', '.join(addresses(config))}"
+        )
+    key = jax.random.split(jax.random.key(config.seed))[0]
+    mean, variance = jnp.asarray(store.mean), jnp.asarray(store.variance)
+    scale = columns(jnp.asarray(store.scale), store.widths)
+
+    def step(learner, rows, scale, variance):
+        return learn(config, learner, rows * scale[None, :], variance)
+
+    shown = {"shown": ("loss", "fvu", "l0", "dead"), "per_step": {"tokens": batch}, "title": "dictionary"}
+    learner = fit(
+        step,
+        start_learner(config, key, store.widths, mean),
+        lambda i: store.batch_at(i, batch, config.seed),
+        steps=config.steps,
+        run=run,
+        config=config,
+        frozen=(scale, variance),
+        **(shown | options),
+    )
+    return export_learner(config, learner, store)
