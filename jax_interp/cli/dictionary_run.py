@@ -24,6 +24,7 @@ from jax_interp.dictionaries.evaluate import Evaluation, evaluate
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.harvest import Addresses, harvest
 from jax_interp.dictionaries.storage import save_dictionary
+from jax_interp.dictionaries.sweep import Sweep, members
 from jax_interp.dictionaries.train import addresses, export, start, train_step
 from jax_interp.errors import UserError
 from jax_interp.models.hf import load
@@ -53,6 +54,8 @@ class DictionaryRunConfig:
     """Held-out sequences that the dictionary is measured on."""
     log_every: int = 10
     checkpoint_every: int = 100
+    sweep: Sweep | None = None
+    """A grid of dictionaries in place of one."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "context", "evaluate_sequences", "log_every", "checkpoint_every"):
@@ -81,8 +84,11 @@ def inputs_for(config: DictionaryRunConfig) -> Inputs:
     model, tokenizer = load(config.model, dtype=config.dtype)
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer.json: its text cannot be cut into tokens")
-    for address in addresses(config.dictionary):
+    swept = config.sweep.addresses if config.sweep else ()
+    for address in (*addresses(config.dictionary), *swept):
         check_address(model, address)
+    if config.sweep is not None:
+        members(config.dictionary, config.sweep)  # refused before anything is computed
     return Inputs(model, tokenizer, text_for(config.text, tokenizer))
 
 
@@ -96,7 +102,7 @@ def train(config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, q
     """Train in `run_dir`, from its last checkpoint if it has one; the exported dictionary is saved there too."""
     batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
-        _same_inputs(run, inputs)
+        same_inputs(run, inputs)
         state = start(config.dictionary, inputs.model, batch_at)
         filled = int(state.stream.cursor)  # these batches went into the first buffer
         state = fit(
@@ -144,7 +150,7 @@ def measure(
     return result
 
 
-def _same_inputs(run: Run, inputs: Inputs) -> None:
+def same_inputs(run: Run, inputs: Inputs) -> None:
     """The weights and the text that a run began with are the ones it goes on with."""
     path = run.directory / "inputs.json"
     now = {"weights": "".join(fingerprints(inputs.model).values()), "text": inputs.text.fingerprint()}

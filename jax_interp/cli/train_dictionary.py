@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from jax_interp.cli import tables
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
-from jax_interp.cli.dictionary_run import DictionaryRunConfig, inputs_for, measure, train
+from jax_interp.cli.dictionary_run import DictionaryRunConfig, Inputs, inputs_for, measure, train
+from jax_interp.cli.sweep_run import run_sweep
+from jax_interp.training import config as configs
+from jax_interp.training.atomic_write import atomic_write
+from jax_interp.training.metrics import read_log
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,52 @@ def run(argv: Sequence[str]) -> int:
     asked = parse(TrainDictionary, rest, command="train-dictionary", usage="CONFIG", default=defaults)
     directory = asked.run_dir or found.run_dir or Path("runs") / found.name
     inputs = inputs_for(asked.config)
+    if asked.config.sweep is not None:
+        return _sweep(asked, directory, inputs)
     sae = train(asked.config, directory, inputs, quiet=asked.quiet)
     if not asked.quiet:
         print("evaluating on held-out text ...", flush=True)
-    result = measure(asked.config, sae, inputs, directory / "evaluation.json")
-    address = asked.config.dictionary.address
-    tables.evaluation(result.to_json(), title=f"{address} of {asked.config.model}")
-    print(f"saved in {directory}: dictionary/, evaluation.json, metrics.jsonl")
+    result = measure(asked.config, sae, inputs, directory / "evaluation.json").to_json()
+    title = _title(asked.config)
+    tables.evaluation(result, title=title)
+    _report(asked, directory, title, evaluation=result, evaluation_rows=tables.evaluation_rows(result))
+    print(f"saved in {directory}: dictionary/, evaluation.json, metrics.jsonl, report.html")
     return 0
+
+
+def _sweep(asked: TrainDictionary, directory: Path, inputs: Inputs) -> int:
+    rows = run_sweep(asked.config, directory, inputs, quiet=asked.quiet)
+    shown = [
+        (row["name"], row["label"], *(tables.figure(row[name]) for name in ("l0", "fvu", "recovered", "dead")))
+        for row in rows
+    ]
+    right = [(name, "right") for name in ("L0", "FVU", "recovered, of mean", "dead")]
+    tables.show(["member", "what", *right], shown, title=f"{len(rows)} dictionaries: {_title(asked.config)}")
+    _report(asked, directory, f"{len(rows)} dictionaries: {_title(asked.config)}", members=rows)
+    print(f"saved in {directory}: members/, sweep.json, metrics.jsonl, report.html")
+    return 0
+
+
+def _title(config: DictionaryRunConfig) -> str:
+    reads = ", ".join(config.dictionary.reads)
+    writes = "" if config.dictionary.writes is None else f" to {', '.join(config.dictionary.targets)}"
+    return f"{type(config.dictionary.activation).__name__}, {reads}{writes} of {config.model}"
+
+
+def _report(asked: TrainDictionary, directory: Path, title: str, **parts: Any) -> None:
+    from jax_interp.views.run_report import render_run
+
+    config = asked.config
+    says = (
+        f"{config.dictionary.n_features:,} features, {config.dictionary.steps:,} steps of "
+        f"{config.batch * config.context:,} tokens of {config.text}."
+    )
+    page = render_run(
+        title=title,
+        says=says,
+        config=configs.dumps(config),
+        records=read_log(directory / "metrics.jsonl"),
+        k=getattr(config.dictionary.activation, "k", None),
+        **parts,
+    )
+    atomic_write(directory / "report.html", page)

@@ -18,7 +18,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None) 
     records = [record for record in records if "loss" in record and "tokens" in record]
     tokens = np.array([record["tokens"] for record in records], float) / 1e6
     figure, (fit, sparsity, dead) = canvas(10, 2.9, 3, width_ratios=[1.35, 1, 1])
-    for name, label, color in (("loss", "loss, AuxK term included", BLUE), ("fvu", "FVU", ORANGE)):
+    for name, label, color in (("loss", "loss, all terms", BLUE), ("fvu", "FVU", ORANGE)):
         fit.plot(tokens, [record.get(name, np.nan) for record in records], color=color, lw=1.6, label=label)
     fit.set(title="Variance unexplained", ylabel="fraction of variance")
     fit.set_ylim(0, None)

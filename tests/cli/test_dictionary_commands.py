@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from jax_interp.dictionaries.storage import load_dictionary
+from jax_interp.dictionaries.sweep import Sweep
+from jax_interp.training import config as configs
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,7 @@ def test_what_a_run_leaves(trained, run_config):
     assert figures["identity_is_exact"] is True
     assert figures["reconstruction"]["l0"] <= 4
     assert figures["density"]["features"] == 32
+    assert (trained / "report.html").read_text().count("<svg") == 3
 
 
 def test_the_run_directory_is_a_config(trained, command):
@@ -67,3 +71,27 @@ def test_other_weights_or_text_are_refused(trained, command, run_config, tmp_pat
         (text / "later.py").unlink()
     assert code == 2
     assert "was begun with other text" in err
+
+
+def test_a_grid_leaves_its_members_and_a_report(run_config, command, tmp_path):
+    config = dataclasses.replace(run_config, sweep=Sweep(k=(2, 4)))
+    (tmp_path / "grid.json").write_text(configs.dumps(config))
+    run = tmp_path / "run"
+    code, out, _ = command("train-dictionary", tmp_path / "grid.json", "--run-dir", run, "--quiet")
+    assert code == 0
+    assert "2 dictionaries" in out
+    rows = json.loads((run / "sweep.json").read_text())
+    assert [(row["label"], row["name"]) for row in rows] == [("k 2", "00"), ("k 4", "01")]
+    assert rows[0]["l0"] <= 2
+    assert load_dictionary(run / "members" / "01" / "dictionary").dictionary.activation.k == 4
+    page = (run / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "k 4" in page
+    code, _, err = command(
+        "train-dictionary", tmp_path / "grid.json", "--run-dir", tmp_path / "x", "--sweep.k", "2", "9"
+    )
+    assert code == 2
+    assert "from 1 to its own k" in err
+    assert not (tmp_path / "x").exists()
+    code, out, _ = command("evaluate", run / "members" / "00")
+    assert code == 0
