@@ -73,18 +73,19 @@ def induction_target(config: InductionConfig = InductionConfig(), seed: int = 0)
 def attention_scores(
     model: Decoder, tokens: Int[Array, "batch pos"], period: Int[Array, "batch"]
 ) -> dict[str, Float[Array, "layer head"]]:
-    """Mean attention of each head to the previous token, and, from the second period on, to the token after the last
-    occurrence of the present one, at a distance of the period less one.
+    """Mean attention of each head to the previous token, and, from the second period on, to the tokens that came after
+    the present one before: those a multiple of the period from the next position.
     """
     pattern = read(model, "blocks.*.attn.pattern", output=False)(tokens)["blocks.*.attn.pattern"]
     pos = jnp.arange(tokens.shape[1])
+    back = (pos[:, None] - pos[None, :])[None]
+    after = ((back + 1) % period[:, None, None] == 0) & (back >= 0) & (pos >= 1)[None, None]
 
-    def mean_at(distance: Array, counts: Array) -> Array:
-        hit = (pos[None, :, None] - pos[None, None, :]) == distance[:, None, None]
+    def mean_over(hit: Array, counts: Array) -> Array:
         seen = jnp.sum(jnp.where(hit[None, :, None], pattern, 0.0), axis=-1)
         return jnp.mean(seen, axis=(1, 3), where=jnp.broadcast_to(counts[None, :, None], seen.shape))
 
     return {
-        "previous": mean_at(jnp.ones_like(period), jnp.broadcast_to(pos[None] >= 1, tokens.shape)),
-        "induction": mean_at(period - 1, pos[None] >= period[:, None]),
+        "previous": mean_over(back == 1, pos[None] >= 1),
+        "induction": mean_over(after, pos[None] >= period[:, None]),
     }
