@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": ("demo.command", "open a model, train a dictionary on it, intervene, patch, write a report (minutes)"),
     "train-lm": ("train_lm", "train a small language model from a config"),
     "train-dictionary": ("train_dictionary", "train a sparse dictionary on a model's activations, and evaluate it"),
+    "decompose": ("decompose", "take a model's matrices apart into components, measure them, write a page"),
     "evaluate": ("evaluate", "measure a trained dictionary"),
     "generate": ("generate", "continue a prompt, with saved edits applied if you like"),
     "sites": ("sites", "list the names, axes, shapes and dtypes of a model's values"),

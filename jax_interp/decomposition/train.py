@@ -257,7 +257,8 @@ def train_decomposition(
     step, example = _step(config, sample, batch_at)
     state = start(config, model, example)
     options = {"shown": ("loss", "l0"), "title": "decomposition", "log_every": 100} | options
-    state = fit(step, state, batch_at, steps=config.steps, run=run, config=config, frozen=(model,), **options)
+    stored = None if isinstance(run, Run) else config  # an open run has its config already
+    state = fit(step, state, batch_at, steps=config.steps, run=run, config=stored, frozen=(model,), **options)
     return trained(config, model, state)
 
 

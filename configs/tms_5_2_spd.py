@@ -1,0 +1,12 @@
+"""SPD on the toy model of superposition with five features in two dimensions, by the recipe of 2026.
+
+    jax-interp decompose tms_5_2_spd
+
+Two CPU cores: the target trains in seconds, the decomposition in about two minutes. Five components alive, one for each
+feature: identity-CI errors 0 and 0, MMCS at least .999, ML2R within [.98, 1.03].
+"""
+
+from jax_interp.cli.decompose import DecompositionRunConfig
+from jax_interp.decomposition.presets import preset
+
+CONFIG = DecompositionRunConfig(decomposition=preset("tms_5_2"), target="tms:5-2")

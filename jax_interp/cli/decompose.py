@@ -1,0 +1,201 @@
+"""`jax-interp decompose CONFIG`: a model's matrices taken apart into components, measured, and shown on one page.
+
+config.json, checkpoints/, metrics.jsonl   the run, as everywhere: killed and called again it goes on
+decomposition.safetensors                  V and U of every matrix, and the importance function
+evaluation.json                            all figures, linearity beside reconstruction
+report.html                                the page
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from jax_interp.cli.arguments import parse
+from jax_interp.cli.config_source import resolve
+from jax_interp.decomposition.config import DecompositionConfig
+from jax_interp.decomposition.evaluate import evaluate, linearity_of, plain
+from jax_interp.decomposition.metrics import identity_error, probe, recovery
+from jax_interp.decomposition.storage import save_decomposition
+from jax_interp.decomposition.train import Trained, train_decomposition
+from jax_interp.errors import UserError
+from jax_interp.models.hf import load
+from jax_interp.models.toys.features import sparse_features
+from jax_interp.models.toys.resid_mlp import collapse, resid_mlp_target
+from jax_interp.models.toys.tms import TMS, tms_target
+from jax_interp.training.atomic_write import atomic_write
+from jax_interp.training.metrics import read_log
+
+
+@dataclass(frozen=True)
+class DecompositionRunConfig:
+    """A run of `decompose`."""
+
+    decomposition: DecompositionConfig = field(default_factory=DecompositionConfig)
+    target: str = "tms:5-2"
+    """"tms:PRESET", "resid-mlp:PRESET" (trained here, kept in a cache), or a language model that `load` takes."""
+    target_seed: int = 0
+    collapsed: bool = True
+    """Whether a residual MLP's stream keeps only the directions that matter: the same function, ten times cheaper."""
+    text: str = "stdlib"
+    """Of a language model: "stdlib", a UTF-8 file, or a directory of .txt, .py and .md files."""
+    context: int = 256
+    """Tokens a sequence."""
+    evaluate_rows: int = 512
+    """Examples (of a language model: sequences) that figures are of."""
+    linearity_rows: int = 64
+    adversary_steps: tuple[int, ...] = (20, 40, 80, 160, 320)
+    log_every: int = 100
+    checkpoint_every: int = 1000
+
+
+@dataclass(frozen=True)
+class Decompose:
+    """Take a model's matrices apart into components, save them, measure them and write one HTML page.
+
+    CONFIG is a name (tms_5_2_spd, ...), a .py file with a CONFIG, a config.json or a run directory. Every field of it
+    but the list of losses can be overridden below. Stopped or killed, the same command goes on and ends with the same
+    bits.
+    """
+
+    config: Annotated[DecompositionRunConfig, tyro.conf.arg(name="")]
+    run_dir: Path | None = None
+    """Where the run is kept: runs/<config name>, or the run directory that was given as CONFIG."""
+    quiet: bool = False
+    """No progress."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The target and its data: `sample(key)` for a toy, `batch_at(step)` for a language model; `held_out(rows)`."""
+
+    model: Any
+    held_out: Callable[[int], Any]
+    sample: Callable[[Any], Any] | None = None
+    batch_at: Callable[[int], Any] | None = None
+
+
+def inputs_for(config: DecompositionRunConfig) -> Inputs:
+    """Train or load the target. Raises UserError."""
+    kind, _, name = config.target.partition(":")
+    batch = config.decomposition.batch
+    if kind == "tms":
+        model: Any = tms_target(name, config.target_seed)
+        draw = partial(sparse_features, n=model.linear1.weight.shape[0], probability=0.05)
+    elif kind == "resid-mlp":
+        model = resid_mlp_target(name, config.target_seed)
+        model = collapse(model) if config.collapsed else model
+        draw = partial(sparse_features, n=model.embed.weight.shape[0], probability=0.01, low=-1.0)
+    elif name:
+        raise UserError(
+            f"target {config.target!r}: tms:PRESET, resid-mlp:PRESET, or what `load` takes"
+        )
+    else:
+        return _of_text(config)
+    return Inputs(model, lambda rows: draw(jax.random.key(99), rows), sample=lambda key: draw(key, batch))
+
+
+def _of_text(config: DecompositionRunConfig) -> Inputs:
+    from jax_interp.cli.text import text_for
+
+    model, tokenizer = load(config.target)
+    if tokenizer is None:
+        raise UserError(f"{config.target} has no tokenizer.json: its text cannot be cut into tokens")
+    text = text_for(config.text, tokenizer)
+    batches = text.training_batches(config.decomposition.batch, config.context, config.decomposition.seed)
+
+    def held_out(rows: int) -> Any:
+        return jnp.asarray(text.validation_batches(rows, config.context, rows)[0][0])
+
+    return Inputs(model, held_out, batch_at=lambda step: jnp.asarray(batches(step)[0]))
+
+
+def measure(config: DecompositionRunConfig, trained: Trained, inputs: Inputs) -> dict[str, Any]:
+    """Every figure of the trained decomposition, as JSON values."""
+    settings, x = config.decomposition, inputs.held_out(config.evaluate_rows)
+    is_text = jnp.issubdtype(x.dtype, jnp.integer)
+    labels = jnp.concatenate([x[:, 1:], jnp.full_like(x[:, :1], -1)], axis=1) if is_text else None
+    result = evaluate(settings, trained, x, labels=labels, adversary_steps=config.adversary_steps)
+    few = {"samples": 2, "ks": (1, 4), "adversary_steps": (20,), "pairs": 16} if is_text else {}
+    result["linearity"] = plain(linearity_of(settings, trained, x[: config.linearity_rows], **few))
+    result["target"], result["source"] = config.target, settings.source
+    if isinstance(inputs.model, TMS):
+        weight = inputs.model.linear1.weight
+        importance = trained.importance(probe(weight.shape[0])).lower
+        result["probe"] = {name: jax.device_get(g).tolist() for name, g in importance.items()}
+        result["identity_error"] = {
+            name: {"0.1": identity_error(g), "0.2": identity_error(g, 0.2)} for name, g in importance.items()
+        }
+        found = recovery(trained.model.of("linear1"), weight)
+        result["mmcs"], result["ml2r"] = float(found.mmcs), float(found.ml2r)
+    return result
+
+
+def run(argv: Sequence[str]) -> int:
+    found, rest = resolve(DecompositionRunConfig, argv, command="decompose", shown_in_help="tms_5_2_spd")
+    # A list of losses is no command-line option: it comes from the config alone.
+    defaults = Decompose(found.config)
+    asked = parse(Decompose, rest, command="decompose", usage="CONFIG", default=defaults)
+    config = asked.config
+    directory = asked.run_dir or found.run_dir or Path("runs") / found.name
+    inputs = inputs_for(config)
+    trained = train(config, inputs, directory, quiet=asked.quiet)
+    save_decomposition(directory / "decomposition.safetensors", trained, config.decomposition)
+    if not asked.quiet:
+        print("measuring ...", flush=True)
+    result = measure(config, trained, inputs)
+    atomic_write(directory / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    from jax_interp.views.decomposition_report import render
+
+    atomic_write(directory / "report.html", render(result, read_log(directory / "metrics.jsonl"), found.name))
+    for line in summary(result):
+        print(line)
+    print(f"saved in {directory}: decomposition.safetensors, evaluation.json, metrics.jsonl, report.html")
+    return 0
+
+
+def train(config: DecompositionRunConfig, inputs: Inputs, directory: Path | str, *, quiet: bool = False) -> Trained:
+    """Train in `directory`, from its last checkpoint if it has one."""
+    from jax_interp.training import open_run
+
+    may_differ = ("log_every", "checkpoint_every", "evaluate_rows", "linearity_rows", "adversary_steps")
+    with open_run(directory, config, may_differ=may_differ) as opened:
+        return train_decomposition(
+            config.decomposition,
+            inputs.model,
+            sample=inputs.sample,
+            batch_at=inputs.batch_at,
+            run=opened,
+            log_every=config.log_every,
+            checkpoint_every=config.checkpoint_every,
+            keep=2,
+            quiet=quiet,
+        )
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """The figures that decide, one a line; linearity beside reconstruction."""
+    lines = [f"faithfulness {result['faithfulness']:.3g} (relative {result['relative_faithfulness']:.3g})"]
+    lines += [f"error under {kind} masks: {value:.4g}" for kind, value in result["error"].items()]
+    lines += [f"error after {n} steps of the adversary: {value:.4g}" for n, value in result["pgd"].items()]
+    rows = {row["name"]: row for row in result["linearity"]}
+    lines += [f"linearity, {n}: {rows[n].get('normalised', rows[n].get('value')):.4g} of ‖f‖²"
+              for n in ("strict", "stochastic", "union of 2") if n in rows]  # fmt: skip
+    lines += [f"linearity, {n}: {rows[n]['value']:.4g}" for n in ("anti / scrub", "L0", "sum of ranks") if n in rows]
+    if "mmcs" in result:
+        errors = ", ".join(f"{name} {by['0.1']}" for name, by in result["identity_error"].items())
+        lines.append(f"identity-CI errors at .1: {errors}; MMCS {result['mmcs']:.4f}, ML2R {result['ml2r']:.4f}")
+    return lines
+
+
+def with_seed(config: DecompositionRunConfig, seed: int) -> DecompositionRunConfig:
+    """The same run from another seed of the decomposition."""
+    return replace(config, decomposition=replace(config.decomposition, seed=seed))

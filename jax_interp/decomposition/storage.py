@@ -1,0 +1,60 @@
+"""A trained decomposition on disk: one safetensors file of V, U and the importance function, its config in the header.
+
+The target's weights are not in it: they are loaded as they always are.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jax_interp.decomposition.components import Decomposed
+from jax_interp.decomposition.config import DecompositionConfig
+from jax_interp.decomposition.importance import init_importance
+from jax_interp.decomposition.train import Trained, template
+from jax_interp.errors import UserError
+from jax_interp.training import config as configs
+from jax_interp.training.atomic_write import atomic_write
+from jax_interp.training.leaves import flatten, unflatten
+
+
+def save_decomposition(path: Path | str, trained: Trained, config: DecompositionConfig) -> None:
+    """Write `components.<entry>.V`, `.U` and `gates.…`."""
+    from safetensors.flax import save
+
+    flat = flatten({"components": trained.model.components, "gates": trained.gates})
+    atomic_write(Path(path), save(dict(flat), metadata={"config": json.dumps(configs.to_json(config))}))
+
+
+def load_decomposition(path: Path | str, model: Any) -> tuple[Trained, DecompositionConfig]:
+    """What `save_decomposition` wrote, of this target. Raises UserError where the file is another one's."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="flax") as file:
+            header = file.metadata() or {}
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"no decomposition at {path}: {error}") from error
+    if "config" not in header:
+        raise UserError(f"{path} holds no decomposition: its header has no config")
+    config = configs.from_json(DecompositionConfig, json.loads(header["config"]))
+
+    def blank(model: Any) -> tuple[Any, Any]:
+        parts = template(config, model)
+        return parts.components, init_importance(config.importance, jax.random.key(0), parts)
+
+    components, gates = jax.eval_shape(blank, model)
+    tree = {"components": components, "gates": gates}
+    want = {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
+    have = {name: tuple(leaf.shape) for name, leaf in flat.items()}
+    if want != have:
+        odd = sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name))
+        raise UserError(
+            f"{path} is of another model: {odd[0]} is {have.get(odd[0])}, this one needs {want.get(odd[0])}"
+        )
+    tree = unflatten(tree, flat)
+    return Trained(Decomposed(model, tree["components"], config.tied), tree["gates"], config.sigmoid), config

@@ -1,0 +1,88 @@
+"""The page of a decomposition: what it took apart, what it is worth, and whether its assumption holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jax_interp.views.report import environment
+from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, canvas, fading, styled, svg
+
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, MUTED, INK)
+
+
+def render(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The page: one HTML file that fetches nothing. `result` is what `evaluation.json` holds, `records` the metrics
+    log; whatever text is in them is escaped."""
+    figures = {}
+    if records:
+        figures["losses"] = svg(losses(records), "losses by step")
+    if "probe" in result:
+        figures["probe"] = svg(importance_map(result["probe"]), "importance of each component on one-hot probes")
+    figures["spectrum"] = svg(spectrum(result["spectrum"]), "mean importances in descending order")
+    figures["pgd"] = svg(adversary(result), "error along the adversary's steps")
+    return environment().get_template("decomposition_report.html.j2").render(result=result, figures=figures, name=name)
+
+
+@styled
+def losses(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Every loss of the log against the step, both logarithmic in value; L0 beside them."""
+    steps = [record["step"] for record in records]
+    figure, (left, right) = canvas(10, 3.0, 2, width_ratios=[1.6, 1])
+    names = [n for n in records[-1] if n not in ("step", "l0") and isinstance(records[-1][n], float)]
+    for name, color in zip(names, COLORS * 3):
+        values = np.array([record.get(name, np.nan) for record in records], float)
+        left.plot(steps, np.where(values > 0, values, np.nan), color=color, lw=1.4, label=name)
+    left.set_yscale("log")
+    left.set(title="Losses, unweighted", xlabel="step")
+    left.legend(loc="upper right")
+    right.plot(steps, [record.get("l0", np.nan) for record in records], color=GREEN, lw=1.4)
+    right.set(title="Important components a row", xlabel="step")
+    right.set_ylim(0, None)
+    return figure
+
+
+@styled
+def importance_map(probe: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+    """Rows are one-hot features, columns components, ordered by the feature that they answer to."""
+    figure, axes = canvas(10, 3.0, len(probe))
+    for ax, (name, rows) in zip(axes, probe.items()):
+        values = np.asarray(rows, float)
+        order = np.lexsort((-values.max(axis=0), np.where(values.max(axis=0) > 0.1, values.argmax(axis=0), 10**6)))
+        shown = values[:, order[: max(values.shape[0] + 5, 10)]]
+        ax.pcolormesh(shown, cmap=fading(BLUE), vmin=0, vmax=1)
+        ax.invert_yaxis()
+        ax.grid(False)
+        ax.set(title=name, xlabel="component", ylabel="feature that is on")
+    return figure
+
+
+@styled
+def spectrum(values: Mapping[str, Any]) -> Figure:
+    """Mean importance of each component, sorted, logarithmic: the living and the dead part at a cliff."""
+    figure, (axes,) = canvas(6, 3.0)
+    for (name, rows), color in zip(values.items(), COLORS * 20):
+        for i, row in enumerate(np.atleast_2d(np.asarray(rows, float))):
+            axes.plot(np.arange(1, len(row) + 1), np.maximum(row, 1e-7), color=color, lw=1.3, label=None if i else name)
+    axes.set_yscale("log")
+    axes.set(title="Mean importance, sorted", xlabel="component")
+    if len(values) <= 12:
+        axes.legend(loc="upper right")
+    return figure
+
+
+@styled
+def adversary(result: Mapping[str, Any]) -> Figure:
+    """The error under the worst masks found, against the number of steps; other masks as levels."""
+    figure, (axes,) = canvas(6, 3.0)
+    steps = [int(n) for n in result["pgd"]]
+    axes.plot(steps, list(result["pgd"].values()), color=RED, lw=1.6, marker="o", ms=3, label="adversarial")
+    for kind, color in (("stochastic", BLUE), ("ci", GREEN), ("unmasked", ORANGE)):
+        axes.axhline(result["error"][kind], color=color, lw=1.0, ls="--", label=kind)
+    axes.set_yscale("log")
+    axes.set(title="Error under masks", xlabel="steps of the adversary, shared across the batch")
+    axes.legend(loc="upper right", ncols=2)
+    return figure
