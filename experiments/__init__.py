@@ -1,0 +1,1 @@
+"""Published claims, run again: one file a claim. `python -m experiments` lists them."""

@@ -1,0 +1,41 @@
+"""`python -m experiments`: list, run, or write the table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from experiments import table
+from experiments.experiment import FIGURES, RESULTS, find, names, perform
+from jax_interp.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            for name in names():
+                print(f"{name:26}{(find(name).__doc__ or '').strip().splitlines()[0]}")
+            print("python -m experiments NAME [--quick] [options] | table")
+        elif arguments[0] == "table":
+            print(table.write())
+        else:
+            name, rest = arguments[0], [one for one in arguments[1:] if one != "--quick"]
+            module, quick = find(name), "--quick" in arguments
+            default = module.QUICK if quick else module.Config()
+            config = tyro.cli(module.Config, default=default, args=rest, prog=f"python -m experiments {name}")
+            folders = (Path("out/experiments"),) * 2 if quick or config != module.Config() else (RESULTS, FIGURES)
+            command = " ".join(["python -m experiments", *arguments])
+            for row in perform(name, config, command, *folders).rows:
+                print(f"{row.quantity:60} {row.ours:>24}   published {row.published or '-'}"
+                      + ("" if row.holds is not False else "   DOES NOT HOLD"))  # fmt: skip
+            print(f"written: {folders[0] / name}.json, {folders[1] / name}.png")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

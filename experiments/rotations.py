@@ -1,0 +1,89 @@
+"""557 four-neuron circuits run in a thousand neurons, for a few layers, and only while few are on.
+
+Linsefors, "Circuits in superposition 2" (2025) and "Rotations in superposition" (December 2025). Each circuit has 6
+slots, any two share at most one, and the matrices are made by hand. On the average x is better than a guess for four
+layers with one circuit on, for three with two or three; every single circuit survives 2, 1, 0 rotations with 1, 2, 3 on.
+The theory's leading terms are dashed; where they are left, too many neurons fire.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.experiment import Results, Row
+from jax_interp.models.toys.rotations import expected_errors, rotation_errors, rotations
+from jax_interp.models.toys.s_hot import most
+from jax_interp.views.style import BLUE, GREEN, MUTED, ORANGE, canvas, styled
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    T: int = 557
+    D: int = 1000
+    S: int = 6
+    layers: int = 5
+    rows: int = 512
+    chunks: int = 8
+    seed: int = 0
+
+
+QUICK = Config(rows=128, chunks=2)
+PUBLISHED = {
+    1: (0, 0.0084, 0.130, 0.589, 1.63),
+    2: (0.034, 0.157, 0.575, 1.55, 3.77),
+    3: (0.077, 0.330, 0.883, 2.10, 5.29),
+}
+SURVIVES = {1: 2, 2: 1, 3: 0}
+
+
+def run(config: Config) -> Results:
+    model = jax.jit(rotations, static_argnums=(1, 2, 3, 4))(
+        jax.random.key(config.seed), config.T, config.D, config.S, config.layers
+    )
+    measure = jax.jit(rotation_errors, static_argnums=(2, 3, 4))
+    fit = most(config.D // 4, config.S)
+    rows = [Row(f"circuits of {config.S} slots that fit into {config.D // 4}", f"{fit}", "557", fit == 557)]
+    data: dict[str, Any] = {}
+    for z, published in PUBLISHED.items():
+        found = measure(model, jax.random.key(1), z, config.rows, config.chunks)
+        found = {name: np.asarray(value) for name, value in found.items()}
+        theory = [expected_errors(config.T, config.D, config.S, z, layer + 1) for layer in range(config.layers)]
+        data[str(z)] = found | {"theory": [one["active"] for one in theory]}
+        error, early = found["active"], slice(0, 3)
+        close = np.abs(error[early] - published[early]) < 0.15 * np.asarray(published[early]) + 1e-4
+        rows.append(Row(f"{z} on: mean |error|² of x, layers 1 to 5", ", ".join(f"{e:.3g}" for e in error),
+                        ", ".join(f"{e:.3g}" for e in published), bool(close.all())))  # fmt: skip
+        beats, said = int(np.sum(np.cumprod(error < 1))), 4 if z == 1 else 3
+        rows.append(Row(f"{z} on: layers in which the mean beats a guess", f"{beats}", f"{said}", beats == said))
+        survived = int(np.sum(np.cumprod(found["worst"] < 1)))
+        rows.append(Row(f"{z} on: rotations that every circuit survives", f"{survived}", f"{SURVIVES[z]}",
+                        survived == SURVIVES[z]))  # fmt: skip
+        if z == 1:
+            inactive = float(found["inactive"][0])
+            rows.append(Row("1 on: mean |x|² of those that are off, layer 1", f"{inactive:.4f}", ".0037 (theory)",
+                            abs(inactive - theory[0]["inactive"]) < 0.0006))  # fmt: skip
+    return Results(tuple(rows), data)
+
+
+@styled
+def figure(results: Results) -> Any:
+    drawn, (error, firing) = canvas(9.5, 3.6, 2, width_ratios=[1.4, 1])
+    for z, color in (("1", BLUE), ("2", GREEN), ("3", ORANGE)):
+        found = results.data[z]
+        layers = np.arange(1, len(found["active"]) + 1)
+        on = np.asarray(found["active"]) > 1e-6
+        error.plot(layers[on], np.asarray(found["active"])[on], color=color, lw=1.7, marker="o", ms=4, label=f"{z} on")
+        theory = np.asarray(found["theory"])
+        error.plot(layers[theory > 0], theory[theory > 0], color=color, lw=1, ls="--")
+        firing.plot(layers, found["firing"], color=color, lw=1.7, marker="o", ms=4)
+    error.axhline(1, color=MUTED, lw=0.9)
+    error.annotate("guessing the mean", (1, 1), xytext=(0, 3), textcoords="offset points", color=MUTED, fontsize=8.5)
+    error.set(title="Error of x in circuits that are on (dashed: theory)", yscale="log", xlabel="layer",
+              ylabel="mean squared error", xticks=layers)  # fmt: skip
+    error.legend(loc="lower right")
+    firing.set(title="Neurons that fire", xlabel="layer", ylabel="share of 1000", ylim=(0, None), xticks=layers)
+    return drawn
