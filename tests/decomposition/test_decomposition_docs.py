@@ -1,0 +1,55 @@
+"""The code of docs/decomposition.md runs as it stands, and the command line does what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "decomposition.md"
+
+
+@pytest.mark.slow
+def test_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_INTERP_CACHE", str(tmp_path))
+    names: dict = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+            exec(compile(code, str(PAGE), "exec"), names)
+    assert names["same"]
+    assert names["acts"]["blocks.*.mlp.up.components"].shape[::3] == (4, 32)
+    np.testing.assert_array_equal(names["sweep"].shape[0], 4)
+    assert names["importance"].shape == (5, 8)
+    report = names["report"]
+    near = lambda value, want: np.testing.assert_allclose(value, want, atol=1e-3)
+    near([report.strict.relative, report.all_on.relative, report.exact.relative], [0, 0.5, 0.5])
+    assert "adversarial, exact" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path, monkeypatch, capsys):
+    from jax_interp.cli.main import main
+    from jax_interp.decomposition.storage import load_decomposition
+    from jax_interp.models.toys.tms import tms_target
+
+    monkeypatch.setenv("JAX_INTERP_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    assert main(["decompose", "tms_5_2_spd_tiny", "--run-dir", str(run), "--quiet"]) == 0
+    assert "linearity, strict" in capsys.readouterr().out
+    result = json.loads((run / "evaluation.json").read_text())
+    assert {"error", "pgd", "linearity", "identity_error", "mmcs"} <= set(result)
+    page = (run / "report.html").read_text()
+    assert "Is weight linearity real?" in page
+    assert page.count("<svg") == 4
+    trained, config = load_decomposition(run / "decomposition.safetensors", tms_target("5-2"))
+    assert config.C == 8
+    before = (run / "decomposition.safetensors").read_bytes()
+    assert main(["decompose", str(run), "--quiet"]) == 0  # done already: nothing changes
+    assert (run / "decomposition.safetensors").read_bytes() == before
+    assert trained.model.of("linear2").V.shape == (2, 8)
+    with pytest.raises(ValueError, match="of another model"):
+        load_decomposition(run / "decomposition.safetensors", tms_target("40-10"))
