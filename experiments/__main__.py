@@ -1,4 +1,4 @@
-"""`python -m experiments`: list, run, or write the table."""
+"""`python -m experiments`: list, run, write the table, draw the pictures again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from experiments import table
-from experiments.experiment import FIGURES, RESULTS, find, names, perform
+from experiments.experiment import FIGURES, RESULTS, draw, find, load, names, perform
 from jax_interp.errors import UserError
 
 
@@ -17,9 +17,12 @@ def main(arguments: list[str]) -> int:
         if not arguments or arguments[0] in ("-h", "--help"):
             for name in names():
                 print(f"{name:26}{(find(name).__doc__ or '').strip().splitlines()[0]}")
-            print("python -m experiments NAME [--quick] [options] | table")
+            print("python -m experiments NAME [--quick] [options] | table | draw")
         elif arguments[0] == "table":
             print(table.write())
+        elif arguments[0] == "draw":
+            for path in sorted(RESULTS.glob("*.json")):
+                draw(path.stem, load(path)["data"])
         else:
             name, rest = arguments[0], [one for one in arguments[1:] if one != "--quick"]
             module, quick = find(name), "--quick" in arguments

@@ -71,12 +71,11 @@ def run(config: Config) -> Results:
 
 
 @styled
-def figure(results: Results) -> Any:
-    data = results.data
-    drawn, (plane, bars) = canvas(9.5, 3.7, 2, width_ratios=[1, 1.7])
+def figure(data: dict[str, Any]) -> Any:
+    drawn, (plane, bars) = canvas(9.5, 3.7, 2, width_ratios=[1, 1.75])
     W = np.asarray(data["W"])
     plane.plot(W[:, 0], W[:, 1], ".", color=BLUE, ms=5)
-    plane.set(title="100 features in the plane, c = 1e-4", aspect="equal")
+    plane.set(title="100 features in the plane, c = 1e-4", aspect="equal", xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
     names = [name for name in data if name != "W"]
     accuracy = [float(np.mean(data[name]["accuracy"])) for name in names]
     ratio = [float(np.mean(data[name]["mse"])) / 0.01 for name in names]
@@ -87,6 +86,6 @@ def figure(results: Results) -> Any:
                       textcoords="offset points", va="center", color=MUTED, fontsize=8.5)  # fmt: skip
     bars.set_yticks(place, names)
     bars.invert_yaxis()
-    bars.set(title="Features whose own output is the largest", xlim=(0, 1.6), xticks=[0, 0.25, 0.5, 0.75, 1])
+    bars.set(title="Features whose own output is the largest", xlim=(0, 2.2), xticks=[0, 0.25, 0.5, 0.75, 1])
     bars.grid(axis="y", visible=False)
     return drawn

@@ -83,8 +83,7 @@ def run(config: Config) -> Results:
 
 
 @styled
-def figure(results: Results) -> Any:
-    data = results.data
+def figure(data: dict[str, Any]) -> Any:
     kinds = (("clean", "M = 0", MUTED), ("noise", "M symmetric", BLUE), ("embedding", "M of an embedding", GREEN))
     drawn, (bars, curves) = canvas(9.5, 3.4, 2, width_ratios=[1, 1.4])
     for i, (name, label, color) in enumerate(kinds):

@@ -1,7 +1,7 @@
 """What an experiment gives: rows of our figures beside the published ones, and what its picture is drawn from.
 
 An experiment is a module of this package with a docstring that states the claim and its source, a frozen `Config` whose
-defaults are the run of record, `QUICK`, the same in under a minute, `run(config) -> Results` and `figure(Results)`.
+defaults are the run of record, `QUICK`, the same in under a minute, `run(config) -> Results` and `figure(data)`, which draws what `Results.data` holds.
 """
 
 from __future__ import annotations
@@ -78,8 +78,13 @@ def perform(name: str, config: Any, command: str, results_dir: Path, figures_dir
     for folder in (results_dir, figures_dir):
         folder.mkdir(parents=True, exist_ok=True)
     atomic_write(results_dir / f"{name}.json", json.dumps(record, indent=1) + "\n")
-    module.figure(results).savefig(figures_dir / f"{name}.png", dpi=130, facecolor="white")
+    draw(name, results.data, figures_dir)
     return results
+
+
+def draw(name: str, data: dict[str, Any], figures_dir: Path = FIGURES) -> None:
+    """The picture again, from the data of a record."""
+    find(name).figure(data).savefig(figures_dir / f"{name}.png", dpi=130, facecolor="white")
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -70,8 +70,7 @@ def run(config: Config) -> Results:
 
 
 @styled
-def figure(results: Results) -> Any:
-    data = results.data
+def figure(data: dict[str, Any]) -> Any:
     drawn, (loss, sparse, bars) = canvas(12.5, 3.5, 3, width_ratios=[1.5, 1, 1])
     for name, label, color in (("train_loss", "train", MUTED), ("test_loss", "test", INK),
                                ("restricted_loss", "restricted to the key frequencies", BLUE),

@@ -2,8 +2,8 @@
 
 Linsefors, "Circuits in superposition 2" (2025) and "Rotations in superposition" (December 2025). Each circuit has 6
 slots, any two share at most one, and the matrices are made by hand. On the average x is better than a guess for four
-layers with one circuit on, for three with two or three; every single circuit survives 2, 1, 0 rotations with 1, 2, 3 on.
-The theory's leading terms are dashed; where they are left, too many neurons fire.
+layers with one circuit on, for three with two or three; every circuit survives 2, 1, 0 rotations with 1, 2, 3 on. The
+theory's leading terms are dashed; where they are left, too many neurons fire.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def run(config: Config) -> Results:
 
 
 @styled
-def figure(results: Results) -> Any:
+def figure(data: dict[str, Any]) -> Any:
     drawn, (error, firing) = canvas(9.5, 3.6, 2, width_ratios=[1.4, 1])
     for z, color in (("1", BLUE), ("2", GREEN), ("3", ORANGE)):
-        found = results.data[z]
+        found = data[z]
         layers = np.arange(1, len(found["active"]) + 1)
         on = np.asarray(found["active"]) > 1e-6
         error.plot(layers[on], np.asarray(found["active"])[on], color=color, lw=1.7, marker="o", ms=4, label=f"{z} on")

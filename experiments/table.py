@@ -13,6 +13,7 @@ its `Config` holds the numbers of the run below.
     python -m experiments                       # what there is
     python -m experiments NAME [--quick]        # run one: results/NAME.json, figures/NAME.png
     python -m experiments table                 # write this page from results/
+    python -m experiments draw                  # draw all pictures again from results/
 
 `--quick` takes under a minute, shows that it runs, and writes to `out/experiments/`; options change the config
 (`python -m experiments grokking --help`). Seconds are those of the run, on two cores of a busy machine, training

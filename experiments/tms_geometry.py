@@ -65,8 +65,7 @@ def run(config: Config) -> Results:
 
 
 @styled
-def figure(results: Results) -> Any:
-    data = results.data
+def figure(data: dict[str, Any]) -> Any:
     drawn, (plane, curve) = canvas(9.5, 4.0, 2, width_ratios=[1, 1.7])
     for x, y in np.asarray(data["W"]):
         plane.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "color": BLUE, "lw": 1.6})

@@ -56,19 +56,21 @@ def run(config: Config) -> Results:
 
 
 @styled
-def figure(results: Results) -> Any:
+def figure(data: dict[str, Any]) -> Any:
     drawn, (axes,) = canvas(5.6, 3.8)
     p = np.array([0.04, 0.25])
     axes.plot(p, p, color=BLUE, lw=1, ls="--")
     axes.plot(p, p**2, color=ORANGE, lw=1, ls="--")
     marks = {1000: "o", 4000: "s", 16000: "^"}
-    for one in results.data.values():
+    for one in data.values():
         mark = marks.get(one["neurons"], "D")
         axes.plot(one["p"], one["one"], mark, color=BLUE, ms=6)
         axes.plot(one["p"], one["none"], mark, color=ORANGE, ms=6)
     for neurons, mark in marks.items():
         axes.plot([], [], mark, color=MUTED, label=f"{neurons:,} neurons")
-    axes.annotate("one of the pair on: p", (0.06, 0.062), xytext=(-14, 14), textcoords="offset points", color=BLUE)
+    axes.annotate(
+        "one of the pair on: p", (0.25, 0.25), xytext=(0, 7), textcoords="offset points", ha="right", color=BLUE
+    )
     axes.annotate("none on: p²", (0.15, 0.0225), xytext=(4, -14), textcoords="offset points", color=ORANGE)
     axes.set(title="Error of reading f_i AND f_j where two features are on", xscale="log", yscale="log",
              xlabel="p, the share of features that a neuron sees", ylabel="root mean squared error")  # fmt: skip
