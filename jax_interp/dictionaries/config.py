@@ -66,6 +66,9 @@ class DictionaryConfig:
     resampling: Resampling | None = None
     steps: int = 800
     optimizer: Adam = dataclasses.field(default_factory=Adam)
+    matmul: Literal["float32", "bfloat16"] | None = None
+    """What products of matrices multiply in; they add up in float32, and weights, moments and everything else stay
+    float32. None: the device's default (a TPU's is bfloat16). CPUs multiply in float32 whatever is asked."""
     buffer: int = 65_536
     """Rows shuffled among each other."""
     seed: int = 0

@@ -9,6 +9,7 @@ one state: `learn` alone (rows in, learner out) is what a sweep maps over (sweep
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -29,6 +30,9 @@ from jax_interp.dictionaries.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.resampling import resample
 from jax_interp.errors import UserError
 from jax_interp.training import Run, fit, optimizer
+
+
+PRECISION = {"float32": "F32_F32_F32", "bfloat16": "BF16_BF16_F32"}
 
 
 @jax.tree_util.register_dataclass
@@ -122,7 +126,8 @@ def learn(
         value, parts = total(terms, forward)
         return value, (parts, code, forward.error)
 
-    (value, (parts, code, error)), grad = jax.value_and_grad(loss_of, has_aux=True)(dictionary)
+    with jax.default_matmul_precision(PRECISION[config.matmul]) if config.matmul else contextlib.nullcontext():
+        (value, (parts, code, error)), grad = jax.value_and_grad(loss_of, has_aux=True)(dictionary)
     if config.decoder == "unit":
         grad = dataclasses.replace(grad, W_dec=_by_site(without_parallel, dictionary, grad.W_dec, dictionary.W_dec))
     updated, opt = optimizer.update(adam(config.optimizer, config.steps, learning_rate), grad, learner.opt, dictionary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from functools import partial
 
 import jax
@@ -255,3 +256,15 @@ def test_the_step_compiles_once(model):
 def test_a_config_that_cannot_be_is_refused(bad, says):
     with pytest.raises(UserError, match=says):
         dataclasses.replace(CONFIG, **bad)
+
+
+def test_products_take_the_precision_that_is_asked_for_and_weights_stay_float32():
+    for config in (CONFIG, variants.gated(ADDRESS, **FIELDS)):
+        config = dataclasses.replace(config, matmul="bfloat16")
+        learner = start_learner(config, jax.random.key(0), (16,), jnp.zeros(16))
+        step = jax.make_jaxpr(partial(learn, config))(learner, jnp.ones((8, 16)), jnp.ones(1))
+        products = re.findall(r"dot_general\[.*?\]\s", str(step), re.DOTALL)
+        assert len(products) >= 4
+        assert all("BF16_BF16_F32" in p for p in products)
+        kinds = {leaf.dtype for leaf in jax.tree.leaves(learner.dictionary)}
+        assert kinds == {jnp.dtype("float32")}

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.dictionaries.activations.jumprelu import Jump
-from jax_interp.dictionaries.activations.select import batch_top_k
-from jax_interp.dictionaries.activations.topk import row_norms
+from jax_interp.dictionaries.activations.select import batch_top_k, nth_largest
+from jax_interp.dictionaries.activations.topk import masked, row_norms
 from jax_interp.dictionaries.codes import BatchCode, DenseCode
+from jax_interp.dictionaries.sharding import feature_shards
 from jax_interp.dictionaries.sparse import entries_outer
 from jax_interp.errors import UserError
 
@@ -47,8 +48,12 @@ class BatchTopK:
         least = jnp.maximum(self.threshold, jnp.zeros((), pre.dtype))
         return DenseCode(jnp.where(score > least, pre, jnp.zeros_like(pre)), pre)
 
-    def encode_batch(self, dictionary: Any, x: Float[Array, "row d"]) -> BatchCode:
+    def encode_batch(self, dictionary: Any, x: Float[Array, "row d"]) -> BatchCode | DenseCode:
         """By comparison within the batch: what is trained on. Its backward pass touches only what is on."""
+        if feature_shards() > 1:
+            norms = row_norms(dictionary.W_dec) if self.weighted else None
+            n = x.shape[0] * (self.k if self.limit is None else self.limit)
+            return masked(dictionary, x, norms, lambda score: nth_largest(score, n))
         W_enc, b_enc = dictionary.W_enc, dictionary.b_enc
         norms = row_norms(dictionary.W_dec) if self.weighted else None
         if norms is not None:
@@ -58,9 +63,12 @@ class BatchTopK:
         values, rows, features = entries
         return BatchCode(values if norms is None else values / norms[features], rows, features, x.shape[0])
 
-    def observe(self, dictionary: Any, code: BatchCode) -> BatchTopK:
+    def observe(self, dictionary: Any, code: BatchCode | DenseCode) -> BatchTopK:
         """With the threshold moved towards the least value that is on in this batch."""
-        values = code.values * row_norms(dictionary.W_dec)[code.features] if self.weighted else code.values
+        if isinstance(code, DenseCode):
+            values = code.z * row_norms(dictionary.W_dec)[None, :] if self.weighted else code.z
+        else:
+            values = code.values * row_norms(dictionary.W_dec)[code.features] if self.weighted else code.values
         least = jnp.min(jnp.where(values > 0, values, jnp.asarray(jnp.inf, values.dtype)))
         followed = self.decay * self.threshold + (1 - self.decay) * least
         now = jnp.where(self.threshold < 0, least, followed)

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_interp.dictionaries.activations.topk import encode_at
-from jax_interp.dictionaries.codes import RowCode
+from jax_interp.dictionaries.activations.topk import encode_at, masked
+from jax_interp.dictionaries.codes import DenseCode, RowCode
+from jax_interp.dictionaries.sharding import feature_shards
 from jax_interp.errors import UserError
 
 
@@ -31,8 +32,15 @@ class GroupMax:
             )
         return self
 
-    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> RowCode:
+    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> RowCode | DenseCode:
         group = dictionary.n_features // self.k
+        if feature_shards() > 1:
+
+            def least(score):
+                groups = score.reshape(-1, self.k, group)
+                return jnp.broadcast_to(jnp.max(groups, axis=2, keepdims=True), groups.shape).reshape(score.shape)
+
+            return masked(dictionary, x, None, least)
 
         def largest(pre):
             groups = pre.reshape(pre.shape[0], self.k, group)

@@ -12,7 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
+
+from jax_interp.dictionaries.sharding import feature_shards, rows_spec
 
 GROUP = 16
 # A second pass over k·GROUP candidates pays where the row is at least this many times longer.
@@ -25,6 +28,8 @@ def top_k(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "row k"]
     n = x.shape[1]
     if not 0 < k <= n:
         raise ValueError(f"top_k: k = {k} of {n} features; k must be between 1 and the number of features")
+    if (shards := feature_shards()) > 1 and n % shards == 0:
+        return _by_shards(x, k, shards)
     # The barriers keep XLA's CPU backend from fusing what surrounds a top-k into it: fused with an elementwise
     # neighbour it can take some 60 times longer.
     x = jax.lax.optimization_barrier(x)
@@ -34,6 +39,23 @@ def top_k(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "row k"]
     whole = lambda x: tuple(jax.lax.top_k(x, k))
     values, indices = jax.lax.platform_dependent(x, cpu=lambda x: _by_groups(x, k), default=whole)
     return values, indices
+
+
+def _by_shards(x: Float[Array, "row feature"], k: int, shards: int) -> tuple[Array, Array]:
+    """Of each device's own features the k largest, and of those the k largest: k · shards values a row travel. By hand,
+    because the partitioner would bring whole rows together before any top-k."""
+    width = x.shape[1] // shards
+
+    def of_device(x):
+        values, indices = jax.lax.top_k(x, min(k, width))
+        indices = indices + jax.lax.axis_index("tensor").astype(indices.dtype) * width
+        together = lambda a: jax.lax.all_gather(a, "tensor", axis=1, tiled=True)
+        values, place = jax.lax.top_k(together(values), k)
+        return values, jnp.take_along_axis(together(indices), place, axis=1, mode="promise_in_bounds")
+
+    rows = rows_spec(x.shape[0])
+    gathered = jax.shard_map(of_device, in_specs=P(rows, "tensor"), out_specs=(P(rows), P(rows)), check_vma=False)
+    return gathered(x)
 
 
 def _by_groups(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
@@ -90,7 +112,7 @@ def _batch_top(x: Float[Array, "row feature"], n: int, wanted: Any) -> tuple[Arr
 
 def _largest(x: Float[Array, "row column"], n: Any) -> Bool[Array, "row column"]:
     """Where the `n` largest are: exactly `n` of them, of equal ones the first."""
-    least = _nth_largest(x, n)
+    least = nth_largest(x, n)
     above, equal = x > least, x == least
     room = n - jnp.sum(above, dtype=jnp.int32)
     in_row = jnp.sum(equal, axis=1, dtype=jnp.int32)
@@ -98,7 +120,7 @@ def _largest(x: Float[Array, "row column"], n: Any) -> Bool[Array, "row column"]
     return above | (equal & (before[:, None] + _running_count(equal) <= room))
 
 
-def _nth_largest(x: Float[Array, "row column"], n: Any) -> Float[Array, ""]:
+def nth_largest(x: Float[Array, "row column"], n: Any) -> Float[Array, ""]:
     """The n-th largest entry, bit by bit: of the integers in the order of the floats, the largest that n entries
     reach. 32 counts over `x` (64 for float64), each as fast as memory, where a sort of it takes ten times longer."""
     bits = x.dtype.itemsize * 8

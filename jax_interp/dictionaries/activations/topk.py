@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.dictionaries.activations.select import top_k
-from jax_interp.dictionaries.codes import RowCode
+from jax_interp.dictionaries.codes import DenseCode, RowCode
+from jax_interp.dictionaries.sharding import feature_shards
 from jax_interp.dictionaries.sparse import sparse_matmul, sparse_outer
 from jax_interp.errors import UserError
 
@@ -36,16 +37,36 @@ class TopK:
             raise UserError(f"k={self.k} latents of n_features={n_features}: k must be from 1 to n_features")
         return self
 
-    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> RowCode:
+    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> RowCode | DenseCode:
         norms = row_norms(dictionary.W_dec) if self.weighted else None
+        if feature_shards() > 1:
+            return masked(dictionary, x, norms, self._least)
         code = encode_at(lambda pre: top_k(pre, self.k), dictionary, x, norms)
         if self.limit is None:
             return code
         on = jnp.arange(self.k).astype(self.limit.dtype)[None, :] < self.limit
         return dataclasses.replace(code, values=jnp.where(on, code.values, jnp.zeros_like(code.values)))
 
+    def _least(self, score: Float[Array, "row feature"]) -> Float[Array, "row 1"]:
+        """The least score that is on in each row."""
+        values = top_k(score, self.k)[0]
+        if self.limit is None:
+            return values[:, -1:]
+        return jax.lax.dynamic_slice_in_dim(values, self.limit.astype(jnp.int32) - 1, 1, axis=1)
+
     def scaled(self, factor: Float[Array, ""]) -> TopK:
         return self
+
+
+def masked(
+    dictionary: Any, x: Float[Array, "row d"], norms: Array | None, least: Callable[[Array], Array]
+) -> DenseCode:
+    """The positive pre-activations whose score reaches `least(score)`, dense: how a code is kept on a mesh whose
+    devices share the features. Equal scores at the edge are all on."""
+    pre = dictionary.linear(x) + dictionary.b_enc[None, :]
+    score = jax.lax.stop_gradient(pre if norms is None else pre * norms[None, :])
+    on = score >= least(score)
+    return DenseCode(jnp.where(on, jax.nn.relu(pre), jnp.zeros_like(pre)), pre)
 
 
 def row_norms(W: Float[Array, "feature d"]) -> Float[Array, " feature"]:

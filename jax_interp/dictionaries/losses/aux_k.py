@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only
+from jax_interp.dictionaries.sharding import feature_shards
 from jax_interp.errors import UserError
 
 Weights = tuple[Array, Array, Array]  # W_enc, b_enc, W_dec
@@ -67,7 +68,9 @@ def aux_loss(
 
 def _by_width(call, weights, x, error, dead, k_aux) -> Any:
     n_dead, n_features = jnp.sum(dead), len(dead)
-    widths = (*(w for w in (k_aux, 4 * k_aux) if w < n_features), n_features)
+    # On a mesh dead latents are where they are: gathered into one place they would have to travel there.
+    narrower = (w for w in (k_aux, 4 * k_aux) if w < n_features and feature_shards() == 1)
+    widths = (*narrower, n_features)
     branch = jnp.where(n_dead == 0, 0, 1 + sum((n_dead > w).astype(jnp.int32) for w in widths[:-1]))
     losses = [_aux_of_none, *(partial(_aux_of_width, width=w, k_aux=k_aux) for w in widths)]
     return jax.lax.switch(branch, [partial(call, loss) for loss in losses], weights, x, error, dead)

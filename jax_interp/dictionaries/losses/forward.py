@@ -51,9 +51,10 @@ class Forward:
 
 def dense_code(forward: Forward, asker: Any) -> DenseCode:
     """The code, for a term that needs every pre-activation. UserError where the activation keeps only what is on."""
-    if not isinstance(forward.code, DenseCode):
+    activation = type(forward.dictionary.activation)
+    if not isinstance(forward.code, DenseCode) or hasattr(activation, "k"):
         raise UserError(
-            f"{type(asker).__name__} acts on all pre-activations, and {type(forward.dictionary.activation).__name__} "
+            f"{type(asker).__name__} acts on all pre-activations, and {activation.__name__} "
             "computes only those that are on: it goes with ReLU, JumpReLU or Gated"
         )
     return forward.code

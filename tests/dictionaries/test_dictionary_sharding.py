@@ -1,0 +1,86 @@
+"""A dictionary over eight devices: the numbers of one, and the traffic that one would write by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import batch_at, toy
+
+from jax_interp.dictionaries import variants
+from jax_interp.dictionaries.config import Adam
+from jax_interp.dictionaries.sharding import rules
+from jax_interp.dictionaries.train import learn, start, start_learner, train_step
+from jax_interp.training.sharding import make_mesh, shard, shard_batch
+
+FIELDS = {"n_features": 64, "steps": 20, "buffer": 256, "dead_after": 200, "optimizer": Adam(warmup=2)}
+ADDRESS = "blocks.1.resid_post"
+VARIANTS = {
+    "relu": variants.relu(ADDRESS, 0.02, **FIELDS),
+    "topk": variants.topk(ADDRESS, 4, **FIELDS),
+    "gated": variants.gated(ADDRESS, 0.02, **FIELDS),
+    "jumprelu": variants.jumprelu(ADDRESS, 0.02, **FIELDS),
+    "batch_topk": variants.batch_topk(ADDRESS, 4, **FIELDS),
+    "group_max": variants.group_max(ADDRESS, 4, **FIELDS),
+}
+FAST = ("topk",)
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
+def test_eight_devices_are_one(name):
+    config, model = VARIANTS[name], toy()
+    state = start(config, model, batch_at)
+    step = partial(train_step, config)
+    alone, sharded, metrics = state, None, None
+    for i in range(3):
+        alone, metrics = jax.jit(step)(alone, batch_at(9 + i), model)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2, explicit=False)
+    with jax.set_mesh(mesh):
+        sharded = shard(state, rules(state), mesh)
+        there = jax.jit(step)
+        for i in range(3):
+            sharded, sharded_metrics = there(sharded, shard_batch(batch_at(9 + i), mesh), model)
+        W_enc = sharded.learner.dictionary.W_enc
+        assert W_enc.addressable_shards[0].data.shape == (8, 32)
+    for one in metrics:
+        np.testing.assert_allclose(sharded_metrics[one], metrics[one], rtol=2e-4, atol=1e-6, err_msg=one)
+    for a, b in zip(
+        jax.tree.leaves(sharded.learner.dictionary), jax.tree.leaves(alone.learner.dictionary), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=3e-4)
+
+
+def traffic(config, rows, d, **mesh_shape):
+    """{collective: [number of elements of each]} of the compiled step."""
+    mesh = make_mesh(explicit=False, **mesh_shape)
+    with jax.set_mesh(mesh):
+        learner = start_learner(config, jax.random.key(0), (d,), jnp.zeros(d))
+        learner = shard(learner, rules(learner), mesh)
+        x = shard_batch(jnp.ones((rows, d)), mesh)
+        text = jax.jit(partial(learn, config)).lower(learner, x, jnp.ones(1)).compile().as_text()
+    found: dict[str, list[int]] = {}
+    pattern = r"= (\(?[^=]*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+    for shapes, kind in re.findall(pattern, text):
+        for shape in re.findall(r"[a-z]+[0-9]*\[([0-9,]*)\]", shapes):
+            found.setdefault(kind, []).append(int(np.prod([int(n) for n in shape.split(",") if n])))
+    return found
+
+
+def test_what_travels_is_what_one_would_write_by_hand():
+    """4 devices share rows, 2 share features: partial sums of the decoder over the rows of a device, gradients of a
+    device's own features, vectors and scalars; for TopK each device's candidates besides."""
+    rows, d, m, k = 128, 16, 64, 4
+    largest = max(rows // 4 * d, d * m // 2)
+    relu = traffic(dataclasses.replace(VARIANTS["relu"], resampling=None), rows, d, data=4, tensor=2)
+    assert set(relu) == {"all-reduce"}
+    assert max(relu["all-reduce"]) == largest
+    assert sum(n > m for n in relu["all-reduce"]) <= 4  # ŷ, two gradients of matrices; nothing else of that size
+    topk = traffic(VARIANTS["topk"], rows, d, data=4, tensor=2)
+    assert set(topk) <= {"all-reduce", "all-gather"}
+    assert max(topk["all-gather"]) <= rows // 4 * 2 * max(k, 8)  # candidates, of AuxK's 8 as well
+    assert max(topk["all-reduce"]) == largest
