@@ -31,7 +31,6 @@ from jax_interp.dictionaries.resampling import resample
 from jax_interp.errors import UserError
 from jax_interp.training import Run, fit, optimizer
 
-
 PRECISION = {"float32": "F32_F32_F32", "bfloat16": "BF16_BF16_F32"}
 
 
