@@ -1,0 +1,266 @@
+"""Training a cross-layer dictionary: the stream, the losses and the loop of all dictionaries, one code a source.
+
+    config = CrossLayerConfig(
+        address=tuple(f"blocks.{i}.ln2.normalized" for i in range(4)),
+        writes=tuple(f"blocks.{i}.mlp_out" for i in range(4)),         # a cross-layer transcoder
+        n_features=4096,
+        steps=2000,
+    )
+    clt = train_cross_layer(config, model, batch_at, run="runs/clt")       # works on raw activations
+
+Every value is read in one forward pass and scaled by itself to E‖x‖² = d. `n_features`, k and a target for L0 are those
+of each source; the reconstruction is of all targets together, and the other terms are summed over sources, each with
+the errors of the targets that it writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jax_interp.dictionaries.activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
+from jax_interp.dictionaries.config import DictionaryConfig
+from jax_interp.dictionaries.decoder_norm import unit_rows, without_parallel
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, n_targets
+from jax_interp.dictionaries.forms.dictionary import init_sae, init_transcoder
+from jax_interp.dictionaries.harvest import Stream, advance, start_stream
+from jax_interp.dictionaries.losses import L0, L1, AnnealedLp, AuxK, PreActivation, Reconstruction, Tanh, TargetL0
+from jax_interp.dictionaries.losses.forward import Forward, Term, snake
+from jax_interp.dictionaries.normalisation import fold_scale, for_inference
+from jax_interp.dictionaries.train import Learner, TrainState, adam, addresses
+from jax_interp.errors import UserError
+from jax_interp.training import Run, fit, optimizer
+
+BY_SOURCE = (L1, AnnealedLp, L0, TargetL0, Tanh, PreActivation, AuxK)
+ACTIVATIONS = (ReLU, JumpReLU, TopK, BatchTopK)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossLayerConfig(DictionaryConfig):
+    """`address` and `writes` in the order of the layers, one target for each source. Without `writes` a weakly causal
+    crosscoder; a strictly causal one reads all values but the last and writes all but the first.
+
+    `window`: how many targets a source writes, its own first; None: all from its own on. `decoder="unit"` holds a
+    feature's rows to all its targets, taken together, at norm 1; free rows ask for a choice, or a penalty, weighted by
+    their norms.
+    """
+
+    address: tuple[str, ...] = ("blocks.0.resid_post", "blocks.1.resid_post")
+    activation: Activation = dataclasses.field(default_factory=lambda: TopK(weighted=True))
+    decoder: Literal["unit", "free"] = "free"
+    centred: bool = False
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.reads) != len(self.targets):
+            raise UserError(
+                f"{len(self.reads)} values are read and {len(self.targets)} written: a cross-layer dictionary has one "
+                "target for each source, which it and the sources before it write"
+            )
+        if self.window is not None and self.window < 1:
+            raise UserError(f"window={self.window}: at least 1, the source's own target")
+        if self.centred or self.resampling is not None:
+            raise UserError("a cross-layer dictionary is neither centred nor resampled: leave both out")
+        if not isinstance(self.activation, ACTIVATIONS):
+            known = ", ".join(kind.__name__ for kind in ACTIVATIONS)
+            raise UserError(f"a cross-layer dictionary takes {known}, not {type(self.activation).__name__}")
+        for term in self.loss:
+            if not isinstance(term, (Reconstruction, *BY_SOURCE)):
+                known = ", ".join(kind.__name__ for kind in (Reconstruction, *BY_SOURCE))
+                raise UserError(f"a cross-layer dictionary is trained with {known}, not {type(term).__name__}")
+
+
+def init_cross_layer(
+    config: CrossLayerConfig, key: Key[Array, ""], widths: Sequence[int], mean: Float[Array, " d"]
+) -> CrossLayer:
+    """Fresh weights for (scaled) values of `widths`, those read and then those written, and their `mean`. Each source
+    begins as the dictionary that has its own target alone, and writes nothing to later ones: decoder zero for a
+    transcoder (its b_enc takes off the inputs' mean), transposed to the encoder for a crosscoder."""
+    n = len(config.reads)
+    d_in, d_out = widths[0], widths[-1]
+    if set(widths[:n]) != {d_in} or set(widths[-n:]) != {d_out}:
+        raise UserError(f"the values of a cross-layer dictionary have one width each side, not {tuple(widths)}")
+    means_in, means_out = mean[: n * d_in].reshape(n, d_in), mean[-n * d_out :].reshape(n, d_out)
+    activation, m = config.activation.init(config.n_features, mean.dtype), config.n_features
+    sources = []
+    for i in range(n):
+        of_source, targets = key if i == 0 else jax.random.fold_in(key, i + 1), n_targets(n, i, config.window)
+        if config.writes is None:
+            norm = 1.0 if config.decoder == "unit" else 0.1
+            made = init_sae(of_source, d_in, m, activation, row_norm=norm, centred=False, dtype=mean.dtype)
+            W_dec = jnp.pad(made.W_dec[:, None], ((0, 0), (0, targets - 1), (0, 0)))
+        else:
+            made = init_transcoder(
+                of_source, d_in, targets * d_out, m, activation, means_in[i], jnp.zeros((targets * d_out,), mean.dtype)
+            )
+            W_dec = made.W_dec
+            if config.decoder == "unit":
+                W_dec = unit_rows(jax.random.normal(jax.random.fold_in(of_source, 1), W_dec.shape, mean.dtype))
+            W_dec = W_dec.reshape(m, targets, d_out)
+        skip = jnp.zeros((d_in, d_out), mean.dtype) if config.skip else None
+        sources.append(Source(made.W_enc, made.b_enc, W_dec, made.activation, skip))
+    return CrossLayer(tuple(sources), means_out)
+
+
+def start_cross_layer(
+    config: CrossLayerConfig, key: Key[Array, ""], widths: Sequence[int], mean: Float[Array, " d"]
+) -> Learner:
+    """The learner before its first step; `since_fired` is [source, feature]."""
+    dictionary: Any = init_cross_layer(config, key, widths, mean)
+    since_fired = jnp.zeros((len(config.reads), config.n_features), jnp.int32)
+    opt = optimizer.init(adam(config.optimizer, config.steps), dictionary)
+    return Learner(dictionary, opt, since_fired, jnp.zeros((), jnp.int32), jax.random.fold_in(key, 2))
+
+
+def learn_cross_layer(
+    config: CrossLayerConfig, learner: Learner, rows: Float[Array, "row d"], variance: Float[Array, " value"]
+) -> tuple[Learner, dict[str, Array]]:
+    """One step on scaled `rows`, what is read and then what is written: (learner, metrics), in the order of `learn`."""
+    dictionary: Any = learner.dictionary
+    n = len(config.reads)
+    d_in, d_out = dictionary.sources[0].W_enc.shape[0], dictionary.b_dec.shape[1]
+    x = [rows[:, i * d_in : (i + 1) * d_in] for i in range(n)]
+    y = rows[:, rows.shape[1] - n * d_out :]
+    dead = learner.since_fired > config.dead_after
+    key, term_key = jax.random.split(learner.key)
+    progress = learner.step.astype(rows.dtype) / config.steps
+    written = jnp.sum(variance[-n:])
+
+    def loss_of(dictionary: CrossLayer):
+        parts = [source.dictionary for source in dictionary.sources]
+        codes = [code_of(part, of_source) for part, of_source in zip(parts, x, strict=True)]
+        y_hat = jnp.concatenate(dictionary.reconstruct(codes, x), axis=1)
+        whole = Forward(dictionary, rows, y, codes[0], y_hat, dead[0], written, progress, term_key)
+        forwards = []
+        for i, (part, code) in enumerate(zip(parts, codes, strict=True)):
+            columns = slice(i * d_out, (i + part.write_sites) * d_out)
+            of_targets = y[:, columns], y_hat[:, columns]
+            forwards.append(
+                Forward(part, x[i], of_targets[0], code, of_targets[1], dead[i], written, progress, term_key)
+            )
+        value, terms = total(config.loss, whole, forwards)
+        return value, (terms, codes, whole.error)
+
+    (value, (terms, codes, error)), grad = jax.value_and_grad(loss_of, has_aux=True)(dictionary)
+    if config.decoder == "unit":
+        grad = _each_decoder(without_parallel, grad, dictionary)
+    updated: Any
+    updated, opt = optimizer.update(adam(config.optimizer, config.steps), grad, learner.opt, dictionary)
+    if config.decoder == "unit":
+        updated = _each_decoder(unit_rows, updated)
+    if hasattr(config.activation, "observe"):
+        observed = [s.activation.observe(s.dictionary, code) for s, code in zip(dictionary.sources, codes, strict=True)]
+        sources = [dataclasses.replace(s, activation=a) for s, a in zip(updated.sources, observed, strict=True)]
+        updated = dataclasses.replace(updated, sources=tuple(sources))
+    fires = jnp.stack([code.fires(config.n_features) for code in codes])
+    since_fired = jnp.where(fires > 0, 0, jnp.minimum(learner.since_fired, 2**30) + rows.shape[0])
+    step = learner.step + 1
+    centred = y - jnp.mean(y, axis=0, keepdims=True)
+    metrics = terms | {
+        "loss": value,
+        "fvu": jnp.sum(error * error) / jnp.sum(centred * centred),
+        "l0": jnp.sum(fires).astype(y.dtype) / y.shape[0],  # of all sources together
+        "dead": jnp.sum(dead),
+        "tokens": step.astype(jnp.uint32) * jnp.uint32(y.shape[0]),
+    }
+    return dataclasses.replace(
+        learner, dictionary=updated, opt=opt, since_fired=since_fired, step=step, key=key
+    ), metrics
+
+
+def code_of(part: Any, x: Float[Array, "row d"]) -> Any:
+    """The code that is trained on."""
+    return getattr(part.activation, "encode_batch", part.activation.encode)(part, x)
+
+
+def total(
+    terms: Sequence[Term], whole: Forward, sources: Sequence[Forward]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """(sum of the terms, each by name): a `Reconstruction` of all targets, the others summed over `sources`."""
+    parts: dict[str, Array] = {}
+    for term in terms:
+        values = [term(whole)] if isinstance(term, Reconstruction) else [term(forward) for forward in sources]
+        name = snake(type(term).__name__)
+        parts[name] = sum(values, parts.get(name, jnp.zeros((), whole.x.dtype)))
+    return sum(parts.values(), jnp.zeros((), whole.x.dtype)), parts
+
+
+def _each_decoder(act: Callable, *dictionaries: CrossLayer) -> CrossLayer:
+    """`act` on the decoder rows of each source, all its targets side by side."""
+    sources = []
+    for of_source in zip(*(one.sources for one in dictionaries), strict=True):
+        shape = of_source[0].W_dec.shape
+        W_dec = act(*(source.W_dec.reshape(shape[0], -1) for source in of_source)).reshape(shape)
+        sources.append(dataclasses.replace(of_source[0], W_dec=W_dec))
+    return dataclasses.replace(dictionaries[0], sources=tuple(sources))
+
+
+def cross_layer_step(
+    config: CrossLayerConfig, state: TrainState, batch: tuple[Array, Array], model: Any
+) -> tuple[TrainState, dict[str, Array]]:
+    """Harvest one token batch and learn from as many shuffled rows. Pure."""
+    stream, rows = advance(state.stream, model, addresses(config), *batch)
+    learner, metrics = learn_cross_layer(config, state.learner, rows, stream.variance)
+    return TrainState(learner, stream), metrics
+
+
+def fold_scales(dictionary: CrossLayer, read: Float[Array, " source"], write: Float[Array, " target"]) -> CrossLayer:
+    """The dictionary whose target t for x is `dictionary(read · x)[t] / write[t]`. Latents of source l get the raw
+    units of target l: 1 / write[l] times as large."""
+    sources = []
+    for i, source in enumerate(dictionary.sources):
+        d_in, (_, n, d_out) = source.W_enc.shape[0], source.W_dec.shape
+        columns = jnp.repeat(write[i : i + n], d_out, total_repeat_length=n * d_out)
+        folded = fold_scale(source.dictionary, jnp.broadcast_to(read[i], (d_in,)), columns, write[i])
+        skip = None if source.W_skip is None else source.W_skip * (read[i] / write[i])
+        sources.append(dataclasses.replace(source.with_dictionary(folded), W_skip=skip))
+    return CrossLayer(tuple(sources), dictionary.b_dec / write[:, None])
+
+
+def export(config: CrossLayerConfig, state: TrainState) -> CrossLayer:
+    """The dictionary as trained so far, for raw activations; BatchTopK as the JumpReLU that it is at inference."""
+    return export_learner(config, state.learner, state.stream)
+
+
+def export_learner(config: CrossLayerConfig, learner: Learner, stream: Stream) -> CrossLayer:
+    n, dictionary = len(config.reads), learner.dictionary
+    folded = fold_scales(dictionary, stream.scale[:n], stream.scale[-n:])  # type: ignore[arg-type]
+    sources = [source.with_dictionary(for_inference(source.dictionary)) for source in folded.sources]
+    return dataclasses.replace(folded, sources=tuple(sources))
+
+
+def train_cross_layer(
+    config: CrossLayerConfig,
+    model: Any,
+    batch_at: Callable[[int], tuple[Array, Array]],
+    *,
+    run: Run | Path | str | None = None,
+    **options: Any,
+) -> CrossLayer:
+    """Train from the start, or from the last checkpoint of `run`, and export: as `train_dictionary`, with the same
+    options and the same law of resuming to the bit."""
+    key, stream_key = jax.random.split(jax.random.key(config.seed))
+    stream = start_stream(stream_key, model, addresses(config), batch_at, config.buffer)
+    state = TrainState(start_cross_layer(config, key, stream.widths, stream.mean), stream)
+    filled = int(stream.cursor)  # these batches went into the first buffer
+    per_step = {"tokens": batch_at(0)[0].size}
+    shown = ("loss", "fvu", "l0", "dead")
+    state = fit(
+        partial(cross_layer_step, config),
+        state,
+        lambda i: batch_at(filled + i),
+        steps=config.steps,
+        run=run,
+        config=config,
+        frozen=(model,),
+        **({"shown": shown, "per_step": per_step, "title": "cross-layer dictionary"} | options),
+    )
+    return export(config, state)

@@ -1,0 +1,168 @@
+"""A cross-layer dictionary: each source reads one value and writes its own target and later ones.
+
+    a^l = activation_l(x^l W_enc^l + b_enc^l)            ŷ^t = Σ_{l ≤ t} a^l W_dec^{l→t} + b_dec^t (+ x^t W_skip^t)
+
+What is read and what is written decides what it is called:
+
+    cross-layer transcoder       reads each MLP's input, writes MLPs' outputs from that layer on (Ameisen et al. 2025)
+    weakly causal crosscoder     reads values, writes the same ones from that one on (Lindsey et al. 2024)
+    strictly causal crosscoder   writes only later ones: reads all values but the last, writes all but the first
+    per-layer transcoders        the same with a window of one target
+
+Each source seen alone is a `Dictionary` with several write sites, so activations, losses and folding are those of all
+forms. Decoders are a triangle: S sources of m features with d columns hold m·d·(S + S(S+1)/2) weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_interp.dictionaries.codes import Code
+from jax_interp.dictionaries.forms.dictionary import Dictionary, site_norms
+from jax_interp.errors import UserError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Source l of a cross-layer dictionary. `W_dec[:, j]` writes target l + j; `W_skip` target l alone."""
+
+    W_enc: Float[Array, "d_in feature"]
+    b_enc: Float[Array, " feature"]
+    W_dec: Float[Array, "feature target d_out"]
+    activation: Any
+    W_skip: Float[Array, "d_in d_out"] | None = None
+
+    @property
+    def dictionary(self) -> Dictionary:
+        """The source alone: its targets side by side, without their biases and the skip."""
+        W = self.W_dec.reshape(self.W_dec.shape[0], -1)
+        none = jnp.zeros((W.shape[1],), W.dtype)
+        return Dictionary(
+            self.W_enc, self.b_enc, W, none, self.activation, centred=False, write_sites=self.W_dec.shape[1]
+        )
+
+    def with_dictionary(self, changed: Dictionary) -> Source:
+        """This source with the weights of `changed`, what its `dictionary` was made into."""
+        W_dec = changed.W_dec.reshape(self.W_dec.shape)
+        return dataclasses.replace(
+            self, W_enc=changed.W_enc, b_enc=changed.b_enc, W_dec=W_dec, activation=changed.activation
+        )
+
+    def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch feature"]:
+        return self.dictionary.encode(x)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CrossLayer:
+    """One source for each target. `encode` and `decode` take any axes between the first and the last, and compute in
+    the dictionary's dtype; `__call__` answers in that of `x`."""
+
+    sources: tuple[Source, ...]
+    b_dec: Float[Array, "target d_out"]
+
+    @property
+    def n_features(self) -> int:
+        """Of each source."""
+        return self.sources[0].W_dec.shape[0]
+
+    def encode(self, x: Float[Array, "source *batch d_in"]) -> Float[Array, "source *batch feature"]:
+        """The latents, dense."""
+        return jnp.stack([source.encode(x[i]) for i, source in enumerate(self.sources)])
+
+    def decode(self, z: Float[Array, "source *batch feature"]) -> Float[Array, "target *batch d_out"]:
+        """What the latents say of all targets: without the skips."""
+        return jnp.stack([self.write(t, z) for t in range(len(self.b_dec))])
+
+    def __call__(self, x: Float[Array, "source *batch d_in"]) -> Float[Array, "target *batch d_out"]:
+        z = self.encode(x)
+        return jnp.stack([self.write(t, z, x[t]) for t in range(len(self.b_dec))]).astype(x.dtype)
+
+    def write(
+        self,
+        target: int,
+        z: Sequence[Float[Array, "*batch feature"]] | Float[Array, "source *batch feature"],
+        x: Float[Array, "*batch d_in"] | None = None,
+    ) -> Float[Array, "*batch d_out"]:
+        """The value of one target, from the latents `z[l]` of the sources up to it (later ones are not looked at).
+        `x` is what that target's own source read, for its skip."""
+        flat = [z[i].reshape(-1, z[i].shape[-1]).astype(self.b_dec.dtype) for i in range(target + 1)]
+        out = jnp.broadcast_to(self.b_dec[target], (flat[0].shape[0], self.b_dec.shape[1]))
+        for i, source in enumerate(self.sources[: target + 1]):
+            if target - i < source.W_dec.shape[1]:
+                out = out + flat[i] @ source.W_dec[:, target - i]
+        skip = self.sources[target].W_skip
+        if skip is not None and x is not None:
+            out = out + x.reshape(-1, x.shape[-1]).astype(skip.dtype) @ skip
+        return out.reshape(*z[target].shape[:-1], out.shape[-1])
+
+    def reconstruct(
+        self, codes: Sequence[Code], x: Sequence[Float[Array, "row d_in"]]
+    ) -> list[Float[Array, "row d_out"]]:
+        """Each target from codes of the cheapest form: one sparse decode a source, for all its targets at once."""
+        d, rows = self.b_dec.shape[1], x[0].shape[0]
+        out = [jnp.broadcast_to(bias, (rows, d)) for bias in self.b_dec]
+        for i, (source, code) in enumerate(zip(self.sources, codes, strict=True)):
+            written = code.decode(source.dictionary.W_dec)
+            for j in range(source.W_dec.shape[1]):
+                out[i + j] = out[i + j] + written[:, j * d : (j + 1) * d]
+            if source.W_skip is not None:
+                out[i] = out[i] + x[i] @ source.W_skip
+        return out
+
+
+def n_targets(n_sources: int, source: int, window: int | None = None) -> int:
+    """How many targets a source writes: its own and all later ones, of these at most the first `window`."""
+    later = n_sources - source
+    return later if window is None else min(window, later)
+
+
+def decoder_norms(dictionary: CrossLayer) -> Float[Array, "source feature target"]:
+    """‖W_dec^{l→t}_i‖, 0 where source l does not write target t."""
+    n = len(dictionary.b_dec)
+    parts = [site_norms(source.dictionary) for source in dictionary.sources]
+    return jnp.stack([jnp.pad(p, ((0, 0), (i, n - i - p.shape[1]))) for i, p in enumerate(parts)])
+
+
+def from_transcoders(dictionaries: Sequence[Dictionary]) -> CrossLayer:
+    """Transcoders of one layer each, in the order of the layers, as one cross-layer dictionary with a window of 1."""
+    if any(one.centred or one.write_sites != 1 for one in dictionaries):
+        raise UserError("only transcoders can be put together: dictionaries that are not centred and write one value")
+    if len({one.W_dec.shape[-1] for one in dictionaries}) != 1:
+        raise UserError(
+            f"the transcoders write values of different widths: {[one.W_dec.shape[-1] for one in dictionaries]}"
+        )
+    sources = [Source(one.W_enc, one.b_enc, one.W_dec[:, None], one.activation, one.W_skip) for one in dictionaries]
+    return CrossLayer(tuple(sources), jnp.stack([one.b_dec for one in dictionaries]))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SideBySide:
+    """A cross-layer dictionary with all values, and all latents, in the last axis: what `evaluate` takes, with the
+    sources' addresses and the targets'."""
+
+    dictionary: CrossLayer
+
+    @property
+    def W_skip(self) -> Float[Array, "d_in d_out"] | None:
+        skips = [source.W_skip for source in self.dictionary.sources]
+        return None if skips[0] is None else jax.scipy.linalg.block_diag(*skips)
+
+    def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch feature"]:
+        z = self.dictionary.encode(_apart(x, len(self.dictionary.sources)))
+        return jnp.concatenate(list(z), axis=-1)
+
+    def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
+        return jnp.concatenate(list(self.dictionary.decode(_apart(z, len(self.dictionary.sources)))), axis=-1)
+
+
+def _apart(a: Array, n: int) -> Array:
+    return jnp.stack(jnp.split(a, n, axis=-1))

@@ -1,0 +1,242 @@
+"""Cross-layer dictionaries against float64 written from the equations, and against the forms that they contain."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import batch_at, toy
+
+from jax_interp.dictionaries.activations import BatchTopK, Gated, Jump, JumpReLU, ReLU, TopK
+from jax_interp.dictionaries.config import Adam, DictionaryConfig
+from jax_interp.dictionaries.cross_layer_training import (
+    CrossLayerConfig,
+    fold_scales,
+    learn_cross_layer,
+    start_cross_layer,
+    train_cross_layer,
+)
+from jax_interp.dictionaries.evaluate import evaluate_rows
+from jax_interp.dictionaries.forms import init_transcoder
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer, SideBySide, Source, decoder_norms, from_transcoders
+from jax_interp.dictionaries.harvest import harvest
+from jax_interp.dictionaries.losses import L1, AuxK, Matryoshka, PreActivation, Reconstruction, Tanh
+from jax_interp.dictionaries.train import learn, start_learner
+from jax_interp.errors import UserError
+
+S, D, E, M, ROWS = 3, 5, 4, 11, 40
+PRE = tuple(f"blocks.{i}.resid_pre" for i in range(3))
+POST = tuple(f"blocks.{i}.resid_post" for i in range(3))
+RNG = np.random.default_rng(0)
+X, Y = RNG.standard_normal((S, ROWS, D)), RNG.standard_normal((S, ROWS, E))
+
+
+def weights(window=3, seed=1, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.standard_normal(shape).astype(dtype)
+    parts = [(normal(D, M), normal(M), normal(M, min(window, S - i), E), normal(M)) for i in range(S)]
+    return parts, normal(S, E)
+
+
+def cross_layer(parts, b_dec, activation, skip=None):
+    sources = [Source(*map(jnp.asarray, (*part[:3],)), activation(part[3]), skip) for part in parts]
+    return CrossLayer(tuple(sources), jnp.asarray(b_dec))
+
+
+def reference(parts, b_dec, activate):
+    """(latents, targets), sums written out."""
+    z = [activate(X[i] @ W_enc + b_enc, i) for i, (W_enc, b_enc, *_) in enumerate(parts)]
+    y = []
+    for t in range(S):
+        y.append(b_dec[t] + 0 * Y[t])
+        for i in range(t + 1):
+            if t - i < parts[i][2].shape[1]:
+                y[t] = y[t] + z[i] @ parts[i][2][:, t - i]
+    return z, y
+
+
+def test_latents_and_targets_are_the_equations():
+    with jax.enable_x64(True):
+        for window in (3, 2, 1):
+            parts, b_dec = weights(window)
+            ours = cross_layer(parts, b_dec, lambda a: Jump(jnp.asarray(a)))
+            z, y = reference(parts, b_dec, lambda pre, i, parts=parts: pre * (pre > np.exp(parts[i][3])))
+            shaped = jnp.asarray(X).reshape(S, 8, 5, D)
+            np.testing.assert_allclose(ours.encode(shaped).reshape(S, ROWS, M), z, rtol=1e-9)
+            np.testing.assert_allclose(ours(shaped).reshape(S, ROWS, E), y, rtol=1e-9)
+            np.testing.assert_allclose(ours.decode(ours.encode(jnp.asarray(X))), y, rtol=1e-9)
+            flat = jnp.concatenate(list(jnp.asarray(X)), axis=1)
+            side = SideBySide(ours)
+            np.testing.assert_allclose(side.decode(side.encode(flat)), np.concatenate(y, axis=1), rtol=1e-9)
+            norms = np.asarray(decoder_norms(ours))
+            for i in range(S):
+                for t in range(S):
+                    inside = i <= t < i + window
+                    want = np.linalg.norm(parts[i][2][:, t - i], axis=1) if inside else np.zeros(M)
+                    np.testing.assert_allclose(norms[i, :, t], want, rtol=1e-9)
+
+
+def rescaled(pre, norm, k, batch):
+    """TopK by pre · norm: over each row, or over all rows together."""
+    scores = np.asarray(pre * norm)
+    least = np.sort(scores.ravel())[-k * len(scores)] if batch else np.sort(scores, 1)[:, -k][:, None]
+    return scores >= least
+
+
+CASES = {
+    "JumpReLU, tanh": (JumpReLU(0.5, 0.3), (Reconstruction(), Tanh(0.3, warmup=0.0), PreActivation(0.1))),
+    "ReLU, L1 of norms": (ReLU(), (Reconstruction(kind="sse"), L1(0.3, weight="l1_of_norms", warmup=0.0))),
+    "TopK": (TopK(3, weighted=True), (Reconstruction(),)),
+    "BatchTopK": (BatchTopK(3, weighted=True), (Reconstruction(),)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_follows_the_gradient_of_the_equation(name):
+    """With SGD in Adam's place: b1 = b2 = 0 and a huge epsilon make Adam's step rate · g / ε."""
+    activation, loss = CASES[name]
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        eps = 1e12
+        adam = Adam(learning_rate=eps, b1=0.0, b2=0.0, eps=eps, warmup=0, decay=0.0)
+        config = CrossLayerConfig(PRE, writes=POST, n_features=M, activation=activation, loss=loss, optimizer=adam)
+        parts, b_dec = weights()
+        rows = jnp.concatenate([*map(jnp.asarray, X), *map(jnp.asarray, Y)], axis=1)
+        variance = jnp.asarray([1.0, 1, 1, 2, 3, 4])
+        learner = start_cross_layer(config, jax.random.key(0), (D,) * S + (E,) * S, jnp.zeros(S * (D + E)))
+        made = learner.dictionary.sources[0].activation
+        start = cross_layer(parts, b_dec, lambda a: Jump(jnp.asarray(a), 0.3) if isinstance(made, Jump) else made)
+        after, metrics = jax.jit(lambda a: learn_cross_layer(config, a, rows, variance))(
+            dataclasses.replace(learner, dictionary=start)
+        )
+
+        def equation(p):
+            parts, b_dec = p
+            W = [part[2].reshape(M, -1) for part in parts]
+            norm = [jnp.sqrt((w * w).sum(1)) for w in W]
+            by_target = [jnp.sqrt((part[2] ** 2).sum(2)).sum(1) for part in parts]
+
+            def activate(pre, i):
+                if "JumpReLU" in name:
+                    return jnp.where(pre > jnp.exp(parts[i][3]), pre, 0.0)
+                if name.startswith("ReLU"):
+                    return jax.nn.relu(pre)
+                on = rescaled(pres[i], norms[i], 3, "Batch" in name)
+                return jnp.where(on, jax.nn.relu(pre), 0.0)
+
+            z, y_hat = reference(parts, b_dec, activate)
+            sse = sum(((Y[t] - y_hat[t]) ** 2).sum(1).mean() for t in range(S))
+            if "JumpReLU" in name:
+                tanh = sum(jnp.tanh(4 * z[i] * norm[i]).sum(1).mean() for i in range(S))
+                pre = [X[i] @ parts[i][0] + parts[i][1] for i in range(S)]
+                short = sum((jax.nn.relu(jnp.exp(parts[i][3]) - pre[i]) * norm[i]).sum(1).mean() for i in range(S))
+                return sse / 9 + 0.3 * tanh + 0.1 * short
+            if name.startswith("ReLU"):
+                return sse + 0.3 * sum((z[i] * by_target[i]).sum(1).mean() for i in range(S))
+            return sse / 9
+
+        pres = [X[i] @ parts[i][0] + parts[i][1] for i in range(S)]
+        norms = [np.linalg.norm(part[2].reshape(M, -1), axis=1) for part in parts]
+        params = jax.tree.map(jnp.asarray, (parts, b_dec))
+        value, grad = jax.jit(jax.value_and_grad(equation))(params)
+        np.testing.assert_allclose(metrics["loss"], value, rtol=1e-9)
+        moved = lambda now, then: np.asarray(then - now)
+        for i, source in enumerate(after.dictionary.sources):
+            for got, then, want in zip((source.W_enc, source.b_enc, source.W_dec), parts[i], grad[0][i]):
+                np.testing.assert_allclose(moved(got, then), want, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(moved(after.dictionary.b_dec, b_dec), grad[1], rtol=1e-6, atol=1e-9)
+
+
+FIELDS = {"n_features": 32, "steps": 12, "buffer": 600, "dead_after": 100, "optimizer": Adam(warmup=2)}
+
+
+def test_with_one_layer_it_is_a_transcoder():
+    """The same seed gives the same weights, and three steps of the two trainers stay together."""
+    rows = jnp.asarray(RNG.standard_normal((ROWS, D + E)), jnp.float32)
+    mean, variance = jnp.mean(rows, axis=0), jnp.ones(2)
+    loss = (Reconstruction(), L1(0.1, weight="l1_of_norms"), AuxK(k=4))
+    of_each = {"activation": ReLU(), "loss": loss, "decoder": "free", "skip": True, **FIELDS, "dead_after": 30}
+    one = DictionaryConfig("a", writes="b", centred=False, **of_each)
+    many = CrossLayerConfig(("a",), writes=("b",), **of_each)
+    key = jax.random.key(3)
+    single, cross = start_learner(one, key, (D, E), mean), start_cross_layer(many, key, (D, E), mean)
+    step_one, step_many = (
+        jax.jit(lambda a: learn(one, a, rows, variance)),
+        jax.jit(lambda a: learn_cross_layer(many, a, rows, variance)),
+    )
+    for _ in range(3):
+        (single, a), (cross, b) = step_one(single), step_many(cross)
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=name)
+    x = rows[:, :D]
+    np.testing.assert_allclose(cross.dictionary(x[None])[0], single.dictionary(x), rtol=1e-3, atol=1e-4)
+    again = from_transcoders([single.dictionary])
+    np.testing.assert_allclose(again(x[None])[0], single.dictionary(x), rtol=1e-5, atol=1e-5)
+
+
+def test_scales_fold_into_the_weights():
+    parts, b_dec = weights(dtype=np.float32)
+    skip = jnp.asarray(RNG.standard_normal((D, E)), jnp.float32)
+    read, write = jnp.asarray([0.5, 2, 3.0]), jnp.asarray([1.5, 0.3, 4.0])
+    for activation in (lambda a: Jump(jnp.asarray(a)), lambda a: TopK(3)):
+        one, x = cross_layer(parts, b_dec, activation, skip), jnp.asarray(X, jnp.float32)
+        folded = fold_scales(one, read, write)
+        want = one(x * read[:, None, None]) / write[:, None, None]
+        np.testing.assert_allclose(folded(x), want, rtol=1e-4, atol=1e-4)
+        want = one.encode(x * read[:, None, None]) / write[:, None, None]
+        np.testing.assert_allclose(folded.encode(x), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_trained_one_works_on_raw_activations_and_resumes_to_the_bit(tmp_path):
+    """BatchTopK, exported as the JumpReLU that it is at inference."""
+
+    class Killed(Exception):
+        pass
+
+    def die(record):
+        if record["step"] == 7:
+            raise Killed
+
+    log, model = [], toy()
+    activation = BatchTopK(6, weighted=True, decay=0.3)
+    config = CrossLayerConfig(PRE[:2], writes=POST[:2], activation=activation, window=2, **FIELDS)
+    config = dataclasses.replace(config, optimizer=Adam(learning_rate=0.02, warmup=2), loss=(Reconstruction(),))
+    options = {"checkpoint_every": 4, "log_every": 1, "quiet": True}
+    with pytest.raises(Killed):
+        train_cross_layer(config, model, batch_at, run=tmp_path / "killed", on_log=die, **options)
+    resumed = train_cross_layer(config, model, batch_at, run=tmp_path / "killed", **options)
+    whole = train_cross_layer(config, model, batch_at, run=tmp_path / "whole", on_log=log.append, **options)
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert log[-1]["fvu"] < log[0]["fvu"]
+    assert all(isinstance(source.activation, Jump) for source in whole.sources)
+    tokens, keep = batch_at(99)
+    kept = np.asarray(keep).reshape(-1)
+    x, y = (harvest(model, names, tokens)[kept] for names in (PRE[:2], POST[:2]))
+    figures = evaluate_rows(SideBySide(whole), [x], [y])
+    assert figures.reconstruction.fvu < 1.2 * log[-1]["fvu"]
+    np.testing.assert_allclose(figures.reconstruction.l0, log[-1]["l0"], rtol=0.5)
+
+
+def test_what_cannot_be_is_refused():
+    for fields, says in (
+        ({"writes": POST[:2]}, "3 values are read and 2 written"),
+        ({"window": 0}, "window=0"),
+        ({"centred": True}, "neither centred"),
+        ({"activation": Gated()}, "not Gated"),
+        ({"loss": (Matryoshka(),)}, "not Matryoshka"),
+    ):
+        with pytest.raises(UserError, match=says):
+            CrossLayerConfig(PRE, **{"n_features": 64, **fields})
+    config = CrossLayerConfig(PRE, n_features=4, activation=ReLU())
+    with pytest.raises(UserError, match="one width"):
+        start_cross_layer(config, jax.random.key(0), (2, 3, 2), jnp.zeros(7))
+    sae = init_transcoder(jax.random.key(0), 2, 2, 4, ReLU(), jnp.zeros(2), jnp.zeros(2))
+    with pytest.raises(UserError, match="only transcoders"):
+        from_transcoders([dataclasses.replace(sae, centred=True)])
+    with pytest.raises(UserError, match="different widths"):
+        from_transcoders([sae, init_transcoder(jax.random.key(0), 2, 3, 4, ReLU(), jnp.zeros(2), jnp.zeros(3))])
