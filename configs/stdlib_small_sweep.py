@@ -2,7 +2,7 @@
 
     jax-interp train-dictionary stdlib_small_sweep
 
-Two CPU cores: about NN minutes. The report's Pareto plot has one line a layer.
+Two CPU cores: about six minutes. The report's Pareto plot has one line a layer.
 """
 
 from jax_interp.cli.dictionary_run import DictionaryRunConfig

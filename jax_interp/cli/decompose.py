@@ -95,9 +95,7 @@ def inputs_for(config: DecompositionRunConfig) -> Inputs:
         model = collapse(model) if config.collapsed else model
         draw = partial(sparse_features, n=model.embed.weight.shape[0], probability=0.01, low=-1.0)
     elif name:
-        raise UserError(
-            f"target {config.target!r}: tms:PRESET, resid-mlp:PRESET, or what `load` takes"
-        )
+        raise UserError(f"target {config.target!r}: tms:PRESET, resid-mlp:PRESET, or what `load` takes")
     else:
         return _of_text(config)
     return Inputs(model, lambda rows: draw(jax.random.key(99), rows), sample=lambda key: draw(key, batch))

@@ -53,7 +53,7 @@ def run_sweep(
             rows.append(
                 {
                     "name": directory.name,
-                    "label": label(member, config.sweep),
+                    "label": strength(member, config.sweep),
                     "series": series(member, config.sweep),
                     "l0": result["reconstruction"]["l0"],
                     "fvu": result["reconstruction"]["fvu"],
@@ -66,19 +66,10 @@ def run_sweep(
     return rows
 
 
-def label(member: Member, sweep: Sweep) -> str:
-    """What tells a member from the others, in words."""
-    said = []
-    if sweep.k:
-        said.append(f"k {member.k}")
-    said += [f"{name} {value:g}" for name, value in member.coefficients.items()]
-    if len(sweep.learning_rates) > 1:
-        said.append(f"rate {member.learning_rate:g}")
-    if len(sweep.addresses) > 1:
-        said.append(str(member.address))
-    if len(sweep.seeds) > 1:
-        said.append(f"seed {member.seed}")
-    return ", ".join(said)
+def strength(member: Member, sweep: Sweep) -> str:
+    """k and coefficients, where they are varied."""
+    said = [f"k {member.k}"] if sweep.k else []
+    return ", ".join([*said, *(f"{name} {value:g}" for name, value in member.coefficients.items())])
 
 
 def series(member: Member, sweep: Sweep) -> str:

@@ -56,7 +56,11 @@ def run(argv: Sequence[str]) -> int:
 def _sweep(asked: TrainDictionary, directory: Path, inputs: Inputs) -> int:
     rows = run_sweep(asked.config, directory, inputs, quiet=asked.quiet)
     shown = [
-        (row["name"], row["label"], *(tables.figure(row[name]) for name in ("l0", "fvu", "recovered", "dead")))
+        (
+            row["name"],
+            ", ".join(filter(None, (row["series"], row["label"]))),
+            *(tables.figure(row[name]) for name in ("l0", "fvu", "recovered", "dead")),
+        )
         for row in rows
     ]
     right = [(name, "right") for name in ("L0", "FVU", "recovered, of mean", "dead")]
@@ -67,7 +71,7 @@ def _sweep(asked: TrainDictionary, directory: Path, inputs: Inputs) -> int:
 
 
 def _title(config: DictionaryRunConfig) -> str:
-    reads = ", ".join(config.dictionary.reads)
+    reads = ", ".join((config.sweep and config.sweep.addresses) or config.dictionary.reads)
     writes = "" if config.dictionary.writes is None else f" to {', '.join(config.dictionary.targets)}"
     return f"{type(config.dictionary.activation).__name__}, {reads}{writes} of {config.model}"
 
@@ -85,7 +89,7 @@ def _report(asked: TrainDictionary, directory: Path, title: str, **parts: Any) -
         says=says,
         config=configs.dumps(config),
         records=read_log(directory / "metrics.jsonl"),
-        k=getattr(config.dictionary.activation, "k", None),
+        k=getattr(config.dictionary.activation, "k", None) if config.sweep is None else None,
         **parts,
     )
     atomic_write(directory / "report.html", page)
