@@ -1,7 +1,8 @@
 """Worlds with known features, and what a dictionary makes of them.
 
     world = small_bench(jax.random.key(0))
-    x, codes = world.sample(jax.random.key(1), 4096)          on the device; jit, vmap and train straight from it
+    x, codes = world.sample(jax.random.key(1), 4096)          on the device: draw inside a jitted step
+    sae = train_dictionary(variants.topk("x", k=6), *as_model(world, jax.random.key(1)))
     score(sae, world, jax.random.key(2)).mcc
 
 world.py     a World: directions, bias, and where its codes come from
@@ -9,9 +10,11 @@ firing.py    correlated firing, magnitudes
 toys.py      sharkey, tree, sparse_but_wrong: small worlds with one difficulty each
 forest.py    SynthSAEBench: all difficulties at once, in full size and small
 shrinkage.py two models, and what the crosscoder losses make of them in closed form
+as_model.py  a world as a model, to train on
 score.py     MCC, uniqueness, precision, recall, F1, explained variance, shrinkage
 """
 
+from jax_interp.dictionaries.synthetic.as_model import WorldModel, as_model
 from jax_interp.dictionaries.synthetic.firing import Codes, Copula, Normal, Uniform, correlated, independent, low_rank
 from jax_interp.dictionaries.synthetic.forest import Forest, small_bench, synth_sae_bench
 from jax_interp.dictionaries.synthetic.score import Score, score
@@ -27,6 +30,8 @@ __all__ = [
     "Score",
     "Uniform",
     "World",
+    "WorldModel",
+    "as_model",
     "correlated",
     "independent",
     "low_rank",
