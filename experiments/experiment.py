@@ -1,7 +1,8 @@
 """What an experiment gives: rows of our figures beside the published ones, and what its picture is drawn from.
 
 An experiment is a module of this package with a docstring that states the claim and its source, a frozen `Config` whose
-defaults are the run of record, `QUICK`, the same in under a minute, `run(config) -> Results` and `figure(data)`, which draws what `Results.data` holds.
+defaults are the run of record, `QUICK`, the same in under a minute, `run(config) -> Results`, and `figure(data)`, which
+draws what `Results.data` holds.
 """
 
 from __future__ import annotations

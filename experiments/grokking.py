@@ -47,10 +47,9 @@ def run(config: Config) -> Results:
     step = np.arange(len(every["test_loss"])) * config.every
     first = lambda reached: int(step[np.argmax(reached)]) if reached.any() else None
     known, grokked = first(every["train_accuracy"] >= 0.999), first(every["test_accuracy"] >= 0.99)
-    restricted, falls = (
-        first(every["restricted_loss"] < 0.5),
-        first(every["test_loss"] < 0.5 * every["test_loss"].max()),
-    )
+    peak = int(every["test_loss"].argmax())
+    falls = first((step >= step[peak]) & (every["test_loss"] < 0.5 * every["test_loss"][peak]))
+    restricted = first(every["restricted_loss"] < 0.5)
     shares = np.asarray(frequency_shares(last))
     gini = every["embed_gini"]
     at = lambda n: float(every["test_accuracy"][min(n // config.every, len(step) - 1)])
@@ -75,9 +74,9 @@ def figure(data: dict[str, Any]) -> Any:
     for name, label, color in (("train_loss", "train", MUTED), ("test_loss", "test", INK),
                                ("restricted_loss", "restricted to the key frequencies", BLUE),
                                ("excluded_loss", "excluded, training pairs", ORANGE)):  # fmt: skip
-        loss.plot(data["step"], np.maximum(data[name], 1e-7), color=color, lw=1.6, label=label)
-    loss.set(title="Loss", yscale="log", xlabel="step", ylabel="cross-entropy, nats", ylim=(1e-7, 200))
-    loss.legend(loc="lower left", fontsize=8)
+        loss.plot(data["step"], np.maximum(data[name], 1e-8), color=color, lw=1.6, label=label)
+    loss.set(title="Loss", yscale="log", xlabel="step", ylabel="cross-entropy, nats", ylim=(1e-8, 1e5))
+    loss.legend(loc="upper right", ncols=2, fontsize=8)
     for name, label, color in (("test_accuracy", "test accuracy", INK), ("embed_gini", "Gini, embedding", GREEN),
                                ("unembed_gini", "Gini, neurons to logits", PURPLE)):  # fmt: skip
         sparse.plot(data["step"], data[name], color=color, lw=1.6, label=label)
@@ -86,7 +85,5 @@ def figure(data: dict[str, Any]) -> Any:
     norms = np.asarray(data["embed"])
     k = np.arange(1, len(norms) + 1)
     bars.bar(k, norms, color=[BLUE if one in data["used"] else MUTED for one in k])
-    bars.set(
-        title="The embedding's frequencies at the end", xlabel="frequency (blue: used by the neurons)", ylabel="norm"
-    )
+    bars.set(title="Frequencies in the embedding", xlabel="frequency (blue: used by the neurons)", ylabel="norm")
     return drawn
