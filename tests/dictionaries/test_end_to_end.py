@@ -1,0 +1,225 @@
+"""End-to-end training: the loss against float64 written from the equation, its laws, the exact resume, the claim."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import batch_at, toy
+
+from jax_interp.dictionaries import DictionaryConfig, variants
+from jax_interp.dictionaries.activations import BatchTopK, ReLU, TopK
+from jax_interp.dictionaries.config import Adam
+from jax_interp.dictionaries.end_to_end import (
+    EndToEndConfig,
+    EndToEndState,
+    end_to_end_step,
+    export_end_to_end,
+    loss,
+    start_end_to_end,
+    train_end_to_end,
+)
+from jax_interp.dictionaries.forms import init_sae
+from jax_interp.dictionaries.losses import L1, AuxK, Reconstruction
+from jax_interp.dictionaries.spliced import Shown, kept_rows
+from jax_interp.dictionaries.train import start_learner
+from jax_interp.errors import UserError
+from jax_interp.models import Config
+from jax_interp.models.decoder import init
+from jax_interp.surgery import Splice, at, edit, replan
+
+SITES = ("blocks.0.resid_post", "blocks.1.resid_post")
+FIELDS = {"n_features": 24, "steps": 12, "buffer": 300, "dead_after": 300, "optimizer": Adam(warmup=2)}
+RELU = [variants.relu(site, loss=(L1(0.05, warmup=0.0),), resampling=None, **FIELDS) for site in SITES]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy()
+
+
+def test_rows_that_are_not_kept_are_replaced_by_kept_ones():
+    keep = jnp.asarray([[False, True, True, False], [True, True, False, True]])
+    kept = {1, 2, 4, 5, 7}
+    for seed in range(5):
+        rows, n = kept_rows(keep, jax.random.key(seed))
+        assert int(n) == 5
+        assert rows[:5].tolist() == sorted(kept)
+        assert set(rows[5:].tolist()) < kept
+        assert len(set(rows[5:].tolist())) == 3
+    rows, n = kept_rows(jnp.ones((2, 4), bool), jax.random.key(0))
+    assert rows.tolist() == list(range(8))
+    assert int(n) == 8
+
+
+# ---- the equation ---------------------------------------------------------------------------------------------------
+
+
+def reference(params, model, tokens, keep, rows, *, scales, l1, output, beta, balance, last_variance):
+    """Written from the paper, without surgery. A dictionary works on s·x, its rows are `rows`."""
+
+    def forward(spliced):
+        x, terms, errors = model.E[tokens], 0.0, 0.0
+        for i, block in enumerate(model.blocks):
+            before = jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
+            x = x + jnp.tanh((x + before) @ block.W)
+            if spliced and i < len(params):
+                p, s = params[i], scales[i]
+                f = jax.nn.relu((s * x - p["b_dec"]) @ p["W_enc"] + p["b_enc"])
+                x_hat = (f @ p["W_dec"] + p["b_dec"]) / s
+                terms = terms + l1 * f.reshape(len(rows), -1)[rows].sum(1).mean()
+                errors = errors + ((s * (x - x_hat)).reshape(len(rows), -1)[rows] ** 2).sum(1).mean()
+                x = jnp.where(keep[:, :, None], x_hat, x)
+        return jax.nn.log_softmax(x @ model.U, axis=-1), x, terms, errors
+
+    (p, a, _, _), (q, a_hat, terms, errors) = forward(False), forward(True)
+    if output == "kl":
+        out = ((jnp.exp(p) * (p - q)).sum(-1) * keep).sum() / keep.sum()
+    else:
+        counted = keep[:, :-1] & keep[:, 1:]
+        picked = jnp.take_along_axis(q[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
+        out = -(picked * counted).sum() / counted.sum()
+    out = out + beta * (((a_hat - a) ** 2).sum(-1) * keep).sum() / keep.sum() / last_variance
+    if balance is not None:
+        alpha = jax.lax.stop_gradient(errors / (out + 1e-8))
+        out = (errors + balance * alpha * out) / (1 + balance)
+    return out + terms
+
+
+@pytest.mark.parametrize(
+    ("output", "beta", "balance"), [("kl", 0.7, None), ("ce", 0.0, None), ("kl", 0.0, 0.5)], ids=["kl+ds", "ce", "tune"]
+)
+def test_loss_and_gradient_equal_the_equation(model, output, beta, balance):
+    tokens, keep = batch_at(3)
+    terms = (L1(0.05, warmup=0.0), *(() if balance is None else (Reconstruction(kind="sse"),)))
+    config = EndToEndConfig(
+        tuple(dataclasses.replace(one, loss=terms) for one in RELU),
+        output=output,
+        downstream=("blocks.2.resid_post",) if beta else (),
+        beta=beta,
+        balance=balance,
+    )
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        model = jax.tree.map(lambda a: a.astype(jnp.float64), model)
+        draw = np.random.default_rng(0).standard_normal
+        shapes = {"W_enc": (16, 24), "b_enc": (24,), "W_dec": (24, 16), "b_dec": (16,)}
+        params = [{name: jnp.asarray(draw(shape) * 0.3) for name, shape in shapes.items()} for _ in SITES]
+        make = lambda p: init_sae(jax.random.key(0), 16, 24, ReLU())
+        dictionaries = tuple(dataclasses.replace(make(p), **p) for p in params)
+        scales = jnp.asarray([0.8, 1.3])
+        learners = tuple(
+            dataclasses.replace(start_learner(one, jax.random.key(0), (16,), jnp.zeros(16)), dictionary=d)
+            for one, d in zip(config.dictionaries, dictionaries, strict=True)
+        )
+        state = EndToEndState(learners, scales, jnp.asarray([3.0, 4.0]), jnp.asarray([5.0])[: len(config.downstream)],
+                              jax.random.key(9))  # fmt: skip
+        rows = np.asarray(kept_rows(keep, state.key)[0])
+        assert len(set(rows.tolist())) < keep.size  # there is padding
+        ours = jax.jit(jax.value_and_grad(lambda d: loss(config, d, state, (tokens, keep), model)[0]))
+        options = {
+            "scales": scales,
+            "l1": 0.05,
+            "output": output,
+            "beta": beta,
+            "balance": balance,
+            "last_variance": 5.0,
+        }
+        theirs = jax.jit(jax.value_and_grad(lambda p: reference(p, model, tokens, keep, rows, **options)))
+        (value, grads), (wanted, wanted_grads) = ours(dictionaries), theirs(params)
+        np.testing.assert_allclose(value, wanted, rtol=1e-10)
+        for grad, want in zip(grads, wanted_grads, strict=True):
+            for name in want:
+                np.testing.assert_allclose(getattr(grad, name), want[name], rtol=1e-7, atol=1e-11, err_msg=name)
+
+
+# ---- laws -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_trained_is_what_is_exported(model):
+    """The spliced run of the step is that of `Splice` with the exported dictionaries, padding left alone."""
+    state = start_end_to_end(EndToEndConfig(tuple(RELU)), model, batch_at)
+    tokens, keep = batch_at(5)
+    rows, n = kept_rows(keep, jax.random.key(0))
+    shown = [at(site, Shown(one.dictionary, s, rows, n)) for site, one, s in zip(SITES, state.learners, state.scale)]
+    spliced = [at(site, Splice(d), where=keep) for site, d in zip(SITES, export_end_to_end(state), strict=True)]
+    got, want = (jax.jit(lambda f, t: f(t))(edit(model, *edits), tokens) for edits in (shown, spliced))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(got, model(tokens), atol=1e-2)
+    np.testing.assert_allclose(got[:, 0], model(tokens)[:, 0], atol=1e-5)  # BOS is not kept
+
+
+def test_going_on_from_a_trained_dictionary_begins_where_it_is(model):
+    given = tuple(init_sae(jax.random.key(i), 16, 24, TopK(4), jnp.ones(16)) for i in range(2))
+    config = EndToEndConfig(tuple(variants.topk(site, 4, **FIELDS) for site in SITES), balance=1.0)
+    back = export_end_to_end(start_end_to_end(config, model, batch_at, given))
+    for got, want in zip(jax.tree.leaves(back), jax.tree.leaves(given), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_scanned_blocks_and_values_of_heads_train_alike():
+    model = init(Config(n_layers=3, d_model=16, n_heads=2, d_mlp=16, vocab_size=40, n_ctx=16), jax.random.key(0))
+    loss_terms = (AuxK(), Reconstruction())
+    sites = [
+        DictionaryConfig("blocks.0.attn.z", activation=TopK(4), loss=loss_terms, **FIELDS),
+        DictionaryConfig("blocks.1.resid_post", activation=BatchTopK(4), loss=loss_terms, **FIELDS),
+    ]
+    config = EndToEndConfig(tuple(sites), downstream=("blocks.2.mlp_out", "ln_final.normalized"))
+    state = start_end_to_end(config, model, batch_at)
+    step = jax.jit(partial(end_to_end_step, config))
+    (one, metrics), (other, others) = (step(state, batch_at(0), m) for m in (model, replan(model, "0:2")))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(np.allclose(a, b, rtol=1e-4, atol=1e-5)), metrics, others))
+    for a, b in zip(jax.tree.leaves(export_end_to_end(one)), jax.tree.leaves(export_end_to_end(other)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    assert float(metrics["downstream"]) > 0
+    assert float(metrics["dictionary"]["0"]["l0"]) <= 4
+
+
+RUNS = {
+    "one": EndToEndConfig((RELU[1],)),
+    "several": EndToEndConfig(
+        (RELU[0], variants.batch_topk(SITES[1], 4, **FIELDS)), downstream=("blocks.2.resid_post",)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["one", pytest.param("several", marks=pytest.mark.slow)])
+def test_a_killed_run_ends_with_the_same_bits(name, model, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def die(record):
+        if record["step"] == 9:
+            raise Killed
+
+    config, options = RUNS[name], {"checkpoint_every": 4, "log_every": 1, "quiet": True}
+    with pytest.raises(Killed):
+        train_end_to_end(config, model, batch_at, run=tmp_path / "killed", on_log=die, **options)
+    resumed = train_end_to_end(config, model, batch_at, run=tmp_path / "killed", **options)
+    log = []
+    whole = train_end_to_end(config, model, batch_at, run=tmp_path / "whole", on_log=log.append, **options)
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert log[-1]["kl"] < log[0]["kl"]
+    np.testing.assert_allclose(jnp.linalg.norm(whole[0].W_dec, axis=1), np.ones(24), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"dictionaries": ()}, "at least one"),
+        ({"dictionaries": (RELU[0], RELU[0])}, "different addresses"),
+        ({"dictionaries": (RELU[0], dataclasses.replace(RELU[1], steps=3))}, r"\[12, 3\] steps"),
+        ({"dictionaries": (variants.transcoder("blocks.0.resid_pre", "blocks.0.resid_post"),)}, "is for SAEs"),
+        ({"dictionaries": (variants.crosscoder(SITES),)}, "is for SAEs"),
+        ({"balance": 1.0}, "has no such term"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(bad, says):
+    with pytest.raises(UserError, match=says):
+        EndToEndConfig(**({"dictionaries": tuple(RELU)} | bad))
