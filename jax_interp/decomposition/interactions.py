@@ -1,0 +1,91 @@
+"""Query-key interactions: an attention logit as a sum over pairs of subcomponents.
+
+    logit(i, j) = scale Σ_{c, c'} (x_i V_q)_c  U_q[c]ᵀ R_{j-i} U_k[c']  (V_kᵀ x_j)_{c'}      for each head
+
+Where V U is the whole matrix (or Δ is kept as one more part) and queries and keys have neither bias nor norm, the sum
+over all pairs is the logit itself. Rotary positions are linear, so each part is rotated like the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_interp.decomposition.components import Components
+from jax_interp.errors import UserError
+
+Rotate = Callable[[Float[Array, "batch pos head d_head"]], Float[Array, "batch pos head d_head"]]
+
+
+def pair_interactions(
+    queries: Components,
+    keys: Components,
+    x: Float[Array, "batch pos d_model"],
+    *,
+    n_heads: int,
+    scale: float,
+    rotate: Rotate = lambda x: x,
+    kv_heads: int | None = None,
+    query: int = -1,
+) -> Float[Array, "batch head C_q key C_k"]:
+    """Data-dependent interactions of one query position with every key, in units of the logit before the softmax.
+
+    `rotate` turns `[batch, pos, head, d_head]` by its positions, as the model does. Summed over both component axes it
+    is the attention logit of what the components make of queries and keys.
+    """
+    kv_heads = n_heads if kv_heads is None else kv_heads
+    q = _parts(queries, x, n_heads, rotate)[:, query % x.shape[1]]  # batch C head d_head
+    k = _parts(keys, x, kv_heads, rotate)  # batch pos C head d_head
+    k = jnp.repeat(k, n_heads // kv_heads, axis=3)
+    return jnp.asarray(scale, x.dtype) * jnp.einsum("bcnh,bpdnh->bncpd", q, k)
+
+
+def static_interactions(
+    queries: Components,
+    keys: Components,
+    q_sign: Float[Array, " C_q"],
+    k_sign: Float[Array, " C_k"],
+    *,
+    n_heads: int,
+    rotate_by: Callable[[Float[Array, "C head d_head"], int], Float[Array, "C head d_head"]],
+    offsets: int,
+    kv_heads: int | None = None,
+) -> Float[Array, "head C_q C_k offset"]:
+    """`(sign_q ‖V_q‖ U_q)ᵀ R_τ (sign_k ‖V_k‖ U_k)` for each head and offset τ = 0 .. offsets - 1, standardised over all
+    pairs and offsets of a head (VPD 2026). Signs are those of a component's mean activation.
+
+    `rotate_by(u, τ)` turns vectors by τ positions.
+    """
+    kv_heads = n_heads if kv_heads is None else kv_heads
+
+    def scaled(parts: Components, sign: Array, heads: int) -> Array:
+        size = sign * jnp.linalg.norm(parts.V, axis=0)
+        return (size[:, None] * parts.U).reshape(parts.C, heads, -1)
+
+    q, k = scaled(queries, q_sign, n_heads), scaled(keys, k_sign, kv_heads)
+    turned = jnp.stack([rotate_by(q, offset) for offset in range(offsets)])
+    found = jnp.einsum("tcnh,dnh->ncdt", turned, jnp.repeat(k, n_heads // kv_heads, axis=1))
+    axes = (1, 2, 3)
+    return (found - jnp.mean(found, axes, keepdims=True)) / jnp.std(found, axes, keepdims=True)
+
+
+def with_rest(parts: Components, weight: Float[Array, "d_in d_out"]) -> Components:
+    """The components and Δ = W - V U as further ones: exactly W together. Δ is written as `Σ_i e_i Δ[i]`."""
+    rest = weight - parts.product()
+    return Components(
+        jnp.concatenate([parts.V, jnp.eye(weight.shape[0], dtype=parts.V.dtype)], axis=1),
+        jnp.concatenate([parts.U, rest.astype(parts.U.dtype)]),
+    )
+
+
+def _parts(parts: Components, x: Array, heads: int, rotate: Rotate) -> Float[Array, "batch pos C head d_head"]:
+    """What each component adds to queries or keys, rotated."""
+    if parts.V.ndim != 2:
+        raise UserError(f"interactions are of one layer's components, got V of shape {parts.V.shape}: index the layer")
+    U = parts.U.reshape(parts.C, heads, -1).astype(x.dtype)
+    made = jnp.einsum("bpi,ic,cnh->bpcnh", x, parts.V.astype(x.dtype), U)
+    batch, pos, C, n, h = made.shape
+    turned = rotate(jnp.moveaxis(made, 2, 1).reshape(batch * C, pos, n, h))
+    return jnp.moveaxis(turned.reshape(batch, C, pos, n, h), 1, 2)

@@ -1,0 +1,111 @@
+"""What is done with components: attention logits as sums of pairs, edges, clusters, weight edits."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tiny_tms import sparse, tiny
+
+from jax_interp.decomposition import decompose
+from jax_interp.decomposition.attributions import edge_attributions, local_attributions
+from jax_interp.decomposition.clustering import cluster, description_length, merge_cost
+from jax_interp.decomposition.components import Components
+from jax_interp.decomposition.edit_weights import redirect_component, scale_component
+from jax_interp.decomposition.interactions import pair_interactions, static_interactions, with_rest
+from jax_interp.models import Config, Rope, init
+from jax_interp.models.frame import frame, positions_of
+from jax_interp.models.rotary import rotate
+from jax_interp.surgery import Zero, at, edit, read
+
+CONFIG = Config(
+    n_layers=2, d_model=16, n_heads=4, n_kv_heads=2, d_mlp=12, vocab_size=17, n_ctx=8, rope=Rope(base=100.0)
+)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 17, (2, 6)), jnp.int32)
+
+
+def test_interactions_sum_to_the_attention_logit():
+    model = init(CONFIG, jax.random.key(0))
+    model = jax.tree.map(lambda leaf: leaf * 8 if leaf.ndim > 1 else leaf, model)  # logits of some size
+    parts = decompose(model, "blocks.*.attn.[qk]", C=5, key=jax.random.key(1))
+    layer = lambda name: Components(parts.of(name).V[1], parts.of(name).U[1])
+    names = ("blocks.*.attn.q", "blocks.*.attn.k")
+    view = frame(CONFIG, TOKENS, positions_of(TOKENS, None, None), None).views[0]
+
+    @jax.jit
+    def both(parts, tokens):
+        x, scores = (
+            read(parts, a, output=False)(tokens)[a] for a in ("blocks.1.attn.q.input", "blocks.1.attn.attn_scores")
+        )
+        q, k = (with_rest(layer(name), parts.weight(name)[1]) for name in names)
+        pairs = pair_interactions(q, k, x, n_heads=4, kv_heads=2, scale=4**-0.5,
+                                  rotate=lambda v: rotate(v, view.rotation, adjacent=False))  # fmt: skip
+        return scores[:, :, -1], pairs
+
+    scores, pairs = both(parts, TOKENS)
+    assert pairs.shape == (2, 4, 21, 6, 21)
+    assert float(jnp.std(scores)) > 0.1
+    np.testing.assert_allclose(pairs.sum((2, 4)), scores, rtol=1e-4, atol=1e-4)
+    found = static_interactions(layer(names[0]), layer(names[1]), jnp.ones(5), -jnp.ones(5), n_heads=4, kv_heads=2,
+                                rotate_by=lambda u, t: jnp.roll(u, t, -1), offsets=3)  # fmt: skip
+    assert found.shape == (4, 5, 5, 3)
+    np.testing.assert_allclose(found.mean((1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(found.std((1, 2, 3)), 1, rtol=1e-4)
+
+
+def test_edges_of_a_linear_network():
+    """∂a_c / ∂a_c' is U[c'] V2[:, c] where nothing but the residual of one product lies between."""
+    model, x = tiny(), sparse(jax.random.key(0), batch=6, p=0.7)
+    parts = decompose(model, ["linear1", "linear2"], C=4, key=jax.random.key(1))
+    g = jnp.asarray(np.random.default_rng(0).random((6, 4)), jnp.float32)
+    a = x @ parts.of("linear1").V
+    slope = parts.of("linear1").U @ parts.of("linear2").V
+    got = local_attributions(parts, "linear1", "linear2", g, x, component=2)
+    np.testing.assert_allclose(got, a * g * slope[None, :, 2], rtol=1e-4, atol=1e-6)
+    reached = x @ model.linear1.weight @ parts.of("linear2").V
+    want = np.einsum("bs,st->ts", a * g, slope) / (np.asarray(g.sum(0))[None] * np.sqrt((reached**2).mean(0))[:, None])
+    np.testing.assert_allclose(edge_attributions(parts, "linear1", "linear2", g, x), want, rtol=1e-3, atol=1e-5)
+    signed = np.einsum("bt,bs,st->ts", np.sign(reached), a * g, slope)
+    want = signed / (np.asarray(g.sum(0))[None] * np.sqrt((reached**2).mean(0))[:, None])
+    np.testing.assert_allclose(
+        edge_attributions(parts, "linear1", "linear2", g, x, absolute=True), want, rtol=1e-3, atol=1e-5
+    )
+
+
+def test_clusters():
+    """The cost of a merge is the difference of description lengths; planted groups are found, the dead stay alone."""
+    rng = np.random.default_rng(0)
+    groups = rng.random((400, 3)) < 0.2
+    on = groups[:, [0, 0, 0, 1, 1, 2]]
+    owner = np.array([0, 1, 2, 3, 4, 5])
+    merged = np.array([0, 0, 2, 3, 4, 5])
+    counts = on.sum(0).astype(float)
+    cost = merge_cost(counts[0], counts[1], (on[:, 0] | on[:, 1]).sum(), counts.sum(), 6, 1.0, 1.0, 0.3)
+    np.testing.assert_allclose(cost, description_length(on, merged, 0.3) - description_length(on, owner, 0.3))
+    with_dead = np.pad(on, ((0, 0), (0, 2)))
+    for gamma in (None, 2.0):
+        found = cluster(with_dead.astype(float), alpha=1.0, gamma=gamma)
+        np.testing.assert_allclose(found.lengths[0], description_length(on, owner, 1.0))
+        if gamma is None:
+            same = found.owner[:, None] == found.owner[None]
+            np.testing.assert_array_equal(same[:6, :6], np.array([0, 0, 0, 1, 1, 2])[:, None] == [0, 0, 0, 1, 1, 2])
+            assert len(set(found.owner)) == 5
+
+
+def test_weight_edits():
+    """Taking a mechanism out of the weights is ablating it among the components."""
+    model, x = tiny(), sparse(jax.random.key(0), batch=6, p=0.7)
+    parts = decompose(model, "linear1", C=4, key=jax.random.key(1))
+    want = edit(parts, at("linear1.components", Zero(), feature=2))(x)
+    np.testing.assert_allclose(scale_component(parts, "linear1", 2, 0.0)(x), want, rtol=1e-4, atol=1e-6)
+    write = jnp.asarray([1.0, 2.0])
+    moved = redirect_component(parts, "linear1", 2, write, 3.0)
+    V, U = parts.of("linear1").V[:, 2], parts.of("linear1").U[2]
+    want = model.linear1.weight - jnp.outer(V, U + 3 * write / 5**0.5)
+    np.testing.assert_allclose(moved.linear1.weight, want, rtol=1e-5, atol=1e-6)
+
+    decoder = init(CONFIG, jax.random.key(0))
+    parts = decompose(decoder, "blocks.*.mlp.up", C=3, key=jax.random.key(1))
+    want = edit(parts, at("blocks.1.mlp.up.components", Zero(), feature=0))(TOKENS)
+    got = scale_component(parts, "blocks.*.mlp.up", 0, 0.0, layer=1)(TOKENS)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
