@@ -77,7 +77,7 @@ def edge_attributions(
     x: Any,
     absolute: bool = False,
 ) -> Float[Array, "C_target C_source"]:
-    """Over a dataset: `Σ attr / (Σ g_c' · RMS(a_c))`, with `absolute` of |a_c|. One backward pass a target component."""
+    """Over a dataset: `Σ attr / (Σ g_c' · RMS(a_c))`, with `absolute` of |a_c|. A backward pass a target component."""
     inner, reached, pull = _linearised(model, source, target, x)
     rows = tuple(range(inner.ndim - 1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tiny_tms import sparse, tiny
 
 from jax_interp.decomposition import decompose
@@ -13,6 +14,7 @@ from jax_interp.decomposition.clustering import cluster, description_length, mer
 from jax_interp.decomposition.components import Components
 from jax_interp.decomposition.edit_weights import redirect_component, scale_component
 from jax_interp.decomposition.interactions import pair_interactions, static_interactions, with_rest
+from jax_interp.decomposition.prune import PruneConfig, prune
 from jax_interp.models import Config, Rope, init
 from jax_interp.models.frame import frame, positions_of
 from jax_interp.models.rotary import rotate
@@ -109,3 +111,23 @@ def test_weight_edits():
     want = edit(parts, at("blocks.1.mlp.up.components", Zero(), feature=0))(TOKENS)
     got = scale_component(parts, "blocks.*.mlp.up", 0, 0.0, layer=1)(TOKENS)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_pruning_keeps_what_a_prompt_needs():
+    """Of components that all count as needed at first many go; the answer stays as likely under the masks tried, and
+    more likely under the worst ones than where no adversary took part."""
+    model = jax.tree.map(lambda leaf: leaf * 8 if leaf.ndim > 1 else leaf, init(CONFIG, jax.random.key(0)))
+    parts = decompose(model, "blocks.*.mlp", C=6, key=jax.random.key(1))
+    shape = dict.fromkeys(parts.names, (2, 1, 6, 6))
+    gates = {name: jnp.full(s, 0.9) for name, s in shape.items()}
+    label = jnp.argmax(model(TOKENS[:1])[:, -1], axis=-1)
+    pruned = prune(parts, gates, TOKENS[:1], label, PruneConfig(steps=60, minimality=2e-2))
+    left = sum(int(on.sum()) for on in pruned.nodes(0.05).values())
+    assert left < 0.7 * sum(np.prod(s) for s in shape.values())
+    assert float(pruned.stochastic_loss[-5:].mean()) < float(pruned.stochastic_loss[0]) + 1.0
+    assert float(pruned.adversarial_loss[-1]) >= float(pruned.stochastic_loss[-1]) - 0.5
+    dead = {name: g.at[:, :, :3].set(-1.0) for name, g in gates.items()}
+    assert not any(
+        on[:, :, :3].any() for on in prune(parts, dead, TOKENS[:1], label, PruneConfig(steps=3)).nodes().values()
+    )

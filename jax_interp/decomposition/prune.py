@@ -1,0 +1,114 @@
+"""The components that one prompt needs: importances of its own, made as small as the prediction allows (VPD 2026).
+
+Without an adversary such a search ends in tiny, seductive graphs that do not do what they seem to: a few components
+that give the right answer while all others are off at once, in the one combination that was tried. Here the others are
+at random, and among those that the importance function calls alive an adversary looks for the worst.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jax_interp.decomposition.components import Decomposed
+from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.losses.adversary import pgd, started
+from jax_interp.decomposition.losses.minimality import lp_minimality
+from jax_interp.decomposition.masks import between, masked_output, stochastic
+from jax_interp.decomposition.sigmoids import SIGMOIDS
+from jax_interp.training import optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneConfig:
+    """`reconstruction` weighs the cross-entropy of the wanted token, half under random and half under adversarial
+    masks; `adversary_steps=0` leaves the adversary out."""
+
+    steps: int = 300
+    learning_rate: float = 0.05
+    reconstruction: float = 1.0
+    minimality: float = 1e-3
+    p: float = 1.0
+    adversary_steps: int = 4
+    adversary_step_size: float = 0.25
+    delta: bool = True
+    sigmoid: str = "leaky_hard"
+    seed: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+    """`importance` are the prompt's own; the losses cross-entropies, by step, under random and adversarial masks."""
+
+    importance: PerMatrix
+    stochastic_loss: Float[Array, " step"]
+    adversarial_loss: Float[Array, " step"]
+
+    def nodes(self, threshold: float = 0.0) -> dict[str, Array]:
+        """Which components at which positions are left."""
+        return {name: g > threshold for name, g in self.importance.items()}
+
+
+def prune(
+    model: Decomposed,
+    gates: PerMatrix,
+    tokens: Int[Array, "batch pos"],
+    label: Int[Array, " batch"],
+    config: PruneConfig = PruneConfig(),
+    position: int = -1,
+) -> Pruned:
+    """Importances of these prompts that keep `label` likely at `position`, starting from those of the importance
+    function (`gates`, before the sigmoid). Components that it calls dead at a position stay dead; their masks are
+    random all along, those of the living the adversary may set."""
+    lower, upper = SIGMOIDS[config.sigmoid]
+    living = {name: (g > 0).astype(jnp.float32) for name, g in gates.items()}
+    adam = optax.adam(config.learning_rate)
+    key = jax.random.key(config.seed)
+
+    def cross_entropy(model: Decomposed, masks: Any, tokens: Array, label: Array) -> Array:
+        log_q = jax.nn.log_softmax(masked_output(model, masks, tokens)[:, position].astype(jnp.float32))
+        return -jnp.mean(jnp.take_along_axis(log_q, label[:, None], axis=1))
+
+    def importance_of(phi: PerMatrix, sigmoid: Any) -> PerMatrix:
+        return {name: living[name] * sigmoid(value) for name, value in phi.items()}
+
+    @jax.jit
+    def run(model: Decomposed, phi: PerMatrix, tokens: Array, label: Array) -> Any:
+        def losses(phi: PerMatrix, key: Array) -> tuple[Array, tuple[Array, Array]]:
+            g = importance_of(phi, lower)
+            draw, start = jax.random.split(key)
+            random = cross_entropy(model, stochastic(draw, g, delta=config.delta), tokens, label)
+            worst = random
+            if config.adversary_steps:
+                worst = cross_entropy(model, _worst(model, g, start, tokens, label), tokens, label)
+            total = config.reconstruction * 0.5 * (random + worst)
+            return total + config.minimality * lp_minimality(importance_of(phi, upper), config.p), (random, worst)
+
+        def _worst(model: Decomposed, g: PerMatrix, key: Array, tokens: Array, label: Array) -> Any:
+            still = jax.lax.stop_gradient(g)
+            fixed = started(key, g, "random", "unique_per_datapoint", config.delta)
+
+            def sources(r: PerMatrix) -> PerMatrix:  # the adversary moves the living; the dead and Δ stay as drawn
+                wide = {n: jnp.pad(on, [(0, 0)] * (on.ndim - 1) + [(0, int(config.delta))]) for n, on in living.items()}
+                return {n: wide[n] * r[n] + (1 - wide[n]) * fixed[n] for n in r}
+
+            climb = lambda r: cross_entropy(model, between(still, sources(r)), tokens, label)
+            r = pgd(climb, fixed, config.adversary_steps, config.adversary_step_size)
+            return between(g, jax.lax.stop_gradient(sources(r)))
+
+        def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
+            phi, opt = carry
+            grads, seen = jax.grad(losses, has_aux=True)(phi, jax.random.fold_in(key, number))
+            return optimizer.update(adam, grads, opt, phi), seen
+
+        numbers = jnp.arange(config.steps, dtype=jnp.uint32)
+        (phi, _), seen = jax.lax.scan(step, (phi, optimizer.init(adam, phi)), numbers)
+        return importance_of(phi, lower), *seen
+
+    return Pruned(*run(model, {name: g.astype(jnp.float32) for name, g in gates.items()}, tokens, label))
