@@ -1,0 +1,33 @@
+"""The code of docs/training-dictionaries.md runs as it stands, block after block."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from jax_interp.dictionaries import DictionaryConfig, variants
+
+PAGE = Path(__file__).parents[2] / "docs" / "training-dictionaries.md"
+
+
+@pytest.mark.slow
+def test_the_page_runs():
+    names: dict = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as a reader would run it
+        for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+            exec(compile(code, str(PAGE), "exec"), names)
+
+
+def test_the_table_has_every_variant():
+    made = {
+        name
+        for name, value in vars(variants).items()
+        if getattr(value, "__module__", "") == variants.__name__ and callable(value)
+    }
+    rows = re.findall(r"^\| (`.*?) \|", PAGE.read_text(), re.MULTILINE)
+    listed = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
+    assert made <= listed, made - listed
+    assert isinstance(variants.topk("x"), DictionaryConfig)
