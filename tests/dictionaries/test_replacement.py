@@ -1,0 +1,194 @@
+"""Replacement models against a forward pass written out in float64, and their error nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import Toy, toy
+
+from jax_interp.dictionaries.activations import Jump
+from jax_interp.dictionaries.forms import Dictionary
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
+from jax_interp.dictionaries.replacement import measure_errors, replacement
+from jax_interp.errors import UserError
+from jax_interp.surgery import Add, Site, Stack, Zero, at, edit, grad_at, read, replan, run_blocks, sites
+
+D, M, LAYERS = 16, 24, 3
+READS = tuple(f"blocks.{i}.mlp_in" for i in range(LAYERS))
+WRITES = tuple(f"blocks.{i}.mlp_out" for i in range(LAYERS))
+TOKENS = jax.random.randint(jax.random.key(9), (3, 7), 0, 40)
+call = jax.jit(lambda f, *args: f(*args))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MLPBlock:
+    """The toy's block with a name for what its MLP reads (which looks back one token) and what it writes."""
+
+    W: jax.Array
+
+    def __call__(self, x, site):
+        x = site("resid_pre", x)
+        before = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        return site("resid_post", x + site("mlp_out", jnp.tanh(site("mlp_in", x + before) @ self.W)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    plain = toy()
+    return Toy(plain.E, [Stack.of([MLPBlock(block.W) for block in plain.blocks])], plain.U)
+
+
+def cross_layer(window=LAYERS, skip=False, dtype=np.float32):
+    rng = np.random.default_rng(2)
+    normal = lambda *shape: jnp.asarray(0.3 * rng.standard_normal(shape), dtype)
+    sources = [
+        Source(
+            normal(D, M),
+            normal(M),
+            normal(M, min(window, LAYERS - i), D),
+            Jump(normal(M) - 1),
+            normal(D, D) if skip else None,
+        )
+        for i in range(LAYERS)
+    ]
+    return CrossLayer(tuple(sources), normal(LAYERS, D))
+
+
+def by_hand(model, clt, tokens, where=None):
+    """(logits, latents) of the replacement model, float64."""
+    f64 = lambda a: np.asarray(a, np.float64)
+    W = [f64(block.W) for block in model.blocks[0].unstack()]
+    x, z = f64(model.E)[np.asarray(tokens)], []
+    for t in range(LAYERS):
+        into = x + np.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        source = clt.sources[t]
+        pre = into @ f64(source.W_enc) + f64(source.b_enc)
+        z.append(pre * (pre > np.exp(f64(source.activation.log_threshold))))
+        y = f64(clt.b_dec)[t] + (0 if source.W_skip is None else into @ f64(source.W_skip))
+        for i in range(t + 1):
+            if t - i < clt.sources[i].W_dec.shape[1]:
+                y = y + z[i] @ f64(clt.sources[i].W_dec)[:, t - i]
+        x = x + (y if where is None else np.where(np.asarray(where)[..., None], y, np.tanh(into @ W[t])))
+    return x @ f64(model.U), z
+
+
+@pytest.mark.parametrize(("window", "skip"), [(3, False), (2, True)])
+def test_later_layers_see_what_earlier_ones_were_replaced_by(model, window, skip):
+    clt, where = cross_layer(window, skip), jnp.arange(7) % 3 > 0
+    where = jnp.broadcast_to(where, TOKENS.shape)
+    local = replacement(model, READS, WRITES, clt, where=where)
+    logits, acts = call(read(local, *(f"{one}.latents" for one in READS), "blocks.2.mlp_out"), TOKENS)
+    want, z = by_hand(model, clt, TOKENS, where)
+    np.testing.assert_allclose(logits, want, rtol=1e-3, atol=1e-4)
+    for i in range(LAYERS):
+        np.testing.assert_allclose(acts[f"{READS[i]}.latents"], z[i], rtol=1e-3, atol=1e-4)
+
+
+def test_with_the_errors_of_a_clean_run_it_is_the_clean_run(model):
+    clt = cross_layer()
+    clean, values = call(read(model, "blocks.*.mlp_out"), TOKENS)
+    errors = jax.jit(measure_errors(model, READS, WRITES, clt))(TOKENS)
+    exact = replacement(model, READS, WRITES, clt, errors=errors)
+    logits, acts = call(read(exact, *(f"{one}.error" for one in WRITES), "blocks.0.mlp_in.latents"), TOKENS)
+    np.testing.assert_array_equal(logits, clean)
+    assert float(abs(call(replacement(model, READS, WRITES, clt), TOKENS) - clean).max()) > 0.1
+    for t in range(LAYERS):
+        np.testing.assert_array_equal(errors.values[t], values["blocks.*.mlp_out"][t])
+        np.testing.assert_allclose(acts[f"{WRITES[t]}.error"], errors[t], atol=1e-6)
+
+    # Latents and errors are edited like any value. A latent's effect on the last layer's output, where no later latent
+    # changes, is its decoder row.
+    z = acts["blocks.0.mlp_in.latents"]
+    feature = int(np.argmax(np.asarray(z).sum((0, 1))))
+    without = edit(exact, at("blocks.0.mlp_in.latents", Zero(), feature=feature))
+    _, moved = call(read(without, "blocks.0.mlp_out"), TOKENS)
+    row = clt.sources[0].W_dec[feature, 0]
+    want = values["blocks.*.mlp_out"][0] - z[:, :, feature, None] * row[None, None]
+    np.testing.assert_allclose(moved["blocks.0.mlp_out"], want, atol=1e-5)
+    shift = jnp.linspace(-1, 1, D)
+    pushed = edit(exact, at("blocks.2.mlp_out.error", Add(shift), pos=3))
+    want = clean.at[:, 3].add((shift @ model.U)[None])
+    np.testing.assert_allclose(call(pushed, TOKENS), want, atol=1e-4)
+
+
+def test_gradients_go_through_the_dictionary_and_not_through_errors(model):
+    """d metric / d latents of layer 0: by hand from the decoder, layer 1's and 2's encoders being off."""
+    clt = cross_layer()
+    shut = dataclasses.replace(clt.sources[1], activation=Jump(jnp.full(M, 20.0)))
+    clt = dataclasses.replace(
+        clt, sources=(clt.sources[0], shut, dataclasses.replace(clt.sources[2], activation=shut.activation))
+    )
+    errors = measure_errors(model, READS, WRITES, clt)(TOKENS)
+    exact = replacement(model, READS, WRITES, clt, errors=errors)
+    name = "blocks.0.mlp_in.latents"
+    direction = jnp.cos(jnp.arange(40.0))
+    _, grads = jax.jit(lambda f, t: grad_at(f, name)(lambda logits: (logits[:, 4] @ direction).sum())(t))(exact, TOKENS)
+    want = jnp.einsum("mtd,dv,v->m", clt.sources[0].W_dec, model.U, direction)
+    got = grads[name]
+    np.testing.assert_allclose(got[:, 4], np.broadcast_to(want, got[:, 4].shape), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got[:, 5], np.zeros_like(got[:, 5]), atol=1e-6)
+
+
+def test_transcoders_of_single_layers_are_a_list(model):
+    clt = cross_layer(window=1)
+    each = [
+        Dictionary(s.W_enc, s.b_enc, s.W_dec[:, 0], b, s.activation, centred=False)
+        for s, b in zip(clt.sources, clt.b_dec)
+    ]
+    local = replacement(model, READS, WRITES, each)
+    np.testing.assert_allclose(call(local, TOKENS), by_hand(model, clt, TOKENS)[0], rtol=1e-3, atol=1e-4)
+    names = sites(local)(TOKENS)
+    assert names["blocks.1.mlp_in.latents"].shape == (3, 7, M)
+    # only the layers concerned are unrolled, and a layout that fits already is left alone
+    one = replacement(model, READS[1:2], WRITES[1:2], each[1:2])
+    assert [type(block) for block in one.model.blocks] == [Stack, MLPBlock, Stack]
+    unrolled = replan(model, "*")
+    assert replacement(unrolled, READS, WRITES, each).model is unrolled
+
+
+def test_a_value_that_is_both_read_and_written():
+    """Crosscoders on the stream: weakly causal ones read a value before they write it, strictly causal ones after."""
+    model, clt = (
+        toy(),
+        dataclasses.replace(cross_layer(), sources=cross_layer().sources[1:], b_dec=cross_layer().b_dec[1:]),
+    )
+    names = [f"blocks.{i}.resid_post" for i in range(3)]
+    _, clean = read(model, *names)(TOKENS)
+    weak = read(replacement(model, names[:2], names[:2], clt), names[0])(TOKENS)[1]
+    x = clean[names[0]]
+    np.testing.assert_allclose(weak[names[0]], clt.write(0, [clt.sources[0].encode(x)]), atol=1e-5)
+    strict = read(replacement(model, names[:2], names[1:], clt), *names[1:])(TOKENS)[1]
+    first = clt.sources[0].encode(x)
+    second = clt.sources[1].encode(strict[names[1]])
+    np.testing.assert_allclose(strict[names[1]], clt.write(0, [first]), atol=1e-5)
+    np.testing.assert_allclose(strict[names[2]], clt.write(1, [first, second]), atol=1e-5)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Recomputed(Toy):
+    def __call__(self, tokens, *, taps=()):
+        site = Site.open(taps, self.blocks)
+        x = run_blocks(self.blocks, site("embed", self.E[tokens]), site, remat=True)
+        return site.close(site("logits", x @ self.U, "batch pos vocab"))
+
+
+def test_what_cannot_be_is_refused(model):
+    clt = cross_layer()
+    for reads, writes, says in (
+        (READS[:2], WRITES, "2 addresses to read and 3 to write"),
+        (("blocks.*.mlp_in",) * 3, WRITES, "several values"),
+        ((READS[0],) * 3, WRITES, "there twice"),
+    ):
+        with pytest.raises(UserError, match=says):
+            replacement(model, reads, writes, clt)
+    with pytest.raises(UserError, match="made before the value that source 0 reads"):
+        replacement(model, READS[::-1], WRITES, clt)(TOKENS)
+    recomputed = Recomputed(model.E, model.blocks, model.U)
+    with pytest.raises(UserError, match="remat"):
+        replacement(recomputed, READS, WRITES, clt)(TOKENS)
