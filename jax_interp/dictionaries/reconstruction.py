@@ -47,7 +47,10 @@ class Reconstruction:
 
 
 def output(dictionary: Any, x: Float[Array, "row d"], z: Float[Array, "row feature"]) -> Float[Array, "row d_out"]:
-    """What the dictionary makes of `x`, whose codes are `z`: decode(z), and x W_skip where there is a skip."""
+    """What the dictionary makes of `x`, whose codes are `z`: decode(z), and x W_skip where it has a skip. One whose
+    skip is no single matrix has an `output(x, z)` of its own."""
+    if hasattr(dictionary, "output"):
+        return dictionary.output(x, z)
     y_hat, skip = dictionary.decode(z), getattr(dictionary, "W_skip", None)
     return y_hat if skip is None else y_hat + x.astype(skip.dtype) @ skip
 

@@ -1,0 +1,43 @@
+"""A cross-layer dictionary seen as one dictionary of several values side by side, which is how `evaluate` reads values.
+
+    evaluate(model, reads, SideBySide(clt), batches, writes=targets)         as many addresses as sources, and targets
+
+Latents are those of all sources together: L0 and dead features are sums over the sources, FVU is given by target too.
+All targets are replaced at once, by what the latents of the clean run write.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SideBySide:
+    """Values of sources (all of one width), latents of sources and values of targets side by side in the last axis."""
+
+    dictionary: CrossLayer
+
+    def encode(self, x: Float[Array, "*batch source_d_in"]) -> Float[Array, "*batch source_feature"]:
+        return _together(self.dictionary.encode(self._apart(x)))
+
+    def decode(self, z: Float[Array, "*batch source_feature"]) -> Float[Array, "*batch target_d_out"]:
+        return _together(self.dictionary.decode(self._apart(z)))
+
+    def output(self, x: Array, z: Array) -> Float[Array, "*batch target_d_out"]:
+        """`decode(z)` and the skips from `x`."""
+        z, x = self._apart(z), self._apart(x)
+        return _together(jnp.stack([self.dictionary.write(t, z, x[t]) for t in range(len(x))]))
+
+    def _apart(self, a: Array) -> Float[Array, "source *batch width"]:
+        return jnp.stack(jnp.split(a, len(self.dictionary.sources), axis=-1))
+
+
+def _together(a: Float[Array, "source *batch width"]) -> Array:
+    return jnp.concatenate(list(a), axis=-1)
