@@ -81,7 +81,7 @@ class DecomposedLinear:
         if site.wants("components", "delta"):
             inner = self._inner(x, is_index)
             edited = site("components", inner, f"{axes} component")
-            delta = site("delta", jnp.ones_like(inner[..., :1]), f"{axes} one")
+            delta = site("delta", _row_of_ones(inner), f"{axes} one")
             change = _product(edited - delta * inner, self.components.U.astype(inner.dtype), like=y)
             y = y + (change - (jnp.ones_like(delta) - delta) * (y if self.bias is None else y - _over(self.bias, y)))
         return site("output", y, f"{axes} d_out")
@@ -89,7 +89,8 @@ class DecomposedLinear:
     def _inner(self, x: Array, is_index: bool) -> Array:
         V = self.components.V
         if is_index:
-            return V.at[x].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+            kept = None if (spec := _spec(x)) is None else jax.P(*spec, (_spec(V) or (None,))[-1])
+            return V.at[x].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=kept)
         V = V.astype(x.dtype)
         spec = _spec(x)
         kept = None if spec is None else jax.P(*spec[:-1], (_spec(V) or (None,))[-1])
@@ -236,6 +237,12 @@ def _spec(x: Array) -> Any:
     """The sharding that a value's type carries; None where types carry none."""
     sharding = jax.typeof(x).sharding
     return sharding.spec if not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit else None
+
+
+def _row_of_ones(x: Array) -> Array:
+    """One for each row, sharded as the rows are."""
+    spec = _spec(x)
+    return jnp.ones((*x.shape[:-1], 1), x.dtype, out_sharding=None if spec is None else jax.P(*spec[:-1], None))
 
 
 def _product(x: Array, weight: Array, like: Array) -> Array:
