@@ -65,6 +65,8 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/loading.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(VENV)/bin/python benchmarks/generation.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(VENV)/bin/python benchmarks/dictionary_step.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+	$(VENV)/bin/python benchmarks/harvest_and_train.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+	$(VENV)/bin/python benchmarks/sweep_step.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(PARITY_VENV) build dist .pytest_cache .ruff_cache .hypothesis

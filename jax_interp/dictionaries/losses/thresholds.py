@@ -50,7 +50,7 @@ class L0:
 class TargetL0:
     """Quadratic around a target: λ need not be searched for. It sets the strength of the pull, not the number."""
 
-    coefficient: float = 0.1
+    coefficient: float = 1.0
     target: float = 32.0
     warmup: float = 0.1
 

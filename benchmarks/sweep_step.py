@@ -1,0 +1,80 @@
+"""Eight dictionaries at once: one step of eight ReLU or TopK SAEs in one program, against one step of a peer's single one.
+
+The shape of `dictionary_step.py`. "each in turn" is `jax.lax.map` over the members, what a sweep does on a CPU; "vmap"
+is what it does on an accelerator. Eight runs of a peer take eight times its single step.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import dictionary_step
+from dictionary_step import FULL, STEPS, TINY, activations, dense_flops
+from gemm import jax_gemm
+from timing import Rounds, Work, Worker, main
+
+MEMBERS = 8
+
+
+def ours(sizes):
+    import jax
+    import jax.numpy as jnp
+
+    from jax_interp.dictionaries import variants
+    from jax_interp.dictionaries.train import learn, start_learner
+
+    rows = [jnp.asarray(batch) for batch in activations(sizes)]
+    scale = jnp.sqrt(sizes["d"] / jnp.mean(jnp.sum(rows[0] ** 2, axis=1)))
+    batches = itertools.cycle([row * scale for row in rows])
+    mean = jnp.mean(rows[0] * scale, axis=0)
+    variance = jnp.mean(jnp.sum((rows[0] * scale - mean) ** 2, axis=1))[None]
+    fields = {"n_features": sizes["features"], "steps": STEPS, "dead_after": 10_000_000}
+    configs = {
+        "ReLU": variants.relu("x", resampling=None, **fields),
+        "TopK": variants.topk("x", k=sizes["k"], **fields),
+    }
+    for name, config in configs.items():
+        start = jax.vmap(lambda key, config=config: start_learner(config, key, (sizes["d"],), mean))
+        for how in ("each in turn", "vmap"):
+            if how == "vmap" and name == "TopK":
+                continue  # under vmap AuxK's branches are all computed: not for a CPU
+
+            def step_all(learners, x, config=config, how=how):
+                one = lambda learner: learn(config, learner, x, variance)
+                return jax.vmap(one)(learners) if how == "vmap" else jax.lax.map(one, learners)
+
+            advance = jax.jit(step_all, donate_argnums=0)
+            held = {"learners": start(jax.random.split(jax.random.key(0), MEMBERS))}
+
+            def step(advance=advance, held=held):
+                held["learners"], metrics = advance(held["learners"], next(batches))
+                jax.block_until_ready((held["learners"], metrics))
+
+            yield Work(f"8 {name}, {how}", step, flops=MEMBERS * dense_flops(sizes))
+    yield jax_gemm(sizes["gemm"])
+
+
+def _only(peer, kinds):
+    return lambda sizes: [work for work in peer(sizes) if work.name in kinds]
+
+
+WORKERS = {
+    "ours": Worker(ours, packages=("jax", "jaxlib", "flax", "optax")),
+    "sparsify": Worker(_only(dictionary_step.sparsify, ("TopK",)), home="v", packages=("torch", "eai-sparsify")),
+    "dictionary_learning": Worker(
+        _only(dictionary_step.dictionary_learning, ("ReLU",)), home="v_dl", packages=("torch", "dictionary-learning")
+    ),
+}
+
+
+def conclude(rounds: Rounds) -> list[str]:
+    lines = []
+    for name, peer in (("ReLU", "dictionary_learning"), ("TopK", "sparsify")):
+        for how in ("each in turn", "vmap"):
+            if (ratio := rounds.ratio(f"ours: 8 {name}, {how}", f"{peer}: {name}")) is not None:
+                lines.append(f"eight {name}, {how}: {ratio / MEMBERS:.2f} of the time of eight runs of {peer}")
+    return lines
+
+
+if __name__ == "__main__":
+    main(__doc__, __file__, WORKERS, FULL, TINY, conclude)
