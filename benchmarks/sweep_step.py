@@ -1,4 +1,4 @@
-"""Eight dictionaries at once: one step of eight ReLU or TopK SAEs in one program, against one step of a peer's single one.
+"""Eight dictionaries at once: one step of eight ReLU or TopK SAEs in one program, against a peer's step of one.
 
 The shape of `dictionary_step.py`. "each in turn" is `jax.lax.map` over the members, what a sweep does on a CPU; "vmap"
 is what it does on an accelerator. Eight runs of a peer take eight times its single step.
