@@ -136,27 +136,18 @@ def evaluate(
     )
 
 
-def activation_sums(
-    model: Any, address: Addresses, dictionary: Any, batches: Batches, writes: Addresses | None = None
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """(shift, totals) of the pass over activations. The shift of the second moments is the first batch's mean."""
-    return _sums(model, address, dictionary, batches, writes)[:2]
-
-
 def _sums(
     model: Any, address: Addresses, dictionary: Any, batches: Batches, writes: Addresses | None
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, Any] | None, dict[str, int]]:
     """(shift, totals, totals of position 0 alone or None where there is no sense in leaving it out, width of each value
-    written)."""
+    written) of the pass over activations. The shift of the second moments is the first batch's mean."""
     reads, targets = downstream.names(address), downstream.names(writes or address)
     of_targets = jax.eval_shape(lambda model, tokens: values(model, targets, tokens), model, jnp.asarray(batches[0][0]))
     widths = {name: part.shape[1] for name, part in zip(targets, of_targets, strict=True)}
     shift, total, first = None, None, None
     for tokens, keep in batches:
-        (x, y), of_row = (
-            _rows(model, jnp.asarray(tokens), reads, targets if writes else ()),
-            jnp.asarray(keep).reshape(-1),
-        )
+        x, y = _rows(model, jnp.asarray(tokens), reads, targets if writes else ())
+        of_row = jnp.asarray(keep).reshape(-1)
         if shift is None:
             shift = kept_mean(x if y is None else y, of_row)
         total = add_sums(total, _add(dictionary, x, of_row, shift, y))

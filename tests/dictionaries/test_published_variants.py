@@ -108,6 +108,13 @@ def test_figures_without_some_rows():
     assert reconstruction_of(total).fvu < 0.01 < 0.2 < want.fvu  # those rows hide all the rest
 
 
+def test_a_row_of_length_zero_has_no_direction():
+    """Mean norm ratio and cosine are over the other rows; half of the rows here are 0, as where no feature is on."""
+    x = np.where(np.arange(500)[:, None] % 2, RNG.standard_normal((500, 4)), 0)
+    figures = reconstruction_of(measure(x, x / 2))
+    np.testing.assert_allclose([figures.l2_ratio, figures.cosine], [0.5, 1], rtol=1e-5)
+
+
 def test_a_transcoder_with_a_skip_is_measured_on_what_it_should_write():
     """y = (2x, a feature of its own): the skip writes the first part, the latent the second's first column, and each
     value has its own FVU."""
