@@ -22,8 +22,8 @@ independent program of its recipe measured.
 """
 
 
-def write() -> str:
-    """Write the page; returns it."""
+def page() -> str:
+    """The page's text."""
     pages = [HEAD]
     for path in sorted(RESULTS.glob("*.json")):
         record = load(path)
@@ -41,8 +41,14 @@ def write() -> str:
         ]
         for row in record["rows"]:
             holds = {True: "yes", False: "**no**", None: ""}[row["holds"]]
-            lines.append(f"| {row['quantity']} | {row['ours']} | {row['published']} | {holds} |")
+            cells = [row["quantity"], row["ours"], row["published"], holds]
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         pages.append("\n".join(lines) + "\n")
-    page = "\n".join(pages)
-    atomic_write(HERE / "README.md", page)
-    return page
+    return "\n".join(pages)
+
+
+def write() -> str:
+    """Write the page; returns it."""
+    text = page()
+    atomic_write(HERE / "README.md", text)
+    return text

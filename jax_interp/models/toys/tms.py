@@ -63,7 +63,9 @@ class TMSConfig:
     """Identity matrices inserted after training."""
     relu: bool = True
     draw: Draw = "xavier"
-    """Of W; "torch" draws the bias as well. Which one decides whether features get lost, not the schedule."""
+    """Of W. Which one decides whether features get lost, not the schedule."""
+    draws_bias: bool = False
+    """Whether the bias starts as torch's default has it, and not at 0."""
     instances: int | None = None
     """Trained together, on a leading axis; None: one, without that axis."""
     probability: float | tuple[float, ...] = 0.05
@@ -96,7 +98,7 @@ def init_tms(key: Key[Array, ""], config: TMSConfig) -> TMS:
     """One untrained instance, without identity matrices."""
     w, b = jax.random.split(key)
     n, m = config.n_features, config.n_hidden
-    bias = draw_bias(b, m, (n,)) if config.draw == "torch" else jnp.zeros(n)
+    bias = draw_bias(b, m, (n,)) if config.draws_bias else jnp.zeros(n)
     return TMS(Linear(draw(w, n, m, config.draw)), nnx.List([]), Transposed(bias), relu=config.relu)
 
 
@@ -185,10 +187,12 @@ PRESETS: dict[str, TMSConfig] = {
     "5-2-id": TMSConfig(n_identity=1, source="as 5-2, identity inserted"),
     "40-10": TMSConfig(40, 10, recipe=Recipe(2000, 2048), source="yaml: APD 2025"),
     "40-10-id": TMSConfig(40, 10, n_identity=1, recipe=Recipe(2000, 2048), source="as 40-10, identity inserted"),
-    "5-2-spd": TMSConfig(draw="torch", recipe=_V1, source=_SPD),
-    "5-2-id-spd": TMSConfig(draw="torch", n_identity=1, recipe=_V1, source=_SPD),
-    "40-10-spd": TMSConfig(40, 10, recipe=dataclasses.replace(_V1, batch=8192), source=_SPD),
-    "40-10-id-spd": TMSConfig(40, 10, n_identity=1, recipe=dataclasses.replace(_V1, batch=8192), source=_SPD),
+    "5-2-spd": TMSConfig(draw="torch", draws_bias=True, recipe=_V1, source=_SPD),
+    "5-2-id-spd": TMSConfig(draw="torch", draws_bias=True, n_identity=1, recipe=_V1, source=_SPD),
+    "40-10-spd": TMSConfig(40, 10, draw="torch", recipe=dataclasses.replace(_V1, batch=8192), source=_SPD),
+    "40-10-id-spd": TMSConfig(
+        40, 10, n_identity=1, draw="torch", recipe=dataclasses.replace(_V1, batch=8192), source=_SPD
+    ),
     "5-2-apd": TMSConfig(instances=12, source="yaml: APD 2025"),
     "40-10-apd": TMSConfig(40, 10, instances=3, recipe=Recipe(2000, 2048), source="yaml: APD 2025"),
     "intro": TMSConfig(5, 2, instances=10, probability=_falling(10), importance_decay=0.9, recipe=_NOTEBOOK,
