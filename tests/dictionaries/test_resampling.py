@@ -1,0 +1,69 @@
+"""Dead latents begin anew where the loss is, and nothing else is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_interp.dictionaries import variants
+from jax_interp.dictionaries.config import Adam, Resampling
+from jax_interp.dictionaries.resampling import resample
+from jax_interp.dictionaries.train import learn, start_learner
+
+FIELDS = {"n_features": 400, "steps": 100, "optimizer": Adam(warmup=1)}
+CONFIG = variants.relu("x", resampling=Resampling(every=4, until=0.5), **FIELDS)
+
+
+def moments(opt):
+    return next(s for s in jax.tree.leaves(opt, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
+
+
+def learner_after_a_step():
+    learner = start_learner(CONFIG, jax.random.key(0), (6,), jnp.full(6, 0.5))
+    x = jax.random.normal(jax.random.key(1), (50, 6))
+    return jax.jit(partial(learn, CONFIG))(learner, x, jnp.ones(1))[0]
+
+
+def test_only_dead_latents_begin_anew_and_on_inputs_in_proportion_to_their_squared_loss():
+    learner = learner_after_a_step()
+    one, opt, dead = learner.dictionary, learner.opt, jnp.arange(400) >= 40
+    x = jax.random.normal(jax.random.key(2), (3, 6))
+    error = jnp.sqrt(jnp.asarray([1.0, 2.0, 3.0]))[:, None] * jnp.eye(6)[:3]  # losses 1, 2, 3: chances 1, 4, 9 of 14
+    new, new_opt = jax.jit(resample)(one, opt, dead, x, error, jax.random.key(3), 0.2)
+    for name, axis in (("W_enc", 1), ("b_enc", 0), ("W_dec", 0)):
+        alive = lambda a, axis=axis: np.take(np.asarray(a), np.arange(40), axis=axis)
+        np.testing.assert_array_equal(alive(getattr(new, name)), alive(getattr(one, name)))
+        for moment in ("mu", "nu"):
+            before, after = (getattr(getattr(moments(o), moment), name) for o in (opt, new_opt))
+            np.testing.assert_array_equal(alive(after), alive(before))
+            assert np.asarray(before).any()
+            assert not np.take(np.asarray(after), np.arange(40, 400), axis=axis).any()
+    np.testing.assert_array_equal(new.b_enc[40:], np.zeros(360))
+    np.testing.assert_array_equal(new.b_dec, one.b_dec)
+    centred = np.asarray(x - one.b_dec[None])
+    directions = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    which = (np.asarray(new.W_dec)[40:] @ directions.T).argmax(1)
+    np.testing.assert_allclose(new.W_dec[40:], directions[which], atol=1e-6)
+    counts, chances = np.bincount(which, minlength=3), 360 * np.array([1, 4, 9]) / 14
+    assert (abs(counts - chances) < 5 * np.sqrt(chances)).all(), counts
+    length = 0.2 * np.linalg.norm(np.asarray(one.W_enc)[:, :40], axis=0).mean()
+    np.testing.assert_allclose(new.W_enc[:, 40:].T, length * directions[which], rtol=1e-5)
+
+
+def test_it_happens_when_it_is_due_and_not_after():
+    x = jax.random.normal(jax.random.key(1), (50, 6))
+    step = jax.jit(partial(learn, CONFIG))
+    learner = learner_after_a_step()
+    long_dead = jnp.where(jnp.arange(400) < 7, 10_000, 0)
+    silent = jnp.where(jnp.arange(400) < 7, -100.0, learner.dictionary.b_enc)
+    learner = dataclasses.replace(
+        learner, since_fired=long_dead, dictionary=dataclasses.replace(learner.dictionary, b_enc=silent)
+    )
+    for now, happens in ((2, False), (3, True), (51, False)):  # steps 3, 4 and 52
+        after, _ = step(dataclasses.replace(learner, step=jnp.int32(now)), x, jnp.ones(1))
+        assert bool((after.dictionary.b_enc[:7] == 0).all()) is happens
+        assert bool((after.since_fired[:7] == 0).all()) is happens
