@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
-from jax_interp.dictionaries import DictionaryConfig, variants
+from jax_interp.dictionaries import DictionaryConfig, evaluate, train_dictionary, variants
 from jax_interp.dictionaries.activations import BatchTopK, ReLU, TopK
 from jax_interp.dictionaries.config import Adam
 from jax_interp.dictionaries.end_to_end import (
@@ -30,7 +30,9 @@ from jax_interp.dictionaries.train import start_learner
 from jax_interp.errors import UserError
 from jax_interp.models import Config
 from jax_interp.models.decoder import init
+from jax_interp.models.language_modelling import Optimization, init_state, train_step
 from jax_interp.surgery import Splice, at, edit, replan
+from jax_interp.training import fit
 
 SITES = ("blocks.0.resid_post", "blocks.1.resid_post")
 FIELDS = {"n_features": 24, "steps": 12, "buffer": 300, "dead_after": 300, "optimizer": Adam(warmup=2)}
@@ -223,3 +225,62 @@ def test_a_killed_run_ends_with_the_same_bits(name, model, tmp_path):
 def test_a_config_that_cannot_be_is_refused(bad, says):
     with pytest.raises(UserError, match=says):
         EndToEndConfig(**({"dictionaries": tuple(RELU)} | bad))
+
+
+# ---- the claim ------------------------------------------------------------------------------------------------------
+
+VOCAB = 24
+NEXT = 2.0 * np.random.default_rng(0).standard_normal((VOCAB, VOCAB, VOCAB))
+
+
+@jax.jit
+def language(key):
+    """[64, 32] tokens of a random language: what comes next depends on the last two."""
+    keys, table = jax.random.split(key, 33), jnp.asarray(NEXT, jnp.float32)
+
+    def step(last, key):
+        drawn = jax.random.categorical(key, table[last])
+        return (last[1], drawn), drawn
+
+    first = jax.random.randint(keys[0], (2, 64), 0, VOCAB)
+    return jax.lax.scan(step, (first[0], first[1]), keys[1:])[1].T
+
+
+@pytest.mark.slow
+def test_end_to_end_costs_the_model_less_at_equal_l0_and_is_a_worse_copy():
+    """Braun et al. 2024 in small: at matched L0 the increase of the cross-entropy is less than 45% of that of a
+    dictionary trained locally, while its reconstructions are shorter and further from the value."""
+    tokens = lambda i: language(jax.random.fold_in(jax.random.key(1), i))
+    shape = Config(
+        n_layers=3, d_model=32, n_heads=4, d_mlp=128, vocab_size=VOCAB, n_ctx=32, gated_mlp=False, act="gelu"
+    )
+    optimizer = Optimization(learning_rate=3e-3, warmup=50).build(600)
+    state = init_state(init(shape, jax.random.key(0), stacked=False), optimizer)
+    model = fit(train_step(optimizer), state, tokens, steps=600, quiet=True).model
+
+    site, everything = "blocks.1.resid_pre", jnp.ones((64, 32), bool)
+    batch = lambda i: (tokens(10_000 + i), everything)
+    fields = {
+        "n_features": 128,
+        "steps": 400,
+        "buffer": 8192,
+        "optimizer": Adam(learning_rate=2e-3),
+        "resampling": None,
+    }
+    held_out = [(tokens(5000 + i), everything) for i in range(4)]
+
+    def figures(sae):
+        found = evaluate(model, site, sae, held_out)
+        ce, rec = found.cross_entropy, found.reconstruction
+        return np.array([rec.l0, ce.spliced - ce.clean, rec.l2_ratio, rec.mse_d])
+
+    local = [train_dictionary(variants.relu(site, l1, **fields), model, batch, quiet=True) for l1 in (0.05, 0.02)]
+    config = EndToEndConfig((variants.relu(site, loss=(L1(0.015),), **fields),))
+    (whole,) = train_end_to_end(config, model, batch, quiet=True)
+    sparse, dense, (l0, ce, l2_ratio, mse) = *map(figures, local), figures(whole)
+    assert sparse[0] < l0 < dense[0]
+    share = (l0 - sparse[0]) / (dense[0] - sparse[0])
+    local_ce, local_l2_ratio, local_mse = (sparse + share * (dense - sparse))[1:]  # at this L0
+    assert 0 < ce < 0.45 * local_ce
+    assert l2_ratio < local_l2_ratio
+    assert mse > local_mse

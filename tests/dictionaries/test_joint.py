@@ -1,0 +1,125 @@
+"""A model and its dictionaries in one loss: against float64 written from the equation, and the exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy import batch_at, toy
+
+from jax_interp.dictionaries import variants
+from jax_interp.dictionaries.activations import ReLU
+from jax_interp.dictionaries.forms import init_sae
+from jax_interp.dictionaries.joint import JointConfig, OverNorm, joint_step, next_token, start_joint, train_joint
+from jax_interp.dictionaries.losses import L1, AuxK, Reconstruction
+from jax_interp.dictionaries.spliced import kept_rows
+from jax_interp.errors import UserError
+
+SITES = ("blocks.0.resid_pre", "blocks.2.resid_post")
+COEFFICIENTS = (0.02, 0.07)
+CONFIG = JointConfig(
+    tuple(
+        variants.april(site, loss=(L1(c, "l1_of_norms", warmup=0.0),), n_features=24, centred=True, dead_after=300)
+        for site, c in zip(SITES, COEFFICIENTS)
+    ),
+    steps=12,
+)
+
+
+def reference(params, tokens, keep, rows, strength=3.0):
+    """L = CE + mean_l [λ R_l / N_l + S_l], without surgery."""
+    E, U, blocks, saes = params
+    x = E[tokens]
+    read = [x]
+    for W in blocks:
+        before = jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
+        x = x + jnp.tanh((x + before) @ W)
+    read.append(x)
+    log_p = jax.nn.log_softmax(x @ U, axis=-1)[:, :-1]
+    counted = keep[:, :-1] & keep[:, 1:]
+    ce = -(jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0] * counted).sum() / counted.sum()
+    parts = []
+    for p, value, c in zip(saes, read, COEFFICIENTS):
+        v = value.reshape(-1, value.shape[-1])[rows]
+        f = jax.nn.relu((v - p["b_dec"]) @ p["W_enc"] + p["b_enc"])
+        R = ((v - f @ p["W_dec"] - p["b_dec"]) ** 2).sum(1).mean()
+        N = jnp.sqrt((v**2).sum(1)).mean()
+        parts.append(strength * R / N + c * (f * jnp.sqrt((p["W_dec"] ** 2).sum(1))).sum(1).mean())
+    return ce + sum(parts) / len(parts)
+
+
+def test_loss_and_every_gradient_equal_the_equation_the_models_too():
+    """One step of gradient descent with rate 1: what changed is the gradient."""
+    tokens, keep = batch_at(3)
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        model = jax.tree.map(lambda a: a.astype(jnp.float64), toy())
+        draw = np.random.default_rng(0).standard_normal
+        shapes = {"W_enc": (16, 24), "b_enc": (24,), "W_dec": (24, 16), "b_dec": (16,)}
+        saes = [{name: jnp.asarray(draw(shape) * 0.3) for name, shape in shapes.items()} for _ in SITES]
+        fresh = init_sae(jax.random.key(0), 16, 24, ReLU())
+        sgd = optax.sgd(1.0)
+        state = start_joint(CONFIG, model, tokens, sgd, [dataclasses.replace(fresh, **p) for p in saes])
+        rows = np.asarray(kept_rows(keep, state.key)[0])
+        after, metrics = jax.jit(partial(joint_step, CONFIG, sgd, next_token))(state, (tokens, keep))
+        params = (model.E, model.U, [block.W for block in model.blocks], saes)
+        value, grad = jax.jit(jax.value_and_grad(reference))(params, tokens, keep, rows)
+        close = partial(np.testing.assert_allclose, rtol=1e-7, atol=1e-10)
+        close(metrics["loss"], value)
+        close(model.E - after.model.E, grad[0])
+        close(model.U - after.model.U, grad[1])
+        for block, new, g in zip(model.blocks, after.model.blocks, grad[2], strict=True):
+            close(block.W - new.W, g)
+        for p, new, g in zip(saes, after.dictionaries, grad[3], strict=True):
+            for name in p:
+                close(p[name] - getattr(new, name), g[name], err_msg=name)
+
+
+def test_a_model_that_is_held_fixed_stays_as_it_is_and_others_learn():
+    model, log = toy(), []
+    config = dataclasses.replace(CONFIG, shared=(Reconstruction(kind="sse"),), train="dictionaries", steps=30)
+    same, saes = train_joint(config, model, batch_at, optax.adam(3e-3), on_log=log.append, log_every=1, quiet=True)
+    assert same is model
+    assert "task" not in log[0]
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+    assert [d.W_dec.shape for d in saes] == [(24, 16)] * 2
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    class Killed(Exception):
+        pass
+
+    def die(record):
+        if record["step"] == 9:
+            raise Killed
+
+    sites = (CONFIG.dictionaries[0], variants.batch_topk(SITES[1], 4, n_features=24, dead_after=300))
+    config = dataclasses.replace(CONFIG, dictionaries=sites, shared=(OverNorm(0.1), AuxK()))
+    options = {"checkpoint_every": 4, "log_every": 1, "quiet": True}
+    train = partial(train_joint, config, toy(), batch_at, optax.adamw(1e-2), **options)
+    with pytest.raises(Killed):
+        train(run=tmp_path / "killed", on_log=die)
+    resumed, whole = train(run=tmp_path / "killed"), train(run=tmp_path / "whole")
+    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    np.testing.assert_allclose(jnp.linalg.norm(whole[1][1].W_dec, axis=1), np.ones(24), rtol=1e-5)  # its rows are held
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"dictionaries": ()}, "at least one"),
+        ({"dictionaries": (variants.crosscoder(SITES),)}, "is for SAEs"),
+        ({"dictionaries": (variants.relu(SITES[0]),)}, "resampling"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(bad, says):
+    with pytest.raises(UserError, match=says):
+        dataclasses.replace(CONFIG, **bad)
