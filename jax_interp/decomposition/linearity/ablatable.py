@@ -24,19 +24,28 @@ from jax_interp.training.leaves import flatten
 class Ablatable:
     """`run(mask [batch, part], x)` is the output with parts multiplied by their masks, `target(x)` that of the whole.
 
-    `faithfulness` is ‖Σθ_c - θ‖ / ‖θ‖ by matrix, `ranks` that of each part. `resampled(keep, x, donor)`, where there is
-    such a thing, replaces the activations of parts that are not kept by those of row `donor[i]`.
+    `of` is a pytree with these two as methods, and `resampled(keep, x, donor)` where activations of parts that are not
+    kept can be replaced by those of row `donor[i]`. It is an argument of what is compiled, so a second decomposition of
+    one shape compiles nothing. `faithfulness` is ‖Σθ_c - θ‖ / ‖θ‖ by matrix, `ranks` that of each part.
     """
 
-    run: Callable[[Array, Array], Array]
-    target: Callable[[Array], Array]
+    of: Any
     faithfulness: Mapping[str, float]
     ranks: np.ndarray
-    resampled: Callable[[Array, Array, Array], Array] | None = None
 
     @property
     def count(self) -> int:
         return len(self.ranks)
+
+    def run(self, mask: Float[Array, "batch part"], x: Array) -> Array:
+        return _run(self.of, mask, x)
+
+    def target(self, x: Array) -> Array:
+        return _target(self.of, x)
+
+
+_run = jax.jit(lambda of, mask, x: of.run(mask, x))
+_target = jax.jit(lambda of, x: of.target(x))
 
 
 @jax.tree_util.register_dataclass
@@ -48,14 +57,28 @@ class WeightParts:
     parts: Any
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfWeights:
+    """`f(theta, x)` with theta a masked sum of parts, another one for each row."""
+
+    weights: WeightParts
+    f: Callable[[Any, Array], Array] = dataclasses.field(metadata={"static": True})
+
+    def run(self, mask: Float[Array, "batch part"], x: Array) -> Array:
+        def row(mask: Float[Array, " part"], x: Array) -> Array:
+            summed = lambda part: jnp.einsum("c,c...->...", mask.astype(part.dtype), part)
+            return self.f(jax.tree.map(summed, self.weights.parts), x[None])[0]
+
+        return jax.vmap(row)(mask, x)
+
+    def target(self, x: Array) -> Array:
+        return self.f(self.weights.target, x)
+
+
 def of_weights(f: Callable[[Any, Array], Array], weights: WeightParts) -> Ablatable:
     """`f(theta, x)`, x `[batch, ...]`, with theta the masked sum of the parts. Every row gets weights of its own, so
     this is for small models."""
-
-    def row(mask: Float[Array, " part"], x: Array) -> Array:
-        theta = jax.tree.map(lambda part: jnp.einsum("c,c...->...", mask.astype(part.dtype), part), weights.parts)
-        return f(theta, x[None])[0]
-
     target, parts = flatten(weights.target), flatten(weights.parts)
     off = {}
     for name, theta in target.items():
@@ -63,8 +86,7 @@ def of_weights(f: Callable[[Any, Array], Array], weights: WeightParts) -> Ablata
         off[name or "theta"] = float(
             np.linalg.norm(np.asarray(parts[name], np.float64).sum(0) - whole) / max(np.linalg.norm(whole), 1e-30)
         )
-    run = jax.jit(lambda mask, x: jax.vmap(row)(mask, x))
-    return Ablatable(run, jax.jit(lambda x: f(weights.target, x)), off, sum_of_ranks(parts))
+    return Ablatable(OfWeights(weights, f), off, sum_of_ranks(parts))
 
 
 def sum_of_ranks(parts: Mapping[str, Any], tolerance: float = 1e-6) -> np.ndarray:
@@ -82,52 +104,65 @@ def _rank(one: np.ndarray, tolerance: float) -> int:
     return int(np.sum(values > tolerance * max(values.max(initial=0.0), 1.0)))
 
 
-def of_decomposition(model: Decomposed, *, delta: bool = False) -> Ablatable:
-    """The subcomponents of all matrices side by side, matrix by matrix in the order of `model.names`, layer by layer;
-    with `delta` each matrix's Δ after its components, otherwise Δ is left out of all runs but the target's."""
-    widths = {name: model.of(name).C for name in model.names}
-    layers = {name: model.of(name).V.shape[0] if is_stacked(name) else 1 for name in model.names}
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfDecomposition:
+    """A decomposed model with its subcomponents side by side; with `delta` each matrix's Δ after its components."""
 
-    def masks(flat: Float[Array, "batch part"], rows: tuple[int, ...]) -> dict[str, Mask]:
+    model: Decomposed
+    delta: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def run(self, mask: Float[Array, "batch part"], x: Array) -> Array:
+        return masked_output(self.model, self.masks(mask, x), x)
+
+    def target(self, x: Array) -> Array:
+        return self.model(x)
+
+    def resampled(self, keep: Float[Array, "batch part"], x: Array, donor: Array) -> Array:
+        edits = []
+        for name, mask in self.masks(keep, x).items():
+            each = Each if is_stacked(name) else lambda fn: fn
+            edits.append(at(f"{name}.components", each(Borrow(mask.components, donor))))  # type: ignore[arg-type]
+        return edit(self.model, *edits)(x)
+
+    def masks(self, flat: Float[Array, "batch part"], x: Array) -> dict[str, Mask]:
+        """One mask for each row, the same at all positions, matrix by matrix."""
+        rows = x.shape[1:-1] if jnp.issubdtype(x.dtype, jnp.floating) else x.shape[1:]
         found, first = {}, 0
-        for name in model.names:
-            width = widths[name] + delta
-            block = flat[:, first : first + width * layers[name]].reshape(flat.shape[0], layers[name], width)
-            first += width * layers[name]
+        for name in self.model.names:
+            C, layers = self.model.of(name).C, layers_of(self.model, name)
+            width = C + self.delta
+            block = flat[:, first : first + width * layers].reshape(flat.shape[0], layers, width)
+            first += width * layers
             block = jnp.moveaxis(block, 1, 0)
             block = block.reshape(*block.shape[:2], *(1 for _ in rows), width)
             block = jnp.broadcast_to(block, (*block.shape[:2], *rows, width))
             block = block if is_stacked(name) else block[0]
-            rest = block[..., widths[name] :] if delta else jnp.zeros(())
-            found[name] = Mask(block[..., : widths[name]], rest)
+            found[name] = Mask(block[..., :C], block[..., C:] if self.delta else jnp.zeros(()))
         return found
 
-    def rows_of(x: Array) -> tuple[int, ...]:
-        return x.shape[1:-1] if jnp.issubdtype(x.dtype, jnp.floating) else x.shape[1:]
 
-    def run(flat: Array, x: Array) -> Array:
-        return masked_output(model, masks(flat, rows_of(x)), x)
+def layers_of(model: Decomposed, name: str) -> int:
+    return model.of(name).V.shape[0] if is_stacked(name) else 1
 
-    def resampled(keep: Array, x: Array, donor: Array) -> Array:
-        edits = []
-        for name, mask in masks(keep, rows_of(x)).items():
-            each = Each if is_stacked(name) else lambda fn: fn
-            edits.append(at(f"{name}.components", each(Borrow(mask.components, donor))))  # type: ignore[arg-type]
-        return edit(model, *edits)(x)
 
+def of_decomposition(model: Decomposed, *, delta: bool = False) -> Ablatable:
+    """The subcomponents of all matrices side by side, matrix by matrix in the order of `model.names`, layer by layer;
+    with `delta` each matrix's Δ after its components, otherwise Δ is left out of all runs but the target's."""
     off, ranks = {}, []
     for name in model.names:
         weight, rest = (np.asarray(jax.device_get(m), np.float64) for m in (model.weight(name), model.delta(name)))
         off[name] = float(np.linalg.norm(rest) / max(np.linalg.norm(weight), 1e-30))
         V, U = (np.asarray(jax.device_get(m), np.float64) for m in (model.of(name).V, model.of(name).U))
         size = np.linalg.norm(V, axis=-2) * np.linalg.norm(U, axis=-1)
-        alive = (size > 1e-6 * max(float(size.max(initial=0.0)), 1e-30)).astype(int).reshape(layers[name], -1)
-        for layer in range(layers[name]):
+        layers = layers_of(model, name)
+        alive = (size > 1e-6 * max(float(size.max(initial=0.0)), 1e-30)).astype(int).reshape(layers, -1)
+        for layer in range(layers):
             ranks += list(alive[layer])
             if delta:
                 one = rest[layer] if is_stacked(name) else rest
                 ranks.append(int(np.linalg.matrix_rank(one, tol=1e-6)))
-    return Ablatable(jax.jit(run), jax.jit(lambda x: model(x)), off, np.asarray(ranks), jax.jit(resampled))
+    return Ablatable(OfDecomposition(model, delta), off, np.asarray(ranks))
 
 
 @jax.tree_util.register_dataclass

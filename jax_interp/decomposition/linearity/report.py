@@ -160,25 +160,22 @@ def linearity(
     right = parts.target(data)
     size = float(jnp.mean(_square(right)))
     figure = lambda raw: Figure(float(raw), float(raw) / max(size, 1e-30))
-    error = lambda mask: jnp.mean(_square(parts.run(mask, data) - right))
+    error = lambda mask: _error(parts.of, mask, data, right)
 
     def drawn(key: Array, mask_of: Callable[[Array], Array]) -> Figure:
         total = sum(float(error(mask_of(k))) for k in jax.random.split(key, samples))
         return figure(total / samples)
 
     uniform = lambda k: jax.random.uniform(k, g.shape)
-    adversarial = {
-        scope: {n: figure(_adversary(parts, g, data, right, next_key, n, shared)) for n in adversary_steps}
-        for scope, shared, next_key in (
-            ("unique_per_datapoint", False, next(keys)),
-            ("shared_across_batch", True, next(keys)),
-        )
-    }
+    adversarial = {}
+    for scope, rows in (("unique_per_datapoint", g.shape[0]), ("shared_across_batch", 1)):
+        r = jax.random.uniform(next(keys), (rows, g.shape[1]))
+        adversarial[scope] = {n: figure(_adversary(parts.of, g, data, right, r, n)) for n in adversary_steps}
     exact = _exact(parts, g, data, right)
     resample = None
-    if parts.resampled is not None:
+    if hasattr(parts.of, "resampled"):
         donors = [jax.random.permutation(k, data.shape[0]) for k in jax.random.split(next(keys), samples)]
-        resample = figure(np.mean([float(jnp.mean(_square(parts.resampled(needed, data, d) - right))) for d in donors]))
+        resample = figure(np.mean([float(_resampled(parts.of, needed, data, right, d)) for d in donors]))
     half = lambda k: (uniform(k) < 0.5).astype(jnp.float32)
     mean, largest = _interactions(parts, data, right, size, pairs, next(keys))
     on = np.asarray(needed)
@@ -236,18 +233,32 @@ def _union(needed: Array, key: Array, k: int) -> Array:
     return needed
 
 
-def _adversary(
-    parts: Ablatable, g: Array, data: Array, right: Array, key: Array, steps: int, shared: bool
-) -> Float[Array, ""]:
-    """The error after sign ascent on r from a random start."""
-    loss = lambda r: jnp.sum(_square(parts.run(g + (1 - g) * jnp.broadcast_to(r, g.shape), data) - right))
-    move = lambda _, r: jnp.clip(r + (2.0 / steps) * jnp.sign(jax.grad(loss)(r)), 0.0, 1.0)
+@jax.jit
+def _error(of: Any, mask: Array, data: Array, right: Array) -> Float[Array, ""]:
+    return jnp.mean(_square(of.run(mask, data) - right))
 
-    @jax.jit
-    def run(r: Array) -> Array:
-        return loss(jax.lax.fori_loop(0, steps, move, r)) / data.shape[0]
 
-    return run(jax.random.uniform(key, (1 if shared else g.shape[0], g.shape[1])))
+@jax.jit
+def _resampled(of: Any, keep: Array, data: Array, right: Array, donor: Array) -> Float[Array, ""]:
+    return jnp.mean(_square(of.resampled(keep, data, donor) - right))
+
+
+@jax.jit
+def _adversary(of: Any, g: Array, data: Array, right: Array, r: Array, steps: Array) -> Float[Array, ""]:
+    """The error after sign ascent on r; steps times step size is 2."""
+    loss = lambda r: jnp.sum(_square(of.run(g + (1 - g) * jnp.broadcast_to(r, g.shape), data) - right))
+    size = 2.0 / jnp.asarray(steps, jnp.float32)
+    move = lambda _, r: jnp.clip(r + size * jnp.sign(jax.grad(loss)(r)), 0.0, 1.0)
+    return loss(jax.lax.fori_loop(0, steps, move, r)) / data.shape[0]
+
+
+@jax.jit
+def _at_vertex(of: Any, g: Array, data: Array, right: Array, order: Array, free: Array, bits: Array) -> Array:
+    """Each row's error with its free parts, in `order`, set to the bits."""
+    r = (bits[None, :] & free).astype(jnp.float32)
+    rows = jnp.arange(g.shape[0])[:, None]
+    mask = g.at[rows, order].add((1 - jnp.take_along_axis(g, order, axis=1)) * r)
+    return _square(of.run(mask, data) - right)
 
 
 def _exact(parts: Ablatable, g: Array, data: Array, right: Array) -> float | None:
@@ -257,21 +268,19 @@ def _exact(parts: Ablatable, g: Array, data: Array, right: Array) -> float | Non
     count = int(free.sum(axis=1).max(initial=0))
     if count > EXACT_UP_TO:
         return None
-    order = jnp.asarray(np.argsort(~free, axis=1, kind="stable")[:, :count])  # each row's free parts first
-    open_ = jnp.asarray(np.take_along_axis(free, np.asarray(order), axis=1))
-
-    @jax.jit
-    def worst(bits: Array) -> Array:
-        r = (bits[None, :] & open_).astype(jnp.float32)
-        rows = jnp.arange(g.shape[0])[:, None]
-        mask = g.at[rows, order].add((1 - jnp.take_along_axis(g, order, axis=1)) * r)
-        return _square(parts.run(mask, data) - right)
-
+    order = np.argsort(~free, axis=1, kind="stable")[:, :count]  # each row's free parts first
+    open_, order = jnp.asarray(np.take_along_axis(free, order, axis=1)), jnp.asarray(order)
     largest = np.zeros(g.shape[0])
     for pattern in range(2**count):
         bits = jnp.asarray([(pattern >> i) & 1 for i in range(count)], bool)
-        largest = np.maximum(largest, np.asarray(worst(bits)))
+        largest = np.maximum(largest, np.asarray(_at_vertex(parts.of, g, data, right, order, open_, bits)))
     return float(largest.mean())
+
+
+@jax.jit
+def _damage(of: Any, off: Array, data: Array, right: Array) -> Float[Array, ""]:
+    mask = jnp.broadcast_to(1 - off, (data.shape[0], off.shape[0]))
+    return jnp.mean(_square(of.run(mask, data) - right))
 
 
 def _interactions(
@@ -284,14 +293,8 @@ def _interactions(
     if len(every) > pairs:
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32).tolist())
         every = every[rng.choice(len(every), pairs, replace=False)]
-
-    @jax.jit
-    def damage(off: Array) -> Array:
-        mask = jnp.broadcast_to(1 - off, (data.shape[0], C))
-        return jnp.mean(_square(parts.run(mask, data) - right)) / max(size, 1e-30)
-
+    damage = lambda off: float(_damage(parts.of, jnp.asarray(off), data, right)) / max(size, 1e-30)
     one = np.eye(C, dtype=np.float32)
-    alone = {int(i): float(damage(jnp.asarray(one[i]))) for i in np.unique(every)}
-    none = float(damage(jnp.zeros(C)))
-    both = [float(damage(jnp.asarray(one[i] + one[j]))) - alone[i] - alone[j] + none for i, j in every]
-    return float(np.mean(np.abs(both))), float(np.max(np.abs(both)))
+    alone, none = {int(i): damage(one[i]) for i in np.unique(every)}, damage(np.zeros(C, np.float32))
+    both = [abs(damage(one[i] + one[j]) - alone[i] - alone[j] + none) for i, j in every]
+    return float(np.mean(both)), float(np.max(both))
