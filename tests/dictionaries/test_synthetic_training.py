@@ -10,6 +10,7 @@ import pytest
 from jax_interp.dictionaries import Adam, train_dictionary, variants
 from jax_interp.dictionaries.similarity import cosines, match
 from jax_interp.dictionaries.synthetic import as_model, score, sharkey, small_bench, tree, two_models
+from jax_interp.dictionaries.synthetic.shrinkage import shrunk
 from jax_interp.errors import UserError
 from jax_interp.surgery import read
 
@@ -62,3 +63,37 @@ def test_training_beats_chance_on_the_small_bench():
     got = score(trained(world, variants.batch_topk("x", k=6, n_features=128, steps=1000)), world, jax.random.key(2))
     assert got.mcc > 0.55  # chance: .40
     assert got.explained_variance > 0.5
+
+
+@pytest.mark.slow
+def test_crosscoders_shrink_as_their_losses_say():
+    """Features in two models with strengths (1, 1), (1, .3), (1, 0), (0, 1): what a crosscoder that has learnt one of
+    them makes of it. The L1 of decoder norms takes λ/2 off each model's part, and with it all of the .3; BatchTopK
+    takes nothing."""
+    strengths = np.array([(1, 1), (1, 0.3), (1, 0), (0, 1)] * 6)
+    world = two_models(jax.random.key(0), tuple(map(tuple, strengths)), d=24)
+    model, batch_at = as_model(world, jax.random.key(1), sites=("base", "chat"), batch=512)
+    # the trainer scales each value to E‖x‖² = 24 and divides the SSE by the variance, V
+    scales = np.sqrt(24 / (strengths**2).mean(0))
+    x = np.asarray(world.sample(jax.random.key(5), 8192)[0], np.float64) * np.repeat(scales, 24)
+    V = x.var(0).sum()
+    fields = {"n_features": 24, "steps": 1500, "optimizer": Adam(learning_rate=3e-3), "buffer": 4096}
+    configs = {
+        "l1": variants.crosscoder(("base", "chat"), l1=4 / V, **fields),
+        "none": variants.batch_topk_crosscoder(("base", "chat"), k=1, **fields),
+    }
+    wanted = {"l1": shrunk(strengths * scales, 4.0, "l1") / scales, "none": strengths}
+    rows = np.asarray(world.directions, np.float64).reshape(24, 2, 24)
+    unit = (rows / np.maximum(np.linalg.norm(rows, axis=2, keepdims=True), 1e-9)).sum(1)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    for name, config in configs.items():
+        crosscoder = train_dictionary(config, model, batch_at, quiet=True)
+        made = np.asarray(crosscoder(world.directions), np.float64).reshape(24, 2, 24)
+        part = np.einsum("fsd,fd->fs", made, unit)
+        learnt = np.abs(part - wanted[name]).max(1) < 0.04
+        missed = part.max(1) < 0.45 * wanted[name].max(1)  # what no latent has taken, the bias and neighbours aside
+        assert learnt.sum() >= 12, name
+        assert (learnt | missed).mean() > 0.85, name
+        weak = learnt & (strengths[:, 1] == 0.3)
+        assert weak.any(), name
+        np.testing.assert_allclose(part[weak, 1], 0 if name == "l1" else 0.3, atol=0.04)

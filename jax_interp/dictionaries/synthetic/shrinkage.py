@@ -8,6 +8,9 @@ times decoder) are:
     SSE + λ Σ f √(‖d^0‖² + ‖d^1‖²)     (a, b) · max(1 - λ / (2 ‖(a, b)‖), 0): the ratio stays, no model is dropped alone
     SSE with a fixed number of latents  (a, b)
 
+so long as each feature is rare: what is common, the bias b_dec takes up. λ is in units of SSE and of the contributions
+as the crosscoder is given them, after any scaling of its inputs.
+
 A shared feature that the L1 loss calls exclusive is "complete shrinkage"; latent_scaling.py tells it from a real one.
 """
 
