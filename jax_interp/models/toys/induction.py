@@ -1,8 +1,8 @@
 """A small attention-only transformer with an induction head: what came after this token the last time comes again.
 
-Two layers: a head of the first looks at the previous token, one of the second at the token after the last occurrence of
-the present one (Olsson et al. 2022). Trained on sequences that say a random stretch over and over, each with a period
-of its own, so that no fixed offset will do.
+Heads of the second layer look at the tokens that came after the present one before (Olsson et al. 2022). Trained on
+sequences that say a random stretch over and over, each with a period of its own, so that no fixed offset will do.
+`attention_scores` measures it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class InductionConfig:
     shortest: int = 4
     """The shortest stretch; the longest is half of the context."""
     d_model: int = 64
-    n_heads: int = 4
-    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(2000, 64, 3e-3, "cosine", warm_up=100))
+    n_heads: int = 2
+    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(1000, 64, 3e-3, "cosine", warm_up=50))
 
     @property
     def model(self) -> Config:
@@ -41,9 +41,10 @@ class InductionConfig:
 def repeated(
     key: Key[Array, ""], batch: int, config: InductionConfig
 ) -> tuple[Int[Array, "batch pos"], Int[Array, "batch"]]:
-    """`(tokens, period)`: token t is that of t - period; the first period is random."""
+    """`(tokens, period)`: token t is that of t - period. The first period is random tokens, none of them twice, so that
+    what comes next is certain from the second on."""
     first, length = jax.random.split(key)
-    stretch = jax.random.randint(first, (batch, config.n_ctx), 0, config.vocab)
+    stretch = jnp.argsort(jax.random.uniform(first, (batch, config.vocab)), axis=1)
     period = jax.random.randint(length, (batch,), config.shortest, config.n_ctx // 2 + 1)
     at = jnp.arange(config.n_ctx)[None] % period[:, None]
     return jnp.take_along_axis(stretch, at, axis=1), period
@@ -60,13 +61,13 @@ def train_induction(key: Key[Array, ""], config: InductionConfig = InductionConf
     """The trained transformer."""
     start, data = jax.random.split(key)
     loss = lambda model, key: induction_loss(model, *repeated(key, config.recipe.batch, config))
-    model = init(config.model, start)
+    model = init(config.model, start, stacked=False)
     return jax.jit(lambda model, key: train(model, loss, config.recipe, key)[0])(model, data)
 
 
 def induction_target(config: InductionConfig = InductionConfig(), seed: int = 0) -> Decoder:
     """The trained transformer, kept on disk and read from there later."""
-    template = jax.eval_shape(lambda key: init(config.model, key), jax.random.key(seed))
+    template = jax.eval_shape(lambda key: init(config.model, key, stacked=False), jax.random.key(seed))
     return cached("induction", config, seed, template, lambda: train_induction(jax.random.key(seed), config))
 
 
