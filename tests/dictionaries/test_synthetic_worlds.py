@@ -53,6 +53,15 @@ def test_sharkey_rates_and_strengths():
     assert (np.asarray(one) != np.asarray(third)).any()
 
 
+def test_sharkey_features_that_fire_together_have_the_same_rates():
+    w, _, codes = sampled(toys.sharkey(jax.random.key(0), d=8, n_features=24, active=6.0, decay=0.97, together=True))
+    near_rates(codes, 0.97 ** np.arange(24) * 6 / 24)
+    pairs = np.corrcoef((codes > 0).T)[np.triu_indices(24, 1)]
+    factor = np.asarray(w.codes.on.factor)
+    assert pairs.mean() > 0.05
+    assert np.corrcoef(pairs, (factor @ factor.T)[np.triu_indices(24, 1)])[0, 1] > 0.7
+
+
 def test_tree_is_a_tree_with_a_true_l0_of_1_12():
     w, _, codes = sampled(toys.tree)
     on = codes > 0

@@ -20,14 +20,35 @@ from jax_interp.dictionaries.synthetic.world import World, gaussian_directions, 
 
 
 def sharkey(
-    key: Key[Array, ""], d: int = 256, n_features: int = 512, active: float = 5.0, decay: float = 0.99
+    key: Key[Array, ""],
+    d: int = 256,
+    n_features: int = 512,
+    active: float = 5.0,
+    decay: float = 0.99,
+    together: bool = False,
 ) -> World:
     """Feature i is on with probability decay^i · active / n_features, at a strength uniform in (0, 1]; directions
-    uniform on the sphere. (Cunningham et al.'s code multiplies two uniforms, and draws its correlated variant's
-    probabilities once a batch; neither is followed.)"""
-    p = decay ** np.arange(n_features) * active / n_features
-    codes = Codes(independent(jnp.asarray(p)), Uniform(jnp.ones(())))
-    return World(gaussian_directions(key, n_features, d), jnp.zeros((d,)), codes)
+    uniform on the sphere. With `together` all pairs of features correlate, by random positive amounts (drawn on the
+    host), at the same probabilities.
+
+    Cunningham et al.'s code multiplies two uniforms for a strength, and draws the probabilities of its correlated
+    variant once a batch; neither is followed.
+    """
+    direction_key, pair_key = jax.random.split(key)
+    p = jnp.asarray(decay ** np.arange(n_features) * active / n_features)
+    on = independent(p)
+    if together:
+        C = _rng(pair_key).random((n_features, n_features))
+        C = (C + C.T) / 2
+        C += max(1e-3 - np.linalg.eigvalsh(C)[0], 0) * np.eye(n_features)
+        scale = np.sqrt(np.diag(C))
+        on = correlated(p, C / np.outer(scale, scale))
+    codes = Codes(on, Uniform(jnp.ones(())))
+    return World(gaussian_directions(direction_key, n_features, d), jnp.zeros((d,)), codes)
+
+
+def _rng(key: Key[Array, ""]) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 @jax.tree_util.register_dataclass
@@ -83,7 +104,7 @@ def sparse_but_wrong_50(key: Key[Array, ""], n_features: int = 50, d: int = 100,
     of the pairs, half of them negative, of strength .3 to .8, then the nearest correlation matrix. (A draw of the same
     kind as the published one, not the same draw.)"""
     direction_key, pair_key = jax.random.split(key)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(pair_key)))
+    rng = _rng(pair_key)
     C = np.eye(n_features)
     rows, columns = np.triu_indices(n_features, 1)
     strength = rng.uniform(0.3, 0.8, len(rows)) * rng.choice([-1, 1], len(rows))
