@@ -8,6 +8,7 @@ the publications), `blocks.*.mlp.down` (`mlp_out`).
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from jax_interp.decomposition.apd import APDConfig
 from jax_interp.decomposition.config import DecompositionConfig, Schedule, WarmUp
@@ -117,9 +118,16 @@ PRESETS: dict[str, DecompositionConfig] = {
 }  # fmt: skip
 
 _APD_YAML = "yaml: APD 2025"
-_APD_RESID = {"matrices": ("blocks.*.mlp",), "p": 0.9, "activations": ("blocks.*.mlp.post",), "batch": 256,
-              "activation_reconstruction": 1.0, "init_scale": 2.0, "steps": 10_000, "rank": 50,
-              "schedule": Schedule(1e-3, "quarter_cosine", warm_up=0.01)}  # fmt: skip
+_APD_RESID: dict[str, Any] = {
+    "matrices": ("blocks.*.mlp",),
+    "p": 0.9,
+    "activations": ("blocks.*.mlp.post",),
+    "activation_reconstruction": 1.0,
+    "init_scale": 2.0,
+    "steps": 10_000,
+    "batch": 256,
+    "schedule": Schedule(1e-3, "quarter_cosine", warm_up=0.01),
+}
 
 APD_PRESETS: dict[str, APDConfig] = {
     "tms_5_2": APDConfig(tied=TIED, source="paper: APD 2025"),
@@ -128,8 +136,9 @@ APD_PRESETS: dict[str, APDConfig] = {
     "tms_40_10_paper": APDConfig(tied=TIED, C=50, rank=11, top_k=1.0, top_k_reconstruction=10.0, simplicity=20.0,
                                  p=0.9, schedule=Schedule(1e-3, "quarter_cosine", warm_up=0.05),
                                  source="paper: APD 2025"),
-    "resid_mlp1": APDConfig(**_APD_RESID, C=130, top_k=1.28, simplicity=10.0, unit_norm=True, source=_APD_YAML),
-    "resid_mlp2": APDConfig(**_APD_RESID | {"rank": 25}, C=200, top_k=1.28, top_k_reconstruction=2.0, simplicity=7.0,
+    "resid_mlp1": APDConfig(**_APD_RESID, C=130, rank=50, top_k=1.28, simplicity=10.0, unit_norm=True,
+                            source=_APD_YAML),
+    "resid_mlp2": APDConfig(**_APD_RESID, C=200, rank=25, top_k=1.28, top_k_reconstruction=2.0, simplicity=7.0,
                             source=_APD_YAML),
 }  # fmt: skip
 

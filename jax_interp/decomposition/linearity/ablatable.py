@@ -121,8 +121,12 @@ class OfDecomposition:
     def resampled(self, keep: Float[Array, "batch part"], x: Array, donor: Array) -> Array:
         edits = []
         for name, mask in self.masks(keep, x).items():
-            each = Each if is_stacked(name) else lambda fn: fn
-            edits.append(at(f"{name}.components", each(Borrow(mask.components, donor))))  # type: ignore[arg-type]
+            borrow = Borrow(mask.components, donor)
+            if is_stacked(name):
+                borrow = Each(
+                    Borrow(mask.components, jnp.broadcast_to(donor, (mask.components.shape[0], *donor.shape)))
+                )
+            edits.append(at(f"{name}.components", borrow))
         return edit(self.model, *edits)(x)
 
     def masks(self, flat: Float[Array, "batch part"], x: Array) -> dict[str, Mask]:
