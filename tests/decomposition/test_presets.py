@@ -1,0 +1,71 @@
+"""Published runs: what their sources say, and configs that fit the toys they are for."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from jax_interp.decomposition.apd import APDConfig
+from jax_interp.decomposition.config import DecompositionConfig
+from jax_interp.decomposition.losses import Faithfulness, ImportanceMinimality, PersistentPGD
+from jax_interp.decomposition.presets import APD_PRESETS, PRESETS, preset
+from jax_interp.decomposition.train import template
+from jax_interp.errors import UserError
+from jax_interp.models.toys.resid_mlp import PRESETS as RESID
+from jax_interp.models.toys.resid_mlp import init_resid_mlp
+from jax_interp.models.toys.tms import PRESETS as TMS
+from jax_interp.models.toys.tms import init_tms, insert_identity
+from jax_interp.training import config as configs
+
+
+def test_every_preset_says_what_it_follows_and_survives_json():
+    for kind, presets in ((DecompositionConfig, PRESETS), (APDConfig, APD_PRESETS)):
+        for name, config in presets.items():
+            assert config.source.split(":")[0] in ("yaml", "paper"), name
+            assert configs.from_json(kind, configs.to_json(config)) == config
+    with pytest.raises(UserError, match="tms_5_2"):
+        preset("tms-5-2")
+
+
+def test_the_published_numbers():
+    """C, p, β, steps, batch, learning rate of the tables."""
+    row = lambda c: (
+        c.C,
+        *((m.p, m.coefficient) for m in c.losses if isinstance(m, ImportanceMinimality)),
+        c.steps,
+        c.batch,
+        c.schedule.rate,
+    )
+    assert row(preset("tms_5_2")) == (20, (1.0, 3e-3), 10_000, 4096, 1e-3)
+    assert row(preset("tms_40_10_id")) == (200, (2.0, 1e-4), 20_000, 4096, 1e-3)
+    assert row(preset("resid_mlp1")) == (100, (2.0, 1e-5), 20_000, 2048, 2e-3)
+    assert row(preset("resid_mlp2")) == (400, (2.0, 1e-4), 25_000, 2048, 3e-4)
+    assert row(preset("resid_mlp3")) == (500, (2.0, 1e-5), 50_000, 2048, 1e-3)
+    assert row(preset("tms_5_2_v1")) == (20, (1.0, 3e-3), 40_000, 4096, 1e-3)
+    assert row(preset("resid_mlp2_v1"))[1] == (2.0, 2e-5)
+    assert row(preset("resid_mlp2_v1_paper"))[1] == (2.0, 1e-5)
+    v1, new, pile = preset("tms_5_2_v1"), preset("tms_5_2"), preset("pile_4l")
+    assert not v1.delta
+    assert any(isinstance(loss, Faithfulness) for loss in v1.losses)
+    assert new.delta
+    assert not any(isinstance(loss, Faithfulness) for loss in new.losses)
+    assert any(isinstance(loss, PersistentPGD) for loss in pile.losses)
+
+
+def test_presets_fit_their_toys():
+    """Every matrix that a preset names is in the toy that it is for; nothing is computed."""
+
+    def tms(name):
+        return lambda key: insert_identity(init_tms(key, TMS[name]), TMS[name].n_identity)
+
+    toys = {
+        "tms_5_2": tms("5-2"), "tms_5_2_id": tms("5-2-id"), "tms_40_10": tms("40-10"), "tms_40_10_id": tms("40-10-id"),
+        "resid_mlp1": lambda key: init_resid_mlp(key, RESID["1-layer"]),
+        "resid_mlp2": lambda key: init_resid_mlp(key, RESID["2-layer"]),
+        "resid_mlp3": lambda key: init_resid_mlp(key, RESID["3-layer"]),
+    }  # fmt: skip
+    for name, make in toys.items():
+        parts = jax.eval_shape(lambda key, name=name, make=make: template(preset(name), make(key)), jax.random.key(0))
+        tied = ("linear1", "linear2") if "tms" in name else ("blocks.*.mlp.down", "blocks.*.mlp.up")
+        assert set(tied) <= set(parts.names)
+        assert ("hidden_layers.0" in parts.names) == name.endswith("_id")
