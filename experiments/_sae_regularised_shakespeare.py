@@ -29,7 +29,7 @@ import optax
 from experiments.experiment import Results, Row
 from jax_interp.data.batches import WindowSampler
 from jax_interp.dictionaries import ReLU, init_sae, variants
-from jax_interp.dictionaries.joint import JointConfig, OverNorm, joint_step, next_token, start_joint, train_joint
+from jax_interp.dictionaries.joint import JointConfig, OverNorm, next_token, train_joint
 from jax_interp.dictionaries.losses import L1, Reconstruction
 from jax_interp.errors import UserError
 from jax_interp.models.config import Config as ModelConfig
@@ -38,7 +38,6 @@ from jax_interp.models.language_modelling import Optimization, decays, init_stat
 from jax_interp.models.toys.cache import cached
 from jax_interp.surgery import Splice, at, edit, read
 from jax_interp.training import fit
-from jax_interp.training import optimizer as optimizing
 from jax_interp.views.style import BLUE, INK, MUTED, ORANGE, canvas, styled
 
 LAYERS, D = 4, 64
@@ -300,8 +299,8 @@ def figure(data: dict[str, Any]) -> Any:
     for i, (axes, site) in enumerate(zip(panels, SITES, strict=True)):
         for kind, color in (("plain", ORANGE), ("joint", BLUE)):
             l0, rise = np.asarray(data[kind]["l0"])[..., i], np.maximum(np.asarray(data[kind]["rise"])[..., i], 1e-5)
-            for x, y in zip(l0, rise, strict=True):
-                axes.plot(x, y, color=color, lw=1.2, marker=".", label=kind if x is l0[0] else None)
+            for seed, (x, y) in enumerate(zip(l0, rise, strict=True)):
+                axes.plot(x, y, color=color, lw=1.2, marker=".", label=None if seed else kind)
             axes.plot(*zip(*(ends[i] for ends in PUBLISHED[kind])), ls="none", marker="x", color=color, ms=7)
         axes.set(title=site, xscale="log", yscale="log", xlabel="L0")
     panels[0].set_ylabel("rise of the cross-entropy, nats")
