@@ -28,12 +28,12 @@ def test_any_circle_solves_it_and_reconstructs_nothing():
     angle = 2 * np.pi * np.arange(100) / 100
     W = jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], axis=1), jnp.float32)
     model = TMS(Linear(W), nnx.List([]), Transposed(None), relu=False)
-    found = evaluate(model)
+    found = jax.jit(evaluate)(model)
     assert float(found["accuracy"]) == 1
     np.testing.assert_allclose(found["target_error"], 0, atol=1e-5)
     np.testing.assert_allclose(found["mse"], 0.5 - 0.01, atol=1e-4)
     config = AlternativeConfig(others=0.2, amplitude=0.1)
-    x, t = target_data(jax.random.key(0), 500, config)
+    x, t = jax.jit(target_data, static_argnums=(1, 2))(jax.random.key(0), 500, config)
     own = jax.nn.one_hot(t, 100, dtype=bool)
     assert float(jnp.max(jnp.where(own, 0, x))) <= 0.1
     assert float(jnp.mean(jnp.where(own, 0, x) > 0)) == pytest.approx(0.2, abs=0.01)

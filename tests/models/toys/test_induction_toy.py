@@ -21,7 +21,7 @@ CONFIG = InductionConfig()
 
 
 def test_sequences_repeat_with_their_own_periods():
-    tokens, period = repeated(jax.random.key(0), 50, CONFIG)
+    tokens, period = jax.jit(lambda key: repeated(key, 50, CONFIG))(jax.random.key(0))
     assert len(set(period.tolist())) > 5
     for row, length in zip(np.asarray(tokens), np.asarray(period)):
         assert len(set(row[:length])) == length
@@ -30,8 +30,8 @@ def test_sequences_repeat_with_their_own_periods():
 
 def test_scores_of_attention_that_is_known():
     """Patterns put in place: all on the previous token, all on what came after the last time."""
-    model = init(CONFIG.model, jax.random.key(0))
-    tokens, period = repeated(jax.random.key(1), 6, CONFIG)
+    model = jax.jit(lambda key: init(CONFIG.model, key, stacked=False))(jax.random.key(0))
+    tokens, period = jax.jit(lambda key: repeated(key, 6, CONFIG))(jax.random.key(1))
     pos = np.arange(32)
     back = np.maximum(pos - 1, 0)
     previous = np.broadcast_to(np.eye(32)[back][None, None], (6, 2, 32, 32))
@@ -41,7 +41,7 @@ def test_scores_of_attention_that_is_known():
         at("blocks.0.attn.pattern", Replace(jnp.asarray(previous, jnp.float32))),
         at("blocks.1.attn.pattern", Replace(jnp.asarray(np.repeat(after[:, None], 2, axis=1), jnp.float32))),
     )
-    found = attention_scores(model, tokens, period)
+    found = jax.jit(lambda model, *data: attention_scores(model, *data))(model, tokens, period)
     np.testing.assert_allclose(found["previous"][0], 1)
     np.testing.assert_allclose(found["induction"][1], 1)
     assert (found["previous"][1] < 0.3).all()

@@ -36,11 +36,15 @@ SMALL = ModularConfig(7, 0.5, d_model=16, n_heads=2, d_mlp=24)
 
 
 def test_the_short_way_is_the_models_own():
-    model = init_modular(jax.random.key(0), SMALL)
-    a, b = pairs(7)
-    logits, acts = jax.jit(read(model, "blocks.0.mlp.post"))(tokens(a, b, 7))
-    np.testing.assert_allclose(answers(model, a, b), logits[:, -1, :7], atol=1e-5)
-    np.testing.assert_allclose(neurons(model, a, b), acts["blocks.0.mlp.post"][:, -1], atol=1e-5)
+    @jax.jit
+    def both_ways(key):
+        model = init_modular(key, SMALL)
+        a, b = pairs(7)
+        logits, acts = read(model, "blocks.0.mlp.post")(tokens(a, b, 7))
+        return (answers(model, a, b), neurons(model, a, b)), (logits[:, -1, :7], acts["blocks.0.mlp.post"][:, -1])
+
+    for short, whole in zip(*both_ways(jax.random.key(0))):
+        np.testing.assert_allclose(short, whole, atol=1e-5)
     assert int(training_pairs(jax.random.key(0), SMALL).sum()) == 24
 
 
@@ -56,37 +60,41 @@ def test_cross_entropy_is_exact_where_float32_rounds_to_zero():
 
 
 def test_fourier_and_gini():
-    basis = fourier_basis(11)
+    wave = np.cos(2 * np.pi * 3 / 11 * np.arange(11))[:, None] * np.array([[2.0, 0.0]])
+    basis, norms, even, one = jax.jit(
+        lambda x: (fourier_basis(11), frequency_norms(x), gini(jnp.ones(8)), gini(jnp.eye(8)[0]))
+    )(jnp.asarray(wave, jnp.float32))
     np.testing.assert_allclose(basis @ basis.T, np.eye(11), atol=1e-5)
-    wave = jnp.cos(2 * jnp.pi * 3 / 11 * jnp.arange(11.0))[:, None] * jnp.asarray([[2.0, 0.0]])
-    np.testing.assert_allclose(frequency_norms(wave), [0, 0, 2 * (11 / 2) ** 0.5, 0, 0], atol=1e-5)
-    np.testing.assert_allclose([gini(jnp.ones(8)), gini(jnp.eye(8)[0])], [0, 7 / 8], atol=1e-6)
-    a, b = pairs(11)
-    phase = lambda k, x: 2 * jnp.pi * k / 11 * x.astype(jnp.float32)
-    post = jnp.stack(
-        [jnp.cos(phase(4, a)) * jnp.cos(phase(4, b)) + 2, jnp.sin(phase(2, a)) + jnp.cos(phase(5, b))], axis=1
-    )
-    best, shares = neuron_frequencies(post, 11)
+    np.testing.assert_allclose(norms, [0, 0, 2 * (11 / 2) ** 0.5, 0, 0], atol=1e-5)
+    np.testing.assert_allclose([even, one], [0, 7 / 8], atol=1e-6)
+    a, b = np.divmod(np.arange(121), 11)
+    phase = lambda k, x: 2 * np.pi * k / 11 * x
+    post = np.stack([np.cos(phase(4, a)) * np.cos(phase(4, b)) + 2, np.sin(phase(2, a)) + np.cos(phase(5, b))], axis=1)
+    best, shares = jax.jit(neuron_frequencies, static_argnums=1)(jnp.asarray(post, jnp.float32), 11)
     assert int(best[0]) == 4
     np.testing.assert_allclose(shares, [[0, 0, 0, 1, 0], [0, 0.5, 0, 0, 0.5]], atol=1e-4)
 
 
 def test_measures_on_logits_that_are_cosines(monkeypatch):
     """Logits 9 cos w(a + b - c) and what was remembered: kept and left out are what they should be."""
-    p, model = 7, init_modular(jax.random.key(0), SMALL)
-    a, b = pairs(p)
-    c, both = jnp.arange(p)[None], (a + b).astype(jnp.float32)
-    rule = 9 * jnp.cos(2 * jnp.pi * 2 / p * (both[:, None] - c.astype(jnp.float32)))
-    remembered = 3 * jax.nn.one_hot((a * b) % p, p) * (a != b)[:, None].astype(jnp.float32)
+    p = 7
+    a, b = np.divmod(np.arange(p * p), p)
+    c, bias, mask = np.arange(p)[None], np.arange(float(p))[None], np.arange(p * p) % 2 == 0
+    rule = 9 * np.cos(2 * np.pi * 2 / p * ((a + b)[:, None] - c))
+    remembered = 3.0 * np.eye(p)[(a * b) % p] * (a != b)[:, None]
     remembered = remembered - remembered.mean(axis=0, keepdims=True)
-    wave = jnp.stack([jnp.cos(2 * jnp.pi * 2 / p * both), jnp.sin(2 * jnp.pi * 2 / p * both)]) * 2**0.5 / p
+    wave = np.stack([np.cos(2 * np.pi * 2 / p * (a + b)), np.sin(2 * np.pi * 2 / p * (a + b))]) * 2**0.5 / p
     remembered = remembered - wave.T @ (wave @ remembered)
-    monkeypatch.setattr(progress_measures, "answers", lambda *_: rule + remembered + jnp.arange(float(p))[None])
-    mask, keys = jnp.arange(p * p) % 2 == 0, jnp.asarray([False, True, False])
-    found = progress(model, mask, keys)
-    answer, bias = (a + b) % p, jnp.arange(float(p))[None]
-    np.testing.assert_allclose(found["restricted_loss"], cross_entropy(rule + bias, answer).mean(), rtol=1e-4)
-    np.testing.assert_allclose(found["excluded_loss"], cross_entropy(remembered + bias, answer)[mask].mean(), rtol=1e-4)
+    logits = jnp.asarray(rule + remembered + bias, jnp.float32)
+    monkeypatch.setattr(progress_measures, "answers", lambda *_: logits)
+    keys = jnp.asarray([False, True, False])
+    found = jax.jit(lambda key, mask: progress(init_modular(key, SMALL), mask, keys))(jax.random.key(0), mask)
+
+    def loss(logits):
+        return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(p * p), (a + b) % p]
+
+    np.testing.assert_allclose(found["restricted_loss"], loss(rule + bias).mean(), rtol=1e-4)
+    np.testing.assert_allclose(found["excluded_loss"], loss(remembered + bias)[mask].mean(), rtol=1e-4)
 
 
 @pytest.mark.slow

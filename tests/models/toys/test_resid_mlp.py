@@ -26,7 +26,7 @@ from jax_interp.surgery import Zero, at, edit, read
 @pytest.mark.parametrize(("layers", "d_mlp"), [(1, 6), (3, 5)])
 def test_a_narrow_stream_carries_the_same(layers, d_mlp):
     """r W_Eᵀ after every r += relu(r W_in) W_out, by numpy; `in_features` and `collapse` give it, and gradients too."""
-    model = init_resid_mlp(jax.random.key(0), ResidMLPConfig(12, 90, layers, d_mlp))
+    model = jax.jit(init_resid_mlp, static_argnums=1)(jax.random.key(0), ResidMLPConfig(12, 90, layers, d_mlp))
     x = jax.random.normal(jax.random.key(1), (5, 12))
     W_E = np.asarray(model.embed.weight, float)
     np.testing.assert_allclose(np.linalg.norm(W_E, axis=1), 1, rtol=1e-5)
@@ -43,8 +43,8 @@ def test_a_narrow_stream_carries_the_same(layers, d_mlp):
     def loss(blocks, forward):
         return jnp.mean((forward(dataclasses.replace(model, blocks=blocks), x) - label(x)) ** 2)
 
-    one = jax.grad(loss)(model.blocks, lambda model, x: model(x))
-    other = jax.grad(loss)(model.blocks, in_features)
+    one = jax.jit(jax.grad(lambda blocks: loss(blocks, lambda model, x: model(x))))(model.blocks)
+    other = jax.jit(jax.grad(lambda blocks: loss(blocks, in_features)))(model.blocks)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     pre = read(model, "blocks.*.mlp.pre", output=False)(x)["blocks.*.mlp.pre"]
@@ -68,8 +68,8 @@ def test_half_of_the_features_by_hand():
 def test_gated_functions_are_what_they_should_be(simple_bias):
     """The network meets each function at its knots, adds those whose bit is on, and nothing else."""
     config = GatedPWLConfig(simple_bias=simple_bias, probability=0.4)
-    model, truth = gated_pwl(jax.random.key(0), config)
-    inputs = gated_inputs(jax.random.key(1), 300, config)
+    model, truth = jax.jit(gated_pwl, static_argnums=1)(jax.random.key(0), config)
+    inputs = jax.jit(gated_inputs, static_argnums=(1, 2))(jax.random.key(1), 300, config)
     np.testing.assert_allclose(model(inputs), truth.target(inputs), atol=1e-4)
     at_knots = jnp.concatenate([jnp.tile(truth.knots[:, None], (4, 1)), jnp.repeat(jnp.eye(4), 10, axis=0)], axis=1)
     np.testing.assert_allclose(model(at_knots)[:, 0], truth.functions(truth.knots).T.reshape(-1), atol=1e-4)
@@ -79,7 +79,7 @@ def test_gated_functions_are_what_they_should_be(simple_bias):
 
 def test_a_gated_mechanism_is_its_neurons():
     """Mechanisms sum to the matrices; without a function's neurons the network computes the others alone."""
-    model, truth = gated_pwl(jax.random.key(2), GatedPWLConfig())
+    model, truth = jax.jit(gated_pwl, static_argnums=1)(jax.random.key(2), GatedPWLConfig())
     parts = truth.mechanisms(model)
     for layer, block in enumerate(model.blocks):
         np.testing.assert_allclose(parts[f"blocks.{layer}.mlp.up"].sum(0), block.mlp.up.weight)

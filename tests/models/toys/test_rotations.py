@@ -57,7 +57,7 @@ def test_a_circuit_rotates_and_stays_on_or_off():
 
 def test_circuits_that_share_nothing_are_exact():
     """Four circuits on slots of their own: no interference in any layer, and the matrices are the circuits' sum."""
-    model = rotations(jax.random.key(0), T=4, D=64, S=4, layers=3)
+    model = jax.jit(lambda key: rotations(key, T=4, D=64, S=4, layers=3))(jax.random.key(0))
     slots = model.slots
     assert int(jnp.max(jnp.sum(slots, axis=1))) == 1
     angle = jax.random.uniform(jax.random.key(1), (8, 4), maxval=6.28)

@@ -9,7 +9,7 @@ import pytest
 
 from jax_interp.models.toys.cache import CacheError, cached
 from jax_interp.models.toys.recipe import Recipe
-from jax_interp.models.toys.tms import TMSConfig, insert_identity, tms_target, train_tms
+from jax_interp.models.toys.tms import TMSConfig, tms_target
 
 
 @pytest.fixture
@@ -25,8 +25,6 @@ def test_a_target_is_trained_once(folder):
     assert file.name.startswith("tms-")
     for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)
-    trained = insert_identity(train_tms(jax.random.key(0), TMSConfig(3, 2, recipe=Recipe(20, 16))))
-    np.testing.assert_allclose(trained(jnp.eye(3)), first(jnp.eye(3)), atol=1e-6)
     tms_target(config, seed=1)
     assert len(list(folder.glob("*.safetensors"))) == 2
 
