@@ -15,6 +15,7 @@ from typing import Any
 
 from jax_interp.dictionaries.activations import BatchTopK, Gated, GroupMax, JumpReLU, MatchingPursuit, ReLU, TopK
 from jax_interp.dictionaries.config import Adam, DictionaryConfig, Resampling
+from jax_interp.dictionaries.cross_layer_training import CrossLayerConfig
 from jax_interp.dictionaries.losses import (
     L0,
     L1,
@@ -124,4 +125,22 @@ def batch_topk_crosscoder(addresses: tuple[str, ...], k: int = 32, **fields: Any
     base = DictionaryConfig(
         addresses, activation=BatchTopK(k, weighted=True), loss=(Reconstruction(), AuxK()), decoder="free"
     )
+    return dataclasses.replace(base, **fields)
+
+
+def cross_layer(
+    reads: tuple[str, ...], writes: tuple[str, ...] | None, sparsity: float = 2e-3, **fields: Any
+) -> CrossLayerConfig:
+    """A cross-layer transcoder, JumpReLU with a tanh penalty on latents times the norm of their decoders to all targets
+    together (Ameisen et al. 2025); without `writes` a weakly causal crosscoder (Lindsey et al. 2024)."""
+    loss = (Reconstruction(), Tanh(sparsity), PreActivation())
+    base = CrossLayerConfig(reads, writes=writes, activation=JumpReLU(0.1, 2.0), loss=loss, optimizer=Adam(clip=1.0))
+    return dataclasses.replace(base, **fields)
+
+
+def batch_topk_cross_layer(
+    reads: tuple[str, ...], writes: tuple[str, ...] | None, k: int = 32, **fields: Any
+) -> CrossLayerConfig:
+    """The same with k latents a source, by activation times decoder norm, instead of a penalty."""
+    base = CrossLayerConfig(reads, writes=writes, activation=BatchTopK(k, weighted=True))
     return dataclasses.replace(base, **fields)
