@@ -270,9 +270,13 @@ def train_instances(
     coefficients: Float[Array, "instance loss"] | None = None,
     models: Any = None,
     sample: Callable[[Array], Any],
+    at_once: int | None = None,
     **options: Any,
 ) -> Trained:
-    """Many runs under one `vmap`: a leading instance axis everywhere in what is returned.
+    """Many runs in one program: a leading instance axis everywhere in what is returned.
+
+    `at_once` of them are under one `vmap`, the others after them in the same step. None: all, and on a CPU one, where
+    the arrays of many leave its caches and cost more than they save.
 
     `coefficients` are of the losses in the config's order, one row an instance. `models` is the target with a leading
     instance axis on its leaves, where instances decompose different ones; `model` is then one of them, for its shape.
@@ -286,12 +290,26 @@ def train_instances(
         if coefficients.shape != wanted:
             raise UserError(f"coefficients have shape {coefficients.shape}: one row an instance, {wanted}")
         state = dataclasses.replace(state, coefficients=jnp.asarray(coefficients, jnp.float32))
-    step = jax.vmap(partial(sampled_step, config, sample), (0, None, places[1]))
+    step = instances_step(config, sample, at_once, with_models=models is not None)
     options = {"shown": (), "title": f"{len(seeds)} decompositions", "log_every": 100} | options
     frozen = (model if models is None else models,)
     state = fit(step, state, steps=config.steps, config=config, frozen=frozen, **options)
     target = model if models is not None else jax.tree.map(lambda x: jnp.broadcast_to(x, (len(seeds), *x.shape)), model)
     return trained(config, target if models is None else models, state)
+
+
+def instances_step(
+    config: DecompositionConfig, sample: Callable[[Array], Any], at_once: int | None = None, with_models: bool = False
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """`sampled_step` of states with a leading instance axis (and, `with_models`, of targets with one)."""
+    if at_once is None and jax.default_backend() == "cpu":
+        at_once = 1
+
+    def step(state: TrainState, number: Any, target: Any) -> tuple[TrainState, dict[str, Array]]:
+        one = lambda both: sampled_step(config, sample, both[0], number, both[1] if with_models else target)
+        return jax.lax.map(one, (state, target if with_models else ()), batch_size=at_once or state.step.shape[0])
+
+    return step
 
 
 def trained(config: DecompositionConfig, model: Any, state: TrainState) -> Trained:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Key
 
 from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, inner, normal_cdf
 from jax_interp.decomposition.matrices import is_stacked
-
-FEW_LAYERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +67,23 @@ def gate_values(a: Float[Array, "row C"], wi: Array, bi: Array, wo: Array, bo: A
     return total
 
 
-def _gate_forward(a: Array, wi: Array, bi: Array, wo: Array, bo: Array) -> tuple[Array, tuple[Array, ...]]:
+@custom_vmap
+def _forward(
+    a: Float[Array, "row C"], wi: Array, bi: Array, wo: Array, bo: Array
+) -> tuple[Array, Float[Array, "C row"], Float[Array, "C hidden row"], Float[Array, "C hidden row"]]:
+    """The values; `a` transposed, gelu and its derivative."""
     turned = a.T
     z = turned[:, None, :] * wi[:, :, None] + bi[:, :, None]
     cdf, density = normal_cdf(z), jnp.exp(-0.5 * z * z) * (2 * math.pi) ** -0.5
     value, slope = z * cdf, cdf + z * density
-    return _over_hidden(value, wo) + bo[None], (turned, value, slope, wi, wo)
+    return _over_hidden(value, wo) + bo[None], turned, value, slope
 
 
-def _gate_backward(kept: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
-    turned, value, slope, wi, wo = kept
+@custom_vmap
+def _backward(
+    turned: Float[Array, "C row"], value: Array, slope: Array, wi: Array, wo: Array, grad: Float[Array, "row C"]
+) -> tuple[Array, Array, Array, Array, Array]:
+    """The gradients of a, wi, bi, wo and bo."""
     g = grad.T
     both = jnp.einsum("kcb,chb->kch", jnp.stack([g, g * turned]), slope)
     return (
@@ -86,6 +93,51 @@ def _gate_backward(kept: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
         jnp.einsum("cb,chb->ch", g, value),
         jnp.sum(grad, axis=0),
     )
+
+
+@_forward.def_vmap
+def _(size: int, batched: Sequence[bool], a: Array, *parameters: Array) -> tuple[Any, Any]:
+    """Instances, or layers, are more components: each has a network of its own anyway. Another leading axis would make
+    much worse loops of XLA's CPU backend."""
+    rows, *networks = _with_axis(size, batched, (a, *parameters))
+    g, *kept = _forward(_side_by_side(rows), *map(_merged, networks))
+    return (_apart(g, size), *(_split(x, size) for x in kept)), (True,) * 4
+
+
+@_backward.def_vmap
+def _(size: int, batched: Sequence[bool], *inputs: Array) -> tuple[Any, Any]:
+    *kept, grad = _with_axis(size, batched, inputs)
+    da, *rest = _backward(*map(_merged, kept), _side_by_side(grad))
+    return (_apart(da, size), *(_split(x, size) for x in rest)), (True,) * 5
+
+
+def _with_axis(size: int, batched: Sequence[bool], arrays: Sequence[Array]) -> list[Array]:
+    return [x if on else jnp.broadcast_to(x, (size, *x.shape)) for x, on in zip(arrays, batched, strict=True)]
+
+
+def _merged(x: Float[Array, "n C *rest"]) -> Float[Array, "nC *rest"]:
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _split(x: Float[Array, "nC *rest"], n: int) -> Float[Array, "n C *rest"]:
+    return x.reshape(n, -1, *x.shape[1:])
+
+
+def _side_by_side(x: Float[Array, "n row C"]) -> Float[Array, "row nC"]:
+    return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)
+
+
+def _apart(x: Float[Array, "row nC"], n: int) -> Float[Array, "n row C"]:
+    return jnp.moveaxis(x.reshape(x.shape[0], n, -1), 1, 0)
+
+
+def _gate_forward(a: Array, wi: Array, bi: Array, wo: Array, bo: Array) -> tuple[Array, tuple[Array, ...]]:
+    g, *kept = _forward(a, wi, bi, wo, bo)
+    return g, (*kept, wi, wo)
+
+
+def _gate_backward(kept: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
+    return _backward(*kept, grad)
 
 
 def _over_hidden(values: Float[Array, "C hidden row"], weights: Float[Array, "C hidden"]) -> Float[Array, "row C"]:
@@ -106,13 +158,5 @@ class Scalar:
         found = {}
         for name, a in inner(model, inputs).items():
             gate = self.gates[name]
-            found[name] = _by_layer(gate, a) if is_stacked(name) else gate(a)
+            found[name] = jax.vmap(lambda gate, a: gate(a))(gate, a) if is_stacked(name) else gate(a)
         return found
-
-
-def _by_layer(gate: Gate, a: Float[Array, "layer *rows C"]) -> Float[Array, "layer *rows C"]:
-    """Every layer's gates. Few layers are gone through one by one: XLA's CPU backend makes much worse loops of arrays
-    with another leading axis."""
-    if a.shape[0] > FEW_LAYERS:
-        return jax.vmap(lambda gate, a: gate(a))(gate, a)
-    return jnp.stack([jax.tree.map(lambda leaf, at=i: leaf[at], gate)(a[i]) for i in range(a.shape[0])])
