@@ -69,3 +69,14 @@ def test_presets_fit_their_toys():
         tied = ("linear1", "linear2") if "tms" in name else ("blocks.*.mlp.down", "blocks.*.mlp.up")
         assert set(tied) <= set(parts.names)
         assert ("hidden_layers.0" in parts.names) == name.endswith("_id")
+
+
+def test_named_runs_survive_json_and_fit_the_command():
+    from jax_interp.cli.config_source import find_config, known_names
+    from jax_interp.cli.decompose import DecompositionRunConfig
+
+    names = known_names(DecompositionRunConfig)
+    assert {"tms_5_2_spd", "tms_40_10_spd", "resid_mlp1_spd", "stdlib_small_vpd"} <= set(names)
+    for name in names:
+        config = find_config(DecompositionRunConfig, name).config
+        assert configs.from_json(DecompositionRunConfig, configs.to_json(config)) == config
