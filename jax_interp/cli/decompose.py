@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,7 +139,6 @@ def measure(config: DecompositionRunConfig, trained: Trained, inputs: Inputs) ->
 
 def run(argv: Sequence[str]) -> int:
     found, rest = resolve(DecompositionRunConfig, argv, command="decompose", shown_in_help="tms_5_2_spd")
-    # A list of losses is no command-line option: it comes from the config alone.
     defaults = Decompose(found.config)
     asked = parse(Decompose, rest, command="decompose", usage="CONFIG", default=defaults)
     config = asked.config
@@ -192,8 +191,3 @@ def summary(result: dict[str, Any]) -> list[str]:
         errors = ", ".join(f"{name} {by['0.1']}" for name, by in result["identity_error"].items())
         lines.append(f"identity-CI errors at .1: {errors}; MMCS {result['mmcs']:.4f}, ML2R {result['ml2r']:.4f}")
     return lines
-
-
-def with_seed(config: DecompositionRunConfig, seed: int) -> DecompositionRunConfig:
-    """The same run from another seed of the decomposition."""
-    return replace(config, decomposition=replace(config.decomposition, seed=seed))

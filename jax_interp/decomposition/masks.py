@@ -8,7 +8,7 @@ Mask names are entries (`linear1`, `blocks.*.mlp.up`); an entry that is missing 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -126,8 +126,3 @@ def _shared_out(routes: Bool[Array, "matrix batch ..."], counts: Mapping[str, in
         found[name] = part if is_stacked(name) else part[0]
         first += count
     return found
-
-
-def one_at_a_time(masks: Masks) -> Sequence[tuple[str, int]]:
-    """(entry, layers) of each entry: what a layerwise loss goes through."""
-    return [(name, mask.components.shape[0] if is_stacked(name) else 0) for name, mask in masks.items()]
