@@ -8,7 +8,7 @@ cross-entropy when they are spliced in, at one L0.
 
 The text is read from the file `text`, or from text/tinyshakespeare.txt in the folder $JAX_INTERP_TEST_DATA. The
 defaults are the published sizes: about an hour on a GPU for three seeds, published are ten. `QUICK` shows that it
-runs; its models have seen a five-hundredth of the characters and their figures say nothing about the claim.
+runs; its models have seen a two-thousandth of the characters and their figures say nothing about the claim.
 Differences: float32 for bf16 autocast, 127 predictions a window for 128, all of the validation text for 100 batches.
 """
 
@@ -76,7 +76,7 @@ class Config:
 
 
 QUICK = Config(
-    seeds=(0,), batch=16, steps=240, warmup=40, joint_warmup=40, sae_steps=120, points=2, evaluate_every=120, windows=64
+    seeds=(0,), batch=8, steps=100, warmup=20, joint_warmup=20, sae_steps=60, points=2, evaluate_every=100, windows=32
 )
 
 

@@ -2,7 +2,8 @@
 
 "Compressed Computation is (probably) not Computation in Superposition" (2025, arXiv 2606.14673). Labels relu(x) + x M:
 with M = 0 a trained network has the naive loss, p/12 a feature; with M it has less, because it fits M: its neurons lie
-in the span of M's top 50 eigenvectors. The residual MLP of APD and SPD hides such an M in its embedding.
+in the span of M's top 50 eigenvectors. Trained on without noise, it falls back to the naive loss; a factorisation of
+I + M does the same without training. The residual MLP of APD and SPD hides such an M in its embedding.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from experiments.experiment import Results, Row
 from jax_interp.models.toys.cache import cached
 from jax_interp.models.toys.compressed_computation import (
     CompressedConfig,
+    CompressedMLP,
     evaluate_compressed,
+    factored,
     naive_per_probability,
     noise_matrix,
     train_compressed,
@@ -53,11 +56,13 @@ def run(config: Config) -> Results:
     }
     training, evaluate = jax.jit(lambda key, M: train_compressed(key, M, config.task)), jax.jit(evaluate_compressed)
     rows: list[Row] = []
+    models: dict[str, CompressedMLP] = {}
     data: dict[str, Any] = {"naive": naive_per_probability(config.task)}
     for name, M in noises.items():
         start = jax.random.key(config.seed)
         make = lambda M=M, start=start: training(start, M)
         model = cached(f"compressed-{name}", config, config.seed, jax.eval_shape(training, start, M), make)
+        models[name] = model
         found = {k: float(v) for k, v in evaluate(model, M, jax.random.key(9)).items()}
         response = np.sort(np.asarray(jnp.diag(model(jnp.eye(n))) - jnp.diag(M)))
         data[name] = found | {"response": response}
@@ -67,8 +72,22 @@ def run(config: Config) -> Results:
         rows.append(
             Row(f"{label}: loss / p (naive .0833)", f"{found['loss_per_p']:.4f}", published, bool(holds(found)))
         )
+    clean, start = noises["clean"], jax.random.key(config.seed + 1)
+    noisy = models["noise"]
+    onwards = jax.jit(lambda key, M, model: train_compressed(key, M, config.task, model))
+    moved = cached("compressed-moved", config, config.seed, jax.eval_shape(onwards, start, clean, noisy),
+                   lambda: onwards(start, clean, noisy))  # fmt: skip
+    before, after = (float(evaluate(model, clean, jax.random.key(9))["loss_per_p"]) for model in (noisy, moved))
+    single = dataclasses.replace(config.task, exactly_one=True)
+    alone = jax.jit(lambda model, M: evaluate_compressed(model, M, jax.random.key(9), single))
+    free = float(alone(factored(noises["noise"], config.task.n_neurons, key), noises["noise"])["loss_per_p"])
+    same = float(alone(noisy, noises["noise"])["loss_per_p"])
     found = data["noise"]
     rows += [
+        Row("the network of the noise without it: loss / p, then trained on", f"{before:.4f}, {after:.4f}",
+            "falls back to naive", bool(abs(after - data["naive"]) < 0.02 * data["naive"])),
+        Row("one feature on, with noise: loss / p trained, and factored without training", f"{same:.4f}, {free:.4f}",
+            "about equal", bool(abs(free / same - 1) < 0.1)),
         Row("M = 0: responses above .9 / below .1", f"{data['clean']['diagonal_above_0.9']:.0f} / "
             f"{data['clean']['diagonal_below_0.1']:.0f}", "15 / 17"),
         Row("with noise: responses above .9 / below .1", f"{found['diagonal_above_0.9']:.0f} / "
