@@ -29,6 +29,10 @@ class Adam:
     warmup: int = 50  # steps
     decay: float = 0.2  # last part of the run
     clip: float | None = None
+    offset_rate: float | None = None
+    """How many times faster biases and the activation's own parameters (thresholds, gates) learn than matrices. None:
+    √d where every positive pre-activation is on (ReLU, Gated, JumpReLU), 1 where few are chosen. Inputs have norm √d, so
+    offsets that decide what is on are √d times as large as for inputs of norm 1, for which the usual rates are."""
 
 
 @dataclasses.dataclass(frozen=True)

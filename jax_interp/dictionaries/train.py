@@ -73,10 +73,14 @@ def init_dictionary(config: DictionaryConfig, key: Key[Array, ""], widths: Seque
     activation = config.activation.init(config.n_features, mean.dtype)
     n, written = len(config.targets), tuple(widths)[-len(config.targets) :]
     if config.writes is None:
-        row_norm = 1.0 if config.decoder == "unit" else 0.1
+        d, m, unit = sum(widths), config.n_features, config.decoder == "unit"
+        # Where every positive pre-activation is on, m unit rows give m / 2d of x back: the encoder makes up for it, or
+        # the first thousands of steps go into unlearning it. TopK and its kin choose few and need none of that.
+        dense = unit and not hasattr(config.activation, "k")
         return init_sae(
-            key, sum(widths), config.n_features, activation, mean, row_norm=row_norm, centred=config.centred, sites=n
-        )
+            key, d, m, activation, mean, row_norm=1.0 if unit else 0.1, centred=config.centred, sites=n,
+            encoder_scale=min(1.0, 2 * d / m) if dense else 1.0,
+        )  # fmt: skip
     d_out = sum(written)
     mean_in, mean_out = mean[:-d_out], mean[-d_out:]
     made = init_transcoder(
@@ -130,6 +134,7 @@ def learn(
     if config.decoder == "unit":
         grad = dataclasses.replace(grad, W_dec=_by_site(without_parallel, dictionary, grad.W_dec, dictionary.W_dec))
     updated, opt = optimizer.update(adam(config.optimizer, config.steps, learning_rate), grad, learner.opt, dictionary)
+    updated = faster_offsets(config, dictionary, updated)
     if config.decoder == "unit":
         updated = dataclasses.replace(updated, W_dec=_by_site(unit_rows, dictionary, updated.W_dec))
     if hasattr(dictionary.activation, "observe"):
@@ -146,6 +151,22 @@ def learn(
 def split_rows(config: DictionaryConfig, dictionary: Dictionary, rows: Array) -> tuple[Array, Array]:
     """(what is read, what should be written)."""
     return (rows, rows) if config.writes is None else (rows[:, : dictionary.d], rows[:, dictionary.d :])
+
+
+def faster_offsets(config: DictionaryConfig, before: Dictionary, after: Dictionary) -> Dictionary:
+    """`after` with the steps of biases and of the activation's parameters `offset_rate` times as long."""
+    dense = not hasattr(config.activation, "k")
+    rate = config.optimizer.offset_rate
+    rate = (before.d**0.5 if dense else 1.0) if rate is None else rate
+    if rate == 1:
+        return after
+    longer = lambda old, new: old + rate * (new - old)
+    return dataclasses.replace(
+        after,
+        b_enc=longer(before.b_enc, after.b_enc),
+        b_dec=longer(before.b_dec, after.b_dec),
+        activation=jax.tree.map(longer, before.activation, after.activation),
+    )
 
 
 def _by_site(act: Callable, dictionary: Dictionary, *matrices: Array) -> Array:

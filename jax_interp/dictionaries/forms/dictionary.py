@@ -98,12 +98,13 @@ def init_sae(
     b_dec: Float[Array, " d"] | None = None,
     *,
     row_norm: float = 1.0,
+    encoder_scale: float = 1.0,
     centred: bool = True,
     sites: int = 1,
     dtype: Any = jnp.float32,
 ) -> Dictionary:
-    """Decoder rows uniform on the sphere of radius `row_norm`, the encoder the decoder's transpose, `b_enc` zero,
-    `b_dec` as given (the trainer gives the mean of its first activations) or zero.
+    """Decoder rows uniform on the sphere of radius `row_norm`, the encoder `encoder_scale` times the decoder's
+    transpose, `b_enc` zero, `b_dec` as given (the trainer gives the mean of its first activations) or zero.
 
     With row norm 1 the initialisation of Gao et al. 2024, appendix A; .1 is that of the April 2024 update of
     Anthropic's. With `sites` > 1 a crosscoder: `d` is the width of all values together, the norm that of each part.
@@ -113,7 +114,8 @@ def init_sae(
     W_dec = rows.reshape(n_features, d)
     b_dec = jnp.zeros((d,), dtype) if b_dec is None else b_dec.astype(dtype)
     b_enc = jnp.zeros((n_features,), dtype)
-    return Dictionary(W_dec.T, b_enc, W_dec, b_dec, activation, centred=centred, write_sites=sites)
+    W_enc = W_dec.T if encoder_scale == 1 else W_dec.T * jnp.asarray(encoder_scale, dtype)
+    return Dictionary(W_enc, b_enc, W_dec, b_dec, activation, centred=centred, write_sites=sites)
 
 
 def init_transcoder(

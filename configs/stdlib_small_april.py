@@ -1,0 +1,15 @@
+"""ReLU with an L1 penalty weighted by free decoder norms, on stdlib-small.
+
+    jax-interp train-dictionary stdlib_small_april
+
+Two CPU cores, a few minutes (1.2 M tokens). What to expect has not been measured yet.
+"""
+
+from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.dictionaries import variants
+
+CONFIG = DictionaryRunConfig(
+    dictionary=variants.april("blocks.2.resid_post", l1=0.01, n_features=2048, steps=600),
+    batch=8,
+    context=256,
+)

@@ -1,0 +1,17 @@
+"""A TopK transcoder with a skip: what goes into the MLP of block 2 to what comes out, on stdlib-small.
+
+    jax-interp train-dictionary stdlib_small_transcoder
+
+Two CPU cores, a few minutes (1.2 M tokens). What to expect has not been measured yet.
+"""
+
+from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.dictionaries import variants
+
+CONFIG = DictionaryRunConfig(
+    dictionary=variants.transcoder(
+        "blocks.2.ln2.normalized", "blocks.2.mlp_out", k=32, skip=True, n_features=2048, steps=600
+    ),
+    batch=8,
+    context=256,
+)
