@@ -31,8 +31,8 @@ class Adam:
     clip: float | None = None
     offset_rate: float | None = None
     """How many times faster biases and the activation's own parameters (thresholds, gates) learn than matrices. None:
-    √d where every positive pre-activation is on (ReLU, Gated, JumpReLU), 1 where few are chosen. Inputs have norm √d, so
-    offsets that decide what is on are √d times as large as for inputs of norm 1, for which the usual rates are."""
+    √d where every positive pre-activation is on (ReLU, Gated, JumpReLU), 1 where few are chosen. Inputs have norm √d,
+    so offsets that decide what is on are √d times as large as for inputs of norm 1, for which the usual rates are."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,10 @@ one spliced; only dictionaries are trained. No term need ask for the values them
     config = EndToEndConfig((sae,), downstream=("blocks.3.resid_post",))
     (sae,) = train_end_to_end(config, model, batch_at, run="runs/e2e")
 
-With `balance` β a trained dictionary is fine-tuned (Karvonen 2025), M being the reconstruction terms of the configs:
+With `balance` b a trained dictionary is fine-tuned (Karvonen 2025), M being the reconstruction terms of the configs and
+O what is asked of the model, the KL with the later values where there are any:
 
-    L = (M + α β KL) / (1 + β) + the other terms       α = M / (KL + 1e-8), without gradient
+    L = (M + α b O) / (1 + b) + the other terms        α = M / (O + 1e-8), without gradient
 
 What a dictionary reads in the spliced run was changed by those before it; its own terms are about what it reads there.
 Each dictionary has the optimizer, decoder constraint and dead-latent handling of its config, as in train.py.

@@ -39,7 +39,7 @@ STATIC = {"static": True}
 @dataclasses.dataclass(frozen=True, eq=False)
 class Errors:
     """Of a clean run, by target: the values themselves, and what the dictionary says of each. Their difference is the
-    error; both are kept so that, where nothing is edited, value + (ŷ - said) is the value to the bit."""
+    error; both are kept so that value + (ŷ - said) is the value to the bit wherever ŷ is what was said."""
 
     values: tuple[Float[Array, "batch pos d_out"], ...]
     said: tuple[Float[Array, "batch pos d_out"], ...]

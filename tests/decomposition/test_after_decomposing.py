@@ -62,16 +62,21 @@ def test_edges_of_a_linear_network():
     g = jnp.asarray(np.random.default_rng(0).random((6, 4)), jnp.float32)
     a = x @ parts.of("linear1").V
     slope = parts.of("linear1").U @ parts.of("linear2").V
-    got = local_attributions(parts, "linear1", "linear2", g, x, component=2)
+
+    @jax.jit
+    def found():
+        ends = ("linear1", "linear2", g, x)
+        local = local_attributions(parts, *ends, component=2)
+        return local, edge_attributions(parts, *ends), edge_attributions(parts, *ends, absolute=True)
+
+    got, edges, absolute = found()
     np.testing.assert_allclose(got, a * g * slope[None, :, 2], rtol=1e-4, atol=1e-6)
     reached = x @ model.linear1.weight @ parts.of("linear2").V
     want = np.einsum("bs,st->ts", a * g, slope) / (np.asarray(g.sum(0))[None] * np.sqrt((reached**2).mean(0))[:, None])
-    np.testing.assert_allclose(edge_attributions(parts, "linear1", "linear2", g, x), want, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(edges, want, rtol=1e-3, atol=1e-5)
     signed = np.einsum("bt,bs,st->ts", np.sign(reached), a * g, slope)
     want = signed / (np.asarray(g.sum(0))[None] * np.sqrt((reached**2).mean(0))[:, None])
-    np.testing.assert_allclose(
-        edge_attributions(parts, "linear1", "linear2", g, x, absolute=True), want, rtol=1e-3, atol=1e-5
-    )
+    np.testing.assert_allclose(absolute, want, rtol=1e-3, atol=1e-5)
 
 
 def test_clusters():
@@ -108,8 +113,13 @@ def test_weight_edits():
 
     decoder = init(CONFIG, jax.random.key(0))
     parts = decompose(decoder, "blocks.*.mlp.up", C=3, key=jax.random.key(1))
-    want = edit(parts, at("blocks.1.mlp.up.components", Zero(), feature=0))(TOKENS)
-    got = scale_component(parts, "blocks.*.mlp.up", 0, 0.0, layer=1)(TOKENS)
+
+    @jax.jit
+    def both(parts):
+        ablated = edit(parts, at("blocks.1.mlp.up.components", Zero(), feature=0))
+        return scale_component(parts, "blocks.*.mlp.up", 0, 0.0, layer=1)(TOKENS), ablated(TOKENS)
+
+    got, want = both(parts)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 

@@ -104,22 +104,29 @@ def test_minimality():
 
 def test_masks_and_routes():
     lower = {"linear1": jnp.full((2000, 3), 0.4), "blocks.*.up": jnp.full((3, 2000, 2), 0.0)}
-    masks = stochastic(KEY, lower)
+
+    @jax.jit
+    def made():
+        masks, routes = stochastic(KEY, lower), subset_routes(KEY, lower)
+        flips = stochastic(KEY, lower, sampling="binomial", delta=False)["linear1"]
+        sources = {n: jnp.full((*g.shape[:-2], 1, g.shape[-1] + 1), 0.5) for n, g in lower.items()}
+        return masks, flips, routes, routed(masks, routes)["linear1"], between(lower, sources)
+
+    masks, flips, routes, sent, halfway = jax.device_get(made())
     assert masks["linear1"].delta.shape == (2000, 1)
     np.testing.assert_allclose(masks["linear1"].components.mean(), 0.7, atol=0.01)
-    assert float(masks["linear1"].components.min()) >= 0.4
-    flips = stochastic(KEY, lower, sampling="binomial", delta=False)["linear1"]
-    np.testing.assert_allclose(jnp.unique(flips.components), [0.4, 1.0], rtol=1e-6)
+    assert masks["linear1"].components.min() >= 0.4
+    np.testing.assert_allclose(np.unique(flips.components), [0.4, 1.0], rtol=1e-6)
     assert float(flips.delta) == 0
-    routes = subset_routes(KEY, lower)
     counts = routes["linear1"].astype(int) + routes["blocks.*.up"].sum(0)
     assert set(np.unique(counts)) == {1, 2, 3, 4}
     np.testing.assert_allclose(np.bincount(counts)[1:] / 2000, 0.25, atol=0.04)
-    sent = routed(masks, routes)["linear1"]
-    assert bool(jnp.all(jnp.where(routes["linear1"][:, None], True, (sent.components == 1) & (sent.delta == 1))))
-    sources = {n: jnp.full((*g.shape[:-2], 1, g.shape[-1] + 1), 0.5) for n, g in lower.items()}
-    np.testing.assert_allclose(between(lower, sources)["linear1"].components, 0.7, rtol=1e-6)
-    np.testing.assert_allclose(between(lower, sources)["blocks.*.up"].delta, 0.5)
+    elsewhere = ~routes["linear1"]
+    assert (sent.components[elsewhere] == 1).all()
+    assert (sent.delta[elsewhere] == 1).all()
+    np.testing.assert_array_equal(sent.components[~elsewhere], masks["linear1"].components[~elsewhere])
+    np.testing.assert_allclose(halfway["linear1"].components, 0.7, rtol=1e-6)
+    np.testing.assert_allclose(halfway["blocks.*.up"].delta, 0.5)
 
 
 def test_reconstruction_losses():

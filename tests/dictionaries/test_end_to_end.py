@@ -92,9 +92,7 @@ def reference(params, model, tokens, keep, rows, *, scales, l1, output, beta, ba
     return out + terms
 
 
-@pytest.mark.parametrize(
-    ("output", "beta", "balance"), [("kl", 0.7, None), ("ce", 0.0, None), ("kl", 0.0, 0.5)], ids=["kl+ds", "ce", "tune"]
-)
+@pytest.mark.parametrize(("output", "beta", "balance"), [("kl", 0.7, 0.5), ("ce", 0.0, None)], ids=["kl", "ce"])
 def test_loss_and_gradient_equal_the_equation(model, output, beta, balance):
     tokens, keep = batch_at(3)
     terms = (L1(0.05, warmup=0.0), *(() if balance is None else (Reconstruction(kind="sse"),)))
@@ -148,10 +146,11 @@ def test_what_is_trained_is_what_is_exported(model):
     rows, n = kept_rows(keep, jax.random.key(0))
     shown = [at(site, Shown(one.dictionary, s, rows, n)) for site, one, s in zip(SITES, state.learners, state.scale)]
     spliced = [at(site, Splice(d), where=keep) for site, d in zip(SITES, export_end_to_end(state), strict=True)]
-    got, want = (jax.jit(lambda f, t: f(t))(edit(model, *edits), tokens) for edits in (shown, spliced))
+    run = jax.jit(lambda *models: [one(tokens) for one in models])
+    got, want, clean = run(edit(model, *shown), edit(model, *spliced), model)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-    assert not np.allclose(got, model(tokens), atol=1e-2)
-    np.testing.assert_allclose(got[:, 0], model(tokens)[:, 0], atol=1e-5)  # BOS is not kept
+    assert not np.allclose(got, clean, atol=1e-2)
+    np.testing.assert_allclose(got[:, 0], clean[:, 0], atol=1e-5)  # BOS is not kept
 
 
 def test_going_on_from_a_trained_dictionary_begins_where_it_is(model):
