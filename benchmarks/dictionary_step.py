@@ -45,7 +45,7 @@ def ours(sizes):
     import jax.numpy as jnp
 
     from jax_interp.dictionaries import variants
-    from jax_interp.dictionaries.train import learn, start_learner
+    from jax_interp.dictionaries.training.train import learn, start_learner
 
     rows = [jnp.asarray(batch) for batch in activations(sizes)]
     mean = jnp.mean(rows[0], axis=0)

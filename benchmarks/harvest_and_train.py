@@ -38,7 +38,7 @@ def ours(sizes):
     import jax.numpy as jnp
 
     from jax_interp.dictionaries import variants
-    from jax_interp.dictionaries.train import start, train_step
+    from jax_interp.dictionaries.training.train import start, train_step
     from jax_interp.models import Config, Rope, init
 
     config = Config(

@@ -118,7 +118,7 @@ def theirs_as_ours(path: str, kind: str):
 
 def train_ours(store, kind: str, strength: float, seed: int, steps: int):
     from jax_interp.dictionaries import variants
-    from jax_interp.dictionaries.train import train_from_store
+    from jax_interp.dictionaries.training.train import train_from_store
 
     fields = {"n_features": FEATURES, "steps": steps, "seed": seed}
     config = {
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
     from jax_interp import load
     from jax_interp.cli.text import text_for
     from jax_interp.dictionaries import evaluate
-    from jax_interp.dictionaries.activation_store import write_store
+    from jax_interp.dictionaries.training.activation_store import write_store
 
     model, tokenizer = load("stdlib-small")
     text = text_for("stdlib", tokenizer)

@@ -21,7 +21,7 @@ def ours(sizes):
     import jax.numpy as jnp
 
     from jax_interp.dictionaries import variants
-    from jax_interp.dictionaries.train import learn, start_learner
+    from jax_interp.dictionaries.training.train import learn, start_learner
 
     rows = [jnp.asarray(batch) for batch in activations(sizes)]
     scale = jnp.sqrt(sizes["d"] / jnp.mean(jnp.sum(rows[0] ** 2, axis=1)))

@@ -29,8 +29,8 @@ import optax
 from experiments.experiment import Results, Row
 from jax_interp.data.batches import WindowSampler
 from jax_interp.dictionaries import ReLU, init_sae, variants
-from jax_interp.dictionaries.joint import JointConfig, OverNorm, next_token, train_joint
 from jax_interp.dictionaries.losses import L1, Reconstruction
+from jax_interp.dictionaries.training.joint import JointConfig, OverNorm, next_token, train_joint
 from jax_interp.errors import UserError
 from jax_interp.models.config import Config as ModelConfig
 from jax_interp.models.decoder import init

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from jax_interp.cli.text import Text, text_for
-from jax_interp.dictionaries.config import DictionaryConfig
-from jax_interp.dictionaries.evaluate import Evaluation, evaluate
+from jax_interp.dictionaries.evaluation.evaluate import Evaluation, evaluate
 from jax_interp.dictionaries.forms import Dictionary
-from jax_interp.dictionaries.harvest import Addresses, harvest
 from jax_interp.dictionaries.storage import save_dictionary
-from jax_interp.dictionaries.sweep import Sweep, members
-from jax_interp.dictionaries.train import addresses, export, start, train_step
+from jax_interp.dictionaries.training.config import DictionaryConfig
+from jax_interp.dictionaries.training.harvest import Addresses, harvest
+from jax_interp.dictionaries.training.sweep import Sweep, members
+from jax_interp.dictionaries.training.train import addresses, export, start, train_step
 from jax_interp.errors import UserError
 from jax_interp.models.hf import load
 from jax_interp.training import Run, fit, open_run

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax_interp.cli.dictionary_run import MAY_DIFFER, DictionaryRunConfig, Inputs, measure, same_inputs
 from jax_interp.dictionaries.storage import save_dictionary
-from jax_interp.dictionaries.sweep import Member, Sweep, train_sweep
+from jax_interp.dictionaries.training.sweep import Member, Sweep, train_sweep
 from jax_interp.training import open_run
 from jax_interp.training.atomic_write import atomic_write
 

@@ -1,13 +1,15 @@
 """Sparse dictionaries: read one or more values, activate, write one or more values.
 
-forms/             where a dictionary reads and writes
+forms/             where a dictionary reads and writes: one value, several, those of later layers
 activations/       which latents are on: ReLU, Gated, JumpReLU, TopK, GroupMax, BatchTopK, MatchingPursuit
 losses/            what it is trained for: terms that add up
 variants.py        the published combinations of these, by name
 codes.py, sparse.py                        a batch's latents, and arithmetic on them that sparsity makes cheap
-config.py, harvest.py, train.py, ...       training in the step that harvests
-reconstruction.py, downstream.py, evaluate.py                          what it is worth
-features.py        what its features are
+training/          in one step that harvests and learns; from disk; many at once; end to end; on a mesh
+evaluation/        what it is worth, against controls and known features
+synthetic/         activations whose features are known
+features.py, inference_time.py             what features are; the best code that a decoder allows
+model_diff.py, replacement.py              what a second model has of its own; a model that runs on its features
 storage.py         on disk
 
 config = variants.topk("blocks.2.resid_post", k=32, n_features=4096, steps=800)
@@ -18,13 +20,13 @@ model_with = edit(model, at(config.address, Splice(sae)))
 
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import BatchTopK, Gated, GroupMax, JumpReLU, MatchingPursuit, ReLU, TopK
-from jax_interp.dictionaries.config import Adam, DictionaryConfig, Resampling
-from jax_interp.dictionaries.downstream import Identity
-from jax_interp.dictionaries.evaluate import Evaluation, evaluate
+from jax_interp.dictionaries.evaluation.downstream import Identity
+from jax_interp.dictionaries.evaluation.evaluate import Evaluation, evaluate
 from jax_interp.dictionaries.features import features_on_token, logit_effect, top_activations
 from jax_interp.dictionaries.forms import Dictionary, init_sae, init_transcoder
 from jax_interp.dictionaries.storage import load_dictionary, save_dictionary
-from jax_interp.dictionaries.train import train_dictionary
+from jax_interp.dictionaries.training.config import Adam, DictionaryConfig, Resampling
+from jax_interp.dictionaries.training.train import train_dictionary
 
 __all__ = [
     "Adam",

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_interp.dictionaries.harvest import Addresses, harvest
+from jax_interp.dictionaries.training.harvest import Addresses, harvest
 from jax_interp.errors import UserError
 
 Batches = Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]

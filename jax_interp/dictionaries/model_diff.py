@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_interp.dictionaries import latent_scaling, totals
+from jax_interp.dictionaries.evaluation import latent_scaling, totals
+from jax_interp.dictionaries.evaluation.latent_scaling import Classes, LatentScaling
 from jax_interp.dictionaries.forms.dictionary import Dictionary
-from jax_interp.dictionaries.harvest import columns, harvest
-from jax_interp.dictionaries.latent_scaling import Classes, LatentScaling
-from jax_interp.dictionaries.normalisation import fold_scale
+from jax_interp.dictionaries.training.harvest import columns, harvest
+from jax_interp.dictionaries.training.normalisation import fold_scale
 from jax_interp.errors import UserError
 from jax_interp.surgery import Site, read
 

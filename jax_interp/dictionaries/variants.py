@@ -14,8 +14,6 @@ import dataclasses
 from typing import Any
 
 from jax_interp.dictionaries.activations import BatchTopK, Gated, GroupMax, JumpReLU, MatchingPursuit, ReLU, TopK
-from jax_interp.dictionaries.config import Adam, DictionaryConfig, Resampling
-from jax_interp.dictionaries.cross_layer_training import CrossLayerConfig
 from jax_interp.dictionaries.losses import (
     L0,
     L1,
@@ -30,6 +28,8 @@ from jax_interp.dictionaries.losses import (
     Tanh,
     TargetL0,
 )
+from jax_interp.dictionaries.training.config import Adam, DictionaryConfig, Resampling
+from jax_interp.dictionaries.training.cross_layer import CrossLayerConfig
 
 Address = str | tuple[str, ...]
 

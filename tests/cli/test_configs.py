@@ -8,6 +8,7 @@ import pytest
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import directories, find_config, known_names, take_source
+from jax_interp.cli.decompose import DecompositionRunConfig
 from jax_interp.cli.demo.config import DemoConfig
 from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.cli.train_dictionary import TrainDictionary
@@ -16,7 +17,8 @@ from jax_interp.errors import UserError
 from jax_interp.models.train_lm import LanguageModelConfig
 from jax_interp.training import config as configs
 
-NAMED = [(kind, name) for kind in (LanguageModelConfig, DictionaryRunConfig, DemoConfig) for name in known_names(kind)]
+KINDS = (LanguageModelConfig, DictionaryRunConfig, DecompositionRunConfig, DemoConfig)
+NAMED = [(kind, name) for kind in KINDS for name in known_names(kind)]
 
 
 @pytest.mark.parametrize(("kind", "name"), NAMED, ids=[name for _, name in NAMED])

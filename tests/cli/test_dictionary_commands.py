@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jax_interp.dictionaries.storage import load_dictionary
-from jax_interp.dictionaries.sweep import Sweep
+from jax_interp.dictionaries.training.sweep import Sweep
 from jax_interp.training import config as configs
 
 

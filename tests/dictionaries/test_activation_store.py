@@ -10,10 +10,10 @@ import pytest
 from toy import batch_at, toy
 
 from jax_interp.dictionaries import variants
-from jax_interp.dictionaries.activation_store import open_store, write_store
-from jax_interp.dictionaries.config import Adam
-from jax_interp.dictionaries.harvest import harvest
-from jax_interp.dictionaries.train import train_from_store
+from jax_interp.dictionaries.training.activation_store import open_store, write_store
+from jax_interp.dictionaries.training.config import Adam
+from jax_interp.dictionaries.training.harvest import harvest
+from jax_interp.dictionaries.training.train import train_from_store
 from jax_interp.errors import UserError
 
 ADDRESSES = ("blocks.0.resid_post", "blocks.1.resid_post")

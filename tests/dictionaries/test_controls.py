@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
-from jax_interp.dictionaries import controls
 from jax_interp.dictionaries.activations import ReLU
-from jax_interp.dictionaries.evaluate import evaluate, evaluate_rows
+from jax_interp.dictionaries.evaluation import controls
+from jax_interp.dictionaries.evaluation.evaluate import evaluate, evaluate_rows
 from jax_interp.dictionaries.forms import init_sae
-from jax_interp.dictionaries.harvest import harvest
+from jax_interp.dictionaries.training.harvest import harvest
 from jax_interp.errors import UserError
 
 RNG = np.random.default_rng(0)

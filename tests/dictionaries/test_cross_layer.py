@@ -11,20 +11,20 @@ import pytest
 from toy import batch_at, toy
 
 from jax_interp.dictionaries.activations import BatchTopK, Gated, Jump, JumpReLU, ReLU, TopK
-from jax_interp.dictionaries.config import Adam, DictionaryConfig
-from jax_interp.dictionaries.cross_layer_training import (
+from jax_interp.dictionaries.evaluation.evaluate import evaluate_rows
+from jax_interp.dictionaries.forms import init_transcoder
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer, SideBySide, Source, decoder_norms, from_transcoders
+from jax_interp.dictionaries.losses import L1, AuxK, Matryoshka, PreActivation, Reconstruction, Tanh
+from jax_interp.dictionaries.training.config import Adam, DictionaryConfig
+from jax_interp.dictionaries.training.cross_layer import (
     CrossLayerConfig,
     fold_scales,
     learn_cross_layer,
     start_cross_layer,
     train_cross_layer,
 )
-from jax_interp.dictionaries.evaluate import evaluate_rows
-from jax_interp.dictionaries.forms import init_transcoder
-from jax_interp.dictionaries.forms.cross_layer import CrossLayer, SideBySide, Source, decoder_norms, from_transcoders
-from jax_interp.dictionaries.harvest import harvest
-from jax_interp.dictionaries.losses import L1, AuxK, Matryoshka, PreActivation, Reconstruction, Tanh
-from jax_interp.dictionaries.train import learn, start_learner
+from jax_interp.dictionaries.training.harvest import harvest
+from jax_interp.dictionaries.training.train import learn, start_learner
 from jax_interp.errors import UserError
 
 S, D, E, M, ROWS = 3, 5, 4, 11, 40
@@ -104,7 +104,7 @@ def test_a_step_follows_the_gradient_of_the_equation(name):
     activation, loss = CASES[name]
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         eps = 1e12
-        adam = Adam(learning_rate=eps, b1=0.0, b2=0.0, eps=eps, warmup=0, decay=0.0)
+        adam = Adam(learning_rate=eps, b1=0.0, b2=0.0, eps=eps, warmup=0, decay=0.0, offset_rate=1.0)
         config = CrossLayerConfig(
             PRE[:2], writes=POST[:2], n_features=M, activation=activation, loss=loss, optimizer=adam
         )
@@ -187,10 +187,10 @@ def test_with_one_layer_it_is_a_transcoder():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         a, b, single, cross, again = both(jnp.asarray(np.concatenate([X[0], Y[0]], axis=1)))
     for name in a:
-        np.testing.assert_allclose(a[name], b[name], rtol=1e-7, err_msg=name)
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-6, err_msg=name)
     assert a["loss"][2] < a["loss"][0]
-    np.testing.assert_allclose(cross, single, rtol=1e-7, atol=1e-9)
-    np.testing.assert_allclose(again, single, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(cross, single, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(again, single, rtol=1e-6, atol=1e-9)
 
 
 def test_scales_fold_into_the_weights():

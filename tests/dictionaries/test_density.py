@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.dictionaries.density import density_of
-from jax_interp.dictionaries.reconstruction import add_sums, sums_of_batch
+from jax_interp.dictionaries.evaluation.density import density_of
+from jax_interp.dictionaries.evaluation.reconstruction import add_sums, sums_of_batch
 
 of_batch = jax.jit(partial(sums_of_batch, SimpleNamespace(encode=lambda x: x, decode=lambda z: z)))
 

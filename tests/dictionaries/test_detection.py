@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.dictionaries import totals
-from jax_interp.dictionaries.detection import detection_of, hits
+from jax_interp.dictionaries.evaluation import totals
+from jax_interp.dictionaries.evaluation.detection import detection_of, hits
 
 
 def test_detection_by_hand():

@@ -13,9 +13,9 @@ import pytest
 from toy import batch_at, toy
 
 from jax_interp.dictionaries import variants
-from jax_interp.dictionaries.config import Adam
-from jax_interp.dictionaries.sharding import rules
-from jax_interp.dictionaries.train import learn, start, start_learner, train_step
+from jax_interp.dictionaries.training.config import Adam
+from jax_interp.dictionaries.training.sharding import rules
+from jax_interp.dictionaries.training.train import learn, start, start_learner, train_step
 from jax_interp.training.sharding import make_mesh, shard, shard_batch
 
 FIELDS = {"n_features": 64, "steps": 20, "buffer": 256, "dead_after": 200, "optimizer": Adam(warmup=2)}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
-from jax_interp.dictionaries import downstream
-from jax_interp.dictionaries.evaluate import evaluate
+from jax_interp.dictionaries.evaluation import downstream
+from jax_interp.dictionaries.evaluation.evaluate import evaluate
 
 NAMES = ("clean", "spliced", "zero", "mean", "kl_spliced", "kl_zero", "kl_mean")
 RNG = np.random.default_rng(0)

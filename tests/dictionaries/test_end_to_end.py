@@ -13,8 +13,10 @@ from toy import batch_at, toy
 
 from jax_interp.dictionaries import DictionaryConfig, evaluate, train_dictionary, variants
 from jax_interp.dictionaries.activations import BatchTopK, ReLU, TopK
-from jax_interp.dictionaries.config import Adam
-from jax_interp.dictionaries.end_to_end import (
+from jax_interp.dictionaries.forms import init_sae
+from jax_interp.dictionaries.losses import L1, AuxK, Reconstruction
+from jax_interp.dictionaries.training.config import Adam
+from jax_interp.dictionaries.training.end_to_end import (
     EndToEndConfig,
     EndToEndState,
     end_to_end_step,
@@ -23,10 +25,8 @@ from jax_interp.dictionaries.end_to_end import (
     start_end_to_end,
     train_end_to_end,
 )
-from jax_interp.dictionaries.forms import init_sae
-from jax_interp.dictionaries.losses import L1, AuxK, Reconstruction
-from jax_interp.dictionaries.spliced import Shown, kept_rows
-from jax_interp.dictionaries.train import start_learner
+from jax_interp.dictionaries.training.spliced import Shown, kept_rows
+from jax_interp.dictionaries.training.train import start_learner
 from jax_interp.errors import UserError
 from jax_interp.models import Config
 from jax_interp.models.decoder import init

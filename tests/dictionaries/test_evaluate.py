@@ -14,10 +14,16 @@ import pytest
 from toy import batch_at, toy
 
 from jax_interp.dictionaries.activations import TopK
-from jax_interp.dictionaries.downstream import Identity, SelfCheckError, check_identity
-from jax_interp.dictionaries.evaluate import evaluate
+from jax_interp.dictionaries.evaluation.downstream import Identity, SelfCheckError, check_identity
+from jax_interp.dictionaries.evaluation.evaluate import evaluate
+from jax_interp.dictionaries.evaluation.reconstruction import (
+    add_sums,
+    density_of,
+    mean_of,
+    reconstruction_of,
+    sums_of_batch,
+)
 from jax_interp.dictionaries.forms import Dictionary, init_sae
-from jax_interp.dictionaries.reconstruction import add_sums, density_of, mean_of, reconstruction_of, sums_of_batch
 from jax_interp.errors import UserError
 from jax_interp.surgery import read
 

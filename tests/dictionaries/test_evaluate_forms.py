@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
-from jax_interp.dictionaries.downstream import Identity
-from jax_interp.dictionaries.evaluate import evaluate
+from jax_interp.dictionaries.evaluation.downstream import Identity
+from jax_interp.dictionaries.evaluation.evaluate import evaluate
 
 PRE, POST = "blocks.1.resid_pre", "blocks.1.resid_post"
 TOKENS, KEEP = batch_at(0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.dictionaries.hedging import nth_projection
+from jax_interp.dictionaries.evaluation.hedging import nth_projection
 from jax_interp.dictionaries.synthetic import sparse_but_wrong
 from jax_interp.errors import UserError
 

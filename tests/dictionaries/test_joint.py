@@ -15,9 +15,16 @@ from toy import batch_at, toy
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import ReLU
 from jax_interp.dictionaries.forms import init_sae
-from jax_interp.dictionaries.joint import JointConfig, OverNorm, joint_step, next_token, start_joint, train_joint
 from jax_interp.dictionaries.losses import L1, AuxK, Reconstruction
-from jax_interp.dictionaries.spliced import kept_rows
+from jax_interp.dictionaries.training.joint import (
+    JointConfig,
+    OverNorm,
+    joint_step,
+    next_token,
+    start_joint,
+    train_joint,
+)
+from jax_interp.dictionaries.training.spliced import kept_rows
 from jax_interp.errors import UserError
 
 SITES = ("blocks.0.resid_pre", "blocks.2.resid_post")

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.dictionaries import totals
-from jax_interp.dictionaries.latent_scaling import (
+from jax_interp.dictionaries.evaluation import totals
+from jax_interp.dictionaries.evaluation.latent_scaling import (
     classes,
     latent_scaling_of,
     norm_difference,

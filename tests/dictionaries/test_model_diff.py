@@ -13,13 +13,13 @@ from toy import batch_at, toy
 
 from jax_interp.dictionaries import train_dictionary, variants
 from jax_interp.dictionaries.activations import BatchTopK, ReLU
-from jax_interp.dictionaries.config import Adam
 from jax_interp.dictionaries.forms import Dictionary
-from jax_interp.dictionaries.harvest import harvest
 from jax_interp.dictionaries.losses import L1, Reconstruction
 from jax_interp.dictionaries.losses.forward import Forward, total
 from jax_interp.dictionaries.model_diff import PAIR, Pair, compare, in_scaled_units
 from jax_interp.dictionaries.synthetic.shrinkage import shrunk
+from jax_interp.dictionaries.training.config import Adam
+from jax_interp.dictionaries.training.harvest import harvest
 from jax_interp.errors import UserError
 from jax_interp.surgery import Add, Site, at, edit, read, sites
 from jax_interp.training import optimizer

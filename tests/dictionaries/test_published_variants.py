@@ -10,8 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.dictionaries.published import published_of
-from jax_interp.dictionaries.reconstruction import add_sums, fvu_by_value, less_sums, reconstruction_of, sums_of_batch
+from jax_interp.dictionaries.evaluation.published import published_of
+from jax_interp.dictionaries.evaluation.reconstruction import (
+    add_sums,
+    fvu_by_value,
+    less_sums,
+    reconstruction_of,
+    sums_of_batch,
+)
 
 RNG = np.random.default_rng(0)
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.dictionaries import variants
-from jax_interp.dictionaries.config import Adam, Resampling
-from jax_interp.dictionaries.resampling import resample
-from jax_interp.dictionaries.train import learn, start_learner
+from jax_interp.dictionaries.training.config import Adam, Resampling
+from jax_interp.dictionaries.training.resampling import resample
+from jax_interp.dictionaries.training.train import learn, start_learner
 
 FIELDS = {"n_features": 400, "steps": 100, "optimizer": Adam(warmup=1)}
 CONFIG = variants.relu("x", resampling=Resampling(every=4, until=0.5), **FIELDS)

@@ -11,9 +11,9 @@ import pytest
 from scipy.optimize import nnls
 
 from jax_interp.dictionaries.activations import ReLU
-from jax_interp.dictionaries.evaluate import evaluate_rows
+from jax_interp.dictionaries.evaluation.evaluate import evaluate_rows
 from jax_interp.dictionaries.forms import Dictionary
-from jax_interp.dictionaries.rescaling import global_scale, latent_scales, rescaled
+from jax_interp.dictionaries.training.rescaling import global_scale, latent_scales, rescaled
 
 RNG = np.random.default_rng(0)
 D = RNG.standard_normal((9, 6))

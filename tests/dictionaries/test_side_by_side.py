@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jax_interp.dictionaries.activations import ReLU
-from jax_interp.dictionaries.evaluate import evaluate_rows
+from jax_interp.dictionaries.evaluation.evaluate import evaluate_rows
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
-from jax_interp.dictionaries.side_by_side import SideBySide
+from jax_interp.dictionaries.forms.side_by_side import SideBySide
 
 
 def test_figures_of_a_cross_layer_transcoder_with_skips():

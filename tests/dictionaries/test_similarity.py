@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.dictionaries.similarity import cosines, found, match, max_cosine, mcc, mmcs, stability, uniqueness
+from jax_interp.dictionaries.evaluation.similarity import (
+    cosines,
+    found,
+    match,
+    max_cosine,
+    mcc,
+    mmcs,
+    stability,
+    uniqueness,
+)
 from jax_interp.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -11,9 +11,9 @@ import pytest
 
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, ReLU, TopK
-from jax_interp.dictionaries.config import DictionaryConfig
 from jax_interp.dictionaries.forms import init_sae, init_transcoder
 from jax_interp.dictionaries.storage import DESCRIPTION, TENSORS, load_dictionary, save_dictionary
+from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
 

@@ -13,8 +13,8 @@ from toy import batch_at, toy
 from jax_interp.dictionaries import train_dictionary, variants
 from jax_interp.dictionaries.activations import BatchTopK
 from jax_interp.dictionaries.activations.select import batch_top_k
-from jax_interp.dictionaries.config import Adam
-from jax_interp.dictionaries.sweep import Sweep, members, train_sweep
+from jax_interp.dictionaries.training.config import Adam
+from jax_interp.dictionaries.training.sweep import Sweep, members, train_sweep
 from jax_interp.errors import UserError
 
 ADDRESS = "blocks.1.resid_post"

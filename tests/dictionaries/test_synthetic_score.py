@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from jax_interp.dictionaries.activations import ReLU
-from jax_interp.dictionaries.controls import oracle, random_dictionary
+from jax_interp.dictionaries.evaluation.controls import oracle, random_dictionary
+from jax_interp.dictionaries.evaluation.similarity import mcc
 from jax_interp.dictionaries.forms import Dictionary
-from jax_interp.dictionaries.similarity import mcc
 from jax_interp.dictionaries.synthetic import score, sharkey, tree, two_models
 
 KEY = jax.random.key(0)

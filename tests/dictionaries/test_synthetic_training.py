@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_interp.dictionaries import Adam, train_dictionary, variants
-from jax_interp.dictionaries.similarity import cosines, match
+from jax_interp.dictionaries.evaluation.similarity import cosines, match
 from jax_interp.dictionaries.synthetic import as_model, score, sharkey, small_bench, tree, two_models
 from jax_interp.dictionaries.synthetic.shrinkage import shrunk
 from jax_interp.errors import UserError

@@ -15,13 +15,13 @@ from toy import batch_at, toy
 from jax_interp.data.buffer import draw, empty_buffer, put
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, ReLU, TopK
-from jax_interp.dictionaries.config import Adam
-from jax_interp.dictionaries.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms import init_sae
-from jax_interp.dictionaries.harvest import harvest, start_stream
+from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.losses import AuxK, Reconstruction
-from jax_interp.dictionaries.normalisation import fold_centre, fold_decoder_norm, fold_scale
-from jax_interp.dictionaries.train import (
+from jax_interp.dictionaries.training.config import Adam
+from jax_interp.dictionaries.training.harvest import harvest, start_stream
+from jax_interp.dictionaries.training.normalisation import fold_centre, fold_decoder_norm, fold_scale
+from jax_interp.dictionaries.training.train import (
     export,
     learn,
     start,

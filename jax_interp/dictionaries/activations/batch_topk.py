@@ -18,8 +18,8 @@ from jax_interp.dictionaries.activations.jumprelu import Jump
 from jax_interp.dictionaries.activations.select import batch_top_k, nth_largest
 from jax_interp.dictionaries.activations.topk import masked, row_norms
 from jax_interp.dictionaries.codes import BatchCode, DenseCode
-from jax_interp.dictionaries.sharding import feature_shards
 from jax_interp.dictionaries.sparse import entries_outer
+from jax_interp.dictionaries.training.sharding import feature_shards
 from jax_interp.errors import UserError
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.codes import DenseCode, RowCode
-from jax_interp.dictionaries.sharding import feature_shards
 from jax_interp.dictionaries.sparse import sparse_matmul, sparse_outer
+from jax_interp.dictionaries.training.sharding import feature_shards
 from jax_interp.errors import UserError
 
 

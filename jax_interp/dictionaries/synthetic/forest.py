@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from jax_interp.dictionaries.decoder_norm import unit_rows
+from jax_interp.dictionaries.forms.decoder_norm import unit_rows
 from jax_interp.dictionaries.synthetic.firing import Codes, Normal, low_rank
 from jax_interp.dictionaries.synthetic.world import World, orthogonalised_directions
 from jax_interp.errors import UserError

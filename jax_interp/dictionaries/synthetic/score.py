@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from jax_interp.dictionaries import similarity, totals
-from jax_interp.dictionaries.detection import detection_of, hits
-from jax_interp.dictionaries.reconstruction import add_sums, reconstruction_of, sums_of_batch
+from jax_interp.dictionaries.evaluation import similarity, totals
+from jax_interp.dictionaries.evaluation.detection import detection_of, hits
+from jax_interp.dictionaries.evaluation.reconstruction import add_sums, reconstruction_of, sums_of_batch
 from jax_interp.dictionaries.synthetic.world import World
 
 

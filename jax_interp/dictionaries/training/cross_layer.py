@@ -26,15 +26,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jax_interp.dictionaries.activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
-from jax_interp.dictionaries.config import DictionaryConfig
-from jax_interp.dictionaries.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, n_targets
+from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms.dictionary import init_sae, init_transcoder
-from jax_interp.dictionaries.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.losses import L0, L1, AnnealedLp, AuxK, PreActivation, Reconstruction, Tanh, TargetL0
 from jax_interp.dictionaries.losses.forward import Forward, Term, snake
-from jax_interp.dictionaries.normalisation import fold_scale, for_inference
-from jax_interp.dictionaries.train import Learner, TrainState, adam, addresses
+from jax_interp.dictionaries.training.config import DictionaryConfig
+from jax_interp.dictionaries.training.harvest import Stream, advance, start_stream
+from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
+from jax_interp.dictionaries.training.train import (
+    Learner,
+    TrainState,
+    adam,
+    addresses,
+    faster_offsets,
+    offset_rate,
+)
 from jax_interp.errors import UserError
 from jax_interp.training import Run, fit, optimizer
 
@@ -154,6 +161,7 @@ def learn_cross_layer(
         grad = _each_decoder(without_parallel, grad, dictionary)
     updated: Any
     updated, opt = optimizer.update(adam(config.optimizer, config.steps), grad, learner.opt, dictionary)
+    updated = faster_offsets(offset_rate(config.optimizer, config.activation, d_in), dictionary, updated)
     if config.decoder == "unit":
         updated = _each_decoder(unit_rows, updated)
     if hasattr(config.activation, "observe"):

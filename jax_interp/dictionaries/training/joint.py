@@ -28,16 +28,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_interp.dictionaries.config import DictionaryConfig
-from jax_interp.dictionaries.decoder_norm import unit_rows, without_parallel
-from jax_interp.dictionaries.end_to_end import check_saes, of_output
+from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms.dictionary import Dictionary
-from jax_interp.dictionaries.harvest import values
 from jax_interp.dictionaries.losses import Term
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, total
-from jax_interp.dictionaries.normalisation import for_inference
-from jax_interp.dictionaries.spliced import kept_rows, training_code
-from jax_interp.dictionaries.train import init_dictionary
+from jax_interp.dictionaries.training.config import DictionaryConfig
+from jax_interp.dictionaries.training.end_to_end import check_saes, of_output
+from jax_interp.dictionaries.training.harvest import values
+from jax_interp.dictionaries.training.normalisation import for_inference
+from jax_interp.dictionaries.training.spliced import kept_rows, training_code
+from jax_interp.dictionaries.training.train import init_dictionary
 from jax_interp.errors import UserError
 from jax_interp.surgery import read
 from jax_interp.training import Run, fit, optimizer

@@ -36,16 +36,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_interp.dictionaries import downstream
-from jax_interp.dictionaries.config import DictionaryConfig
+from jax_interp.dictionaries.evaluation import downstream
 from jax_interp.dictionaries.forms.dictionary import Dictionary
-from jax_interp.dictionaries.harvest import start_stream
 from jax_interp.dictionaries.losses import Matryoshka, Reconstruction
 from jax_interp.dictionaries.losses.forward import Forward, total
 from jax_interp.dictionaries.losses.reconstruction import Kind
-from jax_interp.dictionaries.normalisation import fold_scale, for_inference
-from jax_interp.dictionaries.spliced import Shown, code_type, kept_rows, mean_kept
-from jax_interp.dictionaries.train import Learner, adam, learn, start_learner
+from jax_interp.dictionaries.training.config import DictionaryConfig
+from jax_interp.dictionaries.training.harvest import start_stream
+from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
+from jax_interp.dictionaries.training.spliced import Shown, code_type, kept_rows, mean_kept
+from jax_interp.dictionaries.training.train import Learner, adam, learn, start_learner
 from jax_interp.errors import UserError
 from jax_interp.surgery import at, edit, read
 from jax_interp.training import Run, fit, optimizer

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_interp.dictionaries import totals
+from jax_interp.dictionaries.evaluation import totals
 
 
 @jax.tree_util.register_dataclass

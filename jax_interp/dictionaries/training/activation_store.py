@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jax_interp.data.permutation import shuffled
-from jax_interp.dictionaries.harvest import Addresses, harvest, values
+from jax_interp.dictionaries.training.harvest import Addresses, harvest, values
 from jax_interp.errors import UserError
 from jax_interp.training.atomic_write import atomic_write, sync_directory
 from jax_interp.training.progress import progress

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
-from jax_interp.dictionaries.decoder_norm import unit_rows
+from jax_interp.dictionaries.forms.decoder_norm import unit_rows
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 
 

@@ -21,12 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_interp.dictionaries import downstream, totals
-from jax_interp.dictionaries.density import Density, density_of
-from jax_interp.dictionaries.downstream import Addresses, CrossEntropy
-from jax_interp.dictionaries.harvest import values
-from jax_interp.dictionaries.published import Published, published_of
-from jax_interp.dictionaries.reconstruction import (
+from jax_interp.dictionaries.evaluation import downstream, totals
+from jax_interp.dictionaries.evaluation.density import Density, density_of
+from jax_interp.dictionaries.evaluation.downstream import Addresses, CrossEntropy
+from jax_interp.dictionaries.evaluation.published import Published, published_of
+from jax_interp.dictionaries.evaluation.reconstruction import (
     Reconstruction,
     add_sums,
     fvu_by_value,
@@ -36,6 +35,7 @@ from jax_interp.dictionaries.reconstruction import (
     reconstruction_of,
     sums_of_batch,
 )
+from jax_interp.dictionaries.training.harvest import values
 from jax_interp.errors import UserError
 
 Batches = Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]

@@ -21,13 +21,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jax_interp.dictionaries.config import Adam, DictionaryConfig
-from jax_interp.dictionaries.decoder_norm import unit_rows, without_parallel
+from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms.dictionary import Dictionary, init_sae, init_transcoder
-from jax_interp.dictionaries.harvest import Stream, advance, columns, start_stream
 from jax_interp.dictionaries.losses.forward import Forward, Term, total
-from jax_interp.dictionaries.normalisation import fold_scale, for_inference
-from jax_interp.dictionaries.resampling import resample
+from jax_interp.dictionaries.training.config import Adam, DictionaryConfig
+from jax_interp.dictionaries.training.harvest import Stream, advance, columns, start_stream
+from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
+from jax_interp.dictionaries.training.resampling import resample
 from jax_interp.errors import UserError
 from jax_interp.training import Run, fit, optimizer
 
@@ -134,7 +134,8 @@ def learn(
     if config.decoder == "unit":
         grad = dataclasses.replace(grad, W_dec=_by_site(without_parallel, dictionary, grad.W_dec, dictionary.W_dec))
     updated, opt = optimizer.update(adam(config.optimizer, config.steps, learning_rate), grad, learner.opt, dictionary)
-    updated = faster_offsets(config, dictionary, updated)
+    rate = offset_rate(config.optimizer, config.activation, dictionary.d)
+    updated = faster_offsets(rate, dictionary, updated)
     if config.decoder == "unit":
         updated = dataclasses.replace(updated, W_dec=_by_site(unit_rows, dictionary, updated.W_dec))
     if hasattr(dictionary.activation, "observe"):
@@ -153,20 +154,23 @@ def split_rows(config: DictionaryConfig, dictionary: Dictionary, rows: Array) ->
     return (rows, rows) if config.writes is None else (rows[:, : dictionary.d], rows[:, dictionary.d :])
 
 
-def faster_offsets(config: DictionaryConfig, before: Dictionary, after: Dictionary) -> Dictionary:
-    """`after` with the steps of biases and of the activation's parameters `offset_rate` times as long."""
-    dense = not hasattr(config.activation, "k")
-    rate = config.optimizer.offset_rate
-    rate = (before.d**0.5 if dense else 1.0) if rate is None else rate
+def offset_rate(optimizer: Adam, activation: Any, d: int) -> float:
+    """How many times longer the steps of offsets are, `Adam.offset_rate`, for values of width d."""
+    if optimizer.offset_rate is not None:
+        return optimizer.offset_rate
+    return 1.0 if hasattr(activation, "k") else d**0.5
+
+
+def faster_offsets(rate: float, before: Any, after: Any) -> Any:
+    """A dictionary `after` a step, with the steps of biases and of activations' parameters `rate` times as long."""
     if rate == 1:
         return after
-    longer = lambda old, new: old + rate * (new - old)
-    return dataclasses.replace(
-        after,
-        b_enc=longer(before.b_enc, after.b_enc),
-        b_dec=longer(before.b_dec, after.b_dec),
-        activation=jax.tree.map(longer, before.activation, after.activation),
-    )
+
+    def longer(path: Any, old: Array, new: Array) -> Array:
+        is_offset = any(getattr(key, "name", None) in ("b_enc", "b_dec", "activation") for key in path)
+        return old + rate * (new - old) if is_offset else new
+
+    return jax.tree_util.tree_map_with_path(longer, before, after)
 
 
 def _by_site(act: Callable, dictionary: Dictionary, *matrices: Array) -> Array:

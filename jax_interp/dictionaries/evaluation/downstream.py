@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_interp.dictionaries.reconstruction import output
+from jax_interp.dictionaries.evaluation.reconstruction import output
 from jax_interp.surgery import Mean, Replace, Splice, at, edit, read
 
 Addresses = str | Sequence[str]

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jax_interp.dictionaries.config import DictionaryConfig
 from jax_interp.dictionaries.forms import Dictionary
-from jax_interp.dictionaries.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.losses.forward import snake
-from jax_interp.dictionaries.train import Learner, addresses, export_learner, learn, start_learner
+from jax_interp.dictionaries.training.config import DictionaryConfig
+from jax_interp.dictionaries.training.harvest import Stream, advance, start_stream
+from jax_interp.dictionaries.training.train import Learner, addresses, export_learner, learn, start_learner
 from jax_interp.errors import UserError
 from jax_interp.training import Run, fit
 
@@ -134,7 +134,7 @@ def start_sweep(
 
 
 def _opt(config: DictionaryConfig, dictionary: Dictionary) -> Any:
-    from jax_interp.dictionaries.train import adam
+    from jax_interp.dictionaries.training.train import adam
     from jax_interp.training import optimizer
 
     return optimizer.init(adam(config.optimizer, config.steps), dictionary)

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jax_interp.dictionaries import totals
-from jax_interp.dictionaries.density import NEVER, Density, density_of, first_fired
+from jax_interp.dictionaries.evaluation import totals
+from jax_interp.dictionaries.evaluation.density import NEVER, Density, density_of, first_fired
 
 __all__ = ["Density", "Reconstruction", "add_sums", "density_of", "reconstruction_of", "sums_of_batch"]
 
