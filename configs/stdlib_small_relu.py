@@ -6,10 +6,12 @@ Two CPU cores, a few minutes (1.2 M tokens). What to expect has not been measure
 """
 
 from jax_interp.cli.dictionary_run import DictionaryRunConfig
-from jax_interp.dictionaries import variants
+from jax_interp.dictionaries import Resampling, variants
 
 CONFIG = DictionaryRunConfig(
-    dictionary=variants.relu("blocks.2.resid_post", l1=0.01, n_features=2048, steps=600),
+    dictionary=variants.relu(
+        "blocks.2.resid_post", l1=0.01, n_features=2048, steps=600, resampling=Resampling(every=150)
+    ),
     batch=8,
     context=256,
 )

@@ -1,0 +1,15 @@
+"""The largest of each of 32 groups, on stdlib-small.
+
+    jax-interp train-dictionary stdlib_small_group_max
+
+Two CPU cores, a few minutes (1.2 M tokens). What to expect has not been measured yet.
+"""
+
+from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.dictionaries import variants
+
+CONFIG = DictionaryRunConfig(
+    dictionary=variants.group_max("blocks.2.resid_post", k=32, n_features=2048, steps=600),
+    batch=8,
+    context=256,
+)

@@ -1,0 +1,15 @@
+"""Matching pursuit, 16 greedy steps with the decoder as its own encoder, on stdlib-small.
+
+    jax-interp train-dictionary stdlib_small_matching_pursuit
+
+Two CPU cores, a few minutes (1.2 M tokens). What to expect has not been measured yet.
+"""
+
+from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.dictionaries import variants
+
+CONFIG = DictionaryRunConfig(
+    dictionary=variants.matching_pursuit("blocks.2.resid_post", k=16, n_features=2048, steps=600),
+    batch=8,
+    context=256,
+)
