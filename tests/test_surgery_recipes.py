@@ -12,6 +12,7 @@ import pytest
 
 from jax_interp.surgery import depth_of
 
+pytestmark = pytest.mark.slow
 RECIPES = Path(__file__).parent.parent / "docs" / "surgery-recipes.md"
 
 

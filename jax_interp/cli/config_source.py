@@ -64,8 +64,8 @@ def find_config(kind: type, source: str) -> Found:
         raise UserError(f"no config at {source}: it is neither a .py file, a config.json nor a run directory")
     names = known_names(kind)
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"no config {source!r}; {hint}There are {', '.join(names)}; or give a .py file or a run directory")
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"no config {source!r}. {hint}There are {', '.join(names)}; or give a .py file or a run directory")
 
 
 def directories() -> list[Path]:

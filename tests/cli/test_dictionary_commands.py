@@ -73,6 +73,7 @@ def test_other_weights_or_text_are_refused(trained, command, run_config, tmp_pat
     assert "was begun with other text" in err
 
 
+@pytest.mark.slow
 def test_a_grid_leaves_its_members_and_a_report(run_config, command, tmp_path):
     config = dataclasses.replace(run_config, sweep=Sweep(k=(2, 4)))
     (tmp_path / "grid.json").write_text(configs.dumps(config))

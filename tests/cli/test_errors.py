@@ -25,7 +25,7 @@ WRONG = {
     "missing value": (["train-lm", "stdlib_tiny", "--steps"], "missing value for argument '--steps'"),
     "one argument too many": (["train-lm", "stdlib_tiny", "more"], "more is one argument too many"),
     "no config": (["train-lm"], "train-lm needs a config: stdlib_small, stdlib_tiny"),
-    "unknown config": (["train-lm", "stdlib_tinny"], "no config 'stdlib_tinny'; did you mean 'stdlib_tiny'?"),
+    "unknown config": (["train-lm", "stdlib_tinny"], "no config 'stdlib_tinny'. Did you mean 'stdlib_tiny'?"),
     "config of another command": (["train-dictionary", "stdlib_tiny"], "a CONFIG of type LanguageModelConfig"),
     "no such module": (["train-lm", "nowhere/run.py"], "no config at nowhere/run.py"),
     "two configs": (["train-lm", "stdlib_tiny", "--config", "x"], "two configs were given"),

@@ -7,6 +7,7 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jax_interp.cli.sites import collapsed
 from jax_interp.models import generate, load
@@ -72,6 +73,7 @@ def test_a_seed_is_a_text(command, model):
     assert command(*draw, "--seed", 2)[1] != first
 
 
+@pytest.mark.slow
 def test_streaming_prints_what_one_program_writes(command, model):
     for options in ((), ("--temperature", 1, "--min-p", 0.001, "--repetition-penalty", 1.3, "--stop", "er", "se")):
         asked = ("generate", "def push(", "--model", model, "--max-tokens", 12, *options)

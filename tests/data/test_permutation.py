@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ def test_shuffled_is_a_permutation(n, seed, epoch):
     np.testing.assert_array_equal(shuffled(places, n, seed=seed, epoch=epoch), order[places])
 
 
+@pytest.mark.slow
 def test_shuffled_looks_random():
     """Orders of different epochs and seeds are unrelated, and each place gets each value equally often."""
     n = 1000

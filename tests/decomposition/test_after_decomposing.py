@@ -26,6 +26,7 @@ CONFIG = Config(
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 17, (2, 6)), jnp.int32)
 
 
+@pytest.mark.slow
 def test_interactions_sum_to_the_attention_logit():
     model = init(CONFIG, jax.random.key(0))
     model = jax.tree.map(lambda leaf: leaf * 8 if leaf.ndim > 1 else leaf, model)  # logits of some size

@@ -107,6 +107,7 @@ def test_a_damaged_shard_is_named(model, tmp_path):
         write_store(tmp_path / "large", enormous, ADDRESSES, batch_at, **OPTIONS | {"dtype": "float16"})
 
 
+@pytest.mark.slow
 def test_training_from_a_store_learns_and_resumes_to_the_bit(model, stored, tmp_path):
     class Killed(Exception):
         pass

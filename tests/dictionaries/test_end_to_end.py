@@ -188,7 +188,8 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", ["one", pytest.param("several", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_a_killed_run_ends_with_the_same_bits(name, model, tmp_path):
     class Killed(Exception):
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jax_interp.dictionaries import evaluate, init_sae, train_dictionary, variants
 from jax_interp.dictionaries.activations import ReLU
@@ -14,6 +15,7 @@ from jax_interp.surgery import Splice, Zero, at, edit, read
 ADDRESS = "blocks.0.attn.z"
 
 
+@pytest.mark.slow
 def test_an_sae_on_z_is_trained_evaluated_and_spliced():
     model = init(Config(n_layers=1, d_model=16, n_heads=2, d_mlp=16, vocab_size=32, n_ctx=16), jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (4, 16), 0, 32)

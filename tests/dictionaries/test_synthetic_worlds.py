@@ -53,6 +53,7 @@ def test_sharkey_rates_and_strengths():
     assert (np.asarray(one) != np.asarray(third)).any()
 
 
+@pytest.mark.slow
 def test_sharkey_features_that_fire_together_have_the_same_rates():
     w, _, codes = sampled(toys.sharkey(jax.random.key(0), d=8, n_features=24, active=6.0, decay=0.97, together=True))
     near_rates(codes, 0.97 ** np.arange(24) * 6 / 24)
@@ -91,6 +92,7 @@ def test_sparse_but_wrong_fires_together_as_the_copula_says(correlation):
     assert codes[on].std() == pytest.approx(0.15, rel=0.05)
 
 
+@pytest.mark.slow
 def test_fifty_correlated_features():
     w, _, codes = sampled(toys.sparse_but_wrong_50(jax.random.key(0)))
     p = 0.345 * (49 - np.arange(50)) / 50 + 0.05
@@ -177,6 +179,7 @@ def test_the_published_configuration_has_a_true_l0_of_about_34():
     assert np.sort(rates)[::-1][:4096].sum() == pytest.approx(25, abs=1)
 
 
+@pytest.mark.slow
 def test_small_bench():
     w, x, codes = sampled(forest.small_bench, n=4000)
     assert (codes > 0).sum(1).mean() == pytest.approx(6, abs=1)

@@ -67,7 +67,9 @@ def random_sae(key, d, m, k, dtype):
     return Dictionary(sae.W_enc, b_enc, sae.W_dec, sae.b_dec, sae.activation)
 
 
-@pytest.mark.parametrize("n_dead", [0, 3, 20, 60])  # none; within k_aux; within 4 k_aux; beyond
+@pytest.mark.parametrize(
+    "n_dead", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(20, marks=pytest.mark.slow), 60]
+)  # none; within k_aux; within 4 k_aux; beyond
 def test_loss_and_gradient_equal_the_dense_float64_reference(x64, n_dead):
     d, m, k, k_aux, rows = 12, 96, 5, 8, 150
     key = jax.random.key(n_dead)
@@ -93,6 +95,7 @@ def test_loss_and_gradient_equal_the_dense_float64_reference(x64, n_dead):
         np.testing.assert_allclose(g, want_grad[name], atol=3e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_gradient_with_respect_to_the_input_reaches_through_the_code(x64):
     sae = random_sae(jax.random.key(3), 10, 64, 4, F64)
     x = jax.random.normal(jax.random.key(4), (2, 7, 10), F64)
@@ -116,7 +119,9 @@ def test_top_k_is_lax_top_k_to_the_bit_ties_included(shape):
         assert (got[1] == want[1]).all()
 
 
-@pytest.mark.parametrize(("rows", "m", "k", "d", "seed"), [(1, 33, 9, 2, 0), (300, 64, 7, 5, 2)])
+@pytest.mark.parametrize(
+    ("rows", "m", "k", "d", "seed"), [(1, 33, 9, 2, 0), pytest.param(300, 64, 7, 5, 2, marks=pytest.mark.slow)]
+)
 def test_sparse_products_equal_dense_ones(rows, m, k, d, seed):
     rng = np.random.default_rng(seed)
     skew = rng.random(m) ** 8  # features fire very unevenly

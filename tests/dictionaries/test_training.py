@@ -112,6 +112,7 @@ def test_decoder_rows_stay_on_the_sphere_and_the_projected_gradient_is_tangent(m
     np.testing.assert_allclose(norms, np.ones(64), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_counters_count_tokens_since_a_latent_fired():
     learner = start_learner(CONFIG, jax.random.key(0), (16,), jnp.zeros(16))
     x = jnp.broadcast_to(learner.dictionary.W_dec[7], (10, 16))  # fires latent 7 and three more
@@ -128,6 +129,7 @@ def test_counters_count_tokens_since_a_latent_fired():
     assert int(after.since_fired.min()) == 0
 
 
+@pytest.mark.slow
 def test_auxk_brings_latents_back(model):
     """Latents silenced by a large negative bias would stay dead for ever without the auxiliary loss."""
 
@@ -214,6 +216,7 @@ def test_a_killed_run_ends_with_the_same_bits(model, tmp_path):
     assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_seeds_are_one_vmap_over_one_stream(model):
     state = start(CONFIG, model, batch_at)
     x = state.stream.buffer.rows[:128] * state.stream.scale[0]

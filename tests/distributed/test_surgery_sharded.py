@@ -45,7 +45,14 @@ def tokens():
     return jax.random.randint(jax.random.key(1), (8, 12), 0, CONFIG.vocab_size)
 
 
-@pytest.mark.parametrize("layout", [(), "*", 1], ids=["scanned", "unrolled", "mixed"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param((), marks=pytest.mark.slow, id="scanned"),
+        pytest.param("*", marks=pytest.mark.slow, id="unrolled"),
+        pytest.param(1, id="mixed"),
+    ],
+)
 @pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])
 def test_a_surgery_on_a_mesh_equals_one_device(model, tokens, explicit, layout):
     model = replan(model, layout)

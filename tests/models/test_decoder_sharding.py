@@ -32,7 +32,7 @@ LLAMA_3_8B = Config(
 READS = ("blocks.*.resid_post", "blocks.1.attn.pattern", "blocks.0.attn.result", "blocks.2.mlp.post")
 
 
-@pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])
+@pytest.mark.parametrize("explicit", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["explicit", "auto"])
 @pytest.mark.parametrize("plan", ["stacked", pytest.param("unrolled", marks=pytest.mark.slow)])
 def test_sharded_is_single_device(model, call, explicit, plan):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 61, (4, 9)), jnp.int32)
@@ -73,7 +73,7 @@ def test_what_is_particular_in_families_is_sharded_too(case, explicit, call):
         np.testing.assert_allclose(jax.device_get(there), here, atol=1e-4 * float(jnp.max(jnp.abs(here))))
 
 
-@pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])
+@pytest.mark.parametrize("explicit", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["explicit", "auto"])
 def test_sharded_generation_is_that_of_a_single_device(model, explicit):
     tokens, mask = pad_left([[5, 9, 33, 2], [41], [8, 8, 30], [1, 2]])
     alone = generate(model, tokens, 5, mask=mask)

@@ -119,6 +119,7 @@ def test_generation_ends_when_all_rows_have_stopped(llama):
     assert generate(llama, prompt, 8, stop=[first]).tolist() == [[first] * 8]
 
 
+@pytest.mark.slow
 def test_one_key_one_text_and_temperature_zero_is_greedy(llama):
     prompt = jnp.asarray([PROMPTS[0]] * 4)
     draw = lambda seed, **kw: generate(llama, prompt, 8, choose=Sample(**kw), key=jax.random.key(seed))
@@ -207,7 +208,7 @@ def test_streaming_gives_what_generate_writes(llama):
     assert [c.tolist() for c in stream(llama, tokens[:1], 6, stop=[first])] == [[first]]
 
 
-@pytest.mark.parametrize("plan", [(), "*"])
+@pytest.mark.parametrize("plan", [pytest.param((), marks=pytest.mark.slow), "*"])
 def test_reading_while_generating_is_reading_the_text_in_one_pass(llama, plan):
     tokens, mask = pad_left(PROMPTS)
     model = replan(edit(llama, at("blocks.1.resid_post", Scale(0.5), pos=-1)), plan)
@@ -314,6 +315,7 @@ def test_a_chooser_of_ones_own(llama):
     assert int(out[0, 0]) == int(jnp.argmin(llama(jnp.asarray([PROMPTS[0]]))[0, -1]))
 
 
+@pytest.mark.slow
 def test_generation_goes_through_vmap_over_edits(llama):
     prompt = jnp.asarray([PROMPTS[0]])
     vectors = jax.random.normal(jax.random.key(1), (3, llama.config.d_model))
@@ -343,6 +345,7 @@ def test_what_cannot_be_generated_is_refused(model):
             generate(model, prompt, 40)
 
 
+@pytest.mark.slow
 def test_bfloat16_generates_what_its_own_forwards_say():
     model = init(CONFIGS["llama-like"], jax.random.key(2), dtype=jnp.bfloat16)
     out = generate(model, jnp.asarray([PROMPTS[0]]), 3, choose=Greedy())

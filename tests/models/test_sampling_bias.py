@@ -67,6 +67,7 @@ def test_a_word_of_k_tokens_is_sharpened_k_times(k):
     np.testing.assert_allclose(bias.tempered[0] / bias.tempered[1], (p / (1 - p)) ** (k / t), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_has_the_exact_distribution():
     model, prompt = peaky(LLAMA_LIKE), [5, 9, 33]
     first = np.argsort(-np.asarray(word_log_probs(model, prompt, [(i,) for i in range(64)], Sample())))[:3]

@@ -21,8 +21,10 @@ def base():
     return jax.tree.map(lambda w: 6.0 * w if w.ndim > 2 else w, init(CONFIG, jax.random.key(0)))
 
 
-# The mixed layout holds blocks of both kinds; all unrolled once more is for the slow run.
-@pytest.fixture(scope="session", params=["scanned", "mixed", pytest.param("unrolled", marks=pytest.mark.slow)])
+# The mixed layout holds blocks of both kinds; all scanned and all unrolled once more is for the slow run.
+@pytest.fixture(
+    scope="session", params=["mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("scanned", "unrolled"))]
+)
 def model(request, base):
     return replan(base, LAYOUTS[request.param])
 

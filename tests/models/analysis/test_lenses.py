@@ -121,6 +121,7 @@ def small():
     return model, partial(windows, count=8, part=slice(0, cut)), windows(0, 16, slice(cut, None))
 
 
+@pytest.mark.slow
 def test_training_brings_every_layer_nearer_to_the_model(small, tmp_path):
     model, batch_at, held_out = small
     measure = jax.jit(kl_by_layer)
