@@ -21,17 +21,18 @@ from jax_interp.training.metrics import read_log
 class Shown:
     """How much of a decomposition its page shows."""
 
-    components: int = 6
-    """Of every matrix, the most important first."""
+    components: int | None = None
+    """Of every matrix, the most important first; default: 6, of a toy model 40."""
     windows: int = 6
     """Pieces of text for each component, of a language model."""
-    sequences: int = 64
+    sequences: int = 128
     """Held-out sequences (of a toy model: times a hundred inputs) to look for them in."""
 
     def __post_init__(self) -> None:
         for name in ("components", "windows", "sequences"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def found_on(trained: Trained, held_out: HeldOut, shown: Shown) -> dict[str, Any
     """The strongest components as `views.component_cards` takes them."""
     if held_out.strings is None:
         twins = {twin for _, twin in trained.model.tied}
-        found = strongest(trained, held_out.batches, shown.components)
-        matrices = [_matrix(name, one, [{}] * shown.components) for name, one in found.items() if name not in twins]
+        found = strongest(trained, held_out.batches, shown.components or 40)
+        matrices = [_matrix(name, one, [{}] * len(one.mean)) for name, one in found.items() if name not in twins]
         return {"rows": sum(int(np.sum(keep)) for _, keep in held_out.batches), "threshold": 0.1, "matrices": matrices}
-    found = dashboards(trained, held_out.batches, n=shown.components, windows=shown.windows)
+    found = dashboards(trained, held_out.batches, n=shown.components or 6, windows=shown.windows)
     strings = {-1: None} | dict(enumerate(held_out.strings(range(len(found.tokens)))))
     return {
         "rows": int(found.tokens.sum()),

@@ -73,7 +73,8 @@ class TextCards:
 @dataclasses.dataclass(frozen=True)
 class Dashboards:
     """By matrix (`blocks.2.mlp.up`). `tokens` says how often each stands at a kept position; `passage_tokens` are the
-    ends of the first sequences, -1 where not kept, and `passages` the cards' importances there."""
+    ends of sequences, -1 where not kept: of the first batch those with the most importance of all cards together, which
+    is in `passages`."""
 
     tokens: Int[np.ndarray, " vocab"]
     threshold: float
@@ -108,17 +109,20 @@ def dashboards(
         one, g = _gathered(trained, x, keep, places, threshold, k=windows, before=before, after=after)
         gathered = one if gathered is None else _merged(gathered, one)
         if passage is None:
-            end = slice(-passage_length, None)
-            passage = (np.where(keep, x, -1)[:passages, end], np.asarray(g[:, :passages, end]))
+            end = (slice(None), slice(-passage_length, None))
+            most = np.argsort(-np.asarray(g)[:, *end].sum(axis=(0, 2)), kind="stable")[:passages]
+            passage = np.where(keep, x, -1)[end][most], np.asarray(g)[:, *end][:, most]
     assert gathered is not None
     assert passage is not None
     all_cards = jax.device_get(gathered)
     texts, shown = {}, {}
     for name, own in cards.items():
-        best = [v[own] for v in (all_cards.peak, all_cards.window, all_cards.importance, all_cards.activation)]
         on = _standing_out(all_cards.by_token[own], all_cards.tokens, tokens)
         predicted = _standing_out(all_cards.by_predicted[own], all_cards.predicted, tokens)
-        texts[name], shown[name] = TextCards(on, predicted, Windows(*best, before)), passage[1][own]
+        best = Windows(
+            all_cards.peak[own], all_cards.window[own], all_cards.importance[own], all_cards.activation[own], before
+        )
+        texts[name], shown[name] = TextCards(on, predicted, best), passage[1][own]
     counts = all_cards.tokens.astype(np.int64)
     return Dashboards(counts, threshold, chosen, texts, passage[0], shown)
 

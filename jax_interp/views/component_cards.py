@@ -84,8 +84,8 @@ def vectors(matrix: Mapping[str, Any]) -> Figure:
         largest = np.abs(cells).max(axis=1, keepdims=True)
         shaded(ax, cells / np.where(largest > 0, largest, 1.0))
         entries = values.shape[1]
-        over = f", of {entries} the largest of each {entries / WIDEST:.2g}" if entries > WIDEST else ""
-        framed(ax, labels, title=name, xlabel=f"entry{over}")
+        over = f", the largest of each {entries / WIDEST:.2g}" if entries > WIDEST else ""
+        framed(ax, labels, title=name, xlabel=f"{entries} entries{over}")
         ax.set_xticks(np.array([0.5, cells.shape[1] - 0.5]), ["0", str(entries - 1)])
     axes[0].set_ylabel("component")
     return figure
@@ -103,8 +103,8 @@ def along(matrices: Sequence[Mapping[str, Any]], passage: Mapping[str, Any]) -> 
     shaded(axes, values)
     framed(axes, labels)
     axes.tick_params(labelsize=7)
-    for row in np.cumsum([len(matrix["cards"]) for matrix in matrices])[:-1]:
-        axes.axhline(row, color=MUTED, lw=0.6)
+    axes.hlines(np.arange(1, len(values)), 0, values.shape[1], color=GRID, lw=0.4, zorder=0.5)
+    axes.hlines(np.cumsum([len(matrix["cards"]) for matrix in matrices])[:-1], 0, values.shape[1], color=MUTED, lw=0.7)
     tokens = [shortened(GAP if token is None else token, 9) for token in passage["tokens"]]
     axes.set_xticks(np.arange(len(tokens)) + 0.5, tokens, rotation=90, family="DejaVu Sans Mono", fontsize=7)
     return figure
