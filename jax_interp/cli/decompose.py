@@ -121,7 +121,7 @@ def _of_text(config: DecompositionRunConfig) -> Inputs:
         return jnp.asarray(text.validation_batches(rows, config.context, rows)[0][0])
 
     def for_page(sequences: int) -> HeldOut:
-        batch = min(sequences, config.decomposition.batch)
+        batch = min(sequences, config.decomposition.batch, config.evaluate_rows)  # as many as there are: `held_out` ran
         return HeldOut(text.validation_batches(batch, config.context, sequences), tokenizer.strings)
 
     return Inputs(model, held_out, for_page, batch_at=lambda step: jnp.asarray(batches(step)[0]))

@@ -103,9 +103,9 @@ def _cards(found: Dashboards, name: str, strings: Mapping[int, str | None]) -> l
 
 
 def _tokens(shares: TokenShares, card: int, strings: Mapping[int, str | None]) -> list[tuple[str | None, float, float]]:
-    """Those that are more frequent where the component is important than elsewhere."""
+    """Those that are more frequent where the component is important than elsewhere, and seen to be."""
     both = zip(shares.tokens[card], shares.share[card], shares.lift[card])
-    return [(strings[int(token)], float(share), float(lift)) for token, share, lift in both if lift > 1]
+    return [(strings[int(token)], float(share), float(lift)) for token, share, lift in both if lift > 1.1]
 
 
 def _window(windows: Any, card: int, i: int, strings: Mapping[int, str | None]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from jax_interp.views.style import BLUE, GRID, MUTED, ORANGE, canvas, styled, sv
 from jax_interp.views.tokens import coloured
 
 GAP = "┆"
-WIDEST = 96  # cells across a map of vectors: what a page of many can carry, and a reader tell apart
+WIDEST = 64  # cells across a map of vectors: what a page of many can carry, and a reader tell apart
 
 
 def prepared(shown: Mapping[str, Any]) -> dict[str, Any]:

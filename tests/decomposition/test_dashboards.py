@@ -34,7 +34,7 @@ def decomposed():
 
     def made():
         model = init(CONFIG, jax.random.key(0))
-        parts = decompose(model, ("blocks.*.attn.q", "blocks.*.mlp.down"), C=5, key=jax.random.key(1))
+        parts = decompose(model, ("blocks.*.attn.o", "blocks.*.mlp.down"), C=5, key=jax.random.key(1))
         return Trained(parts, init_importance(ScalarGates(3), jax.random.key(2), parts))
 
     trained = filled(jax.eval_shape(made))
@@ -43,6 +43,8 @@ def decomposed():
     trained = dataclasses.replace(trained, gates=dataclasses.replace(trained.gates, gates=gates))
     rng = np.random.default_rng(0)
     batches = [(rng.integers(0, 11, (2, 9)).astype(np.int32), rng.random((2, 9)) < 0.8) for _ in range(3)]
+    for i, (tokens, _) in enumerate(batches):
+        tokens[:, 0] = 2 * i, 2 * i + 1  # no two sequences begin alike, so that no two positions are equal
     return trained, batches
 
 
@@ -78,7 +80,7 @@ def slow(decomposed):
 
 def test_the_strongest(found, slow, decomposed):
     tokens, keep, _, values = slow
-    assert list(found.strongest) == [f"blocks.{layer}.{name}" for layer in range(2) for name in ("attn.q", "mlp.down")]
+    assert list(found.strongest) == [f"blocks.{layer}.{name}" for layer in range(2) for name in ("attn.o", "mlp.down")]
     np.testing.assert_array_equal(found.tokens, np.bincount(tokens[keep], minlength=11))
     for name, one in found.strongest.items():
         g = values[name][0][keep]
@@ -148,6 +150,14 @@ def test_passages(found, slow):
     np.testing.assert_array_equal(found.passage_tokens[0], np.where(keep, tokens, -1)[most, -5:])
     for name, shown in found.passages.items():
         np.testing.assert_allclose(shown[:, 0], g[name][most].T, atol=1e-5)
+
+
+def test_where_nothing_is_important(decomposed):
+    trained, batches = decomposed
+    found = dashboards(trained, batches[:1], windows=K, before=BEFORE, after=AFTER, threshold=1.0)
+    assert {one.alive for one in found.strongest.values()} == {0}
+    assert {text.windows.tokens.shape for text in found.texts.values()} == {(0, K, BEFORE + 1 + AFTER)}
+    assert found.passage_tokens.shape == (2, 9)
 
 
 def test_a_text_is_needed(decomposed):
