@@ -162,7 +162,7 @@ def run(argv: Sequence[str]) -> int:
     result = measure(config, trained, inputs)
     atomic_write(directory / "evaluation.json", json.dumps(result, indent=2) + "\n")
     shown = Shown()
-    write_page(directory, found.name, result, trained, inputs.for_page(shown.sequences), shown)
+    write_page(directory, result, trained, inputs.for_page(shown.sequences), shown)
     for line in summary(result):
         print(line)
     print(f"saved in {directory}: decomposition.safetensors, evaluation.json, metrics.jsonl, report.html")

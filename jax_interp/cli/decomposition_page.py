@@ -44,14 +44,12 @@ class HeldOut:
     strings: Callable[[Any], list[str]] | None = None
 
 
-def write_page(
-    directory: Path, name: str, result: Mapping[str, Any], trained: Trained, held_out: HeldOut, shown: Shown
-) -> Path:
+def write_page(directory: Path, result: Mapping[str, Any], trained: Trained, held_out: HeldOut, shown: Shown) -> Path:
     """Write `report.html` in the run's directory, from its evaluation and its log there."""
     from jax_interp.views.decomposition_report import render
 
-    page = render(result, read_log(directory / "metrics.jsonl"), name, found_on(trained, held_out, shown))
-    return atomic_write(directory / "report.html", page)
+    records, name = read_log(directory / "metrics.jsonl"), directory.absolute().name
+    return atomic_write(directory / "report.html", render(result, records, name, found_on(trained, held_out, shown)))
 
 
 def found_on(trained: Trained, held_out: HeldOut, shown: Shown) -> dict[str, Any]:

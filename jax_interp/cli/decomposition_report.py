@@ -39,8 +39,7 @@ def run(argv: Sequence[str]) -> int:
     config, result = finished(asked.run_dir)
     inputs = inputs_for(config)
     trained, _ = load_decomposition(asked.run_dir / NEEDED[0], inputs.model)
-    name = asked.run_dir.absolute().name
-    path = write_page(asked.run_dir, name, result, trained, inputs.for_page(asked.shown.sequences), asked.shown)
+    path = write_page(asked.run_dir, result, trained, inputs.for_page(asked.shown.sequences), asked.shown)
     print(f"written to {path}")
     return 0
 

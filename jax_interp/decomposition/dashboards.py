@@ -166,9 +166,9 @@ def _gathered(
         a.append(each(a_all[name]).astype(jnp.float32)[layers, :, :, components] * norm[:, None, None])
     g, a = (jnp.where(keep[None], jnp.concatenate(each), 0.0) for each in (g, a))
     kept = keep.reshape(-1).astype(jnp.float32)
-    rows = g.reshape(g.shape[0], -1)
-    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).reshape(rows.shape[1], -1)
-    vocab = probabilities.shape[-1]
+    vocab = logits.shape[-1]
+    rows = g.reshape(g.shape[0], kept.size)  # -1 would not do where there are no cards
+    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).reshape(kept.size, vocab)
     by_token = jax.ops.segment_sum(rows.T, x.reshape(-1), vocab).T
     one = _Gathered(
         jax.ops.segment_sum(kept, x.reshape(-1), vocab),

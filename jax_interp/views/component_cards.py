@@ -39,7 +39,8 @@ def prepared(shown: Mapping[str, Any]) -> dict[str, Any]:
         own = [matrix for matrix in with_cards if matrix["name"] in group]
         maps = [svg(along(own, passage), "importance by position") for passage in shown.get("passages", ())]
         passages.append({"name": layer_of(group[0]) or "outside the blocks", "maps": maps})
-    return dict(shown) | {"matrices": matrices, "passages": passages if shown.get("passages") else []}
+    of_text = "passages" in shown
+    return dict(shown) | {"matrices": matrices, "passages": passages if of_text else [], "of_text": of_text}
 
 
 def drawn(matrix: Mapping[str, Any]) -> dict[str, Any]:

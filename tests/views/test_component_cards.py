@@ -83,6 +83,13 @@ def test_a_toy_has_vectors_alone(result, shown):
     assert page.count("<svg") == 2 + 1
 
 
+def test_where_nothing_is_important(result, shown):
+    shown["matrices"] = shown["matrices"][1:2]
+    page = render(result, [], "run", shown)
+    assert "2,048 tokens of held-out text" in page
+    assert '<p class="note">None.</p>' in page
+
+
 def test_layers_are_groups():
     assert groups(["blocks.0.q", "blocks.0.k", "linear", "blocks.10.q"]) == [
         ["blocks.0.q", "blocks.0.k"],
