@@ -21,6 +21,7 @@ import tyro
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
+from jax_interp.cli.decomposition_page import HeldOut, Shown, write_page
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.evaluate import evaluate, linearity_of, plain
 from jax_interp.decomposition.metrics import identity_error, probe, recovery
@@ -32,7 +33,6 @@ from jax_interp.models.toys.features import sparse_features
 from jax_interp.models.toys.resid_mlp import collapse, resid_mlp_target
 from jax_interp.models.toys.tms import TMS, tms_target
 from jax_interp.training.atomic_write import atomic_write
-from jax_interp.training.metrics import read_log
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,12 @@ class Decompose:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The target and its data: `sample(key)` for a toy, `batch_at(step)` for a language model; `held_out(rows)`."""
+    """The target and its data: `sample(key)` for a toy, `batch_at(step)` for a language model; `held_out(rows)`, and
+    `for_page(sequences)` for the strongest components."""
 
     model: Any
     held_out: Callable[[int], Any]
+    for_page: Callable[[int], HeldOut]
     sample: Callable[[Any], Any] | None = None
     batch_at: Callable[[int], Any] | None = None
 
@@ -98,7 +100,12 @@ def inputs_for(config: DecompositionRunConfig) -> Inputs:
         raise UserError(f"target {config.target!r}: tms:PRESET, resid-mlp:PRESET, or what `load` takes")
     else:
         return _of_text(config)
-    return Inputs(model, lambda rows: draw(jax.random.key(99), rows), sample=lambda key: draw(key, batch))
+
+    def for_page(sequences: int) -> HeldOut:
+        x = draw(jax.random.key(98), 100 * sequences)
+        return HeldOut([(x, jnp.ones(x.shape[:-1], bool))])
+
+    return Inputs(model, lambda rows: draw(jax.random.key(99), rows), for_page, sample=lambda key: draw(key, batch))
 
 
 def _of_text(config: DecompositionRunConfig) -> Inputs:
@@ -113,7 +120,11 @@ def _of_text(config: DecompositionRunConfig) -> Inputs:
     def held_out(rows: int) -> Any:
         return jnp.asarray(text.validation_batches(rows, config.context, rows)[0][0])
 
-    return Inputs(model, held_out, batch_at=lambda step: jnp.asarray(batches(step)[0]))
+    def for_page(sequences: int) -> HeldOut:
+        batch = min(sequences, config.decomposition.batch, config.evaluate_rows)  # as many as there are: `held_out` ran
+        return HeldOut(text.validation_batches(batch, config.context, sequences), tokenizer.strings)
+
+    return Inputs(model, held_out, for_page, batch_at=lambda step: jnp.asarray(batches(step)[0]))
 
 
 def measure(config: DecompositionRunConfig, trained: Trained, inputs: Inputs) -> dict[str, Any]:
@@ -150,9 +161,8 @@ def run(argv: Sequence[str]) -> int:
         print("measuring ...", flush=True)
     result = measure(config, trained, inputs)
     atomic_write(directory / "evaluation.json", json.dumps(result, indent=2) + "\n")
-    from jax_interp.views.decomposition_report import render
-
-    atomic_write(directory / "report.html", render(result, read_log(directory / "metrics.jsonl"), found.name))
+    shown = Shown()
+    write_page(directory, result, trained, inputs.for_page(shown.sequences), shown)
     for line in summary(result):
         print(line)
     print(f"saved in {directory}: decomposition.safetensors, evaluation.json, metrics.jsonl, report.html")

@@ -20,6 +20,7 @@ COMMANDS = {
     "train-lm": ("train_lm", "train a small language model from a config"),
     "train-dictionary": ("train_dictionary", "train a sparse dictionary on a model's activations, and evaluate it"),
     "decompose": ("decompose", "take a model's matrices apart into components, measure them, write a page"),
+    "decomposition-report": ("decomposition_report", "write the page of a finished decomposition again"),
     "evaluate": ("evaluate", "measure a trained dictionary"),
     "generate": ("generate", "continue a prompt, with saved edits applied if you like"),
     "sites": ("sites", "list the names, axes, shapes and dtypes of a model's values"),

@@ -9,6 +9,7 @@ config.py, train.py, presets.py    one jitted step, on `training.fit`; published
 apd/                 attribution-based decomposition, the first method of the family
 metrics/             against known answers, under masks, under adversaries
 linearity/           the assumption itself under test
+strongest.py, dashboards.py        which components matter, and on which tokens of a text
 
 parts = decompose(model, "blocks.*.mlp", C=512, key=key)
 logits, acts = read(parts, "blocks.*.mlp.up.components")(tokens)

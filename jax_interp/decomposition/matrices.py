@@ -43,7 +43,7 @@ def matrices(model: Any) -> dict[str, tuple[int, ...]]:
             part[1] = str(first)
         if len(leaf.shape) == 2 and part:
             found[".".join(part)] = leaf.shape
-    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+    return dict(sorted(found.items(), key=lambda item: order_of(item[0])))
 
 
 def chosen(model: Any, patterns: str | Sequence[str]) -> list[str]:
@@ -133,7 +133,7 @@ def _matches(pattern: str, address: str) -> bool:
     return len(wanted) <= len(parts) and all(fnmatch.fnmatchcase(part, want) for part, want in zip(parts, wanted))
 
 
-def _order(address: str) -> tuple:
+def order_of(address: str) -> tuple:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in address.split("."))
 
 

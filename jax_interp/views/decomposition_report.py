@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from jax_interp.views import component_cards
 from jax_interp.views.report import environment
 from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, canvas, fading, styled, svg
 
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, MUTED, INK)
 
 
-def render(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]], name: str) -> str:
+def render(
+    result: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    name: str,
+    shown: Mapping[str, Any] | None = None,
+) -> str:
     """The page: one HTML file that fetches nothing. `result` is what `evaluation.json` holds, `records` the metrics
-    log; whatever text is in them is escaped."""
+    log, `shown` the strongest components (see `component_cards`); whatever text is in them is escaped."""
     figures = {}
     if records:
         figures["losses"] = svg(losses(records), "losses by step")
@@ -24,7 +30,9 @@ def render(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]], name
         figures["probe"] = svg(importance_map(result["probe"]), "importance of each component on one-hot probes")
     figures["spectrum"] = svg(spectrum(result["spectrum"]), "mean importances in descending order")
     figures["pgd"] = svg(adversary(result), "error along the adversary's steps")
-    return environment().get_template("decomposition_report.html.j2").render(result=result, figures=figures, name=name)
+    template = environment().get_template("decomposition_report.html.j2")
+    cards = None if shown is None else component_cards.prepared(shown)
+    return template.render(result=result, figures=figures, name=name, shown=cards)
 
 
 @styled

@@ -84,6 +84,7 @@ def svg(figure: Figure, label: str) -> Markup:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d{3})\d+", r"\1", path[0]), text)  # thousandths of a point
     for stand_in, variable in VARIABLES.items():
         text = re.sub(re.escape(stand_in), f"var({variable}, {stand_in})", text, flags=re.IGNORECASE)
     width = figure.get_size_inches()[0]  # a figure is shown smaller than it was drawn where the page is, never larger

@@ -11,13 +11,21 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 
-def coloured(tokens: Sequence[str], strengths: Sequence[float], strongest: float, peak: int) -> Markup:
+def coloured(
+    tokens: Sequence[str],
+    strengths: Sequence[float],
+    strongest: float,
+    peak: int,
+    titles: Sequence[str] | None = None,
+) -> Markup:
     """A context as three cells: what comes before `peak`, the token itself, what comes after. Each token has a
     background as opaque as its strength is of `strongest`, so that contexts below one another line up at their peaks.
+    `titles` are shown where the mouse rests; without them the strengths are.
     """
+    titles = [f"{strength:.3g}" for strength in strengths] if titles is None else titles
     cells = [
-        token_cell(token, strength / strongest if strongest > 0 else 0.0, f"{strength:.3g}", i == peak)
-        for i, (token, strength) in enumerate(zip(tokens, strengths, strict=True))
+        token_cell(token, strength / strongest if strongest > 0 else 0.0, title, i == peak)
+        for i, (token, strength, title) in enumerate(zip(tokens, strengths, titles, strict=True))
     ]
     parts = (Markup("").join(part) for part in (cells[:peak], cells[peak : peak + 1], cells[peak + 1 :]))
     return Markup('<code class="left"><span>{}</span></code><code>{}</code><code class="right">{}</code>').format(

@@ -31,6 +31,10 @@ WRONG = {
     "two configs": (["train-lm", "stdlib_tiny", "--config", "x"], "two configs were given"),
     "nothing after --config": (["train-lm", "--config"], "--config needs a name"),
     "no run directory": (["evaluate", "nowhere"], "no directory nowhere"),
+    "no decomposition": (
+        ["decomposition-report", "nowhere"],
+        "no directory nowhere: give a run directory of decompose",
+    ),
     "required argument": (["evaluate"], "missing: RUN_OR_DICTIONARY"),
     "unknown model": (["sites", "no/such/model/dir"], "there is no directory no/such/model/dir"),
     "no batch": (["sites", "stdlib-small", "--batch", "0"], "must be at least 1"),

@@ -44,7 +44,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert {"error", "pgd", "linearity", "identity_error", "mmcs"} <= set(result)
     page = (run / "report.html").read_text()
     assert "Is weight linearity real?" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 4 + 1
+    (run / "report.html").unlink()
+    assert main(["decomposition-report", str(run)]) == 0
+    assert (run / "report.html").read_text() == page
     trained, config = load_decomposition(run / "decomposition.safetensors", tms_target("5-2"))
     assert config.C == 8
     before = (run / "decomposition.safetensors").read_bytes()

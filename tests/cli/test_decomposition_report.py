@@ -1,0 +1,73 @@
+"""decomposition-report: the page of a finished run of decompose again, and what it says of one that is none."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import jax
+import pytest
+
+from jax_interp.cli.decompose import DecompositionRunConfig
+from jax_interp.decomposition import DecompositionConfig, Trained
+from jax_interp.decomposition.importance import ScalarGates, init_importance
+from jax_interp.decomposition.storage import save_decomposition
+from jax_interp.decomposition.train import template
+from jax_interp.models import load
+from jax_interp.training import config as configs
+
+ERROR = {"stochastic": 0.2, "ci": 0.3, "unmasked": 0.1, "zero": 1.0}
+EVALUATION = {
+    "target": "tiny", "source": "", "relative_faithfulness": 0.1, "error": ERROR, "error_unrecovered": ERROR,
+    "pgd": {"5": 0.5}, "spectrum": {"blocks.*.mlp.up": [[0.5, 0.1]]}, "l0": {}, "alive": {}, "linearity": [],
+}  # fmt: skip
+
+
+@pytest.fixture
+def finished(tmp_path, model, text):
+    """The directory of a run, its decomposition as it was drawn."""
+    settings = DecompositionConfig(("blocks.*.mlp.up",), C=6, importance=ScalarGates(2), batch=2, steps=1)
+    config = DecompositionRunConfig(settings, target=str(model), text=str(text), context=16)
+
+    @jax.jit
+    def drawn(target):
+        parts = template(settings, target)
+        return Trained(parts, init_importance(settings.importance, jax.random.key(0), parts), settings.sigmoid)
+
+    run = tmp_path / "run"
+    run.mkdir()
+    save_decomposition(run / "decomposition.safetensors", drawn(load(str(model))[0]), settings)
+    (run / "config.json").write_text(configs.dumps(config))
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION))
+    return run
+
+
+def test_a_finished_run(finished, command):
+    code, out, err = command("decomposition-report", finished, "--components", 2, "--windows", 3, "--sequences", 4)
+    assert (code, err) == (0, "")
+    assert out == f"written to {finished / 'report.html'}\n"
+    page = (finished / "report.html").read_text()
+    cards = re.findall(r'id="blocks\.(\d)\.mlp\.up\.(\d)"', page)
+    assert [layer for layer, _ in cards] == ["0", "0", "1", "1"]
+    assert len(set(cards)) == 4
+    assert 0 < page.count('class="t peak"') <= 4 * 3
+    assert 50 < int(re.search(r"on (\d+) tokens of held-out text", page)[1]) <= 4 * 16, "special ones do not count"
+
+
+def test_what_is_no_finished_run(finished, command, tmp_path):
+    def refused(*argv):
+        code, out, err = command("decomposition-report", *argv)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        return err
+
+    assert f"no directory {tmp_path / 'none'}" in refused(tmp_path / "none")
+    assert "holds no run" in refused(tmp_path)
+    assert "windows must be at least 1, not 0" in refused(finished, "--windows", "0")
+    (finished / "evaluation.json").write_text("{")
+    assert "evaluation.json is not JSON" in refused(finished)
+    (finished / "evaluation.json").unlink()
+    err = refused(finished)
+    assert "has not finished: it has no evaluation.json" in err
+    assert f"`jax-interp decompose {finished}` goes on with it" in err
+    (finished / "config.json").write_text('{"type": "DictionaryRunConfig"}')
+    assert "config is a DictionaryRunConfig, not a DecompositionRunConfig" in refused(finished)
