@@ -137,25 +137,26 @@ def test_the_checker_sees_each_kind_of_breach(tmp_path: Path, file: str, source:
 
 
 # Run in a fresh interpreter. CPU seconds of the process, start-up included: a busy machine does not stretch them much.
-IMPORT_COST = """
+REPORT = """
 import json, sys, time
-import jax_interp
-from jax_interp import read, edit, at, sites
 print(json.dumps({"cpu_s": time.process_time(), "loaded": sorted({name.partition(".")[0] for name in sys.modules})}))
 """
 
 
 def test_import_is_quick_and_light():
-    """jax, flax and the surgery verbs in under 1.5 s of CPU time (best of three), heavy libraries left for later."""
+    """jax, flax and the surgery verbs in under 1.5 s of CPU time (best of three; on a slow machine, in hardly more than
+    jax and flax take by themselves), heavy libraries left for later."""
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "JAX_PLATFORMS": "cpu"}
-    runs = [
-        json.loads(
-            subprocess.run([sys.executable, "-c", IMPORT_COST], env=environment, check=True, capture_output=True).stdout
-        )
-        for _ in range(3)
-    ]
-    assert min(run["cpu_s"] for run in runs) < 1.5
-    loaded = set(runs[0]["loaded"])
+
+    def best_of_three(imports: str) -> dict:
+        command = [sys.executable, "-c", imports + REPORT]
+        runs = [subprocess.run(command, env=environment, check=True, capture_output=True).stdout for _ in range(3)]
+        return min(map(json.loads, runs), key=lambda run: run["cpu_s"])
+
+    ours = best_of_three("import jax_interp\nfrom jax_interp import read, edit, at, sites")
+    if ours["cpu_s"] >= 1.5:
+        assert ours["cpu_s"] < 1.25 * best_of_three("import jax, flax.nnx")["cpu_s"]
+    loaded = set(ours["loaded"])
     assert "jax" in loaded
     assert not loaded & {"orbax", "grain", "penzai", "matplotlib", "plotly", "tokenizers", "huggingface_hub", "torch"}
 
