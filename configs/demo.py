@@ -21,7 +21,7 @@ CONFIG = DemoConfig(
         evaluate_sequences=64,
         checkpoint_every=50,
     ),
-    opening="class Queue:\n    def __init__(self, maxsize=0):",
+    opening="import os\nimport sys\n\ndef main(",
     token="self",
     prompt="class Stack:\n    def __init__(self):\n        self._items = []\n\n    def push(self, item):\n        self",
     new_tokens=48,
