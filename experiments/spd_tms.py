@@ -3,7 +3,8 @@
 Stochastic parameter decomposition (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) by the recipe of 2026: Δ, a warm-up
 on faithfulness, scalar gates, V and U tied where the target is. On one-hot probes each feature has a component of its
 own and no other (identity-CI error 0 at tolerance .1), which points along the feature (MMCS) and has its norm (ML2R).
-Attribution-based decomposition (Braun et al. 2025, arXiv 2501.14926) finds the directions too and shrinks the norms.
+Attribution-based decomposition (Braun et al. 2025, arXiv 2501.14926), published to find the directions too and to shrink
+the norms, is run beside it.
 `--presets tms_40_10 tms_5_2_id ...` does the same for larger targets, for targets with an identity matrix inserted
 (found as m components that all features use) and by the recipe of 2025 (v1).
 
