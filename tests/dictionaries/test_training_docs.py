@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jax_interp.dictionaries import DictionaryConfig, variants
@@ -19,6 +21,13 @@ def test_the_page_runs():
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as a reader would run it
         for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
             exec(compile(code, str(PAGE), "exec"), names)
+        x = jnp.ones((3, 256))
+        assert names["sae"].encode(x).shape == (3, 512)
+        assert ((np.asarray(names["sae"].encode(x)) > 0).sum(axis=1) <= 16).all()
+    assert names["sae"].W_dec.shape == (512, 256)
+    np.testing.assert_allclose(np.linalg.norm(names["sae"].W_dec, axis=1), 1.0, rtol=1e-4)
+    assert {names["member"].address} <= {"blocks.1.resid_post", "blocks.2.resid_post"}
+    assert names["dictionary"].W_dec.shape == (256, 256)
 
 
 def test_the_table_has_every_variant():
