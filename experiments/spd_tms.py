@@ -3,8 +3,8 @@
 Stochastic parameter decomposition (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) by the recipe of 2026: Δ, a warm-up
 on faithfulness, scalar gates, V and U tied where the target is. On one-hot probes each feature has a component of its
 own and no other (identity-CI error 0 at tolerance .1), which points along the feature (MMCS) and has its norm (ML2R).
-Attribution-based decomposition (Braun et al. 2025, arXiv 2501.14926), published to find the directions too and to shrink
-the norms, is run beside it.
+Attribution-based decomposition (Braun et al. 2025, arXiv 2501.14926), published to find the directions too and to
+shrink the norms, is run beside it.
 `--presets tms_40_10 tms_5_2_id ...` does the same for larger targets, for targets with an identity matrix inserted
 (found as m components that all features use) and by the recipe of 2025 (v1).
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments.experiment import Results, Row
 from jax_interp.decomposition import WeightParts, weight_linearity
-from jax_interp.decomposition.apd import train_apd
+from jax_interp.decomposition.apd import apd_instances
 from jax_interp.decomposition.evaluate import linearity_of
 from jax_interp.decomposition.metrics import alive, dense_error, identity_error, probe, recovery
 from jax_interp.decomposition.metrics.identity import matched
@@ -136,14 +136,14 @@ def oracle_error(target: TMS, x: Any) -> float:
 
 
 def _rows(one: Decomposition, found: list[dict[str, Any]]) -> list[Row]:
-    v1, n = one.preset.endswith("v1"), len(found[0]["probe"])
-    name = f"TMS {one.target}{', v1' if v1 else ''}"
+    n = len(found[0]["probe"])
+    name = f"TMS {one.target}{', v1' if one.preset.endswith('v1') else ''}"
     errors = [sum(run["identity"].values()) for run in found]
     mmcs, ml2r = (np.array([run[key] for run in found]) for key in ("mmcs", "ml2r"))
     counts = [run["alive"]["linear1"] for run in found]
     rows = [
-        Row(f"{name}: runs without an identity-CI error, both matrices", f"{errors.count(0)} / {len(found)}",
-            "" if v1 else "all", None if v1 else not any(errors)),
+        Row(f"{name}: runs without an identity-CI error, both matrices", f"{errors.count(0)} / {len(found)}", "all",
+            not any(errors)),
         Row(f"{name}: MMCS, least", f"{mmcs.min():.4f}", "1.000 ± 0.000", bool(mmcs.min() > 0.999)),
         Row(f"{name}: ML2R", f"{ml2r.mean():.3f} ({ml2r.min():.3f} to {ml2r.max():.3f})", PUBLISHED[one.preset],
             bool(ml2r.min() > 0.97 and ml2r.max() < 1.04)),
@@ -155,23 +155,23 @@ def _rows(one: Decomposition, found: list[dict[str, Any]]) -> list[Row]:
         m = int(one.target.split("-")[1])
         used = [run["alive"]["hidden_layers.0"] for run in found]
         rows.append(Row(f"{name}: components of the identity alive, each run", ", ".join(map(str, used)), str(m),
-                        all(c == m for c in used)))  # fmt: skip
+                        all(c == m for c in used) and not any(sum(r["dense"].values()) for r in found)))  # fmt: skip
     return rows
 
 
 def _apd_rows(config: Config) -> list[Row]:
-    target, found = tms_target("5-2"), []
-    for seed in config.apd_seeds:
-        settings = dataclasses.replace(APD_PRESETS["tms_5_2"], steps=config.apd_steps, seed=seed)
-        draw = partial(sparse_features, batch=settings.batch, n=5, probability=0.05)
-        pair = train_apd(settings, target, sample=draw, quiet=True).components["linear1"]
-        V, U = pair.V.reshape(5, settings.C, -1), pair.U.reshape(settings.C, -1, 2)
-        found.append(recovery(jnp.einsum("fcm,cmd->cfd", V, U), target.linear1.weight))
-    mmcs, ml2r = (np.array([float(getattr(run, name)) for run in found]) for name in ("mmcs", "ml2r"))
+    target = tms_target("5-2")
+    settings = dataclasses.replace(APD_PRESETS["tms_5_2"], steps=config.apd_steps)
+    draw = partial(sparse_features, batch=settings.batch, n=5, probability=0.05)
+    pair = apd_instances(settings, target, seeds=config.apd_seeds, sample=draw, quiet=True)["linear1"]
+    V = pair.V.reshape(-1, 5, settings.C, settings.rank)
+    U = pair.U.reshape(-1, settings.C, settings.rank, 2)
+    found = [recovery(one, target.linear1.weight) for one in jnp.einsum("sfcm,scmd->scfd", V, U)]
+    mmcs, ml2r = ([float(getattr(run, name)) for run in found] for name in ("mmcs", "ml2r"))
     return [
-        Row("TMS 5-2, APD: MMCS, least", f"{mmcs.min():.4f}", "0.998", bool(mmcs.min() > 0.995)),
-        Row("TMS 5-2, APD: ML2R", f"{ml2r.mean():.3f} ({ml2r.min():.3f} to {ml2r.max():.3f})", "0.893 ± 0.004",
-            bool(abs(ml2r.mean() - 0.893) < 0.015)),
+        Row("TMS 5-2, APD: MMCS, each run", ", ".join(f"{one:.3f}" for one in mmcs), "0.998", min(mmcs) > 0.995),
+        Row("TMS 5-2, APD: ML2R, each run", ", ".join(f"{one:.3f}" for one in ml2r), "0.893 ± 0.004",
+            bool(abs(np.mean(ml2r) - 0.893) < 0.015)),
     ]  # fmt: skip
 
 
