@@ -43,8 +43,22 @@ def activations(sizes):
     return batches
 
 
-def ours(sizes):
+def with_few_on(learner, rows, sizes):
+    """A copy of a learner with all biases lowered until `on` latents a row take part."""
     import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+
+    one = jax.tree.map(jnp.copy, learner.dictionary)
+    jump = one.activation if hasattr(one.activation, "threshold") else None
+    over = one.linear(rows) + one.b_enc - (jump.threshold - jump.bandwidth / 2 if jump else 0.0)
+    least = jnp.quantile(over.ravel(), 1 - sizes["on"] / sizes["features"])
+    few = dataclasses.replace(one, b_enc=one.b_enc - least)
+    return dataclasses.replace(jax.tree.map(jnp.copy, learner), dictionary=few)
+
+
+def ours(sizes):
     from functools import partial
 
     import jax
@@ -68,21 +82,13 @@ def ours(sizes):
         "Gated": variants.gated("x", **fields),
     }
 
-    def sparser(learner):
-        """With all biases lowered until `on` latents a row take part."""
-        one = learner.dictionary
-        jump = one.activation if "Jump" in name else None
-        over = one.linear(rows[0]) + one.b_enc - (jump.threshold - jump.bandwidth / 2 if jump else 0.0)
-        least = jnp.quantile(over.ravel(), 1 - sizes["on"] / sizes["features"])
-        return dataclasses.replace(learner, dictionary=dataclasses.replace(one, b_enc=one.b_enc - least))
-
     for name, config in configs.items():
         flops = dense_flops(sizes) * (7 / 5 if name == "Gated" else 1)
         advance = jax.jit(partial(learn, config), donate_argnums=0)
         held = {"learner": start_learner(config, jax.random.key(0), (sizes["d"],), jnp.copy(mean))}
         again, few = (
             jax.jit(partial(learn, config)),
-            None if "TopK" in name else sparser(jax.tree.map(jnp.copy, held["learner"])),
+            None if "TopK" in name else with_few_on(held["learner"], rows[0], sizes),
         )
 
         def step(advance=advance, held=held):
