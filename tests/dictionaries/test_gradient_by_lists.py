@@ -29,6 +29,7 @@ KINDS = {
     "jumprelu, target": variants.jumprelu("x", target=5.0, n_features=M),
     "transcoder": variants.relu("x", 0.3, n_features=M, writes="y", centred=False),
 }
+FAST = ("relu", "gated", "jumprelu, target")  # every activation; the others share their code
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,10 @@ def gradient_of(config, dictionary, x, y, few):
     return jax.jit(lambda d: gradient.loss_and_grad(config, config.loss, loss_of, d, x))(dictionary), loss_of
 
 
-@pytest.mark.parametrize("kind", KINDS)
+ALL = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_lists_products_and_autodiff_agree(kind):
     """To float64's rounding. Autodiff of `encode` is what test_variants.py holds against the papers' equations."""
     config = KINDS[kind]
