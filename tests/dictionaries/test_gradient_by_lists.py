@@ -100,10 +100,12 @@ def test_the_way_is_chosen_by_how_many_take_part(monkeypatch):
     assert np.isfinite([loss(few), loss(many)]).all()
     real = gradient.dense_given, gradient.entries_given
     monkeypatch.setattr(gradient, "dense_given", lambda *args: spoil(real[0](*args)))
-    assert np.isfinite(loss(few)) and np.isnan(loss(many))
+    assert np.isfinite(loss(few))
+    assert np.isnan(loss(many))
     monkeypatch.setattr(gradient, "dense_given", real[0])
     monkeypatch.setattr(gradient, "entries_given", lambda *args: spoil(real[1](*args)))
-    assert np.isnan(loss(few)) and np.isfinite(loss(many))
+    assert np.isnan(loss(few))
+    assert np.isfinite(loss(many))
 
 
 def test_terms_that_need_all_latents_get_them():
@@ -120,4 +122,5 @@ def test_first_places(seed, columns, share, n):
     rows, features = jax.jit(first_places, static_argnums=1)(jnp.asarray(mask), n)
     want = np.argwhere(mask)[:n]
     np.testing.assert_array_equal(np.stack([rows, features], 1)[: len(want)], want)
-    assert (np.asarray(rows)[len(want) :] == 9).all() and (np.asarray(features)[len(want) :] == columns).all()
+    assert (np.asarray(rows)[len(want) :] == 9).all()
+    assert (np.asarray(features)[len(want) :] == columns).all()
