@@ -89,7 +89,7 @@ def test_lists_products_and_autodiff_agree(kind):
 
 def test_the_way_is_chosen_by_how_many_take_part(monkeypatch):
     """With each way spoilt in turn: a batch with few goes by lists, a batch with many by products."""
-    config = dataclasses.replace(KINDS["relu"], few=(4, 16))
+    config = dataclasses.replace(KINDS["relu"], few=(16,))
     x = jax.random.normal(jax.random.key(2), (ROWS, D))
 
     def loss(offset):
@@ -97,7 +97,6 @@ def test_the_way_is_chosen_by_how_many_take_part(monkeypatch):
 
     spoil = lambda code: dataclasses.replace(code, values=code.values * jnp.nan, pre=code.pre * jnp.nan)
     few, many = -1.5, 2.0
-    assert np.isfinite([loss(few), loss(many)]).all()
     real = gradient.dense_given, gradient.entries_given
     monkeypatch.setattr(gradient, "dense_given", lambda *args: spoil(real[0](*args)))
     assert np.isfinite(loss(few))
