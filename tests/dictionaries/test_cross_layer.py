@@ -13,7 +13,8 @@ from toy import batch_at, toy
 from jax_interp.dictionaries.activations import BatchTopK, Gated, Jump, JumpReLU, ReLU, TopK
 from jax_interp.dictionaries.evaluation.evaluate import evaluate_rows
 from jax_interp.dictionaries.forms import init_transcoder
-from jax_interp.dictionaries.forms.cross_layer import CrossLayer, SideBySide, Source, decoder_norms, from_transcoders
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, decoder_norms, from_transcoders
+from jax_interp.dictionaries.forms.side_by_side import SideBySide
 from jax_interp.dictionaries.losses import L1, AuxK, Matryoshka, PreActivation, Reconstruction, Tanh
 from jax_interp.dictionaries.training.config import Adam, DictionaryConfig
 from jax_interp.dictionaries.training.cross_layer import (
