@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
         output.write_text(text)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
-    tables.evaluation(result.to_json(), title=f"{saved.address} of {config.model}")
+    tables.evaluation(result.to_json(), title=f"{tables.named(saved.address, saved.writes)} of {config.model}")
     print(f"written to {output}")
     return 0
 

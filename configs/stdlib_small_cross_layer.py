@@ -1,0 +1,23 @@
+"""A cross-layer transcoder: every MLP's input to its own output and those of later layers, on stdlib-small.
+
+    jax-interp train-dictionary stdlib_small_cross_layer
+
+Two CPU cores, a few minutes (1.2 M tokens). What to expect has not been measured yet.
+"""
+
+from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.dictionaries import variants
+
+LAYERS = range(4)
+
+CONFIG = DictionaryRunConfig(
+    dictionary=variants.batch_topk_cross_layer(
+        tuple(f"blocks.{layer}.ln2.normalized" for layer in LAYERS),
+        tuple(f"blocks.{layer}.mlp_out" for layer in LAYERS),
+        k=16,
+        n_features=1024,
+        steps=600,
+    ),
+    batch=8,
+    context=256,
+)
