@@ -6,6 +6,7 @@ import dataclasses
 import json
 import signal
 
+import jax
 import numpy as np
 import pytest
 
@@ -71,6 +72,20 @@ def test_evaluate_gives_the_figures_of_the_run(trained, command, tmp_path):
     again = json.loads((tmp_path / "again.json").read_text())
     expected = json.loads((trained / "evaluation.json").read_text())
     assert {name: again[name] for name in expected} == expected
+
+
+def test_a_model_of_another_width_is_refused(trained, model, command, tmp_path):
+    from jax_interp.data.tokenizer import train_bpe
+    from jax_interp.models import Config, init, save
+
+    tokenizer = train_bpe(["def f(): pass\n" * 20], 300)
+    config = Config(n_layers=2, d_model=8, n_heads=2, d_mlp=16, vocab_size=tokenizer.vocab_size, n_ctx=64)
+    other = save(init(config, jax.random.key(0)), tmp_path / "other", tokenizer=tokenizer)
+    code, _, err = command("evaluate", trained, "--model", other, "--json", tmp_path / "x.json")
+    assert code == 2
+    assert "this dictionary reads values of width 16 and writes 16; those of" in err
+    assert f"have width 8: it was trained on {model}" in err
+    assert not (tmp_path / "x.json").exists()
 
 
 @pytest.mark.slow
