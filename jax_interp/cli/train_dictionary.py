@@ -82,9 +82,9 @@ def _title(config: DictionaryRunConfig) -> str:
 def _says(config: DictionaryRunConfig) -> str:
     features, reads = f"{config.dictionary.n_features:,} features", len(config.dictionary.reads)
     if isinstance(config.dictionary, CrossLayerConfig):
-        window = config.dictionary.window
-        to = "its own target and all later ones" if window is None else f"its own target and {window - 1} after it"
-        features = f"{reads} sources of {features}, each writing {to}"
+        later = {None: " and all later ones", 1: " alone"}
+        to = later.get(config.dictionary.window, f" and later ones, at most {config.dictionary.window}")
+        features = f"{reads} sources of {features}, each writing its own target{to}"
     return (
         f"{features}; {config.dictionary.steps:,} steps of {config.batch * config.context:,} tokens of {config.text}."
     )
