@@ -1,8 +1,9 @@
-"""A batch's latents in three forms of one meaning, so that sparsity is used where there is some.
+"""A batch's latents in four forms of one meaning, so that sparsity is used where there is some.
 
-    DenseCode   z [row, feature]                                 ReLU, JumpReLU, Gated
+    DenseCode   [row, feature]                                   ReLU, JumpReLU, Gated
     RowCode     k values a row, and where they are               TopK, GroupMax, matching pursuit
     BatchCode   n values, the row and the feature of each        BatchTopK: rows have different numbers of latents
+    EntryCode   the same, with pre-activations                   ReLU, JumpReLU, Gated in training, once few are on
 
 Losses and decoders ask a code for what they need and never look which it is.
 """
@@ -10,11 +11,11 @@ Losses and decoders ask a code for what they need and never look which it is.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jax_interp.dictionaries import sparse
 
@@ -34,7 +35,7 @@ class Code(Protocol):
         """In how many rows each feature is on."""
         ...
 
-    def keep(self, on: Bool[Array, " feature"]) -> Any:
+    def keep(self, on: Bool[Array, " feature"]) -> Self:
         """The code without the features that are not `on`."""
         ...
 
@@ -44,23 +45,31 @@ class Code(Protocol):
 class DenseCode:
     """`pre` is what the activation decided on, for losses that act on it (gate or pre-activation)."""
 
-    z: Float[Array, "row feature"]
+    values: Float[Array, "row feature"]
     pre: Float[Array, "row feature"]
 
     def decode(self, W):
-        return self.z @ W
+        return self.values @ W
 
     def dense(self, n_features):
-        return self.z
+        return self.values
 
     def total(self, weight):
-        return jnp.sum(jnp.sum(self.z, axis=0) * weight)
+        return jnp.sum(jnp.sum(self.values, axis=0) * weight)
 
     def fires(self, n_features):
-        return jnp.sum(self.z != 0, axis=0, dtype=jnp.int32)
+        return jnp.sum(self.values != 0, axis=0, dtype=jnp.int32)
 
     def keep(self, on):
-        return dataclasses.replace(self, z=jnp.where(on[None, :], self.z, jnp.zeros((), self.z.dtype)))
+        return self.valued(jnp.where(on[None, :], self.values, jnp.zeros((), self.values.dtype)))
+
+    def valued(self, values: Float[Array, "row feature"]) -> Self:
+        """Other values at the same pre-activations."""
+        return dataclasses.replace(self, values=values)
+
+    def of_features(self, numbers: Float[Array, " feature"]) -> Float[Array, "1 feature"]:
+        """One number a feature, to go with `values` and `pre`."""
+        return numbers[None, :]
 
 
 @jax.tree_util.register_dataclass
@@ -91,7 +100,8 @@ class RowCode:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchCode:
-    """Entries in ascending order of rows; those whose value is 0 are off. No entry is there twice."""
+    """Entries in ascending order of rows; those whose value is 0 are off. No entry is there twice. Places that are left
+    over come last: value 0, in the row and the feature one past the end."""
 
     values: Float[Array, " entry"]
     rows: Int[Array, " entry"]
@@ -103,14 +113,29 @@ class BatchCode:
 
     def dense(self, n_features):
         zeros = jnp.zeros((self.n_rows, n_features), self.values.dtype)
-        return zeros.at[self.rows, self.features].add(self.values)
+        return zeros.at[self.rows, self.features].add(self.values, mode="drop")
 
     def total(self, weight):
-        return jnp.sum(self.values * weight[self.features])
+        return jnp.sum(self.values * self.of_features(weight))
 
     def fires(self, n_features):
-        return jnp.zeros((n_features,), jnp.int32).at[self.features].add((self.values != 0).astype(jnp.int32))
+        on = (self.values != 0).astype(jnp.int32)
+        return jnp.zeros((n_features,), jnp.int32).at[self.features].add(on, mode="drop")
 
     def keep(self, on):
-        zero = jnp.zeros((), self.values.dtype)
-        return dataclasses.replace(self, values=jnp.where(on[self.features], self.values, zero))
+        return self.valued(jnp.where(self.of_features(on), self.values, jnp.zeros((), self.values.dtype)))
+
+    def valued(self, values: Float[Array, " entry"]) -> Self:
+        return dataclasses.replace(self, values=values)
+
+    def of_features(self, numbers: Shaped[Array, " feature"]) -> Shaped[Array, " entry"]:
+        """The number of each entry's feature, to go with `values`."""
+        return numbers.at[self.features].get(mode="clip")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EntryCode(BatchCode):
+    """Those entries of a `DenseCode` that its losses depend on. `pre` is far below 0 in the places left over."""
+
+    pre: Float[Array, " entry"]

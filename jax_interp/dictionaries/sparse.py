@@ -209,7 +209,8 @@ decode.defvjp(_decode_forward, _decode_backward)
 def entries_dot(
     g: Float[Array, "row d"], rows: Int[Array, " entry"], features: Int[Array, " entry"], W: Float[Array, "feature d"]
 ) -> Float[Array, " entry"]:
-    """`g @ W.T` at the entries only."""
+    """`g @ W.T` at the entries only. Of an entry one past the end the answer means nothing."""
+    rows, features = jnp.minimum(rows, len(g) - 1), jnp.minimum(features, len(W) - 1)
     dots = lambda rows, features: jnp.sum(g[rows] * W.at[features].get(mode="promise_in_bounds"), axis=1)
 
     def by_blocks(rows, features):
@@ -228,14 +229,15 @@ def entries_outer(
     n_features: int,
     transpose: bool = False,
 ) -> Float[Array, "feature d"]:
-    """`z.T @ g` for a code given by its entries, or with `transpose` `g.T @ z`. Deterministic, as `sparse_outer` is."""
+    """`z.T @ g` for a code given by its entries, or with `transpose` `g.T @ z`. Deterministic, as `sparse_outer` is.
+    Entries of the feature one past the end take no part."""
 
     def dense(values, rows, features, g):
-        z = jnp.zeros((g.shape[0], n_features), values.dtype).at[rows, features].add(values)
+        z = jnp.zeros((g.shape[0], n_features), values.dtype).at[rows, features].add(values, mode="drop")
         return g.T @ z if transpose else z.T @ g
 
     def by_trees(values, rows, features, g):
-        features, origin = _sorted_entries(features, n_features)
+        features, origin = _sorted_entries(features, n_features + 1)
         take = lambda a: a.at[origin].get(mode="promise_in_bounds")
         out = _sums_by_target(take(values), take(rows), features, g, n_features)
         return _transposed(out) if transpose else out
@@ -251,10 +253,11 @@ def decode_entries(
     W_dec: Float[Array, "feature d"],
     n_rows: int,
 ) -> Float[Array, "row d"]:
-    """`z @ W_dec` for entries in ascending order of rows, with gradients that touch nothing but the entries."""
+    """`z @ W_dec` for entries in ascending order of rows, with gradients that touch nothing but the entries. Entries in
+    the row one past the end take no part."""
 
     def dense(values, rows, features, W):
-        return jnp.zeros((n_rows, W.shape[0]), values.dtype).at[rows, features].add(values) @ W
+        return jnp.zeros((n_rows, W.shape[0]), values.dtype).at[rows, features].add(values, mode="drop") @ W
 
     def by_trees(values, rows, features, W):
         return _sums_by_target(values, features, rows, W, n_rows)

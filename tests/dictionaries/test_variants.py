@@ -288,7 +288,7 @@ def test_batch_top_k_is_the_largest_of_all(kind):
 def test_a_term_with_an_activation_that_it_does_not_go_with_is_refused():
     p, x = arrays(8), jnp.asarray(X)
     for term, activation, says in (
-        (AnnealedLp(), TopK(4), "AnnealedLp acts on all pre-activations, and TopK computes only"),
+        (AnnealedLp(), TopK(4), "AnnealedLp acts on pre-activations, and TopK computes only"),
         (L0(), ReLU(), "L0 trains thresholds, ReLU has none"),
         (GateL1(), ReLU(), "GateL1 trains a gate, ReLU has none"),
         (MultiTopK(), ReLU(), "MultiTopK needs an activation with a k"),

@@ -5,6 +5,9 @@ An activation is a pytree (what it learns is its leaves) with
     encode(dictionary, x)         the code of inference                     every activation
     encode_batch(dictionary, x)   the code that is trained on               where the two differ: BatchTopK
     observe(dictionary, code)     the activation after a training step      where it follows what it sees: BatchTopK
+    decide(dictionary, code)      `code` with the values that its pre-activations give, and
+    takes_part(dictionary, pre)   those pre-activations that losses can depend on: where latents are not chosen by
+                                  comparison, which ReLU, JumpReLU and Gated have
     scaled(factor)                what it is for inputs `factor` times as large: a'(factor · z) = factor · a(z)
 
 and the choice of one, `init(n_features, dtype)`, makes it. Where nothing is learnt the choice is the activation.

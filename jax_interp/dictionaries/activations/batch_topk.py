@@ -61,14 +61,14 @@ class BatchTopK:
         centre = dictionary.b_dec if dictionary.centred else None
         entries: Any = _encode_batch(self.k, x, W_enc, b_enc, centre, self.limit)
         values, rows, features = entries
-        return BatchCode(values if norms is None else values / norms[features], rows, features, x.shape[0])
+        code = BatchCode(values, rows, features, x.shape[0])
+        return code if norms is None else code.valued(values / code.of_features(norms))
 
     def observe(self, dictionary: Any, code: BatchCode | DenseCode) -> BatchTopK:
         """With the threshold moved towards the least value that is on in this batch."""
-        if isinstance(code, DenseCode):
-            values = code.z * row_norms(dictionary.W_dec)[None, :] if self.weighted else code.z
-        else:
-            values = code.values * row_norms(dictionary.W_dec)[code.features] if self.weighted else code.values
+        values = code.values
+        if self.weighted:
+            values = values * code.of_features(row_norms(dictionary.W_dec))
         least = jnp.min(jnp.where(values > 0, values, jnp.asarray(jnp.inf, values.dtype)))
         followed = self.decay * self.threshold + (1 - self.decay) * least
         now = jnp.where(self.threshold < 0, least, followed)
@@ -102,7 +102,7 @@ def _backward(k, residuals, cotangents):
     g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
     centred = x if centre is None else x - centre[None, :]
-    g_b_enc = jnp.zeros((n_features,), g.dtype).at[features].add(g)
+    g_b_enc = jnp.zeros((n_features,), g.dtype).at[features].add(g, mode="drop")
     g_W_enc = entries_outer(g, rows, features, centred, n_features, transpose=True)
     g_x = (
         jnp.zeros((x.shape[0], n_features), g.dtype).at[rows, features].add(g) @ W_enc.T

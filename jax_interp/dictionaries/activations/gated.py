@@ -12,9 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jax_interp.dictionaries.activations.jumprelu import Jump
+from jax_interp.dictionaries.activations.pre import PreCode, dense_pre
 from jax_interp.dictionaries.codes import DenseCode
 
 
@@ -33,10 +34,15 @@ class Gate:
     b_mag: Float[Array, " feature"]
 
     def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> DenseCode:
-        linear = dictionary.linear(x)
-        gate = linear + dictionary.b_enc[None, :]
-        magnitude = jax.nn.relu(linear * jnp.exp(self.r_mag)[None, :] + self.b_mag[None, :])
-        return DenseCode(jnp.where(gate > 0, magnitude, jnp.zeros_like(magnitude)), gate)
+        return self.decide(dictionary, dense_pre(dictionary, x))
+
+    def decide(self, dictionary: Any, code: PreCode) -> PreCode:
+        linear = code.pre - code.of_features(dictionary.b_enc)
+        magnitude = jax.nn.relu(linear * code.of_features(jnp.exp(self.r_mag)) + code.of_features(self.b_mag))
+        return code.valued(jnp.where(code.pre > 0, magnitude, jnp.zeros_like(magnitude)))
+
+    def takes_part(self, dictionary: Any, pre: Float[Array, "row feature"]) -> Bool[Array, "row feature"]:
+        return pre > 0
 
     def scaled(self, factor: Float[Array, ""]) -> Gate:
         return dataclasses.replace(self, b_mag=self.b_mag * factor)

@@ -15,21 +15,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from jax_interp.dictionaries.activations.pre import PreCode, dense_pre
 from jax_interp.dictionaries.codes import DenseCode
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def jump(
-    z: Float[Array, "row feature"], threshold: Float[Array, " feature"], bandwidth: float
-) -> Float[Array, "row feature"]:
+def jump(z: Float[Array, "*place"], threshold: Float[Array, "*place"], bandwidth: float) -> Float[Array, "*place"]:
     """z where z > threshold, else 0."""
-    return jnp.where(z > threshold[None, :], z, jnp.zeros((), z.dtype))
+    return jnp.where(z > threshold, z, jnp.zeros((), z.dtype))
 
 
 def _near(z: Array, threshold: Array, bandwidth: float) -> Array:
-    return jnp.abs(z - threshold[None, :]) < bandwidth / 2
+    return jnp.abs(z - threshold) < bandwidth / 2
 
 
 def _jump_forward(z, threshold, bandwidth):
@@ -39,19 +38,17 @@ def _jump_forward(z, threshold, bandwidth):
 def _jump_backward(bandwidth, residuals, g):
     z, threshold = residuals
     zero = jnp.zeros((), g.dtype)
-    near = jnp.sum(jnp.where(_near(z, threshold, bandwidth), g, zero), axis=0)
-    return jnp.where(z > threshold[None, :], g, zero), -(threshold / bandwidth) * near
+    near = jnp.where(_near(z, threshold, bandwidth), g, zero)
+    return jnp.where(z > threshold, g, zero), -(threshold / bandwidth) * near
 
 
 jump.defvjp(_jump_forward, _jump_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def step(
-    z: Float[Array, "row feature"], threshold: Float[Array, " feature"], bandwidth: float
-) -> Float[Array, "row feature"]:
+def step(z: Float[Array, "*place"], threshold: Float[Array, "*place"], bandwidth: float) -> Float[Array, "*place"]:
     """H(z - threshold): 1 where a latent is on. Its sum is an L0 that thresholds can be trained on."""
-    return (z > threshold[None, :]).astype(z.dtype)
+    return (z > threshold).astype(z.dtype)
 
 
 def _step_forward(z, threshold, bandwidth):
@@ -61,7 +58,7 @@ def _step_forward(z, threshold, bandwidth):
 def _step_backward(bandwidth, residuals, g):
     z, threshold = residuals
     near = jnp.where(_near(z, threshold, bandwidth), g, jnp.zeros((), g.dtype))
-    return jnp.zeros_like(z), -jnp.sum(near, axis=0) / bandwidth
+    return jnp.zeros_like(z), -near / bandwidth
 
 
 step.defvjp(_step_forward, _step_backward)
@@ -97,8 +94,15 @@ class Jump:
         return jnp.exp(self.log_threshold)
 
     def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> DenseCode:
-        pre = dictionary.linear(x) + dictionary.b_enc[None, :]
-        return DenseCode(jump(pre, self.threshold, self.bandwidth), pre)
+        return self.decide(dictionary, dense_pre(dictionary, x))
+
+    def decide(self, dictionary: Any, code: PreCode) -> PreCode:
+        threshold = jnp.broadcast_to(code.of_features(self.threshold), code.pre.shape)
+        return code.valued(jump(code.pre, threshold, self.bandwidth))
+
+    def takes_part(self, dictionary: Any, pre: Float[Array, "row feature"]) -> Bool[Array, "row feature"]:
+        """What is on, and what is near its threshold: the kernel sees that far."""
+        return pre > (self.threshold - self.bandwidth / 2)[None, :]
 
     def scaled(self, factor: Float[Array, ""]) -> Jump:
         return dataclasses.replace(self, log_threshold=self.log_threshold + jnp.log(factor))

@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from jax_interp.dictionaries.activations.pre import PreCode, dense_pre
 from jax_interp.dictionaries.codes import DenseCode
 
 
@@ -20,8 +21,13 @@ class ReLU:
         return self
 
     def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> DenseCode:
-        pre = dictionary.linear(x) + dictionary.b_enc[None, :]
-        return DenseCode(jax.nn.relu(pre), pre)
+        return self.decide(dictionary, dense_pre(dictionary, x))
+
+    def decide(self, dictionary: Any, code: PreCode) -> PreCode:
+        return code.valued(jax.nn.relu(code.pre))
+
+    def takes_part(self, dictionary: Any, pre: Float[Array, "row feature"]) -> Bool[Array, "row feature"]:
+        return pre > 0
 
     def scaled(self, factor: Float[Array, ""]) -> ReLU:
         """The activation with activation'(factor · pre) = factor · activation(pre)."""

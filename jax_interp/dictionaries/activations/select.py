@@ -76,7 +76,7 @@ def batch_top_k(
 ) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
     """The k·rows largest entries of the whole of `x`, exactly, as (values, rows, features) in the order in which they
     stand in `x`. Among entries that equal the least chosen one the first are taken. With `limit`, a number up to k that
-    may be traced, limit·rows of them, and zeros in the last row for the rest.
+    may be traced, limit·rows of them, and then places left over: 0, in the row and the feature one past the end.
 
     Nothing is sorted, and `x` is read once: the n groups of GROUP neighbours with the largest maxima hold the n largest
     entries (see above), and n is 1/GROUP of `x` where k is small.
@@ -87,7 +87,7 @@ def batch_top_k(
         wanted = jnp.clip(jnp.round(limit * rows), 1, n).astype(jnp.int32)
         chosen = _batch_top(x, n, wanted)
         real = jnp.arange(n, dtype=jnp.int32) < wanted
-        fill = (jnp.zeros((), x.dtype), jnp.int32(rows - 1), jnp.int32(0))
+        fill = (jnp.zeros((), x.dtype), jnp.int32(rows), jnp.int32(x.shape[1]))
         values, of_row, feature = (jnp.where(real, a, a_fill) for a, a_fill in zip(chosen, fill))
         return values, of_row, feature
     return _batch_top(x, n, n)
@@ -108,6 +108,25 @@ def _batch_top(x: Float[Array, "row feature"], n: int, wanted: Any) -> tuple[Arr
     at = lambda a: a.at[which].get(mode="promise_in_bounds")
     values = members.at[which, place].get(mode="promise_in_bounds")
     return values, at(of_row), at(group) * GROUP + place
+
+
+def first_places(mask: Bool[Array, "row feature"], n: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
+    """(rows, features) of the first `n` that are True, in the order in which they stand in `mask`; places left over are
+    one past the end. `mask` is read once: what follows is done with its groups that have something."""
+    rows, features = mask.shape
+    if features % GROUP or rows * features < 2 * n * GROUP:
+        row, feature = _places(mask, n)
+    else:
+        groups = features // GROUP
+        some = jax.lax.optimization_barrier(mask.reshape(rows, groups, GROUP).any(-1))
+        of_row, group = _places(some, n)
+        members = mask.reshape(rows * groups, GROUP).at[of_row * groups + group].get(mode="promise_in_bounds")
+        members = members & (jnp.arange(n) < jnp.sum(some))[:, None]
+        which, place = _places(jax.lax.optimization_barrier(members), n)
+        at = lambda a: a.at[which].get(mode="promise_in_bounds")
+        row, feature = at(of_row), at(group) * GROUP + place
+    real = jnp.arange(n, dtype=jnp.int32) < jnp.sum(mask, dtype=jnp.int32)
+    return jnp.where(real, row, rows), jnp.where(real, feature, features)
 
 
 def _largest(x: Float[Array, "row column"], n: Any) -> Bool[Array, "row column"]:

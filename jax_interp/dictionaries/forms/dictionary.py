@@ -55,6 +55,10 @@ class Dictionary:
         """The latents of inference, in the form that is cheapest for this activation."""
         return self.activation.encode(self, x.astype(self.W_enc.dtype))
 
+    def training_code(self, x: Float[Array, "row d_in"]) -> Code:
+        """The latents that are trained on: of BatchTopK, those of this batch."""
+        return getattr(self.activation, "encode_batch", self.activation.encode)(self, x)
+
     def reconstruct(self, code: Code, x: Float[Array, "row d_in"] | None = None) -> Float[Array, "row d_out"]:
         """What a code stands for. `x` is needed by a skip alone."""
         out = code.decode(self.W_dec) + self.b_dec[None, :]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class AuxK:
     """`coefficient` · aux. `k` None: the power of two nearest d / 2 from below. Costs nothing while no latent is dead,
     and then as much as their number asks for; under `vmap` always as much as all of them would."""
 
+    entries_suffice: ClassVar[bool] = True
     coefficient: float = 1 / 32
     k: int | None = None
 

@@ -1,7 +1,9 @@
 """What a step has computed when its losses are asked, and the total of a tuple of them.
 
 A loss is a term: `term(forward) -> scalar`, its coefficient included. A dictionary is trained on the sum of the terms
-in its config, so a new objective is a new term, and an old one with a term more is a longer tuple. Coefficients are
+in its config, so a new objective is a new term, and an old one with a term more is a longer tuple. A term whose class
+says `entries_suffice` depends on no latent that does not take part (activations/): where all do, a step may leave those
+out. Coefficients are
 leaves of a term and everything else is structure: `jax.vmap` over terms with stacked coefficients is a sweep.
 """
 
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from jax_interp.dictionaries.codes import Code, DenseCode
+from jax_interp.dictionaries.codes import Code, DenseCode, EntryCode
 from jax_interp.errors import UserError
 
 T = TypeVar("T")
@@ -49,15 +51,21 @@ class Forward:
         return jnp.asarray(self.x.shape[0], self.x.dtype)
 
 
-def dense_code(forward: Forward, asker: Any) -> DenseCode:
-    """The code, for a term that needs every pre-activation. UserError where the activation keeps only what is on."""
-    activation = type(forward.dictionary.activation)
-    if not isinstance(forward.code, DenseCode) or hasattr(activation, "k"):
+def pre_code(forward: Forward, asker: Any) -> DenseCode | EntryCode:
+    """The code with its pre-activations, all or those that take part. UserError where the activation keeps none."""
+    if not isinstance(forward.code, DenseCode | EntryCode) or hasattr(forward.dictionary.activation, "k"):
         raise UserError(
-            f"{type(asker).__name__} acts on all pre-activations, and {activation.__name__} "
+            f"{type(asker).__name__} acts on pre-activations, and {type(forward.dictionary.activation).__name__} "
             "computes only those that are on: it goes with ReLU, JumpReLU or Gated"
         )
     return forward.code
+
+
+def dense_code(forward: Forward, asker: Any) -> DenseCode:
+    """The code, for a term that needs every pre-activation."""
+    code = pre_code(forward, asker)
+    assert isinstance(code, DenseCode), f"{type(asker).__name__} does not say `entries_suffice`"
+    return code
 
 
 def total(terms: Sequence[Term], forward: Forward) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:

@@ -8,43 +8,48 @@ FrozenDecoder   the error of decoding max(π, 0) with the decoder and its bias h
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.activations.gated import Gate
-from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, dense_code, warmed
+from jax_interp.dictionaries.codes import DenseCode, EntryCode
+from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, pre_code, warmed
 from jax_interp.dictionaries.losses.reconstruction import Kind, of_error
 from jax_interp.errors import UserError
 
 
-def _gate(forward: Forward, asker: Any) -> Float[Array, "row feature"]:
-    """max(π, 0)."""
+def _gate(forward: Forward, asker: Any) -> DenseCode | EntryCode:
+    """A code of max(π, 0)."""
     if not isinstance(forward.dictionary.activation, Gate):
         kind = type(forward.dictionary.activation).__name__
         raise UserError(f"{type(asker).__name__} trains a gate, {kind} has none: use Gated")
-    return jax.nn.relu(dense_code(forward, asker).pre)
+    code = pre_code(forward, asker)
+    return code.valued(jax.nn.relu(code.pre))
 
 
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class GateL1:
+    entries_suffice: ClassVar[bool] = True
     coefficient: float = 0.01
     warmup: float = 0.05
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        return warmed(self.coefficient, forward, self.warmup) * jnp.sum(_gate(forward, self)) / forward.rows
+        return warmed(self.coefficient, forward, self.warmup) * jnp.sum(_gate(forward, self).values) / forward.rows
 
 
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class FrozenDecoder:
+    entries_suffice: ClassVar[bool] = True
     coefficient: float = 1.0
     kind: Kind = "fvu"
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         W_dec, b_dec = jax.lax.stop_gradient((forward.dictionary.W_dec, forward.dictionary.b_dec))
-        error = forward.y - _gate(forward, self) @ W_dec - b_dec[None, :]
+        y_hat: Any = _gate(forward, self).decode(W_dec)
+        error = forward.y - y_hat - b_dec[None, :]
         return self.coefficient * of_error(error, forward, self.kind)

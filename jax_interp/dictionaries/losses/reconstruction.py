@@ -10,7 +10,7 @@ A coefficient tuned beside one of them serves beside another after multiplying b
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ def of_error(error: Float[Array, "row d"], forward: Forward, kind: Kind) -> Floa
 class Reconstruction:
     """`coefficient` · the error of the whole dictionary."""
 
+    entries_suffice: ClassVar[bool] = True
     coefficient: float = 1.0
     kind: Kind = "fvu"
 
@@ -49,6 +50,7 @@ class Matryoshka:
     be useful without the later ones. `fractions` of the number of features; `random`: that many prefixes are drawn
     anew each step instead, n = m·u² with u uniform, which is short prefixes more often (Nabeshima 2024)."""
 
+    entries_suffice: ClassVar[bool] = True
     coefficient: float = 1.0
     fractions: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
     random: int = 0

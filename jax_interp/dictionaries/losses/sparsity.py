@@ -7,14 +7,14 @@ Lp     mean of Σ f_i^p, p falling from 1 in the course of the run
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.forms.dictionary import site_norms
-from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, dense_code, warmed
+from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, pre_code, warmed
 
 Weight = Literal["none", "l1_of_norms", "l2_of_norms"]
 
@@ -37,6 +37,7 @@ class L1:
     """λ · mean Σ f_i w_i, λ warmed up over a part of the run. Without weights it needs decoder rows of norm 1 (Bricken
     et al. 2023), or a dictionary escapes by shrinking its latents; with weights rows are free (April 2024 update)."""
 
+    entries_suffice: ClassVar[bool] = True
     coefficient: float = 0.01
     weight: Weight = "none"
     warmup: float = 0.05
@@ -53,13 +54,14 @@ class AnnealedLp:
     latents ever more and strong ones ever less (Karvonen et al. 2024). c, without gradient, holds the penalty at the
     size that Σ f_i of the same batch has; the published code holds it over its last ten steps instead."""
 
+    entries_suffice: ClassVar[bool] = True
     coefficient: float = 0.01
     start: float = 0.3
     end_p: float = 0.2
     warmup: float = 0.05
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        f = dense_code(forward, self).z
+        f = pre_code(forward, self).values
         p = 1 - (1 - self.end_p) * jnp.clip((forward.progress - self.start) / (1 - self.start), 0.0, 1.0)
         on = f > 0
         # The derivative of f^p is infinite at 0: what is off takes no part, and an active latent counts from 1e-6 up.

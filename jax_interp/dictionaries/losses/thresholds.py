@@ -9,14 +9,14 @@ PreActivation   λ mean Σ max(θ_i - pre_i, 0) ‖d_i‖            the same: a
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.activations.jumprelu import Jump, step
-from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, dense_code, warmed
+from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, dense_code, pre_code, warmed
 from jax_interp.dictionaries.losses.sparsity import feature_weights
 from jax_interp.errors import UserError
 
@@ -31,13 +31,16 @@ def _jump(forward: Forward, asker: Any) -> Jump:
 def mean_l0(forward: Forward, asker: Any) -> Float[Array, ""]:
     """The mean number of latents on; its gradient reaches only the thresholds."""
     activation = _jump(forward, asker)
-    on: Any = step(dense_code(forward, asker).pre, activation.threshold, activation.bandwidth)
+    code = pre_code(forward, asker)
+    threshold = jnp.broadcast_to(code.of_features(activation.threshold), code.pre.shape)
+    on: Any = step(code.pre, threshold, activation.bandwidth)
     return jnp.sum(on) / forward.rows
 
 
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class L0:
+    entries_suffice: ClassVar[bool] = True
     coefficient: float = 1e-3
     warmup: float = 0.1
 
@@ -50,6 +53,7 @@ class L0:
 class TargetL0:
     """Quadratic around a target: λ need not be searched for. It sets the strength of the pull, not the number."""
 
+    entries_suffice: ClassVar[bool] = True
     coefficient: float = 1.0
     target: float = 32.0
     warmup: float = 0.1
@@ -64,12 +68,14 @@ class TargetL0:
 class Tanh:
     """Nearly L0 for latents that are well on, nearly L1 for weak ones. Gradients reach the encoder as well."""
 
+    entries_suffice: ClassVar[bool] = True
     coefficient: float = 1e-3
     scale: float = 4.0
     warmup: float = 1.0
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        f = dense_code(forward, self).z * feature_weights(forward, "l2_of_norms")[None, :]
+        code = pre_code(forward, self)
+        f = code.values * code.of_features(feature_weights(forward, "l2_of_norms"))
         return warmed(self.coefficient, forward, self.warmup) * jnp.sum(jnp.tanh(self.scale * f)) / forward.rows
 
 

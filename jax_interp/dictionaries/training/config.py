@@ -73,6 +73,10 @@ class DictionaryConfig:
     matmul: Literal["float32", "bfloat16"] | None = None
     """What products of matrices multiply in; they add up in float32, and weights, moments and everything else stay
     float32. None: the device's default (a TPU's is bfloat16). CPUs multiply in float32 whatever is asked."""
+    few: tuple[int, ...] = (64, 256)
+    """ReLU, JumpReLU and Gated on a CPU: where a batch has no more than so many latents a row on average that take part
+    (gradient.py), a step computes with those alone, by the least of the numbers that suffices. It changes the last bits
+    and the time. (): never."""
     buffer: int = 65_536
     """Rows shuffled among each other."""
     seed: int = 0

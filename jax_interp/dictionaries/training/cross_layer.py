@@ -145,7 +145,7 @@ def learn_cross_layer(
 
     def loss_of(dictionary: CrossLayer):
         parts = [source.dictionary for source in dictionary.sources]
-        codes = [code_of(part, of_source) for part, of_source in zip(parts, x, strict=True)]
+        codes = [part.training_code(of_source) for part, of_source in zip(parts, x, strict=True)]
         y_hat = jnp.concatenate(dictionary.reconstruct(codes, x), axis=1)
         whole = Forward(dictionary, rows, y, codes[0], y_hat, dead[0], written, progress, term_key)
         forwards = []
@@ -185,11 +185,6 @@ def learn_cross_layer(
     return dataclasses.replace(
         learner, dictionary=updated, opt=opt, since_fired=since_fired, step=step, key=key
     ), metrics
-
-
-def code_of(part: Any, x: Float[Array, "row d"]) -> Any:
-    """The code that is trained on."""
-    return getattr(part.activation, "encode_batch", part.activation.encode)(part, x)
 
 
 def total(

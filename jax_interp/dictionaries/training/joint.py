@@ -36,7 +36,7 @@ from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.end_to_end import check_saes, of_output
 from jax_interp.dictionaries.training.harvest import values
 from jax_interp.dictionaries.training.normalisation import for_inference
-from jax_interp.dictionaries.training.spliced import kept_rows, training_code
+from jax_interp.dictionaries.training.spliced import kept_rows
 from jax_interp.dictionaries.training.train import init_dictionary
 from jax_interp.errors import UserError
 from jax_interp.surgery import read
@@ -112,7 +112,7 @@ def regulariser(
     losses, forwards = [], []
     for i, (one, d, value) in enumerate(zip(config.dictionaries, dictionaries, read_values, strict=True)):
         x = value[rows].astype(d.W_enc.dtype)
-        code = training_code(d, x)
+        code = d.training_code(x)
         fixed = jax.lax.stop_gradient(x)
         variance = jnp.sum(jnp.var(fixed, axis=0))
         progress, key = state.step.astype(x.dtype) / config.steps, jax.random.fold_in(state.key, i)

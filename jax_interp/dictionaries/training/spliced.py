@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_interp.dictionaries.codes import Code
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 
 
@@ -33,7 +32,7 @@ class Shown:
     def __call__(self, value: Array, site: Any) -> Array:
         flat = value.reshape(self.rows.size, -1)
         x = flat[self.rows].astype(self.scale.dtype) * self.scale
-        code = training_code(self.dictionary, x)
+        code = self.dictionary.training_code(x)
         y_hat = self.dictionary.reconstruct(code, x)
         for name, part in {"x": x, "y_hat": y_hat}.items():
             site(name, part, "row d")
@@ -43,11 +42,6 @@ class Shown:
         places = jnp.where(first, self.rows, self.rows.size)  # one past the end: dropped
         written = (y_hat / self.scale).astype(value.dtype)
         return flat.at[places].set(written, mode="drop").reshape(value.shape)
-
-
-def training_code(dictionary: Dictionary, x: Float[Array, "row d"]) -> Code:
-    activation = dictionary.activation
-    return getattr(activation, "encode_batch", activation.encode)(dictionary, x)
 
 
 def kept_rows(keep: Bool[Array, "seq pos"], key: Key[Array, ""]) -> tuple[Int[Array, " row"], Int[Array, ""]]:
@@ -63,7 +57,7 @@ def kept_rows(keep: Bool[Array, "seq pos"], key: Key[Array, ""]) -> tuple[Int[Ar
 def code_type(dictionary: Dictionary, rows: int) -> Any:
     """The structure of the code of so many rows."""
     x = jax.ShapeDtypeStruct((rows, dictionary.d), dictionary.W_enc.dtype)
-    return jax.tree.structure(jax.eval_shape(training_code, dictionary, x))
+    return jax.tree.structure(jax.eval_shape(type(dictionary).training_code, dictionary, x))
 
 
 def mean_kept(values: Float[Array, "..."], keep: Bool[Array, "..."]) -> Float[Array, ""]:

@@ -159,6 +159,8 @@ def sweep_step(
     """One step of every member. Metrics have the axis of members. `batched`: by `vmap`; otherwise one after the other
     in the same program, which on a CPU is faster: there is nothing left to fill, and branches that a member does not
     need are not computed."""
+    if batched:
+        config = dataclasses.replace(config, few=())  # under vmap a branch costs as much as all of them
     found = sweep.addresses or addresses(config)
     stream, rows = advance(state.stream, model, found, *batch)
 

@@ -25,6 +25,7 @@ from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parall
 from jax_interp.dictionaries.forms.dictionary import Dictionary, init_sae, init_transcoder
 from jax_interp.dictionaries.losses.forward import Forward, Term, total
 from jax_interp.dictionaries.training.config import Adam, DictionaryConfig
+from jax_interp.dictionaries.training.gradient import loss_and_grad
 from jax_interp.dictionaries.training.harvest import Stream, advance, columns, start_stream
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.resampling import resample
@@ -120,17 +121,16 @@ def learn(
     key, term_key, resample_key = jax.random.split(learner.key, 3)
     progress = learner.step.astype(rows.dtype) / config.steps
 
-    def loss_of(dictionary):
-        activation = dictionary.activation
-        code = getattr(activation, "encode_batch", activation.encode)(dictionary, x)
+    def loss_of(dictionary, code):
         y_hat = dictionary.reconstruct(code, x)
         written = jnp.sum(variance[-len(config.targets) :])
         forward = Forward(dictionary, x, y, code, y_hat, dead, written, progress, term_key)
         value, parts = total(terms, forward)
-        return value, (parts, code, forward.error)
+        observe = getattr(dictionary.activation, "observe", lambda dictionary, code: None)
+        return value, (parts, code.fires(config.n_features), observe(dictionary, code), forward.error)
 
     with jax.default_matmul_precision(PRECISION[config.matmul]) if config.matmul else contextlib.nullcontext():
-        (value, (parts, code, error)), grad = jax.value_and_grad(loss_of, has_aux=True)(dictionary)
+        (value, (parts, fires, observed, error)), grad = loss_and_grad(config, terms, loss_of, dictionary, x)
     if config.decoder == "unit":
         grad = dataclasses.replace(grad, W_dec=_by_site(without_parallel, dictionary, grad.W_dec, dictionary.W_dec))
     updated, opt = optimizer.update(adam(config.optimizer, config.steps, learning_rate), grad, learner.opt, dictionary)
@@ -138,9 +138,8 @@ def learn(
     updated = faster_offsets(rate, dictionary, updated)
     if config.decoder == "unit":
         updated = dataclasses.replace(updated, W_dec=_by_site(unit_rows, dictionary, updated.W_dec))
-    if hasattr(dictionary.activation, "observe"):
-        updated = dataclasses.replace(updated, activation=dictionary.activation.observe(dictionary, code))
-    fires = code.fires(config.n_features)
+    if observed is not None:
+        updated = dataclasses.replace(updated, activation=observed)
     since_fired = jnp.where(fires > 0, 0, jnp.minimum(learner.since_fired, 2**30) + rows.shape[0])
     step = learner.step + 1
     if config.resampling is not None:

@@ -1,0 +1,119 @@
+"""A step by lists of the latents that take part is the step over all latents, and it is taken when they are few."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from jax_interp.dictionaries import variants
+from jax_interp.dictionaries.activations.select import first_places
+from jax_interp.dictionaries.losses import PreActivation, Reconstruction
+from jax_interp.dictionaries.losses.forward import Forward, total
+from jax_interp.dictionaries.training import gradient
+from jax_interp.dictionaries.training.train import learn, start_learner
+
+D, M, ROWS = 6, 64, 20
+
+KINDS = {
+    "relu": variants.relu("x", 0.3, n_features=M),
+    "april": variants.april("x", 0.3, n_features=M),
+    "p_anneal": variants.p_anneal("x", 0.3, n_features=M),
+    "gated": variants.gated("x", 0.3, n_features=M),
+    "jumprelu": variants.jumprelu("x", 0.3, n_features=M),
+    "jumprelu, target": variants.jumprelu("x", target=5.0, n_features=M),
+    "transcoder": variants.relu("x", 0.3, n_features=M, writes="y", centred=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def lists_of_any_length(monkeypatch):
+    monkeypatch.setattr(gradient, "WORTHWHILE", 1.0)
+
+
+def learner_of(config, dtype, offset):
+    """With about a third of the latents on, none of its numbers 0."""
+    n = 1 if config.writes is None else 2
+    learner = start_learner(config, jax.random.key(0), (D,) * n, jnp.full((n * D,), 0.1, dtype))
+    dictionary = learner.dictionary
+    leaves, tree = jax.tree.flatten(dictionary)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [leaf.astype(dtype) + 0.2 * jax.random.normal(key, leaf.shape, dtype) for leaf, key in zip(leaves, keys)]
+    dictionary = jax.tree.unflatten(tree, moved)
+    return dataclasses.replace(
+        learner, dictionary=dataclasses.replace(dictionary, b_enc=dictionary.b_enc + jnp.asarray(offset, dtype))
+    )
+
+
+def gradient_of(config, dictionary, x, y, few):
+    config = dataclasses.replace(config, few=few)
+
+    def loss_of(dictionary, code):
+        number = lambda a: jnp.asarray(a, x.dtype)
+        y_hat = dictionary.reconstruct(code, x)
+        dead = jnp.arange(M) % 7 == 0
+        forward = Forward(dictionary, x, y, code, y_hat, dead, number(5.0), number(0.8), jax.random.key(0))
+        value, parts = total(config.loss, forward)
+        return value, (parts, code.fires(M))
+
+    return jax.jit(lambda d: gradient.loss_and_grad(config, config.loss, loss_of, d, x))(dictionary), loss_of
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_products_and_autodiff_agree(kind):
+    """To float64's rounding. Autodiff of `encode` is what test_variants.py holds against the papers' equations."""
+    config = KINDS[kind]
+    with jax.enable_x64(True):
+        dictionary = learner_of(config, jnp.float64, -0.6).dictionary
+        x, y = jax.random.normal(jax.random.key(2), (2, ROWS, D), jnp.float64)
+        on = dictionary.activation.takes_part(dictionary, dictionary.linear(x) + dictionary.b_enc[None])
+        some = int(jnp.sum(on))
+        assert 0.03 < some / on.size < 0.8
+        by_lists, loss_of = gradient_of(config, dictionary, x, y, (2, -(-some // ROWS)))
+        by_products, _ = gradient_of(config, dictionary, x, y, ())
+        plain = jax.jit(jax.value_and_grad(lambda d: loss_of(d, d.code(x)), has_aux=True))(dictionary)
+        for got in (by_lists, by_products):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, plain)
+        fires = by_lists[0][1][1]
+        assert int(jnp.sum(fires)) == int(jnp.sum(dictionary.encode(x) != 0))
+
+
+def test_the_way_is_chosen_by_how_many_take_part(monkeypatch):
+    """With each way spoilt in turn: a batch with few goes by lists, a batch with many by products."""
+    config = dataclasses.replace(KINDS["relu"], few=(4, 16))
+    x = jax.random.normal(jax.random.key(2), (ROWS, D))
+
+    def loss(offset):
+        return float(learn(config, learner_of(config, jnp.float32, offset), x, jnp.ones(1))[1]["loss"])
+
+    spoil = lambda code: dataclasses.replace(code, values=code.values * jnp.nan, pre=code.pre * jnp.nan)
+    few, many = -1.5, 2.0
+    assert np.isfinite([loss(few), loss(many)]).all()
+    real = gradient.dense_given, gradient.entries_given
+    monkeypatch.setattr(gradient, "dense_given", lambda *args: spoil(real[0](*args)))
+    assert np.isfinite(loss(few)) and np.isnan(loss(many))
+    monkeypatch.setattr(gradient, "dense_given", real[0])
+    monkeypatch.setattr(gradient, "entries_given", lambda *args: spoil(real[1](*args)))
+    assert np.isnan(loss(few)) and np.isfinite(loss(many))
+
+
+def test_terms_that_need_all_latents_get_them():
+    mine = lambda forward: jnp.sum(forward.code.pre**2)
+    assert gradient.list_lengths(KINDS["relu"], KINDS["relu"].loss) == (64,)
+    assert gradient.list_lengths(KINDS["relu"], (Reconstruction(), mine)) == ()
+    assert gradient.list_lengths(KINDS["jumprelu"], (Reconstruction(), PreActivation())) == ()
+
+
+@hypothesis.given(st.integers(0, 2**32 - 1), st.sampled_from([16, 48, 50]), st.floats(0, 0.5), st.integers(1, 400))
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_first_places(seed, columns, share, n):
+    mask = np.random.default_rng(seed).random((9, columns)) < share
+    rows, features = jax.jit(first_places, static_argnums=1)(jnp.asarray(mask), n)
+    want = np.argwhere(mask)[:n]
+    np.testing.assert_array_equal(np.stack([rows, features], 1)[: len(want)], want)
+    assert (np.asarray(rows)[len(want) :] == 9).all() and (np.asarray(features)[len(want) :] == columns).all()
