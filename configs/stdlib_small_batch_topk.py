@@ -2,7 +2,8 @@
 
     jax-interp train-dictionary stdlib_small_batch_topk
 
-Two CPU cores, a few minutes (1.2 M tokens). What to expect has not been measured yet.
+1.2 M tokens: 12 minutes on two CPU cores of a busy machine, 4.5 of processor time. One run gave, on held-out text, L0
+28.8, FVU 0.191, 94.0 % of the loss recovered against mean ablation, 0 of 2,048 features dead.
 """
 
 from jax_interp.cli.dictionary_run import DictionaryRunConfig

@@ -2,7 +2,8 @@
 
     jax-interp train-dictionary stdlib_small_matryoshka
 
-Two CPU cores, a few minutes (1.2 M tokens). What to expect has not been measured yet.
+1.2 M tokens: 16 minutes on two CPU cores of a busy machine, 6.1 of processor time. One run gave, on held-out text, L0
+31.0, FVU 0.191, 94.7 % of the loss recovered against mean ablation, 1 of 2,048 features dead.
 """
 
 from jax_interp.cli.dictionary_run import DictionaryRunConfig

@@ -10,6 +10,7 @@ Killed at any moment and called again it goes on, and ends with the same bits.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,20 @@ import jax
 import jax.numpy as jnp
 
 from jax_interp.cli.text import Text, text_for
+from jax_interp.dictionaries.evaluation.cross_layer import CrossLayerEvaluation, evaluate_cross_layer
+from jax_interp.dictionaries.evaluation.downstream import names
 from jax_interp.dictionaries.evaluation.evaluate import Evaluation, evaluate
 from jax_interp.dictionaries.forms import Dictionary
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer
+from jax_interp.dictionaries.replacement import replacement
 from jax_interp.dictionaries.storage import save_dictionary
+from jax_interp.dictionaries.training import cross_layer
+from jax_interp.dictionaries.training import train as single
 from jax_interp.dictionaries.training.config import DictionaryConfig
-from jax_interp.dictionaries.training.harvest import Addresses, harvest
+from jax_interp.dictionaries.training.cross_layer import CrossLayerConfig
+from jax_interp.dictionaries.training.harvest import Addresses, harvest, values
 from jax_interp.dictionaries.training.sweep import Sweep, members
-from jax_interp.dictionaries.training.train import addresses, export, start, train_step
+from jax_interp.dictionaries.training.train import addresses
 from jax_interp.errors import UserError
 from jax_interp.models.hf import load
 from jax_interp.training import Run, fit, open_run
@@ -39,7 +47,7 @@ MAY_DIFFER = ("log_every", "checkpoint_every", "evaluate_sequences")
 class DictionaryRunConfig:
     """A run of `train-dictionary`: `dictionary.steps` steps of `batch` x `context` tokens each."""
 
-    dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
+    dictionary: DictionaryConfig | CrossLayerConfig = field(default_factory=DictionaryConfig)
     model: str = "stdlib-small"
     """What `load` takes: a name of the package's, a Hugging Face directory or hub name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -63,6 +71,8 @@ class DictionaryRunConfig:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if self.context < 2:
             raise UserError("context=1 leaves nothing to predict: at least 2")
+        if self.sweep is not None and isinstance(self.dictionary, CrossLayerConfig):
+            raise UserError("a sweep is over dictionaries of one code: leave it out for a cross-layer one")
 
     @property
     def tokens(self) -> int:
@@ -89,6 +99,8 @@ def inputs_for(config: DictionaryRunConfig) -> Inputs:
         check_address(model, address)
     if config.sweep is not None:
         members(config.dictionary, config.sweep)  # refused before anything is computed
+    if isinstance(config.dictionary, CrossLayerConfig):
+        check_cross_layer(model, config.dictionary)
     return Inputs(model, tokenizer, text_for(config.text, tokenizer))
 
 
@@ -98,17 +110,39 @@ def check_address(model: Any, address: str) -> None:
     jax.eval_shape(lambda model, tokens: harvest(model, address, tokens), model, tokens)
 
 
-def train(config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False) -> Dictionary:
+def check_cross_layer(model: Any, config: CrossLayerConfig) -> None:
+    """UserError, before anything is computed, where the values differ in width or are not in the order of the layers:
+    found by running the replacement model on shapes alone."""
+
+    def run(model: Any, tokens: Any) -> Any:
+        widths = tuple(value.shape[-1] for value in values(model, addresses(config), tokens))
+        dictionary = cross_layer.init_cross_layer(config, jax.random.key(0), widths, jnp.zeros(sum(widths)))
+        return replacement(model, config.reads, config.targets, dictionary)(tokens)
+
+    jax.eval_shape(run, model, jax.ShapeDtypeStruct((1, 4), jnp.int32))
+
+
+def trainer(config: DictionaryConfig) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """(start, step, export) of what the config trains, each with the config as its first argument."""
+    if isinstance(config, CrossLayerConfig):
+        return cross_layer.start, cross_layer.cross_layer_step, cross_layer.export
+    return single.start, single.train_step, single.export
+
+
+def train(
+    config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False
+) -> Dictionary | CrossLayer:
     """Train in `run_dir`, from its last checkpoint if it has one; the exported dictionary is saved there too."""
     batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
+    start, step, export = trainer(config.dictionary)
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
         same_inputs(run, inputs)
         state = start(config.dictionary, inputs.model, batch_at)
         filled = int(state.stream.cursor)  # these batches went into the first buffer
         state = fit(
-            partial(train_step, config.dictionary),
+            partial(step, config.dictionary),
             state,
-            lambda step: batch_at(filled + step),
+            lambda i: batch_at(filled + i),
             steps=config.dictionary.steps,
             run=run,
             frozen=(inputs.model,),
@@ -117,7 +151,7 @@ def train(config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, q
             log_every=config.log_every,
             per_step={"tokens": config.batch * config.context},
             shown=("loss", "fvu", "l0", "dead"),
-            title="dictionary",
+            title="cross-layer dictionary" if isinstance(config.dictionary, CrossLayerConfig) else "dictionary",
             quiet=quiet,
         )
         sae = export(config.dictionary, state)
@@ -134,17 +168,20 @@ def train(config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, q
 
 def measure(
     config: DictionaryRunConfig,
-    sae: Any,
+    sae: Dictionary | CrossLayer,
     inputs: Inputs,
     write_to: Path | None = None,
     address: Addresses | None = None,
     writes: Addresses | None = None,
-) -> Evaluation:
+) -> Evaluation | CrossLayerEvaluation:
     """Evaluate on the held-out text; the identity self-check runs first. Written as JSON where asked."""
     batches = inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences)
-    result = evaluate(
-        inputs.model, address or config.dictionary.address, sae, batches, writes=writes or config.dictionary.writes
-    )
+    reads, writes = address or config.dictionary.address, writes or config.dictionary.writes
+    if isinstance(sae, CrossLayer):
+        targets = None if writes is None else names(writes)
+        result = evaluate_cross_layer(inputs.model, names(reads), sae, batches, targets)
+    else:
+        result = evaluate(inputs.model, reads, sae, batches, writes=writes)
     if write_to is not None:
         atomic_write(write_to, json.dumps(result.to_json(), indent=2) + "\n")
     return result

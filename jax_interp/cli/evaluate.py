@@ -6,14 +6,19 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import jax
+import jax.numpy as jnp
 import tyro
 
 from jax_interp.cli import tables
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.dictionary_run import DictionaryRunConfig, inputs_for, measure
+from jax_interp.dictionaries.evaluation.downstream import names
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 from jax_interp.dictionaries.storage import Saved, load_dictionary
+from jax_interp.dictionaries.training.harvest import values
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
 
@@ -42,14 +47,16 @@ def run(argv: Sequence[str]) -> int:
     asked = parse(Evaluate, argv, command="evaluate")
     saved = load_dictionary(directory_of(asked.dictionary))
     config = _changed(config_of(saved), asked)
-    result = measure(config, saved.dictionary, inputs_for(config), None, saved.address, saved.writes)
+    inputs = inputs_for(config)
+    check_fit(inputs.model, saved, config.model)
+    result = measure(config, saved.dictionary, inputs, None, saved.address, saved.writes)
     output = asked.json or asked.dictionary / "evaluation.json"
     text = _json(result.to_json() | {"model": config.model, "text": config.text})
     try:
         output.write_text(text)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
-    tables.evaluation(result.to_json(), title=f"{saved.address} of {config.model}")
+    tables.evaluation(result.to_json(), title=f"{tables.named(saved.address, saved.writes)} of {config.model}")
     print(f"written to {output}")
     return 0
 
@@ -64,6 +71,25 @@ def directory_of(path: Path) -> Path:
     if (path / "config.json").is_file():
         raise UserError(f"{path} is a run without a finished dictionary: train-dictionary writes it at the end")
     raise UserError(f"{path} holds neither a run nor a dictionary (dictionary.json and dictionary.safetensors)")
+
+
+def check_fit(model: Any, saved: Saved, name: str) -> None:
+    """UserError where the values of the model `name` have other widths than those the dictionary was trained on."""
+    reads, writes = names(saved.address), names(saved.writes or saved.address)
+    tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    found = [v.shape[1] for v in jax.eval_shape(lambda m, t: values(m, reads + writes, t), model, tokens)]
+    into, out = found[: len(reads)], found[len(reads) :]
+    if isinstance(saved.dictionary, CrossLayer):
+        source, target = saved.dictionary.sources[0].W_enc.shape[0], saved.dictionary.b_dec.shape[1]
+        fits = set(into) == {source} and set(out) == {target}
+    else:
+        source, target = saved.dictionary.d, saved.dictionary.W_dec.shape[1]
+        fits = (sum(into), sum(out)) == (source, target)
+    if not fits:
+        raise UserError(
+            f"this dictionary reads values of width {source} and writes {target}; those of {name} have width "
+            f"{', '.join(map(str, dict.fromkeys(found)))}: it was trained on {saved.model}"
+        )
 
 
 def config_of(saved: Saved) -> DictionaryRunConfig:

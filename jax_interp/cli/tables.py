@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,12 +24,28 @@ def figure(value: Any) -> str:
     return f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 10 else f"{value:.4f}"
 
 
+def named(reads: str | Sequence[str], writes: str | Sequence[str] | None) -> str:
+    """What a dictionary reads and writes; of addresses that differ in the layer alone, blocks.0,1,2.mlp_out."""
+
+    def together(names: str | Sequence[str]) -> str:
+        names = (names,) if isinstance(names, str) else tuple(names)
+        parts = [re.fullmatch(r"(\D*)(\d+)(.*)", name) for name in names]
+        around = {part.group(1, 3) for part in parts if part}
+        if len(names) == 1 or not all(parts) or len(around) > 1:
+            return ", ".join(names)
+        before, after = around.pop()
+        return before + ",".join(part.group(2) for part in parts if part) + after
+
+    return together(reads) + ("" if writes is None else f" to {together(writes)}")
+
+
 def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """`Evaluation.to_json()` as (what, figure, what it means), the rows of a table."""
     r, d, c = result["reconstruction"], result["density"], result["cross_entropy"]
     share = f"{100 * d['dead'] / max(d['features'], 1):.1f} %"
+    layers = result.get("layers", ())
     return [
-        ("L0", figure(r["l0"]), "latents on per token"),
+        ("L0", figure(r["l0"]), f"latents on per token{f', of all {len(layers)} sources together' if layers else ''}"),
         ("FVU", figure(r["fvu"]), "fraction of variance unexplained, centred"),
         ("cosine", figure(r["cosine"]), "between activation and reconstruction"),
         ("norm ratio", figure(r["l2_ratio"]), "‖x̂‖ / ‖x‖"),
@@ -39,15 +56,39 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("recovered, of mean", figure(c["recovered_mean"]), "1: as good as untouched, 0: no better than the mean"),
         ("recovered, of zero", figure(c["recovered_zero"]), "1: as good as untouched, 0: no better than zero"),
         ("KL, spliced", figure(c["kl_spliced"]), "nats per token, from the model as it is"),
+        *(_replaced_rows(result["replacement"]) if "replacement" in result else ()),
         ("dead features", f"{d['dead']:,} of {d['features']:,} ({share})", f"fired on none of {d['window']:,} tokens"),
         ("dense features", figure(d["above_10_percent"]), "fire on more than 10 % of tokens"),
         ("self-check", "exact", "splicing the identity gives the clean CE to the bit"),
     ]
 
 
+def _replaced_rows(p: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [
+        ("CE, replacement", figure(p["cross_entropy"]), "as spliced, but read in the same run: errors feed each other"),
+        ("recovered, replacement", figure(p["recovered_mean"]), "against mean ablation"),
+        ("KL, replacement", figure(p["kl"]), "nats per token, from the model as it is"),
+    ]
+
+
+def value_rows(result: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """(columns, rows) of what is known of each value, empty where only one is read and written."""
+    if "layers" in result:
+        of_layer = lambda one: (one["reads"], one["writes"], figure(one["fvu"]), figure(one["l0"]), figure(one["dead"]))
+        return ["reads", "writes", "FVU", "L0", "dead"], [of_layer(one) for one in result["layers"]]
+    fvu = result["fvu_by_value"]
+    if len(fvu) < 2:
+        return [], []
+    return ["writes", "FVU"], [(name, figure(value)) for name, value in fvu.items()]
+
+
 def evaluation(result: Mapping[str, Any], title: str) -> None:
     """Print what was measured of a dictionary."""
     show(["", ("", "right"), ""], evaluation_rows(result), title=title)
+    columns, rows = value_rows(result)
+    if rows:
+        names = ("reads", "writes")
+        show([one if one in names else (one, "right") for one in columns], rows, title="value by value")
 
 
 def show(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]], title: str | None = None) -> None:

@@ -14,6 +14,7 @@ from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
 from jax_interp.cli.dictionary_run import DictionaryRunConfig, Inputs, inputs_for, measure, train
 from jax_interp.cli.sweep_run import run_sweep
+from jax_interp.dictionaries.training.cross_layer import CrossLayerConfig
 from jax_interp.training import config as configs
 from jax_interp.training.atomic_write import atomic_write
 from jax_interp.training.metrics import read_log
@@ -21,7 +22,7 @@ from jax_interp.training.metrics import read_log
 
 @dataclass(frozen=True)
 class TrainDictionary:
-    """Train a sparse dictionary on one value of a model, save it as safetensors and JSON, and evaluate it.
+    """Train a sparse dictionary on values of a model, save it as safetensors and JSON, and evaluate it.
 
     CONFIG is a name (stdlib_small_topk, ...), a .py file with a CONFIG, a config.json or a run directory. Every field
     of it can be overridden below. Stopped or killed, the same command goes on and ends with the same bits.
@@ -48,7 +49,8 @@ def run(argv: Sequence[str]) -> int:
     result = measure(asked.config, sae, inputs, directory / "evaluation.json").to_json()
     title = _title(asked.config)
     tables.evaluation(result, title=title)
-    _report(asked, directory, title, evaluation=result, evaluation_rows=tables.evaluation_rows(result))
+    rows, values = tables.evaluation_rows(result), tables.value_rows(result)
+    _report(asked, directory, title, evaluation=result, evaluation_rows=rows, values=values)
     print(f"saved in {directory}: dictionary/, evaluation.json, metrics.jsonl, report.html")
     return 0
 
@@ -71,25 +73,34 @@ def _sweep(asked: TrainDictionary, directory: Path, inputs: Inputs) -> int:
 
 
 def _title(config: DictionaryRunConfig) -> str:
-    reads = ", ".join((config.sweep and config.sweep.addresses) or config.dictionary.reads)
-    writes = "" if config.dictionary.writes is None else f" to {', '.join(config.dictionary.targets)}"
-    return f"{type(config.dictionary.activation).__name__}, {reads}{writes} of {config.model}"
+    reads = (config.sweep and config.sweep.addresses) or config.dictionary.reads
+    kind = "cross-layer " if isinstance(config.dictionary, CrossLayerConfig) else ""
+    what = tables.named(reads, config.dictionary.writes)
+    return f"{kind}{type(config.dictionary.activation).__name__}, {what} of {config.model}"
+
+
+def _says(config: DictionaryRunConfig) -> str:
+    features, reads = f"{config.dictionary.n_features:,} features", len(config.dictionary.reads)
+    if isinstance(config.dictionary, CrossLayerConfig):
+        later = {None: " and all later ones", 1: " alone"}
+        to = later.get(config.dictionary.window, f" and later ones, at most {config.dictionary.window}")
+        features = f"{reads} sources of {features}, each writing its own target{to}"
+    return (
+        f"{features}; {config.dictionary.steps:,} steps of {config.batch * config.context:,} tokens of {config.text}."
+    )
 
 
 def _report(asked: TrainDictionary, directory: Path, title: str, **parts: Any) -> None:
     from jax_interp.views.run_report import render_run
 
     config = asked.config
-    says = (
-        f"{config.dictionary.n_features:,} features, {config.dictionary.steps:,} steps of "
-        f"{config.batch * config.context:,} tokens of {config.text}."
-    )
     page = render_run(
         title=title,
-        says=says,
+        says=_says(config),
         config=configs.dumps(config),
         records=read_log(directory / "metrics.jsonl"),
         k=getattr(config.dictionary.activation, "k", None) if config.sweep is None else None,
+        sources=len(config.dictionary.reads) if isinstance(config.dictionary, CrossLayerConfig) else 1,
         **parts,
     )
     atomic_write(directory / "report.html", page)

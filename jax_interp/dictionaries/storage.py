@@ -1,8 +1,12 @@
 """A dictionary on disk: `dictionary.safetensors` and `dictionary.json` in one directory.
 
-The JSON says what the tensors are: sizes, activation with its settings, what is read and written in which model, the
-training config. Weights keep their dtype. The JSON is written last and holds the digest of the tensors, and each file
-appears by one rename: what is found is whole, or refused by name.
+The JSON says what the tensors are: form, sizes, activation with its settings, what is read and written in which model,
+the training config. Weights keep their dtype. The JSON is written last and holds the digest of the tensors, and each
+file appears by one rename: what is found is whole, or refused by name.
+
+A `Dictionary` has W_enc [d_in, feature], b_enc, W_dec [feature, d_out], b_dec, perhaps W_skip, and activation.<name>
+for the arrays of its activation. A `CrossLayer` has the same of each source l as sources.<l>.<name>, with W_dec
+[feature, target, d_out], and one b_dec [target, d_out] for all.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import numpy as np
 
 from jax_interp.dictionaries import activations
 from jax_interp.dictionaries.forms import Dictionary
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
 from jax_interp.training.atomic_write import atomic_write
@@ -44,7 +49,7 @@ class Saved:
     """A dictionary and where it belongs. `address` is what it reads, `writes` what it writes where that is something
     else; `config` is the training config as JSON values."""
 
-    dictionary: Dictionary
+    dictionary: Dictionary | CrossLayer
     address: str | tuple[str, ...]
     model: str
     config: Any = None
@@ -53,7 +58,7 @@ class Saved:
 
 def save_dictionary(
     directory: Path | str,
-    dictionary: Dictionary,
+    dictionary: Dictionary | CrossLayer,
     *,
     address: str | tuple[str, ...],
     model: str,
@@ -69,19 +74,13 @@ def save_dictionary(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot save a dictionary in {directory}: {error.strerror}") from error
-    settings, arrays = _described(dictionary.activation)
-    arrays = {f"activation.{name}": a for name, a in arrays.items()}
-    arrays |= {name: a for name, a in _weights(dictionary).items() if a is not None}
+    form, arrays = _cross_layer(dictionary) if isinstance(dictionary, CrossLayer) else _single(dictionary)
     tensors = safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
     description = {
         "format": FORMAT,
-        "d_in": dictionary.W_enc.shape[0],
-        "d_out": dictionary.W_dec.shape[1],
-        "n_features": dictionary.n_features,
-        "centred": dictionary.centred,
-        "write_sites": dictionary.write_sites,
-        "activation": settings,
-        "dtype": str(dictionary.W_dec.dtype),
+        "form": type(dictionary).__name__,
+        **form,
+        "dtype": str(dictionary.b_dec.dtype),
         "address": address,
         "writes": writes,
         "model": model,
@@ -93,8 +92,40 @@ def save_dictionary(
     return directory
 
 
-def _weights(dictionary: Dictionary) -> dict[str, Any]:
-    return {name: getattr(dictionary, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")}
+def _single(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what is said of it, its arrays by name)."""
+    settings, arrays = _part(dictionary)
+    said = {
+        "d_in": dictionary.W_enc.shape[0],
+        "d_out": dictionary.W_dec.shape[1],
+        "n_features": dictionary.n_features,
+        "centred": dictionary.centred,
+        "write_sites": dictionary.write_sites,
+        "activation": settings,
+    }
+    return said, arrays | {"b_dec": dictionary.b_dec}
+
+
+def _cross_layer(dictionary: CrossLayer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same; activations, and how many targets are written, by source."""
+    parts = [_part(source) for source in dictionary.sources]
+    said = {
+        "d_in": dictionary.sources[0].W_enc.shape[0],
+        "d_out": dictionary.b_dec.shape[1],
+        "n_features": dictionary.n_features,
+        "targets": [source.W_dec.shape[1] for source in dictionary.sources],
+        "activation": [settings for settings, _ in parts],
+    }
+    arrays = {f"sources.{i}.{name}": a for i, (_, of_source) in enumerate(parts) for name, a in of_source.items()}
+    return said, arrays | {"b_dec": dictionary.b_dec}
+
+
+def _part(part: Dictionary | Source) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the settings of its activation, its arrays without b_dec)."""
+    settings, arrays = _described(part.activation)
+    weights = {name: getattr(part, name) for name in ("W_enc", "b_enc", "W_dec", "W_skip")}
+    arrays = {f"activation.{name}": a for name, a in arrays.items()}
+    return settings, arrays | {name: a for name, a in weights.items() if a is not None}
 
 
 def _described(activation: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -135,21 +166,46 @@ def load_dictionary(directory: Path | str) -> Saved:
         arrays = {name: jnp.asarray(_array(entry)) for name, entry in safetensors.deserialize(tensors)}
     except (safetensors.SafetensorError, KeyError) as error:
         raise UserError(f"{directory / TENSORS} is not a safetensors file of floats: {error}") from error
-    d_in, d_out, m = description["d_in"], description["d_out"], description["n_features"]
+    form = description.get("form", Dictionary.__name__)
+    if form not in (Dictionary.__name__, CrossLayer.__name__):
+        raise UserError(f"{described} has the form {form!r}; this version knows Dictionary and CrossLayer")
+    read = _read_cross_layer if form == CrossLayer.__name__ else _read_single
+    dictionary = read(description, arrays, directory)
+    address, writes = (tuple(a) if isinstance(a, list) else a for a in (description["address"], description["writes"]))
+    return Saved(dictionary, address, description["model"], description["config"], writes)
+
+
+def _read_single(description: dict[str, Any], arrays: dict[str, jax.Array], directory: Path) -> Dictionary:
+    d_in, d_out, m = (description[name] for name in ("d_in", "d_out", "n_features"))
     shapes = {"W_enc": (d_in, m), "b_enc": (m,), "W_dec": (m, d_out), "b_dec": (d_out,)}
-    for name, shape in shapes.items():
-        if name not in arrays or arrays[name].shape != shape:
-            found = arrays[name].shape if name in arrays else f"missing; it has {', '.join(sorted(arrays))}"
-            raise UserError(f"{directory / TENSORS}: {name} should have shape {shape} and is {found}")
-    dictionary = Dictionary(
+    _check_shapes(arrays, shapes, directory)
+    return Dictionary(
         **{name: arrays[name] for name in shapes},
-        activation=_activation(description.get("activation"), arrays, described),
+        activation=_activation(description.get("activation"), arrays, directory / DESCRIPTION),
         W_skip=arrays.get("W_skip"),
         centred=description["centred"],
         write_sites=description["write_sites"],
     )
-    address, writes = (tuple(a) if isinstance(a, list) else a for a in (description["address"], description["writes"]))
-    return Saved(dictionary, address, description["model"], description["config"], writes)
+
+
+def _read_cross_layer(description: dict[str, Any], arrays: dict[str, jax.Array], directory: Path) -> CrossLayer:
+    d_in, d_out, m, targets = (description[name] for name in ("d_in", "d_out", "n_features", "targets"))
+    _check_shapes(arrays, {"b_dec": (len(targets), d_out)}, directory)
+    sources = []
+    for i, (written, settings) in enumerate(zip(targets, description["activation"], strict=True)):
+        prefix, shapes = f"sources.{i}.", {"W_enc": (d_in, m), "b_enc": (m,), "W_dec": (m, written, d_out)}
+        _check_shapes(arrays, {prefix + name: shape for name, shape in shapes.items()}, directory)
+        own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+        activation = _activation(settings, own, directory / DESCRIPTION)
+        sources.append(Source(**{name: own[name] for name in shapes}, activation=activation, W_skip=own.get("W_skip")))
+    return CrossLayer(tuple(sources), arrays["b_dec"])
+
+
+def _check_shapes(arrays: dict[str, jax.Array], shapes: dict[str, tuple[int, ...]], directory: Path) -> None:
+    for name, shape in shapes.items():
+        if name not in arrays or arrays[name].shape != shape:
+            found = arrays[name].shape if name in arrays else f"missing; it has {', '.join(sorted(arrays))}"
+            raise UserError(f"{directory / TENSORS}: {name} should have shape {shape} and is {found}")
 
 
 def _array(entry: dict[str, Any]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, RED, canvas,
 
 
 @styled
-def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None) -> Figure:
-    """Loss, FVU, L0 and dead features against tokens seen, from the records of a metrics log."""
+def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None, sources: int = 1) -> Figure:
+    """Loss, FVU, L0 and dead features against tokens seen, from the records of a metrics log. `k` latents are chosen
+    in each of `sources`."""
     records = [record for record in records if "loss" in record and "tokens" in record]
     tokens = np.array([record["tokens"] for record in records], float) / 1e6
     figure, (fit, sparsity, dead) = canvas(10, 2.9, 3, width_ratios=[1.35, 1, 1])
@@ -25,10 +27,11 @@ def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None) 
     fit.legend(loc="upper right")
     sparsity.plot(tokens, [record.get("l0", np.nan) for record in records], color=GREEN, lw=1.6)
     sparsity.set(title="L0", ylabel="latents on per token")
-    sparsity.set_ylim(0, 1.25 * max([record.get("l0", 0) for record in records] + [k or 1]))
+    sparsity.set_ylim(0, 1.25 * max([record.get("l0", 0) for record in records] + [sources * (k or 1)]))
     if k:
-        sparsity.axhline(k, color=MUTED, lw=0.9, ls="--")
-        sparsity.annotate(f"k = {k}", (tokens[-1] if len(tokens) else 0, k), xytext=(0, 4),
+        said = f"k = {k}" if sources == 1 else f"{sources} · k = {sources * k}"
+        sparsity.axhline(sources * k, color=MUTED, lw=0.9, ls="--")
+        sparsity.annotate(said, (tokens[-1] if len(tokens) else 0, sources * k), xytext=(0, 4),
                           textcoords="offset points", ha="right", va="bottom", color=MUTED, fontsize=8.5)  # fmt: skip
     dead.plot(tokens, [record.get("dead", np.nan) for record in records], color=RED, lw=1.6)
     dead.set(title="Dead features", ylabel="features")
@@ -57,6 +60,35 @@ def density_histogram(density: Mapping[str, Any]) -> Figure:
     axes.text(0.98, 0.97, f"{dead:,} of {features:,} never fired\non {density['window']:,} tokens",
               transform=axes.transAxes, ha="right", va="top", color=MUTED, fontsize=8.5)  # fmt: skip
     return figure
+
+
+@styled
+def by_layer(layers: Sequence[Mapping[str, Any]], features: int) -> Figure:
+    """FVU of each target, L0 and dead features of each source, of `features` each."""
+    figure, panels = canvas(10, 2.7, 3)
+    shown = (
+        ("fvu", "writes", "Variance unexplained", "fraction of variance", ORANGE, 1e-3),
+        ("l0", "reads", "L0", "latents on per token", GREEN, 0.1),
+        ("dead", "reads", "Dead features", f"features, of {features:,}", RED, 4),
+    )
+    for axes, (name, of, title, label, color, least) in zip(panels, shown, strict=True):
+        ticks, where = numbered([layer[of] for layer in layers])
+        heights = [np.nan if layer[name] is None else layer[name] for layer in layers]
+        axes.bar(range(len(layers)), heights, width=0.7, color=color, alpha=0.85, linewidth=0)
+        axes.set_xticks(range(len(layers)), ticks)
+        axes.set(title=title, xlabel=where, ylabel=label)
+        axes.set_ylim(0, 1.15 * max(np.nanmax(heights, initial=0), least))
+    panels[2].yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return figure
+
+
+def numbered(addresses: Sequence[str]) -> tuple[list[str], str]:
+    """(labels, what they are labels of): the layers' numbers where the addresses differ in them alone."""
+    same = {re.sub(r"\d+", "*", address, count=1) for address in addresses}
+    numbers = [re.search(r"\d+", address) for address in addresses]
+    if len(same) == 1 and all(numbers):
+        return [number.group() for number in numbers if number], same.pop()
+    return list(addresses), ""
 
 
 VARIANTS = (

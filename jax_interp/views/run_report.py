@@ -18,19 +18,25 @@ def render_run(
     config: str,
     records: Sequence[Mapping[str, Any]],
     k: int | None = None,
+    sources: int = 1,
     evaluation: Mapping[str, Any] | None = None,
     evaluation_rows: Sequence[tuple[str, str, str]] = (),
+    values: tuple[Sequence[str], Sequence[Sequence[str]]] = ((), ()),
     members: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """`records` are the metrics log. A run of one dictionary has its `evaluation` (`Evaluation.to_json()`), a sweep has
+    """`records` are the metrics log. A run of one dictionary has its `evaluation` (`Evaluation.to_json()`) and, where
+    it reads or writes several values, a table of `values` (columns, rows); a cross-layer one has `sources`. A sweep has
     `members`: {"name", "label", "series", "l0", "fvu", "recovered", "dead"} each."""
-    figures = {"training": svg(curves.training_curves(records, k), "training curves")}
+    figures = {"training": svg(curves.training_curves(records, k, sources), "training curves")}
     if evaluation is not None:
         figures["density"] = svg(curves.density_histogram(evaluation["density"]), "histogram of feature densities")
         figures["positions"] = svg(curves.loss_by_position(evaluation["cross_entropy"]), "loss by position")
+    if evaluation is not None and "layers" in evaluation:
+        features = evaluation["density"]["features"] // len(evaluation["layers"])
+        figures["layers"] = svg(curves.by_layer(evaluation["layers"], features), "figures layer by layer")
     if members:
         figures["pareto"] = svg(pareto(members), "sparsity against fidelity")
     return environment().get_template("run_report.html.j2").render(
         title=title, says=says, config=config, figures=figures, evaluation=evaluation,
-        evaluation_rows=evaluation_rows, members=members,
+        evaluation_rows=evaluation_rows, columns=values[0], values=values[1], members=members,
     )  # fmt: skip

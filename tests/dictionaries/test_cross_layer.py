@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from toy import batch_at, toy
 from jax_interp.dictionaries.activations import BatchTopK, Gated, Jump, JumpReLU, ReLU, TopK
 from jax_interp.dictionaries.evaluation.evaluate import evaluate_rows
 from jax_interp.dictionaries.forms import init_transcoder
-from jax_interp.dictionaries.forms.cross_layer import CrossLayer, SideBySide, Source, decoder_norms, from_transcoders
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, decoder_norms, from_transcoders
+from jax_interp.dictionaries.forms.side_by_side import SideBySide
 from jax_interp.dictionaries.losses import L1, AuxK, Matryoshka, PreActivation, Reconstruction, Tanh
 from jax_interp.dictionaries.training.config import Adam, DictionaryConfig
 from jax_interp.dictionaries.training.cross_layer import (
@@ -241,6 +243,16 @@ def test_a_trained_one_works_on_raw_activations_and_resumes_to_the_bit(tmp_path)
     figures = evaluate_rows(SideBySide(whole), [x], [y])
     assert figures.reconstruction.fvu < 1.2 * log[-1]["fvu"]
     np.testing.assert_allclose(figures.reconstruction.l0, log[-1]["l0"], rtol=0.5)
+
+
+def test_products_take_the_precision_that_is_asked_for():
+    config = CrossLayerConfig(PRE[:2], writes=POST[:2], activation=ReLU(), matmul="bfloat16", **FIELDS)
+    learner = start_cross_layer(config, jax.random.key(0), (D, D, E, E), jnp.zeros(2 * (D + E)))
+    rows, variance = jnp.ones((8, 2 * (D + E))), jnp.ones(4)
+    step = jax.make_jaxpr(lambda a: learn_cross_layer(config, a, rows, variance))(learner)
+    products = re.findall(r"dot_general\[.*?\]\s", str(step), re.DOTALL)
+    assert len(products) >= 8
+    assert all("BF16_BF16_F32" in product for product in products)
 
 
 def test_what_cannot_be_is_refused():

@@ -11,6 +11,7 @@ import pytest
 from toy import Toy, toy
 
 from jax_interp.dictionaries.activations import Jump
+from jax_interp.dictionaries.evaluation.cross_layer import evaluate_cross_layer
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
 from jax_interp.dictionaries.replacement import measure_errors, replacement
@@ -176,6 +177,38 @@ class Recomputed(Toy):
         site = Site.open(taps, self.blocks)
         x = run_blocks(self.blocks, site("embed", self.E[tokens]), site, remat=True)
         return site.close(site("logits", x @ self.U, "batch pos vocab"))
+
+
+def test_its_loss_is_the_one_written_out(model):
+    """Over the predictions that are kept, with values that are not kept left alone; and the figures layer by layer."""
+    clt = cross_layer()
+    keep = (np.arange(7) != 0) & (np.arange(3)[:, None] != np.arange(7) - 3)
+    result = evaluate_cross_layer(model, READS, clt, [(TOKENS[:2], keep[:2]), (TOKENS[2:], keep[2:])], WRITES)
+    log_p = []
+    for where in (keep, np.zeros_like(keep)):
+        logits = by_hand(model, clt, TOKENS, where)[0][:, :-1]
+        log_p.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+    kept, following = keep[:, :-1] & keep[:, 1:], np.asarray(TOKENS)[:, 1:, None]
+    loss, clean = (-np.take_along_axis(p, following, -1)[..., 0][kept].mean() for p in log_p)
+    kl = (np.exp(log_p[1]) * (log_p[1] - log_p[0])).sum(-1)[kept].mean()
+    got, spliced = result.replacement, result.together.cross_entropy
+    assert spliced.clean == pytest.approx(clean, rel=1e-5)
+    assert got.cross_entropy == pytest.approx(loss, rel=1e-4)
+    assert got.kl == pytest.approx(kl, rel=1e-3)
+    mean = spliced.mean_ablated
+    assert got.recovered_mean == pytest.approx((mean - got.cross_entropy) / (mean - spliced.clean))
+    assert got.cross_entropy != pytest.approx(spliced.spliced, rel=1e-3), "errors feed each other"
+
+    _, values = call(read(model, *READS, *WRITES), TOKENS)
+    z = [np.asarray(source.encode(values[name])) for source, name in zip(clt.sources, READS)]
+    for t, layer in enumerate(result.layers):
+        assert (layer.reads, layer.writes) == (READS[t], WRITES[t])
+        assert layer.l0 == pytest.approx((z[t][keep] != 0).sum(-1).mean())
+        assert layer.dead == (~(z[t][keep] != 0).any(0)).sum()
+        y = np.asarray(values[WRITES[t]])[keep]
+        error = y - np.asarray(clt.write(t, [jnp.asarray(one) for one in z]))[keep]
+        assert layer.fvu == pytest.approx((error**2).sum() / ((y - y.mean(0)) ** 2).sum(), rel=1e-3)
+    assert result.to_json()["layers"][1] == dataclasses.asdict(result.layers[1])
 
 
 def test_what_cannot_be_is_refused(model):

@@ -12,8 +12,10 @@ import pytest
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, ReLU, TopK
 from jax_interp.dictionaries.forms import init_sae, init_transcoder
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
 from jax_interp.dictionaries.storage import DESCRIPTION, TENSORS, load_dictionary, save_dictionary
 from jax_interp.dictionaries.training.config import DictionaryConfig
+from jax_interp.dictionaries.training.cross_layer import CrossLayerConfig
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
 
@@ -57,6 +59,47 @@ def test_every_activation_and_form_comes_back(tmp_path):
         for a, b in zip(jax.tree.leaves(found.dictionary), jax.tree.leaves(one), strict=True):
             np.testing.assert_array_equal(a, b)
         assert (found.address, found.writes) == (("a", "b"), "c")
+
+
+def cross_layer(activations, skip=False):
+    sources = []
+    for i, activation in enumerate(activations):
+        rng = np.random.default_rng(i)
+        normal = lambda *shape, rng=rng: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        W_skip = normal(8, 12) if skip else None
+        sources.append(Source(normal(8, 32), normal(32), normal(32, len(activations) - i, 12), activation, W_skip))
+    return CrossLayer(tuple(sources), jnp.arange(12.0 * len(activations)).reshape(-1, 12))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_cross_layer_dictionary_comes_back(tmp_path, skip):
+    clt = cross_layer((Jump(jnp.arange(32.0), bandwidth=0.25), ReLU(), TopK(3, weighted=True)), skip)
+    config = variants.batch_topk_cross_layer(("a", "b", "c"), ("d", "e", "f"), k=3, n_features=32)
+    save_dictionary(tmp_path, clt, address=("a", "b", "c"), writes=("d", "e", "f"), model="toy", config=config)
+    found = load_dictionary(tmp_path)
+    assert jax.tree.structure(found.dictionary) == jax.tree.structure(clt)
+    for a, b in zip(jax.tree.leaves(found.dictionary), jax.tree.leaves(clt), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (found.address, found.writes) == (("a", "b", "c"), ("d", "e", "f"))
+    assert configs.from_json(CrossLayerConfig, found.config) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("form", "Tree", "form 'Tree'; this version knows Dictionary and CrossLayer"),
+        ("form", "Dictionary", "W_enc should have shape"),
+        ("d_in", 9, r"sources\.0\.W_enc should have shape \(9, 32\)"),
+        ("targets", [3, 2, 2], r"sources\.2\.W_dec should have shape \(32, 2, 12\)"),
+        ("targets", [3, 2], r"b_dec should have shape \(2, 12\)"),
+    ],
+)
+def test_another_form_than_the_tensors_is_refused(tmp_path, key, value, says):
+    save_dictionary(tmp_path, cross_layer((ReLU(),) * 3), address=("a", "b", "c"), model="toy")
+    description = json.loads((tmp_path / DESCRIPTION).read_text()) | {key: value}
+    (tmp_path / DESCRIPTION).write_text(json.dumps(description))
+    with pytest.raises(UserError, match=says):
+        load_dictionary(tmp_path)
 
 
 def test_the_tensors_are_plain_safetensors(saved):

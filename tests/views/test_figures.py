@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jax_interp.views.curves import binned, density_histogram, loss_by_position, training_curves
+from jax_interp.views.curves import binned, by_layer, density_histogram, loss_by_position, numbered, training_curves
 from jax_interp.views.heatmap import diverging, patching_map, shortened
 from jax_interp.views.probabilities import next_token_bars
 from jax_interp.views.style import VARIABLES, svg
@@ -25,6 +25,25 @@ def test_training_curves_are_the_log(results):
     np.testing.assert_allclose(lines["FVU"].get_xdata(), [record["tokens"] / 1e6 for record in records])
     np.testing.assert_allclose(sparsity.lines[0].get_ydata(), 4.0)
     np.testing.assert_allclose(dead.lines[0].get_ydata(), [record["dead"] for record in records])
+
+
+def test_k_of_several_sources_is_drawn_at_their_sum():
+    sparsity = training_curves([{"tokens": 5, "loss": 1.0, "l0": 6}], k=3, sources=2).axes[1]
+    np.testing.assert_allclose(sparsity.lines[1].get_ydata(), 6.0)
+    assert sparsity.texts[0].get_text() == "2 · k = 6"
+
+
+def test_figures_by_layer_are_the_bars():
+    layer = {"reads": "blocks.3.a", "writes": "blocks.3.b", "fvu": 0.3, "l0": 5.0, "dead": 2}
+    other = layer | {"reads": "blocks.11.a", "writes": "blocks.11.b", "fvu": None}
+    figure = by_layer([layer, other], features=32)
+    assert all(labelled(axes) for axes in figure.axes)
+    fvu, l0, dead = ([bar.get_height() for bar in axes.patches] for axes in figure.axes)
+    np.testing.assert_array_equal(fvu, [0.3, np.nan])
+    assert (l0, dead) == ([5.0, 5.0], [2, 2])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["3", "11"]
+    assert figure.axes[0].get_xlabel() == "blocks.*.b"
+    assert numbered(["blocks.0.x", "blocks.1.y"]) == (["blocks.0.x", "blocks.1.y"], "")
 
 
 def test_records_that_lack_a_metric_are_gaps():

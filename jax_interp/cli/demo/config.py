@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.dictionaries.training.cross_layer import CrossLayerConfig
 from jax_interp.errors import UserError
 
 
@@ -48,5 +49,6 @@ class DemoConfig:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.pairs:
             raise UserError("the demo needs at least one pair of prompts to patch")
-        if len(self.dictionary.dictionary.reads) > 1 or self.dictionary.dictionary.writes is not None:
+        trained = self.dictionary.dictionary
+        if len(trained.reads) > 1 or trained.writes is not None or isinstance(trained, CrossLayerConfig):
             raise UserError("the demo shows an SAE of one value: one address, and writes=None")

@@ -5,6 +5,7 @@ reconstruction.py, density.py   how well and how sparsely it reconstructs; how o
 downstream.py                   what splicing it in costs the model
 similarity.py, detection.py     against other dictionaries, and against features that are known
 controls.py                     what it must beat, and what it cannot
+cross_layer.py                  layer by layer, and as the model that runs on it
 latent_scaling.py, hedging.py   whose features they are; whether there are too few
 published.py                    figures as other libraries define them
 """

@@ -74,3 +74,17 @@ def density_of(total: dict[str, Any], bins_per_decade: int = 4) -> Density:
         l0_share_of_top_1_percent=top(0.01),
         l0_share_of_top_10_percent=top(0.1),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class OfSource:
+    """The latents of one source among several: how many are on per token, how many fired on none."""
+
+    l0: float
+    dead: int
+
+
+def density_by_source(total: dict[str, Any], n_sources: int) -> tuple[OfSource, ...]:
+    """Of latents that stand side by side, those of each source in a row."""
+    n, fires = int(total["tokens"]), total["fires"].reshape(n_sources, -1)
+    return tuple(OfSource(float(of_source.sum() / n), int((of_source == 0).sum())) for of_source in fires)

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.dictionaries.evaluation import downstream, totals
-from jax_interp.dictionaries.evaluation.density import Density, density_of
+from jax_interp.dictionaries.evaluation.density import Density, OfSource, density_by_source, density_of
 from jax_interp.dictionaries.evaluation.downstream import Addresses, CrossEntropy
 from jax_interp.dictionaries.evaluation.published import Published, published_of
 from jax_interp.dictionaries.evaluation.reconstruction import (
@@ -73,6 +73,7 @@ class Evaluation:
     `*_after_first` leave out position 0, whose activations can be thirty times as long as all others and then rule SSE
     and FVU; None where position 0 is never kept (or nothing else is), so that the figures above are without it already.
     `fvu_by_value` is the FVU at each address written: that of several together is ruled by the longest values.
+    `by_source` tells apart the latents of each address read, where each has its own (side_by_side.py).
     """
 
     address: Addresses
@@ -84,10 +85,11 @@ class Evaluation:
     cross_entropy_after_first: CrossEntropy | None
     published: Published
     fvu_by_value: dict[str, float]
+    by_source: tuple[OfSource, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As nested dicts and lists of JSON values; NaN becomes None."""
-        return _without_nan(dataclasses.asdict(self))
+        return without_nan(dataclasses.asdict(self))
 
 
 def evaluate(
@@ -133,6 +135,7 @@ def evaluate(
         cross_entropy_after_first=None if first is None else downstream.cross_entropy_of(later),
         published=published_of(total),
         fvu_by_value=fvu_by_value(total, widths),
+        by_source=density_by_source(total, dictionary.n_sources) if hasattr(dictionary, "n_sources") else (),
     )
 
 
@@ -173,9 +176,10 @@ def _rows(
     return jnp.concatenate(x, axis=1), jnp.concatenate(y, axis=1) if y else None
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Nested dicts and lists with None in the place of what JSON has no number for."""
     if isinstance(value, dict):
-        return {name: _without_nan(v) for name, v in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
+        return {name: without_nan(v) for name, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(without_nan(v) for v in value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

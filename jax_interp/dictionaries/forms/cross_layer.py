@@ -141,28 +141,3 @@ def from_transcoders(dictionaries: Sequence[Dictionary]) -> CrossLayer:
         )
     sources = [Source(one.W_enc, one.b_enc, one.W_dec[:, None], one.activation, one.W_skip) for one in dictionaries]
     return CrossLayer(tuple(sources), jnp.stack([one.b_dec for one in dictionaries]))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SideBySide:
-    """A cross-layer dictionary with all values, and all latents, in the last axis: what `evaluate` takes, with the
-    sources' addresses and the targets'."""
-
-    dictionary: CrossLayer
-
-    @property
-    def W_skip(self) -> Float[Array, "d_in d_out"] | None:
-        skips = [source.W_skip for source in self.dictionary.sources]
-        return None if skips[0] is None else jax.scipy.linalg.block_diag(*skips)
-
-    def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch feature"]:
-        z = self.dictionary.encode(_apart(x, len(self.dictionary.sources)))
-        return jnp.concatenate(list(z), axis=-1)
-
-    def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
-        return jnp.concatenate(list(self.dictionary.decode(_apart(z, len(self.dictionary.sources)))), axis=-1)
-
-
-def _apart(a: Array, n: int) -> Array:
-    return jnp.stack(jnp.split(a, n, axis=-1))

@@ -2,8 +2,8 @@
 
     evaluate(model, reads, SideBySide(clt), batches, writes=targets)         as many addresses as sources, and targets
 
-Latents are those of all sources together: L0 and dead features are sums over the sources, FVU is given by target too.
-All targets are replaced at once, by what the latents of the clean run write.
+Latents are those of all sources together: L0 and dead features are sums over the sources, given by source too, as FVU
+is by target. All targets are replaced at once, by what the latents of the clean run write.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ class SideBySide:
 
     dictionary: CrossLayer
 
+    @property
+    def n_sources(self) -> int:
+        return len(self.dictionary.sources)
+
     def encode(self, x: Float[Array, "*batch source_d_in"]) -> Float[Array, "*batch source_feature"]:
         return _together(self.dictionary.encode(self._apart(x)))
 
@@ -36,7 +40,7 @@ class SideBySide:
         return _together(jnp.stack([self.dictionary.write(t, z, x[t]) for t in range(len(x))]))
 
     def _apart(self, a: Array) -> Float[Array, "source *batch width"]:
-        return jnp.stack(jnp.split(a, len(self.dictionary.sources), axis=-1))
+        return jnp.stack(jnp.split(a, self.n_sources, axis=-1))
 
 
 def _together(a: Float[Array, "source *batch width"]) -> Array:

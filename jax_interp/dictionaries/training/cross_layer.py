@@ -15,6 +15,7 @@ the errors of the targets that it writes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,6 +36,7 @@ from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.train import (
+    PRECISION,
     Learner,
     TrainState,
     adam,
@@ -156,7 +158,8 @@ def learn_cross_layer(
         value, terms = total(config.loss, whole, forwards)
         return value, (terms, codes, whole.error)
 
-    (value, (terms, codes, error)), grad = jax.value_and_grad(loss_of, has_aux=True)(dictionary)
+    with jax.default_matmul_precision(PRECISION[config.matmul]) if config.matmul else contextlib.nullcontext():
+        (value, (terms, codes, error)), grad = jax.value_and_grad(loss_of, has_aux=True)(dictionary)
     if config.decoder == "unit":
         grad = _each_decoder(without_parallel, grad, dictionary)
     updated: Any
@@ -240,6 +243,13 @@ def export_learner(config: CrossLayerConfig, learner: Learner, stream: Stream) -
     return dataclasses.replace(folded, sources=tuple(sources))
 
 
+def start(config: CrossLayerConfig, model: Any, batch_at: Callable[[int], tuple[Array, Array]]) -> TrainState:
+    """The state before the first step: buffer full, inputs measured."""
+    key, stream_key = jax.random.split(jax.random.key(config.seed))
+    stream = start_stream(stream_key, model, addresses(config), batch_at, config.buffer)
+    return TrainState(start_cross_layer(config, key, stream.widths, stream.mean), stream)
+
+
 def train_cross_layer(
     config: CrossLayerConfig,
     model: Any,
@@ -250,10 +260,8 @@ def train_cross_layer(
 ) -> CrossLayer:
     """Train from the start, or from the last checkpoint of `run`, and export: as `train_dictionary`, with the same
     options and the same law of resuming to the bit."""
-    key, stream_key = jax.random.split(jax.random.key(config.seed))
-    stream = start_stream(stream_key, model, addresses(config), batch_at, config.buffer)
-    state = TrainState(start_cross_layer(config, key, stream.widths, stream.mean), stream)
-    filled = int(stream.cursor)  # these batches went into the first buffer
+    state = start(config, model, batch_at)
+    filled = int(state.stream.cursor)  # these batches went into the first buffer
     per_step = {"tokens": batch_at(0)[0].size}
     shown = ("loss", "fvu", "l0", "dead")
     state = fit(
@@ -262,7 +270,7 @@ def train_cross_layer(
         lambda i: batch_at(filled + i),
         steps=config.steps,
         run=run,
-        config=config,
+        config=None if isinstance(run, Run) else config,  # an open run has its config
         frozen=(model,),
         **({"shown": shown, "per_step": per_step, "title": "cross-layer dictionary"} | options),
     )
