@@ -2,6 +2,7 @@
 
 config.py                       what is trained, where, for what and how long
 train.py                        one dictionary: `learn` (rows in, learner out), the step, the loop, what is exported
+gradient.py                     of a step, over all latents or over the few that take part
 harvest.py, normalisation.py    the stream of shuffled activations and its scale
 activation_store.py             the same rows from disk
 resampling.py, rescaling.py     dead latents begin anew; latents that shrank are scaled back
