@@ -2,8 +2,8 @@
 
 A ReLU dictionary starts with half of its latents on and ends with some tens of ten thousand: four of the five products
 of a step then multiply zeros. So each step counts, and takes the cheaper way that is still exact: of the
-pre-activations, which are always computed, those that take part are listed, and the decoder and the gradients of decoder
-and encoder run over that list. What "takes part" is, the activation says.
+pre-activations, which are always computed, those that take part are listed, and the decoder and the gradients of the
+decoder and the encoder run over that list. What "takes part" is, the activation says.
 """
 
 from __future__ import annotations
