@@ -17,6 +17,7 @@ from jax_interp.dictionaries.losses import PreActivation, Reconstruction
 from jax_interp.dictionaries.losses.forward import Forward, total
 from jax_interp.dictionaries.training import gradient
 from jax_interp.dictionaries.training.train import learn, start_learner
+from jax_interp.errors import UserError
 
 D, M, ROWS = 6, 64, 20
 
@@ -112,6 +113,13 @@ def test_terms_that_need_all_latents_get_them():
     assert gradient.list_lengths(KINDS["relu"], KINDS["relu"].loss) == (64,)
     assert gradient.list_lengths(KINDS["relu"], (Reconstruction(), mine)) == ()
     assert gradient.list_lengths(KINDS["jumprelu"], (Reconstruction(), PreActivation())) == ()
+
+
+def test_numbers_that_mean_nothing_are_refused():
+    with pytest.raises(UserError, match=r"few=\(64, 0\): numbers of latents a row, each at least 1"):
+        variants.relu("x", few=(64, 0))
+    with pytest.raises(UserError, match="a cross-layer dictionary computes with all latents"):
+        variants.cross_layer(("a", "b"), None, few=(64,))
 
 
 @hypothesis.given(st.integers(0, 2**32 - 1), st.sampled_from([16, 48, 50]), st.floats(0, 0.5), st.integers(1, 400))

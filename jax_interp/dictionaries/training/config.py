@@ -76,7 +76,7 @@ class DictionaryConfig:
     few: tuple[int, ...] = (64, 256)
     """ReLU, JumpReLU and Gated on a CPU: where a batch has no more than so many latents a row on average that take part
     (gradient.py), a step computes with those alone, by the least of the numbers that suffices. It changes the last bits
-    and the time. (): never."""
+    and the time. (): never. What is trained inside the model (end_to_end.py, joint.py) always computes with all."""
     buffer: int = 65_536
     """Rows shuffled among each other."""
     seed: int = 0
@@ -92,6 +92,8 @@ class DictionaryConfig:
                 f"steps={self.steps}, warmup={self.optimizer.warmup}, decay={self.optimizer.decay}: "
                 "at least 1, 0 and 0 to 1"
             )
+        if any(n < 1 for n in self.few):
+            raise UserError(f"few={self.few}: numbers of latents a row, each at least 1; () for never")
         if not self.loss:
             raise UserError("loss is empty: give at least Reconstruction()")
         if not self.reads or not self.targets:

@@ -65,6 +65,7 @@ class CrossLayerConfig(DictionaryConfig):
     activation: Activation = dataclasses.field(default_factory=lambda: TopK(weighted=True))
     decoder: Literal["unit", "free"] = "free"
     centred: bool = False
+    few: tuple[int, ...] = ()
     window: int | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +79,8 @@ class CrossLayerConfig(DictionaryConfig):
             raise UserError(f"window={self.window}: at least 1, the source's own target")
         if self.centred or self.resampling is not None:
             raise UserError("a cross-layer dictionary is neither centred nor resampled: leave both out")
+        if self.few:
+            raise UserError(f"few={self.few}: a cross-layer dictionary computes with all latents; leave it out")
         if not isinstance(self.activation, ACTIVATIONS):
             known = ", ".join(kind.__name__ for kind in ACTIVATIONS)
             raise UserError(f"a cross-layer dictionary takes {known}, not {type(self.activation).__name__}")
