@@ -206,10 +206,13 @@ def test_scales_fold_into_the_weights():
         parts, b_dec = weights()
         skip = jnp.asarray(np.random.default_rng(5).standard_normal((D, E)))
         scales = jnp.asarray([0.5, 2, 3.0]), jnp.asarray([1.5, 0.3, 4.0])
-        for activation in (lambda a: Jump(jnp.asarray(a)), lambda a: TopK(3)):
+        weighted = (lambda a: TopK(3, weighted=True), lambda a: BatchTopK(3, weighted=True, threshold=jnp.asarray(0.5)))
+        for activation in (lambda a: Jump(jnp.asarray(a)), lambda a: TopK(3), *weighted):
             y, want_y, z, want_z = both(cross_layer(parts, b_dec, activation, skip), jnp.asarray(X), *scales)
             np.testing.assert_allclose(y, want_y, rtol=1e-9, atol=1e-12)
-            np.testing.assert_allclose(z, want_z, rtol=1e-9, atol=1e-12)
+            if activation not in weighted:  # their latents are as large as what they write
+                np.testing.assert_allclose(z, want_z, rtol=1e-9, atol=1e-12)
+            np.testing.assert_array_equal(z > 0, want_z > 0)
 
 
 @pytest.mark.slow

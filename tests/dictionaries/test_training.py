@@ -20,7 +20,7 @@ from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parall
 from jax_interp.dictionaries.losses import AuxK, Reconstruction
 from jax_interp.dictionaries.training.config import Adam
 from jax_interp.dictionaries.training.harvest import harvest, start_stream
-from jax_interp.dictionaries.training.normalisation import fold_centre, fold_decoder_norm, fold_scale
+from jax_interp.dictionaries.training.normalisation import fold_centre, fold_decoder_norm, fold_scale, for_inference
 from jax_interp.dictionaries.training.train import (
     export,
     learn,
@@ -170,6 +170,8 @@ ACTIVATIONS = {
     "jumprelu": lambda key: Jump(jax.random.normal(key, (128,))),
     "gated": lambda key: Gate(*jax.random.normal(key, (2, 128))),
     "batch topk": lambda key: BatchTopK(5, threshold=jnp.float32(0.7)),
+    "weighted topk": lambda key: TopK(5, weighted=True),
+    "weighted batch topk": lambda key: BatchTopK(5, weighted=True, threshold=jnp.float32(0.7)),
 }
 
 
@@ -184,7 +186,7 @@ def test_folding_changes_no_reconstruction(name):
     folded = jax.jit(fold_scale)(sae, jnp.full(16, scale), jnp.full(16, scale), scale)
     np.testing.assert_allclose(folded(x), sae(x * scale) / scale, **near)
     np.testing.assert_allclose(folded.encode(x), sae.encode(x * scale) / scale, **near)
-    np.testing.assert_array_equal(folded.W_dec, sae.W_dec)
+    np.testing.assert_allclose(folded.W_dec, sae.W_dec, rtol=2e-7)
     # another value is written than read, each with its own scale: latents in the units of what is written
     read, write = jnp.linspace(0.5, 2, 16), jnp.linspace(3, 1, 16)
     other = dataclasses.replace(sae, centred=False)
@@ -192,8 +194,12 @@ def test_folding_changes_no_reconstruction(name):
     np.testing.assert_allclose(folded(x), other(x * read[None]) / write[None], **near)
     np.testing.assert_allclose(folded.encode(x), other.encode(x * read[None]) / 2, **near)
     np.testing.assert_allclose(fold_centre(sae)(x), sae(x), **near)
-    if name not in ("topk", "batch topk"):  # their choice is by pre-activation
-        loose = dataclasses.replace(sae, W_dec=sae.W_dec * jnp.linspace(0.2, 3, 128)[:, None])
+    loose = dataclasses.replace(sae, W_dec=sae.W_dec * jnp.linspace(0.2, 3, 128)[:, None])
+    folded = fold_scale(dataclasses.replace(loose, centred=False), read, write, jnp.float32(2))
+    want = dataclasses.replace(loose, centred=False)(x * read[None]) / write[None]
+    np.testing.assert_allclose(folded(x), want, **near)
+    np.testing.assert_allclose(for_inference(folded)(x), want, **near)
+    if name != "topk":  # its choice is by pre-activation
         np.testing.assert_allclose(fold_decoder_norm(loose)(x), loose(x), **near)
         np.testing.assert_allclose(jnp.linalg.norm(fold_decoder_norm(loose).W_dec, axis=1), np.ones(128), rtol=1e-5)
 

@@ -46,7 +46,7 @@ class BatchTopK:
         pre = dictionary.linear(x) + dictionary.b_enc[None, :]
         score = pre * row_norms(dictionary.W_dec)[None, :] if self.weighted else pre
         least = jnp.maximum(self.threshold, jnp.zeros((), pre.dtype))
-        return DenseCode(jnp.where(score > least, pre, jnp.zeros_like(pre)), pre)
+        return DenseCode(jnp.where(score > jnp.broadcast_to(least, pre.shape), pre, jnp.zeros_like(pre)), pre)
 
     def encode_batch(self, dictionary: Any, x: Float[Array, "row d"]) -> BatchCode | DenseCode:
         """By comparison within the batch: what is trained on. Its backward pass touches only what is on."""

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.activations import BatchTopK
 from jax_interp.dictionaries.activations.batch_topk import as_jumprelu
+from jax_interp.dictionaries.activations.topk import row_norms
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 
 
@@ -24,7 +25,11 @@ def fold_scale(
 
     Where all three agree, as for an SAE, weights stay as they are (decoder rows keep norm 1) and biases and thresholds
     are divided; otherwise rows and columns of the weights take up the ratios. In float arithmetic equal to rounding.
+    Scales change one written value's part of a row by another, so a choice that is `weighted` by the norms of rows is
+    first made one that is not (`fold_decoder_norm`).
     """
+    if getattr(dictionary.activation, "weighted", False):
+        dictionary = fold_decoder_norm(dictionary)
     dtype = dictionary.W_enc.dtype
     read, write, unit = (jnp.asarray(a, dtype) for a in (read, write, unit))
     return dataclasses.replace(
@@ -41,17 +46,21 @@ def fold_scale(
 def fold_decoder_norm(dictionary: Dictionary) -> Dictionary:
     """The same function with decoder rows of norm 1 (rows of norm 0 stay), latents as large as what they write.
 
-    For activations that choose by pre-activation alone (TopK, BatchTopK without `weighted`) the choice would change:
-    those are trained with rows of norm 1 anyway.
+    A choice that is `weighted` by these norms becomes one by pre-activation alone, which it then is. The choice of a
+    TopK that is not weighted, and of such a BatchTopK within a batch, would change: those are trained with rows of
+    norm 1 anyway.
     """
-    norm = jnp.sqrt(jnp.sum(dictionary.W_dec**2, axis=1))
-    norm = jnp.where(norm > 0, norm, jnp.ones_like(norm))
+    norm, activation = row_norms(dictionary.W_dec), dictionary.activation
+    if getattr(activation, "weighted", False):
+        activation = dataclasses.replace(activation, weighted=False)  # its threshold is one of such products already
+    else:
+        activation = activation.scaled(norm)
     return dataclasses.replace(
         dictionary,
         W_enc=dictionary.W_enc * norm[None, :],
         b_enc=dictionary.b_enc * norm,
         W_dec=dictionary.W_dec / norm[:, None],
-        activation=dictionary.activation.scaled(norm),
+        activation=activation,
     )
 
 
