@@ -57,7 +57,7 @@ def train_theirs(rows_file: str, kind: str, strength: float, seed: int, steps: i
     }  # fmt: skip
     trainer = {
         "ReLU": lambda: StandardTrainer(l1_penalty=strength, sparsity_warmup_steps=2 * warm, **common),
-        "Gated": lambda: GatedSAETrainer(l1_penalty=strength, sparsity_warmup_steps=2 * warm, lr=3e-4, **common),
+        "Gated": lambda: GatedSAETrainer(l1_penalty=strength, sparsity_warmup_steps=2 * warm, lr=1e-3, **common),
         "TopK": lambda: TopKTrainer(k=L0, threshold_start_step=warm, **common),
         "BatchTopK": lambda: BatchTopKTrainer(k=L0, threshold_start_step=warm, **common),
         "JumpReLU": lambda: JumpReluTrainer(target_l0=L0, sparsity_warmup_steps=2 * warm, lr=1e-3, **common),

@@ -29,8 +29,7 @@ from jax_interp.dictionaries.replacement import replacement
 from jax_interp.dictionaries.storage import save_dictionary
 from jax_interp.dictionaries.training import cross_layer
 from jax_interp.dictionaries.training import train as single
-from jax_interp.dictionaries.training.config import DictionaryConfig
-from jax_interp.dictionaries.training.cross_layer import CrossLayerConfig
+from jax_interp.dictionaries.training.config import CrossLayerConfig, DictionaryConfig
 from jax_interp.dictionaries.training.harvest import Addresses, harvest, values
 from jax_interp.dictionaries.training.sweep import Sweep, members
 from jax_interp.dictionaries.training.train import addresses
@@ -95,7 +94,7 @@ def inputs_for(config: DictionaryRunConfig) -> Inputs:
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer.json: its text cannot be cut into tokens")
     swept = config.sweep.addresses if config.sweep else ()
-    for address in (*addresses(config.dictionary), *swept):
+    for address in swept or addresses(config.dictionary):
         check_address(model, address)
     if config.sweep is not None:
         members(config.dictionary, config.sweep)  # refused before anything is computed

@@ -18,6 +18,7 @@ from jax_interp.cli.dictionary_run import DictionaryRunConfig, inputs_for, measu
 from jax_interp.dictionaries.evaluation.downstream import names
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 from jax_interp.dictionaries.storage import Saved, load_dictionary
+from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.harvest import values
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
@@ -68,6 +69,8 @@ def directory_of(path: Path) -> Path:
             return candidate
     if not path.is_dir():
         raise UserError(f"no directory {path}: give a run directory of train-dictionary, or a saved dictionary's")
+    if (path / "members").is_dir():
+        raise UserError(f"{path} is a sweep: give one of its dictionaries, such as {path / 'members' / '00'}")
     if (path / "config.json").is_file():
         raise UserError(f"{path} is a run without a finished dictionary: train-dictionary writes it at the end")
     raise UserError(f"{path} holds neither a run nor a dictionary (dictionary.json and dictionary.safetensors)")
@@ -93,10 +96,11 @@ def check_fit(model: Any, saved: Saved, name: str) -> None:
 
 
 def config_of(saved: Saved) -> DictionaryRunConfig:
-    """The config kept with a dictionary, or the defaults where it was saved by other means."""
+    """The config kept with a dictionary; the defaults, for what it reads and writes, where it was saved otherwise."""
     if isinstance(saved.config, dict) and saved.config.get("type") == DictionaryRunConfig.__name__:
         return configs.from_json(DictionaryRunConfig, saved.config)
-    return DictionaryRunConfig(model=saved.model)
+    place = DictionaryConfig(saved.address, writes=saved.writes, centred=saved.writes is None)
+    return DictionaryRunConfig(place, model=saved.model)
 
 
 def _changed(config: DictionaryRunConfig, asked: Evaluate) -> DictionaryRunConfig:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax_interp.cli.dictionary_run import MAY_DIFFER, DictionaryRunConfig, Inputs, measure, same_inputs
 from jax_interp.dictionaries.storage import save_dictionary
-from jax_interp.dictionaries.training.sweep import Member, Sweep, train_sweep
+from jax_interp.dictionaries.training.sweep import Member, Sweep, config_of, train_sweep
 from jax_interp.training import open_run
 from jax_interp.training.atomic_write import atomic_write
 
@@ -42,9 +42,7 @@ def run_sweep(
         rows = []
         for i, (member, dictionary) in enumerate(found):
             directory = run.directory / "members" / f"{i:02d}"
-            own = dataclasses.replace(
-                config, sweep=None, dictionary=dataclasses.replace(config.dictionary, address=member.address)
-            )
+            own = dataclasses.replace(config, sweep=None, dictionary=config_of(config.dictionary, member))
             save_dictionary(
                 directory / "dictionary", dictionary, address=member.address, writes=config.dictionary.writes,
                 model=config.model, config=own,

@@ -14,7 +14,7 @@ from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
 from jax_interp.cli.dictionary_run import DictionaryRunConfig, Inputs, inputs_for, measure, train
 from jax_interp.cli.sweep_run import run_sweep
-from jax_interp.dictionaries.training.cross_layer import CrossLayerConfig
+from jax_interp.dictionaries.training.config import CrossLayerConfig
 from jax_interp.training import config as configs
 from jax_interp.training.atomic_write import atomic_write
 from jax_interp.training.metrics import read_log

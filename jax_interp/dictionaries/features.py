@@ -103,7 +103,9 @@ def top_activations(
 ) -> Contexts:
     """The `n` strongest activations of each of `features` over the batches, with their contexts; n · features windows
     are kept, whatever the length of the data. Of equal activations the earlier one comes first."""
-    chosen = np.asarray(features, np.int32)
+    chosen, there_are = np.asarray(features, np.int32), dictionary.W_dec.shape[0]
+    if (chosen < 0).any() or (chosen >= there_are).any():
+        raise UserError(f"features {chosen.tolist()} of a dictionary of {there_are}: from 0 to {there_are - 1}")
     width = before + 1 + after
     best = (
         jnp.zeros((len(chosen), n)),

@@ -75,7 +75,7 @@ def save_dictionary(
     except OSError as error:
         raise UserError(f"cannot save a dictionary in {directory}: {error.strerror}") from error
     form, arrays = _cross_layer(dictionary) if isinstance(dictionary, CrossLayer) else _single(dictionary)
-    tensors = safetensors.numpy.save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
+    tensors = safetensors.numpy.save({name: np.asarray(a, order="C") for name, a in arrays.items()})
     description = {
         "format": FORMAT,
         "form": type(dictionary).__name__,
@@ -170,15 +170,23 @@ def load_dictionary(directory: Path | str) -> Saved:
     if form not in (Dictionary.__name__, CrossLayer.__name__):
         raise UserError(f"{described} has the form {form!r}; this version knows Dictionary and CrossLayer")
     read = _read_cross_layer if form == CrossLayer.__name__ else _read_single
-    dictionary = read(description, arrays, directory)
-    address, writes = (tuple(a) if isinstance(a, list) else a for a in (description["address"], description["writes"]))
-    return Saved(dictionary, address, description["model"], description["config"], writes)
+    try:
+        dictionary = read(description, arrays, directory)
+        place = description["address"], description["writes"]
+        model, config = description["model"], description["config"]
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{described} does not describe a dictionary: {said}; save it again") from error
+    address, writes = (tuple(a) if isinstance(a, list) else a for a in place)
+    return Saved(dictionary, address, model, config, writes)
 
 
 def _read_single(description: dict[str, Any], arrays: dict[str, jax.Array], directory: Path) -> Dictionary:
     d_in, d_out, m = (description[name] for name in ("d_in", "d_out", "n_features"))
     shapes = {"W_enc": (d_in, m), "b_enc": (m,), "W_dec": (m, d_out), "b_dec": (d_out,)}
-    _check_shapes(arrays, shapes, directory)
+    _check_shapes(arrays, shapes | _others(arrays, "", d_in, d_out, m), directory)
     return Dictionary(
         **{name: arrays[name] for name in shapes},
         activation=_activation(description.get("activation"), arrays, directory / DESCRIPTION),
@@ -194,11 +202,20 @@ def _read_cross_layer(description: dict[str, Any], arrays: dict[str, jax.Array],
     sources = []
     for i, (written, settings) in enumerate(zip(targets, description["activation"], strict=True)):
         prefix, shapes = f"sources.{i}.", {"W_enc": (d_in, m), "b_enc": (m,), "W_dec": (m, written, d_out)}
-        _check_shapes(arrays, {prefix + name: shape for name, shape in shapes.items()}, directory)
+        named = {prefix + name: shape for name, shape in shapes.items()}
+        _check_shapes(arrays, named | _others(arrays, prefix, d_in, d_out, m), directory)
         own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
         activation = _activation(settings, own, directory / DESCRIPTION)
         sources.append(Source(**{name: own[name] for name in shapes}, activation=activation, W_skip=own.get("W_skip")))
     return CrossLayer(tuple(sources), arrays["b_dec"])
+
+
+def _others(arrays: dict[str, jax.Array], prefix: str, d_in: int, d_out: int, m: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of what a part may have besides: a skip, and arrays of its activation, one number for each latent or
+    one for all."""
+    skip = {prefix + "W_skip": (d_in, d_out)} if prefix + "W_skip" in arrays else {}
+    mine = {name: a for name, a in arrays.items() if name.startswith(prefix + "activation.")}
+    return skip | {name: a.shape if a.size == 1 else (m,) for name, a in mine.items()}
 
 
 def _check_shapes(arrays: dict[str, jax.Array], shapes: dict[str, tuple[int, ...]], directory: Path) -> None:

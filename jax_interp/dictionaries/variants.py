@@ -28,8 +28,7 @@ from jax_interp.dictionaries.losses import (
     Tanh,
     TargetL0,
 )
-from jax_interp.dictionaries.training.config import Adam, DictionaryConfig, Resampling
-from jax_interp.dictionaries.training.cross_layer import CrossLayerConfig
+from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, DictionaryConfig, Resampling
 
 Address = str | tuple[str, ...]
 

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries.storage import load_dictionary
 from jax_interp.dictionaries.training.sweep import Sweep
 from jax_interp.training import config as configs
@@ -94,5 +95,10 @@ def test_a_grid_leaves_its_members_and_a_report(run_config, command, tmp_path):
     assert code == 2
     assert "from 1 to its own k" in err
     assert not (tmp_path / "x").exists()
+    kept = load_dictionary(run / "members" / "00" / "dictionary").config
+    assert configs.from_json(DictionaryRunConfig, kept).dictionary.activation.k == 2
+    code, _, err = command("evaluate", run)
+    assert code == 2
+    assert "is a sweep: give one of its dictionaries" in err
     code, out, _ = command("evaluate", run / "members" / "00")
     assert code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy import batch_at, toy
@@ -12,7 +13,7 @@ from toy import batch_at, toy
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.training.activation_store import open_store, write_store
 from jax_interp.dictionaries.training.config import Adam
-from jax_interp.dictionaries.training.harvest import harvest
+from jax_interp.dictionaries.training.harvest import harvest, start_stream
 from jax_interp.dictionaries.training.train import train_from_store
 from jax_interp.errors import UserError
 
@@ -85,6 +86,17 @@ def test_writing_that_was_killed_goes_on(model, stored, tmp_path):
         write_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS | {"rows": 600})
 
 
+def test_masks_that_leave_nothing_are_refused_wherever_they_begin(model, tmp_path):
+    nothing = lambda i: (batch_at(i)[0], batch_at(i)[1] & (i < 2))
+    with pytest.raises(UserError, match="100 token batches in a row exclude every position"):
+        write_store(tmp_path, model, ADDRESSES, nothing, **OPTIONS)
+    with pytest.raises(UserError, match="100 token batches in a row exclude every position"):
+        start_stream(jax.random.key(0), model, ADDRESSES, nothing, 10_000)
+    silent = jax.tree.map(jnp.zeros_like, model)
+    with pytest.raises(UserError, match="all zero"):
+        write_store(tmp_path / "zero", silent, ADDRESSES, batch_at, **OPTIONS)
+
+
 def test_a_damaged_shard_is_named(model, tmp_path):
     write_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS | {"dtype": "float16"})
     path = tmp_path / "shard-00001.npy"
@@ -130,5 +142,7 @@ def test_training_from_a_store_learns_and_resumes_to_the_bit(model, stored, tmp_
     error = rows[:, 16:] - np.asarray(whole(rows[:, :16]))
     fvu = (error**2).sum() / ((rows[:, 16:] - rows[:, 16:].mean(0)) ** 2).sum()
     np.testing.assert_allclose(fvu, log[-1]["fvu"], rtol=0.25)  # exported for raw activations
+    with pytest.raises(UserError, match="batch"):  # other rows a step
+        train_from_store(config, stored, run=tmp_path / "whole", **options | {"batch": 75})
     with pytest.raises(UserError, match=r"the config asks for blocks\.1\.resid_post"):
         train_from_store(variants.topk(ADDRESSES[1], k=4, **fields), stored)

@@ -12,8 +12,8 @@ from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
 from jax_interp.dictionaries.losses import L1, Reconstruction
 from jax_interp.dictionaries.replacement import replacement
 from jax_interp.dictionaries.synthetic.boolean import READS, WRITES, A, B, C, boolean_model, hop_kept
-from jax_interp.dictionaries.training.config import Adam
-from jax_interp.dictionaries.training.cross_layer import CrossLayerConfig, train_cross_layer
+from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig
+from jax_interp.dictionaries.training.cross_layer import train_cross_layer
 from jax_interp.surgery import read
 
 TOKENS = jnp.arange(16)[None]

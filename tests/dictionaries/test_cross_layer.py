@@ -17,9 +17,8 @@ from jax_interp.dictionaries.forms import init_transcoder
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, decoder_norms, from_transcoders
 from jax_interp.dictionaries.forms.side_by_side import SideBySide
 from jax_interp.dictionaries.losses import L1, AuxK, Matryoshka, PreActivation, Reconstruction, Tanh
-from jax_interp.dictionaries.training.config import Adam, DictionaryConfig
+from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, DictionaryConfig
 from jax_interp.dictionaries.training.cross_layer import (
-    CrossLayerConfig,
     fold_scales,
     learn_cross_layer,
     start_cross_layer,

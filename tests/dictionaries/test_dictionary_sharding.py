@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from toy import batch_at, toy
 
 from jax_interp.dictionaries import variants
-from jax_interp.dictionaries.training.config import Adam
+from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig
+from jax_interp.dictionaries.training.cross_layer import start_cross_layer
 from jax_interp.dictionaries.training.sharding import rules
 from jax_interp.dictionaries.training.train import learn, start, start_learner, train_step
-from jax_interp.training.sharding import make_mesh, shard, shard_batch
+from jax_interp.training.sharding import make_mesh, shard, shard_batch, specs
 
 FIELDS = {"n_features": 64, "steps": 20, "buffer": 256, "dead_after": 200, "optimizer": Adam(warmup=2)}
 ADDRESS = "blocks.1.resid_post"
@@ -53,6 +55,15 @@ def test_eight_devices_are_one(name):
         jax.tree.leaves(sharded.learner.dictionary), jax.tree.leaves(alone.learner.dictionary), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=3e-4)
+
+
+def test_a_cross_layer_dictionary_is_split_by_feature_whatever_it_writes():
+    config = CrossLayerConfig(("a", "b", "c"), n_features=64, steps=5)
+    learner = start_cross_layer(config, jax.random.key(0), (16,) * 3, jnp.zeros(48))
+    placed = specs(learner, rules(learner))
+    for moment in ("dictionary", "opt.0.mu", "opt.0.nu"):
+        found = {spec for name, spec in placed.items() if moment in name and name.endswith("W_dec")}
+        assert found == {P("tensor", None, "fsdp")}, moment
 
 
 def traffic(config, rows, d, **mesh_shape):

@@ -117,7 +117,7 @@ def test_loss_and_gradient_equal_the_equation(model, output, beta, balance):
         )
         state = EndToEndState(learners, scales, jnp.asarray([3.0, 4.0]), jnp.asarray([5.0])[: len(config.downstream)],
                               jax.random.key(9))  # fmt: skip
-        rows = np.asarray(kept_rows(keep, state.key)[0])
+        rows = np.asarray(kept_rows(keep, jax.random.split(state.key)[1])[0])
         assert len(set(rows.tolist())) < keep.size  # there is padding
         ours = jax.jit(jax.value_and_grad(lambda d: loss(config, d, state, (tokens, keep), model)[0]))
         options = {

@@ -75,6 +75,8 @@ def test_the_strongest_activations_come_with_their_contexts():
         np.testing.assert_array_equal(contexts.activations[0, i], np.where(window >= 0, window, 0))
     assert (contexts.values[1] == 0).all()  # a feature that never fires has no context
     assert (contexts.tokens[1] == -1).all()
+    with pytest.raises(UserError, match=f"from 0 to {len(model.E) - 1}"):
+        top_activations(model, "embed", Loudness(model.E), BATCHES, features=[len(model.E)])
 
 
 def test_logit_effects_are_those_of_the_direction_alone():

@@ -71,7 +71,7 @@ def test_loss_and_every_gradient_equal_the_equation_the_models_too():
         fresh = init_sae(jax.random.key(0), 16, 24, ReLU())
         sgd = optax.sgd(1.0)
         state = start_joint(CONFIG, model, tokens, sgd, [dataclasses.replace(fresh, **p) for p in saes])
-        rows = np.asarray(kept_rows(keep, state.key)[0])
+        rows = np.asarray(kept_rows(keep, jax.random.split(state.key, 3)[1])[0])
         after, metrics = jax.jit(partial(joint_step, CONFIG, sgd, next_token))(state, (tokens, keep))
         params = (model.E, model.U, [block.W for block in model.blocks], saes)
         value, grad = jax.jit(jax.value_and_grad(reference))(params, tokens, keep, rows)

@@ -36,3 +36,4 @@ def test_every_head_is_a_part_of_the_row():
     z = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
     sae = init_sae(jax.random.key(1), 20, 8, ReLU())
     np.testing.assert_array_equal(sae.encode(z), sae.encode(z.reshape(2, 3, 20)))
+    np.testing.assert_array_equal(sae(z), sae(z.reshape(2, 3, 20)).reshape(z.shape))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.dictionaries import variants
+from jax_interp.dictionaries.activations import Jump, JumpReLU
+from jax_interp.dictionaries.losses import Reconstruction
 from jax_interp.dictionaries.training.config import Adam, Resampling
 from jax_interp.dictionaries.training.resampling import resample
 from jax_interp.dictionaries.training.train import learn, start_learner
@@ -33,7 +35,7 @@ def test_only_dead_latents_begin_anew_and_on_inputs_in_proportion_to_their_squar
     one, opt, dead = learner.dictionary, learner.opt, jnp.arange(400) >= 40
     x = jax.random.normal(jax.random.key(2), (3, 6))
     error = jnp.sqrt(jnp.asarray([1.0, 2.0, 3.0]))[:, None] * jnp.eye(6)[:3]  # losses 1, 2, 3: chances 1, 4, 9 of 14
-    new, new_opt = jax.jit(resample)(one, opt, dead, x, error, jax.random.key(3), 0.2)
+    new, new_opt = jax.jit(partial(resample, CONFIG))(one, opt, dead, x, error, jax.random.key(3), 0.2)
     for name, axis in (("W_enc", 1), ("b_enc", 0), ("W_dec", 0)):
         alive = lambda a, axis=axis: np.take(np.asarray(a), np.arange(40), axis=axis)
         np.testing.assert_array_equal(alive(getattr(new, name)), alive(getattr(one, name)))
@@ -52,6 +54,33 @@ def test_only_dead_latents_begin_anew_and_on_inputs_in_proportion_to_their_squar
     assert (abs(counts - chances) < 5 * np.sqrt(chances)).all(), counts
     length = 0.2 * np.linalg.norm(np.asarray(one.W_enc)[:, :40], axis=0).mean()
     np.testing.assert_allclose(new.W_enc[:, 40:].T, length * directions[which], rtol=1e-5)
+
+
+def test_a_free_crosscoder_gets_rows_as_long_as_the_living_and_thresholds_anew():
+    """Two values of width 3, no pre-bias, JumpReLU: the mean of the inputs is taken off, θ is as at first."""
+    config = variants.april(("a", "b"), **FIELDS)
+    config = dataclasses.replace(config, activation=JumpReLU(0.5), loss=(Reconstruction(),))
+    learner = start_learner(config, jax.random.key(0), (3, 3), jnp.zeros(6))
+    one, dead = learner.dictionary, jnp.arange(400) >= 300
+    lengths = jnp.asarray([0.3, 2.0])
+    one = dataclasses.replace(
+        one, W_dec=one.W_dec * 10 * jnp.repeat(lengths, 3)[None], activation=Jump(jnp.full(400, 4.0))
+    )
+    x = 5 + jax.random.normal(jax.random.key(2), (30, 6))
+    new, _ = jax.jit(partial(resample, config))(one, learner.opt, dead, x, x, jax.random.key(3), 0.2)
+    norms = jnp.linalg.norm(new.W_dec.reshape(400, 2, 3), axis=2)
+    np.testing.assert_allclose(norms, jnp.broadcast_to(lengths, (400, 2)), rtol=1e-4)
+    np.testing.assert_allclose(new.activation.threshold[300:], 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(new.activation.log_threshold[:300], np.full(300, 4.0))
+    pre = x @ new.W_enc + new.b_enc[None]
+    np.testing.assert_allclose(pre[:, 300:].mean(0), np.zeros(100), atol=1e-5)
+    centred = np.asarray(x) - np.asarray(x).mean(0)
+    cosine = (centred / np.linalg.norm(centred, axis=1, keepdims=True)) @ np.asarray(new.W_enc)[:, 300:]
+    np.testing.assert_allclose(cosine.max(0), np.linalg.norm(np.asarray(new.W_enc)[:, 300:], axis=0), rtol=1e-5)
+    every, _ = resample(config, one, learner.opt, jnp.ones(400, bool), x, x, jax.random.key(3), 0.2)
+    np.testing.assert_allclose(  # none lives: all say how long
+        np.linalg.norm(every.W_enc, axis=0), 0.2 * np.linalg.norm(one.W_enc, axis=0).mean(), rtol=1e-4
+    )
 
 
 def test_it_happens_when_it_is_due_and_not_after():

@@ -11,9 +11,11 @@ import pytest
 from scipy.optimize import nnls
 
 from jax_interp.dictionaries.activations import ReLU
+from jax_interp.dictionaries.evaluation.controls import refit
 from jax_interp.dictionaries.evaluation.evaluate import evaluate_rows
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.training.rescaling import global_scale, latent_scales, rescaled
+from jax_interp.errors import UserError
 
 RNG = np.random.default_rng(0)
 D = RNG.standard_normal((9, 6))
@@ -85,3 +87,14 @@ def test_the_global_scale_is_one_over_gamma():
     assert global_scale(centred, rows) == pytest.approx(1 / gamma, rel=1e-5)
     assert global_scale(sae, ROWS) == pytest.approx(1 / gamma, rel=1e-4)
     assert figures(rescaled(centred, global_scale(centred, rows)), rows).gamma == pytest.approx(1, rel=1e-5)
+
+
+def test_a_skip_stays_and_is_nothing_to_fit_scales_to():
+    skip = dataclasses.replace(shrunk_dictionary(), W_skip=jnp.eye(6))
+    z = skip.encode(ROWS[0])
+    np.testing.assert_allclose(rescaled(skip, 1.0).output(ROWS[0], z), skip(ROWS[0]), rtol=1e-5)
+    for fit in (global_scale, latent_scales):
+        with pytest.raises(UserError, match="writes another value"):
+            fit(skip, ROWS)
+    with pytest.raises(UserError, match="skip to another value"):
+        refit(skip, ROWS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -14,8 +15,7 @@ from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, ReLU, Top
 from jax_interp.dictionaries.forms import init_sae, init_transcoder
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
 from jax_interp.dictionaries.storage import DESCRIPTION, TENSORS, load_dictionary, save_dictionary
-from jax_interp.dictionaries.training.config import DictionaryConfig
-from jax_interp.dictionaries.training.cross_layer import CrossLayerConfig
+from jax_interp.dictionaries.training.config import CrossLayerConfig, DictionaryConfig
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
 
@@ -145,3 +145,27 @@ def test_what_this_version_does_not_know_is_refused(saved, key, value, says):
     (directory / DESCRIPTION).write_text("{")
     with pytest.raises(UserError, match="cannot read"):
         load_dictionary(directory)
+
+
+@pytest.mark.parametrize("name", ["d_in", "n_features", "centred", "address", "model", "config"])
+def test_a_description_that_lacks_something_is_refused(saved, name):
+    _, directory = saved
+    description = json.loads((directory / DESCRIPTION).read_text())
+    del description[name]
+    (directory / DESCRIPTION).write_text(json.dumps(description))
+    with pytest.raises(UserError, match=f"does not describe a dictionary: '{name}' is missing"):
+        load_dictionary(directory)
+
+
+def test_a_skip_and_thresholds_of_other_shapes_are_refused(tmp_path):
+    whole = dataclasses.replace(
+        init_sae(jax.random.key(0), 8, 32, Jump(jnp.zeros(32))), centred=False, W_skip=jnp.zeros((8, 8))
+    )
+    bad = {
+        "W_skip": dataclasses.replace(whole, W_skip=jnp.zeros((3, 3))),
+        "activation.log_threshold": dataclasses.replace(whole, activation=Jump(jnp.zeros(5))),
+    }
+    for name, one in bad.items():
+        save_dictionary(tmp_path, one, address="embed", model="toy")
+        with pytest.raises(UserError, match=f"{name} should have shape"):
+            load_dictionary(tmp_path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,7 @@ from jax_interp.dictionaries import train_dictionary, variants
 from jax_interp.dictionaries.activations import BatchTopK
 from jax_interp.dictionaries.activations.select import batch_top_k
 from jax_interp.dictionaries.training.config import Adam
-from jax_interp.dictionaries.training.sweep import Sweep, members, train_sweep
+from jax_interp.dictionaries.training.sweep import Member, Sweep, config_of, members, train_sweep
 from jax_interp.errors import UserError
 
 ADDRESS = "blocks.1.resid_post"
@@ -24,16 +22,7 @@ RELU = variants.relu(ADDRESS, **FIELDS)
 
 def alone(config, member, model):
     """The same dictionary from a config of its own."""
-    terms = tuple(
-        dataclasses.replace(t, coefficient=member.coefficients.get("l1", t.coefficient)) if hasattr(t, "weight") else t
-        for t in config.loss
-    )
-    activation = config.activation
-    if member.k is not None:
-        activation = dataclasses.replace(activation, k=member.k)
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=member.learning_rate)
-    config = dataclasses.replace(config, loss=terms, activation=activation, optimizer=optimizer, address=member.address)
-    return train_dictionary(config, model, batch_at, quiet=True)
+    return train_dictionary(config_of(config, member), model, batch_at, quiet=True)
 
 
 CASES = {
@@ -88,6 +77,7 @@ def test_what_a_config_does_not_have_is_not_swept():
     for sweep, says in (
         (Sweep(coefficients={"l0": (1.0,)}), "'l0'; the loss has reconstruction, l1"),
         (Sweep(k=(3,)), "this is ReLU"),
+        (Sweep(coefficients={"l1": ()}), "no values for the coefficient of 'l1'"),
     ):
         with pytest.raises(UserError, match=says):
             members(RELU, sweep)
@@ -96,6 +86,14 @@ def test_what_a_config_does_not_have_is_not_swept():
     with pytest.raises(UserError, match="for SAEs"):
         members(variants.transcoder("a", "b"), Sweep(addresses=("c", "d")))
     assert len(members(RELU, Sweep(seeds=(0, 1), learning_rates=(1e-3, 1e-2), coefficients={"l1": (1, 2, 3)}))) == 12
+
+
+def test_a_member_by_itself_has_all_that_is_varied():
+    member = Member("blocks.0.resid_post", 7, 0.02, 3, {"reconstruction": 2.0})
+    own = config_of(variants.topk(ADDRESS, k=6, **FIELDS), member)
+    assert (own.address, own.seed, own.optimizer.learning_rate) == (member.address, 7, 0.02)
+    assert (own.activation.k, own.loss[0].coefficient) == (3, 2.0)
+    assert own.optimizer.warmup == FIELDS["optimizer"].warmup
 
 
 def test_a_limited_batch_choice_is_that_of_a_smaller_k():

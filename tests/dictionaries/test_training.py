@@ -14,11 +14,11 @@ from toy import batch_at, toy
 
 from jax_interp.data.buffer import draw, empty_buffer, put
 from jax_interp.dictionaries import variants
-from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, ReLU, TopK
+from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, MatchingPursuit, ReLU, TopK
 from jax_interp.dictionaries.forms import init_sae
 from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.losses import AuxK, Reconstruction
-from jax_interp.dictionaries.training.config import Adam
+from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, Resampling
 from jax_interp.dictionaries.training.harvest import harvest, start_stream
 from jax_interp.dictionaries.training.normalisation import fold_centre, fold_decoder_norm, fold_scale, for_inference
 from jax_interp.dictionaries.training.train import (
@@ -255,8 +255,12 @@ def test_the_step_compiles_once(model):
     ("bad", "says"),
     [
         ({"activation": TopK(65)}, "k=65 latents of n_features=64"),
-        ({"optimizer": Adam(decay=2.0)}, "decay=2.0"),
         ({"steps": 0}, "steps=0"),
+        ({"buffer": -5}, "buffer=-5"),
+        ({"dead_after": 0}, "dead_after=0"),
+        ({"decoder": "fre"}, "decoder='fre'"),
+        ({"activation": MatchingPursuit(4), "decoder": "free"}, "rows must have norm 1"),
+        ({"activation": MatchingPursuit(4), "address": ("a", "b")}, "for SAEs of one value"),
         ({"loss": ()}, "loss is empty"),
         ({"skip": True}, "skip with writes=None"),
         ({"writes": ()}, "name no value"),
@@ -265,6 +269,20 @@ def test_the_step_compiles_once(model):
 def test_a_config_that_cannot_be_is_refused(bad, says):
     with pytest.raises(UserError, match=says):
         dataclasses.replace(CONFIG, **bad)
+
+
+def test_settings_that_cannot_be_are_refused():
+    for make, says in (
+        (lambda: Adam(decay=2.0), "decay=2.0"),
+        (lambda: Adam(learning_rate=-1.0), "learning_rate=-1.0"),
+        (lambda: Adam(clip=0.0), "clip=0.0"),
+        (lambda: Resampling(every=0), "every=0"),
+    ):
+        with pytest.raises(UserError, match=says):
+            make()
+    across = CrossLayerConfig(("a", "b"), n_features=64)
+    with pytest.raises(UserError, match="for train_cross_layer"):
+        start_learner(across, jax.random.key(0), (16, 16), jnp.zeros(32))
 
 
 def test_products_take_the_precision_that_is_asked_for_and_weights_stay_float32():

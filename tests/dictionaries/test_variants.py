@@ -16,6 +16,7 @@ from jax_interp.dictionaries.activations import (
     Gate,
     GroupMax,
     Jump,
+    JumpReLU,
     MatchingPursuit,
     ReLU,
     TopK,
@@ -28,6 +29,7 @@ from jax_interp.dictionaries.losses import (
     L0,
     L1,
     AnnealedLp,
+    AuxK,
     FrozenDecoder,
     GateL1,
     GhostGradients,
@@ -213,6 +215,26 @@ def test_loss_and_gradient_equal_the_equations(name, numpy_promotion):
     agrees(loss_of(with_activation(activation), terms, jnp.asarray(X), **options), reference, arrays(3, **more))
 
 
+def test_multi_topk_widens_what_a_sweep_has_narrowed(numpy_promotion):
+    """k=6, of which a sweep keeps 2: three times as many are 6."""
+    make = with_activation(lambda p: TopK(6, limit=jnp.asarray(2.0)))
+    agrees(
+        loss_of(make, (Reconstruction(), MultiTopK(0.5, factor=3)), jnp.asarray(X)),
+        lambda p: fvu(p, X, topk(p, 2)) + 0.5 * fvu(p, X, topk(p, 6)),
+        arrays(3),
+    )
+
+
+def test_a_frozen_decoder_leaves_a_skip_what_it_explains(numpy_promotion):
+    """Where the skip is the whole answer the gate has nothing to do."""
+    p, W = arrays(7, r_mag=(M,), b_mag=(M,)), np.random.default_rng(1).standard_normal((D, D))
+    silent = p | {"W_enc": 0 * p["W_enc"], "b_enc": 0 * p["b_enc"] - 1, "b_dec": 0 * p["b_dec"]}
+    one = with_activation(lambda p: Gate(p["r_mag"], p["b_mag"]))(silent)
+    one = dataclasses.replace(one, W_skip=jnp.asarray(W), centred=False)
+    x = jnp.asarray(X)
+    np.testing.assert_allclose(FrozenDecoder()(forward_of(one, x, x @ W)), 0, atol=1e-20)
+
+
 def test_jumprelu_gradients_are_the_papers_estimates(numpy_promotion):
     """The estimates are not derivatives of anything: each is computed by hand, from the cotangent of the code."""
     eps, p = 0.7, arrays(4, log=(M,))
@@ -292,10 +314,21 @@ def test_a_term_with_an_activation_that_it_does_not_go_with_is_refused():
         (L0(), ReLU(), "L0 trains thresholds, ReLU has none"),
         (GateL1(), ReLU(), "GateL1 trains a gate, ReLU has none"),
         (MultiTopK(), ReLU(), "MultiTopK needs an activation with a k"),
-        (Matryoshka(fractions=(0.5, 0.2)), ReLU(), "ascending"),
+        (AuxK(k=0), TopK(4), "from 1 to n_features"),
+        (MultiTopK(factor=2), GroupMax(8), "cannot be cut into k=16"),
     ):
         with pytest.raises(UserError, match=says):
             loss_of(with_activation(lambda p, a=activation: a), (term,), x)(p)
+    for make, says in (
+        (lambda: Matryoshka(fractions=(0.5, 0.2)), "ascending"),
+        (lambda: Matryoshka(random=-2), "at least 0"),
+        (lambda: TargetL0(target=0.0), "above 0"),
+        (lambda: AnnealedLp(start=1.0), "below 1"),
+        (lambda: JumpReLU(-1.0), "both above 0"),
+        (lambda: JumpReLU(bandwidth=0.0), "both above 0"),
+    ):
+        with pytest.raises(UserError, match=says):
+            make()
     assert [snake(n) for n in ("AuxK", "L1", "FrozenDecoder", "TargetL0")] == [
         "aux_k",
         "l1",

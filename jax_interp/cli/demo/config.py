@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from jax_interp.cli.dictionary_run import DictionaryRunConfig
-from jax_interp.dictionaries.training.cross_layer import CrossLayerConfig
+from jax_interp.dictionaries.training.config import CrossLayerConfig
 from jax_interp.errors import UserError
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.dictionaries.activations.jumprelu import Jump
+from jax_interp.dictionaries.activations.pre import centred, of_centre
 from jax_interp.dictionaries.activations.select import batch_top_k, nth_largest
 from jax_interp.dictionaries.activations.topk import masked, row_norms
 from jax_interp.dictionaries.codes import BatchCode, DenseCode
@@ -87,8 +88,7 @@ def _encode_batch(
     centre: Float[Array, " d"] | None,
     limit: Float[Array, ""] | None,
 ) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
-    centred = x if centre is None else x - centre[None, :]
-    values, rows, features = batch_top_k(centred @ W_enc + b_enc[None, :], k, limit)
+    values, rows, features = batch_top_k(centred(x, centre) @ W_enc + b_enc[None, :], k, limit)
     return jax.nn.relu(values), rows, features
 
 
@@ -101,13 +101,12 @@ def _backward(k, residuals, cotangents):
     x, W_enc, centre, values, rows, features = residuals
     g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
-    centred = x if centre is None else x - centre[None, :]
     g_b_enc = jnp.zeros((n_features,), g.dtype).at[features].add(g, mode="drop")
-    g_W_enc = entries_outer(g, rows, features, centred, n_features, transpose=True)
+    g_W_enc = entries_outer(g, rows, features, centred(x, centre), n_features, transpose=True)
     g_x = (
         jnp.zeros((x.shape[0], n_features), g.dtype).at[rows, features].add(g) @ W_enc.T
     )  # dropped where not asked for
-    return g_x, g_W_enc, g_b_enc, None if centre is None else -(W_enc @ g_b_enc), None
+    return g_x, g_W_enc, g_b_enc, of_centre(g_b_enc, W_enc, centre), None
 
 
 _encode_batch.defvjp(_forward, _backward)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from jax_interp.dictionaries.activations.pre import PreCode, dense_pre
 from jax_interp.dictionaries.codes import DenseCode
+from jax_interp.errors import UserError
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -75,6 +76,10 @@ class JumpReLU:
 
     threshold: float = 0.5
     bandwidth: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.threshold > 0 or not self.bandwidth > 0:
+            raise UserError(f"JumpReLU(threshold={self.threshold}, bandwidth={self.bandwidth}): both above 0")
 
     def init(self, n_features: int, dtype: Any) -> Jump:
         log = jnp.log(jnp.asarray(self.threshold, dtype))

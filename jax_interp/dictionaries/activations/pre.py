@@ -46,12 +46,16 @@ def entries_given(
     return EntryCode(values=values, rows=rows, features=features, n_rows=pre.shape[0], pre=values)
 
 
-def _centred(x: Array, centre: Array | None) -> Array:
+def centred(x: Float[Array, "row d"], centre: Float[Array, " d"] | None) -> Float[Array, "row d"]:
     return x if centre is None else x - centre[None, :]
 
 
-def _of_offsets(g_b_enc: Array, W_enc: Array, centre: Array | None) -> tuple[Array, Array | None]:
-    return g_b_enc, None if centre is None else -(W_enc @ g_b_enc)
+def of_centre(
+    g_b_enc: Float[Array, " feature"], W_enc: Float[Array, "d feature"], centre: Float[Array, " d"] | None
+) -> Float[Array, " d"] | None:
+    """The gradient of the centre from that of `b_enc`: one product of a matrix with a vector, where autodiff of
+    `x - centre` would multiply two matrices for it."""
+    return None if centre is None else -(W_enc @ g_b_enc)
 
 
 @jax.custom_vjp
@@ -66,8 +70,9 @@ def _given_forward(pre, x, W_enc, b_enc, centre):
 def _given_backward(residuals, g):
     x, W_enc, centre = residuals
     # Turned round before the product, which takes a CPU half as long: left to itself XLA reads x by columns.
-    turned = jax.lax.optimization_barrier(_centred(x, centre).T)
-    return None, g @ W_enc.T, turned @ g, *_of_offsets(jnp.sum(g, axis=0), W_enc, centre)
+    turned = jax.lax.optimization_barrier(centred(x, centre).T)
+    g_b_enc = jnp.sum(g, axis=0)
+    return None, g @ W_enc.T, turned @ g, g_b_enc, of_centre(g_b_enc, W_enc, centre)
 
 
 _given.defvjp(_given_forward, _given_backward)
@@ -86,9 +91,10 @@ def _entries_backward(residuals, g):
     rows, features, x, W_enc, centre = residuals
     n_features = W_enc.shape[1]
     g_b_enc = jnp.zeros((n_features,), g.dtype).at[features].add(g, mode="drop")
-    g_W_enc = entries_outer(g, rows, features, _centred(x, centre), n_features, transpose=True)
+    g_W_enc = entries_outer(g, rows, features, centred(x, centre), n_features, transpose=True)
     z = jnp.zeros((x.shape[0], n_features), g.dtype).at[rows, features].add(g, mode="drop")
-    return None, None, None, z @ W_enc.T, g_W_enc, *_of_offsets(g_b_enc, W_enc, centre)  # z only where x is asked for
+    g_x = z @ W_enc.T  # dropped where not asked for
+    return None, None, None, g_x, g_W_enc, g_b_enc, of_centre(g_b_enc, W_enc, centre)
 
 
 _entries_given.defvjp(_entries_forward, _entries_backward)

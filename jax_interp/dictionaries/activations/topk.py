@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_interp.dictionaries.activations.pre import centred, of_centre
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.codes import DenseCode, RowCode
 from jax_interp.dictionaries.sparse import sparse_matmul, sparse_outer
@@ -100,12 +101,8 @@ def _encode_at(
     b_enc: Float[Array, " feature"],
     centre: Float[Array, " d"] | None,
 ) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
-    values, indices = select(_centred(x, centre) @ W_enc + b_enc[None, :])
+    values, indices = select(centred(x, centre) @ W_enc + b_enc[None, :])
     return jax.nn.relu(values), indices
-
-
-def _centred(x: Array, centre: Array | None) -> Array:
-    return x if centre is None else x - centre[None, :]
 
 
 def _forward(select, x, W_enc, b_enc, centre):
@@ -119,11 +116,9 @@ def _backward(select, residuals, cotangents):
     g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
     g_b_enc = jnp.zeros((n_features,), g.dtype).at[indices].add(g)
-    g_W_enc = sparse_outer(g, indices, _centred(x, centre), n_features, transpose=True)
-    # The centre is an argument of its own, and not subtracted by the caller, because its gradient is one matrix-vector
-    # product; the gradient of x needs the encoder turned round. XLA drops that when nobody asks for it.
-    g_centre = None if centre is None else -(W_enc @ g_b_enc)
-    return sparse_matmul(g, indices, W_enc.T), g_W_enc, g_b_enc, g_centre
+    g_W_enc = sparse_outer(g, indices, centred(x, centre), n_features, transpose=True)
+    g_x = sparse_matmul(g, indices, W_enc.T)  # dropped where not asked for
+    return g_x, g_W_enc, g_b_enc, of_centre(g_b_enc, W_enc, centre)
 
 
 _encode_at.defvjp(_forward, _backward)

@@ -75,10 +75,10 @@ def random_like(key: Key[Array, ""], dictionary: Any) -> Any:
     """`dictionary` with random directions: each feature's encoder column and decoder row keep their norms and point the
     same random way; biases and activation stay. L0 stays with TopK and BatchTopK only; with thresholds report it."""
     W_enc, W_dec = dictionary.W_enc, dictionary.W_dec
-    if W_dec.ndim != 2 or W_enc.shape != W_dec.shape[::-1]:
+    if W_dec.ndim != 2 or W_enc.shape != W_dec.shape[::-1] or getattr(dictionary, "W_skip", None) is not None:
         raise UserError(
-            f"random_like takes W_enc [d, feature] and W_dec [feature, d], not {W_enc.shape} and {W_dec.shape}: "
-            "a form that reads and writes different values needs a control of its own"
+            f"random_like takes W_enc [d, feature] and W_dec [feature, d] without a skip, not {W_enc.shape} and "
+            f"{W_dec.shape}: a form that reads and writes different values needs a control of its own"
         )
     directions = unit_rows(jax.random.normal(key, W_dec.shape, W_dec.dtype))
     norm = lambda W: jnp.sqrt(jnp.sum(W * W, axis=1, keepdims=True))
@@ -105,7 +105,9 @@ class Refit:
 def refit(dictionary: Any, rows: Rows, ridge: float = 1e-6) -> Refit:
     """`dictionary` with the decoder and bias of least Σ‖x - x̂‖² for its codes: what training the decoder alone ends at.
     Normal equations, (feature + 1)² floats; `ridge` times the mean square of a latent keeps dead and redundant latents
-    at 0."""
+    at 0. For SAEs, as it is x that is fitted to."""
+    if getattr(dictionary, "W_skip", None) is not None:
+        raise UserError("refit fits a decoder to the rows that are read; this dictionary has a skip to another value")
 
     @jax.jit
     def of_batch(dictionary, x):

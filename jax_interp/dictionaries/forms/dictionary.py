@@ -25,7 +25,8 @@ class Dictionary:
     """A row of `W_dec` is a feature's direction. `centred`: whether b_dec is subtracted from the input.
 
     `encode`, `decode` and `__call__` take any leading axes and compute in the dictionary's dtype; `__call__` answers in
-    the dtype of `x`. It is what `Splice` takes: `edit(model, at("blocks.2.resid_post", Splice(dictionary)))`.
+    the dtype of `x`. A value per head, [*batch, head, d_head], is read as one of width head · d_head. `Splice` takes a
+    dictionary of one value: `edit(model, at("blocks.2.resid_post", Splice(dictionary)))`.
     """
 
     W_enc: Float[Array, "d_in feature"]
@@ -69,9 +70,8 @@ class Dictionary:
         return out
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch feature"]:
-        """The latents, dense. A value per head, [*batch, head, d_head], is read as one of width head · d_head."""
-        if x.shape[-1] != self.d and x.ndim > 1 and x.shape[-2] * x.shape[-1] == self.d:
-            x = x.reshape(*x.shape[:-2], self.d)
+        """The latents, dense."""
+        x = self._heads_together(x)
         z = self.code(x.reshape(-1, x.shape[-1])).dense(self.n_features)
         return z.reshape(*x.shape[:-1], self.n_features)
 
@@ -81,9 +81,16 @@ class Dictionary:
         return flat.reshape(*z.shape[:-1], flat.shape[-1])
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        shape, x = x.shape, self._heads_together(x)
         rows = x.reshape(-1, x.shape[-1])
-        y = self.reconstruct(self.code(rows), rows)
-        return y.reshape(*x.shape[:-1], y.shape[-1]).astype(x.dtype)
+        y = self.reconstruct(self.code(rows), rows).astype(x.dtype)
+        by_head = x.shape != shape and y.shape[-1] == self.d  # written as it was read
+        return y.reshape(shape if by_head else (*x.shape[:-1], y.shape[-1]))
+
+    def _heads_together(self, x: Float[Array, "..."]) -> Float[Array, "*batch d_in"]:
+        if x.shape[-1] != self.d and x.ndim > 1 and x.shape[-2] * x.shape[-1] == self.d:
+            return x.reshape(*x.shape[:-2], self.d)
+        return x
 
 
 def site_norms(dictionary: Dictionary) -> Float[Array, "feature site"]:

@@ -38,7 +38,7 @@ class AuxK:
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         d, n_features = forward.y.shape[1], forward.dictionary.n_features
-        k = self.k or default_k_aux(d, n_features)
+        k = default_k_aux(d, n_features) if self.k is None else self.k
         if not 0 < k <= n_features:
             raise UserError(f"AuxK(k={k}) of n_features={n_features}: from 1 to n_features, or None")
         dictionary = forward.dictionary

@@ -1,8 +1,8 @@
 """Terms that train the gate of a Gated dictionary (Rajamanoharan et al. 2024, arXiv:2404.16014, eq. 8).
 
 GateL1          λ mean Σ max(π_i, 0)
-FrozenDecoder   the error of decoding max(π, 0) with the decoder and its bias held fixed: the gate learns to detect
-                features, and cannot pull the decoder into shrinking them
+FrozenDecoder   the error of decoding max(π, 0) with the decoder, its bias and a skip held fixed: the gate learns to
+                detect features, and cannot pull the decoder into shrinking them
 """
 
 from __future__ import annotations
@@ -52,4 +52,6 @@ class FrozenDecoder:
         W_dec, b_dec = jax.lax.stop_gradient((forward.dictionary.W_dec, forward.dictionary.b_dec))
         y_hat: Any = _gate(forward, self).decode(W_dec)
         error = forward.y - y_hat - b_dec[None, :]
+        if forward.dictionary.W_skip is not None:
+            error = error - jax.lax.stop_gradient(forward.x @ forward.dictionary.W_skip)
         return self.coefficient * of_error(error, forward, self.kind)

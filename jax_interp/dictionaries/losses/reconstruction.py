@@ -10,7 +10,7 @@ A coefficient tuned beside one of them serves beside another after multiplying b
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,14 @@ class Matryoshka:
     random: int = 0
     kind: Kind = "fvu"
 
+    def __post_init__(self) -> None:
+        ascending = list(self.fractions) == sorted(set(self.fractions))
+        if self.random < 0 or not ascending or not all(0 < f < 1 for f in self.fractions):
+            raise UserError(
+                f"Matryoshka(fractions={self.fractions}, random={self.random}): fractions ascending, above 0 and below "
+                "1 (the whole is added), random at least 0"
+            )
+
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         ends = self._ends(forward)
         dictionary, place = forward.dictionary, jnp.arange(forward.dictionary.n_features)
@@ -75,10 +83,6 @@ class Matryoshka:
         if self.random:
             u = jax.random.uniform(forward.key, (self.random - 1,))
             return jnp.sort(jnp.maximum((m * u * u).astype(jnp.int32), 1))
-        if not all(0 < f < 1 for f in self.fractions) or list(self.fractions) != sorted(set(self.fractions)):
-            raise UserError(
-                f"Matryoshka(fractions={self.fractions}): ascending, above 0 and below 1 (the whole is added)"
-            )
         return jnp.asarray([max(round(m * f), 1) for f in self.fractions], jnp.int32)
 
 
@@ -93,11 +97,16 @@ class MultiTopK:
     kind: Kind = "fvu"
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        dictionary = forward.dictionary
-        if not hasattr(dictionary.activation, "k"):
-            raise UserError(f"MultiTopK needs an activation with a k, not {type(dictionary.activation).__name__}")
-        k = min(self.factor * dictionary.activation.k, dictionary.n_features)
-        wider = dataclasses.replace(dictionary, activation=dataclasses.replace(dictionary.activation, k=k))
+        dictionary, chosen = forward.dictionary, forward.dictionary.activation
+        if not hasattr(chosen, "k"):
+            raise UserError(f"MultiTopK needs an activation with a k, not {type(chosen).__name__}")
+        more: dict[str, Any] = {"k": min(self.factor * chosen.k, dictionary.n_features)}
+        if getattr(chosen, "limit", None) is not None:
+            more["limit"] = jnp.minimum(self.factor * chosen.limit, more["k"])
+        activation = dataclasses.replace(chosen, **more).init(dictionary.n_features, forward.x.dtype)
+        if hasattr(chosen, "threshold"):
+            activation = dataclasses.replace(activation, threshold=chosen.threshold)
+        wider = dataclasses.replace(dictionary, activation=activation)
         encode = getattr(wider.activation, "encode_batch", wider.activation.encode)
         y_hat = wider.reconstruct(encode(wider, forward.x), forward.x)
         return self.coefficient * of_error(forward.y - y_hat, forward, self.kind)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.forms.dictionary import site_norms
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, pre_code, warmed
+from jax_interp.errors import UserError
 
 Weight = Literal["none", "l1_of_norms", "l2_of_norms"]
 
@@ -59,6 +60,12 @@ class AnnealedLp:
     start: float = 0.3
     end_p: float = 0.2
     warmup: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < 1 or not 0 < self.end_p <= 1:
+            raise UserError(
+                f"AnnealedLp(start={self.start}, end_p={self.end_p}): from 0 to below 1, and above 0 up to 1"
+            )
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         f = pre_code(forward, self).values

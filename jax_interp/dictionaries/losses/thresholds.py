@@ -58,6 +58,10 @@ class TargetL0:
     target: float = 32.0
     warmup: float = 0.1
 
+    def __post_init__(self) -> None:
+        if not self.target > 0:
+            raise UserError(f"TargetL0(target={self.target}): above 0")
+
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         excess = mean_l0(forward, self) / self.target - 1
         return warmed(self.coefficient, forward, self.warmup) * excess * excess

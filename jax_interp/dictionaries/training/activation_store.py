@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jax_interp.data.permutation import shuffled
-from jax_interp.dictionaries.training.harvest import Addresses, harvest, values
+from jax_interp.dictionaries.training.harvest import EMPTY_BATCHES, Addresses, harvest, values
 from jax_interp.errors import UserError
 from jax_interp.training.atomic_write import atomic_write, sync_directory
 from jax_interp.training.progress import progress
@@ -126,6 +126,7 @@ def _harvested(model: Any, addresses: Any, batch_at: Callable, manifest: dict[st
     missing = manifest["rows"] - sum(shard["rows"] for shard in manifest["shards"])
     read = jax.jit(lambda model, tokens: harvest(model, addresses, tokens))
     held: list[np.ndarray] = []
+    empty = 0
     while missing > 0:
         size = min(manifest["shard_rows"], missing)
         while sum(len(part) for part in held) < size:
@@ -133,8 +134,9 @@ def _harvested(model: Any, addresses: Any, batch_at: Callable, manifest: dict[st
             kept = np.asarray(read(model, tokens))[np.asarray(keep).reshape(-1)]
             held.append(kept[used:])
             cursor, used = cursor + 1, 0
-            if cursor > 1000 and not sum(len(part) for part in held):
-                raise UserError(f"the masks of {cursor} token batches exclude every position: nothing to store")
+            empty = 0 if len(kept) else empty + 1
+            if empty == EMPTY_BATCHES:
+                raise UserError(f"the masks of {empty} token batches in a row exclude every position: nothing to store")
         rows = np.concatenate(held)
         rest = len(rows) - size
         # the rows left over are harvested again by whoever goes on: a shard needs nothing but its own line
@@ -176,7 +178,10 @@ def _statistics(shards: list[dict[str, Any]], widths: list[int]) -> dict[str, An
     square = np.sum([shard["square"] for shard in shards], axis=0) / n
     ends = np.cumsum(widths)[:-1]
     total = lambda a: np.array([part.sum() for part in np.split(a, ends)])
-    scale = np.sqrt(np.array(widths) / total(square))
+    with np.errstate(divide="ignore"):
+        scale = np.sqrt(np.array(widths) / total(square))
+    if not np.isfinite(scale).all():
+        raise UserError("the activations of a value are all zero: there is no scale that makes E‖x‖² its width")
     return {
         "scale": scale.tolist(),
         "mean": (mean * np.repeat(scale, widths)).tolist(),

@@ -3,6 +3,7 @@
     DictionaryConfig("blocks.2.resid_post", n_features=4096, activation=TopK(32), steps=800)
     DictionaryConfig("blocks.2.ln2.normalized", writes="blocks.2.mlp_out", ...)                  a transcoder
     DictionaryConfig(("blocks.0.resid_post", "blocks.1.resid_post"), ...)                        a crosscoder
+    CrossLayerConfig(("blocks.0.ln2.normalized", ...), writes=("blocks.0.mlp_out", ...))       a cross-layer transcoder
 
 `variants.py` has the published recipes, by name.
 """
@@ -12,8 +13,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from jax_interp.dictionaries.activations import Activation, TopK
-from jax_interp.dictionaries.losses import AuxK, Reconstruction, Term
+from jax_interp.dictionaries.activations import Activation, BatchTopK, JumpReLU, MatchingPursuit, ReLU, TopK
+from jax_interp.dictionaries.losses import (
+    L0,
+    L1,
+    AnnealedLp,
+    AuxK,
+    PreActivation,
+    Reconstruction,
+    Tanh,
+    TargetL0,
+    Term,
+)
 from jax_interp.errors import UserError
 
 
@@ -34,6 +45,17 @@ class Adam:
     √d where every positive pre-activation is on (ReLU, Gated, JumpReLU), 1 where few are chosen. Inputs have norm √d,
     so offsets that decide what is on are √d times as large as for inputs of norm 1, for which the usual rates are."""
 
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
+            raise UserError(
+                f"learning_rate={self.learning_rate}, warmup={self.warmup}, decay={self.decay}: above 0, at least 0, "
+                "and from 0 to 1"
+            )
+        for name in ("clip", "offset_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name}={value}: above 0, or None")
+
 
 @dataclasses.dataclass(frozen=True)
 class Resampling:
@@ -43,6 +65,13 @@ class Resampling:
     every: int = 2500
     until: float = 0.6
     encoder_scale: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.every < 2 or not 0 <= self.until <= 1 or not self.encoder_scale > 0:
+            raise UserError(
+                f"every={self.every}, until={self.until}, encoder_scale={self.encoder_scale}: at least 2 steps, from 0 "
+                "to 1, and above 0"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +116,11 @@ class DictionaryConfig:
         k = getattr(self.activation, "k", 1)
         if not 0 < k <= self.n_features:
             raise UserError(f"k={k} latents of n_features={self.n_features}: k must be from 1 to n_features")
-        if not 0 <= self.optimizer.decay <= 1 or self.optimizer.warmup < 0 or self.steps < 1:
-            raise UserError(
-                f"steps={self.steps}, warmup={self.optimizer.warmup}, decay={self.optimizer.decay}: "
-                "at least 1, 0 and 0 to 1"
-            )
+        for name in ("steps", "buffer", "dead_after"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: at least 1")
+        if self.decoder not in ("unit", "free"):
+            raise UserError(f"decoder={self.decoder!r}: 'unit' or 'free'")
         if any(n < 1 for n in self.few):
             raise UserError(f"few={self.few}: numbers of latents a row, each at least 1; () for never")
         if not self.loss:
@@ -100,6 +129,12 @@ class DictionaryConfig:
             raise UserError("address and writes name no value: give at least one each, or None for writes")
         if self.skip and self.writes is None:
             raise UserError("skip with writes=None would copy the input to the output: give the value to write")
+        one_value = self.writes is None and len(self.reads) == 1 and self.decoder == "unit"
+        if isinstance(self.activation, MatchingPursuit) and not one_value:
+            raise UserError(
+                "MatchingPursuit encodes by the decoder, whose rows must have norm 1: it is for SAEs of one value, "
+                'writes=None and decoder="unit"'
+            )
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -111,3 +146,46 @@ class DictionaryConfig:
         if self.writes is None:
             return self.reads
         return (self.writes,) if isinstance(self.writes, str) else tuple(self.writes)
+
+
+BY_SOURCE = (L1, AnnealedLp, L0, TargetL0, Tanh, PreActivation, AuxK)
+ACTIVATIONS = (ReLU, JumpReLU, TopK, BatchTopK)
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossLayerConfig(DictionaryConfig):
+    """`address` and `writes` in the order of the layers, one target for each source. Without `writes` a weakly causal
+    crosscoder; a strictly causal one reads all values but the last and writes all but the first.
+
+    `window`: how many targets a source writes, its own first; None: all from its own on. `decoder="unit"` holds a
+    feature's rows to all its targets, taken together, at norm 1; free rows ask for a choice, or a penalty, weighted by
+    their norms.
+    """
+
+    address: tuple[str, ...] = ("blocks.0.resid_post", "blocks.1.resid_post")
+    activation: Activation = dataclasses.field(default_factory=lambda: TopK(weighted=True))
+    decoder: Literal["unit", "free"] = "free"
+    centred: bool = False
+    few: tuple[int, ...] = ()
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.reads) != len(self.targets):
+            raise UserError(
+                f"{len(self.reads)} values are read and {len(self.targets)} written: a cross-layer dictionary has one "
+                "target for each source, which it and the sources before it write"
+            )
+        if self.window is not None and self.window < 1:
+            raise UserError(f"window={self.window}: at least 1, the source's own target")
+        if self.centred or self.resampling is not None:
+            raise UserError("a cross-layer dictionary is neither centred nor resampled: leave both out")
+        if self.few:
+            raise UserError(f"few={self.few}: a cross-layer dictionary computes with all latents; leave it out")
+        if not isinstance(self.activation, ACTIVATIONS):
+            known = ", ".join(kind.__name__ for kind in ACTIVATIONS)
+            raise UserError(f"a cross-layer dictionary takes {known}, not {type(self.activation).__name__}")
+        for term in self.loss:
+            if not isinstance(term, (Reconstruction, *BY_SOURCE)):
+                known = ", ".join(kind.__name__ for kind in (Reconstruction, *BY_SOURCE))
+                raise UserError(f"a cross-layer dictionary is trained with {known}, not {type(term).__name__}")

@@ -20,19 +20,18 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_interp.dictionaries.activations import Activation, BatchTopK, JumpReLU, ReLU, TopK
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, n_targets
 from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms.dictionary import init_sae, init_transcoder
-from jax_interp.dictionaries.losses import L0, L1, AnnealedLp, AuxK, PreActivation, Reconstruction, Tanh, TargetL0
+from jax_interp.dictionaries.losses import Reconstruction
 from jax_interp.dictionaries.losses.forward import Forward, Term, snake
-from jax_interp.dictionaries.training.config import DictionaryConfig
+from jax_interp.dictionaries.training.config import CrossLayerConfig
 from jax_interp.dictionaries.training.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.train import (
@@ -46,48 +45,6 @@ from jax_interp.dictionaries.training.train import (
 )
 from jax_interp.errors import UserError
 from jax_interp.training import Run, fit, optimizer
-
-BY_SOURCE = (L1, AnnealedLp, L0, TargetL0, Tanh, PreActivation, AuxK)
-ACTIVATIONS = (ReLU, JumpReLU, TopK, BatchTopK)
-
-
-@dataclasses.dataclass(frozen=True)
-class CrossLayerConfig(DictionaryConfig):
-    """`address` and `writes` in the order of the layers, one target for each source. Without `writes` a weakly causal
-    crosscoder; a strictly causal one reads all values but the last and writes all but the first.
-
-    `window`: how many targets a source writes, its own first; None: all from its own on. `decoder="unit"` holds a
-    feature's rows to all its targets, taken together, at norm 1; free rows ask for a choice, or a penalty, weighted by
-    their norms.
-    """
-
-    address: tuple[str, ...] = ("blocks.0.resid_post", "blocks.1.resid_post")
-    activation: Activation = dataclasses.field(default_factory=lambda: TopK(weighted=True))
-    decoder: Literal["unit", "free"] = "free"
-    centred: bool = False
-    few: tuple[int, ...] = ()
-    window: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.reads) != len(self.targets):
-            raise UserError(
-                f"{len(self.reads)} values are read and {len(self.targets)} written: a cross-layer dictionary has one "
-                "target for each source, which it and the sources before it write"
-            )
-        if self.window is not None and self.window < 1:
-            raise UserError(f"window={self.window}: at least 1, the source's own target")
-        if self.centred or self.resampling is not None:
-            raise UserError("a cross-layer dictionary is neither centred nor resampled: leave both out")
-        if self.few:
-            raise UserError(f"few={self.few}: a cross-layer dictionary computes with all latents; leave it out")
-        if not isinstance(self.activation, ACTIVATIONS):
-            known = ", ".join(kind.__name__ for kind in ACTIVATIONS)
-            raise UserError(f"a cross-layer dictionary takes {known}, not {type(self.activation).__name__}")
-        for term in self.loss:
-            if not isinstance(term, (Reconstruction, *BY_SOURCE)):
-                known = ", ".join(kind.__name__ for kind in (Reconstruction, *BY_SOURCE))
-                raise UserError(f"a cross-layer dictionary is trained with {known}, not {type(term).__name__}")
 
 
 def init_cross_layer(
@@ -104,7 +61,8 @@ def init_cross_layer(
     activation, m = config.activation.init(config.n_features, mean.dtype), config.n_features
     sources = []
     for i in range(n):
-        of_source, targets = key if i == 0 else jax.random.fold_in(key, i + 1), n_targets(n, i, config.window)
+        # The first begins as a dictionary alone does; 1 and 2 are folded in by its decoder and by the learner.
+        of_source, targets = key if i == 0 else jax.random.fold_in(key, i + 2), n_targets(n, i, config.window)
         if config.writes is None:
             norm = 1.0 if config.decoder == "unit" else 0.1
             made = init_sae(of_source, d_in, m, activation, row_norm=norm, centred=False, dtype=mean.dtype)

@@ -104,6 +104,11 @@ def check_saes(configs: Sequence[DictionaryConfig], what: str) -> None:
                 f"{what} is for SAEs, which write the one value that they read; this one reads {config.reads} and "
                 f"writes {config.targets}"
             )
+        if config.matmul is not None:
+            raise UserError(
+                f"matmul={config.matmul!r}: {what} multiplies as the model does; leave it out, or set "
+                "jax.default_matmul_precision around the call"
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -172,7 +177,7 @@ def loss(
 ) -> tuple[Float[Array, ""], tuple[dict[str, Array], list[Forward]]]:
     """(loss, (its parts, what each dictionary has computed)). Pure; `state` gives all but the dictionaries."""
     tokens, keep = batch
-    rows, kept = kept_rows(keep, state.key)
+    rows, kept = kept_rows(keep, jax.random.split(state.key)[1])
     clean, before = None, {}
     if config.downstream:
         clean, before = read(model, *config.downstream)(tokens)
@@ -299,5 +304,6 @@ def train_end_to_end(
     tokens = batch_at(0)[0].size
     options = {"shown": ("loss", config.output), "per_step": {"tokens": tokens}, "title": "end to end"} | options
     step = partial(end_to_end_step, config)
-    state = fit(step, state, batch_at, steps=config.steps, run=run, config=config, frozen=(model,), **options)
+    kept = None if isinstance(run, Run) else config  # an open run has its config
+    state = fit(step, state, batch_at, steps=config.steps, run=run, config=kept, frozen=(model,), **options)
     return export_end_to_end(state)

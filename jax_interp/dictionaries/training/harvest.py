@@ -22,6 +22,8 @@ from jax_interp.errors import UserError
 from jax_interp.surgery import read
 
 Addresses = str | Sequence[str]
+EMPTY_BATCHES = 100
+"""So many token batches in a row whose masks exclude every position are an error."""
 
 
 @jax.tree_util.register_dataclass
@@ -92,12 +94,13 @@ def start_stream(
 
     parts = jax.eval_shape(lambda model, tokens: values(model, addresses, tokens), model, batch_at(0)[0])
     widths = tuple(part.shape[1] for part in parts)
-    buffer, cursor = empty_buffer(rows_per_batch, depth, sum(widths), parts[0].dtype), 0
+    buffer, cursor, empty = empty_buffer(rows_per_batch, depth, sum(widths), parts[0].dtype), 0, 0
     while (filled := int(buffer.filled)) < buffer.capacity:
         tokens, keep = batch_at(cursor)
         buffer, cursor = pour(buffer, model, tokens, keep), cursor + 1
-        if cursor > 10 * depth and filled == 0:
-            raise UserError(f"the masks of {cursor} token batches exclude every position: nothing to train on")
+        empty = empty + 1 if int(buffer.filled) == filled else 0
+        if empty == EMPTY_BATCHES:
+            raise UserError(f"the masks of {empty} token batches in a row exclude every position: nothing to train on")
     buffer, scale, mean, variance = jax.jit(measured, static_argnums=2)(buffer, key, widths)
     if not bool(jnp.isfinite(scale).all()):
         raise UserError(

@@ -107,6 +107,7 @@ def regulariser(
     read_values: Sequence[Float[Array, "row d"]],
     rows: Int[Array, " row"],
     state: JointState,
+    key: Key[Array, ""],
 ) -> tuple[Float[Array, ""], list[Forward]]:
     """(mean over the dictionaries of their terms, what each has computed). `rows` as in `kept_rows`."""
     losses, forwards = [], []
@@ -115,9 +116,9 @@ def regulariser(
         code = d.training_code(x)
         fixed = jax.lax.stop_gradient(x)
         variance = jnp.sum(jnp.var(fixed, axis=0))
-        progress, key = state.step.astype(x.dtype) / config.steps, jax.random.fold_in(state.key, i)
+        progress, own_key = state.step.astype(x.dtype) / config.steps, jax.random.fold_in(key, i)
         dead = state.since_fired[i] > one.dead_after
-        forwards.append(Forward(d, x, x, code, d.reconstruct(code, x), dead, variance, progress, key))
+        forwards.append(Forward(d, x, x, code, d.reconstruct(code, x), dead, variance, progress, own_key))
         losses.append(total((*config.shared, *one.loss), forwards[-1])[0])
     return jnp.mean(jnp.stack(losses)), forwards
 
@@ -136,7 +137,8 @@ def joint_step(
     under `dictionary.<i>` fvu, l0 and dead.
     """
     tokens, keep = batch
-    rows, kept = kept_rows(keep, state.key)
+    key, rows_key, terms_key = jax.random.split(state.key, 3)
+    rows, kept = kept_rows(keep, rows_key)
 
     def of(params):
         model, dictionaries = params
@@ -146,7 +148,7 @@ def joint_step(
             output, activations = read(model, *config.sites)(tokens)
             found = [activations[site].reshape(tokens.size, -1) for site in config.sites]
             value = objective(output, batch)
-        extra, forwards = regulariser(config, dictionaries, found, rows, state)
+        extra, forwards = regulariser(config, dictionaries, found, rows, state, terms_key)
         task = {} if model is None else {"task": value}
         return value + extra, (task | {"regulariser": extra}, forwards)
 
@@ -170,7 +172,6 @@ def joint_step(
             "l0": jnp.sum(fires).astype(forward.x.dtype) / forward.rows,
             "dead": jnp.sum(forward.dead),
         }
-    key = jax.random.split(state.key)[0]
     state = JointState(model, tuple(updated), opt, tuple(since_fired), state.step + 1, key)
     return state, parts | {"loss": value, "dictionary": each}
 
@@ -222,5 +223,6 @@ def train_joint(
     options = {"shown": shown, "per_step": {"tokens": batch_at(0)[0].size}, "title": "joint"} | options
     step = partial(joint_step, config, optimize, objective)
     frozen = () if config.train == "both" else (model,)
-    state = fit(step, state, batch_at, steps=config.steps, run=run, config=config, frozen=frozen, **options)
+    kept = None if isinstance(run, Run) else config  # an open run has its config
+    state = fit(step, state, batch_at, steps=config.steps, run=run, config=kept, frozen=frozen, **options)
     return model if state.model is None else state.model, tuple(map(for_inference, state.dictionaries))

@@ -2,12 +2,15 @@
 
 Of the batch at hand one input is drawn for each dead latent, with probability ∝ ‖y - ŷ‖⁴ (the squared loss). Its
 centred direction becomes the decoder row and, `encoder_scale` times as long as encoder columns of living latents are on
-average, the encoder column; the bias becomes 0 and so do Adam's moments of exactly those entries.
+average, the encoder column; where another value is written than read, the row is the direction of the error at that
+input. Each written value's part of a row gets norm 1, or the mean norm of living rows there where norms are free. The
+bias takes off the centre, a threshold or gate is as it was at first, and Adam's moments of exactly those entries are 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,11 +18,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
+from jax_interp.dictionaries.activations.gated import Gate
 from jax_interp.dictionaries.forms.decoder_norm import unit_rows
-from jax_interp.dictionaries.forms.dictionary import Dictionary
+from jax_interp.dictionaries.forms.dictionary import Dictionary, site_norms
+from jax_interp.dictionaries.training.config import DictionaryConfig
 
 
 def resample(
+    config: DictionaryConfig,
     dictionary: Dictionary,
     opt: Any,
     dead: Bool[Array, " feature"],
@@ -28,34 +34,44 @@ def resample(
     key: Key[Array, ""],
     encoder_scale: float,
 ) -> tuple[Dictionary, Any]:
-    """(dictionary, optimizer state) with latents that are `dead` begun anew. Shapes do not depend on how many are.
-    Where another value is written than read the decoder row becomes the direction of the error at the drawn input."""
+    """(dictionary, optimizer state) with latents that are `dead` begun anew. Shapes do not depend on how many are."""
     losses = jnp.sum(error * error, axis=1)
     drawn = jax.random.categorical(key, 2 * jnp.log(losses + 1e-30), shape=dead.shape)
-    inputs = x - dictionary.b_dec[None, :] if dictionary.centred else x
-    direction = unit_rows(inputs[drawn])
-    alive = ~dead
-    norms = jnp.sqrt(jnp.sum(dictionary.W_enc**2, axis=0))
-    length = jnp.sum(jnp.where(alive, norms, 0.0)) / jnp.maximum(jnp.sum(alive), 1).astype(norms.dtype)
-    rows = direction if dictionary.centred else unit_rows(error[drawn])
-    fresh = {
-        "W_enc": (encoder_scale * length * direction).T,
-        "b_enc": jnp.zeros_like(dictionary.b_enc),
-        "W_dec": rows,
-    }
-    masks = {"W_enc": dead[None, :], "b_enc": dead, "W_dec": dead[:, None]}
-    put = lambda tree, new: dataclasses.replace(
-        tree,
-        **{name: jnp.where(jnp.broadcast_to(masks[name], a.shape), a, getattr(tree, name)) for name, a in new.items()},
-    )
-    forget = lambda moments: put(moments, {name: jnp.zeros_like(getattr(moments, name)) for name in fresh})
-    opt = jax.tree.map(
-        lambda state: (
-            state._replace(mu=forget(state.mu), nu=forget(state.nu))
-            if isinstance(state, optax.ScaleByAdamState)
-            else state
-        ),
-        opt,
-        is_leaf=lambda state: isinstance(state, optax.ScaleByAdamState),
-    )
-    return put(dictionary, fresh), opt
+    centre = dictionary.b_dec if dictionary.centred else jnp.mean(x, axis=0)
+    direction = unit_rows(x[drawn] - centre[None, :])
+    # Those that live say how long; where none does, all.
+    judges = jnp.where(jnp.all(dead), jnp.ones_like(dead), ~dead)
+    mean = lambda norms: jnp.sum(jnp.where(judges, norms, 0.0)) / jnp.sum(judges).astype(norms.dtype)
+    length = encoder_scale * mean(jnp.sqrt(jnp.sum(dictionary.W_enc**2, axis=0)))
+    sites = dictionary.write_sites
+    parts = (direction if config.writes is None else error[drawn]).reshape(len(dead), sites, -1)
+    norms = jnp.ones((sites,), x.dtype) if config.decoder == "unit" else jax.vmap(mean)(site_norms(dictionary).T)
+    W_enc = (length * direction).T
+    offset = jnp.zeros_like(dictionary.b_enc) if dictionary.centred else -(centre @ W_enc)
+    activation = config.activation.init(len(dead), x.dtype)
+    if isinstance(activation, Gate):
+        activation = dataclasses.replace(activation, b_mag=offset)
+    W_dec = (unit_rows(parts) * norms[None, :, None]).reshape(dictionary.W_dec.shape)
+    fresh = dataclasses.replace(dictionary, W_enc=W_enc, b_enc=offset, W_dec=W_dec, activation=activation)
+    is_adam = lambda state: isinstance(state, optax.ScaleByAdamState)
+    forget = lambda state: state._replace(mu=_put(dead, state.mu, None), nu=_put(dead, state.nu, None))
+    opt = jax.tree.map(lambda state: forget(state) if is_adam(state) else state, opt, is_leaf=is_adam)
+    return _put(dead, dictionary, fresh), opt
+
+
+def _put(dead: Bool[Array, " feature"], tree: Any, fresh: Dictionary | None) -> Any:
+    """`tree`, a dictionary or Adam's moments of one, with what belongs to `dead` latents from `fresh`; None: 0."""
+
+    def chosen(old: Any, new: Any, names: Iterable[str]) -> Any:
+        changed = {}
+        for name in names:
+            a = getattr(old, name)
+            where = dead[None, :] if name == "W_enc" else dead.reshape(-1, *[1] * (a.ndim - 1))
+            b = jnp.zeros_like(a) if new is None else getattr(new, name)
+            changed[name] = jnp.where(jnp.broadcast_to(where, a.shape), b, a)
+        return dataclasses.replace(old, **changed)
+
+    fields = (field.name for field in dataclasses.fields(tree.activation))
+    own = [name for name in fields if getattr(getattr(tree.activation, name), "shape", None) == dead.shape]
+    activation = chosen(tree.activation, None if fresh is None else fresh.activation, own)
+    return dataclasses.replace(chosen(tree, fresh, ("W_enc", "b_enc", "W_dec")), activation=activation)

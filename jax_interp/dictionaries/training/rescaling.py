@@ -6,7 +6,8 @@ An L1 penalty shrinks latents. With which latents fire frozen, the best scales a
     one for each latent   (FᵀF ∘ D Dᵀ) s = diag(Fᵀ (X - b) Dᵀ)               D = W_dec, F the codes
 
 so no fine-tuning run is needed: `rescaled(sae, latent_scales(sae, rows))` has the same L0, γ = 1 (about b_dec) and the
-least SSE that rescaling can give. `rows` is an iterable of [row, d] arrays, gone through once.
+least SSE that rescaling can give. `rows` is an iterable of [row, d] arrays, gone through once. Scales are found for
+SAEs: what a dictionary should write is what it reads.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.evaluation import totals
+from jax_interp.dictionaries.evaluation.reconstruction import output
+from jax_interp.errors import UserError
 
 
 @jax.tree_util.register_dataclass
@@ -46,6 +49,10 @@ class Rescaled:
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d"]:
         return self.dictionary.decode(z)
 
+    def output(self, x: Float[Array, "row d"], z: Float[Array, "row feature"]) -> Float[Array, "row d_out"]:
+        """What it makes of `x`, whose codes are `z`: a skip stays as it is."""
+        return output(self.dictionary, x, z)
+
 
 def rescaled(dictionary: Any, scale: Float[np.ndarray, "..."] | float) -> Rescaled:
     return Rescaled(dictionary, jnp.asarray(scale, dictionary.W_dec.dtype))
@@ -53,6 +60,7 @@ def rescaled(dictionary: Any, scale: Float[np.ndarray, "..."] | float) -> Rescal
 
 def global_scale(dictionary: Any, rows: Iterable[Float[Array, "row d"]]) -> float:
     """s* = 1 / γ, about b_dec."""
+    check_sae(dictionary, "a scale")
 
     @jax.jit
     def of_batch(dictionary, x):
@@ -73,6 +81,7 @@ def latent_scales(
     what the data leave open. With `nonnegative` (a negative scale would turn a feature round) negative ones are held at
     0 and the others solved for with that constraint.
     """
+    check_sae(dictionary, "scales")
 
     @jax.jit
     def of_batch(dictionary, x):
@@ -88,6 +97,16 @@ def latent_scales(
     A, right = A + strength * np.eye(len(A)), right + strength
     scale = np.linalg.solve(A, right)
     return _nonnegative(A, right) if nonnegative and (scale < 0).any() else scale
+
+
+def check_sae(dictionary: Any, what: str) -> None:
+    """UserError for a dictionary that writes something else than it reads, as far as its weights show it."""
+    W_enc, W_dec = getattr(dictionary, "W_enc", None), dictionary.W_dec
+    other = W_enc is not None and W_enc.shape != W_dec.shape[::-1]
+    if other or getattr(dictionary, "W_skip", None) is not None:
+        raise UserError(
+            f"{what} can be found for an SAE, from the rows that it reads; this dictionary writes another value"
+        )
 
 
 def _nonnegative(A: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ the partial sums of the decoder [row, d], the gradients of each device's own fea
 TopK the k candidates of each device, and scalars. With `fsdp` weights are gathered before their products besides.
 
 On a mesh with more than one device over `tensor` codes are dense: products with a masked code are local there and its
-sparse arithmetic is not. Meshes are for the compiler to fill in (`explicit=False`).
+sparse arithmetic is not. Only those of matching pursuit stay sparse, and ask for all decoder rows. Meshes are for the
+compiler to fill in (`explicit=False`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ ROWS = ("data", "fsdp")
 
 # By the end of an address: the learner's dictionary, both of Adam's moments, and an exported dictionary alike.
 LEARNER_RULES = (
+    ("sources.*.W_dec", P("tensor", None, "fsdp")),
     ("W_enc", P("fsdp", "tensor")),
     ("W_dec", P("tensor", "fsdp")),
     ("W_skip", P("fsdp", None)),
@@ -42,8 +44,9 @@ def rules(tree: object) -> tuple[tuple[str, P], ...]:
     from jax_interp.training.leaves import flatten
     from jax_interp.training.sharding import matches
 
-    names = list(flatten(tree))
-    return tuple(rule for rule in (*STREAM_RULES, *LEARNER_RULES) if any(matches(rule[0], name) for name in names))
+    every = (*STREAM_RULES, *LEARNER_RULES)
+    decide = {next(i for i, (end, _) in enumerate(every) if matches(end, name)) for name in flatten(tree)}
+    return tuple(rule for i, rule in enumerate(every) if i in decide)
 
 
 def feature_shards() -> int:

@@ -24,9 +24,9 @@ from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses.forward import snake
 from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.harvest import Stream, advance, start_stream
-from jax_interp.dictionaries.training.train import Learner, addresses, export_learner, learn, start_learner
+from jax_interp.dictionaries.training.train import Learner, adam, addresses, export_learner, learn, start_learner
 from jax_interp.errors import UserError
-from jax_interp.training import Run, fit
+from jax_interp.training import Run, fit, optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,8 @@ def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
     for name in sweep.coefficients:
         if name not in terms:
             raise UserError(f"the sweep varies the coefficient of {name!r}; the loss has {', '.join(terms)}")
+        if not sweep.coefficients[name]:
+            raise UserError(f"the sweep gives no values for the coefficient of {name!r}: leave it out, or give some")
     own_k: Any = getattr(config.activation, "k", None)
     if sweep.k and (not hasattr(config.activation, "limit") or max(sweep.k) > own_k or min(sweep.k) < 1):
         kind = type(config.activation).__name__
@@ -90,6 +92,25 @@ def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
         Member(address, seed, rate, k, dict(zip(sweep.coefficients, values)))
         for address, seed, rate, k, *values in itertools.product(*axes)
     ]
+
+
+def config_of(config: DictionaryConfig, member: Member) -> DictionaryConfig:
+    """The config that makes this member by itself."""
+    loss = []
+    for term in config.loss:
+        coefficient = member.coefficients.get(snake(type(term).__name__))
+        loss.append(term if coefficient is None else dataclasses.replace(term, coefficient=coefficient))  # type: ignore
+    activation: Any = config.activation
+    if member.k is not None and member.k != getattr(activation, "k", None):
+        activation = dataclasses.replace(activation, k=member.k)
+    return dataclasses.replace(
+        config,
+        address=member.address,
+        activation=activation,
+        loss=tuple(loss),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=member.learning_rate),
+        seed=member.seed,
+    )
 
 
 def varied(config: DictionaryConfig, sweep: Sweep) -> dict[str, Any]:
@@ -128,16 +149,10 @@ def start_sweep(
             learner = dataclasses.replace(
                 learner, dictionary=dataclasses.replace(learner.dictionary, activation=activation)
             )
-            learner = dataclasses.replace(learner, opt=_opt(config, learner.dictionary))
+            opt = optimizer.init(adam(config.optimizer, config.steps), learner.dictionary)
+            learner = dataclasses.replace(learner, opt=opt)
         learners.append(learner)
     return SweepState(jax.tree.map(lambda *a: jnp.stack(a), *learners), stream)
-
-
-def _opt(config: DictionaryConfig, dictionary: Dictionary) -> Any:
-    from jax_interp.dictionaries.training.train import adam
-    from jax_interp.training import optimizer
-
-    return optimizer.init(adam(config.optimizer, config.steps), dictionary)
 
 
 def _of_site(sweep: Sweep, stream: Stream, address: Any) -> tuple[tuple[int, ...], Array]:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms.dictionary import Dictionary, init_sae, init_transcoder
 from jax_interp.dictionaries.losses.forward import Forward, Term, total
-from jax_interp.dictionaries.training.config import Adam, DictionaryConfig
+from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, DictionaryConfig
 from jax_interp.dictionaries.training.gradient import loss_and_grad
 from jax_interp.dictionaries.training.harvest import Stream, advance, columns, start_stream
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
@@ -95,6 +95,8 @@ def init_dictionary(config: DictionaryConfig, key: Key[Array, ""], widths: Seque
 
 def start_learner(config: DictionaryConfig, key: Key[Array, ""], widths: Sequence[int], mean: Array) -> Learner:
     """The learner before its first step. `mean` is of the scaled values, those read and then those written."""
+    if isinstance(config, CrossLayerConfig):
+        raise UserError("this trains a dictionary of one code; a CrossLayerConfig is for train_cross_layer")
     dictionary = init_dictionary(config, key, widths, mean)
     since_fired = jnp.zeros((config.n_features,), jnp.int32)
     opt = optimizer.init(adam(config.optimizer, config.steps), dictionary)
@@ -184,7 +186,7 @@ def _resampled(config, dictionary, opt, since_fired, x, error, step, key):
     rule = config.resampling
     dead = since_fired > rule.every * x.shape[0] // 2
     due = (step % rule.every == 0) & (step <= round(rule.until * config.steps))
-    anew = lambda dictionary, opt: resample(dictionary, opt, dead, x, error, key, rule.encoder_scale)
+    anew = lambda dictionary, opt: resample(config, dictionary, opt, dead, x, error, key, rule.encoder_scale)
     dictionary, opt = jax.lax.cond(due, anew, lambda dictionary, opt: (dictionary, opt), dictionary, opt)
     return dictionary, opt, jnp.where(due & dead, 0, since_fired)
 
@@ -259,11 +261,21 @@ def train_dictionary(
         lambda i: batch_at(filled + i),
         steps=config.steps,
         run=run,
-        config=config,
+        config=None if isinstance(run, Run) else config,
         frozen=(model,),
         **options,
     )
     return export(config, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreRun:
+    """What is kept with a run on a store, so that a resume is of the same rows in the same batches."""
+
+    dictionary: DictionaryConfig
+    batch: int
+    shards: tuple[str, ...]
+    """Their SHA-256."""
 
 
 def train_from_store(
@@ -275,7 +287,10 @@ def train_from_store(
         raise UserError(
             f"the store holds {', '.join(store.addresses)}; the config asks for {', '.join(addresses(config))}"
         )
+    if batch < 1:
+        raise UserError(f"batch={batch}: at least 1 row a step")
     key = jax.random.split(jax.random.key(config.seed))[0]
+    kept = StoreRun(config, batch, tuple(shard["sha256"] for shard in store.manifest["shards"]))
     mean, variance = jnp.asarray(store.mean), jnp.asarray(store.variance)
     scale = columns(jnp.asarray(store.scale), store.widths)
 
@@ -289,7 +304,7 @@ def train_from_store(
         lambda i: store.batch_at(i, batch, config.seed),
         steps=config.steps,
         run=run,
-        config=config,
+        config=None if isinstance(run, Run) else kept,
         frozen=(scale, variance),
         **(shown | options),
     )
