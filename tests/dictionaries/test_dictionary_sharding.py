@@ -61,7 +61,7 @@ def test_a_cross_layer_dictionary_is_split_by_feature_whatever_it_writes():
     config = CrossLayerConfig(("a", "b", "c"), n_features=64, steps=5)
     learner = start_cross_layer(config, jax.random.key(0), (16,) * 3, jnp.zeros(48))
     placed = specs(learner, rules(learner))
-    for moment in ("dictionary", "opt.0.mu", "opt.0.nu"):
+    for moment in ("dictionary.", ".mu.", ".nu."):
         found = {spec for name, spec in placed.items() if moment in name and name.endswith("W_dec")}
         assert found == {P("tensor", None, "fsdp")}, moment
 
