@@ -14,6 +14,7 @@ top-k always gives that); entries whose value is 0 count as absent. Where rows h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -29,6 +30,8 @@ BRANCHING = 16
 # `sparse_dot` on CPU gathers [ROWS, k, d] at a time: a block must stay in cache.
 ROWS = 128
 ENTRIES = 4096  # ... and so must a block of single entries
+# Elsewhere what is gathered at a time has at most so many numbers: 64 latents of 8192 rows are 2 · 10⁹ at d 4096.
+GATHERED = 2**26
 # Features whose gradients are turned from rows into columns at a time.
 BLOCK = 64
 
@@ -47,9 +50,26 @@ def sparse_matmul(
     """`z @ W`: 2·row·k·d operations instead of 2·row·feature·d."""
 
     def gathered(values, indices, W):
-        return jnp.einsum("nk,nkd->nd", values, W.at[indices].get(mode="promise_in_bounds"))
+        of_rows = lambda v, i: jnp.einsum("nk,nkd->nd", v, W.at[i].get(mode="promise_in_bounds"))
+        return _by_blocks(of_rows, _at_a_time(indices.shape[1] * W.shape[1], len(values)), values, indices)
 
     return jax.lax.platform_dependent(values, indices, W, cpu=_sum_of_rows, default=gathered)
+
+
+def _at_a_time(numbers: int, rows: int) -> int:
+    """How many of `rows` rows, each of which gathers so many numbers, to take at a time. On a mesh all: what a device
+    has of them cannot be told here, and cutting an axis that devices share would bring it together."""
+    return max(GATHERED // numbers, 1) if jax.sharding.get_abstract_mesh().empty else rows
+
+
+def _by_blocks(of_rows: Callable[..., Array], size: int, *arrays: Array) -> Array:
+    """`of_rows(*arrays)`, `size` rows at a time."""
+    n = len(arrays[0])
+    if size >= n:
+        return of_rows(*arrays)
+    pad = lambda a: jnp.pad(a, ((0, -n % size), *[(0, 0)] * (a.ndim - 1)))
+    out = jax.lax.map(lambda block: of_rows(*block), tuple(pad(a).reshape(-1, size, *a.shape[1:]) for a in arrays))
+    return out.reshape(-1, *out.shape[2:])[:n]
 
 
 def _sum_of_rows(
@@ -71,16 +91,12 @@ def sparse_dot(
 ) -> Float[Array, "row k"]:
     """`g @ W.T` at the entries `indices` only."""
 
-    def gathered(g, indices, W):
-        return jnp.einsum("nd,nkd->nk", g, W.at[indices].get(mode="promise_in_bounds"))
+    def gathered(size, g, indices, W):
+        of_rows = lambda g, i: jnp.einsum("nd,nkd->nk", g, W.at[i].get(mode="promise_in_bounds"))
+        return _by_blocks(of_rows, size, g, indices)
 
-    def by_blocks(g, indices, W):
-        n = len(g)
-        blocks = [jnp.pad(a, ((0, -n % ROWS), (0, 0))).reshape(-1, ROWS, a.shape[1]) for a in (g, indices)]
-        out = jax.lax.map(lambda block: gathered(block[0], block[1], W), tuple(blocks))
-        return out.reshape(-1, indices.shape[1])[:n]
-
-    return jax.lax.platform_dependent(g, indices, W, cpu=by_blocks, default=gathered)
+    elsewhere = _at_a_time(indices.shape[1] * W.shape[1], len(g))
+    return jax.lax.platform_dependent(g, indices, W, cpu=partial(gathered, ROWS), default=partial(gathered, elsewhere))
 
 
 def sparse_outer(
@@ -212,13 +228,11 @@ def entries_dot(
     """`g @ W.T` at the entries only. Of an entry one past the end the answer means nothing."""
     rows, features = jnp.minimum(rows, len(g) - 1), jnp.minimum(features, len(W) - 1)
     dots = lambda rows, features: jnp.sum(g[rows] * W.at[features].get(mode="promise_in_bounds"), axis=1)
-
-    def by_blocks(rows, features):
-        n = len(rows)
-        blocks = tuple(jnp.pad(a, (0, -n % ENTRIES)).reshape(-1, ENTRIES) for a in (rows, features))
-        return jax.lax.map(lambda block: dots(*block), blocks).reshape(-1)[:n]
-
-    return jax.lax.platform_dependent(rows, features, cpu=by_blocks, default=dots)
+    gathered = lambda size, rows, features: _by_blocks(dots, size, rows, features)
+    elsewhere = _at_a_time(W.shape[1], len(rows))
+    return jax.lax.platform_dependent(
+        rows, features, cpu=partial(gathered, ENTRIES), default=partial(gathered, elsewhere)
+    )
 
 
 def entries_outer(

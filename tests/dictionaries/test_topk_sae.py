@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,29 @@ def test_sparse_products_equal_dense_ones(rows, m, k, d, seed):
     np.testing.assert_allclose(dots, np.take_along_axis(g @ W.T, indices, 1), **near)
     np.testing.assert_allclose(sparse.entries_outer(*entries, g32, m), z.T @ g, **near)
     np.testing.assert_allclose(sparse.entries_outer(*entries, g32, m, transpose=True), g.T @ z, **near)
+
+
+def test_what_is_gathered_elsewhere_than_on_a_cpu_is_bounded(monkeypatch):
+    """The forms for accelerators, on the CPU: the same numbers, and no gathered block beyond the bound."""
+    rows, m, k, d, bound = 23, 40, 4, 6, 5 * 4 * 6
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    monkeypatch.setattr(sparse, "GATHERED", bound)
+    rng = np.random.default_rng(0)
+    indices = np.stack([rng.choice(m, k, replace=False) for _ in range(rows)])
+    values, g, W = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows, k), (rows, d), (m, d)))
+    z = np.zeros((rows, m), np.float32)
+    np.put_along_axis(z, indices, values, axis=1)
+    i, entry = jnp.asarray(indices, jnp.int32), jnp.repeat(jnp.arange(rows, dtype=jnp.int32), k)
+    along = np.take_along_axis(g @ W.T, indices, 1)
+    for product, args, want in (
+        (sparse.sparse_matmul, (jnp.asarray(values), i, jnp.asarray(W)), z @ W),
+        (sparse.sparse_dot, (jnp.asarray(g), i, jnp.asarray(W)), along),
+        (sparse.entries_dot, (jnp.asarray(g), entry, i.reshape(-1), jnp.asarray(W)), along.reshape(-1)),
+    ):
+        np.testing.assert_allclose(product(*args), want, rtol=1e-5, atol=1e-5)
+        found = re.findall(r"f32\[([0-9,]+)\] = gather", str(jax.make_jaxpr(product)(*args)))
+        assert found
+        assert max(np.prod([int(n) for n in shape.split(",")]) for shape in found) <= bound
 
 
 def test_all_entries_on_one_feature_are_all_counted():
