@@ -89,5 +89,5 @@ def test_trained_per_layer_transcoders_keep_the_hop_and_a_cross_layer_one_does_n
         kept[window] = float(hop_kept(local, MODEL))
         off[window] = float(((local(TOKENS) - MODEL(TOKENS)) ** 2).sum(-1).mean())
     assert max(off.values()) < 0.02  # both say what the model says
-    assert kept[1] > 0.7
-    assert kept[None] < 0.5
+    assert kept[1] > 0.5  # six seeds gave .59 to .85,
+    assert abs(kept[None]) < 0.1  # and at most .03
