@@ -100,7 +100,9 @@ def inputs_for(config: DictionaryRunConfig) -> Inputs:
         members(config.dictionary, config.sweep)  # refused before anything is computed
     if isinstance(config.dictionary, CrossLayerConfig):
         check_cross_layer(model, config.dictionary)
-    return Inputs(model, tokenizer, text_for(config.text, tokenizer))
+    text = text_for(config.text, tokenizer)
+    text.validation_batches(config.batch, config.context, config.evaluate_sequences)  # too little is refused now
+    return Inputs(model, tokenizer, text)
 
 
 def check_address(model: Any, address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.harvest import values
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
+from jax_interp.training.atomic_write import atomic_write
 
 
 @dataclass(frozen=True)
@@ -41,24 +43,29 @@ class Evaluate:
     text: str | None = None
     """Another text: "stdlib", a UTF-8 file or a directory of them; its held-out part is used."""
     json: Path | None = None
-    """Where to write the figures; default: evaluation.json in the directory."""
+    """Where to write the figures; default: evaluation.json in the directory, which has those of its own model and text;
+    of others they are printed only, unless a place is given."""
 
 
 def run(argv: Sequence[str]) -> int:
     asked = parse(Evaluate, argv, command="evaluate")
     saved = load_dictionary(directory_of(asked.dictionary))
     config = _changed(config_of(saved), asked)
+    other = (config.model, config.text) != (config_of(saved).model, config_of(saved).text)
+    output = asked.json or (None if other else asked.dictionary / "evaluation.json")
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"cannot write {output}: there is no directory {output.parent}")
     inputs = inputs_for(config)
     check_fit(inputs.model, saved, config.model)
     result = measure(config, saved.dictionary, inputs, None, saved.address, saved.writes)
-    output = asked.json or asked.dictionary / "evaluation.json"
-    text = _json(result.to_json() | {"model": config.model, "text": config.text})
-    try:
-        output.write_text(text)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
+    figures = result.to_json() | {"model": config.model, "text": config.text}
     tables.evaluation(result.to_json(), title=f"{tables.named(saved.address, saved.writes)} of {config.model}")
-    print(f"written to {output}")
+    if output is not None:
+        try:
+            atomic_write(output, json.dumps(figures, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {output}: {error.strerror}") from error
+        print(f"written to {output}")
     return 0
 
 
@@ -106,9 +113,3 @@ def config_of(saved: Saved) -> DictionaryRunConfig:
 def _changed(config: DictionaryRunConfig, asked: Evaluate) -> DictionaryRunConfig:
     changes = {"model": asked.model, "text": asked.text, "evaluate_sequences": asked.sequences}
     return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
-
-
-def _json(value: object) -> str:
-    import json
-
-    return json.dumps(value, indent=2) + "\n"

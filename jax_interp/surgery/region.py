@@ -61,7 +61,7 @@ def index(value: Any) -> Any:
         if value.step not in (None, 1):
             raise RegionError(f"a region's slice has no step, got {value}: give the indices as a list")
         stop = _FAR if value.stop is None else value.stop
-        return Span(constant(value.start or 0, np.int32), constant(stop, np.int32))
+        return Span(constant(0 if value.start is None else value.start, np.int32), constant(stop, np.int32))
     array = value if isinstance(value, jax.Array) else np.asarray(value)
     if array.dtype == bool:
         return constant(array, bool)
@@ -137,9 +137,18 @@ def _axis(name: str, axes: tuple[str, ...], what: str) -> int:
 
 
 def check_known(chosen: Any, bounds: tuple[int | None, int | None], what: str) -> None:
-    """Raise `RegionError` where an index or a mask is known and does not lie within `bounds` (see `Positions`)."""
+    """Raise `RegionError` where an index, a span or a mask is known and lies outside `bounds` (see `Positions`)."""
     below, above = bounds
-    if chosen is None or isinstance(chosen, Span):
+    if chosen is None:
+        return
+    if isinstance(chosen, Span):
+        if not any(isinstance(end, jax.core.Tracer) for end in (chosen.start, chosen.stop)):
+            with jax.ensure_compile_time_eval():
+                outside = bool(_outside(chosen, bounds))
+            if outside:
+                stop = "" if int(chosen.stop) == _FAR else int(chosen.stop)
+                takes = f"{0 if below is None else -below} to {'...' if above is None else above - 1}"
+                raise RegionError(f"{int(chosen.start)}:{stop} is outside: {what} takes {takes}")
         return
     if chosen.dtype == bool:
         entries = chosen.shape[0] if chosen.ndim == 1 else -1
@@ -153,13 +162,24 @@ def check_known(chosen: Any, bounds: tuple[int | None, int | None], what: str) -
                 raise RegionError(f"{i} is outside: {what} takes {takes}")
 
 
+def _outside(span: Span, bounds: tuple[int | None, int | None]) -> Bool[Array, ""]:
+    """Whether a span cannot choose anything: it ends before it begins, or lies past either end. One that is empty where
+    it begins, or open and begins where the axis ends, is the empty span that splitting an axis may give."""
+    (below, above), start, stop = bounds, jnp.asarray(span.start), jnp.asarray(span.stop)
+    found = ((start < 0) == (stop < 0)) & (stop < start)
+    if above is not None:
+        found = found | (start > above) | ((start == above) & (stop > above) & (stop != _FAR))
+    return found if below is None else found | (stop < -below)
+
+
 def _select(chosen, stand: Positions, what: str):
     """Which positions are chosen, and whether the choice lies inside (None: known to)."""
     here, length, (below, above) = jnp.asarray(stand.at), jnp.asarray(stand.length), stand.bounds
+    check_known(chosen, stand.bounds, what)
     if isinstance(chosen, Span):
         start, stop = (jnp.where(end < 0, end + length, end) for end in (chosen.start, chosen.stop))
-        return (here >= start) & (here < stop), None
-    check_known(chosen, stand.bounds, what)
+        traced = any(isinstance(end, jax.core.Tracer) for end in (chosen.start, chosen.stop))
+        return (here >= start) & (here < stop), ~_outside(chosen, stand.bounds) if traced else None
     if chosen.dtype == bool:
         return jnp.asarray(chosen).at[here].get(mode="fill", fill_value=False), None
     valid = []

@@ -11,6 +11,7 @@ a block of its own first. docs/surgery-recipes.md has whole examples.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -137,20 +138,26 @@ def _places(model: Any, path: str) -> list[tuple[str | int, ...]]:
     elif not rest:
         raise SelectionError("'blocks' alone selects nothing: write 'blocks.*' or 'blocks.3.mlp'")
     else:
+        depth = depth_of(model.blocks)
+        if not re.fullmatch(r"\*|-?\d+", rest[0]):
+            raise SelectionError(f"{path!r}: a path names one layer ('blocks.3.mlp') or all of them ('blocks.*.mlp')")
+        layer = None if rest[0] == "*" else int(rest[0])
+        if layer is not None and not -depth <= layer < depth:
+            raise SelectionError(f"{path!r} names no layer: this model has blocks.0 to blocks.{depth - 1}")
         first = 0
         for i, segment in enumerate(model.blocks):
-            depth = segment.depth if isinstance(segment, Stack) else 1
+            stretch = segment.depth if isinstance(segment, Stack) else 1
             inside = ("blocks", i, "block") if isinstance(segment, Stack) else ("blocks", i)
-            if rest[0] == "*":
+            if layer is None:
                 places.append((*inside, *rest[1:]))
-            elif first <= int(rest[0]) % depth_of(model.blocks) < first + depth:
-                if isinstance(segment, Stack) and depth > 1:
+            elif first <= layer % depth < first + stretch:
+                if isinstance(segment, Stack) and stretch > 1:
                     raise SelectionError(
-                        f"{path!r} is stacked with layers {first} to {first + depth - 1}: give it a block of its own "
+                        f"{path!r} is stacked with layers {first} to {first + stretch - 1}: give it a block of its own "
                         f"with replan(model, unroll={rest[0]}), or select 'blocks.*' to change all layers"
                     )
                 places.append((*inside, *rest[1:]))
-            first += depth
+            first += stretch
     for place in places:
         _walk(model, place, path)
     return places

@@ -56,15 +56,22 @@ def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[
 
     config      frozen dataclass; stored, or compared with the stored one.
     may_differ  keys that may change between sessions of one run ("steps" to train on, "log_every"), dotted.
-    Raises UserError where another process holds the run, and where the stored config is another one (keys named).
+    Raises UserError where the directory holds something that is no run, where another process holds the run, and where
+    the stored config is another one (keys named).
     """
     import jax
 
     run = Run(Path(directory).absolute())
     try:
         run.directory.mkdir(parents=True, exist_ok=True)
+        found = {entry.name for entry in run.directory.iterdir()}
     except OSError as error:
         raise UserError(f"cannot use {run.directory} as a run directory: {error.strerror}") from error
+    if found and not found & {".lock", run.config.name, run.metrics.name, run.checkpoints.name}:
+        raise UserError(
+            f"{run.directory} is no run's and holds {', '.join(sorted(found)[:3])}: choose another directory, or an "
+            "empty one"
+        )
     if jax.process_index() != 0:  # process 0 owns the directory, and fails for all of them
         yield run
         return

@@ -55,6 +55,18 @@ def test_evaluate_gives_the_figures_of_the_run(trained, command, tmp_path):
         assert {name: again[name] for name in expected} == expected
 
 
+def test_figures_of_another_text_do_not_replace_the_runs_own(trained, command, tmp_path):
+    (tmp_path / "other.py").write_text("def mean(values):\n    return sum(values) / len(values)\n" * 400)
+    before = (trained / "evaluation.json").read_text()
+    code, out, _ = command("evaluate", trained, "--text", tmp_path / "other.py")
+    assert code == 0
+    assert "written to" not in out
+    assert (trained / "evaluation.json").read_text() == before
+    code, _, err = command("evaluate", trained, "--json", tmp_path / "no" / "x.json")
+    assert code == 2
+    assert "there is no directory" in err
+
+
 def test_evaluate_on_more_text_than_there_is_takes_all(trained, command, tmp_path):
     code, _, _ = command("evaluate", trained, "--sequences", 10_000, "--json", tmp_path / "all.json")
     assert code == 0

@@ -99,7 +99,7 @@ def test_no_text(command, run_json, tmp_path):
     (tmp_path / "short.txt").write_text("def f(): pass")
     code, _, err = command("train-dictionary", run_json, "--run-dir", tmp_path / "r", "--text", tmp_path / "short.txt")
     assert code == 2
-    assert "fewer than one window" in err
+    assert "has 3 tokens: less than one batch of 2 windows of 32" in err
 
 
 def test_damaged_config_files(command, tmp_path, run_json):

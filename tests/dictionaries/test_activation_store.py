@@ -84,6 +84,10 @@ def test_writing_that_was_killed_goes_on(model, stored, tmp_path):
     assert (tmp_path / "store.json").read_bytes() == (stored.directory / "store.json").read_bytes()
     with pytest.raises(UserError, match="holds another store: rows 500, not 600"):
         write_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS | {"rows": 600})
+    with pytest.raises(UserError, match="holds another store: other weights"):
+        write_store(tmp_path, jax.tree.map(lambda a: 2 * a, model), ADDRESSES, batch_at, **OPTIONS)
+    with pytest.raises(UserError, match="holds another store: other tokens"):
+        write_store(tmp_path, model, ADDRESSES, lambda i: batch_at(i + 1), **OPTIONS)
 
 
 def test_masks_that_leave_nothing_are_refused_wherever_they_begin(model, tmp_path):

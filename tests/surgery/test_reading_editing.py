@@ -366,11 +366,22 @@ def test_where_is_a_mask_over_the_value_or_over_batch_and_pos(model, tokens):
         ({"head": 4}, r"4 is outside: head= of the value at 'blocks.1.attn.z' takes -4 to 3"),
         ({"feature": 16}, r"16 is outside"),
         ({"head": np.ones(3, bool)}, r"has shape \(3,\), the axis has 4"),
+        ({"pos": slice(50, 60)}, r"50:60 is outside: pos= .* takes -12 to 11"),
+        ({"pos": slice(12, 13)}, r"12:13 is outside"),
+        ({"pos": slice(5, 2)}, r"5:2 is outside"),
+        ({"pos": slice(13, None)}, r"13: is outside"),
+        ({"pos": slice(-30, -20)}, r"-30:-20 is outside"),
+        ({"head": slice(20, 30)}, r"20:30 is outside: head="),
     ],
 )
 def test_a_region_outside_the_value_is_an_error(model, tokens, region, says):
     with pytest.raises(RegionError, match=says):
         trace(edit(model, at("blocks.1.attn.z", Zero(), **region)), tokens)
+
+
+@pytest.mark.parametrize("span", [slice(0, 0), slice(12, None), slice(None, -12), slice(12, 12)])
+def test_the_empty_part_of_a_split_axis_changes_nothing(model, tokens, span):
+    same_bits(call(edit(model, at("blocks.1.mlp_out", Zero(), pos=span)), tokens), call(model, tokens))
 
 
 def test_a_layer_outside_the_model_is_an_error(model, tokens):
@@ -385,7 +396,7 @@ def test_an_axis_that_the_value_lacks_is_an_error(model, tokens):
 
 @pytest.mark.parametrize("edit_at", [
     lambda i: at("blocks.1.attn.z", Zero(), head=i), lambda i: at("blocks.resid_post", Zero(), layer=i),
-    lambda i: at("blocks.1.mlp_out", Zero(), pos=i),
+    lambda i: at("blocks.1.mlp_out", Zero(), pos=i), lambda i: at("blocks.1.mlp_out", Zero(), pos=slice(i, i + 2)),
 ])  # fmt: skip
 def test_an_index_outside_that_is_traced_data_makes_nan(model, tokens, edit_at):
     sweep = jax.jit(lambda i: edit(model, edit_at(i))(tokens))

@@ -151,6 +151,14 @@ def test_a_class_or_path_that_selects_nothing_says_what_there_is(base):
         replace(base, "embd", silent)
     with pytest.raises(SelectionError, match="selects nothing"):
         replace(base, "blocks", silent)
+    for path, says in (
+        ("blocks.9.mlp", "blocks.0 to blocks.5"),
+        ("blocks.-7.mlp", "blocks.0 to blocks.5"),
+        ("blocks.mlp", "names one layer"),
+        ("blocks.1:3.mlp", "names one layer"),
+    ):
+        with pytest.raises(SelectionError, match=says):
+            replace(replan(base, "*"), path, silent)
 
 
 def test_skipping_a_block_is_leaving_it_out(base, tokens):

@@ -44,6 +44,13 @@ def test_the_config_is_kept_and_another_one_refused(tmp_path):
         assert load(Config, tmp_path / "run").steps == 200
 
 
+def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "report.html").write_text("of something else")
+    with pytest.raises(UserError, match=r"is no run's and holds report\.html"), open_run(tmp_path, Config()):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
 def test_one_process_at_a_time(tmp_path):
     with (
         open_run(tmp_path),

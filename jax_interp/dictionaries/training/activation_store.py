@@ -28,6 +28,7 @@ from jax_interp.data.permutation import shuffled
 from jax_interp.dictionaries.training.harvest import EMPTY_BATCHES, Addresses, harvest, values
 from jax_interp.errors import UserError
 from jax_interp.training.atomic_write import atomic_write, sync_directory
+from jax_interp.training.fingerprint import fingerprints
 from jax_interp.training.progress import progress
 
 MANIFEST, FORMAT = "store.json", 1
@@ -83,7 +84,8 @@ def write_store(
     """Harvest until `rows` kept rows are on disk, going on where an earlier call was stopped.
 
     `batch_at(i)` gives (tokens, keep), as for training. A value beyond float16's range raises UserError: ask for
-    float32. So does a directory that holds the store of something else.
+    float32. So does a directory that holds the store of something else: other values, amounts, weights, or another
+    first batch of tokens.
     """
     directory = Path(directory)
     addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
@@ -97,13 +99,16 @@ def write_store(
         "dtype": dtype,
         "rows": rows,
         "shard_rows": shard_rows,
+        "weights": "".join(fingerprints(model).values()),
+        "tokens": _digest(batch_at(0)),
     }
     manifest = about | {"shards": [], "statistics": None}
     if (directory / MANIFEST).is_file():
         manifest = _manifest(directory)
         changed = [name for name in about if manifest.get(name) != about[name]]
         if changed:
-            said = ", ".join(f"{name} {manifest.get(name)!r}, not {about[name]!r}" for name in changed)
+            differs = lambda name: f"{name} {manifest.get(name)!r}, not {about[name]!r}"
+            said = ", ".join(f"other {n}" if n in ("weights", "tokens") else differs(n) for n in changed)
             raise UserError(f"{directory} holds another store: {said}; choose another directory, or remove this one")
     if manifest["statistics"] is None:
         view = progress("harvest", sum(s["rows"] for s in manifest["shards"]), rows, [], quiet=quiet)
@@ -117,6 +122,14 @@ def write_store(
         manifest["statistics"] = _statistics(manifest["shards"], manifest["widths"])
         atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return open_store(directory, verify=False)
+
+
+def _digest(batch: tuple[Any, Any]) -> str:
+    """Of a token batch and its mask."""
+    digest = hashlib.sha256()
+    for part in batch:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 def _harvested(model: Any, addresses: Any, batch_at: Callable, manifest: dict[str, Any]) -> Iterator[tuple]:
