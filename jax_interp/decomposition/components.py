@@ -143,9 +143,8 @@ class Decomposed:
         return weight_of(self.target, name)
 
     def delta(self, name: str) -> Float[Array, "*layer d_in d_out"]:
-        """What the components leave over, W - V U."""
-        weight = self.weight(name)
-        return weight - self.of(name).product().astype(weight.dtype)
+        """What the components leave over, W - V U, in float32."""
+        return self.weight(name).astype(jnp.float32) - self.of(name).product().astype(jnp.float32)
 
     def with_parts(self) -> Any:
         """The target with its matrices replaced by `DecomposedLinear`: what is called."""

@@ -13,7 +13,7 @@ from jax_interp.decomposition.losses import (
     StochasticLayerwise,
     StochasticReconstruction,
 )
-from jax_interp.decomposition.losses.scene import Compare
+from jax_interp.decomposition.losses.scene import Compare, Precision
 from jax_interp.decomposition.masks import Sampling
 from jax_interp.decomposition.sigmoids import SIGMOIDS
 from jax_interp.errors import UserError
@@ -65,8 +65,8 @@ class DecompositionConfig:
     clip: float | None = None
     """The largest norm of the gradient of V and U together."""
     importance_clip: float | None = None
-    compute: Literal["float32", "bfloat16"] = "float32"
-    """What masked forwards compute in; masters are float32."""
+    compute: Precision = "float32"
+    """What forwards compute in, the target's and masked ones. V, U, Δ, faithfulness and the optimizer are float32."""
     remat: bool = False
     """Masked forwards are recomputed backward, which costs their time again and saves their memory."""
     seed: int = 0

@@ -30,6 +30,7 @@ from jax_interp.decomposition.importance import Importance, causal_importance, i
 from jax_interp.decomposition.losses import HiddenReconstruction, Merged, PersistentPGD, Scene
 from jax_interp.decomposition.losses.adversary import held
 from jax_interp.decomposition.losses.faithfulness import warm_up
+from jax_interp.decomposition.losses.scene import in_precision
 from jax_interp.decomposition.metrics.sparsity import l0
 from jax_interp.errors import UserError
 from jax_interp.training import Run, fit, optimizer
@@ -149,19 +150,6 @@ def losses(
     return jnp.stack(found), dict(zip(names, found, strict=True))
 
 
-def scene_of(
-    config: DecompositionConfig, model: Decomposed, gates: Any, x: Any, progress: Any, passed: Any = None
-) -> Scene:
-    """The target's pass over `x` and the importances there."""
-    wants_hidden = any(isinstance(loss, HiddenReconstruction) for loss in config.losses)
-    output, inputs, hidden = read_inputs(model, x, outputs=wants_hidden) if passed is None else passed
-    importance = causal_importance(gates(model, inputs), config.sigmoid)
-    return Scene(
-        model, (x,), output, importance, inputs, hidden, progress, config.delta, config.sampling, config.compare,
-        config.remat,
-    )  # fmt: skip
-
-
 def train_step(
     config: DecompositionConfig, state: TrainState, x: Any, target: Any
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -172,17 +160,19 @@ def train_step(
     """
     key = jax.random.fold_in(state.key, state.step)
     progress = state.step.astype(jnp.float32) / config.steps
-    computed = jnp.dtype(config.compute)
-    cast = partial(jax.tree.map, lambda leaf: leaf.astype(computed) if _is_float(leaf) else leaf)
-    if config.compute != "float32":
-        target, x = cast(target), cast(x)
+    x = in_precision(config.compute, x)
     template = Decomposed(target, state.components, config.tied)
     wants_hidden = any(isinstance(loss, HiddenReconstruction) for loss in config.losses)
-    passed = read_inputs(template, x, outputs=wants_hidden)  # once, outside what is differentiated
+    # once, outside what is differentiated
+    output, inputs, hidden = read_inputs(in_precision(config.compute, template), x, outputs=wants_hidden)
 
     def scene_at(components: Any, gates: Any) -> Scene:
         model = dataclasses.replace(template, components=components)
-        return scene_of(config, model, gates, x, progress, passed)
+        importance = causal_importance(gates(model, inputs), config.sigmoid)
+        return Scene(
+            model, (x,), output, importance, inputs, hidden, progress, config.delta, config.sampling, config.compare,
+            config.remat, config.compute,
+        )  # fmt: skip
 
     sources = state.sources
     if sources:
@@ -224,10 +214,6 @@ def _error_of(loss: Any, scene: Scene, key: Array, raw: Any) -> Array:
 def _over_coefficient(coefficient: Array, grad: Array) -> Array:
     """The gradient of a loss from that of what it adds to the total: Adam's eps does not scale with coefficients."""
     return grad / jnp.where(coefficient == 0, 1.0, coefficient)
-
-
-def _is_float(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def sampled_step(

@@ -13,6 +13,7 @@ from tiny_tms import TIED, pentagon, sparse, tiny
 
 from jax_interp.decomposition import DecompositionConfig, Schedule, decompose, train_decomposition, train_instances
 from jax_interp.decomposition.apd import APDConfig, train_apd
+from jax_interp.decomposition.components import Components, Decomposed
 from jax_interp.decomposition.importance import (
     GlobalGates,
     ScalarGates,
@@ -32,7 +33,7 @@ from jax_interp.decomposition.losses import (
     StochasticSubset,
 )
 from jax_interp.decomposition.metrics import alive, identity_error, probe, recovery
-from jax_interp.decomposition.train import rate
+from jax_interp.decomposition.train import rate, start, train_step
 from jax_interp.models import Config, init
 from jax_interp.surgery import replan
 from jax_interp.training import config as configs
@@ -51,6 +52,7 @@ ALL_SORTS = dataclasses.replace(
     ),
     clip=1.0,
 )
+KEY = jax.random.key(0)
 sample = partial(sparse, batch=32, p=0.3)
 
 
@@ -164,6 +166,25 @@ def test_a_few_steps():
     assert seen[-1]["Faithfulness"] < 0.7 * seen[0]["Faithfulness"]
     np.testing.assert_array_equal(trained.model.target.linear1.weight, model.linear1.weight)
     assert configs.from_json(DecompositionConfig, configs.to_json(ALL_SORTS)) == ALL_SORTS
+
+
+def test_half_precision_is_of_forwards_alone():
+    """V U = W (1 + 1e-3): faithfulness is 1e-6 of the mean square of W, less than what bfloat16 rounds away."""
+    model = tiny(40, 20)
+    config = dataclasses.replace(
+        TINY, matrices=("linear1",), tied=(), C=20, compute="bfloat16",
+        losses=(Faithfulness(), Faithfulness(relative=True), StochasticReconstruction()),
+    )  # fmt: skip
+    state = start(config, model, sparse(KEY, 8, 40))
+    W = np.asarray(model.linear1.weight, np.float64)
+    pair = Components(jnp.asarray(W * (1 + 1e-3), jnp.float32), jnp.eye(20))
+    state = dataclasses.replace(state, components={"linear1": pair})
+    _, metrics = jax.jit(partial(train_step, config))(state, sparse(KEY, 8, 40), model)
+    np.testing.assert_allclose(metrics["Faithfulness_0"], 1e-6 * np.mean(W**2), rtol=1e-3)
+    np.testing.assert_allclose(metrics["Faithfulness_1"], 1e-6, rtol=1e-3)
+    exact = Decomposed(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model), {"linear1": pair})
+    rounded = np.asarray(model.linear1.weight.astype(jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(exact.delta("linear1"), rounded - W * (1 + 1e-3), atol=1e-6)
 
 
 def test_schedules():

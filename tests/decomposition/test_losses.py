@@ -165,6 +165,23 @@ def test_reconstruction_losses():
     close(HiddenReconstruction(masks="importance"), want)
 
 
+def test_remat_recomputes_every_masked_forward():
+    """One checkpointed forward in the program of each loss, and the same gradients."""
+    plain = a_scene()
+    for loss in (HiddenReconstruction(), StochasticReconstruction()):
+        grads = {}
+        for remat in (False, True):
+            scene = dataclasses.replace(plain, remat=remat)
+            moved = lambda pairs, scene=scene: dataclasses.replace(
+                scene, model=dataclasses.replace(scene.model, components=pairs)
+            )
+            of = lambda pairs, moved=moved, loss=loss: loss(moved(pairs), KEY)
+            equations = jax.make_jaxpr(of)(scene.model.components).eqns
+            assert sum("prevent_cse" in equation.params for equation in equations) == remat
+            grads[remat] = jax.grad(of)(scene.model.components)["linear1"]
+        np.testing.assert_allclose(grads[True].V, grads[False].V, rtol=1e-5, atol=1e-7)
+
+
 def test_adversaries():
     scene = a_scene()
     adversary = Adversary(warm_up_steps=2, rate_warm_up=0.0, learning_rate=0.1)
