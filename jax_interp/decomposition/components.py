@@ -125,8 +125,9 @@ class Decomposed:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The decomposed matrices, twins of tied ones included."""
-        return (*self.components, *(twin for _, twin in self.tied))
+        """The decomposed matrices, twins of tied ones included, sorted as strings: the order in which a pytree's dict
+        comes out of `jax.jit`, whatever order it was made in."""
+        return tuple(sorted([*self.components, *(twin for _, twin in self.tied)]))
 
     def of(self, name: str) -> Components:
         """The components of one entry, transposed for a twin."""

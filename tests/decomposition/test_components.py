@@ -8,13 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_tms import TIED, sparse, tiny
 
 from jax_interp.decomposition import Components, decompose, masked_output
+from jax_interp.decomposition.linearity.ablatable import of_decomposition, side_by_side
 from jax_interp.decomposition.masks import Mask
 from jax_interp.decomposition.matrices import chosen, matrices
 from jax_interp.errors import UserError
 from jax_interp.models import Config, init
+from jax_interp.models.toys.linear import Linear
+from jax_interp.models.toys.tms import TMSConfig, init_tms
 from jax_interp.surgery import Scale, Zero, at, edit, grad_at, read, replan
 
 CONFIG = Config(n_layers=2, d_model=8, n_heads=2, d_mlp=12, vocab_size=17, n_ctx=8, qkv_bias=True, tied_embedding=False)
@@ -113,6 +117,29 @@ def test_initial_values():
     normal = decompose(model, "linear1", C=300, key=jax.random.key(0)).of("linear1")
     assert abs(float(normal.V.std()) * 40**0.5 - 1) < 0.05
     assert abs(float(normal.U.std()) * 300**0.5 - 1) < 0.05
+
+
+def test_one_order_of_matrices_inside_jit_and_out():
+    """Eleven numbered matrices, which a dict inside jit has as 0, 1, 10, 2, ...: parts are masked where they were asked
+    to be. With V = W and U = I a mask switches columns of W."""
+    rng = np.random.default_rng(0)
+    W, on, x = rng.standard_normal((11, 3, 3)), rng.random((11, 6, 3)) < 0.7, rng.standard_normal((6, 3))
+    layers = nnx.List([nnx.data(Linear(jnp.asarray(w, jnp.float32))) for w in W])
+    model = dataclasses.replace(init_tms(jax.random.key(0), TMSConfig(3, 3, relu=False)), hidden_layers=layers)
+    drawn = decompose(model, "hidden_layers", C=3, key=jax.random.key(0))
+    pairs = {name: Components(drawn.weight(name), jnp.eye(3)) for name in drawn.components}
+    parts = dataclasses.replace(drawn, components=pairs)
+    importance = {f"hidden_layers.{i}": jnp.asarray(on[i], jnp.float32) for i in range(11)}
+    ends = np.asarray(model.linear1.weight, float)
+    right = masked = x @ ends
+    for w, keep in zip(W, on, strict=True):
+        right, masked = right @ w, masked @ w * keep
+    strict = np.mean(((masked - right) @ ends.T) ** 2)
+    for one in (parts, jax.jit(lambda parts: parts)(parts)):
+        assert one.names == parts.names
+        of, data = of_decomposition(one), jnp.asarray(x, jnp.float32)
+        error = jnp.mean((of.run(side_by_side(one, importance), data) - of.target(data)) ** 2)
+        np.testing.assert_allclose(error, strict, rtol=1e-4)
 
 
 def test_an_embedding_is_a_matrix_too():
