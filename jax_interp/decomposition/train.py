@@ -13,6 +13,8 @@ Seeds and coefficients are data: `train_instances` runs many under one `vmap`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -34,6 +37,7 @@ from jax_interp.decomposition.losses.scene import in_precision
 from jax_interp.decomposition.metrics.sparsity import l0
 from jax_interp.errors import UserError
 from jax_interp.training import Run, fit, optimizer
+from jax_interp.training.fingerprint import fingerprints
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +53,17 @@ class TrainState:
     coefficients: Float[Array, " loss"]
     key: Key[Array, ""]
     step: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run directory belongs to: stored as its config, so that nothing else is taken up in it. `targets` is a
+    hash of the weights that are decomposed; `seeds` and `coefficients` are of many instances, one row each."""
+
+    config: Any
+    targets: str
+    seeds: tuple[int, ...] | None = None
+    coefficients: tuple[tuple[float, ...], ...] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -90,6 +105,26 @@ def adam(schedule: Schedule, steps: int, clip: float | None) -> optax.GradientTr
     """Adam by this schedule, after clipping to the norm `clip`."""
     chain = [optax.clip_by_global_norm(clip)] if clip else []
     return optax.chain(*chain, optax.adam(rate(schedule, steps)))
+
+
+def record(
+    run: Run | Path | str | None,
+    config: Any,
+    targets: Any,
+    seeds: Sequence[int] | None = None,
+    coefficients: Any = None,
+) -> RunRecord | None:
+    """The record of a run in this directory; None where there is no directory, and where it is open and has its own."""
+    if run is None or isinstance(run, Run):
+        return None
+    prints = json.dumps(fingerprints(jax.tree.map(jnp.asarray, targets)))
+    rows = None if coefficients is None else tuple(tuple(row) for row in np.asarray(coefficients, np.float64).tolist())
+    return RunRecord(
+        config,
+        hashlib.sha256(prints.encode()).hexdigest()[:16],
+        None if seeds is None else tuple(int(seed) for seed in seeds),
+        rows,
+    )
 
 
 def _optimizers(config: DecompositionConfig) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
@@ -243,8 +278,16 @@ def train_decomposition(
     step, example = _step(config, sample, batch_at)
     state = start(config, model, example)
     options = {"shown": ("loss", "l0"), "title": "decomposition", "log_every": 100} | options
-    stored = None if isinstance(run, Run) else config  # an open run has its config already
-    state = fit(step, state, batch_at, steps=config.steps, run=run, config=stored, frozen=(model,), **options)
+    state = fit(
+        step,
+        state,
+        batch_at,
+        steps=config.steps,
+        run=run,
+        config=record(run, config, model),
+        frozen=(model,),
+        **options,
+    )
     return trained(config, model, state)
 
 
@@ -257,9 +300,11 @@ def train_instances(
     models: Any = None,
     sample: Callable[[Array], Any],
     at_once: int | None = None,
+    run: Run | Path | str | None = None,
     **options: Any,
 ) -> Trained:
-    """Many runs in one program: a leading instance axis everywhere in what is returned.
+    """Many runs in one program: a leading instance axis everywhere in what is returned. `run` goes on only with the
+    config, seeds, coefficients and models that it was begun with.
 
     `at_once` of them are under one `vmap`, the others after them in the same step. None: all, and on a CPU one, where
     the arrays of many leave its caches and cost more than they save.
@@ -270,7 +315,8 @@ def train_instances(
     example = jax.eval_shape(sample, jax.random.key(0))
     one = lambda seed, model: start(config, model, example, seed=seed)
     places = (0, None if models is None else 0)
-    state = jax.jit(jax.vmap(one, places))(jnp.asarray(seeds, jnp.uint32), model if models is None else models)
+    targets = model if models is None else models
+    state = jax.jit(jax.vmap(one, places))(jnp.asarray(seeds, jnp.uint32), targets)
     if coefficients is not None:
         wanted = (len(seeds), len(config.losses))
         if coefficients.shape != wanted:
@@ -278,10 +324,11 @@ def train_instances(
         state = dataclasses.replace(state, coefficients=jnp.asarray(coefficients, jnp.float32))
     step = instances_step(config, sample, at_once, with_models=models is not None)
     options = {"shown": (), "title": f"{len(seeds)} decompositions", "log_every": 100} | options
-    frozen = (model if models is None else models,)
-    state = fit(step, state, steps=config.steps, config=config, frozen=frozen, **options)
-    target = model if models is not None else jax.tree.map(lambda x: jnp.broadcast_to(x, (len(seeds), *x.shape)), model)
-    return trained(config, target if models is None else models, state)
+    stored = record(run, config, targets, seeds, coefficients)
+    state = fit(step, state, steps=config.steps, run=run, config=stored, frozen=(targets,), **options)
+    if models is None:
+        targets = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(seeds), *x.shape)), model)
+    return trained(config, targets, state)
 
 
 def instances_step(

@@ -12,7 +12,7 @@ import pytest
 from tiny_tms import TIED, pentagon, sparse, tiny
 
 from jax_interp.decomposition import DecompositionConfig, Schedule, decompose, train_decomposition, train_instances
-from jax_interp.decomposition.apd import APDConfig, train_apd
+from jax_interp.decomposition.apd import APDConfig, apd_instances, train_apd
 from jax_interp.decomposition.components import Components, Decomposed
 from jax_interp.decomposition.importance import (
     GlobalGates,
@@ -33,10 +33,12 @@ from jax_interp.decomposition.losses import (
     StochasticSubset,
 )
 from jax_interp.decomposition.metrics import alive, identity_error, probe, recovery
-from jax_interp.decomposition.train import rate, start, train_step
+from jax_interp.decomposition.train import rate, record, start, train_step
+from jax_interp.errors import UserError
 from jax_interp.models import Config, init
 from jax_interp.surgery import replan
 from jax_interp.training import config as configs
+from jax_interp.training import open_run
 
 TINY = DecompositionConfig(
     ("*",), C=4, tied=TIED, importance=ScalarGates(4), steps=6, batch=32, schedule=Schedule(1e-2), warm_up=None
@@ -139,6 +141,47 @@ def test_a_run_resumes_to_the_bit_and_instances_are_the_runs(tmp_path):
     both = train_instances(ALL_SORTS, model, seeds=(0, 7), sample=sample, quiet=True)
     np.testing.assert_allclose(both.model.components["linear1"].V[0], whole.model.components["linear1"].V, atol=2e-4)
     assert configs.from_json(DecompositionConfig, configs.to_json(ALL_SORTS)) == ALL_SORTS
+
+
+def test_a_run_directory_is_of_one_call(tmp_path):
+    """What differs in anything that decides the result is refused, by name; the same call gives the same again."""
+    config, apd = dataclasses.replace(TINY, losses=(Faithfulness(),), steps=2), APDConfig(tied=TIED, steps=2, batch=32)
+    model, other, options = tiny(), tiny(seed=1), {"sample": sample, "quiet": True}
+    weights, place = jnp.asarray([[1.0], [2.0]]), tmp_path / "many"
+    many = partial(train_instances, config, model, coefficients=weights, run=place, **options)
+    first = many(seeds=(0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, many(seeds=(0, 1)))
+    with pytest.raises(UserError, match=r"seeds: .*0, 1.* -> .*5, 6"):
+        many(seeds=(5, 6))
+    for named, kept in {
+        "coefficients: ": record(place, config, model, (0, 1), 2 * weights),
+        "coefficients: .* -> null": record(place, config, model, (0, 1)),
+        "targets: ": record(place, config, other, (0, 1), weights),
+    }.items():
+        with pytest.raises(UserError, match=named), open_run(place, kept):
+            pass
+    train_decomposition(config, model, run=tmp_path / "one", **options)
+    with pytest.raises(UserError, match="targets: "):
+        train_decomposition(config, other, run=tmp_path / "one", **options)
+    apd_instances(apd, model, seeds=(0, 1), run=tmp_path / "apd", **options)
+    with pytest.raises(UserError, match="seeds: "):
+        apd_instances(apd, model, seeds=(5, 6), run=tmp_path / "apd", **options)
+
+
+def test_an_open_run_keeps_its_config(tmp_path):
+    config, apd = dataclasses.replace(TINY, losses=(Faithfulness(),), steps=1), APDConfig(tied=TIED, steps=1, batch=32)
+    options = {"sample": sample, "quiet": True}
+    for i, call in enumerate(
+        (
+            partial(train_decomposition, config, tiny(), **options),
+            partial(train_instances, config, tiny(), seeds=(0, 1), **options),
+            partial(train_apd, apd, tiny(), **options),
+            partial(apd_instances, apd, tiny(), seeds=(0, 1), **options),
+        )
+    ):
+        with open_run(tmp_path / str(i), config) as run:
+            call(run=run)
+            assert configs.load(DecompositionConfig, run.config) == config
 
 
 def test_shapes_of_importances_of_a_language_model():

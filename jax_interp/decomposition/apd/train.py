@@ -18,7 +18,7 @@ from jax_interp.decomposition.components import Components, Decomposed, decompos
 from jax_interp.decomposition.config import Schedule
 from jax_interp.decomposition.losses.faithfulness import faithfulness
 from jax_interp.decomposition.masks import edits
-from jax_interp.decomposition.train import adam
+from jax_interp.decomposition.train import adam, record
 from jax_interp.surgery import edit, read
 from jax_interp.training import Run, fit, optimizer
 
@@ -132,20 +132,29 @@ def train_apd(
     `sample(key)`. `options` go to `training.fit`."""
     options = {"title": "APD", "log_every": 100} | options
     step = partial(_sampled, config, sample)
-    state = fit(step, start(config, model), steps=config.steps, run=run, config=config, frozen=(model,), **options)
+    stored = record(run, config, model)
+    state = fit(step, start(config, model), steps=config.steps, run=run, config=stored, frozen=(model,), **options)
     return Decomposed(model, state.components, config.tied)
 
 
 def apd_instances(
-    config: APDConfig, model: Any, *, seeds: Sequence[int], sample: Callable[[Array], Any], **options: Any
+    config: APDConfig,
+    model: Any,
+    *,
+    seeds: Sequence[int],
+    sample: Callable[[Array], Any],
+    run: Run | Path | str | None = None,
+    **options: Any,
 ) -> dict[str, Components]:
-    """The components of one run a seed, under one `vmap`: a leading instance axis."""
+    """The components of one run a seed, under one `vmap`: a leading instance axis. `run` goes on only with the config,
+    seeds and model that it was begun with."""
     state = jax.jit(jax.vmap(lambda seed, model: start(config, model, seed=seed), (0, None)))(
         jnp.asarray(seeds, jnp.uint32), model
     )
     step = jax.vmap(partial(_sampled, config, sample), (0, None, None))
     options = {"title": f"{len(seeds)} APD runs", "shown": (), "log_every": 100} | options
-    return fit(step, state, steps=config.steps, config=config, frozen=(model,), **options).components
+    stored = record(run, config, model, seeds)
+    return fit(step, state, steps=config.steps, run=run, config=stored, frozen=(model,), **options).components
 
 
 def _sampled(config: APDConfig, sample: Any, state: APDState, number: Any, target: Any) -> tuple[APDState, Any]:
