@@ -32,6 +32,7 @@ from jax_interp.decomposition.losses import (
     StochasticReconstruction,
     StochasticSubset,
 )
+from jax_interp.decomposition.masks import Mask, masked_output
 from jax_interp.decomposition.metrics import alive, identity_error, probe, recovery
 from jax_interp.decomposition.train import rate, record, start, train_step
 from jax_interp.errors import UserError
@@ -209,6 +210,25 @@ def test_a_few_steps():
     assert seen[-1]["Faithfulness"] < 0.7 * seen[0]["Faithfulness"]
     np.testing.assert_array_equal(trained.model.target.linear1.weight, model.linear1.weight)
     assert configs.from_json(DecompositionConfig, configs.to_json(ALL_SORTS)) == ALL_SORTS
+
+
+def test_an_embedding_trains():
+    """Its rows come to be sums of components; with all masks and Δ on nothing changes; what sees no vector says so."""
+    model = init(Config(n_layers=1, d_model=8, n_heads=2, d_mlp=8, vocab_size=17, n_ctx=8), KEY)
+    draw, seen = lambda key: jax.random.randint(key, (2, 5), 0, 17), []
+    config = DecompositionConfig(
+        ("embed",), C=8, steps=30, batch=2, warm_up=None, schedule=Schedule(3e-2), importance=ScalarGates(2),
+        losses=(Faithfulness(relative=True), StochasticReconstruction()), compare="kl",
+    )  # fmt: skip
+    found = train_decomposition(config, model, sample=draw, quiet=True, log_every=1, on_log=seen.append)
+    assert seen[-1]["Faithfulness"] < 0.5 * seen[0]["Faithfulness"]
+    tokens = draw(KEY)
+    assert found.importance(tokens).lower["embed"].shape == (2, 5, 8)
+    on = {"embed": Mask(jnp.ones((2, 5, 8)), jnp.ones((2, 5, 1)))}
+    np.testing.assert_allclose(masked_output(found.model, on, tokens), model(tokens), rtol=1e-5, atol=1e-6)
+    for gates in (VectorGates(2), SharedGates((3,)), GlobalGates((3,)), TransformerGates(8, 1, 2, 16)):
+        with pytest.raises(UserError, match="'embed' reads indices"):
+            start(dataclasses.replace(config, importance=gates), model, tokens)
 
 
 def test_half_precision_is_of_forwards_alone():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, plus
+from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, plus, vectors
 from jax_interp.decomposition.matrices import is_stacked
 
 
@@ -64,5 +64,5 @@ class Shared:
     def __call__(self, model: Any, inputs: PerMatrix) -> PerMatrix:
         return {
             name: (jax.vmap(through) if is_stacked(name) else through)(self.networks[name], x)
-            for name, x in inputs.items()
+            for name, x in vectors(inputs).items()
         }

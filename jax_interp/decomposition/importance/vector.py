@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, plus
+from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, plus, vectors
 from jax_interp.decomposition.matrices import is_stacked
 
 
@@ -53,4 +53,7 @@ class Vector:
 
     def __call__(self, model: Any, inputs: PerMatrix) -> PerMatrix:
         call = lambda gate, x: gate(x)
-        return {name: (jax.vmap(call) if is_stacked(name) else call)(self.gates[name], x) for name, x in inputs.items()}
+        return {
+            name: (jax.vmap(call) if is_stacked(name) else call)(self.gates[name], x)
+            for name, x in vectors(inputs).items()
+        }
