@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_interp.decomposition.matrices import chosen, is_stacked, matrices, weight_of
+from jax_interp.decomposition.matrices import check_tied, chosen, is_stacked, matrices, weight_of
 from jax_interp.errors import UserError
 from jax_interp.surgery import Site
 from jax_interp.surgery.select import replace, replace_each
@@ -184,6 +184,7 @@ def decompose(
 
     C: one number, or patterns with theirs, the first match counting: `{"blocks.*.attn.*": 512, "*": 3072}`.
     tied: pairs (name, twin): the twin's matrix is the transpose of the other's, and shares its V and U.
+      Raises UserError where it is not.
     init: "normal": V ~ N(0, 1/√d_in), U ~ N(0, 1/√C). "unit" (SPD 2025): columns of V and rows of U of norm one, then
       U[c] scaled by ⟨V[:, c] U[c], W⟩. A layer's draw depends on the key and its address, not on the model's layout.
     """
@@ -192,6 +193,7 @@ def decompose(
     for twin, one in twins.items():
         if one not in names:
             raise UserError(f"tied=({one!r}, {twin!r}): {one!r} is none of the decomposed {', '.join(names)}")
+    check_tied(model, tied)
     pairs = {name: _initial(weight_of(model, name), _count(C, name), key, name, init) for name in names}
     return Decomposed(model, pairs, tuple((one, twin) for one, twin in tied))
 

@@ -34,6 +34,7 @@ from jax_interp.decomposition.losses import HiddenReconstruction, Merged, Persis
 from jax_interp.decomposition.losses.adversary import held
 from jax_interp.decomposition.losses.faithfulness import warm_up
 from jax_interp.decomposition.losses.scene import in_precision
+from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.metrics.sparsity import l0
 from jax_interp.errors import UserError
 from jax_interp.training import Run, fit, optimizer
@@ -316,6 +317,8 @@ def train_instances(
     one = lambda seed, model: start(config, model, example, seed=seed)
     places = (0, None if models is None else 0)
     targets = model if models is None else models
+    for i in range(len(seeds) if models is not None else 1):  # inside jit weights have no values to compare
+        check_tied(model if models is None else jax.tree.map(lambda leaf, i=i: leaf[i], models), config.tied)
     state = jax.jit(jax.vmap(one, places))(jnp.asarray(seeds, jnp.uint32), targets)
     if coefficients is not None:
         wanted = (len(seeds), len(config.losses))

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from tiny_tms import TIED, sparse, tiny
 
-from jax_interp.decomposition import Components, decompose, masked_output
+from jax_interp.decomposition import Components, DecompositionConfig, decompose, masked_output, train_instances
 from jax_interp.decomposition.linearity.ablatable import of_decomposition, side_by_side
 from jax_interp.decomposition.masks import Mask
 from jax_interp.decomposition.matrices import chosen, matrices
@@ -149,6 +149,25 @@ def test_an_embedding_is_a_matrix_too():
     np.testing.assert_array_equal(acts["embed.components"], parts.of("embed").V[TOKENS])
     left = read(edit(parts, at("embed.delta", Zero())), "embed.output", output=False)(TOKENS)["embed.output"]
     np.testing.assert_allclose(left, parts.of("embed").product()[TOKENS], rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_tied_is_checked():
+    """By value where there are values, by shape inside jit; a twin that holds no matrix is called with the other's."""
+    model, key = tiny(), jax.random.key(1)
+    tie = lambda model, *pair: decompose(model, "linear1", C=4, key=key, tied=(pair,))
+    moved = dataclasses.replace(model.linear2, weight=model.linear2.weight + 1e-6)
+    with pytest.raises(UserError, match="'linear2' is not the transpose of 'linear1'"):
+        tie(dataclasses.replace(model, linear2=moved), "linear1", "linear2")
+    square = dataclasses.replace(model, linear2=dataclasses.replace(moved, weight=jnp.ones((3, 5))))
+    with pytest.raises(UserError, match="not the transpose"):
+        jax.jit(lambda model: tie(model, "linear1", "linear2"))(square)
+    with pytest.raises(UserError, match="no 'linaer2'; its matrices are linear1, linear2"):
+        tie(model, "linear1", "linaer2")
+    assert tie(model, "linear1", "linear2").names == ("linear1", "linear2")
+    assert tie(init_tms(key, TMSConfig()), "linear1", "linear2").names == ("linear1", "linear2")
+    models = jax.tree.map(lambda *leaves: jnp.stack(leaves), model, dataclasses.replace(model, linear2=moved))
+    with pytest.raises(UserError, match="not the transpose"):
+        train_instances(DecompositionConfig(tied=TIED), model, seeds=(0, 1), models=models, sample=sparse)
 
 
 def test_components_of_the_transpose():

@@ -18,6 +18,7 @@ from jax_interp.decomposition.components import Components, Decomposed, decompos
 from jax_interp.decomposition.config import Schedule
 from jax_interp.decomposition.losses.faithfulness import faithfulness
 from jax_interp.decomposition.masks import edits
+from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.train import adam, record
 from jax_interp.surgery import edit, read
 from jax_interp.training import Run, fit, optimizer
@@ -148,6 +149,7 @@ def apd_instances(
 ) -> dict[str, Components]:
     """The components of one run a seed, under one `vmap`: a leading instance axis. `run` goes on only with the config,
     seeds and model that it was begun with."""
+    check_tied(model, config.tied)  # inside jit weights have no values to compare
     state = jax.jit(jax.vmap(lambda seed, model: start(config, model, seed=seed), (0, None)))(
         jnp.asarray(seeds, jnp.uint32), model
     )
