@@ -27,6 +27,10 @@ class WarmUp:
     learning_rate: float = 0.01
     weight_decay: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise UserError(f"WarmUp(steps={self.steps}): at least 0; warm_up=None is a run without")
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -40,6 +44,10 @@ class Schedule:
     kind: Literal["constant", "cosine", "quarter_cosine", "linear"] = "cosine"
     final: float = 0.0
     warm_up: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rate < 0 or not 0 <= self.warm_up < 1:
+            raise UserError(f"Schedule(rate={self.rate}, warm_up={self.warm_up}): not below 0, and a fraction below 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +82,16 @@ class DecompositionConfig:
     """Which published run this is and whether its YAML or its paper is followed: "yaml: ...", "paper: ..."."""
 
     def __post_init__(self) -> None:
+        if not self.matrices:
+            raise UserError('matrices=(): name at least one matrix, or "*" for all')
+        if not self.C or min(self.C.values() if isinstance(self.C, dict) else [self.C]) < 1:
+            raise UserError(f"C={self.C}: a matrix has at least 1 component")
         if self.sigmoid not in SIGMOIDS:
             raise UserError(f"sigmoid={self.sigmoid!r}: there are {', '.join(SIGMOIDS)}")
         if self.steps < 1 or self.batch < 1:
             raise UserError(f"steps={self.steps}, batch={self.batch}: at least 1 each")
         if not self.losses:
             raise UserError("losses=(): a decomposition without a loss learns nothing")
+        for name in ("clip", "importance_clip"):
+            if (norm := getattr(self, name)) is not None and norm <= 0:
+                raise UserError(f"{name}={norm}: a norm above 0, or None for no clipping")

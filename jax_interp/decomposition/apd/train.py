@@ -20,6 +20,7 @@ from jax_interp.decomposition.losses.faithfulness import faithfulness
 from jax_interp.decomposition.masks import edits
 from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.train import adam, record
+from jax_interp.errors import UserError
 from jax_interp.surgery import edit, read
 from jax_interp.training import Run, fit, optimizer
 
@@ -51,6 +52,22 @@ class APDConfig:
     schedule: Schedule = dataclasses.field(default_factory=lambda: Schedule(0.03, "constant", warm_up=0.05))
     seed: int = 0
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.matrices:
+            raise UserError('matrices=(): name at least one matrix, or "*" for all')
+        for name in ("C", "rank", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: at least 1")
+        if self.top_k is not None and not 0 < self.top_k <= self.C:
+            raise UserError(f"top_k={self.top_k}: of C={self.C} components above 0 and at most all are kept on a row")
+        if self.activation_reconstruction and not self.activations:
+            raise UserError(
+                f"activation_reconstruction={self.activation_reconstruction} without activations=: name the hidden "
+                "values that are to be reconstructed"
+            )
+        if self.activation_reconstruction and self.top_k is None:
+            raise UserError("activation_reconstruction= needs a top_k=: without one nothing is masked")
 
 
 @jax.tree_util.register_dataclass
