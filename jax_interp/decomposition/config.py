@@ -34,10 +34,12 @@ class WarmUp:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A learning rate over the run: linear from 0 over the fraction `warm_up`, then `kind`.
+    """A learning rate over the run: a linear rise over the first w steps, the fraction `warm_up` of all, then `kind`
+    over the T that are left, as APD and SPD 2025 have it. The first step has 1/w of the rate; the published code's has
+    none of it, and does nothing.
 
-    "cosine": `f + (1 - f) ½ (1 + cos πt/(T-1))` with f the fraction `final`; "quarter_cosine": `cos ½πt/(T-1)` (SPD and
-    APD 2025); "linear": to `final`; "constant".
+    "cosine": `f + (1 - f) ½ (1 + cos πt/(T-1))` with f the fraction `final` and t counted from the end of the rise;
+    "quarter_cosine": `cos ½πt/(T-1)` (SPD and APD 2025); "linear": to `final`; "constant".
     """
 
     rate: float = 1e-3

@@ -84,11 +84,11 @@ class Trained:
 
 def rate(schedule: Schedule, steps: int) -> Callable[[Any], Array]:
     """The learning rate of step 0, 1, ... of `steps`."""
-    last, up = max(steps - 1, 1), schedule.warm_up * steps
+    up = int(schedule.warm_up * steps)
 
     def at(count: Any) -> Array:
         t = jnp.asarray(count, jnp.float32)
-        along = jnp.minimum(t / last, 1.0)
+        along = jnp.clip((t - up) / max(steps - up - 1, 1), 0.0, 1.0)
         if schedule.kind == "cosine":
             factor = schedule.final + (1 - schedule.final) * 0.5 * (1 + jnp.cos(math.pi * along))
         elif schedule.kind == "quarter_cosine":

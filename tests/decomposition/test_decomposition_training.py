@@ -257,6 +257,15 @@ def test_schedules():
     np.testing.assert_allclose(at(Schedule(1.0, "quarter_cosine")), [1, 0.5**0.5, 0], atol=1e-6)
     np.testing.assert_allclose(at(Schedule(1.0, "linear", final=0.5)), [1, 0.75, 0.5], atol=1e-6)
     np.testing.assert_allclose(at(Schedule(1.0, "constant", warm_up=0.5), 10)[:2], [0.2, 1], atol=1e-6)
+    # the rise, and then the whole of the fall over the eight steps that are left: cos(½π t/7), ½(1 + cos(π t/7))
+    t = np.array([0, 1, 2, 5, 9])
+    for kind, fall in (
+        ("quarter_cosine", lambda s: np.cos(0.5 * np.pi * s / 7)),
+        ("cosine", lambda s: 0.5 * (1 + np.cos(np.pi * s / 7))),
+        ("linear", lambda s: 1 - s / 7),
+    ):
+        got = [float(rate(Schedule(2.0, kind, warm_up=0.2), 10)(step)) for step in t]
+        np.testing.assert_allclose(got, [1.0, 2.0, *(2 * fall(t[2:] - 2))], atol=1e-6)
 
 
 @pytest.mark.slow
