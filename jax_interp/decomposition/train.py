@@ -7,7 +7,7 @@ backward pass and the update.
     trained.importance(x).lower["linear1"]            # [batch, C]
 
 The state is one pytree; the target is an argument of the step, so it is neither trained nor a constant of the program.
-Seeds and coefficients are data: `train_instances` runs many under one `vmap`.
+Seeds and coefficients are data: `train_instances` runs many in one program, as many under one `vmap` as pays.
 """
 
 from __future__ import annotations

@@ -144,6 +144,20 @@ def test_a_run_resumes_to_the_bit_and_instances_are_the_runs(tmp_path):
     assert configs.from_json(DecompositionConfig, configs.to_json(ALL_SORTS)) == ALL_SORTS
 
 
+def test_how_many_instances_are_at_once_does_not_matter():
+    """Two under one vmap and the third after them, or one after another, each with coefficients of its own."""
+    config = dataclasses.replace(TINY, steps=3, losses=(SmoothL0(), StochasticReconstruction()))
+    weights = jnp.asarray([[0.1, 1.0], [1.0, 1.0], [0.1, 3.0]])
+    one, two = (
+        train_instances(
+            config, tiny(), seeds=(0, 7, 8), coefficients=weights, sample=sample, at_once=at_once, quiet=True
+        )
+        for at_once in (1, 2)
+    )
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_a_run_directory_is_of_one_call(tmp_path):
     """What differs in anything that decides the result is refused, by name; the same call gives the same again."""
     config, apd = dataclasses.replace(TINY, losses=(Faithfulness(),), steps=2), APDConfig(tied=TIED, steps=2, batch=32)

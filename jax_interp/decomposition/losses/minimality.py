@@ -56,20 +56,20 @@ def lp_minimality(
     return total
 
 
-def smooth_l0(lower: PerMatrix, gamma: Float[Array, ""] | float) -> Float[Array, ""]:
+def smooth_l0(upper: PerMatrix, gamma: Float[Array, ""] | float) -> Float[Array, ""]:
     """The mean over rows of `Σ_l Σ_c g² / (g² + γ²)`."""
     total = jnp.zeros(())
-    for name, g in lower.items():
+    for name, g in upper.items():
         square = g.astype(jnp.float32) ** 2
         total = total + jnp.sum(square / (square + gamma * gamma)) / rows_of(g, name)
     return total
 
 
-def frequency_penalty(lower: PerMatrix, gamma: Float[Array, ""] | float, reference: int) -> Float[Array, ""]:
+def frequency_penalty(upper: PerMatrix, gamma: Float[Array, ""] | float, reference: int) -> Float[Array, ""]:
     """`Σ_l Σ_c f_c log2(1 + reference · f_c)`, f_c the mean over rows of `g² / (g² + γ²)`: it does not depend on the
     size of the batch."""
     total = jnp.zeros(())
-    for name, g in lower.items():
+    for name, g in upper.items():
         square = g.astype(jnp.float32) ** 2
         f = by_component(square / (square + gamma * gamma), name) / rows_of(g, name)
         total = total + jnp.sum(f * jnp.log2(1 + reference * f))
