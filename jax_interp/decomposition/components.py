@@ -96,7 +96,7 @@ class DecomposedLinear:
             edited = site("components", inner, f"{axes} component")
             delta = site("delta", _row_of_ones(inner), f"{axes} one")
             change = _product(edited - delta * inner, self.components.U.astype(inner.dtype), like=y)
-            y = y + (change - (jnp.ones_like(delta) - delta) * (y if self.bias is None else y - _over(self.bias, y)))
+            y = y + (change - (jnp.ones_like(delta) - delta) * (y if self.bias is None else y - over(self.bias, y)))
         return site("output", y, f"{axes} d_out")
 
     def attend(self, x: Array) -> Array:
@@ -235,8 +235,9 @@ def _draw(weight: Float[Array, "d_in d_out"], C: int, key: Array, init: Init) ->
     return Components(V, U * jnp.einsum("ic,co,io->c", V, U, weight.astype(jnp.float32))[:, None])
 
 
-def _over(bias: Any, y: Array) -> Array:
-    return jnp.expand_dims(bias[...], range(y.ndim - 1))
+def over(bias: Any, y: Array) -> Array:
+    """A bias as something to add to the last axes of `y`: of as many axes, and of its dtype."""
+    return jnp.expand_dims(bias[...], range(y.ndim - bias.ndim)).astype(y.dtype)
 
 
 def spec_of(x: Array) -> Any:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.inputs import PerMatrix
-from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.decomposition.matrices import is_stacked, row_axes
 from jax_interp.surgery import Each, Scale, at, edit
 from jax_interp.surgery.taps import Edit
 
@@ -102,7 +102,7 @@ def subset_routes(key: Key[Array, ""], importance: PerMatrix) -> dict[str, Bool[
     counts = {name: g.shape[0] if is_stacked(name) else 1 for name, g in importance.items()}
     total = sum(counts.values())
     name, g = next(iter(importance.items()))
-    rows = g.shape[1:-1] if is_stacked(name) else g.shape[:-1]
+    rows = tuple(g.shape[axis] for axis in row_axes(name, g))
     first, second = jax.random.split(key)
     k = jax.random.randint(first, rows, 1, total + 1)
     rank = jnp.argsort(jnp.argsort(jax.random.uniform(second, (total, *rows)), axis=0), axis=0)

@@ -79,6 +79,11 @@ def is_stacked(name: str) -> bool:
     return name.startswith("blocks.*.")
 
 
+def row_axes(name: str, values: Any) -> tuple[int, ...]:
+    """Which axes of an entry's values `[*layer, *rows, last]` are its rows."""
+    return tuple(range(1 if is_stacked(name) else 0, values.ndim - 1))
+
+
 def weight_of(model: Any, name: str) -> Array:
     """The target's weight of an entry: `[d_in, d_out]`, or `[layer, d_in, d_out]`."""
     if not is_stacked(name):

@@ -206,7 +206,7 @@ def train_step(
         model = dataclasses.replace(template, components=components)
         importance = causal_importance(gates(model, inputs), config.sigmoid)
         return Scene(
-            model, (x,), output, importance, inputs, hidden, progress, config.delta, config.sampling, config.compare,
+            model, (x,), output, importance, hidden, progress, config.delta, config.sampling, config.compare,
             config.remat, config.compute,
         )  # fmt: skip
 

@@ -45,8 +45,8 @@ def a_scene(**options) -> Scene:
     parts = decompose(model, "*", C=4, key=jax.random.key(1), tied=TIED)
     rng = np.random.default_rng(0)
     lower = {n: jnp.asarray(rng.random((ROWS, 4)), jnp.float32) for n in parts.names}
-    output, inputs, hidden = read_inputs(parts, x, outputs=True)
-    return Scene(parts, (x,), output, Importance(lower, lower, lower), inputs, hidden, **options)
+    output, _, hidden = read_inputs(parts, x, outputs=True)
+    return Scene(parts, (x,), output, Importance(lower, lower, lower), hidden, **options)
 
 
 def test_sigmoids_and_their_backward():

@@ -116,8 +116,3 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def normal_cdf(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Φ. `jax.nn.gelu` takes erfc, which keeps relative precision far below zero and costs twice as much."""
     return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
-def plus(x: Array, bias: Array) -> Array:
-    """A bias over the last axes of `x`."""
-    return x + jnp.expand_dims(bias, range(x.ndim - bias.ndim)).astype(x.dtype)

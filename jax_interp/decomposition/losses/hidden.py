@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.losses.scene import Scene
 from jax_interp.decomposition.masks import Masks, given, stochastic
-from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.decomposition.matrices import row_axes
 from jax_interp.errors import UserError
 
 
@@ -24,7 +24,7 @@ def hidden_errors(scene: Scene, masks: Masks, relative: bool = False) -> dict[st
 
 
 def _error(target: Array, value: Array, name: str, relative: bool) -> Float[Array, "*layer"]:
-    axes = tuple(range(1 if is_stacked(name) else 0, target.ndim))
+    axes = (*row_axes(name, target), -1)
     target, value = target.astype(jnp.float32), value.astype(jnp.float32)
     error = jnp.mean((target - value) ** 2, axis=axes)
     return error / jnp.mean(target**2, axis=axes) if relative else error

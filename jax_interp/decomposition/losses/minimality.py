@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.losses.scene import Scene
-from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.decomposition.matrices import row_axes
 
 
 def annealed(
@@ -25,16 +26,11 @@ def annealed(
 
 def by_component(values: Array, name: str) -> Float[Array, "*layer C"]:
     """The sum over rows."""
-    first = 1 if is_stacked(name) else 0
-    return jnp.sum(values, axis=tuple(range(first, values.ndim - 1)))
+    return jnp.sum(values, axis=row_axes(name, values))
 
 
 def rows_of(values: Array, name: str) -> int:
-    shape = values.shape[1:-1] if is_stacked(name) else values.shape[:-1]
-    count = 1
-    for n in shape:
-        count *= n
-    return count
+    return math.prod(values.shape[axis] for axis in row_axes(name, values))
 
 
 def lp_minimality(

@@ -28,7 +28,6 @@ class Scene:
     args: tuple[Any, ...]
     output: Array
     importance: Importance
-    inputs: PerMatrix
     hidden: PerMatrix | None = None
     progress: Float[Array, ""] | float = 0.0
     delta: bool = True
