@@ -71,7 +71,7 @@ def stochastic(
     sources = {}
     for i, (name, g) in enumerate(importance.items()):
         width = g.shape[-1] + delta
-        sources[name] = draw(jax.random.fold_in(key, i), (*g.shape[:-1], width)).astype(g.dtype)
+        sources[name] = draw(jax.random.fold_in(key, i), (*g.shape[:-1], width))
     return between(importance, sources)
 
 
@@ -79,7 +79,7 @@ def between(importance: PerMatrix, sources: PerMatrix) -> dict[str, Mask]:
     """m = g + (1 - g) r for given r `[*layer, #batch, ..., C or C + 1]`; the last channel, if there, is Δ's mask."""
     found = {}
     for name, g in importance.items():
-        C, r = g.shape[-1], sources[name]
+        C, r = g.shape[-1], sources[name].astype(g.dtype)
         mask = g + (1 - g) * jnp.broadcast_to(r[..., :C], g.shape)
         rest = jnp.broadcast_to(r[..., C:], (*g.shape[:-1], 1)) if r.shape[-1] > C else jnp.zeros((), g.dtype)
         found[name] = Mask(mask, rest)

@@ -317,8 +317,9 @@ def train_instances(
     one = lambda seed, model: start(config, model, example, seed=seed)
     places = (0, None if models is None else 0)
     targets = model if models is None else models
-    for i in range(len(seeds) if models is not None else 1):  # inside jit weights have no values to compare
-        check_tied(model if models is None else jax.tree.map(lambda leaf, i=i: leaf[i], models), config.tied)
+    if config.tied:  # inside jit weights have no values to compare
+        for i in range(1 if models is None else len(seeds)):
+            check_tied(model if models is None else jax.tree.map(lambda leaf, i=i: leaf[i], models), config.tied)
     state = jax.jit(jax.vmap(one, places))(jnp.asarray(seeds, jnp.uint32), targets)
     if coefficients is not None:
         wanted = (len(seeds), len(config.losses))

@@ -78,7 +78,9 @@ BY_LAYER = dataclasses.replace(
 
 EVERY = [
     RECIPE,
+    dataclasses.replace(RECIPE, compute="bfloat16", remat=True),
     BY_LAYER,
+    dataclasses.replace(BY_LAYER, matrices=("embed", "blocks.*.mlp"), losses=(HiddenReconstruction(), Faithfulness())),
     *(
         dataclasses.replace(
             RECIPE,
