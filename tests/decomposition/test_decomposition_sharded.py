@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_tms import TIED, tiny
 
 from jax_interp.decomposition import Components, Decomposed, DecompositionConfig, decompose
 from jax_interp.decomposition.importance import GlobalGates, ScalarGates, SharedGates, TransformerGates, VectorGates
@@ -133,6 +134,20 @@ def test_a_training_step_traces_on_explicit_axes(config):
         model = abstract(model, target_rules(SMALL), mesh)
         tokens = jax.ShapeDtypeStruct((4, 6), jnp.int32, sharding=jax.NamedSharding(mesh, BATCH))
         after, _ = jax.eval_shape(partial(train_step, config), state, tokens, model)
+    assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
+
+
+def test_a_step_of_a_toy_traces_with_components_split():
+    """Rows without positions go through the scalar gates' own backward pass, which sums over them."""
+    config = DecompositionConfig(tied=TIED, C=4, importance=ScalarGates(2), warm_up=None)
+    x, model = jax.ShapeDtypeStruct((16, 5), jnp.float32), tiny()
+    state = jax.eval_shape(partial(start, config), model, x)
+    mesh = abstract_mesh(data=2, fsdp=2, tensor=2)
+    split = [("linear1.V", jax.P(None, "tensor")), ("linear1.U", jax.P("tensor", None)), ("**", jax.P())]
+    with jax.sharding.use_abstract_mesh(mesh):
+        state, model = abstract(state, split, mesh), abstract(model, [("**", jax.P())], mesh)
+        x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, BATCH))
+        after, _ = jax.eval_shape(partial(train_step, config), state, x, model)
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda leaf: leaf.shape, state)
 
 
