@@ -199,12 +199,13 @@ def decompose(
 
 
 def _count(C: int | Mapping[str, int], name: str) -> int:
-    if isinstance(C, int):
-        return C
-    for pattern, count in C.items():
+    counts = {"*": C} if isinstance(C, int) else C
+    for pattern, count in counts.items():
         if fnmatch.fnmatchcase(name, pattern):
+            if count < 1:
+                raise UserError(f"C={count} for {name!r}: a matrix has at least 1 component")
             return count
-    raise UserError(f"C says nothing for {name!r}: its patterns are {', '.join(C)}")
+    raise UserError(f"C says nothing for {name!r}: its patterns are {', '.join(counts)}")
 
 
 def _initial(weight: Array, C: int, key: Array, name: str, init: Init) -> Components:

@@ -36,6 +36,8 @@ def test_what_patterns_mean():
     assert list(matrices(tiny())) == ["linear1", "linear2"]
     with pytest.raises(UserError, match=r"no matrix matches 'blocks.*mpl'.*blocks\.\*\.mlp\.up"):
         chosen(model, "blocks.*.mpl")
+    with pytest.raises(UserError, match="C=-1 for 'linear1': a matrix has at least 1"):
+        decompose(tiny(), "linear1", C=-1, key=jax.random.key(0))
     with pytest.raises(UserError, match="C says nothing for 'linear1'"):
         decompose(tiny(), "linear1", C={"linear2": 3}, key=jax.random.key(0))
 
