@@ -6,10 +6,14 @@ masks.py             masks of components, as edits
 importance/          how needed each component is, from what its matrix reads; sigmoids.py
 losses/              each loss a frozen dataclass; adversaries
 config.py, train.py, presets.py    one jitted step, on `training.fit`; published runs
+sharding.py, storage.py            where V and U live on a mesh; a trained decomposition on disk
 apd/                 attribution-based decomposition, the first method of the family
-metrics/             against known answers, under masks, under adversaries
+metrics/, evaluate.py              against known answers, under masks, under adversaries; all figures of one run
 linearity/           the assumption itself under test
 strongest.py, dashboards.py        which components matter, and on which tokens of a text
+clustering.py        which components make one mechanism
+attributions.py, interactions.py   which make a later one fire; an attention logit by pairs of them
+prune.py, edit_weights.py          the few that one prompt needs; weights changed by one
 
 parts = decompose(model, "blocks.*.mlp", C=512, key=key)
 logits, acts = read(parts, "blocks.*.mlp.up.components")(tokens)

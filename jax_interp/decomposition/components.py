@@ -6,7 +6,7 @@
 target's weights stay in it as they are, in `target`; V and U are in `components`, the part that is trained. Each
 decomposed matrix names, below its own address,
 
-    input        what the matrix reads
+    input        what the matrix reads, of an embedding indices
     components   the inner activations x @ V, "... component": a mask is an edit of them, `Scale(mask)`
     delta        the coefficient of Δ, one for each row, 1 as it is: `Zero()` leaves Δ out
     output       what comes out, bias and all
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_interp.decomposition.matrices import chosen, is_stacked, matrices, weight_of
+from jax_interp.decomposition.matrices import check_tied, chosen, is_stacked, matrices, weight_of
 from jax_interp.errors import UserError
 from jax_interp.surgery import Site
 from jax_interp.surgery.select import replace, replace_each
@@ -53,9 +53,23 @@ class Components:
         """Those of the transposed matrix."""
         return Components(jnp.swapaxes(self.U, -1, -2), jnp.swapaxes(self.V, -1, -2))
 
-    def product(self) -> Float[Array, "*layer d_in d_out"]:
-        """The sum of the parts."""
-        return jnp.einsum("...ic,...co->...io", self.V, self.U)
+    def product(self, like: Array | None = None) -> Float[Array, "*layer d_in d_out"]:
+        """The sum of the parts, split over a mesh with explicit axes as `like` is; without it, whole."""
+        whole = None if spec_of(self.V) is None else jax.P(*[None] * self.V.ndim)
+        out = whole if like is None else spec_of(like)
+        return jnp.einsum("...ic,...co->...io", self.V, self.U, out_sharding=out)
+
+    def inner(self, x: Array, dtype: Any = None) -> Float[Array, "*layer_and_rows C"]:
+        """The inner activations x V of what the matrix reads, in this dtype or that of x; of `[layer, ..., d_in]` where
+        V has a layer axis. Of indices, which an embedding reads, rows of V: NaN outside, as the target's are."""
+        rows, components = spec_of(x), (spec_of(self.V) or (None,))[-1]
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            out = None if rows is None else jax.P(*rows, components)
+            V = self.V if dtype is None else self.V.astype(dtype)
+            return V.at[x].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=out)
+        out = None if rows is None else jax.P(*rows[:-1], components)
+        each = "l...i,lic->l...c" if self.V.ndim == 3 else "...i,ic->...c"
+        return jnp.einsum(each, x, self.V.astype(x.dtype), out_sharding=out)
 
 
 @jax.tree_util.register_dataclass
@@ -75,26 +89,15 @@ class DecomposedLinear:
         ndim = x.ndim + is_index
         rows = ("batch", "pos", *(f"axis{i}" for i in range(ndim - 3)))[: ndim - 1]
         axes = " ".join(rows)
-        if not is_index:
-            x = site("input", x, f"{axes} d_in")
+        x = site("input", x, axes if is_index else f"{axes} d_in")
         y = self.linear(x, site, *args, **kwargs)
         if site.wants("components", "delta"):
-            inner = self._inner(x, is_index)
+            inner = self.components.inner(x, y.dtype)
             edited = site("components", inner, f"{axes} component")
             delta = site("delta", _row_of_ones(inner), f"{axes} one")
             change = _product(edited - delta * inner, self.components.U.astype(inner.dtype), like=y)
-            y = y + (change - (jnp.ones_like(delta) - delta) * (y if self.bias is None else y - _over(self.bias, y)))
+            y = y + (change - (jnp.ones_like(delta) - delta) * (y if self.bias is None else y - over(self.bias, y)))
         return site("output", y, f"{axes} d_out")
-
-    def _inner(self, x: Array, is_index: bool) -> Array:
-        V = self.components.V
-        if is_index:
-            kept = None if (spec := _spec(x)) is None else jax.P(*spec, (_spec(V) or (None,))[-1])
-            return V.at[x].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False, out_sharding=kept)
-        V = V.astype(x.dtype)
-        spec = _spec(x)
-        kept = None if spec is None else jax.P(*spec[:-1], (_spec(V) or (None,))[-1])
-        return jnp.einsum("...i,ic->...c", x, V, out_sharding=kept)
 
     def attend(self, x: Array) -> Array:
         """A tied unembedding stays the target's."""
@@ -125,8 +128,9 @@ class Decomposed:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The decomposed matrices, twins of tied ones included."""
-        return (*self.components, *(twin for _, twin in self.tied))
+        """The decomposed matrices, twins of tied ones included, sorted as strings: the order in which a pytree's dict
+        comes out of `jax.jit`, whatever order it was made in."""
+        return tuple(sorted([*self.components, *(twin for _, twin in self.tied)]))
 
     def of(self, name: str) -> Components:
         """The components of one entry, transposed for a twin."""
@@ -143,9 +147,9 @@ class Decomposed:
         return weight_of(self.target, name)
 
     def delta(self, name: str) -> Float[Array, "*layer d_in d_out"]:
-        """What the components leave over, W - V U."""
-        weight = self.weight(name)
-        return weight - self.of(name).product().astype(weight.dtype)
+        """What the components leave over, W - V U, in float32."""
+        weight = self.weight(name).astype(jnp.float32)
+        return weight - self.of(name).product(like=weight).astype(jnp.float32)
 
     def with_parts(self) -> Any:
         """The target with its matrices replaced by `DecomposedLinear`: what is called."""
@@ -180,6 +184,7 @@ def decompose(
 
     C: one number, or patterns with theirs, the first match counting: `{"blocks.*.attn.*": 512, "*": 3072}`.
     tied: pairs (name, twin): the twin's matrix is the transpose of the other's, and shares its V and U.
+      Raises UserError where it is not.
     init: "normal": V ~ N(0, 1/√d_in), U ~ N(0, 1/√C). "unit" (SPD 2025): columns of V and rows of U of norm one, then
       U[c] scaled by ⟨V[:, c] U[c], W⟩. A layer's draw depends on the key and its address, not on the model's layout.
     """
@@ -188,17 +193,19 @@ def decompose(
     for twin, one in twins.items():
         if one not in names:
             raise UserError(f"tied=({one!r}, {twin!r}): {one!r} is none of the decomposed {', '.join(names)}")
+    check_tied(model, tied)
     pairs = {name: _initial(weight_of(model, name), _count(C, name), key, name, init) for name in names}
     return Decomposed(model, pairs, tuple((one, twin) for one, twin in tied))
 
 
 def _count(C: int | Mapping[str, int], name: str) -> int:
-    if isinstance(C, int):
-        return C
-    for pattern, count in C.items():
+    counts = {"*": C} if isinstance(C, int) else C
+    for pattern, count in counts.items():
         if fnmatch.fnmatchcase(name, pattern):
+            if count < 1:
+                raise UserError(f"C={count} for {name!r}: a matrix has at least 1 component")
             return count
-    raise UserError(f"C says nothing for {name!r}: its patterns are {', '.join(C)}")
+    raise UserError(f"C says nothing for {name!r}: its patterns are {', '.join(counts)}")
 
 
 def _initial(weight: Array, C: int, key: Array, name: str, init: Init) -> Components:
@@ -229,11 +236,12 @@ def _draw(weight: Float[Array, "d_in d_out"], C: int, key: Array, init: Init) ->
     return Components(V, U * jnp.einsum("ic,co,io->c", V, U, weight.astype(jnp.float32))[:, None])
 
 
-def _over(bias: Any, y: Array) -> Array:
-    return jnp.expand_dims(bias[...], range(y.ndim - 1))
+def over(bias: Any, y: Array) -> Array:
+    """A bias as something to add to the last axes of `y`: of as many axes, and of its dtype."""
+    return jnp.expand_dims(bias[...], range(y.ndim - bias.ndim)).astype(y.dtype)
 
 
-def _spec(x: Array) -> Any:
+def spec_of(x: Array) -> Any:
     """The sharding that a value's type carries; None where types carry none."""
     sharding = jax.typeof(x).sharding
     return sharding.spec if not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit else None
@@ -241,12 +249,12 @@ def _spec(x: Array) -> Any:
 
 def _row_of_ones(x: Array) -> Array:
     """One for each row, sharded as the rows are."""
-    spec = _spec(x)
+    spec = spec_of(x)
     return jnp.ones((*x.shape[:-1], 1), x.dtype, out_sharding=None if spec is None else jax.P(*spec[:-1], None))
 
 
 def _product(x: Array, weight: Array, like: Array) -> Array:
-    return jnp.einsum("...i,io->...o", x, weight, out_sharding=_spec(like))
+    return jnp.einsum("...i,io->...o", x, weight, out_sharding=spec_of(like))
 
 
 __all__ = ["Components", "Decomposed", "DecomposedLinear", "Init", "decompose", "matrices"]

@@ -13,7 +13,7 @@ from jax_interp.decomposition.losses import (
     StochasticLayerwise,
     StochasticReconstruction,
 )
-from jax_interp.decomposition.losses.scene import Compare
+from jax_interp.decomposition.losses.scene import Compare, Precision
 from jax_interp.decomposition.masks import Sampling
 from jax_interp.decomposition.sigmoids import SIGMOIDS
 from jax_interp.errors import UserError
@@ -27,19 +27,29 @@ class WarmUp:
     learning_rate: float = 0.01
     weight_decay: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise UserError(f"WarmUp(steps={self.steps}): at least 0; warm_up=None is a run without")
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A learning rate over the run: linear from 0 over the fraction `warm_up`, then `kind`.
+    """A learning rate over the run: a linear rise over the first w steps, the fraction `warm_up` of all, then `kind`
+    over the T that are left, as APD and SPD 2025 have it. The first step has 1/w of the rate; the published code's has
+    none of it, and does nothing.
 
-    "cosine": `f + (1 - f) ½ (1 + cos πt/(T-1))` with f the fraction `final`; "quarter_cosine": `cos ½πt/(T-1)` (SPD and
-    APD 2025); "linear": to `final`; "constant".
+    "cosine": `f + (1 - f) ½ (1 + cos πt/(T-1))` with f the fraction `final` and t counted from the end of the rise;
+    "quarter_cosine": `cos ½πt/(T-1)` (SPD and APD 2025); "linear": to `final`; "constant".
     """
 
     rate: float = 1e-3
     kind: Literal["constant", "cosine", "quarter_cosine", "linear"] = "cosine"
     final: float = 0.0
     warm_up: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rate < 0 or not 0 <= self.warm_up < 1:
+            raise UserError(f"Schedule(rate={self.rate}, warm_up={self.warm_up}): not below 0, and a fraction below 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +75,8 @@ class DecompositionConfig:
     clip: float | None = None
     """The largest norm of the gradient of V and U together."""
     importance_clip: float | None = None
-    compute: Literal["float32", "bfloat16"] = "float32"
-    """What masked forwards compute in; masters are float32."""
+    compute: Precision = "float32"
+    """What forwards compute in, the target's and masked ones. V, U, Δ, faithfulness and the optimizer are float32."""
     remat: bool = False
     """Masked forwards are recomputed backward, which costs their time again and saves their memory."""
     seed: int = 0
@@ -74,9 +84,16 @@ class DecompositionConfig:
     """Which published run this is and whether its YAML or its paper is followed: "yaml: ...", "paper: ..."."""
 
     def __post_init__(self) -> None:
+        if not self.matrices:
+            raise UserError('matrices=(): name at least one matrix, or "*" for all')
+        if not self.C or min(self.C.values() if isinstance(self.C, dict) else [self.C]) < 1:
+            raise UserError(f"C={self.C}: a matrix has at least 1 component")
         if self.sigmoid not in SIGMOIDS:
             raise UserError(f"sigmoid={self.sigmoid!r}: there are {', '.join(SIGMOIDS)}")
         if self.steps < 1 or self.batch < 1:
             raise UserError(f"steps={self.steps}, batch={self.batch}: at least 1 each")
         if not self.losses:
             raise UserError("losses=(): a decomposition without a loss learns nothing")
+        for name in ("clip", "importance_clip"):
+            if (norm := getattr(self, name)) is not None and norm <= 0:
+                raise UserError(f"{name}={norm}: a norm above 0, or None for no clipping")

@@ -22,9 +22,7 @@ def evaluation_scene(config: DecompositionConfig, trained: Trained, x: Array) ->
     """What the metrics look at: the target's pass over `x` and the importances there."""
     output, inputs, hidden = read_inputs(trained.model, x, outputs=True)
     importance = causal_importance(trained.gates(trained.model, inputs), trained.sigmoid)
-    return Scene(
-        trained.model, (x,), output, importance, inputs, hidden, 1.0, config.delta, config.sampling, config.compare
-    )
+    return Scene(trained.model, (x,), output, importance, hidden, 1.0, config.delta, config.sampling, config.compare)
 
 
 def evaluate(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.inputs import PerMatrix
-from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.decomposition.matrices import is_stacked, row_axes
 from jax_interp.surgery import Each, Scale, at, edit
 from jax_interp.surgery.taps import Edit
 
@@ -71,7 +71,7 @@ def stochastic(
     sources = {}
     for i, (name, g) in enumerate(importance.items()):
         width = g.shape[-1] + delta
-        sources[name] = draw(jax.random.fold_in(key, i), (*g.shape[:-1], width)).astype(g.dtype)
+        sources[name] = draw(jax.random.fold_in(key, i), (*g.shape[:-1], width))
     return between(importance, sources)
 
 
@@ -79,7 +79,7 @@ def between(importance: PerMatrix, sources: PerMatrix) -> dict[str, Mask]:
     """m = g + (1 - g) r for given r `[*layer, #batch, ..., C or C + 1]`; the last channel, if there, is Δ's mask."""
     found = {}
     for name, g in importance.items():
-        C, r = g.shape[-1], sources[name]
+        C, r = g.shape[-1], sources[name].astype(g.dtype)
         mask = g + (1 - g) * jnp.broadcast_to(r[..., :C], g.shape)
         rest = jnp.broadcast_to(r[..., C:], (*g.shape[:-1], 1)) if r.shape[-1] > C else jnp.zeros((), g.dtype)
         found[name] = Mask(mask, rest)
@@ -102,7 +102,7 @@ def subset_routes(key: Key[Array, ""], importance: PerMatrix) -> dict[str, Bool[
     counts = {name: g.shape[0] if is_stacked(name) else 1 for name, g in importance.items()}
     total = sum(counts.values())
     name, g = next(iter(importance.items()))
-    rows = g.shape[1:-1] if is_stacked(name) else g.shape[:-1]
+    rows = tuple(g.shape[axis] for axis in row_axes(name, g))
     first, second = jax.random.split(key)
     k = jax.random.randint(first, rows, 1, total + 1)
     rank = jnp.argsort(jnp.argsort(jax.random.uniform(second, (total, *rows)), axis=0), axis=0)

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from jax_interp.errors import UserError
@@ -78,6 +80,11 @@ def is_stacked(name: str) -> bool:
     return name.startswith("blocks.*.")
 
 
+def row_axes(name: str, values: Any) -> tuple[int, ...]:
+    """Which axes of an entry's values `[*layer, *rows, last]` are its rows."""
+    return tuple(range(1 if is_stacked(name) else 0, values.ndim - 1))
+
+
 def weight_of(model: Any, name: str) -> Array:
     """The target's weight of an entry: `[d_in, d_out]`, or `[layer, d_in, d_out]`."""
     if not is_stacked(name):
@@ -90,6 +97,35 @@ def weight_of(model: Any, name: str) -> Array:
         weight = _walk(node, path).weight[...]
         pieces.append(weight if stacked else weight[None])
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
+
+
+def check_tied(model: Any, tied: Sequence[tuple[str, str]]) -> None:
+    """Raises UserError where a twin is no part of the model, or has a matrix that is not the transpose of the other's.
+
+    Values are compared to the bit; shapes alone inside `jax.jit`, where there are no values yet, and where other
+    processes hold some of them. A twin without a matrix of its own is one that is called with the other's.
+    """
+    for one, twin in tied:
+        try:
+            part = _part(model, twin.replace("blocks.*.", "blocks.0.", 1))
+        except (AttributeError, LookupError, TypeError) as error:
+            have = ", ".join(_short(matrices(model)))
+            raise UserError(f"tied=({one!r}, {twin!r}): this model has no {twin!r}; its matrices are {have}") from error
+        if getattr(part, "weight", None) is None:
+            continue
+        weight, own = jnp.swapaxes(weight_of(model, one), -1, -2), weight_of(model, twin)
+        same = weight.shape == own.shape
+        if same and all(_is_here(w) for w in (weight, own)):
+            same = np.array_equal(jax.device_get(weight), jax.device_get(own))
+        if not same:
+            raise UserError(
+                f"tied=({one!r}, {twin!r}): the matrix of {twin!r} is not the transpose of {one!r}'s; leave it out of "
+                "tied=, and decompose it by itself"
+            )
+
+
+def _is_here(weight: Array) -> bool:
+    return not isinstance(weight, jax.core.Tracer) and getattr(weight, "is_fully_addressable", True)
 
 
 def _part(model: Any, name: str) -> Any:

@@ -10,18 +10,24 @@ from jax_interp.training.sharding import Rules, matches
 
 
 def rules(model: Decomposed, target: Rules) -> Rules:
-    """The target's rules, and those of V and U after them: what a matrix reads and writes is split as its weight is,
-    components over `tensor` where its inputs are not. Importance functions are the user's to place; `("**", P())` as a
-    last rule replicates them.
+    """The rules of V and U, also in the optimizer's moments, and the target's after them: what a matrix reads and
+    writes is split as its weight is, components over `tensor` where its inputs are not. Importance functions are the
+    user's to place; `("**", P())` as a last rule replicates them.
     """
-    found = [(f"components.{name}.{part}", spec) for name in model.components for part, spec in _split(name, target)]
+    found = [(f"{name}.{part}", spec) for name in model.components for part, spec in _split(name, target)]
     return [*found, *target]
 
 
 def _split(name: str, target: Rules) -> list[tuple[str, P]]:
     for pattern, spec in target:
         if matches(pattern, f"{name}.weight"):
-            reads, writes = spec[-2], spec[-1]
-            inner = None if reads == "tensor" else "tensor"
-            return [("V", P(reads, inner)), ("U", P(inner, None if writes == inner else writes))]
+            reads, writes = [_axes(entry) for entry in (None, None, *spec)[-2:]]  # a spec is of the last axes
+            inner = () if "tensor" in reads else ("tensor",)
+            kept = tuple(axis for axis in writes if axis not in inner)
+            return [("V", P(reads or None, inner or None)), ("U", P(inner or None, kept or None))]
     raise UserError(f"no rule of the target decides {name}.weight, so none does V and U")
+
+
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes that one axis of an array is split over."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())

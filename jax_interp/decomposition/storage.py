@@ -14,6 +14,7 @@ import jax
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.importance import init_importance
+from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.train import Trained, template
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
@@ -48,6 +49,7 @@ def load_decomposition(path: Path | str, model: Any) -> tuple[Trained, Decomposi
         return parts.components, init_importance(config.importance, jax.random.key(0), parts)
 
     components, gates = jax.eval_shape(blank, model)
+    check_tied(model, config.tied)
     tree = {"components": components, "gates": gates}
     want = {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
     have = {name: tuple(leaf.shape) for name, leaf in flat.items()}

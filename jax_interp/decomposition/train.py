@@ -7,12 +7,14 @@ backward pass and the update.
     trained.importance(x).lower["linear1"]            # [batch, C]
 
 The state is one pytree; the target is an argument of the step, so it is neither trained nor a constant of the program.
-Seeds and coefficients are data: `train_instances` runs many under one `vmap`.
+Seeds and coefficients are data: `train_instances` runs many in one program, as many under one `vmap` as pays.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -30,9 +33,12 @@ from jax_interp.decomposition.importance import Importance, causal_importance, i
 from jax_interp.decomposition.losses import HiddenReconstruction, Merged, PersistentPGD, Scene
 from jax_interp.decomposition.losses.adversary import held
 from jax_interp.decomposition.losses.faithfulness import warm_up
+from jax_interp.decomposition.losses.scene import in_precision
+from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.metrics.sparsity import l0
 from jax_interp.errors import UserError
 from jax_interp.training import Run, fit, optimizer
+from jax_interp.training.fingerprint import fingerprints
 
 
 @jax.tree_util.register_dataclass
@@ -48,6 +54,17 @@ class TrainState:
     coefficients: Float[Array, " loss"]
     key: Key[Array, ""]
     step: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run directory belongs to: stored as its config, so that nothing else is taken up in it. `targets` is a
+    hash of the weights that are decomposed; `seeds` and `coefficients` are of many instances, one row each."""
+
+    config: Any
+    targets: str
+    seeds: tuple[int, ...] | None = None
+    coefficients: tuple[tuple[float, ...], ...] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -67,11 +84,11 @@ class Trained:
 
 def rate(schedule: Schedule, steps: int) -> Callable[[Any], Array]:
     """The learning rate of step 0, 1, ... of `steps`."""
-    last, up = max(steps - 1, 1), schedule.warm_up * steps
+    up = int(schedule.warm_up * steps)
 
     def at(count: Any) -> Array:
         t = jnp.asarray(count, jnp.float32)
-        along = jnp.minimum(t / last, 1.0)
+        along = jnp.clip((t - up) / max(steps - up - 1, 1), 0.0, 1.0)
         if schedule.kind == "cosine":
             factor = schedule.final + (1 - schedule.final) * 0.5 * (1 + jnp.cos(math.pi * along))
         elif schedule.kind == "quarter_cosine":
@@ -89,6 +106,26 @@ def adam(schedule: Schedule, steps: int, clip: float | None) -> optax.GradientTr
     """Adam by this schedule, after clipping to the norm `clip`."""
     chain = [optax.clip_by_global_norm(clip)] if clip else []
     return optax.chain(*chain, optax.adam(rate(schedule, steps)))
+
+
+def record(
+    run: Run | Path | str | None,
+    config: Any,
+    targets: Any,
+    seeds: Sequence[int] | None = None,
+    coefficients: Any = None,
+) -> RunRecord | None:
+    """The record of a run in this directory; None where there is no directory, and where it is open and has its own."""
+    if run is None or isinstance(run, Run):
+        return None
+    prints = json.dumps(fingerprints(jax.tree.map(jnp.asarray, targets)))
+    rows = None if coefficients is None else tuple(tuple(row) for row in np.asarray(coefficients, np.float64).tolist())
+    return RunRecord(
+        config,
+        hashlib.sha256(prints.encode()).hexdigest()[:16],
+        None if seeds is None else tuple(int(seed) for seed in seeds),
+        rows,
+    )
 
 
 def _optimizers(config: DecompositionConfig) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
@@ -149,19 +186,6 @@ def losses(
     return jnp.stack(found), dict(zip(names, found, strict=True))
 
 
-def scene_of(
-    config: DecompositionConfig, model: Decomposed, gates: Any, x: Any, progress: Any, passed: Any = None
-) -> Scene:
-    """The target's pass over `x` and the importances there."""
-    wants_hidden = any(isinstance(loss, HiddenReconstruction) for loss in config.losses)
-    output, inputs, hidden = read_inputs(model, x, outputs=wants_hidden) if passed is None else passed
-    importance = causal_importance(gates(model, inputs), config.sigmoid)
-    return Scene(
-        model, (x,), output, importance, inputs, hidden, progress, config.delta, config.sampling, config.compare,
-        config.remat,
-    )  # fmt: skip
-
-
 def train_step(
     config: DecompositionConfig, state: TrainState, x: Any, target: Any
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -172,17 +196,19 @@ def train_step(
     """
     key = jax.random.fold_in(state.key, state.step)
     progress = state.step.astype(jnp.float32) / config.steps
-    computed = jnp.dtype(config.compute)
-    cast = partial(jax.tree.map, lambda leaf: leaf.astype(computed) if _is_float(leaf) else leaf)
-    if config.compute != "float32":
-        target, x = cast(target), cast(x)
+    x = in_precision(config.compute, x)
     template = Decomposed(target, state.components, config.tied)
     wants_hidden = any(isinstance(loss, HiddenReconstruction) for loss in config.losses)
-    passed = read_inputs(template, x, outputs=wants_hidden)  # once, outside what is differentiated
+    # once, outside what is differentiated
+    output, inputs, hidden = read_inputs(in_precision(config.compute, template), x, outputs=wants_hidden)
 
     def scene_at(components: Any, gates: Any) -> Scene:
         model = dataclasses.replace(template, components=components)
-        return scene_of(config, model, gates, x, progress, passed)
+        importance = causal_importance(gates(model, inputs), config.sigmoid)
+        return Scene(
+            model, (x,), output, importance, hidden, progress, config.delta, config.sampling, config.compare,
+            config.remat, config.compute,
+        )  # fmt: skip
 
     sources = state.sources
     if sources:
@@ -226,10 +252,6 @@ def _over_coefficient(coefficient: Array, grad: Array) -> Array:
     return grad / jnp.where(coefficient == 0, 1.0, coefficient)
 
 
-def _is_float(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
 def sampled_step(
     config: DecompositionConfig,
     sample: Callable[[Array], Any],
@@ -257,8 +279,16 @@ def train_decomposition(
     step, example = _step(config, sample, batch_at)
     state = start(config, model, example)
     options = {"shown": ("loss", "l0"), "title": "decomposition", "log_every": 100} | options
-    stored = None if isinstance(run, Run) else config  # an open run has its config already
-    state = fit(step, state, batch_at, steps=config.steps, run=run, config=stored, frozen=(model,), **options)
+    state = fit(
+        step,
+        state,
+        batch_at,
+        steps=config.steps,
+        run=run,
+        config=record(run, config, model),
+        frozen=(model,),
+        **options,
+    )
     return trained(config, model, state)
 
 
@@ -271,9 +301,11 @@ def train_instances(
     models: Any = None,
     sample: Callable[[Array], Any],
     at_once: int | None = None,
+    run: Run | Path | str | None = None,
     **options: Any,
 ) -> Trained:
-    """Many runs in one program: a leading instance axis everywhere in what is returned.
+    """Many runs in one program: a leading instance axis everywhere in what is returned. `run` goes on only with the
+    config, seeds, coefficients and models that it was begun with.
 
     `at_once` of them are under one `vmap`, the others after them in the same step. None: all, and on a CPU one, where
     the arrays of many leave its caches and cost more than they save.
@@ -284,7 +316,11 @@ def train_instances(
     example = jax.eval_shape(sample, jax.random.key(0))
     one = lambda seed, model: start(config, model, example, seed=seed)
     places = (0, None if models is None else 0)
-    state = jax.jit(jax.vmap(one, places))(jnp.asarray(seeds, jnp.uint32), model if models is None else models)
+    targets = model if models is None else models
+    if config.tied:  # inside jit weights have no values to compare
+        for i in range(1 if models is None else len(seeds)):
+            check_tied(model if models is None else jax.tree.map(lambda leaf, i=i: leaf[i], models), config.tied)
+    state = jax.jit(jax.vmap(one, places))(jnp.asarray(seeds, jnp.uint32), targets)
     if coefficients is not None:
         wanted = (len(seeds), len(config.losses))
         if coefficients.shape != wanted:
@@ -292,10 +328,11 @@ def train_instances(
         state = dataclasses.replace(state, coefficients=jnp.asarray(coefficients, jnp.float32))
     step = instances_step(config, sample, at_once, with_models=models is not None)
     options = {"shown": (), "title": f"{len(seeds)} decompositions", "log_every": 100} | options
-    frozen = (model if models is None else models,)
-    state = fit(step, state, steps=config.steps, config=config, frozen=frozen, **options)
-    target = model if models is not None else jax.tree.map(lambda x: jnp.broadcast_to(x, (len(seeds), *x.shape)), model)
-    return trained(config, target if models is None else models, state)
+    stored = record(run, config, targets, seeds, coefficients)
+    state = fit(step, state, steps=config.steps, run=run, config=stored, frozen=(targets,), **options)
+    if models is None:
+        targets = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(seeds), *x.shape)), model)
+    return trained(config, targets, state)
 
 
 def instances_step(

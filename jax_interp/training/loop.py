@@ -81,7 +81,8 @@ def fit(
     batch_at   step number (0, 1, ...) -> batch; or `batches`: first step number -> iterator of the batches from there
                on, for pipelines that prefetch. With neither the batch is the step number, an int32 scalar.
     run        directory (or an open `Run`) for checkpoints, `metrics.jsonl` and `timing.jsonl`. None: nothing is saved.
-    config     frozen dataclass, stored with the run; a resume with another one is refused.
+    config     frozen dataclass, stored with the run; a resume with another one is refused. An open `Run` has one: it
+               stands, and this is not looked at.
     checkpoint_every  also after the last step and on a signal. `keep` and `milestone_every` as in `checkpoint.save`.
     evaluate   `(state, *frozen) -> metrics`, called every `evaluate_every` steps and at the end, logged as
                `eval.<name>`.
@@ -97,8 +98,6 @@ def fit(
     rates, frozen = dict(per_step or {}), tuple(frozen)
     step = step if hasattr(step, "lower") else jax.jit(step, donate_argnums=0)
     with contextlib.ExitStack() as stack:
-        if isinstance(run, Run) and config is not None:
-            raise UserError("this run is open already: give its config to open_run")
         if run is not None and not isinstance(run, Run):
             run = stack.enter_context(open_run(run, config))
         state, start = _begin(run, state)

@@ -8,13 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_tms import TIED, sparse, tiny
 
-from jax_interp.decomposition import Components, decompose, masked_output
+from jax_interp.decomposition import Components, DecompositionConfig, decompose, masked_output, train_instances
+from jax_interp.decomposition.linearity.ablatable import of_decomposition, side_by_side
 from jax_interp.decomposition.masks import Mask
 from jax_interp.decomposition.matrices import chosen, matrices
 from jax_interp.errors import UserError
 from jax_interp.models import Config, init
+from jax_interp.models.toys.linear import Linear
+from jax_interp.models.toys.tms import TMSConfig, init_tms
 from jax_interp.surgery import Scale, Zero, at, edit, grad_at, read, replan
 
 CONFIG = Config(n_layers=2, d_model=8, n_heads=2, d_mlp=12, vocab_size=17, n_ctx=8, qkv_bias=True, tied_embedding=False)
@@ -32,6 +36,8 @@ def test_what_patterns_mean():
     assert list(matrices(tiny())) == ["linear1", "linear2"]
     with pytest.raises(UserError, match=r"no matrix matches 'blocks.*mpl'.*blocks\.\*\.mlp\.up"):
         chosen(model, "blocks.*.mpl")
+    with pytest.raises(UserError, match="C=-1 for 'linear1': a matrix has at least 1"):
+        decompose(tiny(), "linear1", C=-1, key=jax.random.key(0))
     with pytest.raises(UserError, match="C says nothing for 'linear1'"):
         decompose(tiny(), "linear1", C={"linear2": 3}, key=jax.random.key(0))
 
@@ -115,6 +121,29 @@ def test_initial_values():
     assert abs(float(normal.U.std()) * 300**0.5 - 1) < 0.05
 
 
+def test_one_order_of_matrices_inside_jit_and_out():
+    """Eleven numbered matrices, which a dict inside jit has as 0, 1, 10, 2, ...: parts are masked where they were asked
+    to be. With V = W and U = I a mask switches columns of W."""
+    rng = np.random.default_rng(0)
+    W, on, x = rng.standard_normal((11, 3, 3)), rng.random((11, 6, 3)) < 0.7, rng.standard_normal((6, 3))
+    layers = nnx.List([nnx.data(Linear(jnp.asarray(w, jnp.float32))) for w in W])
+    model = dataclasses.replace(init_tms(jax.random.key(0), TMSConfig(3, 3, relu=False)), hidden_layers=layers)
+    drawn = decompose(model, "hidden_layers", C=3, key=jax.random.key(0))
+    pairs = {name: Components(drawn.weight(name), jnp.eye(3)) for name in drawn.components}
+    parts = dataclasses.replace(drawn, components=pairs)
+    importance = {f"hidden_layers.{i}": jnp.asarray(on[i], jnp.float32) for i in range(11)}
+    ends = np.asarray(model.linear1.weight, float)
+    right = masked = x @ ends
+    for w, keep in zip(W, on, strict=True):
+        right, masked = right @ w, masked @ w * keep
+    strict = np.mean(((masked - right) @ ends.T) ** 2)
+    for one in (parts, jax.jit(lambda parts: parts)(parts)):
+        assert one.names == parts.names
+        of, data = of_decomposition(one), jnp.asarray(x, jnp.float32)
+        error = jnp.mean((of.run(side_by_side(one, importance), data) - of.target(data)) ** 2)
+        np.testing.assert_allclose(error, strict, rtol=1e-4)
+
+
 def test_an_embedding_is_a_matrix_too():
     model = init(CONFIG, jax.random.key(0))
     parts = decompose(model, "embed", C=5, key=jax.random.key(1))
@@ -122,6 +151,25 @@ def test_an_embedding_is_a_matrix_too():
     np.testing.assert_array_equal(acts["embed.components"], parts.of("embed").V[TOKENS])
     left = read(edit(parts, at("embed.delta", Zero())), "embed.output", output=False)(TOKENS)["embed.output"]
     np.testing.assert_allclose(left, parts.of("embed").product()[TOKENS], rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_tied_is_checked():
+    """By value where there are values, by shape inside jit; a twin that holds no matrix is called with the other's."""
+    model, key = tiny(), jax.random.key(1)
+    tie = lambda model, *pair: decompose(model, "linear1", C=4, key=key, tied=(pair,))
+    moved = dataclasses.replace(model.linear2, weight=model.linear2.weight + 1e-6)
+    with pytest.raises(UserError, match="'linear2' is not the transpose of 'linear1'"):
+        tie(dataclasses.replace(model, linear2=moved), "linear1", "linear2")
+    square = dataclasses.replace(model, linear2=dataclasses.replace(moved, weight=jnp.ones((3, 5))))
+    with pytest.raises(UserError, match="not the transpose"):
+        jax.jit(lambda model: tie(model, "linear1", "linear2"))(square)
+    with pytest.raises(UserError, match="no 'linaer2'; its matrices are linear1, linear2"):
+        tie(model, "linear1", "linaer2")
+    assert tie(model, "linear1", "linear2").names == ("linear1", "linear2")
+    assert tie(init_tms(key, TMSConfig()), "linear1", "linear2").names == ("linear1", "linear2")
+    models = jax.tree.map(lambda *leaves: jnp.stack(leaves), model, dataclasses.replace(model, linear2=moved))
+    with pytest.raises(UserError, match="not the transpose"):
+        train_instances(DecompositionConfig(tied=TIED), model, seeds=(0, 1), models=models, sample=sparse)
 
 
 def test_components_of_the_transpose():

@@ -85,8 +85,8 @@ def test_reports_under_masks():
     parts = decompose(model, "*", C=4, key=jax.random.key(1), tied=TIED)
     rng = np.random.default_rng(0)
     lower = {n: jnp.asarray(rng.random((8, 4)), jnp.float32) for n in parts.names}
-    output, inputs, hidden = read_inputs(parts, x, outputs=True)
-    scene = Scene(parts, (x,), output, Importance(lower, lower, lower), inputs, hidden)
+    output, _, hidden = read_inputs(parts, x, outputs=True)
+    scene = Scene(parts, (x,), output, Importance(lower, lower, lower), hidden)
     report = mask_report(scene, KEY)
     assert set(report.error) == {"ci", "unmasked", "stochastic", "random", "rounded", "zero"}
     np.testing.assert_allclose(report.error["ci"], ImportanceMasked()(scene, KEY), rtol=1e-5)

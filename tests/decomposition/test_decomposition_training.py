@@ -12,7 +12,8 @@ import pytest
 from tiny_tms import TIED, pentagon, sparse, tiny
 
 from jax_interp.decomposition import DecompositionConfig, Schedule, decompose, train_decomposition, train_instances
-from jax_interp.decomposition.apd import APDConfig, train_apd
+from jax_interp.decomposition.apd import APDConfig, apd_instances, train_apd
+from jax_interp.decomposition.components import Components, Decomposed
 from jax_interp.decomposition.importance import (
     GlobalGates,
     ScalarGates,
@@ -31,11 +32,14 @@ from jax_interp.decomposition.losses import (
     StochasticReconstruction,
     StochasticSubset,
 )
+from jax_interp.decomposition.masks import Mask, masked_output
 from jax_interp.decomposition.metrics import alive, identity_error, probe, recovery
-from jax_interp.decomposition.train import rate
+from jax_interp.decomposition.train import rate, record, start, train_step
+from jax_interp.errors import UserError
 from jax_interp.models import Config, init
 from jax_interp.surgery import replan
 from jax_interp.training import config as configs
+from jax_interp.training import open_run
 
 TINY = DecompositionConfig(
     ("*",), C=4, tied=TIED, importance=ScalarGates(4), steps=6, batch=32, schedule=Schedule(1e-2), warm_up=None
@@ -51,6 +55,7 @@ ALL_SORTS = dataclasses.replace(
     ),
     clip=1.0,
 )
+KEY = jax.random.key(0)
 sample = partial(sparse, batch=32, p=0.3)
 
 
@@ -139,6 +144,61 @@ def test_a_run_resumes_to_the_bit_and_instances_are_the_runs(tmp_path):
     assert configs.from_json(DecompositionConfig, configs.to_json(ALL_SORTS)) == ALL_SORTS
 
 
+def test_how_many_instances_are_at_once_does_not_matter():
+    """Two under one vmap and the third after them, or one after another, each with coefficients of its own."""
+    config = dataclasses.replace(TINY, steps=3, losses=(SmoothL0(), StochasticReconstruction()))
+    weights = jnp.asarray([[0.1, 1.0], [1.0, 1.0], [0.1, 3.0]])
+    one, two = (
+        train_instances(
+            config, tiny(), seeds=(0, 7, 8), coefficients=weights, sample=sample, at_once=at_once, quiet=True
+        )
+        for at_once in (1, 2)
+    )
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_directory_is_of_one_call(tmp_path):
+    """What differs in anything that decides the result is refused, by name; the same call gives the same again."""
+    config, apd = dataclasses.replace(TINY, losses=(Faithfulness(),), steps=2), APDConfig(tied=TIED, steps=2, batch=32)
+    model, other, options = tiny(), tiny(seed=1), {"sample": sample, "quiet": True}
+    weights, place = jnp.asarray([[1.0], [2.0]]), tmp_path / "many"
+    many = partial(train_instances, config, model, coefficients=weights, run=place, **options)
+    first = many(seeds=(0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, many(seeds=(0, 1)))
+    with pytest.raises(UserError, match=r"seeds: .*0, 1.* -> .*5, 6"):
+        many(seeds=(5, 6))
+    for named, kept in {
+        "coefficients: ": record(place, config, model, (0, 1), 2 * weights),
+        "coefficients: .* -> null": record(place, config, model, (0, 1)),
+        "targets: ": record(place, config, other, (0, 1), weights),
+    }.items():
+        with pytest.raises(UserError, match=named), open_run(place, kept):
+            pass
+    train_decomposition(config, model, run=tmp_path / "one", **options)
+    with pytest.raises(UserError, match="targets: "):
+        train_decomposition(config, other, run=tmp_path / "one", **options)
+    apd_instances(apd, model, seeds=(0, 1), run=tmp_path / "apd", **options)
+    with pytest.raises(UserError, match="seeds: "):
+        apd_instances(apd, model, seeds=(5, 6), run=tmp_path / "apd", **options)
+
+
+def test_an_open_run_keeps_its_config(tmp_path):
+    config, apd = dataclasses.replace(TINY, losses=(Faithfulness(),), steps=1), APDConfig(tied=TIED, steps=1, batch=32)
+    options = {"sample": sample, "quiet": True}
+    for i, call in enumerate(
+        (
+            partial(train_decomposition, config, tiny(), **options),
+            partial(train_instances, config, tiny(), seeds=(0, 1), **options),
+            partial(train_apd, apd, tiny(), **options),
+            partial(apd_instances, apd, tiny(), seeds=(0, 1), **options),
+        )
+    ):
+        with open_run(tmp_path / str(i), config) as run:
+            call(run=run)
+            assert configs.load(DecompositionConfig, run.config) == config
+
+
 def test_shapes_of_importances_of_a_language_model():
     """All kinds, scanned and unrolled, without computing anything."""
     config = Config(n_layers=3, d_model=8, n_heads=2, d_mlp=12, vocab_size=17, n_ctx=8, tied_embedding=False)
@@ -166,6 +226,44 @@ def test_a_few_steps():
     assert configs.from_json(DecompositionConfig, configs.to_json(ALL_SORTS)) == ALL_SORTS
 
 
+def test_an_embedding_trains():
+    """Its rows come to be sums of components; with all masks and Δ on nothing changes; what sees no vector says so."""
+    model = init(Config(n_layers=1, d_model=8, n_heads=2, d_mlp=8, vocab_size=17, n_ctx=8), KEY)
+    draw, seen = lambda key: jax.random.randint(key, (2, 5), 0, 17), []
+    config = DecompositionConfig(
+        ("embed",), C=8, steps=30, batch=2, warm_up=None, schedule=Schedule(3e-2), importance=ScalarGates(2),
+        losses=(Faithfulness(relative=True), StochasticReconstruction()), compare="kl",
+    )  # fmt: skip
+    found = train_decomposition(config, model, sample=draw, quiet=True, log_every=1, on_log=seen.append)
+    assert seen[-1]["Faithfulness"] < 0.5 * seen[0]["Faithfulness"]
+    tokens = draw(KEY)
+    assert found.importance(tokens).lower["embed"].shape == (2, 5, 8)
+    on = {"embed": Mask(jnp.ones((2, 5, 8)), jnp.ones((2, 5, 1)))}
+    np.testing.assert_allclose(masked_output(found.model, on, tokens), model(tokens), rtol=1e-5, atol=1e-6)
+    for gates in (VectorGates(2), SharedGates((3,)), GlobalGates((3,)), TransformerGates(8, 1, 2, 16)):
+        with pytest.raises(UserError, match="'embed' reads indices"):
+            start(dataclasses.replace(config, importance=gates), model, tokens)
+
+
+def test_half_precision_is_of_forwards_alone():
+    """V U = W (1 + 1e-3): faithfulness is 1e-6 of the mean square of W, less than what bfloat16 rounds away."""
+    model = tiny(40, 20)
+    config = dataclasses.replace(
+        TINY, matrices=("linear1",), tied=(), C=20, compute="bfloat16",
+        losses=(Faithfulness(), Faithfulness(relative=True), StochasticReconstruction()),
+    )  # fmt: skip
+    state = start(config, model, sparse(KEY, 8, 40))
+    W = np.asarray(model.linear1.weight, np.float64)
+    pair = Components(jnp.asarray(W * (1 + 1e-3), jnp.float32), jnp.eye(20))
+    state = dataclasses.replace(state, components={"linear1": pair})
+    _, metrics = jax.jit(partial(train_step, config))(state, sparse(KEY, 8, 40), model)
+    np.testing.assert_allclose(metrics["Faithfulness_0"], 1e-6 * np.mean(W**2), rtol=1e-3)
+    np.testing.assert_allclose(metrics["Faithfulness_1"], 1e-6, rtol=1e-3)
+    exact = Decomposed(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model), {"linear1": pair})
+    rounded = np.asarray(model.linear1.weight.astype(jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(exact.delta("linear1"), rounded - W * (1 + 1e-3), atol=1e-6)
+
+
 def test_schedules():
     at = lambda schedule, steps=11: [float(rate(schedule, steps)(t)) for t in (0, 5, 10)]
     np.testing.assert_allclose(at(Schedule(1.0, "cosine")), [1, 0.5, 0], atol=1e-6)
@@ -173,6 +271,15 @@ def test_schedules():
     np.testing.assert_allclose(at(Schedule(1.0, "quarter_cosine")), [1, 0.5**0.5, 0], atol=1e-6)
     np.testing.assert_allclose(at(Schedule(1.0, "linear", final=0.5)), [1, 0.75, 0.5], atol=1e-6)
     np.testing.assert_allclose(at(Schedule(1.0, "constant", warm_up=0.5), 10)[:2], [0.2, 1], atol=1e-6)
+    # the rise, and then the whole of the fall over the eight steps that are left: cos(½π t/7), ½(1 + cos(π t/7))
+    t = np.array([0, 1, 2, 5, 9])
+    for kind, fall in (
+        ("quarter_cosine", lambda s: np.cos(0.5 * np.pi * s / 7)),
+        ("cosine", lambda s: 0.5 * (1 + np.cos(np.pi * s / 7))),
+        ("linear", lambda s: 1 - s / 7),
+    ):
+        got = [float(rate(Schedule(2.0, kind, warm_up=0.2), 10)(step)) for step in t]
+        np.testing.assert_allclose(got, [1.0, 2.0, *(2 * fall(t[2:] - 2))], atol=1e-6)
 
 
 @pytest.mark.slow

@@ -45,8 +45,8 @@ def a_scene(**options) -> Scene:
     parts = decompose(model, "*", C=4, key=jax.random.key(1), tied=TIED)
     rng = np.random.default_rng(0)
     lower = {n: jnp.asarray(rng.random((ROWS, 4)), jnp.float32) for n in parts.names}
-    output, inputs, hidden = read_inputs(parts, x, outputs=True)
-    return Scene(parts, (x,), output, Importance(lower, lower, lower), inputs, hidden, **options)
+    output, _, hidden = read_inputs(parts, x, outputs=True)
+    return Scene(parts, (x,), output, Importance(lower, lower, lower), hidden, **options)
 
 
 def test_sigmoids_and_their_backward():
@@ -163,6 +163,23 @@ def test_reconstruction_losses():
     y = (h @ U.T * np.asarray(ones["linear2"].components)) @ V.T
     want = (np.mean((h - x @ W) ** 2) + np.mean((y - x @ W @ W.T) ** 2)) / 2
     close(HiddenReconstruction(masks="importance"), want)
+
+
+def test_remat_recomputes_every_masked_forward():
+    """One checkpointed forward in the program of each loss, and the same gradients."""
+    plain = a_scene()
+    for loss in (HiddenReconstruction(), StochasticReconstruction()):
+        grads = {}
+        for remat in (False, True):
+            scene = dataclasses.replace(plain, remat=remat)
+            moved = lambda pairs, scene=scene: dataclasses.replace(
+                scene, model=dataclasses.replace(scene.model, components=pairs)
+            )
+            of = lambda pairs, moved=moved, loss=loss: loss(moved(pairs), KEY)
+            equations = jax.make_jaxpr(of)(scene.model.components).eqns
+            assert sum("prevent_cse" in equation.params for equation in equations) == remat
+            grads[remat] = jax.grad(of)(scene.model.components)["linear1"]
+        np.testing.assert_allclose(grads[True].V, grads[False].V, rtol=1e-5, atol=1e-7)
 
 
 def test_adversaries():

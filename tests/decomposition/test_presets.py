@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jax_interp.decomposition.apd import APDConfig
-from jax_interp.decomposition.config import DecompositionConfig
+from jax_interp.decomposition.config import DecompositionConfig, Schedule, WarmUp
 from jax_interp.decomposition.losses import Faithfulness, ImportanceMinimality, PersistentPGD
 from jax_interp.decomposition.presets import APD_PRESETS, PRESETS, preset
 from jax_interp.decomposition.train import template
@@ -80,3 +80,30 @@ def test_named_runs_survive_json_and_fit_the_command():
     for name in names:
         config = find_config(DecompositionRunConfig, name).config
         assert configs.from_json(DecompositionRunConfig, configs.to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        (DecompositionConfig, {"C": 0}, "C=0: a matrix has at least 1 component"),
+        (DecompositionConfig, {"C": {"*": -1}}, "C=.*-1.*: a matrix has at least 1"),
+        (DecompositionConfig, {"C": {}}, "C={}: a matrix has"),
+        (DecompositionConfig, {"matrices": ()}, r"matrices=\(\): name at least one"),
+        (DecompositionConfig, {"steps": 0}, "steps=0, batch=4096: at least 1 each"),
+        (DecompositionConfig, {"clip": 0.0}, "clip=0.0: a norm above 0"),
+        (Schedule, {"warm_up": 1.0}, "warm_up=1.0.* a fraction below 1"),
+        (WarmUp, {"steps": -1}, "warm_up=None is a run without"),
+        (APDConfig, {"top_k": 7}, "top_k=7: of C=5 components"),
+        (APDConfig, {"top_k": 0.0}, "top_k=0.0: of C=5 components above 0"),
+        (APDConfig, {"rank": 0}, "rank=0: at least 1"),
+        (APDConfig, {"C": 0}, "C=0: at least 1"),
+        (APDConfig, {"matrices": ()}, r"matrices=\(\)"),
+        (APDConfig, {"steps": 0}, "steps=0: at least 1"),
+        (APDConfig, {"batch": 0}, "batch=0: at least 1"),
+        (APDConfig, {"activation_reconstruction": 1.0}, "1.0 without activations="),
+        (APDConfig, {"activation_reconstruction": 1.0, "activations": ("hidden",), "top_k": None}, "needs a top_k"),
+    ],
+)
+def test_configs_that_mean_nothing_are_refused(kind, changes, said):
+    with pytest.raises(UserError, match=said):
+        kind(**changes)

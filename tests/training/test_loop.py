@@ -139,8 +139,12 @@ def test_mistakes_of_the_caller(tmp_path):
         fit(count, START, steps=9, batches=lambda start: iter(range(start, 3)), quiet=True)
     with pytest.raises(UserError, match="a metric cannot be named 'step'"):
         fit(lambda s, b: (s, {"step": b}), {"x": jnp.zeros(2)}, steps=2, quiet=True)
-    with open_run(tmp_path) as run, pytest.raises(UserError, match="give its config to open_run"):
-        fit(count, START, steps=1, run=run, config=1)
+
+
+def test_the_config_of_an_open_run_stands(tmp_path):
+    with open_run(tmp_path, {"width": 3}) as run:
+        assert fit(count, START, steps=1, run=run, config={"width": 4}, quiet=True)["steps"] == 1
+    assert json.loads((tmp_path / "config.json").read_text()) == {"width": 3}
 
 
 def test_a_resume_says_where_it_goes_on(tmp_path, capsys):

@@ -18,7 +18,9 @@ from jax_interp.decomposition.components import Components, Decomposed, decompos
 from jax_interp.decomposition.config import Schedule
 from jax_interp.decomposition.losses.faithfulness import faithfulness
 from jax_interp.decomposition.masks import edits
-from jax_interp.decomposition.train import adam
+from jax_interp.decomposition.matrices import check_tied
+from jax_interp.decomposition.train import adam, record
+from jax_interp.errors import UserError
 from jax_interp.surgery import edit, read
 from jax_interp.training import Run, fit, optimizer
 
@@ -50,6 +52,22 @@ class APDConfig:
     schedule: Schedule = dataclasses.field(default_factory=lambda: Schedule(0.03, "constant", warm_up=0.05))
     seed: int = 0
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.matrices:
+            raise UserError('matrices=(): name at least one matrix, or "*" for all')
+        for name in ("C", "rank", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: at least 1")
+        if self.top_k is not None and not 0 < self.top_k <= self.C:
+            raise UserError(f"top_k={self.top_k}: of C={self.C} components above 0 and at most all are kept on a row")
+        if self.activation_reconstruction and not self.activations:
+            raise UserError(
+                f"activation_reconstruction={self.activation_reconstruction} without activations=: name the hidden "
+                "values that are to be reconstructed"
+            )
+        if self.activation_reconstruction and self.top_k is None:
+            raise UserError("activation_reconstruction= needs a top_k=: without one nothing is masked")
 
 
 @jax.tree_util.register_dataclass
@@ -132,20 +150,30 @@ def train_apd(
     `sample(key)`. `options` go to `training.fit`."""
     options = {"title": "APD", "log_every": 100} | options
     step = partial(_sampled, config, sample)
-    state = fit(step, start(config, model), steps=config.steps, run=run, config=config, frozen=(model,), **options)
+    stored = record(run, config, model)
+    state = fit(step, start(config, model), steps=config.steps, run=run, config=stored, frozen=(model,), **options)
     return Decomposed(model, state.components, config.tied)
 
 
 def apd_instances(
-    config: APDConfig, model: Any, *, seeds: Sequence[int], sample: Callable[[Array], Any], **options: Any
+    config: APDConfig,
+    model: Any,
+    *,
+    seeds: Sequence[int],
+    sample: Callable[[Array], Any],
+    run: Run | Path | str | None = None,
+    **options: Any,
 ) -> dict[str, Components]:
-    """The components of one run a seed, under one `vmap`: a leading instance axis."""
+    """The components of one run a seed, under one `vmap`: a leading instance axis. `run` goes on only with the config,
+    seeds and model that it was begun with."""
+    check_tied(model, config.tied)  # inside jit weights have no values to compare
     state = jax.jit(jax.vmap(lambda seed, model: start(config, model, seed=seed), (0, None)))(
         jnp.asarray(seeds, jnp.uint32), model
     )
     step = jax.vmap(partial(_sampled, config, sample), (0, None, None))
     options = {"title": f"{len(seeds)} APD runs", "shown": (), "log_every": 100} | options
-    return fit(step, state, steps=config.steps, config=config, frozen=(model,), **options).components
+    stored = record(run, config, model, seeds)
+    return fit(step, state, steps=config.steps, run=run, config=stored, frozen=(model,), **options).components
 
 
 def _sampled(config: APDConfig, sample: Any, state: APDState, number: Any, target: Any) -> tuple[APDState, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Key
 
-from jax_interp.decomposition.importance.inputs import PerMatrix, joined, parted, widths
+from jax_interp.decomposition.importance.inputs import PerMatrix, joined, parted, vectors, widths
 from jax_interp.decomposition.importance.shared import Perceptron, perceptron, through
 
 
@@ -29,4 +29,4 @@ class Global:
     network: Perceptron
 
     def __call__(self, model: Any, inputs: PerMatrix) -> PerMatrix:
-        return parted(through(self.network, joined(inputs)), model)
+        return parted(through(self.network, joined(vectors(inputs))), model)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_interp.decomposition.components import Decomposed
+from jax_interp.decomposition.components import Decomposed, spec_of
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.decomposition.sigmoids import SIGMOIDS
+from jax_interp.errors import UserError
 from jax_interp.surgery import read
 
 PerMatrix = dict[str, Float[Array, "*layer_and_rows"]]
@@ -54,11 +55,18 @@ def init_importance(config: Any, key: Key[Array, ""], model: Decomposed) -> Any:
 
 def inner(model: Decomposed, inputs: PerMatrix) -> PerMatrix:
     """The components' activations x V of every entry. Gradients flow into V."""
-    found = {}
+    return {name: model.of(name).inner(x) for name, x in inputs.items()}
+
+
+def vectors(inputs: PerMatrix) -> PerMatrix:
+    """The inputs, all of them vectors. Raises UserError where one is an embedding's indices."""
     for name, x in inputs.items():
-        V = model.of(name).V.astype(x.dtype)
-        found[name] = jnp.einsum("l...i,lic->l...c" if is_stacked(name) else "...i,ic->...c", x, V)
-    return found
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            raise UserError(
+                f"{name!r} reads indices, and this importance function needs vectors: decompose an embedding with "
+                "ScalarGates, which see its inner activations"
+            )
+    return inputs
 
 
 def joined(values: PerMatrix) -> Float[Array, "*rows feature"]:
@@ -66,6 +74,8 @@ def joined(values: PerMatrix) -> Float[Array, "*rows feature"]:
     columns = []
     for name in sorted(values):
         x = values[name]
+        if (spec := spec_of(x)) is not None:  # split features of several entries do not lie side by side
+            x = jax.sharding.reshard(x, jax.P(*spec[:-1], None))
         if is_stacked(name):
             x = jnp.moveaxis(x, 0, -2)
             x = x.reshape(*x.shape[:-2], -1)
@@ -106,8 +116,3 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def normal_cdf(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Φ. `jax.nn.gelu` takes erfc, which keeps relative precision far below zero and costs twice as much."""
     return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
-def plus(x: Array, bias: Array) -> Array:
-    """A bias over the last axes of `x`."""
-    return x + jnp.expand_dims(bias, range(x.ndim - bias.ndim)).astype(x.dtype)

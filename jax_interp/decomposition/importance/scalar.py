@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Key
 
+from jax_interp.decomposition.components import spec_of
 from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, inner, normal_cdf
 from jax_interp.decomposition.matrices import is_stacked
 
@@ -83,15 +84,17 @@ def _forward(
 def _backward(
     turned: Float[Array, "C row"], value: Array, slope: Array, wi: Array, wo: Array, grad: Float[Array, "row C"]
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """The gradients of a, wi, bi, wo and bo."""
-    g = grad.T
-    both = jnp.einsum("kcb,chb->kch", jnp.stack([g, g * turned]), slope)
+    """The gradients of a, wi, bi, wo and bo. Sums over rows, which a mesh may split, are placed as the parameters."""
+    g, spec = grad.T, spec_of(wi)
+    each, every = (None, None) if spec is None else (jax.P(*spec), jax.P(None, *spec))
+    both = jnp.einsum("kcb,chb->kch", jnp.stack([g, g * turned]), slope, out_sharding=every)
+    dbo = jnp.sum(grad, axis=0)
     return (
         grad * _over_hidden(slope, wo * wi),
         wo * both[1],
         wo * both[0],
-        jnp.einsum("cb,chb->ch", g, value),
-        jnp.sum(grad, axis=0),
+        jnp.einsum("cb,chb->ch", g, value, out_sharding=each),
+        dbo if spec is None else jax.sharding.reshard(dbo, jax.P(spec[0])),
     )
 
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, plus
+from jax_interp.decomposition.components import over
+from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, vectors
 from jax_interp.decomposition.matrices import is_stacked
 
 
@@ -20,7 +21,8 @@ class Dense:
     bias: Float[Array, "*layer d_out"]
 
     def __call__(self, x: Float[Array, "*rows d_in"]) -> Float[Array, "*rows d_out"]:
-        return plus(jnp.einsum("...i,io->...o", x, self.weight.astype(x.dtype)), self.bias)
+        y = jnp.einsum("...i,io->...o", x, self.weight.astype(x.dtype))
+        return y + over(self.bias, y)
 
 
 Perceptron = tuple[Dense, ...]
@@ -64,5 +66,5 @@ class Shared:
     def __call__(self, model: Any, inputs: PerMatrix) -> PerMatrix:
         return {
             name: (jax.vmap(through) if is_stacked(name) else through)(self.networks[name], x)
-            for name, x in inputs.items()
+            for name, x in vectors(inputs).items()
         }

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, joined, parted, widths
+from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, joined, parted, vectors, widths
 from jax_interp.decomposition.importance.shared import Dense
 from jax_interp.errors import UserError
 from jax_interp.surgery.taps import static
@@ -81,7 +81,7 @@ class Transformer:
     remat: bool = static()
 
     def __call__(self, model: Any, inputs: PerMatrix) -> PerMatrix:
-        x = joined({name: rms_normed(x) for name, x in inputs.items()})
+        x = joined({name: rms_normed(x) for name, x in vectors(inputs).items()})
         flat = x.ndim == 2
         x = self.read(x[:, None] if flat else x)
         rotation = _rotation(x.shape[1], x.shape[2] // self.heads, self.rope_base, x.dtype)

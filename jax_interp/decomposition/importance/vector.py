@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, plus
+from jax_interp.decomposition.components import over
+from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, vectors
 from jax_interp.decomposition.matrices import is_stacked
 
 
@@ -42,8 +43,9 @@ class VectorGate:
     bo: Float[Array, "*layer C"]
 
     def __call__(self, x: Float[Array, "*rows d_in"]) -> Float[Array, "*rows C"]:
-        hidden = gelu(plus(jnp.einsum("...i,cih->...ch", x, self.wi.astype(x.dtype)), self.bi))
-        return plus(jnp.einsum("...ch,ch->...c", hidden, self.wo.astype(x.dtype)), self.bo)
+        z = jnp.einsum("...i,cih->...ch", x, self.wi.astype(x.dtype))
+        g = jnp.einsum("...ch,ch->...c", gelu(z + over(self.bi, z)), self.wo.astype(x.dtype))
+        return g + over(self.bo, g)
 
 
 @jax.tree_util.register_dataclass
@@ -53,4 +55,7 @@ class Vector:
 
     def __call__(self, model: Any, inputs: PerMatrix) -> PerMatrix:
         call = lambda gate, x: gate(x)
-        return {name: (jax.vmap(call) if is_stacked(name) else call)(self.gates[name], x) for name, x in inputs.items()}
+        return {
+            name: (jax.vmap(call) if is_stacked(name) else call)(self.gates[name], x)
+            for name, x in vectors(inputs).items()
+        }

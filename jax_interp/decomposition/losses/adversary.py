@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.losses.scene import Scene
-from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.decomposition.matrices import row_axes
 
 Scope = Literal[
     "unique_per_datapoint",
@@ -34,7 +34,8 @@ def source_shape(g: Array, name: str, scope: Scope, delta: bool, repeat: int = 1
     """The shape of one entry's sources for importances like `g`: one for each row ("unique_per_datapoint", also called
     "per_batch_per_position"), one for all rows ("shared_across_batch", "single_source"), one for each position
     ("broadcast_across_batch"), or that for `repeat` examples, used again and again."""
-    layer, rows = (g.shape[:1], g.shape[1:-1]) if is_stacked(name) else ((), g.shape[:-1])
+    rows = tuple(g.shape[axis] for axis in row_axes(name, g))
+    layer = g.shape[: g.ndim - 1 - len(rows)]
     if scope in ("shared_across_batch", "single_source"):
         rows = (1,) * len(rows)
     elif scope == "broadcast_across_batch":
@@ -48,7 +49,7 @@ def spread(sources: PerMatrix, importance: PerMatrix) -> PerMatrix:
     """Sources of `repeat` examples tiled over the batch; others as they are."""
     found = {}
     for name, r in sources.items():
-        axis = 1 if is_stacked(name) else 0
+        axis = row_axes(name, r)[0]
         have, batch = r.shape[axis], importance[name].shape[axis]
         if have not in (1, batch):
             times = [1] * r.ndim

@@ -15,7 +15,7 @@ from jax_interp.decomposition.losses.scene import Scene
 
 def faithfulness(model: Decomposed) -> Float[Array, ""]:
     """`Σ_l ‖W_l - V_l U_l‖²_F / N`, N the number of decomposed weights (SPD 2025)."""
-    deltas = [model.delta(name).astype(jnp.float32) for name in model.names]
+    deltas = [model.delta(name) for name in model.names]
     return sum((jnp.sum(d * d) for d in deltas), jnp.zeros(())) / sum(d.size for d in deltas)
 
 
@@ -23,7 +23,7 @@ def relative_faithfulness(model: Decomposed) -> Float[Array, ""]:
     """The mean over matrices of `‖W - V U‖²_F / ‖W‖²_F` (the 2026 JAX line)."""
     ratios = []
     for name in model.names:
-        delta, weight = (m.astype(jnp.float32) for m in (model.delta(name), model.weight(name)))
+        delta, weight = model.delta(name), model.weight(name).astype(jnp.float32)
         square = lambda m: jnp.sum(m * m, axis=(-1, -2))
         ratios.append(jnp.atleast_1d(square(delta) / square(weight)))
     return jnp.mean(jnp.concatenate(ratios))

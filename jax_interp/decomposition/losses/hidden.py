@@ -10,23 +10,21 @@ from jaxtyping import Array, Float
 
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.losses.scene import Scene
-from jax_interp.decomposition.masks import Masks, edits, given, stochastic
-from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.decomposition.masks import Masks, given, stochastic
+from jax_interp.decomposition.matrices import row_axes
 from jax_interp.errors import UserError
-from jax_interp.surgery import edit, read
 
 
 def hidden_errors(scene: Scene, masks: Masks, relative: bool = False) -> dict[str, Float[Array, "*layer"]]:
     """For each matrix the mean square of what its output is off by, or that over the target's mean square."""
     if scene.hidden is None:
         raise UserError("the scene has no hidden activations: read_inputs(..., outputs=True) makes them")
-    addresses = [f"{name}.output" for name in scene.hidden]
-    acts = read(edit(scene.model, *edits(masks)), *addresses, output=False)(*scene.args)
+    acts = scene.masked(masks, *(f"{name}.output" for name in scene.hidden))
     return {name: _error(target, acts[f"{name}.output"], name, relative) for name, target in scene.hidden.items()}
 
 
 def _error(target: Array, value: Array, name: str, relative: bool) -> Float[Array, "*layer"]:
-    axes = tuple(range(1 if is_stacked(name) else 0, target.ndim))
+    axes = (*row_axes(name, target), -1)
     target, value = target.astype(jnp.float32), value.astype(jnp.float32)
     error = jnp.mean((target - value) ** 2, axis=axes)
     return error / jnp.mean(target**2, axis=axes) if relative else error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.losses.scene import Scene
-from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.decomposition.matrices import row_axes
 
 
 def annealed(
@@ -25,16 +26,11 @@ def annealed(
 
 def by_component(values: Array, name: str) -> Float[Array, "*layer C"]:
     """The sum over rows."""
-    first = 1 if is_stacked(name) else 0
-    return jnp.sum(values, axis=tuple(range(first, values.ndim - 1)))
+    return jnp.sum(values, axis=row_axes(name, values))
 
 
 def rows_of(values: Array, name: str) -> int:
-    shape = values.shape[1:-1] if is_stacked(name) else values.shape[:-1]
-    count = 1
-    for n in shape:
-        count *= n
-    return count
+    return math.prod(values.shape[axis] for axis in row_axes(name, values))
 
 
 def lp_minimality(
@@ -56,20 +52,20 @@ def lp_minimality(
     return total
 
 
-def smooth_l0(lower: PerMatrix, gamma: Float[Array, ""] | float) -> Float[Array, ""]:
+def smooth_l0(upper: PerMatrix, gamma: Float[Array, ""] | float) -> Float[Array, ""]:
     """The mean over rows of `Σ_l Σ_c g² / (g² + γ²)`."""
     total = jnp.zeros(())
-    for name, g in lower.items():
+    for name, g in upper.items():
         square = g.astype(jnp.float32) ** 2
         total = total + jnp.sum(square / (square + gamma * gamma)) / rows_of(g, name)
     return total
 
 
-def frequency_penalty(lower: PerMatrix, gamma: Float[Array, ""] | float, reference: int) -> Float[Array, ""]:
+def frequency_penalty(upper: PerMatrix, gamma: Float[Array, ""] | float, reference: int) -> Float[Array, ""]:
     """`Σ_l Σ_c f_c log2(1 + reference · f_c)`, f_c the mean over rows of `g² / (g² + γ²)`: it does not depend on the
     size of the batch."""
     total = jnp.zeros(())
-    for name, g in lower.items():
+    for name, g in upper.items():
         square = g.astype(jnp.float32) ** 2
         f = by_component(square / (square + gamma * gamma), name) / rows_of(g, name)
         total = total + jnp.sum(f * jnp.log2(1 + reference * f))

@@ -11,33 +11,52 @@ from jaxtyping import Array, Float
 
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.inputs import Importance, PerMatrix
-from jax_interp.decomposition.masks import Masks, Sampling, masked_output
+from jax_interp.decomposition.masks import Masks, Sampling, edits
+from jax_interp.surgery import edit, read
 
 Compare = Literal["mse", "kl"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
     """One batch as the losses see it. `hidden` are the target's matrix outputs, where some loss wants them; `progress`
-    is step / steps; without `delta` there is no Δ component (SPD 2025)."""
+    is step / steps; without `delta` there is no Δ component (SPD 2025). `model` has the target's own weights and the
+    components as they are trained: masked forwards alone compute in `compute`."""
 
     model: Decomposed
     args: tuple[Any, ...]
     output: Array
     importance: Importance
-    inputs: PerMatrix
     hidden: PerMatrix | None = None
     progress: Float[Array, ""] | float = 0.0
     delta: bool = True
     sampling: Sampling = "continuous"
     compare: Compare = "mse"
     remat: bool = False
+    compute: Precision = "float32"
+
+    def masked(self, masks: Masks, *addresses: str) -> Any:
+        """The masked model's output, or its values at these addresses instead. With `remat`, recomputed backward."""
+
+        def forward(model: Decomposed, masks: Masks, args: tuple[Any, ...]) -> Any:
+            masked = edit(in_precision(self.compute, model), *edits(masks))
+            return read(masked, *addresses, output=False)(*args) if addresses else masked(*args)
+
+        run = jax.checkpoint(forward) if self.remat else forward
+        return run(self.model, dict(masks), self.args)
 
     def error(self, masks: Masks) -> Float[Array, ""]:
-        """How far the masked model's output is from the target's. With `remat`, recomputed backward."""
-        forward = lambda model, masks, args: masked_output(model, masks, *args)
-        run = jax.checkpoint(forward) if self.remat else forward
-        return distance(self.compare, self.output, run(self.model, dict(masks), self.args))
+        """How far the masked model's output is from the target's."""
+        return distance(self.compare, self.output, self.masked(masks))
+
+
+def in_precision(compute: Precision, tree: Any) -> Any:
+    """A pytree with its floating-point arrays cast down to bfloat16; for "float32" as it is."""
+    if compute == "float32":
+        return tree
+    is_float = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.tree.map(lambda leaf: leaf.astype(compute) if is_float(leaf) else leaf, tree)
 
 
 def distance(compare: Compare, target: Array, output: Array) -> Float[Array, ""]:

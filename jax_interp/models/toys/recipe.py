@@ -30,9 +30,9 @@ class Recipe:
     batch: int = 1024
     learning_rate: float = 5e-3
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """After the warm-up: as it is, straight down to 0, or half a cosine wave down to 0."""
+    """As it is, straight down to 0, or half a cosine wave down to 0, over all steps; the warm-up comes on top."""
     warm_up: int = 0
-    """Steps over which the rate rises linearly from 0; the first step has 1 / warm_up of it."""
+    """Steps over which the schedule's rate is multiplied by `(step + 1) / warm_up`."""
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
 
