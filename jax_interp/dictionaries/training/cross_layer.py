@@ -231,7 +231,7 @@ def train_cross_layer(
         lambda i: batch_at(filled + i),
         steps=config.steps,
         run=run,
-        config=None if isinstance(run, Run) else config,  # an open run has its config
+        config=config,
         frozen=(model,),
         **({"shown": shown, "per_step": per_step, "title": "cross-layer dictionary"} | options),
     )

@@ -304,6 +304,5 @@ def train_end_to_end(
     tokens = batch_at(0)[0].size
     options = {"shown": ("loss", config.output), "per_step": {"tokens": tokens}, "title": "end to end"} | options
     step = partial(end_to_end_step, config)
-    kept = None if isinstance(run, Run) else config  # an open run has its config
-    state = fit(step, state, batch_at, steps=config.steps, run=run, config=kept, frozen=(model,), **options)
+    state = fit(step, state, batch_at, steps=config.steps, run=run, config=config, frozen=(model,), **options)
     return export_end_to_end(state)

@@ -223,6 +223,5 @@ def train_joint(
     options = {"shown": shown, "per_step": {"tokens": batch_at(0)[0].size}, "title": "joint"} | options
     step = partial(joint_step, config, optimize, objective)
     frozen = () if config.train == "both" else (model,)
-    kept = None if isinstance(run, Run) else config  # an open run has its config
-    state = fit(step, state, batch_at, steps=config.steps, run=run, config=kept, frozen=frozen, **options)
+    state = fit(step, state, batch_at, steps=config.steps, run=run, config=config, frozen=frozen, **options)
     return model if state.model is None else state.model, tuple(map(for_inference, state.dictionaries))

@@ -239,7 +239,7 @@ def train_sweep(
         lambda i: batch_at(filled + i),
         steps=config.steps,
         run=run,
-        config=None if isinstance(run, Run) else SweepRun(config, sweep),
+        config=SweepRun(config, sweep),
         frozen=(model, varied(config, sweep)),
         **options,
     )

@@ -261,7 +261,7 @@ def train_dictionary(
         lambda i: batch_at(filled + i),
         steps=config.steps,
         run=run,
-        config=None if isinstance(run, Run) else config,
+        config=config,
         frozen=(model,),
         **options,
     )
@@ -304,7 +304,7 @@ def train_from_store(
         lambda i: store.batch_at(i, batch, config.seed),
         steps=config.steps,
         run=run,
-        config=None if isinstance(run, Run) else kept,
+        config=kept,
         frozen=(scale, variance),
         **(shown | options),
     )
