@@ -145,6 +145,20 @@ def test_an_svd_that_reconstructs_perfectly_is_rejected():
     assert good.resample is not None
 
 
+@pytest.mark.parametrize("delta", [False, True])
+def test_parts_of_nothing_explain_nothing(delta):
+    """With V = U = 0 the model that is left is relu(b), b < 0: no output at all. No ablation may hide that, and another
+    row's activations of such parts are nothing either."""
+    model, x = pentagon(), jnp.asarray(np.eye(5), jnp.float32)
+    nothing = Decomposed(model, {"linear1": Components(jnp.zeros((5, 5)), jnp.zeros((5, 2)))}, TIED)
+    needed = {name: jnp.ones((5, 5)) for name in nothing.names}
+    got = decomposition_linearity(nothing, needed, x, delta=delta, **FEW, pairs=4)
+    assert got.strict.normalised == pytest.approx(1, abs=1e-6)
+    assert got.resample is not None
+    assert got.resample.normalised == pytest.approx(1, abs=1e-6)
+    assert got.all_on.normalised == pytest.approx(0 if delta else 1, abs=1e-6)
+
+
 def test_weights_that_do_not_add_up_can_still_be_mechanistically_faithful():
     """For 5 I₂ and two orthogonal features, weights made for each pattern: right for every one of them, though the
     parts do not add up. The grid sees no error, the suite does."""

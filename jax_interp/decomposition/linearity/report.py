@@ -56,7 +56,8 @@ class LinearityReport:
     union          the needed parts of this row and of k random others
     adversarial    sign ascent on r, by scope and number of steps
     exact          the worst of all on/off patterns of the parts below full importance; None where those are many
-    resample       parts that are not needed get another row's activations; None where parts have none
+    resample       parts that are not needed get another row's activations, and a Δ that is not needed is left out;
+                   None where parts have none
     scrub, anti    half of the parts that are not needed are off; half of the needed. Their ratio is far above 1
     l0, rank, mdl  parts above the threshold on a row; the ranks of all parts together; bits a row to say which parts
                    are on and of what rank, `Σ_on (log2 parts + rank)`
