@@ -17,19 +17,24 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
 from jax_interp.cli.decomposition_page import HeldOut, Shown, write_page
+from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
-from jax_interp.decomposition.evaluate import evaluate, linearity_of, plain
-from jax_interp.decomposition.metrics import identity_error, probe, recovery
+from jax_interp.decomposition.evaluate import composites_of, evaluate, linearity_of, plain
+from jax_interp.decomposition.linearity import ideal
+from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.decomposition.metrics import pattern_errors, probe, recovery
 from jax_interp.decomposition.storage import save_decomposition
 from jax_interp.decomposition.train import Trained, train_decomposition
 from jax_interp.errors import UserError
 from jax_interp.models.hf import load
 from jax_interp.models.toys.features import sparse_features
+from jax_interp.models.toys.known_features import KnownFeatures, known_features
 from jax_interp.models.toys.resid_mlp import collapse, resid_mlp_target
 from jax_interp.models.toys.tms import TMS, tms_target
 from jax_interp.training.atomic_write import atomic_write
@@ -134,17 +139,35 @@ def measure(config: DecompositionRunConfig, trained: Trained, inputs: Inputs) ->
     labels = jnp.concatenate([x[:, 1:], jnp.full_like(x[:, :1], -1)], axis=1) if is_text else None
     result = evaluate(settings, trained, x, labels=labels, adversary_steps=config.adversary_steps)
     few = {"samples": 2, "ks": (1, 4), "adversary_steps": (20,), "pairs": 16} if is_text else {}
-    result["linearity"] = plain(linearity_of(settings, trained, x[: config.linearity_rows], **few))
+    known = known_features(inputs.model)
+    oracle = None if known is None else ideal(trained.model, known.parts)
+    result["linearity"] = plain(linearity_of(settings, trained, x[: config.linearity_rows], oracle=oracle, **few))
     result["target"], result["source"] = config.target, settings.source
-    if isinstance(inputs.model, TMS):
-        weight = inputs.model.linear1.weight
-        importance = trained.importance(probe(weight.shape[0])).lower
-        result["probe"] = {name: jax.device_get(g).tolist() for name, g in importance.items()}
-        result["identity_error"] = {
-            name: {"0.1": identity_error(g), "0.2": identity_error(g, 0.2)} for name, g in importance.items()
-        }
-        found = recovery(trained.model.of("linear1"), weight)
-        result["mmcs"], result["ml2r"] = float(found.mmcs), float(found.ml2r)
+    return result if known is None else result | against(known, settings, trained, oracle)
+
+
+def against(
+    known: KnownFeatures, settings: DecompositionConfig, trained: Trained, oracle: Decomposed | None
+) -> dict[str, Any]:
+    """Of a toy: its importances on one-hot probes by concrete address, how far they are from the patterns expected,
+    mechanistic faithfulness on composite inputs, and how well the directions of TMS were found."""
+    model, active = trained.model, [k for k in (1, 2) if k <= known.count]
+    importance = jax.device_get(trained.importance(probe(known.count)).lower)
+    probes = {name: np.asarray(g, float).round(4).tolist() for name, g in importance.items()}
+    result: dict[str, Any] = {
+        "probe": {
+            name.replace("*", str(layer)): rows
+            for name, g in probes.items()
+            for layer, rows in enumerate(g if is_stacked(name) else [g])
+        },
+        "pattern_errors": pattern_errors(model, importance, known.patterns),
+        "composites": composites_of(
+            settings, trained, known.count, active=active, oracle=oracle, samples=32, cap=16, feature_sets=32
+        ),
+    }
+    if isinstance(model.target, TMS) and "linear1" in model.names:
+        found = recovery(model.of("linear1"), model.target.linear1.weight)
+        result |= {"mmcs": float(found.mmcs), "ml2r": float(found.ml2r)}
     return result
 
 
@@ -189,15 +212,20 @@ def train(config: DecompositionRunConfig, inputs: Inputs, directory: Path | str,
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    """The figures that decide, one a line; linearity beside reconstruction."""
+    """The figures that decide, one a line; linearity and mechanistic faithfulness beside reconstruction."""
     lines = [f"faithfulness {result['faithfulness']:.3g} (relative {result['relative_faithfulness']:.3g})"]
     lines += [f"error under {kind} masks: {value:.4g}" for kind, value in result["error"].items()]
     lines += [f"error after {n} steps of the adversary: {value:.4g}" for n, value in result["pgd"].items()]
+    composites = [row for row in result.get("composites", ()) if row["normalised"] is not None]
+    lines += [f"composite inputs, {row['name']}: {_of_square(row)}" for row in composites]
     rows = {row["name"]: row for row in result["linearity"]}
-    lines += [f"linearity, {n}: {rows[n].get('normalised', rows[n].get('value')):.4g} of ‖f‖²"
-              for n in ("strict", "stochastic", "union of 2") if n in rows]  # fmt: skip
+    lines += [f"linearity, {n}: {_of_square(rows[n])}" for n in ("strict", "stochastic", "union of 2") if n in rows]
     lines += [f"linearity, {n}: {rows[n]['value']:.4g}" for n in ("anti / scrub", "L0", "sum of ranks") if n in rows]
-    if "mmcs" in result:
-        errors = ", ".join(f"{name} {by['0.1']}" for name, by in result["identity_error"].items())
-        lines.append(f"identity-CI errors at .1: {errors}; MMCS {result['mmcs']:.4f}, ML2R {result['ml2r']:.4f}")
-    return lines
+    for name, found in result.get("pattern_errors", {}).items():
+        lines.append(f"one-hot importances of {name}, errors at .1: {found['errors']['0.1']} ({found['pattern']})")
+    return lines + ([f"MMCS {result['mmcs']:.4f}, ML2R {result['ml2r']:.4f}"] if "mmcs" in result else [])
+
+
+def _of_square(row: dict[str, Any]) -> str:
+    excess = "" if row["excess"] is None else f", {row['excess']:.4g} over the oracle's"
+    return f"{row['normalised']:.4g} of ‖f‖²{excess}"

@@ -41,9 +41,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert main(["decompose", "tms_5_2_spd_tiny", "--run-dir", str(run), "--quiet"]) == 0
     assert "linearity, strict" in capsys.readouterr().out
     result = json.loads((run / "evaluation.json").read_text())
-    assert {"error", "pgd", "linearity", "identity_error", "mmcs"} <= set(result)
+    assert {"error", "pgd", "linearity", "pattern_errors", "composites", "mmcs"} <= set(result)
     page = (run / "report.html").read_text()
     assert "Is weight linearity real?" in page
+    assert "over oracle" in page
     assert page.count("<svg") == 4 + 1
     (run / "report.html").unlink()
     assert main(["decomposition-report", str(run)]) == 0
