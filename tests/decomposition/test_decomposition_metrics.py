@@ -96,6 +96,24 @@ def test_runs_agree_layer_by_layer():
         agreement(one, Components(V, U))
 
 
+def test_stochastic_masks_of_reports_are_those_of_training():
+    """One row and one component of importance 0, no Δ: a coin leaves the output of all on or of all off, a uniform
+    number something between."""
+    parts, x = decompose(tiny(), "linear1", C=1, key=jax.random.key(1)), jnp.full((1, 5), 0.5)
+    lower = {"linear1": jnp.zeros((1, 1))}
+    output, inputs, hidden = read_inputs(parts, x, outputs=True)
+    for sampling in ("binomial", "continuous"):
+        scene = Scene(parts, (x,), output, Importance(lower, lower, lower), inputs, hidden, 1.0, False, sampling)
+        errors = mask_report(scene, KEY).error
+        ends = [float(errors["zero"]), float(errors["unmasked"])]
+        assert ends[0] != pytest.approx(ends[1], rel=1e-2)
+        assert any(float(errors["stochastic"]) == pytest.approx(end) for end in ends) == (sampling == "binomial")
+        found = float(hidden_report(scene, KEY, relative=False)["stochastic"]["linear1"])
+        own = x @ parts.of("linear1").product()  # 0 or all of it in place of x @ W
+        ends = [float(jnp.mean((hidden["linear1"] - kept * own) ** 2)) for kept in (0.0, 1.0)]
+        assert any(found == pytest.approx(end) for end in ends) == (sampling == "binomial")
+
+
 def test_reports_under_masks():
     model, x = tiny(), sparse(KEY, batch=8, p=0.7)
     parts = decompose(model, "*", C=4, key=jax.random.key(1), tied=TIED)
