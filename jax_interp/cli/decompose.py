@@ -1,6 +1,7 @@
 """`jax-interp decompose CONFIG`: a model's matrices taken apart into components, measured, and shown on one page.
 
 config.json, checkpoints/, metrics.jsonl   the run, as everywhere: killed and called again it goes on
+inputs.json                                fingerprints of the weights and the text: it goes on with those alone
 decomposition.safetensors                  V and U of every matrix, and the importance function
 evaluation.json                            all figures, linearity beside reconstruction
 report.html                                the page
@@ -9,7 +10,7 @@ report.html                                the page
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import tyro
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
 from jax_interp.cli.decomposition_page import HeldOut, Shown, write_page
+from jax_interp.cli.run_inputs import fingerprint, same_inputs
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.evaluate import composites_of, evaluate, linearity_of, plain
@@ -81,11 +83,12 @@ class Decompose:
 @dataclass(frozen=True)
 class Inputs:
     """The target and its data: `sample(key)` for a toy, `batch_at(step)` for a language model; `held_out(rows)`, and
-    `for_page(sequences)` for the strongest components."""
+    `for_page(sequences)` for the strongest components. `fingerprint` is of the weights and the text loaded."""
 
     model: Any
     held_out: Callable[[int], Any]
     for_page: Callable[[int], HeldOut]
+    fingerprint: Mapping[str, str]
     sample: Callable[[Any], Any] | None = None
     batch_at: Callable[[int], Any] | None = None
 
@@ -95,11 +98,12 @@ def inputs_for(config: DecompositionRunConfig) -> Inputs:
     kind, _, name = config.target.partition(":")
     batch = config.decomposition.batch
     if kind == "tms":
-        model: Any = tms_target(name, config.target_seed)
+        loaded: Any = tms_target(name, config.target_seed)
+        model = loaded
         draw = partial(sparse_features, n=model.linear1.weight.shape[0], probability=0.05)
     elif kind == "resid-mlp":
-        model = resid_mlp_target(name, config.target_seed)
-        model = collapse(model) if config.collapsed else model
+        loaded = resid_mlp_target(name, config.target_seed)
+        model = collapse(loaded) if config.collapsed else loaded
         draw = partial(sparse_features, n=model.embed.weight.shape[0], probability=0.01, low=-1.0)
     elif name:
         raise UserError(f"target {config.target!r}: tms:PRESET, resid-mlp:PRESET, or what `load` takes")
@@ -110,7 +114,8 @@ def inputs_for(config: DecompositionRunConfig) -> Inputs:
         x = draw(jax.random.key(98), 100 * sequences)
         return HeldOut([(x, jnp.ones(x.shape[:-1], bool))])
 
-    return Inputs(model, lambda rows: draw(jax.random.key(99), rows), for_page, sample=lambda key: draw(key, batch))
+    held_out = lambda rows: draw(jax.random.key(99), rows)
+    return Inputs(model, held_out, for_page, fingerprint(loaded), sample=lambda key: draw(key, batch))
 
 
 def _of_text(config: DecompositionRunConfig) -> Inputs:
@@ -129,7 +134,8 @@ def _of_text(config: DecompositionRunConfig) -> Inputs:
         batch = min(sequences, config.decomposition.batch, config.evaluate_rows)  # as many as there are: `held_out` ran
         return HeldOut(text.validation_batches(batch, config.context, sequences), tokenizer.strings)
 
-    return Inputs(model, held_out, for_page, batch_at=lambda step: jnp.asarray(batches(step)[0]))
+    seen = fingerprint(model, text)
+    return Inputs(model, held_out, for_page, seen, batch_at=lambda step: jnp.asarray(batches(step)[0]))
 
 
 def measure(config: DecompositionRunConfig, trained: Trained, inputs: Inputs) -> dict[str, Any]:
@@ -198,6 +204,7 @@ def train(config: DecompositionRunConfig, inputs: Inputs, directory: Path | str,
 
     may_differ = ("log_every", "checkpoint_every", "evaluate_rows", "linearity_rows", "adversary_steps")
     with open_run(directory, config, may_differ=may_differ) as opened:
+        same_inputs(opened.directory, inputs.fingerprint)
         return train_decomposition(
             config.decomposition,
             inputs.model,
