@@ -63,6 +63,15 @@ class DecompositionRunConfig:
     log_every: int = 100
     checkpoint_every: int = 1000
 
+    def __post_init__(self) -> None:
+        for name in ("evaluate_rows", "linearity_rows", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.context < 2:
+            raise UserError(f"context={self.context} leaves nothing to predict: at least 2")
+        if not self.adversary_steps or min(self.adversary_steps) < 1:
+            raise UserError(f"adversary_steps={self.adversary_steps}: one number or more, each at least 1")
+
 
 @dataclass(frozen=True)
 class Decompose:
@@ -184,6 +193,7 @@ def run(argv: Sequence[str]) -> int:
     config = asked.config
     directory = asked.run_dir or found.run_dir or Path("runs") / found.name
     inputs = inputs_for(config)
+    inputs.held_out(config.evaluate_rows)  # too few rows are refused now and not after training
     trained = train(config, inputs, directory, quiet=asked.quiet)
     save_decomposition(directory / "decomposition.safetensors", trained, config.decomposition)
     if not asked.quiet:

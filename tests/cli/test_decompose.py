@@ -5,20 +5,50 @@ from __future__ import annotations
 import jax
 import pytest
 
-from jax_interp.cli.decompose import against
+from jax_interp.cli.decompose import DecompositionRunConfig, against
 from jax_interp.decomposition import DecompositionConfig, Trained
 from jax_interp.decomposition.importance import ScalarGates, init_importance
 from jax_interp.decomposition.linearity import ideal
 from jax_interp.decomposition.train import template
+from jax_interp.errors import UserError
 from jax_interp.models.toys.known_features import known_features
 from jax_interp.models.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
 from jax_interp.models.toys.tms import TMSConfig, init_tms, insert_identity
+from jax_interp.training import config as configs
 
 
 def drawn(settings: DecompositionConfig, target) -> Trained:
     """A decomposition as it is drawn, before any step."""
     parts = template(settings, target)
     return Trained(parts, init_importance(settings.importance, jax.random.key(0), parts), settings.sigmoid)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("adversary_steps", (), "adversary_steps=\\(\\): one number or more"),
+        ("adversary_steps", (5, 0), "each at least 1"),
+        ("evaluate_rows", 0, "evaluate_rows=0 must be at least 1"),
+        ("linearity_rows", 0, "linearity_rows=0 must be at least 1"),
+        ("log_every", 0, "log_every=0 must be at least 1"),
+        ("checkpoint_every", -1, "checkpoint_every=-1 must be at least 1"),
+        ("context", 1, "context=1 leaves nothing to predict"),
+    ],
+)
+def test_what_a_run_cannot_be(field, value, said):
+    with pytest.raises(UserError, match=said):
+        DecompositionRunConfig(**{field: value})
+
+
+def test_too_little_text_is_refused_before_training(command, model, text, tmp_path):
+    settings = DecompositionConfig(("blocks.*.mlp.up",), C=2, importance=ScalarGates(2), batch=2, steps=1)
+    config = DecompositionRunConfig(settings, target=str(model), text=str(text), context=16, evaluate_rows=10_000)
+    path = tmp_path / "run.json"
+    path.write_text(configs.dumps(config))
+    code, _, err = command("decompose", path, "--run-dir", tmp_path / "run", "--quiet")
+    assert code == 2
+    assert "less than one batch of 10000 windows of 16" in err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("toy", ["identity", "residual MLP"])

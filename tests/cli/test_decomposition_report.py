@@ -31,7 +31,7 @@ EVALUATION = {
 def finished(tmp_path, model, text):
     """The directory of a run, its decomposition as it was drawn."""
     settings = DecompositionConfig(("blocks.*.mlp.up",), C=6, importance=ScalarGates(2), batch=2, steps=1)
-    config = DecompositionRunConfig(settings, target=str(model), text=str(text), context=16)
+    config = DecompositionRunConfig(settings, target=str(model), text=str(text), context=16, evaluate_rows=4)
 
     @jax.jit
     def drawn(target):
