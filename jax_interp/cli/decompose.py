@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jaxtyping import Array, Bool, Int
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
@@ -91,11 +92,12 @@ class Decompose:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The target and its data: `sample(key)` for a toy, `batch_at(step)` for a language model; `held_out(rows)`, and
-    `for_page(sequences)` for the strongest components. `fingerprint` is of the weights and the text loaded."""
+    """The target and its data: `sample(key)` for a toy, `batch_at(step)` for a language model; `held_out(rows)`
+    with the labels of a text (None of a toy), and `for_page(sequences)` for the strongest components. `fingerprint` is
+    of the weights and the text loaded."""
 
     model: Any
-    held_out: Callable[[int], Any]
+    held_out: Callable[[int], tuple[Any, Any]]
     for_page: Callable[[int], HeldOut]
     fingerprint: Mapping[str, str]
     sample: Callable[[Any], Any] | None = None
@@ -123,7 +125,7 @@ def inputs_for(config: DecompositionRunConfig) -> Inputs:
         x = draw(jax.random.key(98), 100 * sequences)
         return HeldOut([(x, jnp.ones(x.shape[:-1], bool))])
 
-    held_out = lambda rows: draw(jax.random.key(99), rows)
+    held_out = lambda rows: (draw(jax.random.key(99), rows), None)
     return Inputs(model, held_out, for_page, fingerprint(loaded), sample=lambda key: draw(key, batch))
 
 
@@ -136,8 +138,9 @@ def _of_text(config: DecompositionRunConfig) -> Inputs:
     text = text_for(config.text, tokenizer)
     batches = text.training_batches(config.decomposition.batch, config.context, config.decomposition.seed)
 
-    def held_out(rows: int) -> Any:
-        return jnp.asarray(text.validation_batches(rows, config.context, rows)[0][0])
+    def held_out(rows: int) -> tuple[Any, Any]:
+        tokens, keep = text.validation_batches(rows, config.context, rows)[0]
+        return jnp.asarray(tokens), next_tokens(tokens, keep)
 
     def for_page(sequences: int) -> HeldOut:
         batch = min(sequences, config.decomposition.batch, config.evaluate_rows)  # as many as there are: `held_out` ran
@@ -147,13 +150,19 @@ def _of_text(config: DecompositionRunConfig) -> Inputs:
     return Inputs(model, held_out, for_page, seen, batch_at=lambda step: jnp.asarray(batches(step)[0]))
 
 
+def next_tokens(tokens: Int[np.ndarray, "seq pos"], keep: Bool[np.ndarray, "seq pos"]) -> Int[Array, "seq pos"]:
+    """The label of each position: the token after it, or -1 where there is none or one of the two is not kept."""
+    kept = np.asarray(keep, bool)
+    labels = np.where(kept[:, :-1] & kept[:, 1:], tokens[:, 1:], -1)
+    return jnp.asarray(np.pad(labels, ((0, 0), (0, 1)), constant_values=-1))
+
+
 def measure(config: DecompositionRunConfig, trained: Trained, inputs: Inputs) -> dict[str, Any]:
     """Every figure of the trained decomposition, as JSON values."""
-    settings, x = config.decomposition, inputs.held_out(config.evaluate_rows)
-    is_text = jnp.issubdtype(x.dtype, jnp.integer)
-    labels = jnp.concatenate([x[:, 1:], jnp.full_like(x[:, :1], -1)], axis=1) if is_text else None
+    settings = config.decomposition
+    x, labels = inputs.held_out(config.evaluate_rows)
     result = evaluate(settings, trained, x, labels=labels, adversary_steps=config.adversary_steps)
-    few = {"samples": 2, "ks": (1, 4), "adversary_steps": (20,), "pairs": 16} if is_text else {}
+    few = {"samples": 2, "ks": (1, 4), "adversary_steps": (20,), "pairs": 16} if labels is not None else {}
     known = known_features(inputs.model)
     oracle = None if known is None else ideal(trained.model, known.parts)
     result["linearity"] = plain(linearity_of(settings, trained, x[: config.linearity_rows], oracle=oracle, **few))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 import pytest
 
-from jax_interp.cli.decompose import DecompositionRunConfig, against
+from jax_interp.cli.decompose import DecompositionRunConfig, against, inputs_for, next_tokens
 from jax_interp.decomposition import DecompositionConfig, Trained
 from jax_interp.decomposition.importance import ScalarGates, init_importance
 from jax_interp.decomposition.linearity import ideal
 from jax_interp.decomposition.train import template
 from jax_interp.errors import UserError
+from jax_interp.models import load
 from jax_interp.models.toys.known_features import known_features
 from jax_interp.models.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
 from jax_interp.models.toys.tms import TMSConfig, init_tms, insert_identity
@@ -49,6 +51,21 @@ def test_too_little_text_is_refused_before_training(command, model, text, tmp_pa
     assert code == 2
     assert "less than one batch of 10000 windows of 16" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_special_tokens_are_neither_read_nor_predicted():
+    """Cross-entropy is of the predictions between two kept tokens: of 5 0 6 7, with 0 special, of 7 from 6 alone."""
+    labels = next_tokens(np.array([[5, 0, 6, 7], [1, 2, 3, 4]]), np.array([[1, 0, 1, 1], [1, 1, 1, 1]], bool))
+    np.testing.assert_array_equal(labels, [[-1, -1, 7, -1], [2, 3, 4, -1]])
+
+
+def test_labels_of_held_out_text_leave_special_tokens_out(model, text):
+    config = DecompositionRunConfig(target=str(model), text=str(text), context=16, evaluate_rows=8)
+    x, labels = inputs_for(config).held_out(8)
+    special = np.isin(x, sorted(load(str(model))[1].special_ids))
+    assert special.any()
+    np.testing.assert_array_equal(labels[:, -1], -1)
+    np.testing.assert_array_equal(labels[:, :-1] >= 0, ~special[:, :-1] & ~special[:, 1:])
 
 
 @pytest.mark.parametrize("toy", ["identity", "residual MLP"])
