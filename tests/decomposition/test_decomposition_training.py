@@ -13,6 +13,7 @@ from tiny_tms import TIED, pentagon, sparse, tiny
 
 from jax_interp.decomposition import DecompositionConfig, Schedule, decompose, train_decomposition, train_instances
 from jax_interp.decomposition.apd import APDConfig, train_apd
+from jax_interp.decomposition.capacity import alive_of, capacity_sweep
 from jax_interp.decomposition.importance import (
     GlobalGates,
     ScalarGates,
@@ -33,6 +34,7 @@ from jax_interp.decomposition.losses import (
 )
 from jax_interp.decomposition.metrics import alive, identity_error, probe, recovery
 from jax_interp.decomposition.train import rate
+from jax_interp.errors import UserError
 from jax_interp.models import Config, init
 from jax_interp.surgery import replan
 from jax_interp.training import config as configs
@@ -166,6 +168,25 @@ def test_a_few_steps():
     assert configs.from_json(DecompositionConfig, configs.to_json(ALL_SORTS)) == ALL_SORTS
 
 
+def test_the_capacity_sweep():
+    """Twice C, each seed: the runs of their own, counted. Every importance is above -1, and none above 1."""
+    losses = (StochasticReconstruction(),)
+    config = dataclasses.replace(TINY, steps=2, C={"*": 2}, losses=losses)
+    x, options = sparse(jax.random.key(3), batch=16, p=0.7), {"sample": sample, "quiet": True}
+    (found,) = capacity_sweep(config, tiny(), x, factors=(2,), seeds=(3, 5), threshold=0.3, **options)
+    assert (found.factor, found.C) == (2, {"*": 4})
+    own = train_decomposition(dataclasses.replace(config, C=4, seed=5), tiny(), **options)
+    want = {name: int(on.sum()) for name, on in alive(own.importance(x).lower, 0.3).items()}
+    assert {name: counts[1] for name, counts in found.alive.items()} == want
+    assert 0 < sum(want.values()) < 8
+    np.testing.assert_array_equal(found.total, sum(found.alive.values()))
+    runs = jax.tree.map(lambda leaf: leaf[None], own)
+    for threshold, count in ((-1.0, 4), (1.0, 0)):
+        np.testing.assert_array_equal(list(alive_of(runs, x, threshold).values()), [[count], [count]])
+    with pytest.raises(UserError, match="above 0"):
+        capacity_sweep(config, tiny(), x, factors=(1, 0), **options)
+
+
 def test_schedules():
     at = lambda schedule, steps=11: [float(rate(schedule, steps)(t)) for t in (0, 5, 10)]
     np.testing.assert_allclose(at(Schedule(1.0, "cosine")), [1, 0.5, 0], atol=1e-6)
@@ -188,6 +209,15 @@ def test_the_pentagon_is_found(seed):
     assert float(truth.mmcs) >= 0.999
     assert 0.98 <= float(truth.ml2r) <= 1.03
     assert int(alive(importance)["linear1"].sum()) == 5
+
+
+@pytest.mark.slow
+def test_the_pentagon_has_five_components_at_every_capacity():
+    """What is in the network does not grow with C: five of 10, 20 and 40 alive (SPD 2025 finds five of 20)."""
+    config = DecompositionConfig(("linear1",), C=20, tied=TIED, steps=10_000, batch=1024)
+    draw = partial(sparse, batch=1024)
+    found = capacity_sweep(config, pentagon(), probe(5), sample=draw, factors=(0.5, 1, 2), quiet=True)
+    assert [int(one.alive["linear1"][0]) for one in found] == [5, 5, 5]
 
 
 @pytest.mark.slow
