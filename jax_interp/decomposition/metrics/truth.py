@@ -70,13 +70,13 @@ def agreement(one: Components, other: Components, least: float = 0.1) -> dict[st
         raise UserError(f"components of matrices of different shapes: {V} to {U[-1]} and {other_V} to {other_U[-1]}")
     arrays = [np.asarray(jax.device_get(a), np.float64) for c in (one, other) for a in (c.V, c.U)]
     if one.V.ndim == 2:
-        return {name: np.asarray(value) for name, value in _agreement(*arrays, least).items()}
-    layers = [_agreement(*layer, least) for layer in zip(*arrays, strict=True)]
+        return {name: np.asarray(value) for name, value in _agreement(least, *arrays).items()}
+    layers = [_agreement(least, *layer) for layer in zip(*arrays, strict=True)]
     return {name: np.array([layer[name] for layer in layers]) for name in ("V", "U", "product")}
 
 
 def _agreement(
-    V: np.ndarray, U: np.ndarray, other_V: np.ndarray, other_U: np.ndarray, least: float
+    least: float, V: np.ndarray, U: np.ndarray, other_V: np.ndarray, other_U: np.ndarray
 ) -> dict[str, float]:
     pairs = [(V, U), (other_V, other_U)]
     sizes = [np.linalg.norm(V, axis=0) * np.linalg.norm(U, axis=1) for V, U in pairs]
