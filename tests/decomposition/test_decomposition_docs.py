@@ -27,6 +27,8 @@ def test_the_page(tmp_path, monkeypatch, capsys):
     report = names["report"]
     near = lambda value, want: np.testing.assert_allclose(value, want, atol=1e-3)
     near([report.strict.relative, report.all_on.relative, report.exact.relative], [0, 0.5, 0.5])
+    assert 0 < names["linear"].strict.excess < names["linear"].strict.normalised
+    assert [row["name"] for row in names["composites"]][::4] == ["1 on, needed parts alone", "2 on, needed parts alone"]
     assert "adversarial, exact" in capsys.readouterr().out
 
 
