@@ -225,15 +225,6 @@ def test_as_many_dimensions_as_features():
 
 
 @pytest.mark.slow
-def test_the_pentagon_has_five_components_at_every_capacity():
-    """What is in the network does not grow with C: five of 10, 20 and 40 alive (SPD 2025 finds five of 20)."""
-    config = DecompositionConfig(("linear1",), C=20, tied=TIED, steps=10_000, batch=1024)
-    draw = partial(sparse, batch=1024)
-    found = capacity_sweep(config, pentagon(), probe(5), sample=draw, factors=(0.5, 1, 2), quiet=True)
-    assert [int(one.alive["linear1"][0]) for one in found] == [5, 5, 5]
-
-
-@pytest.mark.slow
 def test_apd_finds_the_pentagon():
     """The paper's settings at 8,000 of 20,000 steps: MMCS .998, norms shrunk to .89 by the simplicity loss (APD 2025:
     .893), a permutation of owners. One seed: about a quarter of all end in another minimum."""
