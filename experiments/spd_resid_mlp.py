@@ -19,11 +19,10 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.experiment import Results, Row
-from jax_interp.decomposition import WeightParts, weight_linearity
+from experiments.spd_tms import oracle_error
 from jax_interp.decomposition.evaluate import linearity_of
 from jax_interp.decomposition.metrics import dense_error, identity_error, probe
 from jax_interp.decomposition.metrics.identity import matched
@@ -87,23 +86,9 @@ def measured(trained: Trained, name: str) -> dict[str, Any]:
         "identity": sum(identity_error(g) for g in reading), "dense": sum(dense_error(g, neurons) for g in writing),
         "alive": [[int((g > 0.1).any(0).sum()) for g in layers] for layers in (reading, writing)],
         "features": n, "neurons": neurons, "strict": report.strict.relative, "stochastic": report.stochastic.relative,
-        "oracle": oracle_error(target, x) if len(target.blocks) == 1 else None,
+        "oracle": oracle_error(trained, x),
         "mlp_in": [g[:, _by_feature(g)] for g in reading], "mlp_out": [g[:, np.argsort(-g.sum(0))] for g in writing],
     }  # fmt: skip
-
-
-def oracle_error(target: ResidMLP, x: Any) -> float:
-    """The strict error of the known answer. Part i of W_in reads feature i alone, along the dual basis of the
-    embedding's rows, and is needed where that is on; W_out stays as it is."""
-    W_E, W_in = target.embed.weight, target.blocks[0].mlp.up.weight
-    rows = W_E @ W_in
-    parts = WeightParts({"W_in": W_in}, {"W_in": jnp.linalg.inv(W_E).T[:, :, None] * rows[:, None, :]})
-
-    def apply(theta: dict[str, Any], x: Any) -> Any:
-        r = x @ W_E
-        return (r + jax.nn.relu(r @ theta["W_in"]) @ target.blocks[0].mlp.down.weight) @ W_E.T
-
-    return weight_linearity(apply, parts, (x != 0).astype(jnp.float32), x, samples=2, pairs=4).strict.relative
 
 
 def _by_feature(g: np.ndarray) -> np.ndarray:

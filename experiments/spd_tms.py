@@ -22,14 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.experiment import Results, Row
-from jax_interp.decomposition import WeightParts, weight_linearity
+from jax_interp.decomposition import decomposition_linearity
 from jax_interp.decomposition.evaluate import linearity_of
+from jax_interp.decomposition.linearity import ideal, needed
 from jax_interp.decomposition.metrics import alive, dense_error, identity_error, probe, recovery
 from jax_interp.decomposition.metrics.identity import matched
 from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import Trained, train_instances
 from jax_interp.errors import UserError
 from jax_interp.models.toys.features import sparse_features
+from jax_interp.models.toys.known_features import known_features
 from jax_interp.models.toys.tms import TMS, tms_target
 from jax_interp.views.style import BLUE, INK, canvas, fading, styled
 
@@ -124,16 +126,18 @@ def measured(trained: Trained, one: Decomposition) -> dict[str, Any]:
                   if name.startswith("hidden")},
         "alive": {name: int(on.sum()) for name, on in alive(importance).items()},
         "mmcs": float(truth.mmcs), "ml2r": float(truth.ml2r), "strict": report.strict.relative,
-        "oracle": oracle_error(target, x), "probe": shown,
+        "oracle": oracle_error(trained, x), "probe": shown,
     }  # fmt: skip
 
 
-def oracle_error(target: TMS, x: Any) -> float:
-    """The strict error of the known answer: row i of W is part i, needed where feature i is on."""
-    W = target.linear1.weight
-    parts = WeightParts({"W": W}, {"W": jnp.eye(len(W))[:, :, None] * W[None]})
-    apply = lambda theta, x: jax.nn.relu(x @ theta["W"] @ theta["W"].T + target.linear2.bias)
-    return weight_linearity(apply, parts, (x > 0).astype(jnp.float32), x, samples=2, pairs=4).strict.relative
+def oracle_error(trained: Trained, x: Any) -> float | None:
+    """The strict error of the known answer: each feature's own parts of the weights, needed where it is on. None where
+    there is no such answer."""
+    known = known_features(trained.model.target)
+    oracle = None if known is None else ideal(trained.model, known.parts)
+    if oracle is None:
+        return None
+    return decomposition_linearity(oracle, needed(oracle, x), x, samples=2, pairs=4).strict.relative
 
 
 def _title(one: Decomposition) -> str:

@@ -1,6 +1,7 @@
 """`jax-interp decompose CONFIG`: a model's matrices taken apart into components, measured, and shown on one page.
 
 config.json, checkpoints/, metrics.jsonl   the run, as everywhere: killed and called again it goes on
+inputs.json                                fingerprints of the weights and the text: it goes on with those alone
 decomposition.safetensors                  V and U of every matrix, and the importance function
 evaluation.json                            all figures, linearity beside reconstruction
 report.html                                the page
@@ -9,7 +10,7 @@ report.html                                the page
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,19 +18,26 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
+from jaxtyping import Array, Bool, Int
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
 from jax_interp.cli.decomposition_page import HeldOut, Shown, write_page
+from jax_interp.cli.run_inputs import fingerprint, same_inputs
+from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
-from jax_interp.decomposition.evaluate import evaluate, linearity_of, plain
-from jax_interp.decomposition.metrics import identity_error, probe, recovery
+from jax_interp.decomposition.evaluate import composites_of, evaluate, linearity_of, plain
+from jax_interp.decomposition.linearity import ideal
+from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.decomposition.metrics import pattern_errors, probe, recovery
 from jax_interp.decomposition.storage import save_decomposition
 from jax_interp.decomposition.train import Trained, train_decomposition
 from jax_interp.errors import UserError
 from jax_interp.models.hf import load
 from jax_interp.models.toys.features import sparse_features
+from jax_interp.models.toys.known_features import KnownFeatures, known_features
 from jax_interp.models.toys.resid_mlp import collapse, resid_mlp_target
 from jax_interp.models.toys.tms import TMS, tms_target
 from jax_interp.training.atomic_write import atomic_write
@@ -56,6 +64,15 @@ class DecompositionRunConfig:
     log_every: int = 100
     checkpoint_every: int = 1000
 
+    def __post_init__(self) -> None:
+        for name in ("evaluate_rows", "linearity_rows", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.context < 2:
+            raise UserError(f"context={self.context} leaves nothing to predict: at least 2")
+        if not self.adversary_steps or min(self.adversary_steps) < 1:
+            raise UserError(f"adversary_steps={self.adversary_steps}: one number or more, each at least 1")
+
 
 @dataclass(frozen=True)
 class Decompose:
@@ -75,12 +92,14 @@ class Decompose:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The target and its data: `sample(key)` for a toy, `batch_at(step)` for a language model; `held_out(rows)`, and
-    `for_page(sequences)` for the strongest components."""
+    """The target and its data: `sample(key)` for a toy, `batch_at(step)` for a language model; `held_out(rows)`
+    with the labels of a text (None of a toy), and `for_page(sequences)` for the strongest components. `fingerprint` is
+    of the weights and the text loaded."""
 
     model: Any
-    held_out: Callable[[int], Any]
+    held_out: Callable[[int], tuple[Any, Any]]
     for_page: Callable[[int], HeldOut]
+    fingerprint: Mapping[str, str]
     sample: Callable[[Any], Any] | None = None
     batch_at: Callable[[int], Any] | None = None
 
@@ -90,11 +109,12 @@ def inputs_for(config: DecompositionRunConfig) -> Inputs:
     kind, _, name = config.target.partition(":")
     batch = config.decomposition.batch
     if kind == "tms":
-        model: Any = tms_target(name, config.target_seed)
+        loaded: Any = tms_target(name, config.target_seed)
+        model = loaded
         draw = partial(sparse_features, n=model.linear1.weight.shape[0], probability=0.05)
     elif kind == "resid-mlp":
-        model = resid_mlp_target(name, config.target_seed)
-        model = collapse(model) if config.collapsed else model
+        loaded = resid_mlp_target(name, config.target_seed)
+        model = collapse(loaded) if config.collapsed else loaded
         draw = partial(sparse_features, n=model.embed.weight.shape[0], probability=0.01, low=-1.0)
     elif name:
         raise UserError(f"target {config.target!r}: tms:PRESET, resid-mlp:PRESET, or what `load` takes")
@@ -105,7 +125,8 @@ def inputs_for(config: DecompositionRunConfig) -> Inputs:
         x = draw(jax.random.key(98), 100 * sequences)
         return HeldOut([(x, jnp.ones(x.shape[:-1], bool))])
 
-    return Inputs(model, lambda rows: draw(jax.random.key(99), rows), for_page, sample=lambda key: draw(key, batch))
+    held_out = lambda rows: (draw(jax.random.key(99), rows), None)
+    return Inputs(model, held_out, for_page, fingerprint(loaded), sample=lambda key: draw(key, batch))
 
 
 def _of_text(config: DecompositionRunConfig) -> Inputs:
@@ -117,34 +138,60 @@ def _of_text(config: DecompositionRunConfig) -> Inputs:
     text = text_for(config.text, tokenizer)
     batches = text.training_batches(config.decomposition.batch, config.context, config.decomposition.seed)
 
-    def held_out(rows: int) -> Any:
-        return jnp.asarray(text.validation_batches(rows, config.context, rows)[0][0])
+    def held_out(rows: int) -> tuple[Any, Any]:
+        tokens, keep = text.validation_batches(rows, config.context, rows)[0]
+        return jnp.asarray(tokens), next_tokens(tokens, keep)
 
     def for_page(sequences: int) -> HeldOut:
         batch = min(sequences, config.decomposition.batch, config.evaluate_rows)  # as many as there are: `held_out` ran
         return HeldOut(text.validation_batches(batch, config.context, sequences), tokenizer.strings)
 
-    return Inputs(model, held_out, for_page, batch_at=lambda step: jnp.asarray(batches(step)[0]))
+    seen = fingerprint(model, text)
+    return Inputs(model, held_out, for_page, seen, batch_at=lambda step: jnp.asarray(batches(step)[0]))
+
+
+def next_tokens(tokens: Int[np.ndarray, "seq pos"], keep: Bool[np.ndarray, "seq pos"]) -> Int[Array, "seq pos"]:
+    """The label of each position: the token after it, or -1 where there is none or one of the two is not kept."""
+    kept = np.asarray(keep, bool)
+    labels = np.where(kept[:, :-1] & kept[:, 1:], tokens[:, 1:], -1)
+    return jnp.asarray(np.pad(labels, ((0, 0), (0, 1)), constant_values=-1))
 
 
 def measure(config: DecompositionRunConfig, trained: Trained, inputs: Inputs) -> dict[str, Any]:
     """Every figure of the trained decomposition, as JSON values."""
-    settings, x = config.decomposition, inputs.held_out(config.evaluate_rows)
-    is_text = jnp.issubdtype(x.dtype, jnp.integer)
-    labels = jnp.concatenate([x[:, 1:], jnp.full_like(x[:, :1], -1)], axis=1) if is_text else None
+    settings = config.decomposition
+    x, labels = inputs.held_out(config.evaluate_rows)
     result = evaluate(settings, trained, x, labels=labels, adversary_steps=config.adversary_steps)
-    few = {"samples": 2, "ks": (1, 4), "adversary_steps": (20,), "pairs": 16} if is_text else {}
-    result["linearity"] = plain(linearity_of(settings, trained, x[: config.linearity_rows], **few))
+    few = {"samples": 2, "ks": (1, 4), "adversary_steps": (20,), "pairs": 16} if labels is not None else {}
+    known = known_features(inputs.model)
+    oracle = None if known is None else ideal(trained.model, known.parts)
+    result["linearity"] = plain(linearity_of(settings, trained, x[: config.linearity_rows], oracle=oracle, **few))
     result["target"], result["source"] = config.target, settings.source
-    if isinstance(inputs.model, TMS):
-        weight = inputs.model.linear1.weight
-        importance = trained.importance(probe(weight.shape[0])).lower
-        result["probe"] = {name: jax.device_get(g).tolist() for name, g in importance.items()}
-        result["identity_error"] = {
-            name: {"0.1": identity_error(g), "0.2": identity_error(g, 0.2)} for name, g in importance.items()
-        }
-        found = recovery(trained.model.of("linear1"), weight)
-        result["mmcs"], result["ml2r"] = float(found.mmcs), float(found.ml2r)
+    return result if known is None else result | against(known, settings, trained, oracle)
+
+
+def against(
+    known: KnownFeatures, settings: DecompositionConfig, trained: Trained, oracle: Decomposed | None
+) -> dict[str, Any]:
+    """Of a toy: its importances on one-hot probes by concrete address, how far they are from the patterns expected,
+    mechanistic faithfulness on composite inputs, and how well the directions of TMS were found."""
+    model, active = trained.model, [k for k in (1, 2) if k <= known.count]
+    importance = jax.device_get(trained.importance(probe(known.count)).lower)
+    probes = {name: np.asarray(g, float).round(4).tolist() for name, g in importance.items()}
+    result: dict[str, Any] = {
+        "probe": {
+            name.replace("*", str(layer)): rows
+            for name, g in probes.items()
+            for layer, rows in enumerate(g if is_stacked(name) else [g])
+        },
+        "pattern_errors": pattern_errors(model, importance, known.patterns),
+        "composites": composites_of(
+            settings, trained, known.count, active=active, oracle=oracle, samples=32, cap=16, feature_sets=32
+        ),
+    }
+    if isinstance(model.target, TMS) and "linear1" in model.names:
+        found = recovery(model.of("linear1"), model.target.linear1.weight)
+        result |= {"mmcs": float(found.mmcs), "ml2r": float(found.ml2r)}
     return result
 
 
@@ -155,6 +202,7 @@ def run(argv: Sequence[str]) -> int:
     config = asked.config
     directory = asked.run_dir or found.run_dir or Path("runs") / found.name
     inputs = inputs_for(config)
+    inputs.held_out(config.evaluate_rows)  # too few rows are refused now and not after training
     trained = train(config, inputs, directory, quiet=asked.quiet)
     save_decomposition(directory / "decomposition.safetensors", trained, config.decomposition)
     if not asked.quiet:
@@ -175,6 +223,7 @@ def train(config: DecompositionRunConfig, inputs: Inputs, directory: Path | str,
 
     may_differ = ("log_every", "checkpoint_every", "evaluate_rows", "linearity_rows", "adversary_steps")
     with open_run(directory, config, may_differ=may_differ) as opened:
+        same_inputs(opened.directory, inputs.fingerprint)
         return train_decomposition(
             config.decomposition,
             inputs.model,
@@ -189,15 +238,20 @@ def train(config: DecompositionRunConfig, inputs: Inputs, directory: Path | str,
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    """The figures that decide, one a line; linearity beside reconstruction."""
+    """The figures that decide, one a line; linearity and mechanistic faithfulness beside reconstruction."""
     lines = [f"faithfulness {result['faithfulness']:.3g} (relative {result['relative_faithfulness']:.3g})"]
     lines += [f"error under {kind} masks: {value:.4g}" for kind, value in result["error"].items()]
     lines += [f"error after {n} steps of the adversary: {value:.4g}" for n, value in result["pgd"].items()]
+    composites = [row for row in result.get("composites", ()) if row["normalised"] is not None]
+    lines += [f"composite inputs, {row['name']}: {_of_square(row)}" for row in composites]
     rows = {row["name"]: row for row in result["linearity"]}
-    lines += [f"linearity, {n}: {rows[n].get('normalised', rows[n].get('value')):.4g} of ‖f‖²"
-              for n in ("strict", "stochastic", "union of 2") if n in rows]  # fmt: skip
+    lines += [f"linearity, {n}: {_of_square(rows[n])}" for n in ("strict", "stochastic", "union of 2") if n in rows]
     lines += [f"linearity, {n}: {rows[n]['value']:.4g}" for n in ("anti / scrub", "L0", "sum of ranks") if n in rows]
-    if "mmcs" in result:
-        errors = ", ".join(f"{name} {by['0.1']}" for name, by in result["identity_error"].items())
-        lines.append(f"identity-CI errors at .1: {errors}; MMCS {result['mmcs']:.4f}, ML2R {result['ml2r']:.4f}")
-    return lines
+    for name, found in result.get("pattern_errors", {}).items():
+        lines.append(f"one-hot importances of {name}, errors at .1: {found['errors']['0.1']} ({found['pattern']})")
+    return lines + ([f"MMCS {result['mmcs']:.4f}, ML2R {result['ml2r']:.4f}"] if "mmcs" in result else [])
+
+
+def _of_square(row: dict[str, Any]) -> str:
+    excess = "" if row["excess"] is None else f", {row['excess']:.4g} over the oracle's"
+    return f"{row['normalised']:.4g} of ‖f‖²{excess}"

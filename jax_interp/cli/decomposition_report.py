@@ -13,6 +13,7 @@ import tyro
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.decompose import DecompositionRunConfig, inputs_for
 from jax_interp.cli.decomposition_page import Shown, write_page
+from jax_interp.cli.run_inputs import same_inputs
 from jax_interp.decomposition.storage import load_decomposition
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
@@ -38,6 +39,7 @@ def run(argv: Sequence[str]) -> int:
     asked = parse(Report, argv, command="decomposition-report")
     config, result = finished(asked.run_dir)
     inputs = inputs_for(config)
+    same_inputs(asked.run_dir, inputs.fingerprint, begins=False)
     trained, _ = load_decomposition(asked.run_dir / NEEDED[0], inputs.model)
     path = write_page(asked.run_dir, result, trained, inputs.for_page(asked.shown.sequences), asked.shown)
     print(f"written to {path}")

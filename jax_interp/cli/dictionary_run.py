@@ -19,6 +19,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jax_interp.cli.run_inputs import fingerprint, same_inputs
 from jax_interp.cli.text import Text, text_for
 from jax_interp.dictionaries.evaluation.cross_layer import CrossLayerEvaluation, evaluate_cross_layer
 from jax_interp.dictionaries.evaluation.downstream import names
@@ -35,9 +36,8 @@ from jax_interp.dictionaries.training.sweep import Sweep, members
 from jax_interp.dictionaries.training.train import addresses
 from jax_interp.errors import UserError
 from jax_interp.models.hf import load
-from jax_interp.training import Run, fit, open_run
+from jax_interp.training import fit, open_run
 from jax_interp.training.atomic_write import atomic_write
-from jax_interp.training.fingerprint import fingerprints
 
 MAY_DIFFER = ("log_every", "checkpoint_every", "evaluate_sequences")
 
@@ -137,7 +137,7 @@ def train(
     batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
     start, step, export = trainer(config.dictionary)
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
-        same_inputs(run, inputs)
+        same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
         state = start(config.dictionary, inputs.model, batch_at)
         filled = int(state.stream.cursor)  # these batches went into the first buffer
         state = fit(
@@ -186,19 +186,3 @@ def measure(
     if write_to is not None:
         atomic_write(write_to, json.dumps(result.to_json(), indent=2) + "\n")
     return result
-
-
-def same_inputs(run: Run, inputs: Inputs) -> None:
-    """The weights and the text that a run began with are the ones it goes on with."""
-    path = run.directory / "inputs.json"
-    now = {"weights": "".join(fingerprints(inputs.model).values()), "text": inputs.text.fingerprint()}
-    if not path.exists():
-        atomic_write(path, json.dumps(now, indent=2) + "\n")
-        return
-    before = json.loads(path.read_text())
-    changed = [name for name in now if before.get(name) != now[name]]
-    if changed:
-        raise UserError(
-            f"{run.directory} was begun with other {' and other '.join(changed)} (another Python's library, or new "
-            "weights): choose another run directory, or remove this one"
-        )

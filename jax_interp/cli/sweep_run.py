@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jax_interp.cli.dictionary_run import MAY_DIFFER, DictionaryRunConfig, Inputs, measure, same_inputs
+from jax_interp.cli.dictionary_run import MAY_DIFFER, DictionaryRunConfig, Inputs, measure
+from jax_interp.cli.run_inputs import fingerprint, same_inputs
 from jax_interp.dictionaries.storage import save_dictionary
 from jax_interp.dictionaries.training.sweep import Member, Sweep, config_of, train_sweep
 from jax_interp.training import open_run
@@ -27,7 +28,7 @@ def run_sweep(
     assert config.sweep is not None
     batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
-        same_inputs(run, inputs)
+        same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
         found = train_sweep(
             config.dictionary,
             config.sweep,

@@ -41,7 +41,9 @@ def redirect_component(
 def add_rank_one(
     target: Any, name: str, read: Float[Array, " d_in"], write: Float[Array, " d_out"], *, layer: int | None = None
 ) -> Any:
-    """A model with `W + read ⊗ write` in place of one matrix; of a stacked entry (`blocks.*.mlp.up`) in one `layer`."""
+    """A model with `W + read ⊗ write` in place of one matrix; of a stacked entry (`blocks.*.mlp.up`) in one `layer`,
+    counted from the end where it is negative. Raises UserError for a layer that there is not."""
+    which = _layer(target, name, layer)
 
     def changed(part: Any, amount: Array) -> Any:
         weight = part.weight[...] + (amount * jnp.outer(read, write)).astype(part.weight[...].dtype)
@@ -51,17 +53,27 @@ def add_rank_one(
         copy.weight = nnx.Param(weight)
         return copy
 
-    if not is_stacked(name):
+    if which is None:
         return replace(target, name, lambda part: changed(part, jnp.ones(())))
-    amounts = jax.nn.one_hot(layer, depth_of(target.blocks))
+    amounts = jax.nn.one_hot(which, depth_of(target.blocks))
     return replace_each(target, name, changed, amounts)
 
 
 def _one(model: Decomposed, name: str, component: int, layer: int | None) -> tuple[Array, Array]:
-    parts = model.of(name)
-    if is_stacked(name) != (layer is not None):
-        raise UserError(f"{name!r}: give layer= for an entry of all layers, and only for one")
+    parts, which = model.of(name), _layer(model.target, name, layer)
     if not -parts.C <= component < parts.C:
         raise UserError(f"component {component} of {name!r}: it has {parts.C}")
-    V, U = (parts.V, parts.U) if layer is None else (parts.V[layer], parts.U[layer])
+    V, U = (parts.V, parts.U) if which is None else (parts.V[which], parts.U[which])
     return V[:, component], U[component]
+
+
+def _layer(target: Any, name: str, layer: int | None) -> int | None:
+    """The layer that is meant, counted from 0; None for an entry that is one matrix."""
+    if is_stacked(name) != (layer is not None):
+        raise UserError(f"{name!r}: give layer= for an entry of all layers, and only for one")
+    if layer is None:
+        return None
+    depth = depth_of(target.blocks)
+    if not -depth <= layer < depth:
+        raise UserError(f"layer {layer} of {name!r}: it has {depth}, from 0 or, counted from the end, from -1")
+    return layer % depth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,20 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.importance import causal_importance, read_inputs
-from jax_interp.decomposition.linearity import Figure, LinearityReport, decomposition_linearity
+from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.linearity import (
+    Figure,
+    Grid,
+    LinearityReport,
+    composite_grid,
+    decomposition_linearity,
+    needed,
+    of_decomposition,
+    over,
+    side_by_side,
+)
 from jax_interp.decomposition.losses import Scene
 from jax_interp.decomposition.losses.faithfulness import faithfulness, relative_faithfulness
-from jax_interp.decomposition.metrics import alive, hidden_report, l0, mask_report, pgd_curve, spectrum
+from jax_interp.decomposition.metrics import alive, hidden_report, l0, mask_report, pgd_curve, probe, spectrum
 from jax_interp.decomposition.train import Trained
-
-
-def evaluation_scene(config: DecompositionConfig, trained: Trained, x: Array) -> Scene:
-    """What the metrics look at: the target's pass over `x` and the importances there."""
-    output, inputs, hidden = read_inputs(trained.model, x, outputs=True)
-    importance = causal_importance(trained.gates(trained.model, inputs), trained.sigmoid)
-    return Scene(trained.model, (x,), output, importance, hidden, 1.0, config.delta, config.sampling, config.compare)
 
 
 def evaluate(
@@ -41,7 +47,11 @@ def evaluate(
 
     @jax.jit
     def figures(trained: Trained, x: Array, key: Array) -> dict[str, Any]:
-        scene = evaluation_scene(config, trained, x)
+        output, inputs, hidden = read_inputs(trained.model, x, outputs=True)
+        importance = causal_importance(trained.gates(trained.model, inputs), trained.sigmoid)
+        scene = Scene(
+            trained.model, (x,), output, importance, hidden, 1.0, config.delta, config.sampling, config.compare
+        )
         one, two, three = jax.random.split(key, 3)
         lower = scene.importance.lower
         masks = mask_report(scene, one, labels)
@@ -61,10 +71,49 @@ def evaluate(
     return jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), figures(trained, x, key))
 
 
-def linearity_of(config: DecompositionConfig, trained: Trained, x: Array, **options: Any) -> LinearityReport:
-    """The linearity report of a trained decomposition on `x`, its Δ among the parts where it was trained with one."""
+def linearity_of(
+    config: DecompositionConfig, trained: Trained, x: Array, *, oracle: Decomposed | None = None, **options: Any
+) -> LinearityReport:
+    """The linearity report of a trained decomposition on `x`, its Δ among the parts where it was trained with one. With
+    `oracle` (see `linearity.ideal`), of inputs that are features, every figure has its excess over the oracle's."""
     importance = jax.jit(lambda trained, x: trained.importance(x).lower)(trained, x)
-    return decomposition_linearity(trained.model, importance, x, delta=config.delta, **options)
+    report = decomposition_linearity(trained.model, importance, x, delta=config.delta, **options)
+    if oracle is None:
+        return report
+    return over(report, decomposition_linearity(oracle, needed(oracle, x), x, **options))
+
+
+def composites_of(
+    config: DecompositionConfig,
+    trained: Trained,
+    n_features: int,
+    *,
+    active: Sequence[int] = (1, 2),
+    threshold: float = 0.0,
+    oracle: Decomposed | None = None,
+    key: Array | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Mechanistic faithfulness of a decomposed model whose inputs are features: `composite_grid`, with its `options`,
+    of `active` features at a time, each owning the parts whose importance is above `threshold` on its one-hot probe.
+    JSON values, row by row: the error over ‖f(x)‖², and its excess over that of `oracle` (see `linearity.ideal`)."""
+    x, key = probe(n_features), jax.random.key(2) if key is None else key
+
+    def grid(model: Decomposed, importance: PerMatrix, delta: bool, count: int) -> Grid:
+        parts = of_decomposition(model, delta=delta)
+        owner = np.asarray(side_by_side(model, importance, delta=delta)) > threshold
+        return composite_grid(parts.run, parts.target, owner, jnp.eye(n_features), key, active=count, **options)
+
+    found = []
+    for k in active:
+        rows = grid(trained.model, trained.importance(x).lower, config.delta, k).rows()
+        least = [None] * len(rows)
+        if oracle is not None:
+            least = [value for _, value in grid(oracle, needed(oracle, x), False, k).rows()]
+        for (name, value), other in zip(rows, least, strict=True):
+            excess = None if value is None or other is None else value - other
+            found.append({"name": f"{k} on, {name}", "normalised": value, "excess": excess})
+    return found
 
 
 def plain(report: LinearityReport) -> list[dict[str, Any]]:

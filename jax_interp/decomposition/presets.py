@@ -53,6 +53,22 @@ _RESID = {"matrices": ("blocks.*.mlp",), "batch": 2048}
 _YAML = "yaml: toy configurations of 2026-06"
 _SPD_YAML, _SPD_PAPER = "yaml: SPD 2025, tag v1", "paper: SPD 2025"
 _VPD = "yaml: VPD 2026"
+_JAX_LINE = "yaml: the 2026 JAX line"
+
+
+def _merged(C: int, hidden: int, minimality: float, steps: int, rate: float, **changes) -> DecompositionConfig:
+    """The JAX line of 2026: smooth L0 with half its coefficient on frequency, one forward for stochastic and
+    adversarial masks. Clipping, the schedule's form and the adversary are on record for TMS 5-2."""
+    config = DecompositionConfig(
+        C=C, importance=SharedGates((hidden,)), warm_up=WarmUp(200, 0.01, 0.0),
+        losses=(
+            Faithfulness(1.0, relative=True),
+            SmoothL0(minimality, frequency=0.5, reference=32_768),
+            Merged(1.0, 0.5, Adversary("single_source", b1=0.01, b2=0.99, rate_warm_up=0.0)),
+        ),
+        steps=steps, schedule=Schedule(rate, "cosine", final=0.1), clip=1.0, importance_clip=1.0, source=_JAX_LINE,
+    )  # fmt: skip
+    return replace(config, **changes)
 
 
 def _vpd(C: dict[str, int], gates: TransformerGates, rate: float, minimality: float) -> DecompositionConfig:
@@ -97,15 +113,13 @@ PRESETS: dict[str, DecompositionConfig] = {
                          importance=ScalarGates(128)),
     "resid_mlp3_v1_paper": _v1(_SPD_PAPER, 500, 2.0, 5e-6, 200_000, 1e-3, "constant", **_RESID,
                                importance=ScalarGates(128)),
-    "tms_5_2_merged": DecompositionConfig(
-        **_TMS, C=20, importance=SharedGates((50,)), warm_up=WarmUp(200, 0.01, 0.0),
-        losses=(
-            Faithfulness(1.0, relative=True),
-            SmoothL0(8e-4, frequency=0.5, reference=32_768),
-            Merged(1.0, 0.5, Adversary("single_source", b1=0.01, b2=0.99, rate_warm_up=0.0)),
-        ),
-        steps=20_000, schedule=Schedule(1e-3, "cosine", final=0.1), clip=1.0, importance_clip=1.0,
-        source="yaml: the 2026 JAX line",
+    "tms_5_2_merged": _merged(20, 50, 8e-4, 20_000, 1e-3, **_TMS),
+    "resid_mlp1_merged": _merged(200, 400, 1e-6, 50_000, 2e-3, **_RESID),
+    "tms_5_5": DecompositionConfig(  # what that line is tested with; gates and learning rate are chosen here
+        **_TMS, C=5, importance=SharedGates((50,)), warm_up=WarmUp(150, 0.01, 0.0),
+        losses=(Faithfulness(1.0, relative=True), ImportanceMinimality(3e-3, p=1.0), *STOCHASTIC),
+        steps=3_000, batch=2048, schedule=Schedule(3e-3), clip=0.01,
+        source=f"{_JAX_LINE}, its own test; gates and learning rate are not on record",
     ),
     "pile_4l": _vpd(
         {"*.mlp.up": 3072, "*.mlp.down": 3584, "*.attn.[qk]": 512, "*": 1024},
@@ -117,7 +131,7 @@ PRESETS: dict[str, DecompositionConfig] = {
     ),
 }  # fmt: skip
 
-_APD_YAML = "yaml: APD 2025"
+_APD_YAML, _APD_PAPER = "yaml: APD 2025", "paper: APD 2025"
 _APD_RESID: dict[str, Any] = {
     "matrices": ("blocks.*.mlp",),
     "p": 0.9,
@@ -129,17 +143,22 @@ _APD_RESID: dict[str, Any] = {
     "schedule": Schedule(1e-3, "quarter_cosine", warm_up=0.01),
 }
 
+_APD_RESID1: dict[str, Any] = {"C": 130, "rank": 50, "top_k": 1.28, "simplicity": 10.0, "unit_norm": True}
+
 APD_PRESETS: dict[str, APDConfig] = {
-    "tms_5_2": APDConfig(tied=TIED, source="paper: APD 2025"),
+    "tms_5_2": APDConfig(tied=TIED, source=_APD_PAPER),
     "tms_40_10": APDConfig(tied=TIED, C=40, rank=11, top_k=2.0, top_k_reconstruction=10.0, simplicity=15.0, p=0.9,
                            schedule=Schedule(1e-3, "quarter_cosine", warm_up=0.05), source=_APD_YAML),
     "tms_40_10_paper": APDConfig(tied=TIED, C=50, rank=11, top_k=1.0, top_k_reconstruction=10.0, simplicity=20.0,
                                  p=0.9, schedule=Schedule(1e-3, "quarter_cosine", warm_up=0.05),
-                                 source="paper: APD 2025"),
-    "resid_mlp1": APDConfig(**_APD_RESID, C=130, rank=50, top_k=1.28, simplicity=10.0, unit_norm=True,
-                            source=_APD_YAML),
+                                 source=_APD_PAPER),
+    "resid_mlp1": APDConfig(**_APD_RESID, **_APD_RESID1, source=_APD_YAML),
+    "resid_mlp1_paper": APDConfig(**_APD_RESID | {"steps": 40_000, "batch": 2048}, **_APD_RESID1, source=_APD_PAPER),
     "resid_mlp2": APDConfig(**_APD_RESID, C=200, rank=25, top_k=1.28, top_k_reconstruction=2.0, simplicity=7.0,
                             source=_APD_YAML),
+    "gated_pwl_paper": APDConfig(matrices=("blocks.*.mlp",), C=4, rank=6, top_k=0.2217, parameter_match=0.1,
+                                 top_k_reconstruction=5.0, simplicity=5.0, steps=200_000, batch=10_000,
+                                 schedule=Schedule(3e-3, "quarter_cosine", warm_up=0.004), source=_APD_PAPER),
 }  # fmt: skip
 
 

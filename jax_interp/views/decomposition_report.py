@@ -12,7 +12,7 @@ from jax_interp.views import component_cards
 from jax_interp.views.report import environment
 from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, canvas, fading, styled, svg
 
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, MUTED, INK)
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, MUTED)
 
 
 def render(
@@ -37,15 +37,17 @@ def render(
 
 @styled
 def losses(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Every loss of the log against the step, both logarithmic in value; L0 beside them."""
+    """Every loss of the log against the step, logarithmic in value, and dashed their weighted sum, which is what was
+    trained on; L0 beside them."""
     steps = [record["step"] for record in records]
     figure, (left, right) = canvas(10, 3.0, 2, width_ratios=[1.6, 1])
-    names = [n for n in records[-1] if n not in ("step", "l0") and isinstance(records[-1][n], float)]
-    for name, color in zip(names, COLORS * 3):
+    names = [n for n in records[-1] if n not in ("step", "l0", "loss") and isinstance(records[-1][n], float)]
+    lines = [(name, name, color, "-") for name, color in zip(names, COLORS * 3)]
+    for name, label, color, dash in [*lines, ("loss", "weighted sum", INK, "--")]:
         values = np.array([record.get(name, np.nan) for record in records], float)
-        left.plot(steps, np.where(values > 0, values, np.nan), color=color, lw=1.4, label=name)
+        left.plot(steps, np.where(values > 0, values, np.nan), color=color, lw=1.4, ls=dash, label=label)
     left.set_yscale("log")
-    left.set(title="Losses, unweighted", xlabel="step")
+    left.set(title="Losses, unweighted, and their weighted sum", xlabel="step")
     left.legend(loc="upper right")
     right.plot(steps, [record.get("l0", np.nan) for record in records], color=GREEN, lw=1.4)
     right.set(title="Important components a row", xlabel="step")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -9,11 +10,14 @@ import jax
 import pytest
 
 from jax_interp.cli.decompose import DecompositionRunConfig
+from jax_interp.cli.run_inputs import fingerprint, same_inputs
+from jax_interp.cli.text import text_for
 from jax_interp.decomposition import DecompositionConfig, Trained
 from jax_interp.decomposition.importance import ScalarGates, init_importance
 from jax_interp.decomposition.storage import save_decomposition
 from jax_interp.decomposition.train import template
-from jax_interp.models import load
+from jax_interp.errors import UserError
+from jax_interp.models import load, save
 from jax_interp.training import config as configs
 
 ERROR = {"stochastic": 0.2, "ci": 0.3, "unmasked": 0.1, "zero": 1.0}
@@ -27,7 +31,7 @@ EVALUATION = {
 def finished(tmp_path, model, text):
     """The directory of a run, its decomposition as it was drawn."""
     settings = DecompositionConfig(("blocks.*.mlp.up",), C=6, importance=ScalarGates(2), batch=2, steps=1)
-    config = DecompositionRunConfig(settings, target=str(model), text=str(text), context=16)
+    config = DecompositionRunConfig(settings, target=str(model), text=str(text), context=16, evaluate_rows=4)
 
     @jax.jit
     def drawn(target):
@@ -52,6 +56,26 @@ def test_a_finished_run(finished, command):
     assert len(set(cards)) == 4
     assert 0 < page.count('class="t peak"') <= 4 * 3
     assert 50 < int(re.search(r"on (\d+) tokens of held-out text", page)[1]) <= 4 * 16, "special ones do not count"
+
+
+def test_other_weights_and_text_are_another_run(finished, command, model, text, tmp_path):
+    """V and U fit any target of the same shapes; a run says which it is of, and its page is of that."""
+    loaded, tokenizer = load(str(model))
+    other = jax.tree.map(lambda leaf: leaf + 1 if leaf.ndim > 1 else leaf, loaded)
+    words = text_for(str(text), tokenizer)
+    same_inputs(finished, fingerprint(loaded, words))
+    same_inputs(finished, fingerprint(loaded, words))
+    with pytest.raises(UserError, match="begun with other weights"):
+        same_inputs(finished, fingerprint(other, words))
+    elsewhere = save(other, tmp_path / "other", tokenizer=tokenizer)
+    config = dataclasses.replace(configs.load(DecompositionRunConfig, finished), target=str(elsewhere))
+    (finished / "config.json").write_text(configs.dumps(config))
+    code, out, err = command("decomposition-report", finished)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "was begun with other weights (" in err
+    code, out, err = command("decompose", finished, "--quiet")
+    assert code == 2
+    assert "was begun with other weights (" in err
 
 
 def test_what_is_no_finished_run(finished, command, tmp_path):

@@ -12,9 +12,11 @@ from jax_interp.decomposition import decompose
 from jax_interp.decomposition.attributions import edge_attributions, local_attributions
 from jax_interp.decomposition.clustering import cluster, description_length, merge_cost
 from jax_interp.decomposition.components import Components
-from jax_interp.decomposition.edit_weights import redirect_component, scale_component
+from jax_interp.decomposition.edit_weights import add_rank_one, redirect_component, scale_component
 from jax_interp.decomposition.interactions import pair_interactions, static_interactions, with_rest
+from jax_interp.decomposition.matrices import weight_of
 from jax_interp.decomposition.prune import PruneConfig, prune
+from jax_interp.errors import UserError
 from jax_interp.models import Config, Rope, init
 from jax_interp.models.frame import frame, positions_of
 from jax_interp.models.rotary import rotate
@@ -122,6 +124,30 @@ def test_weight_edits():
 
     got, want = both(parts)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_weight_edits_of_a_layer():
+    """A layer counted from the end is that layer, its weights changed by what the equation says; one that there is not
+    is refused, as is a missing one."""
+    decoder = init(CONFIG, jax.random.key(0))
+    parts, name = decompose(decoder, "blocks.*.mlp.up", C=3, key=jax.random.key(1)), "blocks.*.mlp.up"
+    pair, weights = parts.of(name), parts.weight(name)
+    scaled = weight_of(scale_component(parts, name, 0, 3.0, layer=-1), name)
+    want = np.array(weights)
+    want[1] += 2 * np.outer(pair.V[1, :, 0], pair.U[1, 0])
+    np.testing.assert_allclose(scaled, want, rtol=1e-5, atol=1e-6)
+    write = jnp.arange(1.0, 13.0)
+    turned = weight_of(redirect_component(parts, name, 0, write, 2.0, layer=-2), name)
+    want = np.array(weights)
+    want[0] -= np.outer(pair.V[0, :, 0], pair.U[0, 0] + 2 * np.asarray(write) / np.linalg.norm(write))
+    np.testing.assert_allclose(turned, want, rtol=1e-5, atol=1e-6)
+    for layer in (2, -3):
+        with pytest.raises(UserError, match=f"layer {layer} .* it has 2"):
+            scale_component(parts, name, 0, 0.0, layer=layer)
+    with pytest.raises(UserError, match="give layer="):
+        add_rank_one(decoder, name, pair.V[0, :, 0], pair.U[0, 0])
+    with pytest.raises(UserError, match="and only for one"):
+        add_rank_one(tiny(), "linear1", jnp.ones(5), jnp.ones(2), layer=0)
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ def test_the_page(tmp_path, monkeypatch, capsys):
     report = names["report"]
     near = lambda value, want: np.testing.assert_allclose(value, want, atol=1e-3)
     near([report.strict.relative, report.all_on.relative, report.exact.relative], [0, 0.5, 0.5])
+    assert 0 < names["linear"].strict.excess < names["linear"].strict.normalised
+    assert [row["name"] for row in names["composites"]][::4] == ["1 on, needed parts alone", "2 on, needed parts alone"]
     assert "adversarial, exact" in capsys.readouterr().out
 
 
@@ -41,9 +43,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert main(["decompose", "tms_5_2_spd_tiny", "--run-dir", str(run), "--quiet"]) == 0
     assert "linearity, strict" in capsys.readouterr().out
     result = json.loads((run / "evaluation.json").read_text())
-    assert {"error", "pgd", "linearity", "identity_error", "mmcs"} <= set(result)
+    assert {"error", "pgd", "linearity", "pattern_errors", "composites", "mmcs"} <= set(result)
     page = (run / "report.html").read_text()
     assert "Is weight linearity real?" in page
+    assert "over oracle" in page
     assert page.count("<svg") == 4 + 1
     (run / "report.html").unlink()
     assert main(["decomposition-report", str(run)]) == 0

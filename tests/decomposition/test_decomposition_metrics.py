@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tiny_tms import TIED, sparse, tiny
 
 from jax_interp.decomposition import Components, decompose
@@ -24,6 +25,7 @@ from jax_interp.decomposition.metrics import (
     spectrum,
 )
 from jax_interp.decomposition.metrics.masks import cross_entropy
+from jax_interp.errors import UserError
 
 KEY = jax.random.key(0)
 
@@ -78,6 +80,38 @@ def test_two_runs_agree_up_to_order_sign_and_scale():
     assert all(abs(v - 1) < 1e-5 for v in agreement(one, other).values())
     unrelated = Components(normal(6, 4), one.U)
     assert agreement(one, unrelated)["product"] < 0.8
+    assert agreement(one, unrelated)["product"].shape == ()
+
+
+def test_runs_agree_layer_by_layer():
+    """The first layer in another order, the second's U at right angles; other shapes are refused."""
+    V, U = jnp.eye(4)[:, :3], jnp.eye(5)[:3]
+    one = Components(jnp.stack([V, V]), jnp.stack([U, U]))
+    other = Components(jnp.stack([V[:, ::-1], V]), jnp.stack([U[::-1], jnp.roll(U, 3, axis=1)[:, ::-1]]))
+    found = agreement(one, other)
+    np.testing.assert_allclose(found["V"][0], 1)
+    np.testing.assert_allclose(found["U"], [1, 0], atol=1e-12)
+    np.testing.assert_allclose(found["product"], [1, 0], atol=1e-12)
+    with pytest.raises(UserError, match="matrices of different shapes"):
+        agreement(one, Components(V, U))
+
+
+def test_stochastic_masks_of_reports_are_those_of_training():
+    """One row and one component of importance 0, no Δ: a coin leaves the output of all on or of all off, a uniform
+    number something between."""
+    parts, x = decompose(tiny(), "linear1", C=1, key=jax.random.key(1)), jnp.full((1, 5), 0.5)
+    lower = {"linear1": jnp.zeros((1, 1))}
+    output, _, hidden = read_inputs(parts, x, outputs=True)
+    for sampling in ("binomial", "continuous"):
+        scene = Scene(parts, (x,), output, Importance(lower, lower, lower), hidden, 1.0, False, sampling)
+        errors = mask_report(scene, KEY).error
+        ends = [float(errors["zero"]), float(errors["unmasked"])]
+        assert ends[0] != pytest.approx(ends[1], rel=1e-2)
+        assert any(float(errors["stochastic"]) == pytest.approx(end) for end in ends) == (sampling == "binomial")
+        found = float(hidden_report(scene, KEY, relative=False)["stochastic"]["linear1"])
+        own = x @ parts.of("linear1").product()  # 0 or all of it in place of x @ W
+        ends = [float(jnp.mean((hidden["linear1"] - kept * own) ** 2)) for kept in (0.0, 1.0)]
+        assert any(found == pytest.approx(end) for end in ends) == (sampling == "binomial")
 
 
 def test_reports_under_masks():

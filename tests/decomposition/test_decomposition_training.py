@@ -13,6 +13,7 @@ from tiny_tms import TIED, pentagon, sparse, tiny
 
 from jax_interp.decomposition import DecompositionConfig, Schedule, decompose, train_decomposition, train_instances
 from jax_interp.decomposition.apd import APDConfig, apd_instances, train_apd
+from jax_interp.decomposition.capacity import alive_of, capacity_sweep
 from jax_interp.decomposition.components import Components, Decomposed
 from jax_interp.decomposition.importance import (
     GlobalGates,
@@ -34,9 +35,12 @@ from jax_interp.decomposition.losses import (
 )
 from jax_interp.decomposition.masks import Mask, masked_output
 from jax_interp.decomposition.metrics import alive, identity_error, probe, recovery
+from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import rate, record, start, train_step
 from jax_interp.errors import UserError
 from jax_interp.models import Config, init
+from jax_interp.models.toys.recipe import Recipe
+from jax_interp.models.toys.tms import TMSConfig, train_tms
 from jax_interp.surgery import replan
 from jax_interp.training import config as configs
 from jax_interp.training import open_run
@@ -264,6 +268,25 @@ def test_half_precision_is_of_forwards_alone():
     np.testing.assert_allclose(exact.delta("linear1"), rounded - W * (1 + 1e-3), atol=1e-6)
 
 
+def test_the_capacity_sweep():
+    """Twice C, each seed: the runs of their own, counted. Every importance is above -1, and none above 1."""
+    losses = (StochasticReconstruction(),)
+    config = dataclasses.replace(TINY, steps=2, C={"*": 2}, losses=losses)
+    x, options = sparse(jax.random.key(3), batch=16, p=0.7), {"sample": sample, "quiet": True}
+    (found,) = capacity_sweep(config, tiny(), x, factors=(2,), seeds=(3, 5), threshold=0.3, **options)
+    assert (found.factor, found.C) == (2, {"*": 4})
+    own = train_decomposition(dataclasses.replace(config, C=4, seed=5), tiny(), **options)
+    want = {name: int(on.sum()) for name, on in alive(own.importance(x).lower, 0.3).items()}
+    assert {name: counts[1] for name, counts in found.alive.items()} == want
+    assert 0 < sum(want.values()) < 8
+    np.testing.assert_array_equal(found.total, sum(found.alive.values()))
+    runs = jax.tree.map(lambda leaf: leaf[None], own)
+    for threshold, count in ((-1.0, 4), (1.0, 0)):
+        np.testing.assert_array_equal(list(alive_of(runs, x, threshold).values()), [[count], [count]])
+    with pytest.raises(UserError, match="above 0"):
+        capacity_sweep(config, tiny(), x, factors=(1, 0), **options)
+
+
 def test_schedules():
     at = lambda schedule, steps=11: [float(rate(schedule, steps)(t)) for t in (0, 5, 10)]
     np.testing.assert_allclose(at(Schedule(1.0, "cosine")), [1, 0.5, 0], atol=1e-6)
@@ -295,6 +318,16 @@ def test_the_pentagon_is_found(seed):
     assert float(truth.mmcs) >= 0.999
     assert 0.98 <= float(truth.ml2r) <= 1.03
     assert int(alive(importance)["linear1"].sum()) == 5
+
+
+@pytest.mark.slow
+def test_as_many_dimensions_as_features():
+    """What the JAX line of 2026 is tested with: TMS 5-5 in 3,000 steps, no identity-CI error at .2."""
+    target = train_tms(jax.random.key(0), TMSConfig(5, 5, recipe=Recipe(2000, 2048)))
+    config = preset("tms_5_5")
+    trained = train_decomposition(config, target, sample=partial(sparse, batch=config.batch), quiet=True)
+    importance = trained.importance(probe(5)).lower
+    assert {name: identity_error(g, 0.2) for name, g in importance.items()} == {"linear1": 0, "linear2": 0}
 
 
 @pytest.mark.slow

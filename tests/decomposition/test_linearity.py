@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from tiny_tms import TIED, pentagon
 from jax_interp.decomposition import Components, WeightParts, decomposition_linearity, weight_linearity
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.linearity import composite_grid, of_decomposition, of_weights
+from jax_interp.decomposition.linearity.report import _pairs
 
 V3 = np.array([[1, 0], [-0.5, 3**0.5 / 2], [-0.5, -(3**0.5) / 2]])
 OUTER = np.einsum("ci,cj->cij", V3, V3)
@@ -143,6 +145,50 @@ def test_an_svd_that_reconstructs_perfectly_is_rejected():
     assert ideal.removed is not None
     assert good.anti_over_scrub > 20
     assert good.resample is not None
+
+
+@pytest.mark.parametrize("delta", [False, True])
+def test_parts_of_nothing_explain_nothing(delta):
+    """With V = U = 0 the model that is left is relu(b), b < 0: no output at all. No ablation may hide that, and another
+    row's activations of such parts are nothing either."""
+    model, x = pentagon(), jnp.asarray(np.eye(5), jnp.float32)
+    nothing = Decomposed(model, {"linear1": Components(jnp.zeros((5, 5)), jnp.zeros((5, 2)))}, TIED)
+    needed = {name: jnp.ones((5, 5)) for name in nothing.names}
+    got = decomposition_linearity(nothing, needed, x, delta=delta, **FEW, pairs=4)
+    assert got.strict.normalised == pytest.approx(1, abs=1e-6)
+    assert got.resample is not None
+    assert got.resample.normalised == pytest.approx(1, abs=1e-6)
+    assert got.all_on.normalised == pytest.approx(0 if delta else 1, abs=1e-6)
+
+
+def test_interactions_of_all_pairs_and_of_random_ones():
+    """f is the sum of scalar parts p, the target 1: with L(S) = (Σp - 1 - Σ_S p)², I(i, j) is 2 p_i p_j."""
+    total = lambda theta, x: theta * jnp.ones_like(x)
+
+    def report_of(p, pairs):
+        parts, x = WeightParts(jnp.ones(()), jnp.asarray(p, jnp.float32)), jnp.ones((1, 1))
+        needed = jnp.ones((1, len(p)))
+        options = {"samples": 1, "ks": (1,), "adversary_steps": (1,), "pairs": pairs}
+        return weight_linearity(total, parts, needed, x, **options)
+
+    p = [0.5, -1.0, 2.0, 0.25, 1.5]
+    want = [2 * abs(p[i] * p[j]) for i in range(5) for j in range(i)]
+    got = report_of(p, 10)
+    assert got.interaction_mean == pytest.approx(np.mean(want), rel=1e-5)
+    assert got.interaction_max == pytest.approx(max(want), rel=1e-5)
+    tracemalloc.start()
+    many = report_of(np.tile([1.0, -1.0], 10_000), 4)  # 200 million pairs
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert many.interaction_mean == many.interaction_max == pytest.approx(2)
+    assert peak < 1e8
+
+
+@pytest.mark.parametrize(("C", "count"), [(2, 1), (7, 20), (7, 21), (7, 1000), (20_000, 50)])
+def test_drawn_pairs_are_pairs_and_distinct(C, count):
+    drawn = _pairs(C, count, np.random.default_rng(0))
+    assert len(set(drawn)) == len(drawn) == min(count, C * (C - 1) // 2)
+    assert all(0 <= j < i < C for i, j in drawn)
 
 
 def test_weights_that_do_not_add_up_can_still_be_mechanistically_faithful():

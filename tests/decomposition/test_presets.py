@@ -6,15 +6,18 @@ import jax
 import pytest
 
 from jax_interp.decomposition.apd import APDConfig
+from jax_interp.decomposition.apd.train import start
 from jax_interp.decomposition.config import DecompositionConfig, Schedule, WarmUp
-from jax_interp.decomposition.losses import Faithfulness, ImportanceMinimality, PersistentPGD
+from jax_interp.decomposition.importance import SharedGates
+from jax_interp.decomposition.losses import Faithfulness, ImportanceMinimality, PersistentPGD, SmoothL0
 from jax_interp.decomposition.presets import APD_PRESETS, PRESETS, preset
 from jax_interp.decomposition.train import template
 from jax_interp.errors import UserError
+from jax_interp.models.toys.gated_pwl import gated_pwl
 from jax_interp.models.toys.resid_mlp import PRESETS as RESID
 from jax_interp.models.toys.resid_mlp import init_resid_mlp
 from jax_interp.models.toys.tms import PRESETS as TMS
-from jax_interp.models.toys.tms import init_tms, insert_identity
+from jax_interp.models.toys.tms import TMSConfig, init_tms, insert_identity
 from jax_interp.training import config as configs
 
 
@@ -44,12 +47,53 @@ def test_the_published_numbers():
     assert row(preset("tms_5_2_v1")) == (20, (1.0, 3e-3), 40_000, 4096, 1e-3)
     assert row(preset("resid_mlp2_v1"))[1] == (2.0, 2e-5)
     assert row(preset("resid_mlp2_v1_paper"))[1] == (2.0, 1e-5)
+    merged = preset("resid_mlp1_merged")
+    smooth = next(loss for loss in merged.losses if isinstance(loss, SmoothL0))
+    assert row(merged) == (200, 50_000, 2048, 2e-3)
+    assert (smooth.coefficient, smooth.coefficient * smooth.frequency) == (1e-6, 5e-7)
+    assert merged.importance == SharedGates((400,))
+    gate = preset("tms_5_5")
+    assert row(gate)[:4] == (5, (1.0, 3e-3), 3_000, 2048)
+    assert (gate.clip, gate.warm_up.steps) == (0.01, 150)
     v1, new, pile = preset("tms_5_2_v1"), preset("tms_5_2"), preset("pile_4l")
     assert not v1.delta
     assert any(isinstance(loss, Faithfulness) for loss in v1.losses)
     assert new.delta
     assert not any(isinstance(loss, Faithfulness) for loss in new.losses)
     assert any(isinstance(loss, PersistentPGD) for loss in pile.losses)
+
+
+def test_the_published_numbers_of_apd():
+    """C, top-k, the losses' coefficients and p, steps, batch, learning rate and warm-up of the table."""
+    row = lambda c: (
+        *(c.C, c.top_k, c.parameter_match, c.top_k_reconstruction, c.activation_reconstruction, c.simplicity, c.p),
+        *(c.steps, c.batch, c.schedule.rate, c.schedule.warm_up),
+    )
+    assert row(APD_PRESETS["tms_5_2"]) == (5, 0.211, 1, 1, 0, 0.7, 1, 20_000, 2048, 0.03, 0.05)
+    assert row(APD_PRESETS["tms_40_10_paper"]) == (50, 1, 1, 10, 0, 20, 0.9, 20_000, 2048, 1e-3, 0.05)
+    assert row(APD_PRESETS["resid_mlp1"]) == (130, 1.28, 1, 1, 1, 10, 0.9, 10_000, 256, 1e-3, 0.01)
+    assert row(APD_PRESETS["resid_mlp1_paper"]) == (130, 1.28, 1, 1, 1, 10, 0.9, 40_000, 2048, 1e-3, 0.01)
+    assert APD_PRESETS["resid_mlp1_paper"].unit_norm
+    assert row(APD_PRESETS["resid_mlp2"]) == (200, 1.28, 1, 2, 1, 7, 0.9, 10_000, 256, 1e-3, 0.01)
+    assert row(APD_PRESETS["gated_pwl_paper"]) == (4, 0.2217, 0.1, 5, 0, 5, 1, 200_000, 10_000, 3e-3, 0.004)
+
+
+def test_apd_presets_fit_their_toys():
+    """Factors of every matrix, of the rank that it can have at most (TMS: one more); nothing is computed."""
+    toys = {
+        "tms_5_2": (lambda key: init_tms(key, TMS["5-2"]), 3),
+        "resid_mlp1_paper": (lambda key: init_resid_mlp(key, RESID["1-layer"]), 50),
+        "resid_mlp2": (lambda key: init_resid_mlp(key, RESID["2-layer"]), 25),
+        "gated_pwl_paper": (lambda key: gated_pwl(key)[0], 6),
+    }
+    for name, (make, rank) in toys.items():
+        config = APD_PRESETS[name]
+        begin = lambda key, config=config, make=make: start(config, make(key))
+        pairs = jax.eval_shape(begin, jax.random.key(0)).components
+        assert set(pairs) == ({"linear1"} if "tms" in name else {"blocks.*.mlp.down", "blocks.*.mlp.up"})
+        for pair in pairs.values():
+            assert config.C * rank == pair.C
+            assert rank == min(pair.V.shape[-2], pair.U.shape[-1]) + ("tms" in name)
 
 
 def test_presets_fit_their_toys():
@@ -60,6 +104,8 @@ def test_presets_fit_their_toys():
 
     toys = {
         "tms_5_2": tms("5-2"), "tms_5_2_id": tms("5-2-id"), "tms_40_10": tms("40-10"), "tms_40_10_id": tms("40-10-id"),
+        "tms_5_5": lambda key: init_tms(key, TMSConfig(5, 5)),
+        "resid_mlp1_merged": lambda key: init_resid_mlp(key, RESID["1-layer"]),
         "resid_mlp1": lambda key: init_resid_mlp(key, RESID["1-layer"]),
         "resid_mlp2": lambda key: init_resid_mlp(key, RESID["2-layer"]),
         "resid_mlp3": lambda key: init_resid_mlp(key, RESID["3-layer"]),

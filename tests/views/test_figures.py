@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jax_interp.views.curves import binned, by_layer, density_histogram, loss_by_position, numbered, training_curves
+from jax_interp.views.decomposition_report import losses
 from jax_interp.views.heatmap import diverging, patching_map, shortened
 from jax_interp.views.probabilities import next_token_bars
 from jax_interp.views.style import VARIABLES, svg
@@ -134,3 +135,14 @@ def test_the_svg_takes_the_colours_of_the_page(results, evil):
     for colour in VARIABLES:
         assert out.count(colour) == out.count(f", {colour})"), f"{colour} is left without its variable"
     assert out == str(svg(density_histogram(results["evaluation"]["density"]), evil)), "the same figure, the same file"
+
+
+def test_losses_of_a_decomposition_and_their_weighted_sum_are_told_apart():
+    records = [{"step": n, "Faithfulness": 0.5 / n, "SmoothL0": 3.0 * n, "loss": 7.0 + n, "l0": 2.0} for n in (1, 2)]
+    left, right = losses(records).axes
+    lines = {line.get_label(): line for line in left.lines}
+    assert set(lines) == {"Faithfulness", "SmoothL0", "weighted sum"}
+    np.testing.assert_allclose(lines["weighted sum"].get_ydata(), [8.0, 9.0])
+    styles = [line.get_linestyle() for line in left.lines]
+    assert styles == ["-", "-", "--"]
+    np.testing.assert_allclose(right.lines[0].get_ydata(), 2.0)

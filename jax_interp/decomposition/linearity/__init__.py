@@ -11,17 +11,25 @@ weights add up (everything else here). Reconstruction figures alone certify neit
 always needed scores zero on all of them.
 """
 
-from jax_interp.decomposition.linearity.ablatable import Ablatable, WeightParts, of_decomposition, of_weights
+from jax_interp.decomposition.linearity.ablatable import (
+    Ablatable,
+    WeightParts,
+    of_decomposition,
+    of_weights,
+    side_by_side,
+)
 from jax_interp.decomposition.linearity.grid import Grid, composite_grid
+from jax_interp.decomposition.linearity.oracle import ideal, needed
 from jax_interp.decomposition.linearity.report import (
     Figure,
     LinearityReport,
     decomposition_linearity,
     linearity,
+    over,
     weight_linearity,
 )
 
 __all__ = [
     "Ablatable", "Figure", "Grid", "LinearityReport", "WeightParts", "composite_grid", "decomposition_linearity",
-    "linearity", "of_decomposition", "of_weights", "weight_linearity",
+    "ideal", "linearity", "needed", "of_decomposition", "of_weights", "over", "side_by_side", "weight_linearity",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.masks import Mask, masked_output
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.errors import UserError
-from jax_interp.surgery import Each, at, edit
+from jax_interp.surgery import Each, Scale, at, edit
 from jax_interp.training.leaves import flatten
 
 
@@ -107,7 +107,10 @@ def _rank(one: np.ndarray, tolerance: float) -> int:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class OfDecomposition:
-    """A decomposed model with its subcomponents side by side; with `delta` each matrix's Δ after its components."""
+    """A decomposed model with its subcomponents side by side; with `delta` each matrix's Δ after its components.
+
+    Δ has no inner activation that another row could lend: `resampled` drops it where it is not kept, as `run` does.
+    """
 
     model: Decomposed
     delta: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -121,12 +124,12 @@ class OfDecomposition:
     def resampled(self, keep: Float[Array, "batch part"], x: Array, donor: Array) -> Array:
         edits = []
         for name, mask in self.masks(keep, x).items():
-            borrow = Borrow(mask.components, donor)
+            borrow, delta = Borrow(mask.components, donor), Scale(mask.delta)
             if is_stacked(name):
-                borrow = Each(
-                    Borrow(mask.components, jnp.broadcast_to(donor, (mask.components.shape[0], *donor.shape)))
-                )
-            edits.append(at(f"{name}.components", borrow))
+                layers = mask.components.shape[0]
+                borrow = Each(Borrow(mask.components, jnp.broadcast_to(donor, (layers, *donor.shape))))
+                delta = Each(delta)
+            edits += [at(f"{name}.components", borrow), at(f"{name}.delta", delta)]
         return edit(self.model, *edits)(x)
 
     def masks(self, flat: Float[Array, "batch part"], x: Array) -> dict[str, Mask]:

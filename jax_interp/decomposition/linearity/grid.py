@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 
 import jax
@@ -29,6 +30,11 @@ class Grid:
     superset_max: float
     removed: float | None
 
+    def rows(self) -> list[tuple[str, float | None]]:
+        """Every entry by name, in order."""
+        names = ("needed parts alone", "and any others, mean", "and any others, worst", "mechanism removed")
+        return list(zip(names, (self.strict, self.superset_mean, self.superset_max, self.removed)))
+
 
 def composite_grid(
     run: Callable[[Array, Array], Array],
@@ -40,10 +46,12 @@ def composite_grid(
     active: int = 1,
     samples: int = 64,
     cap: int = 64,
+    feature_sets: int | None = None,
     low: float = 0.2,
     high: float = 1.0,
 ) -> Grid:
-    """For each set A of `active` features, inputs `Σ_{i in A} t_i features[i]` with t ~ U[low, high].
+    """For each set A of `active` features (of `feature_sets` random ones where there are more), inputs
+    `Σ_{i in A} t_i features[i]` with t ~ U[low, high].
 
     `owner[i]` are the parts that feature i needs, S(A) their union. All sets T of parts are gone through that contain
     S(A), and as many that do not, up to `cap` of each (chosen at random where there are more). `run(mask, x)` may be
@@ -58,7 +66,7 @@ def composite_grid(
     right_of = jax.jit(target)
     strict, supersets, removed = [], [], []
     worst = 0.0
-    for A in itertools.combinations(range(n), active):
+    for A in _features(n, active, feature_sets, rng):
         amplitude = np.zeros((samples, n), np.float32)
         amplitude[:, list(A)] = rng.uniform(low, high, (samples, active))
         x = jnp.asarray(amplitude) @ features
@@ -83,6 +91,20 @@ def _relative(run: Callable, T: np.ndarray, x: Array, right: np.ndarray, over: n
     mask = jnp.broadcast_to(jnp.asarray(T, jnp.float32), (x.shape[0], len(T)))
     error = np.asarray(run(mask, x), np.float64) - right
     return float((error**2).sum() / max(((right if over is None else over) ** 2).sum(), 1e-30))
+
+
+def _features(n: int, active: int, count: int | None, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """All sets of `active` of n features, or `count` different ones at random where there are more."""
+    total = math.comb(n, active)
+    if count is None or total <= count:
+        return list(itertools.combinations(range(n), active))
+    if total <= 4 * count:
+        every = list(itertools.combinations(range(n), active))
+        return [every[i] for i in rng.choice(total, count, replace=False)]
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < count:
+        found[tuple(sorted(rng.choice(n, active, replace=False).tolist()))] = None
+    return list(found)
 
 
 def _sets(

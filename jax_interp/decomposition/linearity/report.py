@@ -56,7 +56,8 @@ class LinearityReport:
     union          the needed parts of this row and of k random others
     adversarial    sign ascent on r, by scope and number of steps
     exact          the worst of all on/off patterns of the parts below full importance; None where those are many
-    resample       parts that are not needed get another row's activations; None where parts have none
+    resample       parts that are not needed get another row's activations, and a Δ that is not needed is left out;
+                   None where parts have none
     scrub, anti    half of the parts that are not needed are off; half of the needed. Their ratio is far above 1
     l0, rank, mdl  parts above the threshold on a row; the ranks of all parts together; bits a row to say which parts
                    are on and of what rank, `Σ_on (log2 parts + rank)`
@@ -289,12 +290,23 @@ def _interactions(
     C = parts.count
     if C < 2:
         return 0.0, 0.0
-    every = np.array([(i, j) for i in range(C) for j in range(i)])
-    if len(every) > pairs:
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32).tolist())
-        every = every[rng.choice(len(every), pairs, replace=False)]
-    damage = lambda off: float(_damage(parts.of, jnp.asarray(off), data, right)) / max(size, 1e-30)
-    one = np.eye(C, dtype=np.float32)
-    alone, none = {int(i): damage(one[i]) for i in np.unique(every)}, damage(np.zeros(C, np.float32))
-    both = [abs(damage(one[i] + one[j]) - alone[i] - alone[j] + none) for i, j in every]
+    chosen = _pairs(C, pairs, np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32).tolist()))
+
+    def damage(*ablated: int) -> float:
+        off = np.zeros(C, np.float32)
+        off[list(ablated)] = 1
+        return float(_damage(parts.of, jnp.asarray(off), data, right)) / max(size, 1e-30)
+
+    alone, none = {i: damage(i) for i in sorted({i for pair in chosen for i in pair})}, damage()
+    both = [abs(damage(i, j) - alone[i] - alone[j] + none) for i, j in chosen]
     return float(np.mean(both)), float(np.max(both))
+
+
+def _pairs(C: int, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """`count` pairs (i, j), j < i < C, drawn without repetition, or all of them where there are no more. Pair number k
+    in the order (1, 0), (2, 0), (2, 1), ... has the largest i with i (i - 1) / 2 <= k; none but the drawn are formed.
+    """
+    total = C * (C - 1) // 2
+    numbers = range(total) if total <= count else rng.choice(total, count, replace=False).tolist()
+    rows = [(1 + math.isqrt(1 + 8 * k)) // 2 for k in numbers]
+    return [(i, k - i * (i - 1) // 2) for i, k in zip(rows, numbers)]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_interp.decomposition.components import Decomposed
+from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.errors import UserError
 
 PROBE = 0.75  # the value of the one feature that is on
@@ -33,6 +40,32 @@ def identity_error(importance: Float[Array, "feature C"], tolerance: float = 0.1
     on[rows, columns] = True
     lacking = values.shape[0] - len(rows)  # features that no column is left for
     return int(np.sum(values[on] < 1 - tolerance) + np.sum(values[~on] > tolerance)) + lacking
+
+
+def pattern_errors(
+    model: Decomposed, importance: PerMatrix, patterns: Mapping[str, str], tolerances: Sequence[float] = (0.1, 0.2)
+) -> dict[str, dict[str, Any]]:
+    """How far importances on one-hot probes are from what is expected, matrix by matrix: the `pattern`, and `errors` by
+    tolerance, a list over layers where there are layers.
+
+    `patterns` says by patterns of addresses "identity" (`identity_error`) or "dense" (`dense_error` with as many
+    components as the matrix has inputs); nothing is said of a matrix that none of them names.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, g in importance.items():
+        kind = next((kind for pattern, kind in patterns.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        if kind is None:
+            continue
+        k = model.weight(name).shape[-2]
+
+        def off(values: Array, tolerance: float, kind: str = kind, k: int = k) -> int:
+            return identity_error(values, tolerance) if kind == "identity" else dense_error(values, k, tolerance)
+
+        found[name] = {
+            "pattern": kind if kind == "identity" else f"{kind}, {k} components",
+            "errors": {str(t): [off(one, t) for one in g] if is_stacked(name) else off(g, t) for t in tolerances},
+        }
+    return found
 
 
 def matched(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

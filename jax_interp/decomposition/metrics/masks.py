@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.losses.hidden import hidden_errors
 from jax_interp.decomposition.losses.scene import Scene, distances
-from jax_interp.decomposition.masks import Mask, given, masked_output, stochastic
+from jax_interp.decomposition.masks import Mask, Sampling, given, masked_output, stochastic
 
 
 @jax.tree_util.register_dataclass
@@ -27,16 +27,18 @@ class MaskReport:
     ce_unrecovered: dict[str, Float[Array, ""]] | None = None
 
 
-def six_masks(key: Array, importance: PerMatrix, delta: bool, threshold: float = 0.0) -> dict[str, dict[str, Mask]]:
-    """Importances themselves, all on, stochastic, uniform at random, rounded at `threshold`, and all off. Δ is part of
-    the stochastic masks only, as it is of training."""
+def six_masks(
+    key: Array, importance: PerMatrix, delta: bool, threshold: float = 0.0, sampling: Sampling = "continuous"
+) -> dict[str, dict[str, Mask]]:
+    """Importances themselves, all on, stochastic by `sampling`, uniform at random, rounded at `threshold`, and all off.
+    Δ is part of the stochastic masks only, as it is of training."""
     first, second = jax.random.split(key)
     ones = {name: jnp.ones_like(g) for name, g in importance.items()}
     keys = {name: jax.random.fold_in(second, i) for i, name in enumerate(importance)}
     return {
         "ci": given(importance),
         "unmasked": given(ones),
-        "stochastic": stochastic(first, importance, delta=delta),
+        "stochastic": stochastic(first, importance, delta=delta, sampling=sampling),
         "random": given({n: jax.random.uniform(keys[n], g.shape).astype(g.dtype) for n, g in importance.items()}),
         "rounded": given({name: (g > threshold).astype(g.dtype) for name, g in importance.items()}),
         "zero": given({name: jnp.zeros_like(g) for name, g in importance.items()}),
@@ -49,7 +51,7 @@ def mask_report(
     """Errors under six masks. With `labels` (the next token of each position, negative where there is none) also
     cross-entropies."""
     error, ce = {}, {}
-    for kind, masks in six_masks(key, scene.importance.lower, scene.delta, threshold).items():
+    for kind, masks in six_masks(key, scene.importance.lower, scene.delta, threshold, scene.sampling).items():
         output = masked_output(scene.model, masks, *scene.args)
         error[kind] = jnp.mean(distances(scene.compare, scene.output, output))
         if labels is not None:
@@ -73,5 +75,5 @@ def cross_entropy(logits: Float[Array, "batch pos vocab"], labels: Int[Array, "b
 def hidden_report(scene: Scene, key: Array, relative: bool = True) -> dict[str, dict[str, Float[Array, "*layer"]]]:
     """By kind of mask (stochastic, ci) and matrix: the error of its output, over its mean square where `relative`."""
     lower = scene.importance.lower
-    kinds = {"stochastic": stochastic(key, lower, delta=scene.delta), "ci": given(lower)}
+    kinds = {"stochastic": stochastic(key, lower, delta=scene.delta, sampling=scene.sampling), "ci": given(lower)}
     return {kind: hidden_errors(scene, masks, relative) for kind, masks in kinds.items()}

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.decomposition.components import Components
 from jax_interp.decomposition.metrics.identity import matched
+from jax_interp.errors import UserError
 
 
 @jax.tree_util.register_dataclass
@@ -54,11 +55,30 @@ def recovery(
     return Recovery(pick(cosine), pick(norm) / jnp.maximum(size, tiny), owner)
 
 
-def agreement(one: Components, other: Components, least: float = 0.1) -> dict[str, float]:
+def agreement(one: Components, other: Components, least: float = 0.1) -> dict[str, Float[np.ndarray, "*layer"]]:
     """How far two runs found the same: the mean, over components of the first that are at least `least` of its largest,
-    of the cosine with their match in the second (one to one) of V, of U, and of the rank-one products."""
-    pairs = [(np.asarray(jax.device_get(c.V), np.float64), np.asarray(jax.device_get(c.U), np.float64))
-             for c in (one, other)]  # fmt: skip
+    of the cosine with their match in the second of V, of U, and of the rank-one products; of each layer where there are
+    layers.
+
+    There is one match for all three: one to one, so that the cosines of the products add up to the most. V and U are
+    compared there, without their signs, and may have closer ones among other components. A component without a match
+    counts as 0.
+    """
+    shapes = [(c.V.shape[:-1], c.U.shape[:-2] + c.U.shape[-1:]) for c in (one, other)]
+    if shapes[0] != shapes[1]:
+        (V, U), (other_V, other_U) = shapes
+        raise UserError(f"components of matrices of different shapes: {V} to {U[-1]} and {other_V} to {other_U[-1]}")
+    arrays = [np.asarray(jax.device_get(a), np.float64) for c in (one, other) for a in (c.V, c.U)]
+    if one.V.ndim == 2:
+        return {name: np.asarray(value) for name, value in _agreement(least, *arrays).items()}
+    layers = [_agreement(least, *layer) for layer in zip(*arrays, strict=True)]
+    return {name: np.array([layer[name] for layer in layers]) for name in ("V", "U", "product")}
+
+
+def _agreement(
+    least: float, V: np.ndarray, U: np.ndarray, other_V: np.ndarray, other_U: np.ndarray
+) -> dict[str, float]:
+    pairs = [(V, U), (other_V, other_U)]
     sizes = [np.linalg.norm(V, axis=0) * np.linalg.norm(U, axis=1) for V, U in pairs]
     keep = [size >= least * size.max() for size in sizes]
     unit = lambda rows: rows / np.maximum(np.linalg.norm(rows, axis=0, keepdims=True), 1e-30)

@@ -1,0 +1,37 @@
+"""The decomposition that is known to be right, where features are known: what every figure's excess is over."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_interp.decomposition.components import Components, Decomposed
+from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.matrices import is_stacked
+
+
+def ideal(
+    model: Decomposed, parts: Mapping[str, tuple[Float[Array, "d_in feature"], Float[Array, "feature d_out"]]]
+) -> Decomposed | None:
+    """The target with the features themselves as parts of the matrices that `model` decomposes: component i is feature
+    i's. `parts` has V and U by patterns of addresses; a matrix that none names stays whole. None where all would.
+    """
+    pairs = {}
+    for name in model.components:
+        found = next((pair for pattern, pair in parts.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        if found is not None:
+            layers = model.weight(name).shape[:-2]
+            pairs[name] = Components(*(jnp.broadcast_to(matrix, (*layers, *matrix.shape)) for matrix in found))
+    return Decomposed(model.target, pairs, tuple(pair for pair in model.tied if pair[0] in pairs)) if pairs else None
+
+
+def needed(oracle: Decomposed, x: Float[Array, "batch feature"]) -> PerMatrix:
+    """The importances of `ideal`'s components: 1 where their feature is on."""
+    on = (x != 0).astype(jnp.float32)
+    return {
+        name: jnp.broadcast_to(on, (*oracle.of(name).V.shape[:-2], *on.shape)) if is_stacked(name) else on
+        for name in oracle.names
+    }

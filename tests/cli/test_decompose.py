@@ -1,0 +1,91 @@
+"""decompose: what it measures of toys, and what it refuses before it trains."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from jax_interp.cli.decompose import DecompositionRunConfig, against, inputs_for, next_tokens
+from jax_interp.decomposition import DecompositionConfig, Trained
+from jax_interp.decomposition.importance import ScalarGates, init_importance
+from jax_interp.decomposition.linearity import ideal
+from jax_interp.decomposition.train import template
+from jax_interp.errors import UserError
+from jax_interp.models import load
+from jax_interp.models.toys.known_features import known_features
+from jax_interp.models.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
+from jax_interp.models.toys.tms import TMSConfig, init_tms, insert_identity
+from jax_interp.training import config as configs
+
+
+def drawn(settings: DecompositionConfig, target) -> Trained:
+    """A decomposition as it is drawn, before any step."""
+    parts = template(settings, target)
+    return Trained(parts, init_importance(settings.importance, jax.random.key(0), parts), settings.sigmoid)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("adversary_steps", (), "adversary_steps=\\(\\): one number or more"),
+        ("adversary_steps", (5, 0), "each at least 1"),
+        ("evaluate_rows", 0, "evaluate_rows=0 must be at least 1"),
+        ("linearity_rows", 0, "linearity_rows=0 must be at least 1"),
+        ("log_every", 0, "log_every=0 must be at least 1"),
+        ("checkpoint_every", -1, "checkpoint_every=-1 must be at least 1"),
+        ("context", 1, "context=1 leaves nothing to predict"),
+    ],
+)
+def test_what_a_run_cannot_be(field, value, said):
+    with pytest.raises(UserError, match=said):
+        DecompositionRunConfig(**{field: value})
+
+
+def test_too_little_text_is_refused_before_training(command, model, text, tmp_path):
+    settings = DecompositionConfig(("blocks.*.mlp.up",), C=2, importance=ScalarGates(2), batch=2, steps=1)
+    config = DecompositionRunConfig(settings, target=str(model), text=str(text), context=16, evaluate_rows=10_000)
+    path = tmp_path / "run.json"
+    path.write_text(configs.dumps(config))
+    code, _, err = command("decompose", path, "--run-dir", tmp_path / "run", "--quiet")
+    assert code == 2
+    assert "less than one batch of 10000 windows of 16" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_special_tokens_are_neither_read_nor_predicted():
+    """Cross-entropy is of the predictions between two kept tokens: of 5 0 6 7, with 0 special, of 7 from 6 alone."""
+    labels = next_tokens(np.array([[5, 0, 6, 7], [1, 2, 3, 4]]), np.array([[1, 0, 1, 1], [1, 1, 1, 1]], bool))
+    np.testing.assert_array_equal(labels, [[-1, -1, 7, -1], [2, 3, 4, -1]])
+
+
+def test_labels_of_held_out_text_leave_special_tokens_out(model, text):
+    config = DecompositionRunConfig(target=str(model), text=str(text), context=16, evaluate_rows=8)
+    x, labels = inputs_for(config).held_out(8)
+    special = np.isin(x, sorted(load(str(model))[1].special_ids))
+    assert special.any()
+    np.testing.assert_array_equal(labels[:, -1], -1)
+    np.testing.assert_array_equal(labels[:, :-1] >= 0, ~special[:, :-1] & ~special[:, 1:])
+
+
+@pytest.mark.parametrize("toy", ["identity", "residual MLP"])
+def test_toys_are_measured_whatever_is_decomposed(toy):
+    """Only an inserted identity of TMS; both matrices of a residual MLP."""
+    if toy == "identity":
+        settings = DecompositionConfig(("hidden_layers.0",), C=3, importance=ScalarGates(2))
+        target = insert_identity(init_tms(jax.random.key(0), TMSConfig(3, 2)))
+        probed, expected = {"hidden_layers.0"}, {"hidden_layers.0": "dense, 2 components"}
+    else:
+        settings = DecompositionConfig(("blocks.*.mlp",), C=3, importance=ScalarGates(2))
+        target = init_resid_mlp(jax.random.key(0), ResidMLPConfig(3, 3, n_layers=1, d_mlp=2, identity=True))
+        probed = {"blocks.0.mlp.up", "blocks.0.mlp.down"}
+        expected = {"blocks.*.mlp.up": "identity", "blocks.*.mlp.down": "dense, 2 components"}
+    trained = drawn(settings, target)
+    known = known_features(target)
+    assert known is not None
+    found = against(known, settings, trained, ideal(trained.model, known.parts))
+    assert set(found["probe"]) == probed
+    assert {name: one["pattern"] for name, one in found["pattern_errors"].items()} == expected
+    assert [row["name"] for row in found["composites"]][::4] == ["1 on, needed parts alone", "2 on, needed parts alone"]
+    assert (found["composites"][0]["excess"] is not None) == (toy == "residual MLP")
+    assert "mmcs" not in found
