@@ -1,8 +1,9 @@
 """A transformer that has memorised modular addition finds the rule later, and measures see it grow before that.
 
 Nanda et al. 2023, "Progress measures for grokking via mechanistic interpretability" (arXiv 2301.05217), at p = 53 in
-place of 113. The rule uses a few frequencies; the loss with these alone in the logits (restricted) falls, that without
-them (excluded) rises, long before the test loss comes down; and the embedding's frequencies become few (Gini).
+place of 113 (`grokking_113` has that). The rule uses a few frequencies; the loss with these alone in the logits
+(restricted) falls, that without them (excluded) rises, long before the test loss comes down; and the embedding's
+frequencies become few (Gini).
 """
 
 from __future__ import annotations
@@ -36,36 +37,67 @@ QUICK = Config(ModularConfig(23, 0.6, recipe=Recipe(600, 1, 1e-3, "constant", 10
 
 
 def run(config: Config) -> Results:
-    p = config.task.p
-    models, mask, _ = train_modular(jax.random.key(config.seed), config.task, every=config.every)
+    grown = grow(config.task, config.every, config.seed)
+    accuracy = lambda n: float(grown.data["test_accuracy"][min(n // config.every, len(grown.data["step"]) - 1)])
+    known, grokked = grown.known, grown.grokked
+    rows = (
+        Row("training pairs all right from step", f"{known}", "500 at most", known is not None and known <= 500),
+        Row("test accuracy at 500, 1500, 2500", ", ".join(f"{accuracy(n):.2f}" for n in (500, 1500, 2500)),
+            ".21, .35, .69"),
+        Row("test accuracy .99 from step", f"{grokked}", "3500", grokked is not None and 2000 < grokked <= 5000),
+        grown.frequencies("4: 21, 9, 13, 6 (which ones depends on the seed)"),
+        *grown.progress(),
+    )  # fmt: skip
+    return Results(rows, grown.data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grown:
+    """What the measures of a run's models say: `data` has each of them at each `step`."""
+
+    data: dict[str, Any]
+    known: int | None
+    """The step from which all training pairs are right; None: never. So below."""
+    grokked: int | None
+    """The step from which test accuracy is .99."""
+
+    def frequencies(self, published: str) -> Row:
+        used, shares = self.data["used"], self.data["shares"]
+        found = ", ".join(f"{k} ({shares[k - 1]:.0%})" for k in used)
+        return Row("frequencies used, share of neurons' variance", found, published, 2 <= len(used) <= 7)
+
+    def progress(self) -> tuple[Row, Row]:
+        """The restricted loss falls long before the test loss does, and the embedding becomes sparse all along."""
+        step, loss, gini = (np.asarray(self.data[name]) for name in ("step", "test_loss", "embed_gini"))
+        peak = int(loss.argmax())
+        restricted = _first(step, self.data["restricted_loss"] < 0.5)
+        falls = _first(step, (step >= step[peak]) & (loss < 0.5 * loss[peak]))
+        return (
+            Row("restricted loss below .5 from; test loss halved at", f"{restricted}; {falls}", "the first long before",
+                restricted is not None and falls is not None and restricted < falls),
+            Row("Gini of the embedding's frequencies (norms), start and end", f"{gini[0]:.2f}, {gini[-1]:.2f}",
+                "rises monotonically", bool((np.diff(gini)[1:] > -0.005).all() and gini[-1] > 0.3)),
+        )  # fmt: skip
+
+
+def grow(task: ModularConfig, every: int, seed: int) -> Grown:
+    """Train, and measure the model before every so many steps and at the end."""
+    p = task.p
+    models, mask, _ = train_modular(jax.random.key(seed), task, every=every)
     found = jax.jit(lambda models: jax.lax.map(lambda model: scores(model, mask, p), models))(models)
     last = jax.tree.map(lambda leaf: leaf[-1], models)
     used = key_frequencies(last)
-    keys = jnp.zeros(p // 2, bool).at[jnp.asarray(used) - 1].set(True)
+    keys = jnp.asarray(np.isin(np.arange(1, p // 2 + 1), used))
     measures = jax.jit(lambda models: jax.lax.map(lambda model: progress(model, mask, keys), models))(models)
-    every = {name: np.asarray(value) for name, value in (found | measures).items()}
-    step = np.arange(len(every["test_loss"])) * config.every
-    first = lambda reached: int(step[np.argmax(reached)]) if reached.any() else None
-    known, grokked = first(every["train_accuracy"] >= 0.999), first(every["test_accuracy"] >= 0.99)
-    peak = int(every["test_loss"].argmax())
-    falls = first((step >= step[peak]) & (every["test_loss"] < 0.5 * every["test_loss"][peak]))
-    restricted = first(every["restricted_loss"] < 0.5)
-    shares = np.asarray(frequency_shares(last))
-    gini = every["embed_gini"]
-    at = lambda n: float(every["test_accuracy"][min(n // config.every, len(step) - 1)])
-    rows = (
-        Row("training pairs all right from step", f"{known}", "500 at most", known is not None and known <= 500),
-        Row("test accuracy at 500, 1500, 2500", ", ".join(f"{at(n):.2f}" for n in (500, 1500, 2500)), ".21, .35, .69"),
-        Row("test accuracy .99 from step", f"{grokked}", "3500", grokked is not None and 2000 < grokked <= 5000),
-        Row("frequencies used, share of neurons' variance", ", ".join(f"{k} ({shares[k - 1]:.0%})" for k in used),
-            "4: 21, 9, 13, 6 (which ones depends on the seed)", 2 <= len(used) <= 7),
-        Row("restricted loss below .5 from; test loss halved at", f"{restricted}; {falls}", "the first long before",
-            restricted is not None and falls is not None and restricted < falls),
-        Row("Gini of the embedding's frequencies (norms), start and end", f"{gini[0]:.2f}, {gini[-1]:.2f}",
-            "rises monotonically", bool((np.diff(gini)[1:] > -0.005).all() and gini[-1] > 0.3)),
-    )  # fmt: skip
-    data = every | {"step": step, "used": used, "embed": frequency_norms(last.embed.weight[...][:p])}
-    return Results(rows, data)
+    data: dict[str, Any] = {name: np.asarray(value) for name, value in (found | measures).items()}
+    step = np.arange(len(data["test_loss"])) * every
+    data |= {"step": step, "used": used, "shares": np.asarray(frequency_shares(last))}
+    data |= {"embed": frequency_norms(last.embed.weight[...][:p])}
+    return Grown(data, _first(step, data["train_accuracy"] >= 0.999), _first(step, data["test_accuracy"] >= 0.99))
+
+
+def _first(step: np.ndarray, reached: np.ndarray) -> int | None:
+    return int(step[np.argmax(reached)]) if reached.any() else None
 
 
 @styled

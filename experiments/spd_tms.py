@@ -55,7 +55,7 @@ DECOMPOSITIONS = {
         Decomposition("tms_5_2_id", "5-2-id", targets=(0,), seeds=(0, 1)),
         Decomposition("tms_40_10", "40-10", batch=512, targets=(0,), seeds=(0, 1)),
         Decomposition("tms_40_10_id", "40-10-id", batch=512, targets=(0,), seeds=(0,)),
-        Decomposition("tms_5_2_v1", "5-2", steps=30_000, targets=(0,), seeds=(0, 1)),
+        Decomposition("tms_5_2_v1", "5-2", targets=(0,), seeds=(0, 1)),
     )
 }
 

@@ -1,9 +1,8 @@
 """SPD takes larger toy models apart as well, and those with an identity matrix inserted.
 
 As `spd_tms` (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790): forty features in ten dimensions; an m x m identity
-matrix between W and its transpose, found as m components that all features use. `--presets tms_40_10_id tms_5_2_v1` has
-both at once, and TMS 5-2 by the recipe of 2025 (no Δ, no warm-up on faithfulness, both sigmoids leaking forward; 30,000
-of 40,000 steps): ten minutes more. Batches are smaller than the published 4096.
+matrix between W and its transpose, found as m components that all features use; both at once; and TMS 5-2 by the recipe
+of 2025 (no Δ, no warm-up on faithfulness, both sigmoids leaking forward). Batches are smaller than the published 4096.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from experiments.spd_tms import decompositions, figure
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    presets: tuple[str, ...] = ("tms_40_10", "tms_5_2_id")
+    presets: tuple[str, ...] = ("tms_40_10", "tms_5_2_id", "tms_40_10_id", "tms_5_2_v1")
     """Keys of `spd_tms.DECOMPOSITIONS`."""
     steps: int | None = None
 

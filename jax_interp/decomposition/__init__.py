@@ -10,6 +10,7 @@ sharding.py, storage.py            where V and U live on a mesh; a trained decom
 apd/                 attribution-based decomposition, the first method of the family
 metrics/, evaluate.py              against known answers, under masks, under adversaries; all figures of one run
 linearity/           the assumption itself under test
+capacity.py          how many components come alive as C grows
 strongest.py, dashboards.py        which components matter, and on which tokens of a text
 clustering.py        which components make one mechanism
 attributions.py, interactions.py   which make a later one fire; an attention logit by pairs of them
