@@ -113,7 +113,7 @@ def figure(data: dict[str, Any]) -> Any:
                                ("unembed_gini", "Gini, neurons to logits", PURPLE)):  # fmt: skip
         sparse.plot(data["step"], data[name], color=color, lw=1.6, label=label)
     sparse.set(title="Accuracy and sparsity of frequencies", xlabel="step", ylim=(0, 1.03))
-    sparse.legend(loc="upper left", fontsize=8)
+    sparse.legend(loc="lower right", fontsize=8)
     norms = np.asarray(data["embed"])
     k = np.arange(1, len(norms) + 1)
     bars.bar(k, norms, color=[BLUE if one in data["used"] else MUTED for one in k])
