@@ -33,7 +33,7 @@ from jax_interp.decomposition.linearity import ideal
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.decomposition.metrics import pattern_errors, probe, recovery
 from jax_interp.decomposition.storage import save_decomposition
-from jax_interp.decomposition.train import Trained, train_decomposition
+from jax_interp.decomposition.train import Trained, template, train_decomposition
 from jax_interp.errors import UserError
 from jax_interp.models.hf import load
 from jax_interp.models.toys.features import sparse_features
@@ -202,7 +202,9 @@ def run(argv: Sequence[str]) -> int:
     config = asked.config
     directory = asked.run_dir or found.run_dir or Path("runs") / found.name
     inputs = inputs_for(config)
-    inputs.held_out(config.evaluate_rows)  # too few rows are refused now and not after training
+    # Too few rows, and matrices that there are not, are refused now: before training, and before there is a directory.
+    inputs.held_out(config.evaluate_rows)
+    jax.eval_shape(partial(template, config.decomposition), inputs.model)
     trained = train(config, inputs, directory, quiet=asked.quiet)
     save_decomposition(directory / "decomposition.safetensors", trained, config.decomposition)
     if not asked.quiet:

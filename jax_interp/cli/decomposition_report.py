@@ -19,6 +19,8 @@ from jax_interp.errors import UserError
 from jax_interp.training import config as configs
 
 NEEDED = ("decomposition.safetensors", "evaluation.json")  # what `decompose` writes at its end
+FIGURES = ("target", "source", "relative_faithfulness", "error", "error_unrecovered", "pgd", "l0", "alive", "spectrum",
+           "linearity")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ def finished(directory: Path) -> tuple[DecompositionRunConfig, dict[str, Any]]:
             f"`jax-interp decompose {directory}` goes on with it"
         )
     try:
-        return config, json.loads((directory / NEEDED[1]).read_text())
-    except json.JSONDecodeError as error:
+        result = json.loads((directory / NEEDED[1]).read_text())
+    except ValueError as error:
         raise UserError(f"{directory / NEEDED[1]} is not JSON: {error}") from error
+    lacks = [name for name in FIGURES if not isinstance(result, dict) or name not in result]
+    if lacks:
+        raise UserError(
+            f"{directory / NEEDED[1]} has no {', '.join(lacks)}: `jax-interp decompose {directory}` measures again"
+        )
+    return config, result

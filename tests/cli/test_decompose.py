@@ -53,6 +53,17 @@ def test_too_little_text_is_refused_before_training(command, model, text, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_matrices_that_there_are_not_leave_nothing_behind(command, model, text, tmp_path):
+    settings = DecompositionConfig(("linear1",), C=2, importance=ScalarGates(2), batch=2, steps=1)
+    config = DecompositionRunConfig(settings, target=str(model), text=str(text), context=16, evaluate_rows=2)
+    path = tmp_path / "run.json"
+    path.write_text(configs.dumps(config))
+    code, _, err = command("decompose", path, "--run-dir", tmp_path / "run", "--quiet")
+    assert code == 2
+    assert "no matrix matches 'linear1'" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_special_tokens_are_neither_read_nor_predicted():
     """Cross-entropy is of the predictions between two kept tokens: of 5 0 6 7, with 0 special, of 7 from 6 alone."""
     labels = next_tokens(np.array([[5, 0, 6, 7], [1, 2, 3, 4]]), np.array([[1, 0, 1, 1], [1, 1, 1, 1]], bool))

@@ -89,6 +89,10 @@ def test_what_is_no_finished_run(finished, command, tmp_path):
     assert "windows must be at least 1, not 0" in refused(finished, "--windows", "0")
     (finished / "evaluation.json").write_text("{")
     assert "evaluation.json is not JSON" in refused(finished)
+    for damaged in ("[]", '{"target": "tms:5-2", "source": ""}'):
+        (finished / "evaluation.json").write_text(damaged)
+        assert "evaluation.json has no " in (err := refused(finished))
+        assert "relative_faithfulness, error, " in err
     (finished / "evaluation.json").unlink()
     err = refused(finished)
     assert "has not finished: it has no evaluation.json" in err
