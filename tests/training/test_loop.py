@@ -133,7 +133,7 @@ def test_no_run_directory_names_no_checkpoint():
 
 
 def test_mistakes_of_the_caller(tmp_path):
-    with pytest.raises(UserError, match="log_every=0: give a positive number of steps$"):
+    with pytest.raises(UserError, match=r"log_every=0: give a positive number of steps$"):
         fit(count, START, steps=1, log_every=0)
     with pytest.raises(UserError, match="evaluate_every=0: give a positive number of steps, or None for never"):
         fit(count, START, steps=1, evaluate_every=0)
