@@ -374,6 +374,8 @@ def test_a_region_outside_the_value_is_an_error(model, tokens, region, says):
 
 
 def test_a_layer_outside_the_model_is_an_error(model, tokens):
+    with pytest.raises(RegionError, match=r"layer=slice\(0, 2, None\): an index, a list .* in the address"):
+        at("blocks.resid_post", Zero(), layer=slice(0, 2))
     with pytest.raises(RegionError, match=r"layer=6 .* layers 0 to 5"):
         trace(edit(model, at("blocks.resid_post", Zero(), layer=6)), tokens)
 
