@@ -82,7 +82,7 @@ def _prompt(given: str) -> str:
         prompt.encode()
     except UnicodeError as error:
         where = "what stdin gives" if given == "-" else "the prompt"
-        raise UserError(f"{where} is not UTF-8 text: {error.reason}; convert it first") from None
+        raise UserError(f"{where} is not UTF-8 text, convert it first: {error}") from None
     return prompt
 
 
