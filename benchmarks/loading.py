@@ -1,8 +1,9 @@
 """What loading costs: the seconds and the peak memory of one Llama, against transformers' from_pretrained.
 
-Both read the same directory, float32, in several files with an index, written to --out first: of zeros and sparse, so
-that it takes no room. Files are in the page cache after the first turn, and no disk is measured. Every parameter is
-summed once, as memory that is mapped is not yet loaded. A peak is of the process, with what its libraries take.
+Both read the same directory, float32, in several files with an index, made in out/ where it is not there yet: of zeros
+and sparse, so that it takes no room. Files are in the page cache after the first turn, and no disk is measured. Every
+parameter is summed once, as memory that is mapped is not yet loaded. A peak is of the process, with what its libraries
+take.
 """
 
 from __future__ import annotations

@@ -25,10 +25,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from timing import ROOT, taken, versions, write
+
 L0 = 32
 FEATURES = 2048
 BATCH = 1024
 ADDRESS = "blocks.2.resid_post"
+OURS = ("jax", "jaxlib", "flax")
+THEIRS = ("torch", "dictionary-learning")
 KINDS = ("ReLU", "Gated", "TopK", "BatchTopK", "JumpReLU")
 STRENGTHS = {"ReLU": (0.01, 0.02, 0.04), "Gated": (0.01, 0.02, 0.04)}
 THEIR_STRENGTHS = {"ReLU": (0.02, 0.04, 0.08), "Gated": (0.02, 0.04, 0.08)}
@@ -168,6 +172,8 @@ def run(args: argparse.Namespace) -> None:
         r, c = result.reconstruction, result.cross_entropy
         return {"l0": r.l0, "fvu": r.fvu, "recovered": c.recovered_mean, "dead": result.density.dead}
 
+    python = Path(args.peers) / "v_dl" / "bin" / "python"
+    their_versions = subprocess.run([python, __file__, "--versions"], check=True, capture_output=True, text=True).stdout
     results = []
     with tempfile.TemporaryDirectory() as directory:
         store = write_store(f"{directory}/store", model, ADDRESS, text.training_batches(8, 256, 0), args.rows,
@@ -184,18 +190,19 @@ def run(args: argparse.Namespace) -> None:
                         else:
                             weights = f"{directory}/theirs.npz"
                             request = json.dumps([rows_file, kind, strength, seed, args.steps, weights])
-                            python = Path(args.peers) / "v_dl" / "bin" / "python"
                             subprocess.run([python, __file__, "--theirs", request], check=True, stdout=sys.stderr)
                             dictionary = theirs_as_ours(weights, kind)
                         points.append(measured(dictionary) | {"strength": strength})
                         print(library, kind, "seed", seed, points[-1], file=sys.stderr, flush=True)
                     results.append({"library": library, "kind": kind, "seed": seed, "points": points})
     print(table(results, args))
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "quality.json").write_text(
-        json.dumps({"args": vars(args) | {"out": str(out)}, "results": results}, indent=2)
-    )
+    record = {
+        **taken(__file__),
+        "args": {name: getattr(args, name) for name in ("kinds", "seeds", "steps", "rows")},
+        "versions": {"ours": versions(*OURS), "dictionary_learning": json.loads(their_versions)},
+        "results": results,
+    }
+    print(f"written: {write(record, Path(args.out))}", file=sys.stderr)
 
 
 def table(results: list[dict], args: argparse.Namespace) -> str:
@@ -222,10 +229,13 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--rows", type=int, default=300_000)
-    parser.add_argument("--out", default=str(Path(__file__).resolve().parent.parent / "out"))
+    parser.add_argument("--out", default=str(ROOT / "out"))
     parser.add_argument("--theirs", help=argparse.SUPPRESS)
+    parser.add_argument("--versions", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.theirs:
+    if arguments.versions:
+        print(json.dumps(versions(*THEIRS)))
+    elif arguments.theirs:
         train_theirs(*json.loads(arguments.theirs))
     elif not arguments.peers:
         sys.exit("error: give --peers DIR, the folder that benchmarks/make_peers.sh made")

@@ -74,7 +74,7 @@ def serve(worker: Worker, sizes: dict[str, Any]) -> None:
         return
     tell(
         works=[{"name": w.name, "flops": w.flops, "note": w.note, "first_s": first[w.name]} for w in works.values()],
-        versions={"python": platform.python_version(), **{name: _version(name) for name in worker.packages}},
+        versions=versions(*worker.packages),
     )
     for line in sys.stdin:
         work = works[json.loads(line)["repeat"]]
@@ -129,6 +129,11 @@ def _elsewhere(before: tuple | None, after: tuple | None) -> float | None:
         return None
     busy, own, wall = (a - b for a, b in zip(after, before, strict=True))
     return max(0.0, (busy - own) / max(1e-9, wall * (os.cpu_count() or 1)))
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Of Python and of packages in this process's environment; None where there is no such package."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
 
 
 def _version(package: str) -> str | None:
@@ -232,20 +237,25 @@ def main(
 
     conclusions = conclude(rounds) if rounds.rows else []
     record = {
-        "benchmark": Path(script).stem,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **_where(),
+        **taken(script),
         "sizes": sizes,
         "versions": {name: answer["versions"] for name, answer in ready.items()},
         "absent": absent,
         "conclusions": conclusions,
         "works": {name: {**rounds.info[name], "rounds": rows} for name, rows in rounds.rows.items()},
     }
-    stamp = record["date"].replace(":", "").split("+")[0]
-    path = args.out / f"{record['benchmark']}-{stamp}{'-tiny' if args.tiny else ''}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path = write(record, args.out, tiny=args.tiny)
     print(_table(title, record, rounds))
     _say(f"written: {path}")
+
+
+def write(record: Mapping[str, Any], out: Path, *, tiny: bool = False) -> Path:
+    """The record of one run (`taken` and its figures) as JSON in a file of its own, named by benchmark and time."""
+    out.mkdir(parents=True, exist_ok=True)
+    stamp = record["date"].replace(":", "").split("+")[0]
+    path = out / f"{record['benchmark']}-{stamp}{'-tiny' if tiny else ''}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
 
 
 def _python(home: str, peers: Path | None) -> Path | None:
@@ -276,11 +286,14 @@ def _answer(process: subprocess.Popen) -> dict[str, Any]:
     return json.loads(line) if line else {"failed": f"the worker ended with code {process.wait()}"}
 
 
-def _where() -> dict[str, Any]:
+def taken(script: str) -> dict[str, Any]:
+    """Which benchmark this is, when it ran, at which commit and on what machine."""
     git = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
     names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = [line for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
     return {
+        "benchmark": Path(script).stem,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "--short", "HEAD"),
         "uncommitted": bool(git("status", "--porcelain", "--untracked-files=no")),
         "cpu": names[0].partition(":")[2].strip() if names else platform.processor(),

@@ -61,7 +61,7 @@ def one_line(box: str) -> str:
     message = message.replace("{kind}", " ".join(usage[1:]) or "a value of its type")
     suggestions = (p[1] for p in paragraphs if len(p) > 1 and re.match("Perhaps you meant|Arguments similar", p[0]))
     near = next(suggestions, None)
-    return f"{message[:1].lower()}{message[1:]}" + (f"; did you mean {near.split()[0]}?" if near else "")
+    return f"{message[:1].lower()}{message[1:]}" + (f"; did you mean {near.split()[0].rstrip(',')}?" if near else "")
 
 
 REWORDED = (

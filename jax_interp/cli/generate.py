@@ -52,7 +52,7 @@ class Generate:
 def run(argv: Sequence[str]) -> int:
     asked = parse(Generate, argv, command="generate")
     _check(asked)
-    prompt = sys.stdin.read() if asked.prompt == "-" else asked.prompt
+    prompt = _prompt(asked.prompt)
     from jax_interp.models import load
     from jax_interp.surgery import edit
     from jax_interp.surgery.saving import load_edits
@@ -72,6 +72,18 @@ def run(argv: Sequence[str]) -> int:
         print(piece, end="", flush=True)
     print()
     return 0
+
+
+def _prompt(given: str) -> str:
+    """The text to go on from. UserError where it is none: bytes that are not UTF-8 arrive as lone surrogates, or not
+    at all."""
+    try:
+        prompt = sys.stdin.read() if given == "-" else given
+        prompt.encode()
+    except UnicodeError as error:
+        where = "what stdin gives" if given == "-" else "the prompt"
+        raise UserError(f"{where} is not UTF-8 text, convert it first: {error}") from None
+    return prompt
 
 
 def written(model: Any, tokenizer: Any, prompt: str, asked: Generate, bos: bool) -> Iterator[str]:

@@ -12,7 +12,7 @@ from jax_interp.cli import tables
 from jax_interp.cli.arguments import parse
 from jax_interp.errors import UserError
 from jax_interp.surgery import Address
-from jax_interp.surgery.address import suggest
+from jax_interp.surgery.address import depth_in, suggest
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
         entries = {name: {"axes": v.axes, "shape": v.shape, "dtype": str(v.dtype)} for name, v in found.items()}
         print(json.dumps(entries, indent=2))
         return 0
-    depth = depth_of(everything)
+    depth = depth_in(everything)
     rows = [
         (name, " ".join(value.axes), " × ".join(map(str, value.shape)), str(value.dtype))
         for name, value in collapsed(found, depth)
@@ -61,16 +61,11 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def depth_of(found: Mapping[str, Any]) -> int:
-    """How many blocks the addresses of a model's values tell of."""
-    return 1 + max((int(name.split(".")[1]) for name in found if name.startswith("blocks.")), default=-1)
-
-
 def chosen(found: Mapping[str, Any], addresses: Sequence[str]) -> dict[str, Any]:
     """The named values that `addresses` mean, all where there is none. Raises UserError with the nearest names."""
     if not addresses:
         return dict(found)
-    depth = depth_of(found)
+    depth = depth_in(found)
     names: set[str] = set()
     for text in addresses:
         address = Address.parse(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,10 @@ def write_store(
     bos_id: int,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write each split as `<name>.npy` and, last, a manifest with their lengths, dtypes and SHA-256 (and `about`)."""
+    """Write each split as `<name>.npy` and, last, a manifest with their lengths, dtypes and SHA-256 (and `about`).
+
+    The manifest appears whole or not at all, so a store that has one was written to its end.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     entries = {}
@@ -72,19 +76,34 @@ def write_store(
         np.save(directory / f"{name}.npy", tokens)
         entries[name] = {"tokens": int(tokens.size), "dtype": str(tokens.dtype), "sha256": _sha256(tokens)}
     manifest = {"format": 1, "bos_id": int(bos_id), "splits": entries, "about": dict(about or {})}
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    beside = directory / f".{MANIFEST}.tmp"
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, directory / MANIFEST)
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any] | None:
+    """The manifest of the store in `directory`; None where there is none, or one that was cut short."""
+    try:
+        manifest = json.loads((Path(directory) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and {"bos_id", "splits", "about"} <= manifest.keys() else None
 
 
 def open_store(directory: str | Path, split: str, *, verify: bool = True) -> TokenStore:
     """Memory-map one split.
 
-    `verify` reads it once and compares the recorded SHA-256. Raises `UserError` for a directory without a manifest, an
-    unknown split, and a file that is not what the manifest says.
+    `verify` reads it once and compares the recorded SHA-256. Raises `UserError` for a directory without a readable
+    manifest, an unknown split, and a file that is not what the manifest says.
     """
     directory = Path(directory)
-    if not (directory / MANIFEST).is_file():
-        raise UserError(f"no token store in {directory}: there is no {MANIFEST}; write one with write_store")
-    manifest = json.loads((directory / MANIFEST).read_text())
+    manifest = read_manifest(directory)
+    if manifest is None:
+        what = "an unreadable" if (directory / MANIFEST).exists() else "no"
+        raise UserError(f"no token store in {directory}: there is {what} {MANIFEST}; write one with write_store")
     if split not in manifest["splits"]:
         raise UserError(f"{directory} has no split {split!r}, it has {sorted(manifest['splits'])}")
     entry = manifest["splits"][split]
@@ -214,11 +233,6 @@ def evaluation_windows(
     padded = np.full(overlap + count * stride, pad_id, np.int32)
     padded[: tokens.size] = tokens
     return padded[np.arange(count)[:, None] * stride + np.arange(length)]
-
-
-def lengths_mask(lengths: Int[Array, " batch"], length: int) -> Bool[Array, "batch length"]:
-    """True where a right-padded row of `length` holds a token: its first `lengths[i]` places."""
-    return np.arange(length) < np.asarray(lengths)[:, None]
 
 
 def special_mask(tokens: Int[Array, "*shape"], special_ids: Iterable[int]) -> Bool[Array, "*shape"]:

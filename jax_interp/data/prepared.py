@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jax_interp.data.batches import MANIFEST, TokenStore, open_store, pack, write_store
+from jax_interp.data.batches import TokenStore, open_store, pack, read_manifest, write_store
 from jax_interp.data.stdlib import Corpus, Document, stdlib_corpus
 from jax_interp.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
 from jax_interp.errors import UserError
@@ -45,7 +45,7 @@ def prepare_text(config: TextConfig, directory: str | Path) -> PreparedText:
     """
     directory = Path(directory)
     corpus = _corpus(config)
-    if not (directory / MANIFEST).is_file():
+    if read_manifest(directory) is None:
         _write(config, corpus, directory)
     train, validation = (open_store(directory, split) for split in ("train", "validation"))
     about = dict(train.manifest["about"])

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Int
 
 from jax_interp.errors import UserError
 from jax_interp.surgery import Activations, Address, Edit, Read, Tapped, survey
+from jax_interp.surgery.address import depth_in
 from jax_interp.surgery.region import check_known
 
 
@@ -41,7 +42,7 @@ def axes_of(model: Callable, tokens: Array, mask: Any) -> dict[str, tuple[str, .
     """The names of the axes of everything that the model reads, a layer axis included. Nothing is computed."""
     found, reads = {}, [Address.parse(text) for text in reads_of(model)]
     named = survey(model)(tokens, mask=mask) if reads else {}
-    depth = 1 + max((int(name.split(".")[1]) for name in named if name.startswith("blocks.")), default=-1)
+    depth = depth_in(named)
     for address in reads:
         layers = address.resolve(depth)
         name = address.name if layers is None else f"blocks.{layers[0]}.{address.name}"

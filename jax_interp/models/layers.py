@@ -68,7 +68,7 @@ class RMSNorm(nnx.Module):
             return y
         if not self.offset:
             return y * _over(self.weight, y)
-        weight = _at_least_float32(_over(self.weight, y))
+        weight = wide(_over(self.weight, y))
         return (y.astype(weight.dtype) * (weight + jnp.asarray(1, weight.dtype))).astype(x.dtype)
 
 
@@ -84,7 +84,7 @@ class LayerNorm(nnx.Module):
         y = _normalize(x, site, self.eps, centred=True)
         if self.weight is None or self.bias is None:
             return y
-        weight, bias = (_at_least_float32(_over(p, y)) for p in (self.weight, self.bias))
+        weight, bias = (wide(_over(p, y)) for p in (self.weight, self.bias))
         return (y.astype(weight.dtype) * weight + bias).astype(x.dtype)
 
 
@@ -107,7 +107,7 @@ def normal(key: Array, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> 
 
 def _normalize(x: Array, site: Site, eps: float, *, centred: bool) -> Array:
     """`x` over its scale. In float32 at least: squares of bfloat16 values lose what the norm is to measure."""
-    y = _at_least_float32(x)
+    y = wide(x)
     if centred:
         y = y - _mean(y)
     scale = jnp.sqrt(_mean(y * y) + eps)
@@ -126,7 +126,8 @@ def _mean(x: Array) -> Array:
     return jnp.sum(x * jnp.asarray(1 / x.shape[-1], x.dtype), axis=-1, keepdims=True)
 
 
-def _at_least_float32(x: Array) -> Array:
+def wide(x: Array) -> Array:
+    """In float32 at least: sums over many parts, and what is divided by, lose too much in 16 bits."""
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from jax_interp.data.batches import (
     TokenStore,
@@ -70,7 +71,7 @@ class LanguageModelConfig:
     evaluate_windows: int = 64
     """Validation windows used while training, spread over the split; the end uses all."""
     final_windows: int | None = None
-    """Validation windows used at the end; None: all of them, which bits per byte need."""
+    """Validation windows used at the end, spread likewise; None: all of them, which bits per byte need."""
     baseline_order: int | None = 5
     """The Kneser-Ney n-gram that the validation loss is set beside; None: no baseline."""
     export_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
@@ -80,6 +81,14 @@ class LanguageModelConfig:
             raise UserError(
                 f"model.vocab_size={self.model.vocab_size} and text.vocab_size={self.text.vocab_size} must be equal"
             )
+        otherwise = {
+            "evaluate_windows": "",
+            "final_windows": ", or None for all",
+            "baseline_order": ", or None for none",
+        }
+        for name, instead in otherwise.items():
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name}={value} must be at least 1{instead}")
 
 
 MAY_DIFFER = (
@@ -184,42 +193,61 @@ def final_results(model: Decoder, config: LanguageModelConfig, text: PreparedTex
     Windows overlap by half and only their second half counts (but for the first), so every prediction has at least
     `n_ctx / 2` tokens of context or all there is. Documents' first tokens, BOS, are not predicted by either.
     """
-    n_ctx, store = config.model.n_ctx, text.validation
-    windows = evaluation_windows(store.tokens, n_ctx + 1, pad_id=store.bos_id, overlap=n_ctx // 2 + 1)
-    text_bytes = int(text.about["validation_bytes"])
-    if config.final_windows is not None and config.final_windows < len(windows):
-        windows, text_bytes = windows[: config.final_windows], None
+    n_ctx, store, skip = config.model.n_ctx, text.validation, config.model.n_ctx // 2
+    places = evaluation_windows(np.arange(store.tokens.size), n_ctx + 1, pad_id=0, overlap=skip + 1)  # a BOS is at 0
+    count = len(places) if config.final_windows is None else config.final_windows
+    places, whole = spread(places, count), count >= len(places)
+    validation = evaluate_text(
+        model,
+        store.tokens[places].astype(np.int32),
+        bos_id=store.bos_id,
+        text_bytes=int(text.about["validation_bytes"]) if whole else None,
+        skip=skip,
+    )
     results: dict[str, Any] = {
         "steps": config.steps,
         "tokens_seen": config.steps * config.batch * n_ctx,
         "parameters": sum(x.size for x in jax.tree.leaves(model)),
         "corpus": text.about | {"train_tokens": int(text.train.tokens.size)},
-        "validation": evaluate_text(model, windows, bos_id=store.bos_id, text_bytes=text_bytes, skip=n_ctx // 2),
+        "validation": validation,
         "induction": _induction(model, config),
     }
     if config.baseline_order is not None:
-        results["baseline"] = kneser_ney_baseline(text, config.baseline_order)
+        counted = np.concatenate([places[0, 1:], places[1:, 1 + skip :].ravel()])
+        results["baseline"] = kneser_ney_baseline(text, config.baseline_order, None if whole else counted)
     return results
 
 
-def kneser_ney_baseline(text: PreparedText, order: int = 5) -> dict[str, Any]:
-    """An interpolated modified Kneser-Ney model of the training split, on the whole validation split."""
+def kneser_ney_baseline(
+    text: PreparedText, order: int = 5, places: Int[np.ndarray, " n"] | None = None
+) -> dict[str, Any]:
+    """An interpolated modified Kneser-Ney model of the training split, on the validation split.
+
+    With `places` only these tokens of it count, each after all of its document, and there are no bits per byte.
+    """
     model = fit_kneser_ney(
         text.train.tokens, vocab_size=text.tokenizer.vocab_size, bos_id=text.train.bos_id, order=order
     )
     losses = -model.log_probs(text.validation.tokens)
-    return {
+    losses = losses if places is None else losses[places]
+    results = {
         "model": f"{order}-gram interpolated modified Kneser-Ney",
         "loss": float(np.nanmean(losses)),
         "tokens": int(np.sum(~np.isnan(losses))),
-        "bits_per_byte": float(np.nansum(losses)) / math.log(2) / int(text.about["validation_bytes"]),
     }
+    if places is None:
+        results["bits_per_byte"] = float(np.nansum(losses)) / math.log(2) / int(text.about["validation_bytes"])
+    return results
 
 
-def some_windows(store: TokenStore, n_ctx: int, count: int) -> np.ndarray:
+def some_windows(store: TokenStore, n_ctx: int, count: int) -> Int[np.ndarray, "windows length"]:
     """`count` evaluation windows (or all, if there are fewer), evenly spread over a split."""
-    windows = evaluation_windows(store.tokens, n_ctx + 1, pad_id=store.bos_id)
-    return windows[np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)]
+    return spread(evaluation_windows(store.tokens, n_ctx + 1, pad_id=store.bos_id), count)
+
+
+def spread(rows: Int[np.ndarray, "rows length"], count: int) -> Int[np.ndarray, "count length"]:
+    """`count` of the rows (or all, if there are fewer), evenly spread from the first to the last."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
 
 
 def _induction(model: Decoder, config: LanguageModelConfig) -> dict[str, float]:

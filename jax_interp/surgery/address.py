@@ -92,6 +92,11 @@ def flatten(addresses: str | Iterable) -> Iterator[str]:
             yield from flatten(address)
 
 
+def depth_in(names: Iterable[str]) -> int:
+    """How many blocks the names of a model's values tell of, as `sites` and `survey` give them."""
+    return 1 + max((int(name.split(".")[1]) for name in names if name.startswith("blocks.")), default=-1)
+
+
 def suggest(asked: str, exist: Iterable[str]) -> str:
     """The end of an error message about `asked`: the nearest names that exist, and how to list them all."""
     exist = sorted(set(exist))

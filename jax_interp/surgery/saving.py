@@ -6,10 +6,10 @@ knows are made from it, the built-in ones and the dataclasses given as `types=`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ class SavingError(UserError):
 def save_edits(path: str | os.PathLike, *edits: Edit | Iterable) -> Path:
     """Write edits (made by `at`) to one file. The file appears whole or not at all.
 
-    The callables must be frozen dataclasses of arrays, as the built-in edits are; `SavingError` names what is not.
+    The callables must be frozen dataclasses of arrays, as the built-in edits are; `SavingError` names what is not, and
+    says why a file cannot be written.
     """
     from safetensors.flax import save
 
@@ -43,15 +44,19 @@ def save_edits(path: str | os.PathLike, *edits: Edit | Iterable) -> Path:
     structure = [_encode(one, f"{i}", arrays) for i, one in enumerate(flat_edits(edits))]
     header = {"surgery": json.dumps({"format": _FORMAT, "edits": structure})}
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
             file.write(save(arrays, metadata=header))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    except OSError as error:
+        raise SavingError(f"cannot write edits to {str(path)!r}: {error.strerror}; give another place") from error
+    finally:
+        with contextlib.suppress(OSError):  # there is none after a success, nor where the folder cannot be
+            temporary.unlink()
     return path
 
 
@@ -72,9 +77,13 @@ def load_edits(path: str | os.PathLike, types: Iterable[type] = ()) -> tuple[Edi
         raise SavingError(f"{str(path)!r} holds no edits that this version reads (format {_FORMAT}); save_edits does")
     known = {kind.__name__: kind for kind in (*_KNOWN, *types)}
     try:
-        return tuple(_decode(one, arrays, known) for one in header["edits"])
-    except (KeyError, TypeError) as error:
+        edits = tuple(_decode(one, arrays, known) for one in header["edits"])
+    except (KeyError, TypeError, AttributeError) as error:
         raise SavingError(f"{str(path)!r} does not hold what its header promises: {error}") from error
+    for i, one in enumerate(edits):
+        if not (isinstance(one, Edit) and isinstance(one.region, Region) and isinstance(one.address, str)):
+            raise SavingError(f"{str(path)!r} does not hold what its header promises: entry {i} is no edit of a region")
+    return edits
 
 
 def _encode(node: Any, path: str, arrays: dict[str, jax.Array]) -> Any:

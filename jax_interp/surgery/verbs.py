@@ -22,7 +22,7 @@ import numpy as np
 from jax_interp.surgery.activations import Activations
 from jax_interp.surgery.address import Address, flatten
 from jax_interp.surgery.edits import Add, Replace
-from jax_interp.surgery.region import Region, constant, index
+from jax_interp.surgery.region import Region, RegionError, constant, index
 from jax_interp.surgery.taps import Each, Edit, Read, Survey, Tapped
 from jax_interp.surgery.trace import Named
 
@@ -57,6 +57,10 @@ def at(
         raise TypeError(f"an edit takes a callable, not a class: write {fn.__name__}() or {fn.__name__}(...)")
     if not callable(fn) and not isinstance(fn, Each):
         raise TypeError(f"an edit takes a callable pytree, value -> value, got {type(fn).__name__}")
+    if isinstance(layer, slice):
+        raise RegionError(
+            f"layer={layer}: an index, a list of them or a mask; or a range in the address, blocks.2:4.name"
+        )
     fn = jax.tree.map(_strongly_typed, fn)
     region = Region(index(pos), index(head), index(feature), where)
     edits = tuple(Edit(fn, index(layer), region, _canonical(text)) for text in flatten(address))

@@ -52,10 +52,10 @@ def load(kind: type[T], path: Path | str) -> T:
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"no config at {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of the text, or of the JSON in it
         raise UserError(f"{path} is not JSON: {error}") from error
     try:
         return from_json(kind, value)

@@ -92,7 +92,8 @@ def fit(
 
     Step k is the k-th from 1: `{"step": 1}` in the log is the metrics of the first step, computed with batch 0.
     Raises `NonFinite` at the first NaN or infinity in a metric, or a NaN in a state about to be saved: the last
-    checkpoint stays as it is. Raises `Interrupted` after SIGINT or SIGTERM, the state saved.
+    checkpoint stays as it is. Raises `Interrupted` after SIGINT or SIGTERM, the state saved. Raises `UserError` where
+    `run` is past `steps` already.
     """
     _check_positive(steps=steps, log_every=log_every, checkpoint_every=checkpoint_every, evaluate_every=evaluate_every)
     rates, frozen = dict(per_step or {}), tuple(frozen)
@@ -100,7 +101,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         if run is not None and not isinstance(run, Run):
             run = stack.enter_context(open_run(run, config))
-        state, start = _begin(run, state)
+        state, start = _begin(run, state, steps)
         writer = run is not None and jax.process_index() == 0
         log = stack.enter_context(contextlib.closing(MetricsLog(run.metrics))) if run and writer else None
         timing = stack.enter_context(contextlib.closing(MetricsLog(run.timing))) if run and writer else None
@@ -161,10 +162,15 @@ def fit(
         return state
 
 
-def _begin(run: Run | None, state: PyTree) -> tuple[PyTree, int]:
+def _begin(run: Run | None, state: PyTree, steps: int) -> tuple[PyTree, int]:
     """The state to start from and how many steps it has behind it; the logs are cut back to there."""
     start = 0
-    if run and checkpoint.latest(run.checkpoints) is not None:
+    if run and (done := checkpoint.latest(run.checkpoints)) is not None:
+        if done > steps:
+            raise UserError(
+                f"{run.directory} has been trained for {done} steps, more than steps={steps}: ask for at least "
+                f"{done}, or choose another run directory"
+            )
         state, start = checkpoint.restore(run.checkpoints, jax.tree.map(_abstract, state))
     else:
         state = jax.tree.map(_own, state)
@@ -234,4 +240,5 @@ def _advice(run: Run | None) -> str:
 def _check_positive(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
-            raise UserError(f"{name}={value}: give a positive number of steps, or None for never")
+            never = ", or None for never" if name in ("checkpoint_every", "evaluate_every") else ""
+            raise UserError(f"{name}={value}: give a positive number of steps{never}")

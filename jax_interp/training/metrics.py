@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jax_interp.errors import UserError
 from jax_interp.training.atomic_write import atomic_write
 
 
@@ -41,12 +42,11 @@ def plain(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_log(path: Path | str) -> list[dict[str, Any]]:
-    """The records of a log. A last line without its newline was being written when the process died: left out."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    return [json.loads(line) for line in whole.split(b"\n") if line]
+    """The records of a log. A last line without its newline was being written when the process died: left out.
+
+    Raises `UserError` with the number of a line that is no record.
+    """
+    return [record for _, record in _lines(Path(path))]
 
 
 def truncate_log(path: Path | str, step: int) -> None:
@@ -54,11 +54,24 @@ def truncate_log(path: Path | str, step: int) -> None:
     path = Path(path)
     if not path.exists():
         return
-    content = path.read_bytes()
-    lines = content.rpartition(b"\n")[0].split(b"\n")
-    kept = b"".join(line + b"\n" for line in lines if line and json.loads(line)["step"] <= step)
-    if kept != content:
+    kept = b"".join(line + b"\n" for line, record in _lines(path) if record["step"] <= step)
+    if kept != path.read_bytes():
         atomic_write(path, kept)
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The whole lines of a log that are not empty, each with the record in it."""
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    for number, line in enumerate(whole.split(b"\n"), start=1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}, is not JSON: {error}") from error
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise UserError(f'{path}, line {number}, is no record: it should be an object with a "step"')
+        yield line, record
 
 
 class MetricsLog:

@@ -13,6 +13,7 @@ from jax_interp.errors import UserError
 WRONG = {
     "no such command": (["dmeo"], "no command 'dmeo'; did you mean 'demo'?"),
     "unknown option": (["train-lm", "stdlib_tiny", "--stepss", "3"], "unknown option --stepss; did you mean --steps?"),
+    "unknown option near a flag": (["generate", "--bogus"], "unknown option --bogus; did you mean --bos? ("),
     "unknown nested option": (["train-lm", "stdlib_tiny", "--model.n_layer", "3"], "did you mean --model.n-layers?"),
     "wrong type": (["train-lm", "stdlib_tiny", "--steps", "many"], "--steps: 'many' is not an int"),
     "wrong type of float": (["train-lm", "stdlib_tiny", "--optimization.b1", "x"], "b1: 'x' is not a float"),

@@ -87,6 +87,17 @@ def test_the_prompt_may_come_from_stdin(command, model, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_prompt_that_is_no_text(command, model, monkeypatch, errors):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"d\xe9f push("), encoding="utf-8", errors=errors))
+    code, out, err = command("generate", "-", "--model", model)
+    assert (code, out) == (2, "")
+    assert "what stdin gives is not UTF-8 text" in err
+    code, _, err = command("generate", "d\udce9f", "--model", model)
+    assert code == 2
+    assert "the prompt is not UTF-8 text" in err
+
+
 def test_saved_edits_act(command, model, tmp_path):
     _, tokenizer = load(model)
     wanted = tokenizer.id_of("item")

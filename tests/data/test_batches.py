@@ -114,10 +114,16 @@ def test_store_errors(tmp_path):
         batches.pack([[0, 100]], vocab_size=100)
 
 
-def test_masks():
-    np.testing.assert_array_equal(
-        batches.lengths_mask(np.asarray([0, 2, 3]), 3), [[False] * 3, [True, True, False], [True] * 3]
-    )
+@pytest.mark.parametrize("content", [b"", b'{"format": 1, "spl', b"[]", b"{}", b"\xff\xfe"])
+def test_a_manifest_that_was_cut_short(tmp_path, content):
+    batches.write_store(tmp_path, {"train": np.arange(5, dtype=np.uint16)}, bos_id=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "train.npy"]
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"there is an unreadable manifest\.json; write one with write_store"):
+        batches.open_store(tmp_path, "train")
+
+
+def test_special_tokens_are_masked():
     mask = batches.special_mask(np.asarray([[0, 5], [9, 0]]), {0, 9})
     np.testing.assert_array_equal(mask, [[False, True], [False, False]])
 

@@ -41,6 +41,8 @@ def test_an_interrupted_preparation_is_made_again(tmp_path):
     (tmp_path / "cut" / "manifest.json").unlink()
     (tmp_path / "cut" / "train.npy").write_bytes(b"half")
     np.testing.assert_array_equal(prepare_text(CONFIG, tmp_path / "cut").train.tokens, tokens)
+    (tmp_path / "cut" / "manifest.json").write_bytes(b"")
+    np.testing.assert_array_equal(prepare_text(CONFIG, tmp_path / "cut").train.tokens, tokens)
 
 
 def test_another_text_is_refused(tmp_path, monkeypatch):

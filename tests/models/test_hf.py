@@ -14,10 +14,13 @@ from small_models import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
 
 from jax_interp.errors import UserError
 from jax_interp.models import Rope, RopeScaling, load, save
+from jax_interp.models.frozen_norm import FrozenNorm
 from jax_interp.models.hf.checkpoint import Stored
 from jax_interp.models.hf.families import FAMILIES
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import Zero, at, edit, replan
+from jax_interp.surgery.lora import LoRA
+from jax_interp.surgery.select import replace, replace_each
 from jax_interp.training.leaves import flatten
 from jax_interp.training.sharding import make_mesh, specs
 
@@ -186,6 +189,33 @@ def test_a_tokenizer_comes_along(tmp_path, test_data):
 def test_a_config_that_is_not_understood(saved, changes, message):
     rewrite(saved, **changes)
     with pytest.raises(UserError, match=message):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": "big"},
+        {"hidden_size": [32]},
+        {"hidden_size": 32.0},
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": "3"},
+        {"num_hidden_layers": 3.5},
+        {"vocab_size": {}},
+        {"intermediate_size": "wide"},
+        {"rms_norm_eps": "small"},
+        {"hidden_act": ["silu"]},
+        {"tie_word_embeddings": "perhaps"},
+        {"max_position_embeddings": "long"},
+        {"rope_parameters": {"rope_theta": "high"}},
+        {"rope_parameters": "default"},
+        {"rope_parameters": {"rope_type": "linear", "factor": "two"}},
+    ],
+    ids=str,
+)
+def test_attributes_of_another_type(saved, changes):
+    rewrite(saved, **changes)
+    with pytest.raises(UserError, match=r"config\.json"):
         load(saved)
 
 
@@ -374,6 +404,40 @@ def test_overwrite_does_not_remove_what_is_no_model(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="exists"):
         save(peaky(LLAMA_LIKE), tmp_path, overwrite=True)
+
+
+def test_a_file_is_no_place_for_a_model(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="is a file"):
+        save(peaky(LLAMA_LIKE), tmp_path / "thesis.tex", overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def adapted(model):
+    """With an adapter that adds zero on every layer's queries."""
+    keys = jax.random.split(jax.random.key(0), model.config.n_layers)
+    return replace_each(model, "blocks.*.attn.q", lambda linear, key: LoRA(linear, key, rank=2), keys)
+
+
+@pytest.mark.parametrize(
+    ("change", "odd"),
+    [
+        (adapted, r"blocks\.0\.attn\.q\.linear\.weight"),
+        (lambda model: adapted(replan(model, "*")), r"blocks\.0\.attn\.q\.linear\.weight"),
+        (lambda model: replace(model, "ln_final", lambda n: FrozenNorm(n, jnp.float32(1))), r"ln_final\.norm\.weight"),
+        (lambda model: replace(model, "ln_final", lambda _: None), r"ln_final\.weight is missing"),
+    ],
+    ids=["lora", "lora unrolled", "frozen norm", "nothing"],
+)
+def test_a_model_with_other_parts_is_not_saved(tmp_path, change, odd):
+    with pytest.raises(UserError, match=rf"not those of its config: .*{odd}.*Surgery is saved apart"):
+        save(change(peaky(LLAMA_LIKE)), tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_merged_model_is_saved(tmp_path):
+    merged = replace(adapted(peaky(LLAMA_LIKE)), LoRA, lambda lora: lora.merged())
+    assert_same_bits(load(save(merged, tmp_path / "m"))[0], peaky(LLAMA_LIKE))
 
 
 def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):

@@ -182,6 +182,58 @@ def test_a_step_lowers_the_loss_on_its_batch():
     assert float(metrics["grad_norm"]) > 0
 
 
+@pytest.mark.parametrize("final_windows", [1, 7, None])
+def test_the_baseline_is_judged_on_the_tokens_that_the_model_is(final_windows):
+    """Which tokens count is written out here, window by window; the losses are those of known tables."""
+    from types import SimpleNamespace
+
+    from jax_interp.data.batches import TokenStore
+    from jax_interp.data.ngram import fit_kneser_ney
+    from jax_interp.data.prepared import PreparedText, TextConfig
+    from jax_interp.models.train_lm import LanguageModelConfig, final_results
+
+    rng = np.random.default_rng(2)
+    train, held_out = (np.where(rng.random(n) < 0.05, 0, rng.integers(1, 9, n)) for n in (2000, 403))
+    held_out[200:] = np.where(held_out[200:] > 0, 1 + held_out[200:] % 2, 0)  # the end is another kind of text
+    train[0] = held_out[0] = 0
+    stores = (TokenStore(tokens, 0, {}) for tokens in (train, held_out))
+    text = PreparedText(SimpleNamespace(vocab_size=9), *stores, {"validation_bytes": 1000})
+    config = LanguageModelConfig(
+        model=dataclasses.replace(SMALL, vocab_size=9, n_ctx=8),
+        text=TextConfig(vocab_size=9),
+        final_windows=final_windows,
+        baseline_order=2,
+    )
+    table = rng.normal(size=(9, 9)).astype(np.float32)
+    results = final_results(Bigram(jnp.asarray(table)), config, text)
+
+    starts = range(0, 402 - 4, 4)  # every window has 9 tokens and begins 4 after the one before it
+    chosen = starts if final_windows is None else [starts[round(i)] for i in np.linspace(0, 99, final_windows)]
+    targets = [start + j for start in chosen for j in range(1 if start == 0 else 5, 9)]
+    targets = np.asarray([i for i in targets if i < 403 and held_out[i] != 0])
+    if final_windows is None:
+        np.testing.assert_array_equal(targets, np.flatnonzero(held_out))
+    elif final_windows > 1:
+        assert (targets > 200).any()
+    log_p = table - np.log(np.exp(table.astype(np.float64)).sum(-1, keepdims=True))
+    losses = -log_p[held_out[targets - 1], held_out[targets]]
+    expected = -fit_kneser_ney(train, vocab_size=9, bos_id=0, order=2).log_probs(held_out)[targets]
+    assert results["validation"]["tokens"] == results["baseline"]["tokens"] == len(targets)
+    assert results["validation"]["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert results["baseline"]["loss"] == pytest.approx(expected.mean(), rel=1e-12)
+    assert {"bits_per_byte" in results[name] for name in ("validation", "baseline")} == {final_windows is None}
+
+
+@pytest.mark.parametrize("name", ["evaluate_windows", "final_windows", "baseline_order"])
+def test_counts_of_a_run_are_checked_before_it_starts(name):
+    from jax_interp.data.prepared import TextConfig
+    from jax_interp.models.train_lm import LanguageModelConfig
+
+    text = TextConfig(vocab_size=SMALL.vocab_size)
+    with pytest.raises(UserError, match=f"{name}=0 must be at least 1"):
+        LanguageModelConfig(model=SMALL, text=text, **{name: 0})
+
+
 @pytest.mark.slow
 def test_train_lm_from_text_to_figures_and_on_again(tmp_path):
     """A run that is trained on in a second call ends with the bits of one that was not stopped."""

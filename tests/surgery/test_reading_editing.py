@@ -385,6 +385,8 @@ def test_the_empty_part_of_a_split_axis_changes_nothing(model, tokens, span):
 
 
 def test_a_layer_outside_the_model_is_an_error(model, tokens):
+    with pytest.raises(RegionError, match=r"layer=slice\(0, 2, None\): an index, a list .* in the address"):
+        at("blocks.resid_post", Zero(), layer=slice(0, 2))
     with pytest.raises(RegionError, match=r"layer=6 .* layers 0 to 5"):
         trace(edit(model, at("blocks.resid_post", Zero(), layer=6)), tokens)
 

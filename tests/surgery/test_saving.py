@@ -87,3 +87,46 @@ def test_a_missing_a_foreign_and_a_damaged_file_are_refused(tmp_path):
     save_file({"w": np.ones(3)}, tmp_path / "absent.safetensors", metadata=header)
     with pytest.raises(SavingError, match="does not hold what its header promises"):
         load_edits(tmp_path / "absent.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda edits: ["embed"],
+        lambda edits: [None],
+        lambda edits: [{"value": 3}],
+        lambda edits: [{**edits[0], "fields": {**edits[0]["fields"], "region": None}}],
+        lambda edits: [{**edits[0], "fields": {**edits[0]["fields"], "address": {"value": 3}}}],
+        lambda edits: [{**edits[0], "fields": None}],
+        lambda edits: 3,
+        lambda edits: {"0": edits[0]},
+    ],
+    ids=["string", "null", "number", "no region", "no address", "no fields", "no list", "no list but a dict"],
+)
+def test_entries_that_are_no_edits_are_refused(tmp_path, change):
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    path = save_edits(tmp_path / "e.safetensors", at("embed", Zero()))
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["surgery"])
+    header["edits"] = change(header["edits"])
+    save_file({"w": np.ones(3)}, path, metadata={"surgery": json.dumps(header)})
+    with pytest.raises(SavingError, match="does not hold what its header promises"):
+        load_edits(path)
+
+
+def test_others_may_read_the_file_as_the_umask_says(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    path = save_edits(tmp_path / "e.safetensors", at("embed", Zero()))
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_place_that_cannot_be_is_named_and_nothing_is_left(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SavingError, match=r"cannot write edits to '.*e\.safetensors'"):
+        save_edits(tmp_path / "file" / "e.safetensors", at("embed", Zero()))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SavingError, match="cannot write edits"):
+        save_edits(tmp_path / "folder", at("embed", Zero()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

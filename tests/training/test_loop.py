@@ -133,8 +133,10 @@ def test_no_run_directory_names_no_checkpoint():
 
 
 def test_mistakes_of_the_caller(tmp_path):
-    with pytest.raises(UserError, match="log_every=0"):
+    with pytest.raises(UserError, match=r"log_every=0: give a positive number of steps$"):
         fit(count, START, steps=1, log_every=0)
+    with pytest.raises(UserError, match="evaluate_every=0: give a positive number of steps, or None for never"):
+        fit(count, START, steps=1, evaluate_every=0)
     with pytest.raises(UserError, match="the batches ended before step 4 of 9"):
         fit(count, START, steps=9, batches=lambda start: iter(range(start, 3)), quiet=True)
     with pytest.raises(UserError, match="a metric cannot be named 'step'"):
@@ -152,6 +154,16 @@ def test_a_resume_says_where_it_goes_on(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     fit(count, START, steps=4, run=tmp_path)
     assert f"train: going on after step 2 of 4, from {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_run_that_is_past_the_steps_asked_for_is_refused_and_left_as_it_is(tmp_path):
+    finished = fit(count, START, steps=5, run=tmp_path, log_every=1, quiet=True)
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"trained for 5 steps, more than steps=4: ask for at least 5, or choose"):
+        fit(count, START, steps=4, run=tmp_path, quiet=True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log
+    again = fit(count, START, steps=5, run=tmp_path, quiet=True)
+    assert float(again["total"]) == float(finished["total"]) == 10.0
 
 
 def test_plain_lines_when_not_a_terminal(capsys):

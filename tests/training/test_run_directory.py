@@ -114,5 +114,22 @@ def test_a_log_cut_anywhere_reads_and_goes_on(tmp_path, cut):
     assert file.read_bytes() == whole
 
 
+@pytest.mark.parametrize("line", [b'{"step": 2, "los', b"\xff\xfe", b"[2]", b'{"loss": 1.0}', b'{"step": "two"}'])
+@pytest.mark.parametrize("reader", [read_log, lambda path: truncate_log(path, 1)], ids=["read", "truncate"])
+def test_a_bad_line_in_a_log_is_named(tmp_path, line, reader):
+    content = b'{"step": 1}\n\n' + line + b'\n{"step": 3}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 3, is n"):
+        reader(tmp_path / "metrics.jsonl")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{", b"", b"{"])
+def test_a_config_that_is_no_text_or_no_json(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+        load(Config, tmp_path)
+
+
 def test_metrics_are_flat_numbers():
     assert plain({"a": {"b": 1.0, "c": {"d": True}}, "e": None}) == {"a.b": 1.0, "a.c.d": True, "e": None}

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -159,8 +159,3 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
 
 def _indented(text: str) -> str:
     return "\n".join(f"      | {line}" for line in text.rstrip().splitlines())
-
-
-def results_of(directory: Path) -> dict[str, Any]:
-    """The results that a finished demo left, for drawing its report again."""
-    return json.loads((directory / "results.json").read_text())

@@ -27,7 +27,6 @@ from jax_interp.models.analysis.head_detectors import (
     duplicate_token_pattern,
     induction_pattern,
     previous_token_pattern,
-    repeated_tokens,
 )
 from jax_interp.models.analysis.lens import logit_lens
 from jax_interp.models.analysis.lens_storage import load_tuned_lens, save_tuned_lens
@@ -68,6 +67,7 @@ from jax_interp.models.analysis.weights import (
     b_U,
     b_V,
 )
+from jax_interp.models.language_modelling import repeated_tokens
 
 __all__ = [
     "NEEDED", "OV", "QK", "W_E", "W_K", "W_O", "W_Q", "W_U", "W_V", "ActivationStatistics", "FactoredMatrix",

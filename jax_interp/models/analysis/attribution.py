@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 from jax_interp.errors import UserError
 from jax_interp.models.analysis.decomposition import get_full_resid_decomposition
 from jax_interp.models.analysis.frozen_norm import norm_into
-from jax_interp.models.analysis.parts import Parts, Pos, concatenate, drops_axis, each, over, wide
+from jax_interp.models.analysis.parts import Parts, Pos, concatenate, drops_axis, each, over
 from jax_interp.models.analysis.residual import decompose_resid
 from jax_interp.models.analysis.weights import W_U, b_U, decoder
+from jax_interp.models.layers import wide
 from jax_interp.surgery import Activations
 
 Tokens = int | Int[Array, ""] | Int[Array, "batch"] | Int[Array, "batch pos"]

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.models.analysis.factored_matrix import FactoredMatrix
-from jax_interp.models.analysis.parts import wide
 from jax_interp.models.analysis.weights import W_E, W_K, W_O, W_Q, W_U, W_V
+from jax_interp.models.layers import wide
 
 
 def OV(model: Any) -> FactoredMatrix:

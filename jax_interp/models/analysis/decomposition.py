@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 
 from jax_interp.errors import UserError
 from jax_interp.models.analysis.frozen_norm import FrozenNorm, norm_into, norms_after, up_to
-from jax_interp.models.analysis.parts import Parts, Pos, at_pos, concatenate, layers, over, wide
+from jax_interp.models.analysis.parts import Parts, Pos, at_pos, concatenate, layers, over
 from jax_interp.models.analysis.residual import decompose_resid, embeddings
 from jax_interp.models.analysis.weights import W_O, W_out, b_O, b_out, decoder, dense
+from jax_interp.models.layers import wide
 from jax_interp.surgery import Activations
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from jax_interp.errors import UserError
-from jax_interp.models.analysis.parts import wide
+from jax_interp.models.layers import wide
 
 
 @jax.tree_util.register_dataclass

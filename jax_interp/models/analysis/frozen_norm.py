@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.errors import UserError
-from jax_interp.models.analysis.parts import Parts, Pos, at_pos, each, layers, over, wide
+from jax_interp.models.analysis.parts import Parts, Pos, at_pos, each, layers, over
 from jax_interp.models.analysis.weights import by_layer, decoder
 from jax_interp.models.decoder import Decoder
-from jax_interp.models.layers import LayerNorm, RMSNorm
+from jax_interp.models.layers import LayerNorm, RMSNorm, wide
 from jax_interp.surgery import Activations
 
 

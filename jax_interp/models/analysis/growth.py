@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.errors import UserError
-from jax_interp.models.analysis.parts import wide
+from jax_interp.models.layers import wide
 from jax_interp.surgery import Activations
 
 

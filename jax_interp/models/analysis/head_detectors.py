@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.errors import UserError
-from jax_interp.models.analysis.parts import wide
+from jax_interp.models.layers import wide
 from jax_interp.surgery import Activations
 
 HeadName = Literal["previous_token_head", "duplicate_token_head", "induction_head"]
@@ -84,15 +83,6 @@ PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
     "duplicate_token_head": duplicate_token_pattern,
     "induction_head": induction_pattern,
 }
-
-
-def repeated_tokens(
-    key: Array, vocab_size: int, length: int, *, batch: int = 1, bos: int | None = None, first_id: int = 0
-) -> Int[Array, "batch pos"]:
-    """Random tokens (ids from `first_id`) said twice, after `bos` if given: what induction heads are found on."""
-    tokens = jax.random.randint(key, (batch, length), first_id, vocab_size)
-    twice = jnp.concatenate([tokens, tokens], axis=1)
-    return twice if bos is None else jnp.pad(twice, ((0, 0), (1, 0)), constant_values=bos)
 
 
 def diagonal_scores(acts: Activations, offset: int) -> Float[Array, "layer head"]:

@@ -18,10 +18,11 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.errors import UserError
-from jax_interp.models.analysis.parts import Parts, Pos, wide
+from jax_interp.models.analysis.parts import Parts, Pos
 from jax_interp.models.analysis.readout import readout
 from jax_interp.models.analysis.residual import accumulated_resid
 from jax_interp.models.analysis.weights import decoder
+from jax_interp.models.layers import wide
 from jax_interp.surgery import Activations, read
 from jax_interp.training import Run, fit, optimizer
 

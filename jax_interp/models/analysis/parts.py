@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_interp.errors import UserError
+from jax_interp.models.layers import wide
 from jax_interp.surgery import Activations, AddressError
 
 Pos = int | slice | Int[Array, ""] | Int[Array, "pos"] | None
@@ -57,11 +58,6 @@ def concatenate(*parts: Parts) -> Parts:
     """One `Parts` with the rows of all."""
     values = jnp.concatenate([part.values for part in parts])
     return Parts(values, tuple(label for part in parts for label in part.labels))
-
-
-def wide(x: Array) -> Array:
-    """In float32 at least: sums over many parts, and what is divided by, lose too much in 16 bits."""
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
 def layers(acts: Activations, name: str, n: int) -> Float[Array, "layer ..."]:

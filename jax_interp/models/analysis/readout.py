@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_interp.models.analysis.parts import over, wide
+from jax_interp.models.analysis.parts import over
 from jax_interp.models.analysis.weights import W_U, b_U, decoder
+from jax_interp.models.layers import wide
 from jax_interp.surgery import Site
 
 

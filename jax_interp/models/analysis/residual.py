@@ -9,9 +9,10 @@ from jaxtyping import Array, Float
 
 from jax_interp.errors import UserError
 from jax_interp.models.analysis.frozen_norm import norm_into, up_to
-from jax_interp.models.analysis.parts import Parts, Pos, at_pos, layers, over, wide
+from jax_interp.models.analysis.parts import Parts, Pos, at_pos, layers, over
 from jax_interp.models.analysis.readout import final_norm
 from jax_interp.models.analysis.weights import decoder
+from jax_interp.models.layers import wide
 from jax_interp.surgery import Activations
 
 Mode = Literal["all", "attn", "mlp"]

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from jax_interp.errors import UserError
 from jax_interp.models.analysis.circuits import OV
 from jax_interp.models.analysis.frozen_norm import norm_weight
-from jax_interp.models.analysis.parts import wide
 from jax_interp.models.analysis.weights import W_U, W_gate, W_in, W_out, decoder, dense
+from jax_interp.models.layers import wide
 
 Kind = Literal["OV", "w_in", "w_gate", "w_out"]
 

@@ -20,6 +20,7 @@ from jax_interp.models.hf.checkpoint import read_json, stored_tensors
 from jax_interp.models.hf.families import family_of
 from jax_interp.models.hf.family import Family
 from jax_interp.models.hf.fill import fill
+from jax_interp.training.config import from_json, to_json
 
 if TYPE_CHECKING:
     from jax_interp.data.tokenizer import Tokenizer
@@ -84,8 +85,17 @@ def _described(directory: Path) -> tuple[Family, Config, str | None]:
     where = str(directory / "config.json")
     family = family_of(values, where)
     attributes = Attributes(values, where)
-    config = family.read(attributes)
+    try:
+        config = family.read(attributes)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:  # a string for a number, say
+        raise UserError(f"{where} has an attribute that is no {family.model_type} model's: {error}") from error
     attributes.close()
+    try:
+        from_json(Config, to_json(config))
+    except UserError as error:
+        raise UserError(f"{where} gives a model of the wrong kind: {error}") from error
     dtype = values.get("dtype") or values.get("torch_dtype")
     return family, config, dtype if dtype in ("float16", "bfloat16", "float32", "float64") else None
 

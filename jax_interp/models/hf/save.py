@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jax_interp.errors import UserError
-from jax_interp.models.decoder import Decoder
+from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.checkpoint import INDEX, WEIGHTS
 from jax_interp.models.hf.families import family_for
 from jax_interp.models.hf.family import Family, Tensor
@@ -44,8 +44,11 @@ def save(
     if not isinstance(model, Decoder):
         raise UserError(f"save takes a Decoder, got {type(model).__name__}: surgery is saved apart from the model")
     layout, values = family_for(model.config, family)
+    _check_parts(model)
     dtype = jax.tree.leaves(model)[0].dtype.name
     directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file: a model is saved as a directory, give another place")
     if directory.exists() and any(directory.iterdir()) and not (overwrite and (directory / "config.json").is_file()):
         raise UserError(f"{directory} exists: give another place" + ("" if overwrite else ", or overwrite=True"))
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,21 @@ def save(
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     return directory
+
+
+def _check_parts(model: Decoder) -> None:
+    """Refuse a model whose parameters are not, one for one, those that its config makes."""
+
+    def held(model: Decoder) -> dict[str, tuple[int, ...]]:
+        return {p.name.replace("*", str(layer), 1): p.shape for p in parameters(model) for layer in p.layers}
+
+    has, made = held(model), held(jax.eval_shape(lambda key: init(model.config, key), jax.random.key(0)))
+    if odd := [f"{name} {has.get(name, 'is missing')}" for name in has | made if has.get(name) != made.get(name)]:
+        shown = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
+        raise UserError(
+            f"the model's parameters are not those of its config: {shown}. Surgery is saved apart from the model; "
+            "save the model as it was, or undo what was put into it (a LoRA is folded in by its `merged`)"
+        )
 
 
 def _tensors(model: Decoder, family: Family) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,7 +7,7 @@ from typing import Any
 from jax_interp.errors import UserError
 from jax_interp.models.block import Block
 from jax_interp.models.decoder import Decoder
-from jax_interp.models.processing.parts import copy, each_block, mean, put, untie, wide
+from jax_interp.models.processing.parts import copy, each_block, mean, put, untie, values_of
 
 
 def center_writing_weights(model: Decoder) -> Decoder:
@@ -36,7 +36,9 @@ def center_writing_weights(model: Decoder) -> Decoder:
     untie(model)
     for embedding in (model.embed, model.pos_embed):
         if embedding is not None:
-            embedding.weight = put(embedding.weight, wide(embedding.weight) - mean(wide(embedding.weight), -1))
+            embedding.weight = put(
+                embedding.weight, values_of(embedding.weight) - mean(values_of(embedding.weight), -1)
+            )
     each_block(model, _center_block)
     return model
 
@@ -56,16 +58,16 @@ def center_unembed(model: Decoder) -> Decoder:
             "of all of them changes its predictions. Leave this step out"
         )
     unembed = untie(model)
-    unembed.weight = put(unembed.weight, wide(unembed.weight) - mean(wide(unembed.weight), -1))
+    unembed.weight = put(unembed.weight, values_of(unembed.weight) - mean(values_of(unembed.weight), -1))
     if unembed.bias is not None:
-        unembed.bias = put(unembed.bias, wide(unembed.bias) - mean(wide(unembed.bias), -1))
+        unembed.bias = put(unembed.bias, values_of(unembed.bias) - mean(values_of(unembed.bias), -1))
     return model
 
 
 def _center_block(block: Block) -> None:
     writers: list[Any] = [block.attn.o] + ([] if block.mlp is None else [block.mlp.down])
     for writer in writers:
-        writer.weight = put(writer.weight, wide(writer.weight) - mean(wide(writer.weight), -1))
+        writer.weight = put(writer.weight, values_of(writer.weight) - mean(values_of(writer.weight), -1))
         bias = getattr(writer, "bias", None)  # experts have none
         if bias is not None:
-            writer.bias = put(bias, wide(bias) - mean(wide(bias), -1))
+            writer.bias = put(bias, values_of(bias) - mean(values_of(bias), -1))

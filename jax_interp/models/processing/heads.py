@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from jax_interp.errors import UserError
 from jax_interp.models.attention import Attention
 from jax_interp.models.decoder import Decoder
-from jax_interp.models.processing.parts import copy, each_block, put, reconfigure, wide, with_bias
+from jax_interp.models.processing.parts import copy, each_block, put, reconfigure, values_of, with_bias
 
 
 def fold_value_bias(model: Decoder) -> Decoder:
@@ -27,10 +27,10 @@ def fold_value_bias(model: Decoder) -> Decoder:
 
     def fold(attn: Attention) -> None:
         with_bias(attn.o)
-        value = wide(attn.v.bias).reshape(kv_heads, 1, d_head, 1)
-        out = wide(attn.o.weight).reshape(kv_heads, heads // kv_heads, d_head, -1)
-        attn.o.bias = put(attn.o.bias, wide(attn.o.bias) + jnp.sum(value * out, axis=(0, 1, 2)))
-        attn.v.bias = put(attn.v.bias, jnp.zeros_like(wide(attn.v.bias)))
+        value = values_of(attn.v.bias).reshape(kv_heads, 1, d_head, 1)
+        out = values_of(attn.o.weight).reshape(kv_heads, heads // kv_heads, d_head, -1)
+        attn.o.bias = put(attn.o.bias, values_of(attn.o.bias) + jnp.sum(value * out, axis=(0, 1, 2)))
+        attn.v.bias = put(attn.v.bias, jnp.zeros_like(values_of(attn.v.bias)))
 
     each_block(model, lambda block: fold(block.attn))
     reconfigure(model, out_bias=True)
@@ -74,8 +74,8 @@ def factor_attention(model: Decoder) -> Decoder:
                 linear.bias = put(linear.bias, even[:, -1].reshape(-1))
                 even = even[:, :-1]
             linear.weight = put(linear.weight, _side_by_side(even))
-        values = _split(wide(attn.v.weight), heads)
-        u, s, v = _svd(values, jnp.swapaxes(wide(attn.o.weight).reshape(heads, -1, config.d_model), 1, 2))
+        values = _split(values_of(attn.v.weight), heads)
+        u, s, v = _svd(values, jnp.swapaxes(values_of(attn.o.weight).reshape(heads, -1, config.d_model), 1, 2))
         attn.v.weight = put(attn.v.weight, _side_by_side(u * s))
         attn.o.weight = put(attn.o.weight, jnp.swapaxes(v, 1, 2).reshape(-1, config.d_model))
 
@@ -85,9 +85,9 @@ def factor_attention(model: Decoder) -> Decoder:
 
 def _columns(linear, heads: int) -> Float[Array, "head d_in d_head"]:
     """Each head's matrix, its bias as the last row where it has one."""
-    weight = wide(linear.weight)
+    weight = values_of(linear.weight)
     if linear.bias is not None:
-        weight = jnp.concatenate([weight, wide(linear.bias)[None]])
+        weight = jnp.concatenate([weight, values_of(linear.bias)[None]])
     return _split(weight, heads)
 
 

@@ -14,7 +14,7 @@ from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder
 from jax_interp.models.layers import LayerNorm, RMSNorm
 from jax_interp.models.mlp import MLP
-from jax_interp.models.processing.parts import copy, each_block, mean, put, reconfigure, untie, wide, with_bias
+from jax_interp.models.processing.parts import copy, each_block, mean, put, reconfigure, untie, values_of, with_bias
 
 
 def fold_layernorm(model: Decoder) -> Decoder:
@@ -83,21 +83,21 @@ def _fold(norm: LayerNorm | RMSNorm | None, readers: list[Any], *, drop: bool) -
     """Into each reader `[..., d_in, d_out]`; the norm loses its weights or gets those that change nothing."""
     if norm is None:
         return
-    shift = None if norm.weight is None or isinstance(norm, RMSNorm) else wide(norm.bias)
+    shift = None if norm.weight is None or isinstance(norm, RMSNorm) else values_of(norm.bias)
     for reader in readers:
-        weight = wide(reader.weight)
+        weight = values_of(reader.weight)
         if shift is not None:
             with_bias(reader)
-            reader.bias = put(reader.bias, wide(reader.bias) + jnp.sum(weight * shift[:, None], axis=-2))
+            reader.bias = put(reader.bias, values_of(reader.bias) + jnp.sum(weight * shift[:, None], axis=-2))
         if norm.weight is not None:
             weight = weight * jnp.expand_dims(scale(norm), (*range(weight.ndim - 2), -1))  # experts have an axis more
         reader.weight = put(reader.weight, weight - mean(weight, -2) if isinstance(norm, LayerNorm) else weight)
     if drop:
         norm.weight = nnx.static(None)
     elif norm.weight is not None:
-        norm.weight = put(norm.weight, jnp.full_like(wide(norm.weight), 0 if offset(norm) else 1))
+        norm.weight = put(norm.weight, jnp.full_like(values_of(norm.weight), 0 if offset(norm) else 1))
     if isinstance(norm, LayerNorm):
-        norm.bias = nnx.static(None) if norm.weight is None else put(norm.bias, jnp.zeros_like(wide(norm.bias)))
+        norm.bias = nnx.static(None) if norm.weight is None else put(norm.bias, jnp.zeros_like(values_of(norm.bias)))
 
 
 def offset(norm: LayerNorm | RMSNorm) -> bool:
@@ -106,5 +106,5 @@ def offset(norm: LayerNorm | RMSNorm) -> bool:
 
 def scale(norm: LayerNorm | RMSNorm) -> Array:
     """What normalised values are multiplied by."""
-    weight = wide(norm.weight)
+    weight = values_of(norm.weight)
     return weight + jnp.asarray(1, weight.dtype) if offset(norm) else weight

@@ -15,7 +15,7 @@ from jax_interp.errors import UserError
 from jax_interp.models.block import Block
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder
-from jax_interp.models.layers import Linear
+from jax_interp.models.layers import Linear, wide
 from jax_interp.surgery import Stack
 
 
@@ -42,11 +42,10 @@ def each_block(model: Decoder, change: Callable[[Block], Any]) -> None:
             changed(segment)
 
 
-def wide(parameter: nnx.Param | None) -> Array:
+def values_of(parameter: nnx.Param | None) -> Array:
     """Its values in float32 at least, in which all processing is done."""
     assert parameter is not None
-    value = parameter[...]
-    return value if jnp.finfo(value.dtype).bits >= 32 else value.astype(jnp.float32)
+    return wide(parameter[...])
 
 
 def put(parameter: nnx.Param | None, value: Array) -> nnx.Param:

@@ -16,8 +16,8 @@ from jax_interp.models.analysis import (
     induction_pattern,
     needed,
     previous_token_pattern,
-    repeated_tokens,
 )
+from jax_interp.models.language_modelling import repeated_tokens
 from jax_interp.surgery import Activations, read
 
 TOKENS = jnp.asarray([[0, 5, 6, 5, 7, 5, 6], [0, 1, 2, 3, 1, 2, 3]])
@@ -101,7 +101,7 @@ def test_the_shipped_models_heads(call):
     """stdlib-small has one previous-token head, in layer 1, and induction heads in the layers after it: random tokens
     said twice show which."""
     model, tokenizer = load("stdlib-small")
-    tokens = repeated_tokens(jax.random.key(0), 2048, 30, batch=4, bos=tokenizer.bos_id, first_id=5)
+    tokens = repeated_tokens(jax.random.key(0), vocab_size=2048, bos_id=tokenizer.bos_id, rows=4, length=30)
     assert tokens.shape == (4, 61)
     np.testing.assert_array_equal(tokens[:, 1:31], tokens[:, 31:])
     acts = call(read(model, needed(model, detect_head), output=False), tokens)
