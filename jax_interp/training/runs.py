@@ -107,7 +107,7 @@ def _keep_config(run: Run, config: Any, may_differ: Sequence[str]) -> None:
     if run.config.exists():
         try:
             stored = json.loads(run.config.read_text())
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no text
             raise UserError(f"{run.config} is not JSON: {error}") from error
         changed = [
             line for line in configs.differences(stored, json.loads(text)) if line.partition(":")[0] not in may_differ
