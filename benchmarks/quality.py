@@ -6,7 +6,8 @@ same held-out text. TopK, BatchTopK and JumpReLU are trained to an L0; ReLU and 
 loss recovered are read off at the L0 asked for, linearly in log L0 between the strengths on either side.
 
 Neither is tuned: ours are `variants` as they are, theirs the trainers' defaults, with the schedule cut to the run's
-length where a default is longer than the run.
+length where a default is longer than the run, and our learning rate where theirs is for runs a hundred times as long
+(Gated, JumpReLU).
 
     python benchmarks/quality.py --peers DIR [--kinds TopK BatchTopK] [--seeds 3] [--steps 1500]
 """
@@ -34,8 +35,9 @@ ADDRESS = "blocks.2.resid_post"
 OURS = ("jax", "jaxlib", "flax")
 THEIRS = ("torch", "dictionary-learning")
 KINDS = ("ReLU", "Gated", "TopK", "BatchTopK", "JumpReLU")
-STRENGTHS = {"ReLU": (0.01, 0.02, 0.04), "Gated": (0.01, 0.02, 0.04)}
-THEIR_STRENGTHS = {"ReLU": (0.02, 0.04, 0.08), "Gated": (0.02, 0.04, 0.08)}
+# On either side of that L0 after 1,500 steps.
+STRENGTHS = {"ReLU": (0.009, 0.012), "Gated": (0.013, 0.016)}
+THEIR_STRENGTHS = {"ReLU": (0.12, 0.15), "Gated": (0.25, 0.4)}
 
 
 # ---- in dictionary_learning's environment --------------------------------------------------------------------------

@@ -145,7 +145,9 @@ def _gate_backward(kept: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
 
 def _over_hidden(values: Float[Array, "C hidden row"], weights: Float[Array, "C hidden"]) -> Float[Array, "row C"]:
     """The weighted sum over hidden units, as a product: XLA would fuse a sum of slices into everything that reads it,
-    and do it again there each time."""
+    and do it again there each time. On a mesh each device has the weights of its own components."""
+    if (spec := spec_of(values)) is not None:
+        weights = jax.sharding.reshard(weights, jax.P(*spec[:2]))
     return jnp.einsum("chb,ch->cb", values, weights).T
 
 
