@@ -47,10 +47,10 @@ def take_source(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def find_config(kind: type, source: str) -> Found:
     """The config of type `kind` that `source` names. Raises UserError."""
-    path = Path(source)
-    if path.suffix == ".json" or path.is_dir():
-        from jax_interp.training import config as configs
+    from jax_interp.training import config as configs
 
+    path = Path(source)
+    if path.suffix == ".json" or (path / "config.json").is_file():
         directory = path if path.is_dir() else path.parent
         is_run = (directory / "config.json").is_file()
         return Found(configs.load(kind, path), directory.absolute().name, directory if is_run else None)
@@ -60,6 +60,8 @@ def find_config(kind: type, source: str) -> Found:
     for directory in directories():
         if (directory / f"{name}.py").is_file():
             return Found(_of_module(directory / f"{name}.py", kind), name)
+    if path.is_dir():  # after the names: a folder that is called as one, and is no run, does not hide it
+        configs.load(kind, path)  # says what it lacks
     if len(path.parts) > 1:
         raise UserError(f"no config at {source}: it is neither a .py file, a config.json nor a run directory")
     names = known_names(kind)

@@ -40,6 +40,16 @@ def test_names_may_be_written_with_hyphens():
     assert find_config(LanguageModelConfig, "stdlib-tiny").name == "stdlib_tiny"
 
 
+def test_a_folder_called_as_a_config_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = find_config(DemoConfig, "demo")
+    assert (found.name, found.run_dir) == ("demo", None)
+    with pytest.raises(UserError, match=r"no config at other/config\.json"):
+        find_config(DemoConfig, "other")
+
+
 def test_a_module_of_the_users_own(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
