@@ -24,7 +24,7 @@ from jax_interp.training.leaves import flatten, unflatten
 @dataclasses.dataclass(frozen=True)
 class ModularConfig:
     """The task, the model and the training. The defaults are the paper's but for p and the fraction: p = 53 groks in
-    a minute of CPU, p = 113 with .3 (`PAPER`) in half an hour.
+    a minute of CPU, p = 113 with .3 (`PAPER`) in twenty minutes.
     """
 
     p: int = 53
