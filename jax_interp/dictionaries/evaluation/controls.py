@@ -102,12 +102,21 @@ class Refit:
         return _linear(z, self.W_dec, self.b_dec)
 
 
+def check_sae(dictionary: Any, what: str) -> None:
+    """UserError for a dictionary that writes something else than it reads, as far as its weights show it."""
+    W_enc, W_dec = getattr(dictionary, "W_enc", None), dictionary.W_dec
+    other = W_enc is not None and W_enc.shape != W_dec.shape[::-1]
+    if other or getattr(dictionary, "W_skip", None) is not None:
+        raise UserError(
+            f"{what} can be fitted for an SAE, from the rows that it reads; this dictionary writes another value"
+        )
+
+
 def refit(dictionary: Any, rows: Rows, ridge: float = 1e-6) -> Refit:
     """`dictionary` with the decoder and bias of least Σ‖x - x̂‖² for its codes: what training the decoder alone ends at.
     Normal equations, (feature + 1)² floats; `ridge` times the mean square of a latent keeps dead and redundant latents
     at 0. For SAEs, as it is x that is fitted to."""
-    if getattr(dictionary, "W_skip", None) is not None:
-        raise UserError("refit fits a decoder to the rows that are read; this dictionary has a skip to another value")
+    check_sae(dictionary, "a decoder")
 
     @jax.jit
     def of_batch(dictionary, x):

@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.evaluation import totals
+from jax_interp.dictionaries.evaluation.controls import check_sae
 from jax_interp.dictionaries.evaluation.reconstruction import output
-from jax_interp.errors import UserError
 
 
 @jax.tree_util.register_dataclass
@@ -97,16 +97,6 @@ def latent_scales(
     A, right = A + strength * np.eye(len(A)), right + strength
     scale = np.linalg.solve(A, right)
     return _nonnegative(A, right) if nonnegative and (scale < 0).any() else scale
-
-
-def check_sae(dictionary: Any, what: str) -> None:
-    """UserError for a dictionary that writes something else than it reads, as far as its weights show it."""
-    W_enc, W_dec = getattr(dictionary, "W_enc", None), dictionary.W_dec
-    other = W_enc is not None and W_enc.shape != W_dec.shape[::-1]
-    if other or getattr(dictionary, "W_skip", None) is not None:
-        raise UserError(
-            f"{what} can be found for an SAE, from the rows that it reads; this dictionary writes another value"
-        )
 
 
 def _nonnegative(A: np.ndarray, right: np.ndarray) -> np.ndarray:
