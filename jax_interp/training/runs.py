@@ -25,6 +25,7 @@ from typing import Any
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
 from jax_interp.training.atomic_write import atomic_write
+from jax_interp.training.checkpoint import latest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[
     config      frozen dataclass; stored, or compared with the stored one.
     may_differ  keys that may change between sessions of one run ("steps" to train on, "log_every"), dotted.
     Raises UserError where the directory holds something that is no run, where another process holds the run, and where
-    the stored config is another one (keys named).
+    the stored config is another one (keys named). A UserError within the block, before anything was trained, leaves the
+    stored config as it was: a call that was refused binds nobody.
     """
     import jax
 
@@ -76,11 +78,17 @@ def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[
         yield run
         return
     with _locked(run.directory):
+        before, trained = run.config.read_bytes() if run.config.exists() else None, _trained(run)
         if config is not None:
-            _keep_config(run, config, may_differ)
+            _keep_config(run, before, config, may_differ)
         if not (run.directory / "versions.json").exists():
             atomic_write(run.directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
-        yield run
+        try:
+            yield run
+        except UserError:
+            if _trained(run) == trained:
+                run.config.unlink(missing_ok=True) if before is None else atomic_write(run.config, before)
+            raise
 
 
 @contextlib.contextmanager
@@ -102,11 +110,16 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _keep_config(run: Run, config: Any, may_differ: Sequence[str]) -> None:
+def _trained(run: Run) -> tuple[int | None, int]:
+    """How far the run is: its last checkpoint, and how long its log is."""
+    return latest(run.checkpoints), run.metrics.stat().st_size if run.metrics.exists() else 0
+
+
+def _keep_config(run: Run, before: bytes | None, config: Any, may_differ: Sequence[str]) -> None:
     text = configs.dumps(config)
-    if run.config.exists():
+    if before is not None:
         try:
-            stored = json.loads(run.config.read_text())
+            stored = json.loads(before)
         except ValueError as error:  # no JSON, or no text
             raise UserError(f"{run.config} is not JSON: {error}") from error
         changed = [

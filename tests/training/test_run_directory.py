@@ -44,6 +44,37 @@ def test_the_config_is_kept_and_another_one_refused(tmp_path):
         assert load(Config, tmp_path / "run").steps == 200
 
 
+def test_what_is_refused_within_the_block_changes_no_config(tmp_path):
+    """A call that is refused before it has trained binds nobody, in a new directory as in an old one."""
+
+    def refused(config: Config) -> None:
+        with (
+            pytest.raises(UserError, match="too few"),
+            open_run(tmp_path / "run", config, may_differ=["steps"]),
+        ):
+            raise UserError("too few")
+
+    refused(Config(steps=10))
+    assert not (tmp_path / "run" / "config.json").exists()
+    with open_run(tmp_path / "run", Config(width=9)):
+        pass
+    with open_run(tmp_path / "run", Config(width=9, steps=200), may_differ=["steps"]):
+        pass
+    refused(Config(width=9, steps=10))
+    assert load(Config, tmp_path / "run").steps == 200
+
+
+def test_a_run_that_fails_after_it_has_begun_keeps_its_config(tmp_path):
+    def failing() -> None:
+        with open_run(tmp_path / "run", Config()) as run:
+            run.metrics.write_text('{"step": 1}\n')
+            raise UserError("not finite")
+
+    with pytest.raises(UserError, match="not finite"):
+        failing()
+    assert load(Config, tmp_path / "run") == Config()
+
+
 def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
     (tmp_path / "report.html").write_text("of something else")
     with pytest.raises(UserError, match=r"is no run's and holds report\.html"), open_run(tmp_path, Config()):
