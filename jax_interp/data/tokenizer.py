@@ -146,11 +146,12 @@ def train_bpe(texts: Iterable[str] | Iterator[str], vocab_size: int) -> Tokenize
     return _wrap(backend, BOS)
 
 
-def load_tokenizer(path: str | Path, *, bos_token: str | None = None) -> Tokenizer:
+def load_tokenizer(path: str | Path, *, bos_token: str | None = None, bos_id: int | None = None) -> Tokenizer:
     """Read a `tokenizer.json`, or the one in a directory.
 
-    The BOS is `bos_token`, or the first of `<|endoftext|>`, `<|begin_of_text|>`, `<s>`, `<bos>` that the vocabulary
-    has. Raises `UserError` for a missing or unreadable file and for a `bos_token` that is not in the vocabulary.
+    The BOS is `bos_token`; or the token `bos_id`, which a model's config may name, where it is a special token here; or
+    the first of `<|endoftext|>`, `<|begin_of_text|>`, `<bos>`, `<s>` that is a special token. Raises `UserError` for a
+    missing or unreadable file and for a `bos_token` that is not in the vocabulary.
     """
     from tokenizers import Tokenizer as Backend
 
@@ -165,8 +166,12 @@ def load_tokenizer(path: str | Path, *, bos_token: str | None = None) -> Tokeniz
         raise UserError(f"{file} is not a tokenizer.json of the `tokenizers` library: {error}") from error
     if bos_token is not None and backend.token_to_id(bos_token) is None:
         raise UserError(f"bos_token={bos_token!r} is not in the vocabulary of {file}")
-    candidates = (bos_token,) if bos_token is not None else (BOS, "<|begin_of_text|>", "<s>", "<bos>")
-    return _wrap(backend, next((c for c in candidates if backend.token_to_id(c) is not None), None))
+    if bos_token is None:
+        # Special ones only: a vocabulary may have <s> as a word of HTML, and an id for another use.
+        special = {i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        names = (*([special[bos_id]] if bos_id in special else []), BOS, "<|begin_of_text|>", "<bos>", "<s>")
+        bos_token = next((name for name in names if name in special.values()), None)
+    return _wrap(backend, bos_token)
 
 
 def _wrap(backend: tokenizers.Tokenizer, bos_token: str | None) -> Tokenizer:

@@ -180,10 +180,8 @@ def export(model: Decoder, config: LanguageModelConfig, text: PreparedText, dire
     """
     narrow = jnp.dtype(config.export_dtype)
     rounded = jax.tree.map(lambda x, matrix: x.astype(narrow) if matrix else x, model, decays(model))
-    save(rounded, directory, tokenizer=text.tokenizer, overwrite=True)
-    described = json.loads((directory / "config.json").read_text())
-    ids = {"bos_token_id": text.train.bos_id, "eos_token_id": text.train.bos_id}
-    atomic_write(directory / "config.json", json.dumps(described | ids | {"dtype": "float32"}, indent=2) + "\n")
+    header = {"eos_token_id": text.train.bos_id, "dtype": "float32"}
+    save(rounded, directory, tokenizer=text.tokenizer, overwrite=True, header=header)
     return load(directory, dtype=jnp.float32)[0]
 
 

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 
-def sync_directory(directory: Path | str) -> None:
-    """Make the names in `directory` durable: a rename survives a power cut only after this."""
-    handle = os.open(directory, os.O_RDONLY)
+def sync(path: Path | str) -> None:
+    """Make a file's bytes durable, or the names in a directory: a rename survives a power cut only after this."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -29,5 +29,5 @@ def atomic_write(path: Path | str, content: str | bytes) -> Path:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_directory(path.parent)
+    sync(path.parent)
     return path

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.errors import UserError
-from jax_interp.training.atomic_write import atomic_write, sync_directory
+from jax_interp.training.atomic_write import atomic_write, sync
 from jax_interp.training.fingerprint import fingerprints
 from jax_interp.training.leaves import PyTree, addresses, flatten, is_key
 
@@ -108,7 +108,7 @@ def save(directory: Path | str, step: int, tree: PyTree, *, keep: int = 3, miles
         atomic_write(temporary / "leaves.json", f"{digest}\n{body}\n")
         _remove(final)  # a damaged step that the run has reached again
         os.rename(temporary, final)
-        sync_directory(directory)
+        sync(directory)
         _prune(directory, step, keep, milestone_every)
     _barrier(f"checkpoint {step} is done")
     return final
@@ -188,6 +188,8 @@ def _load(path: Path, template: PyTree) -> PyTree:
     abstract = {name: _stored(x) for name, x in wanted.items() if x.size}
     try:
         arrays = ocp.load(str(path / "arrays"), abstract) if abstract else {}
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # the machine's want of memory says nothing about the file
     except Exception as error:  # orbax, tensorstore and zstd have no common type for unreadable data
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CorruptCheckpoint(f"checkpoint {path} is damaged: its arrays cannot be read: {first[:300]}") from error

@@ -169,6 +169,27 @@ def test_a_tokenizer_comes_along(tmp_path, test_data):
     directory = save(peaky(GPT2_LIKE), tmp_path / "m", tokenizer=tokenizer)
     _, back = load(directory)
     assert back.encode("def f(self):", bos=False) == tokenizer.encode("def f(self):", bos=False)
+    assert json.loads((directory / "config.json").read_text())["bos_token_id"] == tokenizer.bos_id == 50256
+
+
+def test_a_document_starts_with_the_token_that_the_config_names(saved):
+    """Families differ: OPT starts with </s>, Phi-3 with <s> though it has <|endoftext|>, Gemma's <s> is a word."""
+    from tokenizers import AddedToken, Tokenizer, models
+
+    def made(*special: str) -> None:
+        backend = Tokenizer(models.WordLevel({"<s>": 0, "word": 1}, unk_token="word"))
+        backend.add_special_tokens([AddedToken(name, special=True) for name in special])
+        backend.save(str(saved / "tokenizer.json"))
+
+    named = lambda token: rewrite(saved, bos_token_id=token) or load(saved)[1].bos_id
+    made("<|endoftext|>", "</s>")
+    assert named(3) == 3
+    assert named(None) == 2, "the guess"
+    assert named(1) == 2, "no special token: the config's default, left as it was"
+    made("<bos>")
+    assert named(None) == 2
+    made()
+    assert named(None) is None
 
 
 # ---- what is refused, and what the error says -----------------------------------------------------------------------
@@ -404,6 +425,58 @@ def test_overwrite_does_not_remove_what_is_no_model(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="exists"):
         save(peaky(LLAMA_LIKE), tmp_path, overwrite=True)
+
+
+def test_overwrite_does_not_remove_a_run(tmp_path):
+    """Which has a config.json as well, and may have a model's weights lying beside its checkpoints."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    for weights in (False, True):
+        if weights:
+            (tmp_path / "model.safetensors").write_bytes(b"")
+        with pytest.raises(UserError, match="holds no model, or a run as well"):
+            save(peaky(LLAMA_LIKE), tmp_path, overwrite=True)
+        assert (tmp_path / "checkpoints").is_dir()
+
+
+def test_what_a_killed_save_left_is_put_right(saved):
+    """Killed between its two renames: the old model is hidden, the new one not there yet."""
+    hidden = saved.with_name(".llama.old")
+    saved.rename(hidden)
+    saved.with_name(".llama.new").mkdir()
+    with pytest.raises(UserError, match="overwrite=True"):
+        save(peaky(LLAMA_LIKE, 1), saved)
+    assert_same_bits(load(saved)[0], peaky(LLAMA_LIKE))
+    saved.rename(hidden)
+    save(peaky(LLAMA_LIKE, 1), saved, overwrite=True)
+    assert_same_bits(load(saved)[0], peaky(LLAMA_LIKE, 1))
+    assert [path.name for path in saved.parent.iterdir()] == ["llama"]
+
+
+def test_a_save_interrupted_between_its_renames_leaves_the_old_model(saved, monkeypatch):
+    import os
+
+    rename = os.replace
+
+    def interrupted(source, target):
+        if str(source).endswith(".new"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(peaky(LLAMA_LIKE, 1), saved, overwrite=True)
+    monkeypatch.undo()
+    assert_same_bits(load(saved)[0], peaky(LLAMA_LIKE))
+    assert [path.name for path in saved.parent.iterdir()] == ["llama"]
+
+
+def test_through_a_link_its_target_is_replaced(saved, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(saved)
+    save(peaky(LLAMA_LIKE, 1), link, overwrite=True)
+    assert link.is_symlink()
+    assert_same_bits(load(saved)[0], peaky(LLAMA_LIKE, 1))
 
 
 def test_a_file_is_no_place_for_a_model(tmp_path):

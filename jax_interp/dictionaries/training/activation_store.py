@@ -27,7 +27,7 @@ from jaxtyping import Float
 from jax_interp.data.permutation import shuffled
 from jax_interp.dictionaries.training.harvest import EMPTY_BATCHES, Addresses, harvest, values
 from jax_interp.errors import UserError
-from jax_interp.training.atomic_write import atomic_write, sync_directory
+from jax_interp.training.atomic_write import atomic_write, sync
 from jax_interp.training.fingerprint import fingerprints
 from jax_interp.training.progress import progress
 
@@ -172,7 +172,7 @@ def _write_shard(directory: Path, index: int, shard: tuple, dtype: str) -> dict[
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, directory / name)
-    sync_directory(directory)
+    sync(directory)
     exact = rows.astype(np.float64)
     return {
         "file": name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -103,14 +104,19 @@ def _described(directory: Path) -> tuple[Family, Config, str | None]:
 def _tokenizer(directory: Path) -> Tokenizer | None:
     from jax_interp.data.tokenizer import load_tokenizer
 
-    return load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
+    if not (directory / "tokenizer.json").is_file():
+        return None
+    named = read_json(directory / "config.json").get("bos_token_id")
+    return load_tokenizer(directory, bos_id=named if isinstance(named, int) else None)
 
 
 def _find(
     name_or_dir: str | Path, revision: str | None, local_files_only: bool, patterns: tuple[str, ...] = FILES
 ) -> Path:
     """The directory that is meant. A directory that exists goes before a name."""
-    name, directory = str(name_or_dir), Path(name_or_dir).expanduser()
+    name, directory = str(name_or_dir), Path(name_or_dir)
+    with contextlib.suppress(RuntimeError):  # no such user: then it is no directory
+        directory = directory.expanduser()
     if directory.is_dir() or name in PACKAGED:
         if revision is not None:
             raise UserError(f"revision={revision!r} is for names on the hub; {name} is here")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from jax_interp.models.hf.checkpoint import INDEX, WEIGHTS
 from jax_interp.models.hf.families import family_for
 from jax_interp.models.hf.family import Family, Tensor
 from jax_interp.models.hf.fill import parameters
-
-NAMES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16", "float64": "float64"}
+from jax_interp.training.atomic_write import sync
 
 
 def save(
@@ -31,46 +29,67 @@ def save(
     family: str | None = None,
     overwrite: bool = False,
     max_file_bytes: int = 5_000_000_000,
+    header: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `config.json`, the weights as safetensors (several with an index where they exceed `max_file_bytes`), and
-    `tokenizer.json` where a tokenizer is given. Host memory: one file's tensors.
+    `tokenizer.json` where a tokenizer is given. Host memory: one file's tensors. `header` has further entries of
+    `config.json`, or others than would be written.
 
     `family` is the layout to write in, by its `model_type`; default: the first that has such a model, so that Phi-3
     without a window, say, becomes a Llama, whose logits are the same.
 
     The directory appears whole or not at all. One that exists is replaced only with `overwrite`, and only where it
-    holds a model. `UserError` for a model that no family has, an edited one too: what surgery adds has no place there.
+    holds a model and no run; until then it stands, or comes back with the next call of a process that was killed
+    between. `UserError` for a model that no family has, an edited one too: what surgery adds has no place there.
     """
     if not isinstance(model, Decoder):
         raise UserError(f"save takes a Decoder, got {type(model).__name__}: surgery is saved apart from the model")
     layout, values = family_for(model.config, family)
     _check_parts(model)
     dtype = jax.tree.leaves(model)[0].dtype.name
-    directory = Path(directory)
+    directory = Path(directory).resolve()
+    fresh, old = (directory.with_name(f".{directory.name}.{which}") for which in ("new", "old"))
+    if old.exists() and not directory.exists():
+        os.replace(old, directory)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is a file: a model is saved as a directory, give another place")
-    if directory.exists() and any(directory.iterdir()) and not (overwrite and (directory / "config.json").is_file()):
-        raise UserError(f"{directory} exists: give another place" + ("" if overwrite else ", or overwrite=True"))
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    if directory.exists() and any(directory.iterdir()) and not (overwrite and _is_model(directory)):
+        raise UserError(
+            f"{directory} exists: give another place, or overwrite=True"
+            if not overwrite
+            else f"{directory} exists and holds no model, or a run as well: give another place"
+        )
+    for left in (fresh, old):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    fresh.mkdir(parents=True)
     try:
-        fresh.chmod(0o755)
-        header = {"architectures": [layout.architecture], "model_type": layout.model_type, "dtype": dtype}
+        values = {"architectures": [layout.architecture], "model_type": layout.model_type, "dtype": dtype} | values
+        if getattr(tokenizer, "bos_id", None) is not None:
+            values["bos_token_id"] = tokenizer.bos_id
         _write_tensors(_tensors(model, layout), fresh, max_file_bytes)
-        (fresh / "config.json").write_text(json.dumps(header | values, indent=2) + "\n", encoding="utf-8")
+        (fresh / "config.json").write_text(json.dumps(values | dict(header or {}), indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(str(fresh / "tokenizer.json"))
+        for file in fresh.iterdir():
+            sync(file)
+        sync(fresh)
         if directory.exists():
-            old = fresh.with_name(f"{fresh.name}.old")
             os.replace(directory, old)
-            os.replace(fresh, directory)
-            shutil.rmtree(old)
-        else:
-            os.replace(fresh, directory)
+        os.replace(fresh, directory)
     except BaseException:
+        if old.exists() and not directory.exists():
+            os.replace(old, directory)
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    sync(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
     return directory
+
+
+def _is_model(directory: Path) -> bool:
+    """Whether there is a model in it that may be replaced: a run's directory has a config.json too."""
+    has = lambda *names: any((directory / name).exists() for name in names)
+    return has("config.json") and has(WEIGHTS, INDEX) and not has("checkpoints", ".lock")
 
 
 def _check_parts(model: Decoder) -> None:
