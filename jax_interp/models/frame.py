@@ -22,7 +22,7 @@ class View:
     rotation: Rotation | None
     mask: Bool[Array, "#batch 1 pos key"] | None
     """None: every token sees itself and all before it."""
-    bias: Float[Array, "1 head pos key"] | None
+    bias: Float[Array, "#batch head pos key"] | None
     """Added to the scores."""
 
 
@@ -55,16 +55,19 @@ def frame(
     mask: Bool[Array, "batch pos"] | None,
     cache: Cache | None = None,
 ) -> Frame:
-    """The frame of `tokens`. With `cache`, which counts them already, they are its last and keys are its slots."""
+    """The frame of `tokens`. With `cache`, which counts them already, they are its last and keys are its slots.
+
+    What is seen is decided by the order of slots, how far away it is by the real tokens between: padding, wherever it
+    stands, takes nothing from a window.
+    """
     pos = tokens.shape[1]
-    if cache is None:
-        queries = keys = jnp.arange(pos, dtype=jnp.int32)
-        real = mask
-    else:
-        keys = jnp.arange(cache.slots, dtype=jnp.int32)
-        queries = cache.length - pos + jnp.arange(pos, dtype=jnp.int32)
-        real = cache.valid
-    ahead = queries[:, None] - keys[None, :]  # how far before a token another stands
+    real = mask if cache is None else cache.valid
+    keys = jnp.arange(pos if cache is None else cache.slots, dtype=jnp.int32)
+    start = None if cache is None else cache.length - pos
+    ours = lambda a: a if start is None else jax.lax.dynamic_slice_in_dim(a, start, pos, axis=-1)
+    counted = keys[None] if real is None else jnp.cumsum(real, axis=1, dtype=jnp.int32)
+    before = (ours(keys)[:, None] >= keys[None, :])[None]  # or the token itself
+    distance = lambda: ours(counted)[:, :, None] - counted[:, None, :]
     kinds = sorted(set(config.slides))
 
     def view(slides: bool) -> View:
@@ -72,27 +75,25 @@ def frame(
         # All kinds have masks or none has: in a scanned stretch one is picked as data.
         seen = None
         if len(kinds) > 1 or slides or real is not None:
-            seen = (ahead >= 0)[None, None]
-            seen = seen & (ahead < config.window)[None, None] if slides else seen
-            seen = seen if real is None else seen & real[:, None, None, :]
+            seen = before & (distance() < config.window) if slides else before
+            seen = (seen if real is None else seen & real[:, None, :])[:, None]
         return View(
             rotation(positions, rope, config.d_head) if config.positions == "rotary" else None,
             seen,
-            alibi(config.n_heads, ahead) if config.positions == "alibi" else None,
+            alibi(config.n_heads, distance()) if config.positions == "alibi" else None,
         )
 
-    start = None if cache is None else cache.length - pos
     return Frame(tuple(view(slides) for slides in kinds), tuple(map(kinds.index, config.slides)), start)
 
 
-def alibi(n_heads: int, ahead: Int[Array, "pos key"]) -> Float[Array, "1 head pos key"]:
+def alibi(n_heads: int, distance: Int[Array, "#batch pos key"]) -> Float[Array, "#batch head pos key"]:
     """Each head's slope times minus the distance (Press et al. 2021). Slopes fall geometrically from 2^(-8/n); where n
     is no power of two, the nearest one below gives the first, and every other slope of twice as many the rest."""
     power = 2 ** int(np.log2(n_heads))
     slopes = 2.0 ** (-8 / power * np.arange(1, power + 1))
     rest = 2.0 ** (-4 / power * np.arange(1, 2 * (n_heads - power) + 1, 2))
     slopes = jnp.asarray(np.concatenate([slopes, rest]).reshape(1, -1, 1, 1), jnp.float32)
-    return -slopes * jnp.maximum(ahead, 0).astype(jnp.float32)[None, None]
+    return -slopes * jnp.maximum(distance, 0).astype(jnp.float32)[:, None]
 
 
 def positions_of(

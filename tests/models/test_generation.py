@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from small_models import CONFIGS, LLAMA_LIKE, peaky
 
 from jax_interp.errors import UserError
-from jax_interp.models import Cache, Greedy, Sample, generate, init, pad_left, stream
+from jax_interp.models import Cache, Greedy, Sample, generate, pad_left, stream
 from jax_interp.models.generate import _generate
 from jax_interp.surgery import Add, RegionError, Scale, Zero, at, edit, read, replan
 
@@ -63,6 +65,17 @@ def test_rows_of_different_lengths_are_as_if_alone(model, side):
         tokens, mask = (np.stack([np.roll(row, n) for row, n in zip(x, mask.sum(1))]) for x in (tokens, mask))
     out = generate(model, tokens, 6, mask=mask)
     assert out.tolist() == [forwards(model, prompt, 6) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"window": 4, "sliding": (True, False, True)}, {"positions": "alibi"}], ids=["window", "alibi"]
+)
+def test_padding_between_a_prompt_and_what_follows_counts_for_no_distance(changes):
+    model = peaky(dataclasses.replace(LLAMA_LIKE, **changes))
+    tokens, mask = pad_left(PROMPTS)
+    tokens, mask = (np.stack([np.roll(row, n) for row, n in zip(x, mask.sum(1))]) for x in (tokens, mask))
+    out = generate(model, tokens, 8, mask=mask)
+    assert out.tolist() == [forwards(model, prompt, 8) for prompt in PROMPTS]
 
 
 def test_an_edit_acts_while_generating_and_at_absolute_positions(model):
@@ -347,8 +360,8 @@ def test_what_cannot_be_generated_is_refused(model):
 
 @pytest.mark.slow
 def test_bfloat16_generates_what_its_own_forwards_say():
-    model = init(CONFIGS["llama-like"], jax.random.key(2), dtype=jnp.bfloat16)
-    out = generate(model, jnp.asarray([PROMPTS[0]]), 3, choose=Greedy())
-    assert out.shape == (1, 3)
+    model = peaky(CONFIGS["llama-like"], 2, dtype=jnp.bfloat16)
+    out = generate(model, jnp.asarray([PROMPTS[0]]), 8, choose=Greedy())
+    assert out.tolist() == [forwards(model, PROMPTS[0], 8)]
     logits, _ = jax.jit(lambda m, t: m(t, cache=9))(model, jnp.asarray([PROMPTS[0]]))
     assert logits.dtype == jnp.bfloat16

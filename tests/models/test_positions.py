@@ -33,8 +33,8 @@ def scores_of(config, call, tokens):
     ],
 )
 def test_alibi_slopes(n_heads, slopes):
-    ahead = jnp.asarray([[3]])
-    np.testing.assert_allclose(alibi(n_heads, ahead)[0, :, 0, 0], -3 * np.asarray(slopes))
+    distance = jnp.asarray([[[3]]])
+    np.testing.assert_allclose(alibi(n_heads, distance)[0, :, 0, 0], -3 * np.asarray(slopes))
 
 
 def test_alibi_adds_minus_slope_times_distance(call, tokens):
