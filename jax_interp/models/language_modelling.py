@@ -80,8 +80,7 @@ def block_matrices(params: Any) -> Any:
     """
 
     def matrix(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        names = [str(getattr(key, "name", getattr(key, "key", ""))) for key in path]
-        of_a_linear = names[0] == "blocks" and not any(n.startswith("ln") or n == "bias" for n in names)
+        of_a_linear = _is_matrix(path) and _names(path)[0] == "blocks"
         return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if of_a_linear else None
 
     return jax.tree_util.tree_map_with_path(matrix, params)
@@ -94,16 +93,18 @@ def _by_muon_or_adamw(params: Any) -> Any:
 
 
 def decays(params: Any) -> Any:
-    """True for the leaves that weight decay applies to: all but norms (`ln...`) and biases, by their names.
+    """True for the leaves that weight decay applies to: all but norms and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _is_matrix(path), params)
 
-    By name and not by rank, since the leaves of stacked layers have an axis more.
-    """
 
-    def is_matrix(path: tuple, _: Any) -> bool:
-        names = [str(getattr(key, "name", getattr(key, "key", ""))) for key in path]
-        return not any(name.startswith("ln") or name == "bias" for name in names)
+def _is_matrix(path: tuple) -> bool:
+    """Whether a leaf is no norm's (`ln1`, `ln_final`, `q_norm`) and no bias. By name and not by rank, since the leaves
+    of stacked layers have an axis more."""
+    return not any(name.startswith("ln") or name.endswith("_norm") or name == "bias" for name in _names(path))
 
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+def _names(path: tuple) -> list[str]:
+    return [str(getattr(key, "name", getattr(key, "key", ""))) for key in path]
 
 
 @jax.tree_util.register_dataclass
@@ -216,7 +217,10 @@ def evaluate_induction(
     """Loss on the two halves of repeated random tokens (`repeated_tokens`).
 
     `second_half` leaves out its first token, which nothing announces. `score` is first minus second, nats per token.
+    Raises UserError for a `length` under 2, where nothing of it is left.
     """
+    if length < 2:
+        raise UserError(f"length={length}: a stretch that is said twice has at least 2 tokens")
     tokens = repeated_tokens(key, vocab_size=vocab_size, bos_id=bos_id, rows=rows, length=length)
     losses = per_token_losses(model, tokens).astype(np.float64)
     first, second = losses[:, : losses.shape[1] - length], losses[:, -(length - 1) :]

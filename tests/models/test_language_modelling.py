@@ -116,6 +116,8 @@ def test_induction_of_a_model_that_copies_and_of_one_that_cannot():
     blind = evaluate_induction(Bigram(jnp.zeros((1000, 1000), jnp.float32)), jax.random.key(0), **sizes)
     assert blind["score"] == pytest.approx(0, abs=1e-5)
     assert blind["second_half"] == pytest.approx(math.log(1000), rel=1e-5)
+    with pytest.raises(UserError, match="at least 2 tokens"):
+        evaluate_induction(Bigram(jnp.zeros((9, 9), jnp.float32)), jax.random.key(0), vocab_size=9, bos_id=0, length=1)
 
 
 @pytest.mark.parametrize("stacked", [True, False])
@@ -123,6 +125,17 @@ def test_norms_are_not_decayed(stacked):
     model = init(SMALL, jax.random.key(0), stacked=stacked)
     for address, decayed in flatten(decays(model)).items():
         assert decayed == (".ln" not in f".{address}"), address
+
+
+def test_norms_of_queries_and_keys_are_norms():
+    """The matrices are named here one by one: what is decayed, and in the blocks what Muon steps."""
+    model = init(dataclasses.replace(SMALL, qk_norm="head"), jax.random.key(0))
+    parts = [*(f"attn.{name}" for name in ("q", "k", "v", "o")), *(f"mlp.{name}" for name in ("gate", "up", "down"))]
+    matrices = {f"blocks.0.block.{part}.weight" for part in parts}
+    assert "blocks.0.block.attn.q_norm.weight" in flatten(model)
+    assert {address for address, decayed in flatten(decays(model)).items() if decayed} == matrices | {"embed.weight"}
+    stepped = {a.removesuffix(".value.reduction_axis") for a in flatten(block_matrices(model))}
+    assert {a for a in stepped if not a.endswith("output_axis")} == matrices
 
 
 def test_schedule():
