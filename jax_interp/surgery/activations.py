@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,13 @@ class Activations(Mapping[str, Array]):
                 rows = rows if layers == held else rows[jnp.asarray([held.index(i) for i in layers])]
                 return rows[0] if wanted.is_single else rows
         raise AddressError(f"{address!r} was not read. Read were: {', '.join(self.arrays) or 'nothing'}.")
+
+    def get(self, address: str, default: Any = None) -> Any:
+        """The value, or `default` where it was not read."""
+        try:  # `Mapping.get` looks for a KeyError
+            return self[address]
+        except AddressError:
+            return default
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.arrays)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 
 from jax_interp.errors import UserError
 
-_LAYERS = re.compile(r"\*|-?\d+|(-?\d+)?:(-?\d+)?(:\d+)?")
+_LAYERS = re.compile(r"\*|-?\d+|(-?\d+)?:(-?\d+)?(:[1-9]\d*)?")
 
 type_of_addresses = "str or a (nested) list of str"
 

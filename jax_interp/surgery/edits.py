@@ -110,18 +110,20 @@ class ProjectOut:
 
     def __call__(self, x: Array) -> Array:
         v = jnp.asarray(self.directions)
+        if v.dtype != jnp.float64:
+            v = v.astype(jnp.float32)  # float16 has no room for the square of a long one
         if v.ndim == 1:
-            v = v.astype(x.dtype)
-            square = jnp.vdot(v, v)
-            along = jnp.einsum("...d,d->...", x, v) / jnp.where(square == 0, jnp.ones_like(square), square)
-            return x - along[..., None] * _like(v, x)
-        basis = jnp.linalg.qr(v.astype(jnp.promote_types(v.dtype, jnp.float32)).T)[0].astype(x.dtype)
+            norm = jnp.linalg.norm(v)
+            unit = (v / jnp.where(norm == 0, jnp.ones_like(norm), norm)).astype(x.dtype)
+            return x - jnp.einsum("...d,d->...", x, unit)[..., None] * _like(unit, x)
+        basis = jnp.linalg.qr(v.T)[0].astype(x.dtype)
         return x - jnp.einsum("...d,dk,ek->...e", x, basis, basis)
 
 
 @_edit
 class Noise:
-    """value + std · standard normal noise, drawn from `key`: the same key gives the same noise."""
+    """value + std · standard normal noise, drawn from `key`: the same key and shape give the same noise. While
+    generating, every new token is a value of the same shape, so all of them get one draw."""
 
     key: Key[Array, ""]
     std: Float[Array, "..."] | float = 1.0

@@ -45,8 +45,13 @@ class LoRA(nnx.Module):
     def __call__(self, x: Float[Array, "batch pos d_in"], site: Site, *args: Any) -> Float[Array, "batch pos d_out"]:
         return self.linear(x, site, *args) + self.low_rank(x, site)
 
+    @property
+    def weight(self) -> Float[Array, "*layer d_in d_out"]:
+        """The matrix that all of it stands for."""
+        return self.linear.weight[...] + self.low_rank.product()
+
     def merged(self) -> Any:
         """The linear map with the product added to its weight."""
         linear = jax.tree.map(lambda leaf: leaf, self.linear)
-        linear.weight = nnx.Param(linear.weight[...] + self.low_rank.product())
+        linear.weight = nnx.Param(self.weight)
         return linear

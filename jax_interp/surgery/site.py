@@ -200,6 +200,8 @@ class Site:
         if r.tap.layer is not None:
             layer = r.tap.layer
             if layer.dtype == bool:
+                if layer.shape != (depth := self._trace.depth,):
+                    raise regions.RegionError(f"the mask layer= has shape {layer.shape}, the model has {depth} layers")
                 return layer[here.layer]
             layer = jnp.where(layer < 0, layer + self._trace.depth, layer)
             return jnp.any(layer == here.layer)
@@ -214,8 +216,6 @@ class Site:
             return x
         layer, depth = r.tap.layer, self._trace.depth
         if layer.dtype == bool:
-            if layer.shape != (depth,):
-                raise regions.RegionError(f"the mask layer= has shape {layer.shape}, the model has {depth} layers")
             return x
         if not isinstance(layer, jax.core.Tracer):
             known = np.asarray(layer)

@@ -8,6 +8,7 @@ depth. `replan` turns one layout into another; addresses, values and bits stay t
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -123,12 +124,13 @@ def replan(model: Any, unroll: str | int | Iterable = ()) -> Any:
 
 
 def _layers(unroll: Any, depth: int) -> set[int]:
-    if isinstance(unroll, (str, int)):
-        layers = Address("…", str(unroll)).resolve(depth)
-        if layers is None:
-            raise AddressError(f"{unroll!r} names no layer")
-        return set(layers)
-    return {layer for part in unroll for layer in _layers(part, depth)}
+    if not isinstance(unroll, str) and isinstance(unroll, Iterable):
+        return {layer for part in unroll for layer in _layers(part, depth)}
+    text = unroll if isinstance(unroll, (str, bool)) else operator.index(unroll)
+    address = Address.parse(f"blocks.{text}.it")
+    if not address.layers or address.name != "it":
+        raise AddressError(f"unroll={unroll!r} is no layer: give a number, a slice such as '2:4', '*', or several")
+    return set(address.resolve(depth) or ())
 
 
 def _layer(tree: Any, i: int) -> Any:

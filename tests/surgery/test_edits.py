@@ -73,6 +73,12 @@ def test_an_edit_is_its_formula(name, dtype):
     np.testing.assert_allclose(np.asarray(got, np.float64), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("length", [20.0, 1e-4])
+def test_a_direction_of_any_length_is_projected_out_of_float16(length):
+    v, x = jnp.full(768, length, jnp.float16), jnp.full((1, 1, 768), 10.0, jnp.float16)
+    assert jnp.max(jnp.abs(edit(Named(), at("x", ProjectOut(v)))(x))) < 0.02
+
+
 def test_noise_has_its_standard_deviation_and_repeats_with_its_key():
     x = jnp.zeros((8, 64, 64))
     noisy = edit(Named(), at("x", Noise(jax.random.key(0), 0.7)))(x)

@@ -307,6 +307,13 @@ def test_activations_are_found_under_any_spelling(model, tokens):
         acts.stack("mlp_out")
 
 
+def test_what_was_not_read_has_a_default(model, tokens):
+    acts = call(read(model, "blocks.1.resid_post", output=False), tokens)
+    assert acts.get("blocks.0.resid_post") is None
+    assert acts.get("embed", 3) == 3
+    chex.assert_trees_all_equal(acts.get("blocks.1.hook_resid_post"), acts["blocks.1.resid_post"])
+
+
 def test_sites_lists_every_name_in_the_order_of_the_forward_pass(model, tokens):
     names = list(sites(model)(tokens))
     assert names[0] == "embed"
@@ -382,6 +389,12 @@ def test_a_region_outside_the_value_is_an_error(model, tokens, region, says):
 @pytest.mark.parametrize("span", [slice(0, 0), slice(12, None), slice(None, -12), slice(12, 12)])
 def test_the_empty_part_of_a_split_axis_changes_nothing(model, tokens, span):
     same_bits(call(edit(model, at("blocks.1.mlp_out", Zero(), pos=span)), tokens), call(model, tokens))
+
+
+def test_a_mask_over_layers_has_one_entry_for_each(model, tokens):
+    for mask in (True, np.ones(7, bool)):
+        with pytest.raises(RegionError, match="the mask layer= has shape"):
+            edit(model, at("blocks.resid_post", Zero(), layer=mask))(tokens)
 
 
 def test_a_layer_outside_the_model_is_an_error(model, tokens):

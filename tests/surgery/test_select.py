@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jax_interp.models import generate
 from jax_interp.models.frozen_norm import FrozenNorm
 from jax_interp.models.layers import LayerNorm, Linear, RMSNorm
 from jax_interp.models.mlp import MLP
@@ -55,6 +56,21 @@ def test_lora_is_neutral_as_it_is_made_and_the_same_in_every_layout(model, base,
     chex.assert_trees_all_close(acts[name], call(read(with_lora(base), name), tokens)[1][name], rtol=1e-5, atol=1e-5)
     count = select(adapted).at_instances_of(LoRA).count()
     assert count == 2 * len(model.blocks), "one part stands for all layers of a stack"
+
+
+def test_an_adapted_model_generates_and_its_heads_add_up_to_its_output(base, tokens):
+    """Keys tell a cache's shape, and a head's part of the output is by the whole matrix."""
+    adapted = base
+    for name in ("k", "o"):
+        keys = jax.random.split(jax.random.key(1), depth_of(base.blocks))
+        adapted = replace_each(adapted, f"blocks.*.attn.{name}", lambda linear, key: LoRA(linear, key, rank=2), keys)
+    chosen, rest = split(adapted, LowRank)
+    adapted = join(jax.tree.map(lambda p: p + 0.1, chosen), rest)
+    merged = replace(adapted, LoRA, lambda lora: lora.merged())
+    chex.assert_trees_all_equal(generate(adapted, tokens, 3), generate(merged, tokens, 3))
+    name = "blocks.*.attn.result"
+    results = [call(read(model, name), tokens)[1][name] for model in (adapted, merged)]
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_split_off_is_differentiated_alone_and_joined_again(base, tokens):
