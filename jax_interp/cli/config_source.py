@@ -53,7 +53,9 @@ def find_config(kind: type, source: str) -> Found:
     if path.suffix == ".json" or (path / "config.json").is_file():
         directory = path if path.is_dir() else path.parent
         is_run = (directory / "config.json").is_file()
-        return Found(configs.load(kind, path), directory.absolute().name, directory if is_run else None)
+        of_run = path.is_dir() or path.name == "config.json"
+        name = directory.absolute().name if of_run else path.stem
+        return Found(configs.load(kind, path), name, directory if is_run and of_run else None)
     if path.suffix == ".py":
         return Found(_of_module(path, kind), path.stem)
     name = source.replace("-", "_")
@@ -101,7 +103,7 @@ def _of_module(path: Path, kind: type) -> Any:
         spec.loader.exec_module(module)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path} does not run: {type(error).__name__}: {error}") from error
     config = getattr(module, "CONFIG", None)
     if not isinstance(config, kind):

@@ -111,8 +111,10 @@ def _check(asked: Generate) -> None:
         raise UserError(f"--max-tokens {asked.max_tokens} must be at least 1")
     if not 0 <= asked.temperature < float("inf"):
         raise UserError(f"--temperature {asked.temperature} must be 0 (greedy) or a positive number")
-    if asked.top_k is not None and asked.top_k < 1:
-        raise UserError(f"--top-k {asked.top_k} must be at least 1")
+    if asked.top_k is not None and not 1 <= asked.top_k < 2**31:
+        raise UserError(f"--top-k {asked.top_k} must be at least 1, and at most the vocabulary's size")
+    if not -(2**31) <= asked.seed < 2**32:
+        raise UserError(f"--seed {asked.seed} is no number of 32 bits")
     if asked.top_p is not None and not 0 < asked.top_p <= 1:
         raise UserError(f"--top-p {asked.top_p} is a probability: above 0, at most 1")
     if asked.min_p is not None and not 0 <= asked.min_p <= 1:

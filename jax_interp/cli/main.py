@@ -87,6 +87,8 @@ def _explain(error: Exception) -> int:
     """One line for what is expected to go wrong; anything else is a defect, and keeps its traceback."""
     if isinstance(error, UserError):
         return _say(f"error: {SITES.sub('`jax-interp sites MODEL` lists every name', str(error))}", 2)
+    if isinstance(error, OSError) and error.filename is not None:
+        return _say(f"error: {error.filename}: {error.strerror}", 2)
     if type(error).__name__ == "Interrupted":  # by name: importing the loop costs seconds
         return _say(str(error), getattr(error, "exit_code", 130))
     if type(error).__name__ in ("NonFinite", "SelfCheckError"):

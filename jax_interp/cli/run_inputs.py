@@ -10,6 +10,7 @@ from typing import Any
 
 from jax_interp.cli.text import Text
 from jax_interp.errors import UserError
+from jax_interp.models.hf.checkpoint import read_json
 from jax_interp.training.atomic_write import atomic_write
 from jax_interp.training.fingerprint import fingerprints
 
@@ -28,7 +29,7 @@ def same_inputs(directory: Path, now: Mapping[str, str], *, begins: bool = True)
         if begins:
             atomic_write(path, json.dumps(dict(now), indent=2) + "\n")
         return
-    before = json.loads(path.read_text())
+    before = read_json(path)
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise UserError(

@@ -198,8 +198,10 @@ def random_repeats(
     Such a row is BOS and then `m` tokens drawn uniformly (BOS excepted), said over and over to its end, with `m`
     between 8 and half of the row: only copying from context predicts it.
     """
+    if fraction <= 0:
+        return tokens
     batch, length = tokens.shape
-    rng = np.random.default_rng([seed, step, _RANDOM_ROWS])
+    rng = np.random.default_rng([int(seed_bits(seed)), step, _RANDOM_ROWS])
     chosen = rng.random(batch) < fraction
     period = rng.integers(8, max(9, length // 2), size=batch)
     drawn = rng.integers(0, vocab_size - 1, size=(batch, length))

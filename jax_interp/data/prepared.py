@@ -56,7 +56,10 @@ def prepare_text(config: TextConfig, directory: str | Path) -> PreparedText:
             f"(fingerprint {corpus.fingerprint[:12]}, max_documents={config.max_documents}); use the interpreter that "
             "wrote it, or a new directory"
         )
-    tokenizer = load_tokenizer(directory / "tokenizer.json")
+    file = directory / "tokenizer.json"
+    if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != about["tokenizer_sha256"]:
+        raise UserError(f"{file} is not the one that the tokens in {directory} were made with: remove the directory")
+    tokenizer = load_tokenizer(file)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(f"{directory} holds a tokenizer of {tokenizer.vocab_size} tokens, not {config.vocab_size}")
     return PreparedText(tokenizer, train, validation, about)

@@ -48,7 +48,7 @@ def complete(
     """
     if isinstance(prompts, str):
         raise UserError("complete takes a list of prompts: [prompt]")
-    ids, how = tokenizer.encode_batch(prompts, bos=bos), {}
+    ids = tokenizer.encode_batch(prompts, bos=bos)
     tokens, mask = pad_left(ids)
     how = {"mask": mask, "choose": choose, "key": key, "repetition_penalty": repetition_penalty}
     stop_ids, stop_strings = _stops(stop)

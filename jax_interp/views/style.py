@@ -25,6 +25,7 @@ VARIABLES = {
 }  # fmt: skip
 
 RC: Any = {
+    "text.parse_math": False,  # a label may be a token, and a token may have two dollars
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,

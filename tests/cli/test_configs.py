@@ -50,6 +50,19 @@ def test_a_folder_called_as_a_config_does_not_hide_it(tmp_path, monkeypatch):
         find_config(DemoConfig, "other")
 
 
+def test_a_json_of_the_users_own_gives_its_run_its_name(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(configs.dumps(DictionaryRunConfig(batch=3)))
+        found = find_config(DictionaryRunConfig, str(tmp_path / f"{name}.json"))
+        assert (found.config.batch, found.name, found.run_dir) == (3, name, None)
+
+
+def test_a_module_that_exits_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text("import sys\nsys.exit('bye')\n")
+    with pytest.raises(UserError, match=r"mine\.py does not run: SystemExit: bye"):
+        find_config(DictionaryRunConfig, str(tmp_path / "mine.py"))
+
+
 def test_a_module_of_the_users_own(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(

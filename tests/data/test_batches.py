@@ -145,6 +145,7 @@ def test_rows_of_repetition_repeat_from_context_alone_and_are_a_function_of_seed
     np.testing.assert_array_equal(rows, random_repeats(text, 3, fraction=0.5, vocab_size=50, bos_id=7, seed=1))
     assert (rows != random_repeats(text, 4, fraction=0.5, vocab_size=50, bos_id=7, seed=1)).any()
     np.testing.assert_array_equal(random_repeats(text, 3, fraction=0.0, vocab_size=50, bos_id=7), text)
+    assert random_repeats(text, 3, fraction=1.0, vocab_size=50, bos_id=7, seed=-1).shape == text.shape
 
 
 def test_windows_that_begin_as_documents():

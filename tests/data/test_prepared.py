@@ -57,6 +57,14 @@ def test_another_text_is_refused(tmp_path, monkeypatch):
         prepare_text(CONFIG, tmp_path)
 
 
+def test_another_tokenizer_beside_the_tokens_is_refused(tmp_path):
+    prepare_text(CONFIG, tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace('"dropout": null', '"dropout": 0.1'))
+    with pytest.raises(UserError, match="is not the one that the tokens"):
+        prepare_text(CONFIG, tmp_path)
+
+
 def test_impossible_sizes(tmp_path):
     with pytest.raises(UserError, match="max_documents=0"):
         prepare_text(TextConfig(max_documents=0), tmp_path)

@@ -126,6 +126,11 @@ def test_bars_are_the_probabilities(results):
     assert axes.get_legend().get_texts()[1].get_text() == "without"
 
 
+def test_a_token_with_dollars_is_text(results, evil):
+    rows = [row | {"token": "$\\foo$$_$"} for row in results["intervention"]["probabilities"]]
+    assert "foo" in str(svg(next_token_bars(rows, {"clean": "as it is"}), evil))
+
+
 def test_the_svg_takes_the_colours_of_the_page(results, evil):
     figure = density_histogram(results["evaluation"]["density"])
     out = str(svg(figure, evil))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.cli.demo.config import DemoConfig
 from jax_interp.cli.dictionary_run import Inputs
 from jax_interp.dictionaries.features import features_on_token, logit_effect, top_activations
+from jax_interp.models.analysis import W_U
+from jax_interp.models.analysis.norm_at_scale import frozen
 
 
 def find(config: DemoConfig, inputs: Inputs, sae: Any) -> dict[str, Any]:
@@ -60,15 +61,10 @@ def find(config: DemoConfig, inputs: Inputs, sae: Any) -> dict[str, Any]:
 
 
 def unembedding(model: Any) -> Any:
-    """A direction's effect on the logits, straight through the final norm's weight: `[d] -> [vocab]`. Exact but for the
-    norm's denominator, which scales all of them alike."""
-
-    def effect(direction: Any) -> Any:
-        x = (direction * model.ln_final.weight[...])[None, None]
-        head = model.embed.weight[...].T if model.unembed is None else model.unembed.weight[...]
-        return jnp.einsum("bpd,dv->bpv", x, head)[0, 0]
-
-    return effect
+    """A direction's effect on the logits, straight through the final norm: `[d] -> [vocab]`. Exact but for the norm's
+    denominator, which scales all of them alike."""
+    norm, head = frozen(model.ln_final, None), W_U(model)
+    return lambda direction: norm.linear(direction) @ head
 
 
 def _example(tokens: Any, activations: Any, before: int, tokenizer: Any) -> dict[str, Any]:
