@@ -15,12 +15,12 @@ from jax_interp.models.analysis.decomposition import (
     stack_head_results,
     stack_neuron_results,
 )
-from jax_interp.models.analysis.frozen_norm import apply_ln_to_stack
 from jax_interp.models.analysis.growth import norm_growth
 from jax_interp.models.analysis.head_detectors import detect_head, diagonal_scores
 from jax_interp.models.analysis.lens import logit_lens
 from jax_interp.models.analysis.lens_tuned import tuned_lens
 from jax_interp.models.analysis.neurons import activation_statistics
+from jax_interp.models.analysis.norm_at_scale import apply_ln_to_stack
 from jax_interp.models.analysis.residual import accumulated_resid, decompose_resid
 from jax_interp.models.analysis.weights import decoder
 from jax_interp.surgery import sites

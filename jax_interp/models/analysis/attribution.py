@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_interp.errors import UserError
 from jax_interp.models.analysis.decomposition import get_full_resid_decomposition
-from jax_interp.models.analysis.frozen_norm import norm_into
+from jax_interp.models.analysis.norm_at_scale import norm_into
 from jax_interp.models.analysis.parts import Parts, Pos, concatenate, drops_axis, each, over
 from jax_interp.models.analysis.residual import decompose_resid
 from jax_interp.models.analysis.weights import W_U, b_U, decoder

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.errors import UserError
-from jax_interp.models.analysis.frozen_norm import FrozenNorm, norm_into, norms_after, up_to
+from jax_interp.models.analysis.norm_at_scale import NormAtScale, norm_into, norms_after, up_to
 from jax_interp.models.analysis.parts import Parts, Pos, at_pos, concatenate, layers, over
 from jax_interp.models.analysis.residual import decompose_resid, embeddings
 from jax_interp.models.analysis.weights import W_O, W_out, b_O, b_out, decoder, dense
@@ -148,12 +148,12 @@ def _neurons(model: Any, acts: Activations, n: int, pos: Pos, direction: Array |
 def _rows(
     values: Float[Array, "layer *batch_pos unit width"],
     weight: Float[Array, "layer unit width d_model"],
-    norms: FrozenNorm | None,
+    norms: NormAtScale | None,
     direction: Float[Array, "*batch_pos d_model"] | None,
 ) -> Array:
     """Each unit's part `[layer·unit, *batch_pos, d_model]`, through its layer's norm, or that along `direction`."""
 
-    def of_layer(x: Array, w: Array, norm: FrozenNorm | None) -> Array:
+    def of_layer(x: Array, w: Array, norm: NormAtScale | None) -> Array:
         if direction is None:
             rows = jnp.einsum("...uk,ukd->u...d", x, w)
             return rows if norm is None else norm.linear(rows)
@@ -187,7 +187,7 @@ def _finished(
     n: int,
     mlp_input: bool,
     pos: Pos,
-    norm: FrozenNorm | None,
+    norm: NormAtScale | None,
     onto: Array | None,
     incl_remainder: bool,
 ) -> Parts:
@@ -216,6 +216,6 @@ def _none(model: Any, acts: Activations, pos: Pos, direction: Array | None) -> P
     return Parts(jnp.zeros((0, *like.shape[1:]), like.dtype), ())
 
 
-def _direction(norm: FrozenNorm | None, onto: Array | None) -> Array | None:
+def _direction(norm: NormAtScale | None, onto: Array | None) -> Array | None:
     """Directions in the stream itself, for those after `norm`."""
     return onto if onto is None else wide(onto) if norm is None else norm.pull(onto)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jax_interp.models.analysis.frozen_norm import frozen, norm_weight
+from jax_interp.models.analysis.norm_at_scale import frozen, norm_weight
 from jax_interp.models.analysis.weights import W_U, W_gate, W_in, W_out, by_layer, dense
 from jax_interp.models.layers import wide
 from jax_interp.surgery import Activations

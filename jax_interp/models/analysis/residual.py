@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.errors import UserError
-from jax_interp.models.analysis.frozen_norm import norm_into, up_to
+from jax_interp.models.analysis.norm_at_scale import norm_into, up_to
 from jax_interp.models.analysis.parts import Parts, Pos, at_pos, layers, over
 from jax_interp.models.analysis.readout import final_norm
 from jax_interp.models.analysis.weights import decoder

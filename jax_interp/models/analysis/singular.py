@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.errors import UserError
 from jax_interp.models.analysis.circuits import OV
-from jax_interp.models.analysis.frozen_norm import norm_weight
+from jax_interp.models.analysis.norm_at_scale import norm_weight
 from jax_interp.models.analysis.weights import W_U, W_gate, W_in, W_out, decoder, dense
 from jax_interp.models.layers import wide
 

@@ -23,7 +23,7 @@ from jax_interp.surgery import Activations
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class FrozenNorm:
+class NormAtScale:
     """A norm at one place with its scale as data. Fields may carry a leading layer axis, for `jax.vmap`."""
 
     scale: Float[Array, "*batch_pos 1"] | None
@@ -52,10 +52,10 @@ class FrozenNorm:
         return d if self.scale is None else d / self.scale
 
 
-def frozen(norm: Any, scale: Array | None) -> FrozenNorm:
+def frozen(norm: Any, scale: Array | None) -> NormAtScale:
     """`norm` (of one layer or stacked) at `scale`. Raises `UserError` for a module that is no norm of ours."""
     if norm is None:
-        return FrozenNorm(None, None, None)
+        return NormAtScale(None, None, None)
     if not isinstance(norm, (LayerNorm, RMSNorm)):
         raise UserError(
             f"{type(norm).__name__} stands where this model had a norm: whether it is linear at a scale is not known"
@@ -64,12 +64,12 @@ def frozen(norm: Any, scale: Array | None) -> FrozenNorm:
     if weight is not None and isinstance(norm, RMSNorm) and norm.offset:
         weight = weight + jnp.asarray(1, weight.dtype)
     bias = norm.bias if isinstance(norm, LayerNorm) else None
-    return FrozenNorm(scale, weight, None if bias is None else wide(bias[...]), isinstance(norm, LayerNorm))
+    return NormAtScale(scale, weight, None if bias is None else wide(bias[...]), isinstance(norm, LayerNorm))
 
 
 def norm_into(
     model: Any, acts: Activations, layer: int | None = None, *, mlp_input: bool = False, pos: Pos = None
-) -> FrozenNorm:
+) -> NormAtScale:
     """The norm that stands before attention of `layer`, before its MLP, or (None, or n_layers) before the unembedding.
 
     Needs `ln_final.scale`, `blocks.*.ln1.scale` or `blocks.*.ln2.scale`, where the model has such a norm.
@@ -92,7 +92,7 @@ def norm_weight(model: Any, layer: int | None = None, *, mlp_input: bool = False
     return frozen(norm, None).weight
 
 
-def norms_after(model: Any, acts: Activations, name: str, n: int, pos: Pos) -> FrozenNorm | None:
+def norms_after(model: Any, acts: Activations, name: str, n: int, pos: Pos) -> NormAtScale | None:
     """The norms `ln1_post` or `ln2_post` of the first `n` layers, fields `[layer, ...]`; None where there are none."""
     stacked = by_layer(model, lambda block: getattr(block, name))
     if stacked is None or not n:
