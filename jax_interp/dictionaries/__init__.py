@@ -4,7 +4,7 @@ forms/             where a dictionary reads and writes: one value, several, thos
 activations/       which latents are on: ReLU, Gated, JumpReLU, TopK, GroupMax, BatchTopK, MatchingPursuit
 losses/            what it is trained for: terms that add up
 variants.py        the published combinations of these, by name
-codes.py, sparse.py                        a batch's latents, and arithmetic on them that sparsity makes cheap
+codes.py, sparse.py, sums.py, kernels.py   a batch's latents, and arithmetic on them that sparsity makes cheap
 training/          in one step that harvests and learns; from disk; many at once; end to end; on a mesh
 evaluation/        what it is worth, against controls and known features
 synthetic/         activations whose features are known

@@ -75,13 +75,14 @@ class DenseCode:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowCode:
-    """Entries whose value is 0 are off. Within a row the indices differ."""
+    """Entries whose value is 0 are off. Within a row the indices differ. `kernels`: see `sparse.py`."""
 
     values: Float[Array, "row k"]
     indices: Int[Array, "row k"]
+    kernels: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def decode(self, W):
-        return sparse.decode(self.values, self.indices, W)
+        return sparse.decode(self.values, self.indices, W, self.kernels)
 
     def dense(self, n_features):
         return sparse.to_dense(self.values, self.indices, n_features)
@@ -101,15 +102,16 @@ class RowCode:
 @dataclasses.dataclass(frozen=True)
 class BatchCode:
     """Entries in ascending order of rows; those whose value is 0 are off. No entry is there twice. Places that are left
-    over come last: value 0, in the row and the feature one past the end."""
+    over come last: value 0, in the row and the feature one past the end. `kernels`: see `sparse.py`."""
 
     values: Float[Array, " entry"]
     rows: Int[Array, " entry"]
     features: Int[Array, " entry"]
     n_rows: int = dataclasses.field(metadata={"static": True})
+    kernels: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def decode(self, W):
-        return sparse.decode_entries(self.values, self.rows, self.features, W, self.n_rows)
+        return sparse.decode_entries(self.values, self.rows, self.features, W, self.n_rows, self.kernels)
 
     def dense(self, n_features):
         zeros = jnp.zeros((self.n_rows, n_features), self.values.dtype)

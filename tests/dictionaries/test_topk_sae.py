@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.dictionaries import sparse
+from jax_interp.dictionaries import sparse, sums
 from jax_interp.dictionaries.activations import TopK
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.forms import Dictionary, init_sae
@@ -180,8 +180,8 @@ def test_all_entries_on_one_feature_are_all_counted():
 
 def test_sorting_by_pairs_agrees_with_sorting_packed_words():
     indices = jax.random.randint(jax.random.key(0), (50, 4), 0, 1000)
-    packed = sparse._sorted_entries(indices.reshape(-1), 1000)
-    pairs = sparse._sorted_entries(indices.reshape(-1), 2**31 - 1)  # too many features for one 32-bit word
+    packed = sums.sorted_entries(indices.reshape(-1), 1000)
+    pairs = sums.sorted_entries(indices.reshape(-1), 2**31 - 1)  # too many features for one 32-bit word
     for a, b in zip(packed, pairs, strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -29,13 +29,15 @@ from jax_interp.errors import UserError
 class BatchTopK:
     """`k` latents a row on average. `threshold` (negative: not yet seen) follows the least value on with rate 1 - decay
     a step. `weighted`: chosen by pre-activation · ‖W_dec,i‖, and the threshold is one of such products. `limit`, a
-    number up to k that may be traced, takes the place of k: that is how a sweep over k is one program."""
+    number up to k that may be traced, takes the place of k: that is how a sweep over k is one program. `kernels` as for
+    TopK, in training."""
 
     k: int = dataclasses.field(default=32, metadata={"static": True})
     decay: float = dataclasses.field(default=0.99, metadata={"static": True})
     weighted: bool = dataclasses.field(default=False, metadata={"static": True})
     threshold: Any = None
     limit: Float[Array, ""] | None = None
+    kernels: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def init(self, n_features: int, dtype: Any) -> BatchTopK:
         if not 0 < self.k <= n_features:
@@ -60,9 +62,9 @@ class BatchTopK:
         if norms is not None:
             W_enc, b_enc = W_enc * norms[None, :], b_enc * norms
         centre = dictionary.b_dec if dictionary.centred else None
-        entries: Any = _encode_batch(self.k, x, W_enc, b_enc, centre, self.limit)
+        entries: Any = _encode_batch(self.k, self.kernels, x, W_enc, b_enc, centre, self.limit)
         values, rows, features = entries
-        code = BatchCode(values, rows, features, x.shape[0])
+        code = BatchCode(values, rows, features, x.shape[0], self.kernels)
         return code if norms is None else code.valued(values / code.of_features(norms))
 
     def observe(self, dictionary: Any, code: BatchCode | DenseCode) -> BatchTopK:
@@ -79,9 +81,10 @@ class BatchTopK:
         return dataclasses.replace(self, threshold=self.threshold * factor)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _encode_batch(
     k: int,
+    kernels: bool,
     x: Float[Array, "row d"],
     W_enc: Float[Array, "d feature"],
     b_enc: Float[Array, " feature"],
@@ -92,17 +95,17 @@ def _encode_batch(
     return jax.nn.relu(values), rows, features
 
 
-def _forward(k, x, W_enc, b_enc, centre, limit):
-    out: Any = _encode_batch(k, x, W_enc, b_enc, centre, limit)
+def _forward(k, kernels, x, W_enc, b_enc, centre, limit):
+    out: Any = _encode_batch(k, kernels, x, W_enc, b_enc, centre, limit)
     return out, (x, W_enc, centre, *out)
 
 
-def _backward(k, residuals, cotangents):
+def _backward(k, kernels, residuals, cotangents):
     x, W_enc, centre, values, rows, features = residuals
     g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
     g_b_enc = jnp.zeros((n_features,), g.dtype).at[features].add(g, mode="drop")
-    g_W_enc = entries_outer(g, rows, features, centred(x, centre), n_features, transpose=True)
+    g_W_enc = entries_outer(g, rows, features, centred(x, centre), n_features, True, kernels)
     g_x = (
         jnp.zeros((x.shape[0], n_features), g.dtype).at[rows, features].add(g) @ W_enc.T
     )  # dropped where not asked for

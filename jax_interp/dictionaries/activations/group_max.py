@@ -21,9 +21,10 @@ from jax_interp.errors import UserError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GroupMax:
-    """`k` groups of n_features / k neighbours."""
+    """`k` groups of n_features / k neighbours. `kernels` as for TopK."""
 
     k: int = dataclasses.field(default=32, metadata={"static": True})
+    kernels: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def init(self, n_features: int, dtype: Any) -> GroupMax:
         if self.k < 1 or n_features % self.k:
@@ -49,7 +50,7 @@ class GroupMax:
             indices = jnp.min(place, axis=2) + group * jnp.arange(self.k)[None, :]
             return jnp.take_along_axis(pre, indices, axis=1, mode="promise_in_bounds"), indices
 
-        return encode_at(largest, dictionary, x)
+        return encode_at(largest, dictionary, x, kernels=self.kernels)
 
     def scaled(self, factor: Float[Array, ""]) -> GroupMax:
         return self

@@ -26,12 +26,15 @@ class TopK:
 
     `k` is structure: another k is another compilation. `limit`, a number that may be traced, keeps only so many of the
     k: that is how a sweep over k is one program. `weighted`: the choice is by pre-activation · ‖W_dec,i‖, which a
-    rescaling of a latent against its decoder row does not change.
+    rescaling of a latent against its decoder row does not change. `kernels`: on an NVIDIA GPU products with the code
+    are kernels that read nothing but its entries (`kernels.py`: for large dictionaries, and not yet timed); on other
+    devices, and on a mesh, it changes nothing.
     """
 
     k: int = dataclasses.field(default=32, metadata={"static": True})
     limit: Float[Array, ""] | None = None
     weighted: bool = dataclasses.field(default=False, metadata={"static": True})
+    kernels: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def init(self, n_features: int, dtype: Any) -> TopK:
         if not 0 < self.k <= n_features:
@@ -42,7 +45,7 @@ class TopK:
         norms = row_norms(dictionary.W_dec) if self.weighted else None
         if feature_shards() > 1:
             return masked(dictionary, x, norms, self._least)
-        code = encode_at(lambda pre: top_k(pre, self.k), dictionary, x, norms)
+        code = encode_at(lambda pre: top_k(pre, self.k), dictionary, x, norms, self.kernels)
         if self.limit is None:
             return code
         on = jnp.arange(self.k).astype(self.limit.dtype)[None, :] < self.limit
@@ -80,7 +83,11 @@ Select = Callable[[Array], tuple[Array, Array]]
 
 
 def encode_at(
-    select: Select, dictionary: Any, x: Float[Array, "row d"], norms: Float[Array, " feature"] | None = None
+    select: Select,
+    dictionary: Any,
+    x: Float[Array, "row d"],
+    norms: Float[Array, " feature"] | None = None,
+    kernels: bool = False,
 ) -> RowCode:
     """The positive pre-activations of `dictionary` where `select(pre) -> (values, indices)` says, with a backward pass
     that touches only those. With `norms` it is pre · norms that is selected from."""
@@ -88,14 +95,15 @@ def encode_at(
     if norms is not None:
         W_enc, b_enc = W_enc * norms[None, :], b_enc * norms
     centre = dictionary.b_dec if dictionary.centred else None
-    entries: Any = _encode_at(select, x, W_enc, b_enc, centre)
+    entries: Any = _encode_at(select, kernels, x, W_enc, b_enc, centre)
     values, indices = entries
-    return RowCode(values if norms is None else values / norms[indices], indices)
+    return RowCode(values if norms is None else values / norms[indices], indices, kernels)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _encode_at(
     select: Select,
+    kernels: bool,
     x: Float[Array, "row d"],
     W_enc: Float[Array, "d feature"],
     b_enc: Float[Array, " feature"],
@@ -105,19 +113,19 @@ def _encode_at(
     return jax.nn.relu(values), indices
 
 
-def _forward(select, x, W_enc, b_enc, centre):
-    entries: Any = _encode_at(select, x, W_enc, b_enc, centre)
+def _forward(select, kernels, x, W_enc, b_enc, centre):
+    entries: Any = _encode_at(select, kernels, x, W_enc, b_enc, centre)
     values, indices = entries
     return (values, indices), (x, W_enc, centre, values, indices)
 
 
-def _backward(select, residuals, cotangents):
+def _backward(select, kernels, residuals, cotangents):
     x, W_enc, centre, values, indices = residuals
     g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
     g_b_enc = jnp.zeros((n_features,), g.dtype).at[indices].add(g)
-    g_W_enc = sparse_outer(g, indices, centred(x, centre), n_features, transpose=True)
-    g_x = sparse_matmul(g, indices, W_enc.T)  # dropped where not asked for
+    g_W_enc = sparse_outer(g, indices, centred(x, centre), n_features, transpose=True, kernels=kernels)
+    g_x = sparse_matmul(g, indices, W_enc.T, kernels)  # dropped where not asked for
     return g_x, g_W_enc, g_b_enc, of_centre(g_b_enc, W_enc, centre)
 
 

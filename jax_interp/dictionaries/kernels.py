@@ -1,0 +1,115 @@
+"""Two Pallas kernels for NVIDIA GPUs (the Triton backend), of which `sparse.py` makes its products there, if asked to:
+
+    weighted_sums   Σ over the entries of a target of values[e] · rows[source[e]]    z @ W, and z.T @ g by feature
+    dots            a[of_a[e]] · b[of_b[e]] for each entry                           (g @ W.T) at the entries
+
+Neither builds a dense code, nor a block of gathered rows outside registers. What is read is one row of d numbers an
+entry: 8192 rows with 64 latents at d 4096 are 2 · 10⁹ numbers, where the dense product that they replace does
+2 · 8192 · 131072 · 4096 = 9 · 10¹² operations. That they win for it is arithmetic: they have been run in Pallas'
+interpreter and lowered for CUDA, and not yet been timed on a GPU (`benchmarks/kernels.py` does that).
+
+Sums are in float32 (float64 for float64), whatever the dtype of what is summed, and come out in the same bits every
+time: one program owns an output, and adds in an order that shapes and entries fix. No atomics.
+
+Where they end: a target's entries are added ENTRIES at a time by one program for each block of columns, so a feature
+that is on in all rows takes rows / ENTRIES turns while others have finished. Numbers of entries, rows and columns are
+int32; arrays beyond 4 GiB are addressed with 64 bits, which Pallas sees to. From jax 0.11 on Pallas calls its Triton
+backend deprecated, and warns when these are compiled.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float, Int
+
+# What a program holds at a time: so many entries by so many columns, 32 float32 sums for each of its 128 threads.
+# Triton wants powers of two.
+ENTRIES = 8
+COLUMNS = 512
+COMPILER = triton.CompilerParams(num_warps=4)
+
+
+def weighted_sums(
+    values: Float[Array, " entry"],
+    source: Int[Array, " entry"],
+    edges: Int[Array, " target_and_one"],
+    rows: Float[Array, "n d"],
+) -> Float[Array, "target d"]:
+    """Row t is Σ values[e] rows[source[e]] over the entries e from edges[t] up to edges[t + 1]: 0 where there is none.
+    Entries outside all edges are not looked at."""
+    targets, d = edges.size - 1, rows.shape[1]
+    columns = min(COLUMNS, pl.next_power_of_2(d))
+    # Targets run fastest, so that what is read at about the same time are the same columns of `rows`, in cache.
+    return pl.pallas_call(
+        partial(_sum_entries, columns=columns),
+        out_shape=jax.ShapeDtypeStruct((targets, d), rows.dtype),
+        grid=(targets, pl.cdiv(d, columns)),
+        compiler_params=COMPILER,
+        name="weighted_sums",
+    )(values, source, edges, rows)
+
+
+def _sum_entries(values: Any, source: Any, edges: Any, rows: Any, out: Any, *, columns: int) -> None:
+    d, precise = rows.shape[1], _precise(rows.dtype)
+    target = pl.program_id(0)
+    column = pl.program_id(1) * columns + jnp.arange(columns, dtype=jnp.int32)
+    inside = column < d
+    first, end = edges[target], edges[target + 1]
+
+    def add(turn, total):
+        entry = first + turn * ENTRIES + jnp.arange(ENTRIES, dtype=jnp.int32)
+        real = entry < end
+        value = triton.load(values.at[entry], mask=real, other=0.0).astype(precise)
+        row = triton.load(source.at[entry], mask=real, other=0)
+        block = _block(rows, row, column, real[:, None] & inside[None, :]).astype(precise)
+        return total + value[:, None] * block
+
+    turns = (end - first + ENTRIES - 1) // ENTRIES
+    total = jax.lax.fori_loop(0, turns, add, jnp.zeros((ENTRIES, columns), precise))
+    triton.store(out.at[target, column], jnp.sum(total, axis=0).astype(out.dtype), mask=inside)
+
+
+def dots(
+    a: Float[Array, "n d"], of_a: Int[Array, " entry"], b: Float[Array, "m d"], of_b: Int[Array, " entry"]
+) -> Float[Array, " entry"]:
+    """a[of_a[e]] · b[of_b[e]] for each entry e."""
+    return pl.pallas_call(
+        partial(_dot_entries, columns=min(COLUMNS, pl.next_power_of_2(a.shape[1]))),
+        out_shape=jax.ShapeDtypeStruct(of_a.shape, a.dtype),
+        grid=(pl.cdiv(of_a.size, ENTRIES),),
+        compiler_params=COMPILER,
+        name="dots",
+    )(a, of_a, b, of_b)
+
+
+def _dot_entries(a: Any, of_a: Any, b: Any, of_b: Any, out: Any, *, columns: int) -> None:
+    d, precise = a.shape[1], _precise(a.dtype)
+    entry = pl.program_id(0) * ENTRIES + jnp.arange(ENTRIES, dtype=jnp.int32)
+    real = entry < of_a.shape[0]
+    row_a, row_b = (triton.load(of.at[entry], mask=real, other=0) for of in (of_a, of_b))
+
+    def add(turn, total):
+        column = turn.astype(jnp.int32) * columns + jnp.arange(columns, dtype=jnp.int32)
+        both = real[:, None] & (column < d)[None, :]
+        return total + _block(a, row_a, column, both).astype(precise) * _block(b, row_b, column, both).astype(precise)
+
+    total = jax.lax.fori_loop(0, pl.cdiv(d, columns), add, jnp.zeros((ENTRIES, columns), precise))
+    triton.store(out.at[entry], jnp.sum(total, axis=1).astype(out.dtype), mask=real)
+
+
+def _block(rows: Any, row: Array, column: Array, mask: Array) -> Array:
+    """These columns of these rows, 0 outside the mask."""
+    shape = mask.shape
+    at = jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column[None, :], shape)
+    return triton.load(rows.at[at], mask=mask, other=0.0)
+
+
+def _precise(dtype: Any) -> Any:
+    """What sums are kept in."""
+    return jnp.float64 if dtype == jnp.float64 else jnp.float32
