@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from tiny_tms import TIED, pentagon, sparse
 
-from jax_interp.decomposition.apd import APDConfig, attributions, batch_top_k
+from jax_interp.decomposition.apd import APDConfig, attributions, batch_top_k, component_masks
 from jax_interp.decomposition.apd.train import losses, start
 from jax_interp.decomposition.components import Components, Decomposed
+from jax_interp.decomposition.masks import Mask, masked_output
+from jax_interp.models.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
 
 TOP_K = 0.211
 
@@ -68,3 +70,24 @@ def test_components_start_xavier_normal():
     pair = start(config, pentagon()).components["linear1"]
     assert np.isclose(float(pair.V.std()), (2 / 8) ** 0.5, rtol=0.03)
     assert np.isclose(float(pair.U.std()), (2 / 5) ** 0.5, rtol=0.03)
+
+
+def test_attributions_are_slopes_of_the_output():
+    """`A_c = Σ_o (∂f_o / ∂m_c)²` at the target, m_c the mask of component c in every matrix and Δ kept: of a tied
+    toy, and of two layers in a stack."""
+    layers = init_resid_mlp(jax.random.key(0), ResidMLPConfig(4, 6, n_layers=2, d_mlp=3))
+    for model, config in (
+        (pentagon(), APDConfig(tied=TIED)),
+        (layers, APDConfig(("blocks.*.mlp",), C=3, rank=2)),
+    ):
+        parts = Decomposed(model, start(config, model, seed=1).components, config.tied)
+        x = sparse(jax.random.key(2), 16, n=5 if config.tied else 4, p=0.5)
+
+        def output(m, parts=parts, config=config, x=x):
+            masks = component_masks(parts, jnp.broadcast_to(m, (len(x), config.C)), config.rank)
+            whole = {n: Mask(mask.components, jnp.ones((*mask.components.shape[:-1], 1))) for n, mask in masks.items()}
+            return masked_output(parts, whole, x)
+
+        slopes = jax.jit(jax.jacfwd(output))(jnp.ones(config.C))
+        got = jax.jit(attributions, static_argnums=1)(parts, config.rank, x)
+        np.testing.assert_allclose(got, np.sum(np.square(slopes), axis=1), rtol=1e-4, atol=1e-6)

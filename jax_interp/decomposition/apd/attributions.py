@@ -25,13 +25,14 @@ def attributions(model: Decomposed, rank: int, x: Any) -> Float[Array, "batch C"
     total: Any = 0.0
     for name, a in inner(model, inputs).items():
         U = model.of(name).U
+        a, U = a.reshape(*a.shape[:-1], -1, rank), U.reshape(*U.shape[:-2], -1, rank, U.shape[-1])
+        # what a component writes comes first: each output's slope then meets C vectors, and not C · rank
         if is_stacked(name):
-            along = jnp.einsum("ol...d,lcd->ol...c", slopes[name], U)
+            written = jnp.einsum("l...cm,lcmd->l...cd", a, U)
+            total = total + jnp.einsum("ol...d,l...cd->o...c", slopes[name], written)
         else:
-            along = jnp.einsum("o...d,cd->o...c", slopes[name], U)
-        part = a[None] * along
-        part = jnp.sum(part.reshape(*part.shape[:-1], -1, rank), axis=-1)
-        total = total + (jnp.sum(part, axis=1) if is_stacked(name) else part)
+            written = jnp.einsum("...cm,cmd->...cd", a, U)
+            total = total + jnp.einsum("o...d,...cd->o...c", slopes[name], written)
     return jnp.sum(total**2, axis=0)
 
 
