@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.importance import causal_importance, read_inputs
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.linearity import (
+    Ablatable,
     Figure,
     Grid,
     LinearityReport,
@@ -88,28 +89,47 @@ def composites_of(
     trained: Trained,
     n_features: int,
     *,
-    active: Sequence[int] = (1, 2),
     threshold: float = 0.0,
     oracle: Decomposed | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """`composites` of a decomposed model whose inputs are features, each owning the parts whose importance is above
+    `threshold` on its one-hot probe, beside those of `oracle` (see `linearity.ideal`)."""
+    x = probe(n_features)
+
+    def owned(model: Decomposed, importance: PerMatrix, delta: bool) -> Owned:
+        importance_of_parts = side_by_side(model, importance, delta=delta)
+        return of_decomposition(model, delta=delta), np.asarray(importance_of_parts) > threshold
+
+    least = None if oracle is None else owned(oracle, needed(oracle, x), False)
+    return composites(owned(trained.model, trained.importance(x).lower, config.delta), least, **options)
+
+
+Owned = tuple[Ablatable, Bool[np.ndarray, "feature part"]]  # parts, and which of them each feature needs
+
+
+def composites(
+    parts: Owned,
+    oracle: Owned | None = None,
+    *,
+    active: Sequence[int] = (1, 2),
     key: Array | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Mechanistic faithfulness of a decomposed model whose inputs are features: `composite_grid`, with its `options`,
-    of `active` features at a time, each owning the parts whose importance is above `threshold` on its one-hot probe.
-    JSON values, row by row: the error over ‖f(x)‖², and its excess over that of `oracle` (see `linearity.ideal`)."""
-    x, key = probe(n_features), jax.random.key(2) if key is None else key
+    """Mechanistic faithfulness: `composite_grid`, with its `options`, of `active` features at a time. JSON values, row
+    by row: the error over ‖f(x)‖², and its excess over the oracle's."""
+    key = jax.random.key(2) if key is None else key
 
-    def grid(model: Decomposed, importance: PerMatrix, delta: bool, count: int) -> Grid:
-        parts = of_decomposition(model, delta=delta)
-        owner = np.asarray(side_by_side(model, importance, delta=delta)) > threshold
-        return composite_grid(parts.run, parts.target, owner, jnp.eye(n_features), key, active=count, **options)
+    def grid(parts: Owned, count: int) -> Grid:
+        able, owner = parts
+        return composite_grid(able.run, able.target, owner, jnp.eye(len(owner)), key, active=count, **options)
 
     found = []
     for k in active:
-        rows = grid(trained.model, trained.importance(x).lower, config.delta, k).rows()
+        rows = grid(parts, k).rows()
         least = [None] * len(rows)
         if oracle is not None:
-            least = [value for _, value in grid(oracle, needed(oracle, x), False, k).rows()]
+            least = [value for _, value in grid(oracle, k).rows()]
         for (name, value), other in zip(rows, least, strict=True):
             excess = None if value is None or other is None else value - other
             found.append({"name": f"{k} on, {name}", "normalised": value, "excess": excess})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -21,17 +21,37 @@ from jax_interp.training import config as configs
 from jax_interp.training.atomic_write import atomic_write
 from jax_interp.training.leaves import flatten, unflatten
 
+T = TypeVar("T")
+
 
 def save_decomposition(path: Path | str, trained: Trained, config: DecompositionConfig) -> None:
     """Write `components.<entry>.V`, `.U` and `gates.…`."""
-    from safetensors.flax import save
-
-    flat = flatten({"components": trained.model.components, "gates": trained.gates})
-    atomic_write(Path(path), save(dict(flat), metadata={"config": json.dumps(configs.to_json(config))}))
+    write_tree(path, {"components": trained.model.components, "gates": trained.gates}, config)
 
 
 def load_decomposition(path: Path | str, model: Any) -> tuple[Trained, DecompositionConfig]:
     """What `save_decomposition` wrote, of this target. Raises UserError where the file is another one's."""
+    flat, config = read_tree(path, DecompositionConfig)
+
+    def blank(model: Any) -> Any:
+        parts = template(config, model)
+        gates = init_importance(config.importance, jax.random.key(0), parts)
+        return {"components": parts.components, "gates": gates}
+
+    check_tied(model, config.tied)
+    tree = filled(path, jax.eval_shape(blank, model), flat)
+    return Trained(Decomposed(model, tree["components"], config.tied), tree["gates"], config.sigmoid), config
+
+
+def write_tree(path: Path | str, tree: Any, config: Any) -> None:
+    """Write a pytree's leaves by address, and the config in the header."""
+    from safetensors.flax import save
+
+    atomic_write(Path(path), save(dict(flatten(tree)), metadata={"config": json.dumps(configs.to_json(config))}))
+
+
+def read_tree(path: Path | str, kind: type[T]) -> tuple[dict[str, Any], T]:
+    """The leaves by address, and the config. Raises UserError where the file is none, or its config is no `kind`."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -42,15 +62,11 @@ def load_decomposition(path: Path | str, model: Any) -> tuple[Trained, Decomposi
         raise UserError(f"no decomposition at {path}: {error}") from error
     if "config" not in header:
         raise UserError(f"{path} holds no decomposition: its header has no config")
-    config = configs.from_json(DecompositionConfig, json.loads(header["config"]))
+    return flat, configs.from_json(kind, json.loads(header["config"]), f"the config in {path}")
 
-    def blank(model: Any) -> tuple[Any, Any]:
-        parts = template(config, model)
-        return parts.components, init_importance(config.importance, jax.random.key(0), parts)
 
-    components, gates = jax.eval_shape(blank, model)
-    check_tied(model, config.tied)
-    tree = {"components": components, "gates": gates}
+def filled(path: Path | str, tree: Any, flat: dict[str, Any]) -> Any:
+    """The pytree of this structure with these leaves. Raises UserError where they are of other shapes."""
     want = {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
     have = {name: tuple(leaf.shape) for name, leaf in flat.items()}
     if want != have:
@@ -58,5 +74,4 @@ def load_decomposition(path: Path | str, model: Any) -> tuple[Trained, Decomposi
         raise UserError(
             f"{path} is of another model: {odd[0]} is {have.get(odd[0])}, this one needs {want.get(odd[0])}"
         )
-    tree = unflatten(tree, flat)
-    return Trained(Decomposed(model, tree["components"], config.tied), tree["gates"], config.sigmoid), config
+    return unflatten(tree, flat)

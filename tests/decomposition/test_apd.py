@@ -5,12 +5,31 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_tms import TIED, pentagon, sparse
+import pytest
+from tiny_tms import TIED, pentagon, sparse, tiny
 
-from jax_interp.decomposition.apd import APDConfig, attributions, batch_top_k, component_masks
-from jax_interp.decomposition.apd.train import losses, start
+from jax_interp.decomposition.apd import (
+    APDConfig,
+    TrainedAPD,
+    attributions,
+    batch_top_k,
+    component_masks,
+    load_apd,
+    save_apd,
+    with_threshold,
+)
+from jax_interp.decomposition.apd.ablatable import of_components
+from jax_interp.decomposition.apd.evaluate import evaluate_apd, features_of_apd, linearity_of_apd
+from jax_interp.decomposition.apd.spectrum import products, spectra
+from jax_interp.decomposition.apd.train import losses, start, template
 from jax_interp.decomposition.components import Components, Decomposed
+from jax_interp.decomposition.config import DecompositionConfig
+from jax_interp.decomposition.linearity import ideal
 from jax_interp.decomposition.masks import Mask, masked_output
+from jax_interp.decomposition.storage import load_decomposition, save_decomposition
+from jax_interp.decomposition.train import Trained
+from jax_interp.decomposition.train import template as spd_template
+from jax_interp.errors import UserError
 from jax_interp.models.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
 
 TOP_K = 0.211
@@ -80,7 +99,7 @@ def test_attributions_are_slopes_of_the_output():
         (pentagon(), APDConfig(tied=TIED)),
         (layers, APDConfig(("blocks.*.mlp",), C=3, rank=2)),
     ):
-        parts = Decomposed(model, start(config, model, seed=1).components, config.tied)
+        parts = template(config, model, 1)
         x = sparse(jax.random.key(2), 16, n=5 if config.tied else 4, p=0.5)
 
         def output(m, parts=parts, config=config, x=x):
@@ -91,3 +110,102 @@ def test_attributions_are_slopes_of_the_output():
         slopes = jax.jit(jax.jacfwd(output))(jnp.ones(config.C))
         got = jax.jit(attributions, static_argnums=1)(parts, config.rank, x)
         np.testing.assert_allclose(got, np.sum(np.square(slopes), axis=1), rtol=1e-4, atol=1e-6)
+
+
+def perfect(rank: int = 2) -> Decomposed:
+    """The pentagon taken apart by hand, feature by feature: component i is row i of W, its other ranks empty."""
+    model = pentagon()
+    V, U = jnp.repeat(jnp.eye(5), rank, axis=1), jnp.repeat(model.linear1.weight, rank, axis=0)
+    first = (jnp.arange(5 * rank) % rank == 0).astype(jnp.float32)
+    return Decomposed(model, {"linear1": Components(V * first[None], U * first[:, None])}, TIED)
+
+
+def alone(batch: int = 24) -> jax.Array:
+    """One feature on in each row, so little that no other output rises above the bias."""
+    which, value = jax.random.split(jax.random.key(7))
+    on = jax.nn.one_hot(jax.random.randint(which, (batch,), 0, 5), 5)
+    return on * jax.random.uniform(value, (batch, 1), minval=0.4, maxval=0.6)
+
+
+def test_a_perfect_decomposition_has_no_errors():
+    """One component a row is needed and found; without it, nothing comes out."""
+    config = APDConfig(tied=TIED, rank=2, top_k=1.0)
+    x = alone()
+    trained = with_threshold(config, perfect(), x)
+    np.testing.assert_array_equal(trained.kept(x), x > 0)
+    found = evaluate_apd(config, trained, x)
+    near = lambda value, want, atol=1e-10: np.testing.assert_allclose(value, want, atol=atol)
+    near([found["error"]["top_k"], found["error"]["unmasked"], found["faithfulness"]], 0)
+    near(found["losses"]["top_k_reconstruction"], found["error"]["top_k"])
+    near(found["error_unrecovered"]["zero"], 1)
+    assert (found["l0"], found["alive"]) == (1.0, 5)
+    near(found["rate"], np.mean(np.asarray(x) > 0, axis=0), 1e-7)
+    near(found["singular_values"]["linear1"], [[1.134, 0.0]] * 5, 1e-6)
+    assert set(found["singular_values"]) == {"linear1"}, "a twin's are the same"
+
+    W = trained.model.target.linear1.weight
+    oracle = ideal(trained.model, {"linear1": (jnp.eye(5), W), "linear2": (W.T, jnp.eye(5))})
+    few = {"samples": 2, "ks": (1,), "adversary_steps": (4,), "pairs": 4}
+    report = linearity_of_apd(trained, x, oracle=oracle, **few)
+    near([report.strict.normalised, report.all_on.normalised, report.scrub.normalised], 0)
+    near([report.strict.excess, report.union[1].excess], 0)
+    assert (report.l0, report.rank) == (1.0, 10)
+    assert report.anti_over_scrub > 1e6
+
+    features = features_of_apd(trained, 5, oracle=oracle, active=(1,), samples=4, cap=4)
+    assert features["identity_error"] == 0
+    assert np.argmax(features["probe"], axis=1).tolist() == [0, 1, 2, 3, 4]
+    near([row["excess"] for row in features["composites"]], 0)
+
+
+def test_a_threshold_keeps_the_top_k_of_its_batch():
+    config, x = APDConfig(tied=TIED, top_k=0.4), sparse(jax.random.key(1), 64, p=0.3)
+    model = template(config, pentagon(), 2)
+    trained = with_threshold(config, model, x)
+    kept = np.asarray(jax.jit(TrainedAPD.kept)(trained, x))
+    np.testing.assert_array_equal(kept, jax.jit(lambda m, x: batch_top_k(attributions(m, 3, x), 0.4))(model, x))
+    assert kept.sum() == int(0.4 * 64)
+    np.testing.assert_array_equal(with_threshold(APDConfig(tied=TIED, top_k=None), model, x).kept(x), 1)
+
+
+def test_components_are_taken_away_whole():
+    """What is run with a component off is the model without its product in every matrix, of every layer."""
+    model = init_resid_mlp(jax.random.key(0), ResidMLPConfig(4, 6, n_layers=2, d_mlp=3))
+    parts = template(APDConfig(("blocks.*.mlp",), C=3, rank=2), model, 1)
+    able, x = of_components(parts, 2, least=1e-6), jax.random.normal(jax.random.key(3), (5, 4))
+    assert able.count == 3
+    assert able.ranks.tolist() == [2 * 4] * 3
+    mask = jnp.array([1.0, 0.0, 1.0])
+    P = products(parts, 2)
+    W = {name: jnp.einsum("c,lcio->lio", mask, P[f"blocks.*.mlp.{name}"]) for name in ("up", "down")}
+    r = x @ model.embed.weight
+    for layer in range(2):
+        r = r + jax.nn.relu(r @ W["up"][layer]) @ W["down"][layer]
+    got = able.run(jnp.broadcast_to(mask, (5, 3)), x)
+    np.testing.assert_allclose(got, r @ model.embed.weight.T, rtol=1e-4, atol=1e-5)
+    assert list(spectra(parts, 2)) == [f"blocks.{layer}.mlp.{name}" for layer in (0, 1) for name in ("down", "up")]
+    one = spectra(parts, 2)["blocks.1.mlp.up"]
+    best = np.einsum("c,ci,co->cio", one.values[:, 0], one.reads, one.writes)
+    off = np.linalg.norm(np.asarray(P["blocks.*.mlp.up"][1]) - best, axis=(1, 2))
+    np.testing.assert_allclose(off, one.values[:, 1], rtol=1e-4, err_msg="nothing of rank one is nearer")
+
+
+def test_a_saved_decomposition_is_the_same(tmp_path):
+    config, x = APDConfig(tied=TIED, top_k=0.4), sparse(jax.random.key(1), 64)
+    model = pentagon()
+    trained = with_threshold(config, template(config, model, 2), x)
+    path = tmp_path / "apd.safetensors"
+    save_apd(path, trained, config)
+    loaded, settings = load_apd(path, model)
+    assert (settings, loaded.rank) == (config, config.rank)
+    jax.tree.map(np.testing.assert_array_equal, loaded, trained)
+    with pytest.raises(UserError, match=r"is of another model: components.linear1.V is \(5, 15\), this one needs"):
+        load_apd(path, tiny(n=4))
+    with pytest.raises(UserError, match="is a APDConfig, not a DecompositionConfig"):
+        load_decomposition(path, model)
+    spd = DecompositionConfig(tied=TIED, C=2)
+    save_decomposition(tmp_path / "spd", Trained(spd_template(spd, model), ()), spd)
+    with pytest.raises(UserError, match="is a DecompositionConfig, not a APDConfig"):
+        load_apd(tmp_path / "spd", model)
+    with pytest.raises(UserError, match="no decomposition at"):
+        load_apd(tmp_path / "none", model)

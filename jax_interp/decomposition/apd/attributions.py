@@ -59,11 +59,16 @@ def _slopes(model: Decomposed, x: Any) -> tuple[PerMatrix, PerMatrix]:
 
 
 def batch_top_k(attributions: Float[Array, "batch C"], k: float) -> Bool[Array, "batch C"]:
-    """The `int(k · batch)` largest of the whole batch: k a row on average, and k may be a fraction."""
+    """The `int(k · batch)` largest of the whole batch: k a row on average, and k may be a fraction. All, where fewer
+    are above zero."""
+    return attributions >= least_kept(attributions, k)
+
+
+def least_kept(attributions: Float[Array, "batch C"], k: float) -> Float[Array, ""]:
+    """The smallest of those that `batch_top_k` keeps."""
     count = max(int(k * attributions.shape[0]), 1)
     flat = jax.lax.optimization_barrier(attributions.reshape(-1))  # fused with its neighbours a top-k is slow
-    least = jax.lax.optimization_barrier(jax.lax.top_k(flat, count)[0])[-1]
-    return attributions >= least
+    return jax.lax.optimization_barrier(jax.lax.top_k(flat, count)[0])[-1]
 
 
 def component_masks(model: Decomposed, mask: Float[Array, "batch C"], rank: int) -> dict[str, Mask]:

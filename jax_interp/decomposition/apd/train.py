@@ -79,8 +79,9 @@ class APDState:
     step: Int[Array, ""]
 
 
-def start(config: APDConfig, model: Any, *, seed: Any = None) -> APDState:
-    """Xavier-normal A `[d_in, rank]` and B `[rank, d_out]` for each component, times `init_scale`."""
+def template(config: APDConfig, model: Any, seed: Any = None) -> Decomposed:
+    """The model decomposed as the config says, as drawn: Xavier-normal A `[d_in, rank]` and B `[rank, d_out]` for each
+    component, times `init_scale`."""
     key = jax.random.key(config.seed if seed is None else seed)
     wide = decompose(model, config.matrices, C=config.C * config.rank, key=key, tied=config.tied)
     scaled = {}
@@ -90,8 +91,15 @@ def start(config: APDConfig, model: Any, *, seed: Any = None) -> APDState:
         V = pair.V * (d_in**0.5 * config.init_scale * (2 / (d_in + m)) ** 0.5)
         U = pair.U * ((config.C * m) ** 0.5 * config.init_scale * (2 / (m + d_out)) ** 0.5)
         scaled[name] = Components(V, U)
-    opt = optimizer.init(adam(config.schedule, config.steps, None), scaled)
-    return APDState(scaled, opt, jax.random.fold_in(key, 2), jnp.zeros((), jnp.int32))
+    return dataclasses.replace(wide, components=scaled)
+
+
+def start(config: APDConfig, model: Any, *, seed: Any = None) -> APDState:
+    """The state before the first step."""
+    components = template(config, model, seed).components
+    opt = optimizer.init(adam(config.schedule, config.steps, None), components)
+    key = jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2)
+    return APDState(components, opt, key, jnp.zeros((), jnp.int32))
 
 
 def losses(config: APDConfig, model: Decomposed, x: Any) -> tuple[Float[Array, ""], dict[str, Array]]:
