@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jax_interp.cli.decomposition_run import HeldOut
 from jax_interp.decomposition.dashboards import Dashboards, TokenShares, dashboards
 from jax_interp.decomposition.strongest import Strongest, strongest
 from jax_interp.decomposition.train import Trained
 from jax_interp.errors import UserError
-from jax_interp.training.atomic_write import atomic_write
-from jax_interp.training.metrics import read_log
 
 
 @dataclass(frozen=True)
@@ -35,21 +33,18 @@ class Shown:
                 raise UserError(f"{name} must be at least 1, not {value}")
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """What the strongest components are looked for in: batches of inputs and of which rows count; of a language model
-    `strings` writes its tokens."""
-
-    batches: Sequence[tuple[Any, Any]]
-    strings: Callable[[Any], list[str]] | None = None
-
-
-def write_page(directory: Path, result: Mapping[str, Any], trained: Trained, held_out: HeldOut, shown: Shown) -> Path:
-    """Write `report.html` in the run's directory, from its evaluation and its log there."""
+def page(
+    result: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    name: str,
+    trained: Trained,
+    held_out: HeldOut,
+    shown: Shown,
+) -> str:
+    """The page of a run, from its evaluation and its log."""
     from jax_interp.views.decomposition_report import render
 
-    records, name = read_log(directory / "metrics.jsonl"), directory.absolute().name
-    return atomic_write(directory / "report.html", render(result, records, name, found_on(trained, held_out, shown)))
+    return render(result, records, name, found_on(trained, held_out, shown))
 
 
 def found_on(trained: Trained, held_out: HeldOut, shown: Shown) -> dict[str, Any]:

@@ -11,16 +11,14 @@ from typing import Annotated, Any
 import tyro
 
 from jax_interp.cli.arguments import parse
-from jax_interp.cli.decompose import DecompositionRunConfig, inputs_for
-from jax_interp.cli.decomposition_page import Shown, write_page
+from jax_interp.cli.decompose import method_of, write_page
+from jax_interp.cli.decomposition_page import Shown
+from jax_interp.cli.decomposition_run import DecompositionRunConfig, inputs_for
 from jax_interp.cli.run_inputs import same_inputs
-from jax_interp.decomposition.storage import load_decomposition
 from jax_interp.errors import UserError
 from jax_interp.training import config as configs
 
 NEEDED = ("decomposition.safetensors", "evaluation.json")  # what `decompose` writes at its end
-FIGURES = ("target", "source", "relative_faithfulness", "error", "error_unrecovered", "pgd", "l0", "alive", "spectrum",
-           "linearity")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,9 @@ def run(argv: Sequence[str]) -> int:
     config, result = finished(asked.run_dir)
     inputs = inputs_for(config)
     same_inputs(asked.run_dir, inputs.fingerprint, begins=False)
-    trained, _ = load_decomposition(asked.run_dir / NEEDED[0], inputs.model)
-    path = write_page(asked.run_dir, result, trained, inputs.for_page(asked.shown.sequences), asked.shown)
+    method = method_of(config)
+    trained, _ = method.load(asked.run_dir / NEEDED[0], inputs.model)
+    path = write_page(method, asked.run_dir, result, trained, inputs.for_page(asked.shown.sequences), asked.shown)
     print(f"written to {path}")
     return 0
 
@@ -65,7 +64,8 @@ def finished(directory: Path) -> tuple[DecompositionRunConfig, dict[str, Any]]:
         result = json.loads((directory / NEEDED[1]).read_text())
     except ValueError as error:
         raise UserError(f"{directory / NEEDED[1]} is not JSON: {error}") from error
-    lacks = [name for name in FIGURES if not isinstance(result, dict) or name not in result]
+    wanted = ("target", "source", *method_of(config).figures)
+    lacks = [name for name in wanted if not isinstance(result, dict) or name not in result]
     if lacks:
         raise UserError(
             f"{directory / NEEDED[1]} has no {', '.join(lacks)}: `jax-interp decompose {directory}` measures again"

@@ -38,9 +38,10 @@ def render(
 @styled
 def losses(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Every loss of the log against the step, logarithmic in value, and dashed their weighted sum, which is what was
-    trained on; L0 beside them."""
+    trained on; L0 beside them where the log has it."""
     steps = [record["step"] for record in records]
-    figure, (left, right) = canvas(10, 3.0, 2, width_ratios=[1.6, 1])
+    with_l0 = any("l0" in record for record in records)
+    figure, (left, *right) = canvas(10, 3.0, 1 + with_l0, width_ratios=[1.6, 1][: 1 + with_l0])
     names = [n for n in records[-1] if n not in ("step", "l0", "loss") and isinstance(records[-1][n], float)]
     lines = [(name, name, color, "-") for name, color in zip(names, COLORS * 3)]
     for name, label, color, dash in [*lines, ("loss", "weighted sum", INK, "--")]:
@@ -48,10 +49,11 @@ def losses(records: Sequence[Mapping[str, Any]]) -> Figure:
         left.plot(steps, np.where(values > 0, values, np.nan), color=color, lw=1.4, ls=dash, label=label)
     left.set_yscale("log")
     left.set(title="Losses, unweighted, and their weighted sum", xlabel="step")
-    left.legend(loc="upper right")
-    right.plot(steps, [record.get("l0", np.nan) for record in records], color=GREEN, lw=1.4)
-    right.set(title="Important components a row", xlabel="step")
-    right.set_ylim(0, None)
+    left.legend(**{"loc": "upper right"} if with_l0 else {"loc": "upper left", "bbox_to_anchor": (1, 1)})
+    for axes in right:
+        axes.plot(steps, [record.get("l0", np.nan) for record in records], color=GREEN, lw=1.4)
+        axes.set(title="Important components a row", xlabel="step")
+        axes.set_ylim(0, None)
     return figure
 
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jax_interp.cli.decompose import DecompositionRunConfig, against, inputs_for, next_tokens
+from jax_interp.cli.decomposition_run import DecompositionRunConfig, inputs_for, next_tokens
+from jax_interp.cli.decomposition_spd import against
 from jax_interp.decomposition import DecompositionConfig, Trained
 from jax_interp.decomposition.importance import ScalarGates, init_importance
 from jax_interp.decomposition.linearity import ideal

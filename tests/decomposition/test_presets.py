@@ -123,6 +123,7 @@ def test_named_runs_survive_json_and_fit_the_command():
 
     names = known_names(DecompositionRunConfig)
     assert {"tms_5_2_spd", "tms_40_10_spd", "resid_mlp1_spd", "stdlib_small_vpd"} <= set(names)
+    assert {"tms_5_2_apd", "resid_mlp1_apd"} <= set(names)
     for name in names:
         config = find_config(DecompositionRunConfig, name).config
         assert configs.from_json(DecompositionRunConfig, configs.to_json(config)) == config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from jax_interp.views.apd_report import linearity, spectrum
 from jax_interp.views.curves import binned, by_layer, density_histogram, loss_by_position, numbered, training_curves
 from jax_interp.views.decomposition_report import losses
 from jax_interp.views.heatmap import diverging, patching_map, shortened
@@ -151,3 +152,31 @@ def test_losses_of_a_decomposition_and_their_weighted_sum_are_told_apart():
     styles = [line.get_linestyle() for line in left.lines]
     assert styles == ["-", "-", "--"]
     np.testing.assert_allclose(right.lines[0].get_ydata(), 2.0)
+
+
+def test_components_of_apd_are_drawn_in_the_order_of_their_shares():
+    result = {"rate": [0.1, 0.4, 0.2], "singular_values": {"a": [[1.0, 0.2], [4.0, 0.0], [2.0, 1.0]]}}
+    shares, values = spectrum(result).axes
+    assert [bar.get_height() for bar in shares.patches] == [0.4, 0.2, 0.1]
+    first, second = (line.get_ydata() for line in values.lines)
+    np.testing.assert_allclose(first, [1.0, 0.5, 0.25])
+    np.testing.assert_allclose(second, [0.0, 0.25, 0.05])
+
+
+def test_linearity_is_drawn_beside_the_oracles():
+    rows = [
+        {"name": "L0", "value": 3.0},
+        {"name": "all on", "raw": 0.0, "normalised": 0.0, "excess": 0.0},
+        {"name": "strict", "raw": 1.0, "normalised": 0.5, "excess": 0.4},
+    ]
+    (axes,) = linearity(rows).axes
+    mine, oracle = (line.get_xdata() for line in axes.lines)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["strict", "all on"]
+    np.testing.assert_allclose(mine, [0.5, 1e-6])
+    np.testing.assert_allclose(oracle, [0.1, 1e-6])
+    without = [{**row, "excess": None} for row in rows[1:]]
+    assert len(linearity(without).axes[0].lines) == 1
+
+
+def test_losses_without_l0_are_one_panel():
+    assert len(losses([{"step": 1, "loss": 1.0, "simplicity": 0.5}]).axes) == 1

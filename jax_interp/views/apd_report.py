@@ -1,0 +1,82 @@
+"""The page of an APD decomposition: its components, what the top k of them are worth, and whether they add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jax_interp.views import component_cards
+from jax_interp.views.decomposition_report import importance_map, losses
+from jax_interp.views.report import environment
+from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, canvas, styled, svg
+
+MAP = "Share of each feature's attributions"
+
+
+def render(
+    result: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    name: str,
+    shown: Mapping[str, Any] | None = None,
+) -> str:
+    """The page: one HTML file that fetches nothing. `result` is what `evaluation.json` holds, `records` the metrics
+    log, `shown` the components kept most often (see `component_cards`); whatever text is in them is escaped."""
+    figures = {}
+    if records:
+        figures["losses"] = svg(losses(records), "losses by step")
+    if "probe" in result:
+        scores = np.asarray(result["probe"], float)
+        total = np.maximum(scores.sum(axis=1, keepdims=True), 1e-30)
+        figures["probe"] = svg(importance_map({MAP: (scores / total).tolist()}), "attributions on one-hot probes")
+    figures["spectrum"] = svg(spectrum(result), "how often components are kept, and their singular values")
+    if any("normalised" in row for row in result["linearity"]):
+        figures["linearity"] = svg(linearity(result["linearity"]), "errors by which components are kept")
+    cards = None if shown is None else component_cards.prepared(shown)
+    template = environment().get_template("apd_report.html.j2")
+    return template.render(result=result, figures=figures, name=name, shown=cards)
+
+
+@styled
+def spectrum(result: Mapping[str, Any]) -> Figure:
+    """On what share of rows each component is kept, in descending order; and, matrix by matrix in that order, its
+    first singular values over the largest that the matrix has in any component: what is of rank one has one."""
+    rate = np.asarray(result["rate"], float)
+    order, places = np.argsort(-rate, kind="stable"), np.arange(1, len(rate) + 1)
+    figure, (first, *rest) = canvas(10, 3.0, 1 + len(result["singular_values"]))
+    first.bar(places, rate[order], color=GREEN)
+    first.set(title="Share of rows it is kept on", xlabel="component, by share")
+    for axes, (name, rows) in zip(rest, result["singular_values"].items()):
+        values = np.asarray(rows, float)[order]
+        values = values / max(values.max(), 1e-30)
+        for column, label, color in zip(values.T, ("first", "second", "third"), (BLUE, ORANGE, MUTED)):
+            axes.plot(places, column, "o", ms=3.5, color=color, label=label)
+        axes.set(title=f"Singular values, {name}", xlabel="component, by share")
+        axes.set_ylim(0, 1.05)
+        axes.legend(loc="best")
+    for axes in (first, *rest):
+        axes.locator_params(axis="x", integer=True)
+    return figure
+
+
+@styled
+def linearity(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Errors over the square of the output, one line each; a ring is the oracle's, where there is one."""
+    shown = [row for row in rows if "normalised" in row][::-1]
+    error = np.array([row["normalised"] for row in shown], float)
+    excess = np.array([np.nan if row["excess"] is None else row["excess"] for row in shown], float)
+    figure, (axes,) = canvas(8, 1.0 + 0.2 * len(shown))
+    least = 1e-6  # where an error is nothing, at the edge: a logarithm has no zero
+    places = np.arange(len(shown))
+    axes.hlines(places, least, np.maximum(error, least), color=BLUE, lw=1.0, alpha=0.4)
+    axes.plot(np.maximum(error, least), places, "o", ms=4.5, color=BLUE, label="this decomposition")
+    if np.isfinite(excess).any():
+        oracle = np.maximum(error - excess, least)
+        axes.plot(oracle, places, "o", ms=6, mfc="none", color=INK, label="the features themselves as parts")
+    axes.set_xscale("log")
+    axes.set_yticks(places, [row["name"] for row in shown])
+    axes.set(title="Error over ‖f(x)‖², by what is kept")
+    figure.legend(loc="outside lower right", ncols=2)
+    return figure
