@@ -2,7 +2,7 @@
 
     jax-interp decompose tms_40_10_spd
 
-The published batch is 4096; 512 does as well and takes a quarter of the time (about four minutes on two CPU cores).
+The published batch is 4096; 512 does as well and takes a quarter of the time (five to six minutes on two CPU cores).
 Forty components alive, identity-CI errors 0 and 0, MMCS at least .999, ML2R 1.00 ± .01.
 """
 

@@ -54,17 +54,18 @@ _YAML = "yaml: toy configurations of 2026-06"
 _SPD_YAML, _SPD_PAPER = "yaml: SPD 2025, tag v1", "paper: SPD 2025"
 _VPD = "yaml: VPD 2026"
 _JAX_LINE = "yaml: the 2026 JAX line"
+_TIED_HERE = "V and U tied as the target is, which theirs are not"
 
 
 def _merged(C: int, hidden: int, minimality: float, steps: int, rate: float, **changes) -> DecompositionConfig:
-    """The JAX line of 2026: smooth L0 with half its coefficient on frequency, one forward for stochastic and
-    adversarial masks. Clipping, the schedule's form and the adversary are on record for TMS 5-2."""
+    """The JAX line of 2026: smooth L0 with half its coefficient on frequency, one forward for stochastic masks of
+    subsets and for those of an adversary with sources for each place in the batch."""
     config = DecompositionConfig(
         C=C, importance=SharedGates((hidden,)), warm_up=WarmUp(200, 0.01, 0.0),
         losses=(
             Faithfulness(1.0, relative=True),
             SmoothL0(minimality, frequency=0.5, reference=32_768),
-            Merged(1.0, 0.5, Adversary("single_source", b1=0.01, b2=0.99, rate_warm_up=0.0)),
+            Merged(1.0, 0.5, Adversary("per_batch_per_position", b1=0.01, b2=0.99), subset=True),
         ),
         steps=steps, schedule=Schedule(rate, "cosine", final=0.1), clip=1.0, importance_clip=1.0, source=_JAX_LINE,
     )  # fmt: skip
@@ -113,13 +114,13 @@ PRESETS: dict[str, DecompositionConfig] = {
                          importance=ScalarGates(128)),
     "resid_mlp3_v1_paper": _v1(_SPD_PAPER, 500, 2.0, 5e-6, 200_000, 1e-3, "constant", **_RESID,
                                importance=ScalarGates(128)),
-    "tms_5_2_merged": _merged(20, 50, 8e-4, 20_000, 1e-3, **_TMS),
+    "tms_5_2_merged": _merged(20, 50, 8e-4, 20_000, 1e-3, **_TMS, source=f"{_JAX_LINE}; {_TIED_HERE}"),
     "resid_mlp1_merged": _merged(200, 400, 1e-6, 50_000, 2e-3, **_RESID),
-    "tms_5_5": DecompositionConfig(  # what that line is tested with; gates and learning rate are chosen here
-        **_TMS, C=5, importance=SharedGates((50,)), warm_up=WarmUp(150, 0.01, 0.0),
+    "tms_5_5": DecompositionConfig(  # what that line is tested with
+        **_TMS, C=5, importance=SharedGates((16,)), warm_up=WarmUp(150, 0.01, 0.0),
         losses=(Faithfulness(1.0, relative=True), ImportanceMinimality(3e-3, p=1.0), *STOCHASTIC),
-        steps=3_000, batch=2048, schedule=Schedule(3e-3), clip=0.01,
-        source=f"{_JAX_LINE}, its own test; gates and learning rate are not on record",
+        steps=3_000, batch=2048, schedule=Schedule(1e-3, "constant"), clip=0.01,
+        source=f"{_JAX_LINE}, its own test; {_TIED_HERE}",
     ),
     "pile_4l": _vpd(
         {"*.mlp.up": 3072, "*.mlp.down": 3584, "*.attn.[qk]": 512, "*": 1024},

@@ -198,17 +198,22 @@ def test_adversaries():
         state = adversary.start(KEY, scene.importance.lower, True)
         after = adversary.before(lambda key, raw: loss(scene, key, raw), KEY, state, 1.0)
         merged = [Merged(adversarial=p, adversary=adversary)(scene, KEY, after.raw) for p in (1.0, 0.0)]
-        drawn = scene.error(stochastic(jax.random.split(KEY)[0], scene.importance.lower))
-        return ascents, grads, after.count, [loss(scene, KEY, s.raw) for s in (state, after)], merged, drawn
+        some = [Merged(adversarial=p, adversary=adversary, subset=True)(scene, KEY, after.raw) for p in (1.0, 0.0)]
+        masks = stochastic(jax.random.split(KEY)[0], scene.importance.lower)
+        routes = subset_routes(jax.random.fold_in(KEY, 2), scene.importance.lower)
+        drawn = [scene.error(masks), scene.error(routed(masks, routes))]
+        return ascents, grads, after.count, [loss(scene, KEY, s.raw) for s in (state, after)], merged, some, drawn
 
-    ascents, grads, count, persistent, merged, drawn = values()
+    ascents, grads, count, persistent, merged, some, drawn = values()
     for before, after in ascents:
         assert float(after) > 1.2 * float(before)
     # what the adversary finds is a constant to the decomposition: no gradient through its steps, and all finite
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
     assert int(count) == 2
     assert float(persistent[1]) > float(persistent[0])
-    np.testing.assert_allclose(merged, [persistent[1], drawn], rtol=1e-5)  # all adversarial, none
+    np.testing.assert_allclose(merged, [persistent[1], drawn[0]], rtol=1e-5)  # all adversarial, none
+    np.testing.assert_allclose(some, [persistent[1], drawn[1]], rtol=1e-5)  # a subset is of what is drawn alone
+    assert abs(float(drawn[1]) / float(drawn[0]) - 1) > 0.01
 
     g = jnp.zeros((4, 6, 3))
     shape = lambda scope, name="linear1": source_shape(g, name, scope, True, repeat=2)

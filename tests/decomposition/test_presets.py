@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jax_interp.decomposition.apd import APDConfig
 from jax_interp.decomposition.apd.train import start
 from jax_interp.decomposition.config import DecompositionConfig, Schedule, WarmUp
 from jax_interp.decomposition.importance import SharedGates
-from jax_interp.decomposition.losses import Faithfulness, ImportanceMinimality, PersistentPGD, SmoothL0
+from jax_interp.decomposition.losses import Faithfulness, ImportanceMinimality, Merged, PersistentPGD, SmoothL0
+from jax_interp.decomposition.losses.adversary import source_shape
 from jax_interp.decomposition.presets import APD_PRESETS, PRESETS, preset
 from jax_interp.decomposition.train import template
 from jax_interp.errors import UserError
@@ -42,6 +44,7 @@ def test_the_published_numbers():
     assert row(preset("tms_5_2")) == (20, (1.0, 3e-3), 10_000, 4096, 1e-3)
     assert row(preset("tms_40_10_id")) == (200, (2.0, 1e-4), 20_000, 4096, 1e-3)
     assert row(preset("resid_mlp1")) == (100, (2.0, 1e-5), 20_000, 2048, 2e-3)
+    assert row(preset("resid_mlp1_global")) == (100, (2.0, 1e-5), 20_000, 2048, 2e-3)
     assert row(preset("resid_mlp2")) == (400, (2.0, 1e-4), 25_000, 2048, 3e-4)
     assert row(preset("resid_mlp3")) == (500, (2.0, 1e-5), 50_000, 2048, 1e-3)
     assert row(preset("tms_5_2_v1")) == (20, (1.0, 3e-3), 40_000, 4096, 1e-3)
@@ -52,9 +55,18 @@ def test_the_published_numbers():
     assert row(merged) == (200, 50_000, 2048, 2e-3)
     assert (smooth.coefficient, smooth.coefficient * smooth.frequency) == (1e-6, 5e-7)
     assert merged.importance == SharedGates((400,))
+    both = next(loss for loss in preset("tms_5_2_merged").losses if isinstance(loss, Merged))
+    adversary = both.adversary
+    assert (both.coefficient, both.adversarial, both.subset) == (1, 0.5, True)
+    assert (adversary.b1, adversary.b2, adversary.learning_rate, adversary.rate_warm_up) == (0.01, 0.99, 0.01, 0.025)
+    example = jnp.zeros((7, 20))  # a source for each of seven rows, and Δ's
+    assert source_shape(example, "linear1", adversary.scope, delta=True) == (7, 21)
     gate = preset("tms_5_5")
-    assert row(gate)[:4] == (5, (1.0, 3e-3), 3_000, 2048)
-    assert (gate.clip, gate.warm_up.steps) == (0.01, 150)
+    assert row(gate) == (5, (1.0, 3e-3), 3_000, 2048, 1e-3)
+    assert (gate.clip, gate.warm_up.steps, gate.schedule.kind) == (0.01, 150, "constant")
+    assert gate.importance == SharedGates((16,))
+    for name in ("tms_5_2_merged", "tms_5_5"):  # what is not as theirs is
+        assert "tied" in preset(name).source
     v1, new, pile = preset("tms_5_2_v1"), preset("tms_5_2"), preset("pile_4l")
     assert not v1.delta
     assert any(isinstance(loss, Faithfulness) for loss in v1.losses)

@@ -63,17 +63,20 @@ class PersistentPGD:
 @dataclasses.dataclass(frozen=True)
 class Merged:
     """One forward for both: each example is masked by the persistent adversary with probability `adversarial`, and
-    stochastically otherwise (the 2026 JAX line)."""
+    stochastically otherwise (the 2026 JAX line); with `subset` then at each row a random subset of the matrices."""
 
     coefficient: float = 1.0
     adversarial: float = 0.5
     adversary: Adversary = dataclasses.field(default_factory=lambda: Adversary(scope="broadcast_across_batch"))
+    subset: bool = False
 
     def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
         draw, pick = jax.random.split(key)
         lower: PerMatrix = scene.importance.lower
         worst = between(lower, self.adversary.values(sources, lower))
         drawn = stochastic(draw, lower, delta=scene.delta, sampling=scene.sampling)
+        if self.subset:
+            drawn = routed(drawn, StochasticSubset().routes(scene, jax.random.fold_in(key, 2)))
         on = jax.random.bernoulli(pick, self.adversarial, scene.output.shape[:1])
         return scene.error({name: _chosen(on, worst[name], drawn[name], name) for name in lower})
 
