@@ -1,4 +1,8 @@
-"""Editing a model's weights by its components: a mechanism taken out, or turned up."""
+"""Editing a model's weights by its components: a mechanism taken out, or turned up.
+
+A matrix that parts of a model share (`linear1` and `linear2` of a tied TMS, a tied embedding and unembedding) is one
+matrix: it is edited under the name of the part that holds it, and all that are called with it change.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,8 @@ from jax_interp.surgery.select import replace, replace_each
 
 
 def scale_component(model: Decomposed, name: str, component: int, factor: float, *, layer: int | None = None) -> Any:
-    """The target with `W + (factor - 1) V[:, c] U[c, :]` in place of one matrix: 0 takes the mechanism out."""
+    """The target with `W + (factor - 1) V[:, c] U[c, :]` in place of one matrix, for all that are called
+    with it: 0 takes the mechanism out."""
     V, U = _one(model, name, component, layer)
     return add_rank_one(model.target, name, (factor - 1) * V, U, layer=layer)
 
@@ -41,11 +46,17 @@ def redirect_component(
 def add_rank_one(
     target: Any, name: str, read: Float[Array, " d_in"], write: Float[Array, " d_out"], *, layer: int | None = None
 ) -> Any:
-    """A model with `W + read ⊗ write` in place of one matrix; of a stacked entry (`blocks.*.mlp.up`) in one `layer`,
-    counted from the end where it is negative. Raises UserError for a layer that there is not."""
+    """A model with `W + read ⊗ write` in place of one matrix, for all that are called with it; of a stacked entry
+    (`blocks.*.mlp.up`) in one `layer`, counted from the end where it is negative. Raises UserError for a layer that
+    there is not, and for a part that holds no matrix."""
     which = _layer(target, name, layer)
 
     def changed(part: Any, amount: Array) -> Any:
+        if getattr(part, "weight", None) is None:
+            raise UserError(
+                f"{name!r} holds no matrix, it is called with another part's: edit that one, which changes both, or "
+                "give this one its own first (`untie` of a TMS)"
+            )
         weight = part.weight[...] + (amount * jnp.outer(read, write)).astype(part.weight[...].dtype)
         if dataclasses.is_dataclass(part):
             return dataclasses.replace(part, weight=weight)  # type: ignore[type-var]

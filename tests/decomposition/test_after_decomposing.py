@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_tms import sparse, tiny
+from tiny_tms import TIED, sparse, tiny
 
 from jax_interp.decomposition import decompose
 from jax_interp.decomposition.attributions import edge_attributions, local_attributions
@@ -20,6 +20,7 @@ from jax_interp.errors import UserError
 from jax_interp.models import Config, Rope, init
 from jax_interp.models.frame import frame, positions_of
 from jax_interp.models.rotary import rotate
+from jax_interp.models.toys.tms import TMSConfig, init_tms, untie
 from jax_interp.surgery import Zero, at, edit, read
 
 CONFIG = Config(
@@ -102,6 +103,40 @@ def test_clusters():
             assert len(set(found.owner)) == 5
 
 
+def by_trying_all(on, alpha, ranks):
+    """Greedy merges, the description written out anew for every pair: lengths, and what is together at the shortest."""
+    owner = np.arange(on.shape[1])
+    stages, lengths = [owner], [description_length(on, owner, alpha, ranks)]
+    while len(set(owner)) > 1:
+        tried = [np.where(owner == a, b, owner) for a in set(owner) for b in set(owner) if a > b]
+        owner = min(tried, key=lambda one: description_length(on, one, alpha, ranks))
+        stages.append(owner)
+        lengths.append(description_length(on, owner, alpha, ranks))
+    best = stages[int(np.argmin(lengths))]
+    return lengths, best[:, None] == best[None]
+
+
+def test_clusters_are_those_of_trying_all_merges():
+    """Components that share causes to different degrees; ranks of no common measure, so that no two costs are equal."""
+    rng = np.random.default_rng(1)
+    on = (rng.random((80, 3)) < 0.3)[:, rng.integers(0, 3, 9)] & (rng.random((80, 9)) < rng.uniform(0.5, 1, 9)[None])
+    ranks = rng.uniform(0.5, 2, 9)
+    lengths, same = by_trying_all(on, 0.5, ranks)
+    found = cluster(on.astype(float), alpha=0.5, ranks=ranks)
+    np.testing.assert_allclose(found.lengths, lengths)
+    np.testing.assert_array_equal(found.owner[:, None] == found.owner[None], same)
+    assert 9 < same.sum() < 81
+
+
+def test_many_components_are_clustered():
+    """Five hundred, five to a planted cause: all down to one and cut where there were a hundred."""
+    causes = np.random.default_rng(0).random((300, 100)) < 0.1
+    found = cluster(np.repeat(causes, 5, axis=1).astype(float))
+    assert len(found.lengths) == 500
+    same = np.arange(500) // 5
+    np.testing.assert_array_equal(found.owner[:, None] == found.owner[None], same[:, None] == same[None])
+
+
 def test_weight_edits():
     """Taking a mechanism out of the weights is ablating it among the components."""
     model, x = tiny(), sparse(jax.random.key(0), batch=6, p=0.7)
@@ -148,6 +183,22 @@ def test_weight_edits_of_a_layer():
         add_rank_one(decoder, name, pair.V[0, :, 0], pair.U[0, 0])
     with pytest.raises(UserError, match="and only for one"):
         add_rank_one(tiny(), "linear1", jnp.ones(5), jnp.ones(2), layer=0)
+
+
+def test_weight_edits_of_a_shared_matrix():
+    """`relu(x W Wᵀ + b)` with one W: both places change, and the part that borrows W says where to edit it."""
+    config, x = TMSConfig(), sparse(jax.random.key(0), batch=6, p=0.7)
+    model = init_tms(jax.random.key(1), config)
+    parts = decompose(model, "linear1", C=4, key=jax.random.key(2), tied=TIED)
+    pair, without = parts.of("linear1"), scale_component(parts, "linear1", 1, 0.0)
+    W = np.asarray(model.linear1.weight) - np.outer(pair.V[:, 1], pair.U[1])
+    np.testing.assert_allclose(without(x), np.maximum(x @ W @ W.T, 0), rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match=r"'linear2' holds no matrix.*untie"):
+        scale_component(parts, "linear2", 1, 0.0)
+    own = decompose(untie(model), "linear1", C=4, key=jax.random.key(2), tied=TIED)
+    turned = scale_component(own, "linear2", 1, 0.0)
+    np.testing.assert_array_equal(turned.linear1.weight, model.linear1.weight)
+    np.testing.assert_allclose(turned.linear2.weight, W.T, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
