@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,18 +45,23 @@ def capacity_sweep(
     factors: Sequence[float] = (0.5, 1.0, 2.0, 4.0),
     seeds: Sequence[int] = (0,),
     threshold: float = 0.1,
+    run: Path | str | None = None,
     **options: Any,
 ) -> list[Capacity]:
     """Train at `factors` times the config's C (rounded, at least 1), every seed each time, and count the components
     whose importance is above `threshold` somewhere on `x`. As long as all runs together; each capacity compiles a
-    program of its own. `options` go to `train_instances`."""
+    program of its own. With `run=` each goes on in a directory of its own there, `C0.5`, `C1`, ...; `options` go to
+    `train_instances`."""
     if not factors or min(factors) <= 0:
         raise UserError(f"factors={tuple(factors)}: what C is multiplied by, one number or more above 0")
     found = []
     for factor in factors:
         more = lambda C, factor=factor: max(round(C * factor), 1)
         C = more(config.C) if isinstance(config.C, int) else {name: more(count) for name, count in config.C.items()}
-        runs = train_instances(dataclasses.replace(config, C=C), model, seeds=seeds, sample=sample, **options)
+        place = None if run is None else Path(run) / f"C{factor:g}"
+        runs = train_instances(
+            dataclasses.replace(config, C=C), model, seeds=seeds, sample=sample, run=place, **options
+        )
         found.append(Capacity(factor, C, alive_of(runs, x, threshold)))
     return found
 

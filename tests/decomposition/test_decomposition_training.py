@@ -268,7 +268,7 @@ def test_half_precision_is_of_forwards_alone():
     np.testing.assert_allclose(exact.delta("linear1"), rounded - W * (1 + 1e-3), atol=1e-6)
 
 
-def test_the_capacity_sweep():
+def test_the_capacity_sweep(tmp_path):
     """Twice C, each seed: the runs of their own, counted. Every importance is above -1, and none above 1."""
     losses = (StochasticReconstruction(),)
     config = dataclasses.replace(TINY, steps=2, C={"*": 2}, losses=losses)
@@ -283,6 +283,15 @@ def test_the_capacity_sweep():
     runs = jax.tree.map(lambda leaf: leaf[None], own)
     for threshold, count in ((-1.0, 4), (1.0, 0)):
         np.testing.assert_array_equal(list(alive_of(runs, x, threshold).values()), [[count], [count]])
+
+    seen, place = [], tmp_path / "sweep"
+    sweep = partial(capacity_sweep, config, tiny(), x, factors=(0.5, 2), run=place, on_log=seen.append, **options)
+    first = sweep()
+    assert {path.name for path in place.iterdir()} == {"C0.5", "C2"}
+    assert len(seen) == 2  # the last step of each
+    for one, again in zip(first, sweep(), strict=True):
+        np.testing.assert_array_equal(one.total, again.total)
+    assert len(seen) == 2  # both were done, and nothing was trained again
     with pytest.raises(UserError, match="above 0"):
         capacity_sweep(config, tiny(), x, factors=(1, 0), **options)
 
