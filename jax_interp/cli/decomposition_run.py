@@ -19,6 +19,8 @@ from jax_interp.errors import UserError
 from jax_interp.models.hf import load
 from jax_interp.models.toys.features import sparse_features
 from jax_interp.models.toys.resid_mlp import collapse, resid_mlp_target
+from jax_interp.models.toys.tms import PRESETS as TMS_PRESETS
+from jax_interp.models.toys.tms import preset as tms_preset
 from jax_interp.models.toys.tms import tms_target
 
 
@@ -86,6 +88,11 @@ def inputs_for(config: DecompositionRunConfig) -> Inputs:
     kind, _, name = config.target.partition(":")
     batch = config.decomposition.batch
     if kind == "tms":
+        if tms_preset(name).instances is not None:
+            single = ", ".join(f"tms:{one}" for one, toy in TMS_PRESETS.items() if toy.instances is None)
+            raise UserError(
+                f"target {config.target!r} is several instances in one, decompose takes one model: {single}"
+            )
         loaded: Any = tms_target(name, config.target_seed)
         model = loaded
         draw = partial(sparse_features, n=model.linear1.weight.shape[0], probability=0.05)

@@ -61,6 +61,14 @@ def test_what_cannot_be_done_is_refused_before_there_is_a_directory(command, mod
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("target", ["tms:5-2-apd", "tms:intro"])
+def test_instances_are_refused_before_they_are_trained(target, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_INTERP_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=f"target '{target}' is several .*: tms:5-2, tms:5-2-id, "):
+        inputs_for(DecompositionRunConfig(target=target))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_special_tokens_are_neither_read_nor_predicted():
     """Cross-entropy is of the predictions between two kept tokens: of 5 0 6 7, with 0 special, of 7 from 6 alone."""
     labels = next_tokens(np.array([[5, 0, 6, 7], [1, 2, 3, 4]]), np.array([[1, 0, 1, 1], [1, 1, 1, 1]], bool))
