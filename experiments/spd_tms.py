@@ -70,6 +70,7 @@ PUBLISHED = {  # ML2R; MMCS is 1.000 in all four (SPD 2025)
     "tms_5_2": "0.993 ± 0.002", "tms_5_2_id": "0.992 ± 0.010", "tms_40_10": "1.010 ± 0.007",
     "tms_40_10_id": "1.031 ± 0.001", "tms_5_2_v1": "0.993 ± 0.002",
 }  # fmt: skip
+ML2R = {name: (0.98, 1.04 if name == "tms_40_10_id" else 1.03) for name in PUBLISHED}  # one is published at 1.031
 
 
 def run(config: Config) -> Results:
@@ -150,12 +151,13 @@ def _rows(one: Decomposition, found: list[dict[str, Any]]) -> list[Row]:
     errors = [sum(run["identity"].values()) for run in found]
     mmcs, ml2r = (np.array([run[key] for run in found]) for key in ("mmcs", "ml2r"))
     counts = [run["alive"]["linear1"] for run in found]
+    least, most = ML2R[one.preset]
     rows = [
         Row(f"{name}: runs without an identity-CI error, both matrices", f"{errors.count(0)} / {len(found)}", "all",
             not any(errors)),
         Row(f"{name}: MMCS, least", f"{mmcs.min():.4f}", "1.000 ± 0.000", bool(mmcs.min() > 0.999)),
         Row(f"{name}: ML2R", f"{ml2r.mean():.3f} ({ml2r.min():.3f} to {ml2r.max():.3f})", PUBLISHED[one.preset],
-            bool(ml2r.min() > 0.97 and ml2r.max() < 1.04)),
+            bool(ml2r.min() >= least and ml2r.max() <= most)),
         Row(f"{name}: components alive, each run", ", ".join(map(str, counts)), str(n), all(c == n for c in counts)),
         Row(f"{name}: strict error, mean (oracle)", f"{np.mean([run['strict'] for run in found]):.3f} "
             f"({np.mean([run['oracle'] for run in found]):.3f})"),

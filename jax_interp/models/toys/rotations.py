@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.models.toys.linear import Linear
 from jax_interp.models.toys.s_hot import embeddings
-from jax_interp.surgery import Site, run_blocks
+from jax_interp.surgery import Site, read, run_blocks
 
 d = 4
 """Neurons of a small circuit."""
@@ -138,8 +138,6 @@ def rotation_errors(
     post = [f"blocks.{layer}.post" for layer in range(len(model.blocks))]
 
     def chunk(key: Array) -> Any:
-        from jax_interp.surgery import read
-
         pick, turn = jax.random.split(key)
         order = jax.vmap(lambda key: jax.random.permutation(key, T)[:z])(jax.random.split(pick, batch))
         active = jnp.any(jax.nn.one_hot(order, T, dtype=bool), axis=1)
