@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +23,14 @@ from jax_interp.decomposition.apd import (
 )
 from jax_interp.decomposition.apd.ablatable import of_components
 from jax_interp.decomposition.apd.evaluate import evaluate_apd, features_of_apd, linearity_of_apd
+from jax_interp.decomposition.apd.simplicity import lp_attribution
 from jax_interp.decomposition.apd.spectrum import products, spectra
-from jax_interp.decomposition.apd.train import losses, start, template
+from jax_interp.decomposition.apd.train import apd_step, losses, start, template
 from jax_interp.decomposition.components import Components, Decomposed
-from jax_interp.decomposition.config import DecompositionConfig
+from jax_interp.decomposition.config import DecompositionConfig, Schedule
 from jax_interp.decomposition.linearity import ideal
 from jax_interp.decomposition.masks import Mask, masked_output
+from jax_interp.decomposition.matrices import weight_of
 from jax_interp.decomposition.storage import load_decomposition, save_decomposition
 from jax_interp.decomposition.train import Trained
 from jax_interp.decomposition.train import template as spd_template
@@ -209,3 +214,95 @@ def test_a_saved_decomposition_is_the_same(tmp_path):
         load_apd(tmp_path / "spd", model)
     with pytest.raises(UserError, match="no decomposition at"):
         load_apd(tmp_path / "none", model)
+
+
+def test_ties_at_the_least_are_kept_and_nothing_is_not():
+    """Of ten rows .5 a row: five. One positive of fifty is all there is to keep; of equal ones all are."""
+    one = jnp.zeros((10, 5)).at[3, 2].set(1.0)
+    np.testing.assert_array_equal(batch_top_k(one, 0.5), one > 0)
+    assert not batch_top_k(jnp.zeros((10, 5)), 0.5).any()
+    assert int(batch_top_k(jnp.full((10, 5), 2.0), 0.5).sum()) == 50
+    ranked = jnp.arange(50.0).reshape(10, 5)
+    np.testing.assert_array_equal(batch_top_k(ranked, 0.5), ranked >= 45)
+
+
+def resid(layers=2):
+    """Six features in seven dimensions, four neurons a layer, components of rank 2 of all matrices."""
+    model = init_resid_mlp(jax.random.key(0), ResidMLPConfig(6, 7, layers, 4))
+    x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (5, 6)), jnp.float32)
+    return model, x
+
+
+RESID = APDConfig(("blocks.*.mlp",), C=3, rank=2, top_k=1.0, activations=("blocks.*.mlp.post",),
+                  activation_reconstruction=0.5)  # fmt: skip
+
+
+def forward(model, x, up, down):
+    """A residual MLP in float64, with these matrices (of each row, where they have an axis for rows): the output, and
+    the neurons of each layer."""
+    E = np.asarray(model.embed.weight, np.float64)
+    r, posts = np.asarray(x, np.float64) @ E, []
+    apply = lambda v, W: np.einsum("bi,bio->bo" if W.ndim == 3 else "bi,io->bo", v, W)
+    for W_in, W_out in zip(up, down, strict=True):
+        post = np.maximum(apply(r, W_in), 0)
+        posts.append(post)
+        r = r + apply(post, W_out)
+    return r @ E.T, posts
+
+
+def test_attributions_and_activations_of_stacked_blocks():
+    """What each component does to an output in the target, at first order, summed over layers and both matrices: the
+    change of output for a small share of it added, by central differences in float64. And the neurons of the model of
+    the components kept, mean square over rows and neurons of all layers."""
+    model, x = resid()
+    parts = Decomposed(model, start(RESID, model, seed=1).components)
+    exact = lambda name: np.asarray(weight_of(model, name), np.float64)
+    up, down = exact("blocks.*.mlp.up"), exact("blocks.*.mlp.down")
+
+    def components(name):
+        V, U = (np.asarray(a, np.float64) for a in (parts.of(name).V, parts.of(name).U))
+        return np.einsum("licm,lcmo->clio", V.reshape(*V.shape[:2], 3, 2), U.reshape(V.shape[0], 3, 2, -1))
+
+    P_up, P_down = components("blocks.*.mlp.up"), components("blocks.*.mlp.down")
+    eps, want = 1e-6, []
+    for c in range(3):
+        more, less = (forward(model, x, up + s * P_up[c], down + s * P_down[c])[0] for s in (eps, -eps))
+        want.append((((more - less) / (2 * eps)) ** 2).sum(axis=1))
+    got = attributions(parts, 2, x)
+    np.testing.assert_allclose(got, np.stack(want, axis=1), rtol=1e-4, atol=1e-6)
+
+    _, found = losses(RESID, parts, x)
+    mask = np.asarray(batch_top_k(got, 1.0), np.float64)
+    assert mask.sum() == 5
+    kept = lambda P: np.einsum("bc,clio->lbio", mask, P)
+    output, posts = forward(model, x, kept(P_up), kept(P_down))
+    target, right = forward(model, x, up, down)
+    off = np.mean([(a - b) ** 2 for a, b in zip(posts, right, strict=True)])
+    np.testing.assert_allclose(found["activation_reconstruction"], off, rtol=1e-4)
+    np.testing.assert_allclose(found["top_k_reconstruction"], np.mean((output - target) ** 2), rtol=1e-4)
+
+
+def test_minimality_of_attributions_by_hand():
+    """(|A| / outputs)^{p/2} over components, the mean of two rows: with p = 1 roots, 1 + 2 and 3 + 0; with p = 2, 1 + 4
+    and 9 + 0."""
+    scores = jnp.asarray([[2.0, 8.0], [18.0, 0.0]])
+    np.testing.assert_allclose(lp_attribution(scores, 2, 1.0), 3.0, rtol=1e-6)
+    np.testing.assert_allclose(lp_attribution(scores, 2, 2.0), 7.0, rtol=1e-6)
+
+
+def test_unit_norm_keeps_to_the_sphere():
+    """A step begins with columns of norm 1, whatever they were, and the gradient that it takes, which Adam's first
+    moment is a tenth of, is at right angles to them; U is as it would be."""
+    model, x = resid()
+    config = dataclasses.replace(RESID, unit_norm=True, schedule=Schedule(1e-3, "constant"))
+    state = start(config, model, seed=1)
+    after, _ = jax.jit(partial(apd_step, config))(state, x, model)
+    has_moments = lambda part: hasattr(part, "mu")
+    moment = next(filter(has_moments, jax.tree.leaves(after.opt, is_leaf=has_moments))).mu
+    for name, pair in state.components.items():
+        unit = np.asarray(pair.V, np.float64)
+        unit = unit / np.linalg.norm(unit, axis=-2, keepdims=True)
+        assert np.abs(np.asarray(after.components[name].V) - unit).max() < 1.1e-3  # Adam's first step is of the rate
+        along = np.abs((np.asarray(moment[name].V) * unit).sum(axis=-2))
+        assert along.max() < 1e-5 * np.abs(moment[name].V).max()
+        assert np.abs(moment[name].V).max() > 0

@@ -59,13 +59,13 @@ def _slopes(model: Decomposed, x: Any) -> tuple[PerMatrix, PerMatrix]:
 
 
 def batch_top_k(attributions: Float[Array, "batch C"], k: float) -> Bool[Array, "batch C"]:
-    """The `int(k · batch)` largest of the whole batch: k a row on average, and k may be a fraction. All, where fewer
-    are above zero."""
-    return attributions >= least_kept(attributions, k)
+    """The `int(k · batch)` largest of the whole batch: k a row on average, and k may be a fraction. Those equal to the
+    least of them are kept too; a component that a row attributes nothing to is not, however few others there are."""
+    return (attributions >= least_kept(attributions, k)) & (attributions > 0)
 
 
 def least_kept(attributions: Float[Array, "batch C"], k: float) -> Float[Array, ""]:
-    """The smallest of those that `batch_top_k` keeps."""
+    """The smallest of the `int(k · batch)` largest."""
     count = max(int(k * attributions.shape[0]), 1)
     flat = jax.lax.optimization_barrier(attributions.reshape(-1))  # fused with its neighbours a top-k is slow
     return jax.lax.optimization_barrier(jax.lax.top_k(flat, count)[0])[-1]
