@@ -8,6 +8,7 @@ at random, and among those that the importance function calls alive an adversary
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,12 +16,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.importance.inputs import PerMatrix, read_inputs
 from jax_interp.decomposition.losses.adversary import pgd, started
 from jax_interp.decomposition.losses.minimality import lp_minimality
 from jax_interp.decomposition.masks import between, masked_output, stochastic
 from jax_interp.decomposition.sigmoids import SIGMOIDS
+from jax_interp.decomposition.train import Trained
 from jax_interp.training import optimizer
 
 
@@ -37,7 +38,6 @@ class PruneConfig:
     adversary_steps: int = 4
     adversary_step_size: float = 0.25
     delta: bool = True
-    sigmoid: str = "leaky_hard"
     seed: int = 0
 
 
@@ -56,59 +56,61 @@ class Pruned:
 
 
 def prune(
-    model: Decomposed,
-    gates: PerMatrix,
+    trained: Trained,
     tokens: Int[Array, "batch pos"],
     label: Int[Array, " batch"],
     config: PruneConfig = PruneConfig(),
     position: int = -1,
 ) -> Pruned:
     """Importances of these prompts that keep `label` likely at `position`, starting from those of the importance
-    function (`gates`, before the sigmoid). Components that it calls dead at a position stay dead; their masks are
-    random all along, those of the living the adversary may set."""
-    lower, upper = SIGMOIDS[config.sigmoid]
+    function. Components that it calls dead at a position stay dead; their masks are random all along, those of the
+    living the adversary may set. Another prompt of the same shape compiles nothing."""
+    return Pruned(*_pruned(config, position, trained, tokens, label))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _pruned(config: PruneConfig, position: int, trained: Trained, tokens: Array, label: Array) -> Any:
+    model = trained.model
+    lower, upper = SIGMOIDS[trained.sigmoid]
+    _, inputs, _ = read_inputs(model, tokens)
+    gates = jax.lax.stop_gradient(trained.gates(model, inputs))
     living = {name: (g > 0).astype(jnp.float32) for name, g in gates.items()}
     adam = optax.adam(config.learning_rate)
     key = jax.random.key(config.seed)
 
-    def cross_entropy(model: Decomposed, masks: Any, tokens: Array, label: Array) -> Array:
+    def cross_entropy(masks: Any) -> Array:
         log_q = jax.nn.log_softmax(masked_output(model, masks, tokens)[:, position].astype(jnp.float32))
         return -jnp.mean(jnp.take_along_axis(log_q, label[:, None], axis=1))
 
     def importance_of(phi: PerMatrix, sigmoid: Any) -> PerMatrix:
         return {name: living[name] * sigmoid(value) for name, value in phi.items()}
 
-    @jax.jit
-    def run(model: Decomposed, phi: PerMatrix, tokens: Array, label: Array) -> Any:
-        def losses(phi: PerMatrix, key: Array) -> tuple[Array, tuple[Array, Array]]:
-            g = importance_of(phi, lower)
-            draw, start = jax.random.split(key)
-            random = cross_entropy(model, stochastic(draw, g, delta=config.delta), tokens, label)
-            worst = random
-            if config.adversary_steps:
-                worst = cross_entropy(model, _worst(model, g, start, tokens, label), tokens, label)
-            total = config.reconstruction * 0.5 * (random + worst)
-            return total + config.minimality * lp_minimality(importance_of(phi, upper), config.p), (random, worst)
+    def losses(phi: PerMatrix, key: Array) -> tuple[Array, tuple[Array, Array]]:
+        g = importance_of(phi, lower)
+        draw, start = jax.random.split(key)
+        random = cross_entropy(stochastic(draw, g, delta=config.delta))
+        worst = cross_entropy(worst_masks(g, start)) if config.adversary_steps else random
+        total = config.reconstruction * 0.5 * (random + worst)
+        return total + config.minimality * lp_minimality(importance_of(phi, upper), config.p), (random, worst)
 
-        def _worst(model: Decomposed, g: PerMatrix, key: Array, tokens: Array, label: Array) -> Any:
-            still = jax.lax.stop_gradient(g)
-            fixed = started(key, g, "random", "unique_per_datapoint", config.delta)
+    def worst_masks(g: PerMatrix, key: Array) -> Any:
+        still = jax.lax.stop_gradient(g)
+        fixed = started(key, g, "random", "unique_per_datapoint", config.delta)
 
-            def sources(r: PerMatrix) -> PerMatrix:  # the adversary moves the living; the dead and Δ stay as drawn
-                wide = {n: jnp.pad(on, [(0, 0)] * (on.ndim - 1) + [(0, int(config.delta))]) for n, on in living.items()}
-                return {n: wide[n] * r[n] + (1 - wide[n]) * fixed[n] for n in r}
+        def sources(r: PerMatrix) -> PerMatrix:  # the adversary moves the living; the dead and Δ stay as drawn
+            wide = {n: jnp.pad(on, [(0, 0)] * (on.ndim - 1) + [(0, int(config.delta))]) for n, on in living.items()}
+            return {n: wide[n] * r[n] + (1 - wide[n]) * fixed[n] for n in r}
 
-            climb = lambda r: cross_entropy(model, between(still, sources(r)), tokens, label)
-            r = pgd(climb, fixed, config.adversary_steps, config.adversary_step_size)
-            return between(g, jax.lax.stop_gradient(sources(r)))
+        climb = lambda r: cross_entropy(between(still, sources(r)))
+        r = pgd(climb, fixed, config.adversary_steps, config.adversary_step_size)
+        return between(g, jax.lax.stop_gradient(sources(r)))
 
-        def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
-            phi, opt = carry
-            grads, seen = jax.grad(losses, has_aux=True)(phi, jax.random.fold_in(key, number))
-            return optimizer.update(adam, grads, opt, phi), seen
+    def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
+        phi, opt = carry
+        grads, seen = jax.grad(losses, has_aux=True)(phi, jax.random.fold_in(key, number))
+        return optimizer.update(adam, grads, opt, phi), seen
 
-        numbers = jnp.arange(config.steps, dtype=jnp.uint32)
-        (phi, _), seen = jax.lax.scan(step, (phi, optimizer.init(adam, phi)), numbers)
-        return importance_of(phi, lower), *seen
-
-    return Pruned(*run(model, {name: g.astype(jnp.float32) for name, g in gates.items()}, tokens, label))
+    phi = {name: g.astype(jnp.float32) for name, g in gates.items()}
+    numbers = jnp.arange(config.steps, dtype=jnp.uint32)
+    (phi, _), seen = jax.lax.scan(step, (phi, optimizer.init(adam, phi)), numbers)
+    return importance_of(phi, lower), *seen
