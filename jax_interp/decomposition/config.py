@@ -69,6 +69,7 @@ class DecompositionConfig:
     sampling: Sampling = "continuous"
     steps: int = 10_000
     batch: int = 4096
+    """Rows of a batch (of a language model: sequences). Data of another size is refused."""
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     importance_schedule: Schedule | None = None
     """Of the importance function; None: the same."""

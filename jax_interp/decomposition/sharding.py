@@ -1,10 +1,19 @@
-"""Where V and U live on a mesh: rules beside those of the target (`jax_interp.training.sharding`)."""
+"""Where V and U live on a mesh: rules beside those of the target (`jax_interp.training.sharding`).
+
+with jax.set_mesh(mesh):
+    place = lambda state: shard(state, state_rules(state, target), mesh)
+    train_decomposition(config, shard(model, target, mesh), batch_at=batch_at, place=place)
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from jax.sharding import PartitionSpec as P
 
 from jax_interp.decomposition.components import Decomposed
+from jax_interp.decomposition.train import TrainState
 from jax_interp.errors import UserError
 from jax_interp.training.sharding import Rules, matches
 
@@ -14,8 +23,18 @@ def rules(model: Decomposed, target: Rules) -> Rules:
     writes is split as its weight is, components over `tensor` where its inputs are not. Importance functions are the
     user's to place; `("**", P())` as a last rule replicates them.
     """
-    found = [(f"{name}.{part}", spec) for name in model.components for part, spec in _split(name, target)]
-    return [*found, *target]
+    return [*_of_components(model.components, target), *target]
+
+
+def state_rules(state: TrainState, target: Rules) -> Rules:
+    """The rules of a training state: V, U and their moments as `rules` has them, by those of the target. Importance
+    functions and the sources of adversaries are on every device; a rule before these says otherwise.
+    """
+    return [*_of_components(state.components, target), ("**", P())]
+
+
+def _of_components(components: Mapping[str, Any], target: Rules) -> list[tuple[str, P]]:
+    return [(f"{name}.{part}", spec) for name in components for part, spec in _split(name, target)]
 
 
 def _split(name: str, target: Rules) -> list[tuple[str, P]]:

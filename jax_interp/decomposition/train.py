@@ -128,6 +128,16 @@ def record(
     )
 
 
+def check_batch(batch: int, example: Any) -> None:
+    """Raises UserError where the data has another number of rows than the config, which is what a run records."""
+    have = {leaf.shape[0] for leaf in jax.tree.leaves(example)}
+    if have != {batch}:
+        rows = " and ".join(map(str, sorted(have)))
+        raise UserError(
+            f"batch={batch} in the config, and {rows} rows in what is trained on: give both the same number"
+        )
+
+
 def _optimizers(config: DecompositionConfig) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     return (
         adam(config.schedule, config.steps, config.clip),
@@ -271,13 +281,17 @@ def train_decomposition(
     sample: Callable[[Array], Any] | None = None,
     batch_at: Callable[[int], Any] | None = None,
     run: Run | Path | str | None = None,
+    place: Callable[[TrainState], TrainState] | None = None,
     **options: Any,
 ) -> Trained:
     """Train from the start, or from the last checkpoint of `run`. Data is drawn in the step by `sample(key)`, or comes
-    as `batch_at(number)`. `options` go to `training.fit`. The same call after a kill ends with the same bits.
+    as `batch_at(number)`. `options` go to `training.fit`. The same call after a kill ends with the same bits. On a mesh
+    `place` puts the state where it is to live (`sharding.state_rules`); the model and batches come placed.
     """
     step, example = _step(config, sample, batch_at)
+    check_batch(config.batch, example)
     state = start(config, model, example)
+    state = state if place is None else place(state)
     options = {"shown": ("loss", "l0"), "title": "decomposition", "log_every": 100} | options
     state = fit(
         step,
@@ -314,6 +328,7 @@ def train_instances(
     instance axis on its leaves, where instances decompose different ones; `model` is then one of them, for its shape.
     """
     example = jax.eval_shape(sample, jax.random.key(0))
+    check_batch(config.batch, example)
     one = lambda seed, model: start(config, model, example, seed=seed)
     places = (0, None if models is None else 0)
     targets = model if models is None else models

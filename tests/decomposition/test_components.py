@@ -169,7 +169,7 @@ def test_what_is_tied_is_checked():
     assert tie(init_tms(key, TMSConfig()), "linear1", "linear2").names == ("linear1", "linear2")
     models = jax.tree.map(lambda *leaves: jnp.stack(leaves), model, dataclasses.replace(model, linear2=moved))
     with pytest.raises(UserError, match="not the transpose"):
-        train_instances(DecompositionConfig(tied=TIED), model, seeds=(0, 1), models=models, sample=sparse)
+        train_instances(DecompositionConfig(tied=TIED, batch=256), model, seeds=(0, 1), models=models, sample=sparse)
 
 
 def test_components_of_the_transpose():

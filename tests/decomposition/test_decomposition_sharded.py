@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_tms import TIED, tiny
 
-from jax_interp.decomposition import Components, Decomposed, DecompositionConfig, decompose
+from jax_interp.decomposition import Components, Decomposed, DecompositionConfig, Schedule, WarmUp, decompose
 from jax_interp.decomposition.importance import GlobalGates, ScalarGates, SharedGates, TransformerGates, VectorGates
 from jax_interp.decomposition.losses import (
     Adversary,
@@ -24,8 +24,8 @@ from jax_interp.decomposition.losses import (
     StochasticSubset,
 )
 from jax_interp.decomposition.masks import masked_output, stochastic
-from jax_interp.decomposition.sharding import rules
-from jax_interp.decomposition.train import start, train_step
+from jax_interp.decomposition.sharding import rules, state_rules
+from jax_interp.decomposition.train import start, train_decomposition, train_step
 from jax_interp.errors import UserError
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
@@ -93,12 +93,6 @@ EVERY = [
 ]
 
 
-def places(state):
-    """The rules of a training state: V, U and their moments by the target's, all else replicated."""
-    target = target_rules(SMALL)
-    return [*rules(Decomposed(None, state.components), target)[: -len(target)], ("**", jax.P())]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])
 @pytest.mark.parametrize("config", [RECIPE, BY_LAYER], ids=["transformer", "scalar"])
@@ -113,13 +107,46 @@ def test_a_training_step_on_a_mesh(config, explicit):
     after, metrics = step(state, tokens, model)
     mesh = make_mesh(data=2, fsdp=2, tensor=2, explicit=explicit)
     with jax.set_mesh(mesh):
-        state, target = shard(state, places(state), mesh), shard(model, target_rules(SMALL), mesh)
+        state, target = (
+            shard(state, state_rules(state, target_rules(SMALL)), mesh),
+            shard(model, target_rules(SMALL), mesh),
+        )
         assert all("tensor" in str(pair.V.sharding.spec) for pair in state.components.values())
         got, got_metrics = step(state, shard_batch(tokens, mesh), target)
         for name, value in metrics.items():
             np.testing.assert_allclose(jax.device_get(got_metrics[name]), value, rtol=1e-4, err_msg=name)
         for one, other in zip(jax.tree.leaves(gradients(after)), jax.tree.leaves(gradients(got)), strict=True):
             np.testing.assert_allclose(jax.device_get(other), one, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_training_on_a_mesh(tmp_path):
+    """`train_decomposition` with what the package ships, warm-up and checkpoint included, logs one device's figures and
+    leaves V and U where the rules say; what is there is found again without a step."""
+    config = dataclasses.replace(BY_LAYER, steps=3, warm_up=WarmUp(3), schedule=Schedule(1e-2))
+    model = jax.tree.map(lambda w: 4.0 * w if w.ndim > 2 else w, init(SMALL, jax.random.key(0)))
+    draw = lambda number: jax.random.randint(jax.random.key(number), (4, 6), 0, SMALL.vocab_size)
+    logs, options = ([], [], []), {"quiet": True, "log_every": 1}
+    alone = train_decomposition(config, model, batch_at=draw, on_log=logs[0].append, **options)
+    mesh, target = make_mesh(data=2, fsdp=2, tensor=2), target_rules(SMALL)
+    batch_at = lambda number: shard_batch(draw(number), mesh)
+    place = lambda state: shard(state, state_rules(state, target), mesh)
+    with jax.set_mesh(mesh):
+        both = [
+            train_decomposition(
+                config, shard(model, target, mesh), batch_at=batch_at, place=place, run=tmp_path, on_log=log.append,
+                **options,
+            )
+            for log in logs[1:]
+        ]  # fmt: skip
+    assert len(logs[0]) == len(logs[1]) == 3
+    assert not logs[2]
+    for one, other in zip(logs[0], logs[1], strict=True):
+        np.testing.assert_allclose(list(other.values()), list(one.values()), rtol=1e-3)
+    for got in both:
+        for name, pair in got.model.components.items():
+            assert "tensor" in str(pair.V.sharding.spec)
+            np.testing.assert_allclose(jax.device_get(pair.V), alone.model.components[name].V, atol=1e-4)
 
 
 @pytest.mark.parametrize("config", EVERY, ids=lambda config: type(config.importance).__name__)
@@ -130,7 +157,7 @@ def test_a_training_step_traces_on_explicit_axes(config):
     state = jax.eval_shape(partial(start, config), model, tokens)
     mesh = abstract_mesh(data=2, fsdp=2, tensor=2)
     with jax.sharding.use_abstract_mesh(mesh):
-        state = abstract(state, places(state), mesh)
+        state = abstract(state, state_rules(state, target_rules(SMALL)), mesh)
         model = abstract(model, target_rules(SMALL), mesh)
         tokens = jax.ShapeDtypeStruct((4, 6), jnp.int32, sharding=jax.NamedSharding(mesh, BATCH))
         after, _ = jax.eval_shape(partial(train_step, config), state, tokens, model)

@@ -187,6 +187,21 @@ def test_a_run_directory_is_of_one_call(tmp_path):
         apd_instances(apd, model, seeds=(5, 6), run=tmp_path / "apd", **options)
 
 
+def test_data_of_another_size_than_the_config_says_is_refused(tmp_path):
+    """What is stored with a run is what it was trained on."""
+    apd, place = APDConfig(tied=TIED, steps=2), tmp_path / "run"
+    for batch, call in (
+        (64, partial(train_decomposition, dataclasses.replace(TINY, batch=64), sample=sample)),
+        (64, partial(train_decomposition, dataclasses.replace(TINY, batch=64), batch_at=lambda step: sample(KEY))),
+        (64, partial(train_instances, dataclasses.replace(TINY, batch=64), seeds=(0,), sample=sample)),
+        (2048, partial(train_apd, apd, sample=sample)),
+        (2048, partial(apd_instances, apd, seeds=(0,), sample=sample)),
+    ):
+        with pytest.raises(UserError, match=f"batch={batch} in the config, and 32 rows"):
+            call(model=tiny(), run=place, quiet=True)
+    assert not place.exists()
+
+
 def test_an_open_run_keeps_its_config(tmp_path):
     config, apd = dataclasses.replace(TINY, losses=(Faithfulness(),), steps=1), APDConfig(tied=TIED, steps=1, batch=32)
     options = {"sample": sample, "quiet": True}
@@ -269,11 +284,20 @@ def test_half_precision_is_of_forwards_alone():
 
 
 def test_the_capacity_sweep(tmp_path):
-    """Twice C, each seed: the runs of their own, counted. Every importance is above -1, and none above 1."""
+    """Half and twice C, each seed: the runs of their own, counted, each capacity's in a directory of its own. Every
+    importance is above -1, and none above 1."""
     losses = (StochasticReconstruction(),)
     config = dataclasses.replace(TINY, steps=2, C={"*": 2}, losses=losses)
     x, options = sparse(jax.random.key(3), batch=16, p=0.7), {"sample": sample, "quiet": True}
-    (found,) = capacity_sweep(config, tiny(), x, factors=(2,), seeds=(3, 5), threshold=0.3, **options)
+    seen, place = [], tmp_path / "sweep"
+    options |= {"on_log": seen.append}
+    sweep = partial(capacity_sweep, config, tiny(), x, seeds=(3, 5), threshold=0.3, run=place, **options)
+    half, found = sweep(factors=(0.5, 2))
+    assert {path.name for path in place.iterdir()} == {"C0.5", "C2"}
+    assert len(seen) == 2  # the last step of each
+    (again,) = sweep(factors=(0.5,))
+    np.testing.assert_array_equal(half.total, again.total)
+    assert len(seen) == 2  # it was done, and nothing was trained again
     assert (found.factor, found.C) == (2, {"*": 4})
     own = train_decomposition(dataclasses.replace(config, C=4, seed=5), tiny(), **options)
     want = {name: int(on.sum()) for name, on in alive(own.importance(x).lower, 0.3).items()}
@@ -283,15 +307,6 @@ def test_the_capacity_sweep(tmp_path):
     runs = jax.tree.map(lambda leaf: leaf[None], own)
     for threshold, count in ((-1.0, 4), (1.0, 0)):
         np.testing.assert_array_equal(list(alive_of(runs, x, threshold).values()), [[count], [count]])
-
-    seen, place = [], tmp_path / "sweep"
-    sweep = partial(capacity_sweep, config, tiny(), x, factors=(0.5, 2), run=place, on_log=seen.append, **options)
-    first = sweep()
-    assert {path.name for path in place.iterdir()} == {"C0.5", "C2"}
-    assert len(seen) == 2  # the last step of each
-    for one, again in zip(first, sweep(), strict=True):
-        np.testing.assert_array_equal(one.total, again.total)
-    assert len(seen) == 2  # both were done, and nothing was trained again
     with pytest.raises(UserError, match="above 0"):
         capacity_sweep(config, tiny(), x, factors=(1, 0), **options)
 

@@ -19,7 +19,7 @@ from jax_interp.decomposition.config import Schedule
 from jax_interp.decomposition.losses.faithfulness import faithfulness
 from jax_interp.decomposition.masks import edits
 from jax_interp.decomposition.matrices import check_tied
-from jax_interp.decomposition.train import adam, record
+from jax_interp.decomposition.train import adam, check_batch, record
 from jax_interp.errors import UserError
 from jax_interp.surgery import edit, read
 from jax_interp.training import Run, fit, optimizer
@@ -156,6 +156,7 @@ def train_apd(
 ) -> Decomposed:
     """The decomposed model, its components `rank` neighbouring subcomponents each, after `config.steps` steps on
     `sample(key)`. `options` go to `training.fit`."""
+    check_batch(config.batch, jax.eval_shape(sample, jax.random.key(0)))
     options = {"title": "APD", "log_every": 100} | options
     step = partial(_sampled, config, sample)
     stored = record(run, config, model)
@@ -174,6 +175,7 @@ def apd_instances(
 ) -> dict[str, Components]:
     """The components of one run a seed, under one `vmap`: a leading instance axis. `run` goes on only with the config,
     seeds and model that it was begun with."""
+    check_batch(config.batch, jax.eval_shape(sample, jax.random.key(0)))
     check_tied(model, config.tied)  # inside jit weights have no values to compare
     state = jax.jit(jax.vmap(lambda seed, model: start(config, model, seed=seed), (0, None)))(
         jnp.asarray(seeds, jnp.uint32), model

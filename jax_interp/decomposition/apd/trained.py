@@ -45,4 +45,5 @@ def with_threshold(config: APDConfig, model: Decomposed, x: Any) -> TrainedAPD:
         return TrainedAPD(model, jnp.zeros((), jnp.float32), config.rank)
     k = config.top_k
     threshold = jax.jit(lambda model, x: least_kept(attributions(model, config.rank, x), k))(model, x)
-    return TrainedAPD(model, threshold, config.rank)
+    above_zero = jnp.finfo(threshold.dtype).tiny  # as `batch_top_k`, it keeps nothing for an attribution of nothing
+    return TrainedAPD(model, jnp.maximum(threshold, above_zero), config.rank)
