@@ -78,7 +78,8 @@ class DecomposedLinear:
     """What stands in the place of a linear map (`weight` `[d_in, d_out]`, called as `linear(x, site, ...)`), or of an
     embedding, whose `x` are indices of rows.
 
-    `y + (m a - m_Δ a) U - (1 - m_Δ) x W`, with a = x V: three products, and exactly y where both masks are 1.
+    `m_Δ y + (m a - m_Δ a) U + (1 - m_Δ) b`, with a = x V and b the bias: three products, and exactly y where both masks
+    are 1. With Δ off nothing of y is in it, so that rounding is that of the components and not of the target's output.
     """
 
     linear: Any
@@ -96,7 +97,8 @@ class DecomposedLinear:
             edited = site("components", inner, f"{axes} component")
             delta = site("delta", _row_of_ones(inner), f"{axes} one")
             change = _product(edited - delta * inner, self.components.U.astype(inner.dtype), like=y)
-            y = y + (change - (jnp.ones_like(delta) - delta) * (y if self.bias is None else y - over(self.bias, y)))
+            y = delta * y + change
+            y = y if self.bias is None else y + (jnp.ones_like(delta) - delta) * over(self.bias, y)
         return site("output", y, f"{axes} d_out")
 
     def attend(self, x: Array) -> Array:

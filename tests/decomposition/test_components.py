@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_tms import TIED, sparse, tiny
+from tiny_tms import TIED, Tiny, sparse, tiny
 
 from jax_interp.decomposition import Components, DecompositionConfig, decompose, masked_output, train_instances
+from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.linearity.ablatable import of_decomposition, side_by_side
-from jax_interp.decomposition.masks import Mask
+from jax_interp.decomposition.masks import Mask, edits
 from jax_interp.decomposition.matrices import chosen, matrices
 from jax_interp.errors import UserError
 from jax_interp.models import Config, init
@@ -86,6 +87,30 @@ def test_masked_forward_is_the_formula():
     assert set(parts.components) == {"linear1"}
     assert parts.names == ("linear1", "linear2")
     np.testing.assert_allclose(parts.delta("linear2"), (W - V @ U).T, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_few_parts_alone_are_as_exact_as_their_own_product(dtype, bias):
+    """Two of 256 components on and Δ off: rounding is that of `(x m) U + b`, however large the target's output is. With
+    V = I and U = W; masks of 1 give the target's bits."""
+    rng = np.random.default_rng(0)
+    W, x, b = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((256, 256), (64, 256), (256,)))
+    W, b = W / 16, b if bias else None
+    mask = jnp.asarray(rng.permuted(np.arange(256)[None] < 2 * np.ones((64, 1)), axis=1), dtype)
+    parts = Decomposed(Tiny(Linear(W, b), Linear(W.T)), {"linear1": Components(jnp.eye(256), W.astype(jnp.float32))})
+
+    @jax.jit
+    def output(parts, mask, delta, x):
+        masked = edit(parts, *edits({"linear1": Mask(mask, delta)}))
+        return read(masked, "linear1.output", output=False)(x)["linear1.output"]
+
+    plain = jax.jit(lambda x: x @ W if b is None else x @ W + b[None])
+    exact = lambda a: np.asarray(a, np.float64)
+    want = exact(x * mask) @ exact(W) + (exact(b)[None] if bias else 0)
+    off = lambda y: np.linalg.norm(exact(y) - want) / np.linalg.norm(want)
+    assert off(output(parts, mask, jnp.zeros((), dtype), x)) < 1.2 * off(plain(x * mask))
+    np.testing.assert_array_equal(output(parts, jnp.ones_like(mask), jnp.ones((), dtype), x), plain(x))
 
 
 def test_edits_gradients_and_vmap_reach_components():

@@ -98,7 +98,8 @@ EVERY = [
 @pytest.mark.parametrize("config", [RECIPE, BY_LAYER], ids=["transformer", "scalar"])
 def test_a_training_step_on_a_mesh(config, explicit):
     """The figures of one device, and the gradients, which Adam's first moments hold: of V and U, of the importance
-    function, of the adversary's sources."""
+    function, of the adversary's sources. A KL divergence is a difference of log-probabilities near 3.5, whose float32
+    are 2e-7 apart."""
     model = jax.tree.map(lambda w: 4.0 * w if w.ndim > 2 else w, init(SMALL, jax.random.key(0)))
     tokens = jax.random.randint(jax.random.key(1), (4, 6), 0, SMALL.vocab_size)
     state = start(config, model, tokens)
@@ -114,7 +115,7 @@ def test_a_training_step_on_a_mesh(config, explicit):
         assert all("tensor" in str(pair.V.sharding.spec) for pair in state.components.values())
         got, got_metrics = step(state, shard_batch(tokens, mesh), target)
         for name, value in metrics.items():
-            np.testing.assert_allclose(jax.device_get(got_metrics[name]), value, rtol=1e-4, err_msg=name)
+            np.testing.assert_allclose(jax.device_get(got_metrics[name]), value, rtol=1e-4, atol=1e-7, err_msg=name)
         for one, other in zip(jax.tree.leaves(gradients(after)), jax.tree.leaves(gradients(got)), strict=True):
             np.testing.assert_allclose(jax.device_get(other), one, rtol=2e-3, atol=1e-6)
 
