@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from jax_interp.errors import UserError
 from jax_interp.surgery import Each, Scale, at, edit
 from jax_interp.training.leaves import flatten
 
+TOLERANCE = 1e-3  # of the largest singular value: what training leaves over is far above float32's rounding
+
 
 @dataclasses.dataclass(frozen=True)
 class Ablatable:
@@ -26,7 +28,7 @@ class Ablatable:
 
     `of` is a pytree with these two as methods, and `resampled(keep, x, donor)` where activations of parts that are not
     kept can be replaced by those of row `donor[i]`. It is an argument of what is compiled, so a second decomposition of
-    one shape compiles nothing. `faithfulness` is ‖Σθ_c - θ‖ / ‖θ‖ by matrix, `ranks` that of each part.
+    one shape compiles nothing. `faithfulness` is ‖Σθ_c - θ‖ / ‖θ‖ by matrix, `ranks` that of each part by `ranks_of`.
     """
 
     of: Any
@@ -86,22 +88,28 @@ def of_weights(f: Callable[[Any, Array], Array], weights: WeightParts) -> Ablata
         off[name or "theta"] = float(
             np.linalg.norm(np.asarray(parts[name], np.float64).sum(0) - whole) / max(np.linalg.norm(whole), 1e-30)
         )
-    return Ablatable(OfWeights(weights, f), off, sum_of_ranks(parts))
+    return Ablatable(OfWeights(weights, f), off, sum_of_ranks(target, parts))
 
 
-def sum_of_ranks(parts: Mapping[str, Any], tolerance: float = 1e-6) -> np.ndarray:
+def ranks_of(whole: Float[np.ndarray, "d_in d_out"], parts: Iterable[Float[np.ndarray, " value"]]) -> np.ndarray:
+    """The numerical rank of each part of one matrix, given its singular values: how many are above `TOLERANCE` times
+    the largest of the matrix and of all parts. A Δ that training has made small has then none, though it is no float32
+    zero anywhere."""
+    parts = list(parts)
+    largest = max([np.linalg.norm(whole, 2), *(values.max(initial=0.0) for values in parts)])
+    return np.array([np.sum(values > TOLERANCE * largest) for values in parts], int)
+
+
+def sum_of_ranks(target: Mapping[str, Any], parts: Mapping[str, Any]) -> np.ndarray:
     """The rank of every part, over all its matrices (a vector counts as one, zero as none)."""
     total: Any = 0
-    for value in parts.values():
-        array = np.asarray(value, np.float64)
-        array = array.reshape(array.shape[0], 1, -1) if array.ndim < 3 else array
-        total = total + np.array([_rank(one, tolerance) for one in array])
+    for name, value in parts.items():
+        array, whole = np.asarray(value, np.float64), np.asarray(target[name], np.float64)
+        shape = (-1, *whole.shape[-2:]) if whole.ndim > 1 else (1, 1, whole.size)
+        array, whole = array.reshape(len(array), *shape), whole.reshape(shape)
+        for i, matrix in enumerate(whole):
+            total = total + ranks_of(matrix, np.linalg.svd(array[:, i], compute_uv=False))
     return np.asarray(total)
-
-
-def _rank(one: np.ndarray, tolerance: float) -> int:
-    values = np.linalg.svd(one.reshape(-1, *one.shape[-2:]), compute_uv=False)
-    return int(np.sum(values > tolerance * max(values.max(initial=0.0), 1.0)))
 
 
 @jax.tree_util.register_dataclass
@@ -162,13 +170,10 @@ def of_decomposition(model: Decomposed, *, delta: bool = False) -> Ablatable:
         off[name] = float(np.linalg.norm(rest) / max(np.linalg.norm(weight), 1e-30))
         V, U = (np.asarray(jax.device_get(m), np.float64) for m in (model.of(name).V, model.of(name).U))
         size = np.linalg.norm(V, axis=-2) * np.linalg.norm(U, axis=-1)
-        layers = layers_of(model, name)
-        alive = (size > 1e-6 * max(float(size.max(initial=0.0)), 1e-30)).astype(int).reshape(layers, -1)
-        for layer in range(layers):
-            ranks += list(alive[layer])
-            if delta:
-                one = rest[layer] if is_stacked(name) else rest
-                ranks.append(int(np.linalg.matrix_rank(one, tol=1e-6)))
+        stack = lambda m, axes: m.reshape(-1, *m.shape[-axes:])
+        for whole, left, sizes in zip(stack(weight, 2), stack(rest, 2), stack(size, 1), strict=True):
+            parts = [*sizes[:, None], *([np.linalg.svd(left, compute_uv=False)] if delta else [])]
+            ranks += list(ranks_of(whole, parts))
     return Ablatable(OfDecomposition(model, delta), off, np.asarray(ranks))
 
 

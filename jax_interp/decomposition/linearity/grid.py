@@ -63,26 +63,23 @@ def composite_grid(
     if not 0 < active <= n:
         raise UserError(f"active={active} of {n} features: from 1 to {n}")
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32).tolist())
-    right_of = jax.jit(target)
     strict, supersets, removed = [], [], []
     worst = 0.0
     for A in _features(n, active, feature_sets, rng):
         amplitude = np.zeros((samples, n), np.float32)
         amplitude[:, list(A)] = rng.uniform(low, high, (samples, active))
         x = jnp.asarray(amplitude) @ features
-        y = np.asarray(right_of(x), np.float64)
+        y = np.asarray(target(x), np.float64)
         needed = np.any(owner[list(A)], axis=0)
-        errors = []
-        for T in _sets(parts, needed, cap, rng, containing=True):
-            errors.append(_relative(run, T, x, y))
-        strict.append(_relative(run, needed, x, y))
+        errors = [_relative(run, T, x, y) for T in _sets(parts, needed, cap, rng, containing=True)]
+        strict.append(errors[0])
         supersets.append(float(np.mean(errors)))
         worst = max(worst, max(errors))
         for T in _sets(parts, needed, cap, rng, containing=False):
             kept = [i for i in A if not (owner[i] & ~T).any()]
             partial = np.zeros_like(amplitude)
             partial[:, kept] = amplitude[:, kept]
-            right = np.asarray(right_of(jnp.asarray(partial) @ features), np.float64)
+            right = np.asarray(target(jnp.asarray(partial) @ features), np.float64)
             removed.append(_relative(run, T, x, right, over=y))
     return Grid(float(np.mean(strict)), float(np.mean(supersets)), worst, float(np.mean(removed)) if removed else None)
 
@@ -110,7 +107,7 @@ def _features(n: int, active: int, count: int | None, rng: np.random.Generator) 
 def _sets(
     parts: int, needed: np.ndarray, cap: int, rng: np.random.Generator, containing: bool
 ) -> list[Bool[np.ndarray, " part"]]:
-    """Sets of parts that contain what is needed, or that lack some of it; what is needed alone is always the first."""
+    """Sets of parts that contain what is needed, the first of them that alone; or sets that lack some of it."""
     free = np.flatnonzero(~needed) if containing else np.arange(parts)
     if 2 ** min(len(free), 40) <= 4 * cap:
         every = list(itertools.product([False, True], repeat=len(free)))

@@ -228,10 +228,11 @@ def _with_others(needed: Array, draw: Array, k: int) -> Array:
 
 
 def _union(needed: Array, key: Array, k: int) -> Array:
+    """The needed parts of each row and of k others: of row i those of row p(i), for k random permutations p."""
+    found = needed
     for one in jax.random.split(key, k):
-        needed_there = needed[jax.random.permutation(one, needed.shape[0])]
-        needed = jnp.maximum(needed, needed_there)
-    return needed
+        found = jnp.maximum(found, needed[jax.random.permutation(one, needed.shape[0])])
+    return found
 
 
 @jax.jit
