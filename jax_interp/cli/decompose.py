@@ -80,7 +80,7 @@ def train(config: DecompositionRunConfig, inputs: Inputs, directory: Path | str,
     """Train in `directory`, from its last checkpoint if it has one."""
     from jax_interp.training import open_run
 
-    may_differ = ("log_every", "checkpoint_every", "evaluate_rows", "linearity_rows", "adversary_steps")
+    may_differ = ("log_every", "checkpoint_every", "evaluate_rows", "linearity_rows", "adversary_steps", "threshold")
     with open_run(directory, config, may_differ=may_differ) as opened:
         same_inputs(opened.directory, inputs.fingerprint)
         return method_of(config).train(

@@ -42,6 +42,8 @@ class DecompositionRunConfig:
     """Examples (of a language model: sequences) that figures are of."""
     linearity_rows: int = 64
     adversary_steps: tuple[int, ...] = (20, 40, 80, 160, 320)
+    threshold: float = 0.0
+    """Above which a component counts as important on a row, in every figure. 0 for a sigmoid that gets there."""
     log_every: int = 100
     checkpoint_every: int = 1000
 
@@ -53,6 +55,10 @@ class DecompositionRunConfig:
             raise UserError(f"context={self.context} leaves nothing to predict: at least 2")
         if not self.adversary_steps or min(self.adversary_steps) < 1:
             raise UserError(f"adversary_steps={self.adversary_steps}: one number or more, each at least 1")
+        if not 0 <= self.threshold < 1:
+            raise UserError(f"threshold={self.threshold}: importances are from 0 to 1, so from 0 to below 1")
+        if isinstance(self.decomposition, APDConfig) and self.threshold:
+            raise UserError(f"threshold={self.threshold} is for importances: APD keeps the top k of attributions")
         if isinstance(self.decomposition, APDConfig) and ":" not in self.target:
             raise UserError(
                 f"target={self.target!r}: APD takes toys apart, tms:PRESET or resid-mlp:PRESET; its attributions cost "

@@ -36,20 +36,27 @@ def measure(
 ) -> dict[str, Any]:
     """Every figure of the trained decomposition, as JSON values."""
     x, labels = inputs.held_out(config.evaluate_rows)
-    result = evaluate(settings, trained, x, labels=labels, adversary_steps=config.adversary_steps)
+    steps, threshold = config.adversary_steps, config.threshold
+    result = evaluate(settings, trained, x, labels=labels, adversary_steps=steps, threshold=threshold)
     few = {"samples": 2, "ks": (1, 4), "adversary_steps": (20,), "pairs": 16} if labels is not None else {}
     known = known_features(inputs.model)
     oracle = None if known is None else ideal(trained.model, known.parts)
-    result["linearity"] = plain(linearity_of(settings, trained, x[: config.linearity_rows], oracle=oracle, **few))
-    return result if known is None else result | against(known, settings, trained, oracle)
+    x = x[: config.linearity_rows]
+    result["linearity"] = plain(linearity_of(settings, trained, x, oracle=oracle, threshold=threshold, **few))
+    return result if known is None else result | against(known, settings, trained, oracle, threshold)
 
 
 def against(
-    known: KnownFeatures, settings: DecompositionConfig, trained: Trained, oracle: Decomposed | None
+    known: KnownFeatures,
+    settings: DecompositionConfig,
+    trained: Trained,
+    oracle: Decomposed | None,
+    threshold: float = 0.0,
 ) -> dict[str, Any]:
     """Of a toy: its importances on one-hot probes by concrete address, how far they are from the patterns expected,
     mechanistic faithfulness on composite inputs, and how well the directions of TMS were found."""
     model, active = trained.model, [k for k in (1, 2) if k <= known.count]
+    few = {"threshold": threshold, "samples": 32, "cap": 16, "feature_sets": 32}
     importance = jax.device_get(trained.importance(probe(known.count)).lower)
     probes = {name: np.asarray(g, float).round(4).tolist() for name, g in importance.items()}
     result: dict[str, Any] = {
@@ -59,9 +66,7 @@ def against(
             for layer, rows in enumerate(g if is_stacked(name) else [g])
         },
         "pattern_errors": pattern_errors(model, importance, known.patterns),
-        "composites": composites_of(
-            settings, trained, known.count, active=active, oracle=oracle, samples=32, cap=16, feature_sets=32
-        ),
+        "composites": composites_of(settings, trained, known.count, active=active, oracle=oracle, **few),
     }
     if isinstance(model.target, TMS) and "linear1" in model.names:
         found = recovery(model.of("linear1"), model.target.linear1.weight)

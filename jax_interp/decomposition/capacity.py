@@ -68,10 +68,10 @@ def capacity_sweep(
 
 def alive_of(runs: Trained, x: Array, threshold: float = 0.1) -> dict[str, Int[np.ndarray, "instance *layer"]]:
     """By matrix the number of components alive on `x` in each run of `train_instances`."""
+    return {name: np.asarray(count) for name, count in _counts(runs, x, threshold).items()}
 
-    @jax.jit
-    def counts(runs: Trained, x: Array) -> dict[str, Array]:
-        one = lambda trained: alive(trained.importance(x).lower, threshold)
-        return {name: jnp.sum(on, axis=-1) for name, on in jax.lax.map(one, runs).items()}
 
-    return {name: np.asarray(count) for name, count in counts(runs, x).items()}
+@jax.jit
+def _counts(runs: Trained, x: Array, threshold: Any) -> dict[str, Array]:
+    one = lambda trained: alive(trained.importance(x).lower, threshold)
+    return {name: jnp.sum(on, axis=-1) for name, on in jax.lax.map(one, runs).items()}

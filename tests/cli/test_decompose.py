@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
 
-from jax_interp.cli.decomposition_run import DecompositionRunConfig, inputs_for, next_tokens
-from jax_interp.cli.decomposition_spd import against
+import jax_interp.cli.decomposition_spd as module
+from jax_interp.cli.decompose import train
+from jax_interp.cli.decomposition_run import DecompositionRunConfig, HeldOut, Inputs, inputs_for, next_tokens
+from jax_interp.cli.decomposition_spd import against, measure
 from jax_interp.decomposition import DecompositionConfig, Trained
 from jax_interp.decomposition.importance import ScalarGates, init_importance
 from jax_interp.decomposition.linearity import ideal
+from jax_interp.decomposition.losses import ImportanceMinimality
 from jax_interp.decomposition.train import template
 from jax_interp.errors import UserError
 from jax_interp.models import load
@@ -36,6 +42,8 @@ def drawn(settings: DecompositionConfig, target) -> Trained:
         ("log_every", 0, "log_every=0 must be at least 1"),
         ("checkpoint_every", -1, "checkpoint_every=-1 must be at least 1"),
         ("context", 1, "context=1 leaves nothing to predict"),
+        ("threshold", 1.0, "threshold=1.0: importances are from 0 to 1"),
+        ("threshold", -0.1, "threshold=-0.1: importances are from 0 to 1"),
     ],
 )
 def test_what_a_run_cannot_be(field, value, said):
@@ -105,3 +113,43 @@ def test_toys_are_measured_whatever_is_decomposed(toy):
     assert [row["name"] for row in found["composites"]][::4] == ["1 on, needed parts alone", "2 on, needed parts alone"]
     assert (found["composites"][0]["excess"] is not None) == (toy == "residual MLP")
     assert "mmcs" not in found
+
+
+def test_one_threshold_is_of_every_figure(monkeypatch):
+    """Whatever counts importances gets the config's; a run of before there was one has 0."""
+    settings = DecompositionConfig(("linear1",), C=3, importance=ScalarGates(2))
+    target, seen = init_tms(jax.random.key(0), TMSConfig(3, 2)), {}
+    for name in ("evaluate", "linearity_of", "composites_of"):
+        real, few = getattr(module, name), {"linearity_of": {"samples": 1, "ks": (1,), "adversary_steps": (1,)}}
+
+        def noted(*args, name=name, real=real, few=few, **options):
+            seen[name] = options["threshold"]
+            return real(*args, **options | few.get(name, {}))
+
+        monkeypatch.setattr(module, name, noted)
+    config = DecompositionRunConfig(settings, evaluate_rows=4, linearity_rows=4, adversary_steps=(1,), threshold=0.3)
+    measure(settings, config, drawn(settings, target), inputs_of(target))
+    assert seen == dict.fromkeys(("evaluate", "linearity_of", "composites_of"), 0.3)
+    old = json.loads(configs.dumps(config))
+    del old["threshold"]
+    assert configs.from_json(DecompositionRunConfig, old).threshold == 0
+
+
+def test_a_run_goes_on_with_another_threshold(tmp_path):
+    settings = DecompositionConfig(
+        ("linear1",), C=3, importance=ScalarGates(2), warm_up=None, losses=(ImportanceMinimality(),), steps=1, batch=4
+    )
+    config, inputs = DecompositionRunConfig(settings), inputs_of(init_tms(jax.random.key(0), TMSConfig(3, 2)))
+    train(config, inputs, tmp_path, quiet=True)
+    old = json.loads((tmp_path / "config.json").read_text())
+    del old["threshold"]  # of a run from before there was one
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    train(dataclasses.replace(config, threshold=0.2), inputs, tmp_path, quiet=True)
+    assert json.loads((tmp_path / "config.json").read_text())["threshold"] == 0.2
+
+
+def inputs_of(target) -> Inputs:
+    """A toy of three features at hand, instead of one that is trained."""
+    rows = lambda key, count: jax.random.uniform(key, (count, 3))
+    held_out = lambda count: (rows(jax.random.key(9), count), None)
+    return Inputs(target, held_out, lambda n: HeldOut([]), {}, sample=lambda key: rows(key, 4))

@@ -28,7 +28,7 @@ class MaskReport:
 
 
 def six_masks(
-    key: Array, importance: PerMatrix, delta: bool, threshold: float = 0.0, sampling: Sampling = "continuous"
+    key: Array, importance: PerMatrix, delta: bool, threshold: float | Array = 0.0, sampling: Sampling = "continuous"
 ) -> dict[str, dict[str, Mask]]:
     """Importances themselves, all on, stochastic by `sampling`, uniform at random, rounded at `threshold`, and all off.
     Δ is part of the stochastic masks only, as it is of training."""
@@ -46,7 +46,7 @@ def six_masks(
 
 
 def mask_report(
-    scene: Scene, key: Array, labels: Int[Array, "batch pos"] | None = None, threshold: float = 0.0
+    scene: Scene, key: Array, labels: Int[Array, "batch pos"] | None = None, threshold: float | Array = 0.0
 ) -> MaskReport:
     """Errors under six masks. With `labels` (the next token of each position, negative where there is none) also
     cross-entropies."""

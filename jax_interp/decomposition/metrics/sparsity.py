@@ -9,7 +9,7 @@ from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.matrices import row_axes
 
 
-def l0(importance: PerMatrix, threshold: float = 0.0) -> dict[str, Float[Array, "*layer"]]:
+def l0(importance: PerMatrix, threshold: float | Array = 0.0) -> dict[str, Float[Array, "*layer"]]:
     """The mean over rows of the number of components whose importance is above `threshold`, by matrix."""
     found = {}
     for name, g in importance.items():
@@ -17,7 +17,7 @@ def l0(importance: PerMatrix, threshold: float = 0.0) -> dict[str, Float[Array, 
     return found
 
 
-def alive(importance: PerMatrix, threshold: float = 0.1) -> dict[str, Bool[Array, "*layer C"]]:
+def alive(importance: PerMatrix, threshold: float | Array = 0.1) -> dict[str, Bool[Array, "*layer C"]]:
     """Which components are above `threshold` at some row."""
     return {name: jnp.any(g > threshold, axis=row_axes(name, g)) for name, g in importance.items()}
 
