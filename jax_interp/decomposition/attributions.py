@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.matrices import is_stacked
-from jax_interp.surgery import Add, at, depth_of, edit, read
+from jax_interp.errors import UserError
+from jax_interp.surgery import Add, at, depth_of, edit, read, sites
 
 
 @jax.tree_util.register_dataclass
@@ -41,6 +42,7 @@ def matrices_of(model: Decomposed) -> list[str]:
 
 def _linearised(model: Decomposed, source: str, target: str, x: Any) -> tuple[Array, Array, Callable]:
     """The two matrices' inner activations, and the pullback from the target's to the source's."""
+    _check_order(model, source, target, x)
     stops = [at(f"{name}.output", Stop()) for name in matrices_of(model) if name not in (source, target)]
     cut = edit(model, *stops)
     inner = read(model, f"{source}.components", output=False)(x)[f"{source}.components"]
@@ -53,6 +55,20 @@ def _linearised(model: Decomposed, source: str, target: str, x: Any) -> tuple[Ar
     return inner, reached, lambda cotangent: pull(cotangent)[0]
 
 
+def _check_order(model: Decomposed, source: str, target: str, x: Any) -> None:
+    """Raises UserError where the source is not before the target: nothing of the target would depend on it."""
+    names = matrices_of(model)
+    for name in (source, target):
+        if name not in names:
+            raise UserError(f"attributions of {name!r}: the decomposed matrices are {', '.join(names)}")
+    order = list(sites(model)(x))
+    if order.index(f"{source}.components") >= order.index(f"{target}.components"):
+        raise UserError(
+            f"attributions from {source!r} to {target!r}: the target comes no later than the source, and depends on "
+            "nothing of it. Give the earlier matrix as the source"
+        )
+
+
 def local_attributions(
     model: Decomposed,
     source: str,
@@ -62,11 +78,15 @@ def local_attributions(
     component: int,
     position: int | None = None,
 ) -> Float[Array, "*rows C_source"]:
-    """What each source component at each row adds to one component of the target (at one position, where given)."""
+    """What each source component at each row adds to one component of the target (at one position, where given).
+
+    Raises UserError where the source does not come before the target. Matrices side by side, as a layer's queries and
+    keys, do nothing to one another: zeros.
+    """
     inner, reached, pull = _linearised(model, source, target, x)
     chosen = jnp.zeros_like(reached)
     where = (..., component) if position is None else (slice(None), position, component)
-    return pull(chosen.at[where].set(1.0)) * inner * importance  # fmt: skip
+    return pull(chosen.at[where].set(1.0)) * inner * importance
 
 
 def edge_attributions(
@@ -77,7 +97,8 @@ def edge_attributions(
     x: Any,
     absolute: bool = False,
 ) -> Float[Array, "C_target C_source"]:
-    """Over a dataset: `Σ attr / (Σ g_c' · RMS(a_c))`, with `absolute` of |a_c|. A backward pass a target component."""
+    """Over a dataset: `Σ attr / (Σ g_c' · RMS(a_c))`, with `absolute` of |a_c|. A backward pass a target component.
+    Raises UserError as `local_attributions` does."""
     inner, reached, pull = _linearised(model, source, target, x)
     rows = tuple(range(inner.ndim - 1))
 

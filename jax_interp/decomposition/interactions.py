@@ -61,6 +61,7 @@ def static_interactions(
     kv_heads = n_heads if kv_heads is None else kv_heads
 
     def scaled(parts: Components, sign: Array, heads: int) -> Array:
+        _check_one_layer(parts)
         size = sign * jnp.linalg.norm(parts.V, axis=0)
         return (size[:, None] * parts.U).reshape(parts.C, heads, -1)
 
@@ -82,10 +83,14 @@ def with_rest(parts: Components, weight: Float[Array, "d_in d_out"]) -> Componen
 
 def _parts(parts: Components, x: Array, heads: int, rotate: Rotate) -> Float[Array, "batch pos C head d_head"]:
     """What each component adds to queries or keys, rotated."""
-    if parts.V.ndim != 2:
-        raise UserError(f"interactions are of one layer's components, got V of shape {parts.V.shape}: index the layer")
+    _check_one_layer(parts)
     U = parts.U.reshape(parts.C, heads, -1).astype(x.dtype)
     made = jnp.einsum("bpi,ic,cnh->bpcnh", x, parts.V.astype(x.dtype), U)
     batch, pos, C, n, h = made.shape
     turned = rotate(jnp.moveaxis(made, 2, 1).reshape(batch * C, pos, n, h))
     return jnp.moveaxis(turned.reshape(batch, C, pos, n, h), 1, 2)
+
+
+def _check_one_layer(parts: Components) -> None:
+    if parts.V.ndim != 2:
+        raise UserError(f"interactions are of one layer's components, got V of shape {parts.V.shape}: index the layer")

@@ -25,7 +25,7 @@ from jax_interp.models import Config, Rope, init
 from jax_interp.models.frame import frame, positions_of
 from jax_interp.models.rotary import rotate
 from jax_interp.models.toys.tms import TMSConfig, init_tms, untie
-from jax_interp.surgery import Zero, at, edit, read
+from jax_interp.surgery import Zero, at, edit, read, replan
 
 CONFIG = Config(
     n_layers=2, d_model=16, n_heads=4, n_kv_heads=2, d_mlp=12, vocab_size=17, n_ctx=8, rope=Rope(base=100.0)
@@ -61,6 +61,50 @@ def test_interactions_sum_to_the_attention_logit():
     assert found.shape == (4, 5, 5, 3)
     np.testing.assert_allclose(found.mean((1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(found.std((1, 2, 3)), 1, rtol=1e-4)
+
+
+def test_static_interactions_of_two_components():
+    """One head of two dimensions, turned by 90 degrees an offset, by hand: the query components ‖V‖ U are (2, 0) and
+    (0, 3), the key's -(1, 1)."""
+    queries = Components(jnp.asarray([[2.0, 0.0], [0.0, 0.6], [0.0, 0.8]]), jnp.asarray([[1.0, 0.0], [0.0, 3.0]]))
+    keys = Components(jnp.asarray([[0.0], [1.0], [0.0]]), jnp.ones((1, 2)))
+    quarter = np.array([[0.0, 1.0], [-1.0, 0.0]])  # (1, 0) to (0, 1), (0, 1) to (-1, 0)
+    turn = lambda u, offset: u @ jnp.asarray(np.linalg.matrix_power(quarter, offset), jnp.float32)
+    found = static_interactions(
+        queries, keys, jnp.ones(2), -jnp.ones(1), n_heads=1, rotate_by=turn, offsets=3
+    )  # C_q, then offsets: (2, 0), (0, 2), (-2, 0); (0, 3), (-3, 0), (0, -3)
+    want = np.array([[[-2.0, -2.0, 2.0]], [[-3.0, 3.0, 3.0]]])
+    np.testing.assert_allclose(found[0], (want - want.mean()) / want.std(), rtol=1e-5)
+
+
+def test_interactions_are_of_one_layer():
+    both = Components(jnp.ones((2, 3, 1)), jnp.ones((2, 1, 4)))
+    one = Components(both.V[0], both.U[0])
+    for pair in ((both, one), (one, both)):
+        with pytest.raises(UserError, match=r"of one layer's components, got V of shape \(2, 3, 1\): index the layer"):
+            static_interactions(*pair, jnp.ones(1), jnp.ones(1), n_heads=1, rotate_by=lambda u, t: u, offsets=1)
+        with pytest.raises(UserError, match=r"of one layer's components, got V of shape \(2, 3, 1\): index the layer"):
+            pair_interactions(*pair, jnp.ones((1, 2, 3)), n_heads=1, scale=1.0)
+
+
+def test_edges_go_forward():
+    """From a later matrix to an earlier one, or to itself, there is none: refused, in blocks of either layout too."""
+    x, g = jnp.ones((1, 5)), jnp.ones((1, 4))
+    parts = decompose(tiny(), ["linear1", "linear2"], C=4, key=jax.random.key(1))
+    for source, target in (("linear2", "linear1"), ("linear1", "linear1")):
+        with pytest.raises(UserError, match=f"from {source!r} to {target!r}: the target comes no later"):
+            local_attributions(parts, source, target, g, x, component=0)
+        with pytest.raises(UserError, match=f"from {source!r} to {target!r}: the target comes no later"):
+            edge_attributions(parts, source, target, g, x)
+    with pytest.raises(UserError, match="'linear3': the decomposed matrices are linear1, linear2"):
+        edge_attributions(parts, "linear1", "linear3", g, x)
+    model = init(CONFIG, jax.random.key(0))
+    for layout in (model, replan(model, "*")):
+        blocks = decompose(layout, "blocks.*.mlp.[ud]*", C=4, key=jax.random.key(1))
+        with pytest.raises(
+            UserError, match=r"'blocks\.1\.mlp\.up' to 'blocks\.0\.mlp\.down': the target comes no later"
+        ):
+            edge_attributions(blocks, "blocks.1.mlp.up", "blocks.0.mlp.down", jnp.ones((2, 6, 4)), TOKENS)
 
 
 def test_edges_of_a_linear_network():
