@@ -135,3 +135,63 @@ def test_reports_under_masks():
     assert float(pgd_error(scene, KEY)) > float(report.error["stochastic"])
     logits = jnp.log(jnp.asarray([[[0.25, 0.75], [0.5, 0.5]]]))
     np.testing.assert_allclose(cross_entropy(logits, jnp.asarray([[1, -1]])), -np.log(0.75), rtol=1e-6)
+
+
+def by_hand(kept: dict, x, V, U, b):
+    """The tied toy in float64 with these masks of components and without Δ."""
+    return np.maximum((((x @ V * kept["linear1"]) @ U) @ U.T * kept["linear2"]) @ V.T + b, 0)
+
+
+def test_cross_entropies_and_what_is_not_recovered():
+    """Outputs as logits of five tokens, with a row that has no label; from 0 at the target's to 1 with nothing on."""
+    model, x = tiny(), sparse(KEY, batch=8, p=0.7)
+    parts = decompose(model, "*", C=4, key=jax.random.key(1), tied=TIED)
+    rng = np.random.default_rng(0)
+    lower = {n: rng.random((8, 4)) for n in parts.names}
+    labels = np.array([0, 3, -1, 2, 2, 1, 4, 0])
+    given = {n: jnp.asarray(g, jnp.float32) for n, g in lower.items()}
+    output, _, hidden = read_inputs(parts, x, outputs=True)
+    scene = Scene(parts, (x,), output, Importance(given, given, given), hidden, compare="kl")
+    report = mask_report(scene, KEY, jnp.asarray(labels), threshold=0.5)
+    X, V, U, W, b = (
+        np.asarray(m, float)
+        for m in (x, parts.of("linear1").V, parts.of("linear1").U, model.linear1.weight, model.linear2.bias)
+    )
+    log = lambda z: z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    ce = lambda z: -log(z)[np.arange(8), labels][labels >= 0].mean()
+    right = np.maximum(X @ W @ W.T + b, 0)
+    masks = {
+        "ci": lower,
+        "rounded": {n: g > 0.5 for n, g in lower.items()},
+        "unmasked": {n: np.ones_like(g) for n, g in lower.items()},
+        "zero": {n: np.zeros_like(g) for n, g in lower.items()},
+    }
+    outputs = {kind: by_hand(kept, X, V, U, b) for kind, kept in masks.items()}
+    worst = ce(outputs["zero"]) - ce(right)
+    kl = lambda z: (np.exp(log(right)) * (log(right) - log(z))).sum(axis=1).mean()
+    assert report.ce is not None
+    assert report.ce_unrecovered is not None
+    np.testing.assert_allclose(report.ce["target"], ce(right), rtol=1e-4)
+    for kind, z in outputs.items():
+        np.testing.assert_allclose(report.ce[kind], ce(z), rtol=1e-4, err_msg=kind)
+        np.testing.assert_allclose(report.ce_unrecovered[kind], (ce(z) - ce(right)) / worst, rtol=1e-3, err_msg=kind)
+        np.testing.assert_allclose(report.error[kind], kl(z), rtol=1e-3, err_msg=kind)
+        np.testing.assert_allclose(report.error_unrecovered[kind], kl(z) / kl(outputs["zero"]), rtol=1e-3)
+    assert set(report.ce_unrecovered) == set(report.error)
+
+
+def test_hidden_errors_over_mean_squares():
+    """Of both matrices under masks of a half: the first puts out half of x V U, the second half of what that gives."""
+    model, x = tiny(), sparse(KEY, batch=8, p=0.7)
+    parts = decompose(model, "*", C=4, key=jax.random.key(1), tied=TIED)
+    half = {n: jnp.full((8, 4), 0.5) for n in parts.names}
+    output, _, hidden = read_inputs(parts, x, outputs=True)
+    scene = Scene(parts, (x,), output, Importance(half, half, half), hidden)
+    X, W, b = (np.asarray(m, float) for m in (x, model.linear1.weight, model.linear2.bias))
+    VU = np.asarray(parts.of("linear1").product(), float)
+    right, got = (X @ W, X @ W @ W.T + b), (X @ VU / 2, X @ VU @ VU.T / 4 + b)
+    for relative in (False, True):
+        found = hidden_report(scene, KEY, relative)["ci"]
+        for name, y, z in zip(("linear1", "linear2"), right, got, strict=True):
+            want = np.mean((y - z) ** 2) / (np.mean(y**2) if relative else 1)
+            np.testing.assert_allclose(found[name], want, rtol=1e-4, err_msg=name)

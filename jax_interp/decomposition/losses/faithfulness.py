@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.losses.scene import Scene
+from jax_interp.training import optimizer
 
 
 def faithfulness(model: Decomposed) -> Float[Array, ""]:
@@ -40,10 +42,6 @@ class Faithfulness:
 
 def warm_up(model: Decomposed, steps: int, learning_rate: float, weight_decay: float) -> Decomposed:
     """The model after `steps` of AdamW on its components for faithfulness alone."""
-    import optax
-
-    from jax_interp.training import optimizer
-
     adam = optax.adamw(learning_rate, weight_decay=weight_decay)
 
     def loss(components, target):

@@ -44,8 +44,8 @@ def lp_minimality(
     total = jnp.zeros(())
     for name, u in upper.items():
         u = u.astype(jnp.float32) + eps
-        one = not isinstance(p, (int, float))
-        s = by_component(u if not one and p == 1 else u * u if not one and p == 2 else u**p, name)
+        traced = not isinstance(p, (int, float))
+        s = by_component(u if not traced and p == 1 else u * u if not traced and p == 2 else u**p, name)
         if frequency:
             s = s * (1 + frequency * jnp.log2(1 + s))
         total = total + jnp.sum(s) / rows_of(u, name)
