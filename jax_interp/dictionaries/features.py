@@ -2,7 +2,10 @@
 
 found = features_on_token(model, address, sae, batches, token=self_id)          found.features[0] fires most on it
 contexts = top_activations(model, address, sae, batches, features=found.features[:5], n=8)
-promoted, suppressed = logit_effect(sae, feature=17, unembed=model.unembed, n=10)
+promoted, suppressed = logit_effect(sae, feature=17, unembed=W_U(fold_layernorm(model)), n=10)
+
+`W_U` is that of jax_interp.models.analysis, tied or not; `fold_layernorm`, of jax_interp.models.processing, puts the
+final norm's weight into it.
 """
 
 from __future__ import annotations

@@ -72,6 +72,11 @@ class Decoder(nnx.Module):
           last_only: the logits of each row's last real token alone, `[batch, 1, vocab]`. They are made for all
             positions only where a tap looks at them.
         """
+        if not hasattr(tokens, "ndim"):
+            raise UserError(
+                f"a model takes an array of token ids (batch, pos), got {type(tokens).__name__}. Of a text: "
+                "jnp.array([tokenizer.encode(text, bos=True)])"
+            )
         if tokens.ndim != 2:
             raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; one sequence is tokens[None]")
         before = None if isinstance(cache, int) else cache

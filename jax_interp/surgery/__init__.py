@@ -18,6 +18,7 @@ from jax_interp.surgery.edits import (
     Zero,
 )
 from jax_interp.surgery.region import Region, RegionError, Span
+from jax_interp.surgery.saving import SavingError, load_edits, save_edits
 from jax_interp.surgery.site import EditError, Site
 from jax_interp.surgery.stack import Stack, depth_of, replan, run_blocks
 from jax_interp.surgery.taps import Each, Edit, Read, Tapped
@@ -26,6 +27,6 @@ from jax_interp.surgery.verbs import at, edit, grad_at, read, restore, sites, su
 __all__ = [
     "Activations", "Add", "Address", "AddressError", "Block", "Clamp", "Dictionary", "Each", "Edit", "EditError",
     "Freeze", "Mean", "Model", "Noise", "ProjectOut", "Read", "Region", "RegionError", "Replace", "Resample", "Rotate",
-    "Scale", "Site", "Span", "Splice", "Stack", "Tapped", "Zero", "at", "depth_of", "edit", "grad_at", "read",
-    "replan", "restore", "run_blocks", "sites", "survey",
+    "SavingError", "Scale", "Site", "Span", "Splice", "Stack", "Tapped", "Zero", "at", "depth_of", "edit", "grad_at",
+    "load_edits", "read", "replan", "restore", "run_blocks", "save_edits", "sites", "survey",
 ]  # fmt: skip

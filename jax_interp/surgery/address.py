@@ -51,6 +51,11 @@ class Address:
         if len(parts) == 1:
             raise AddressError("'blocks' names no value: write 'blocks.3.resid_post' or 'blocks.*.resid_post'")
         if not _LAYERS.fullmatch(parts[1]):
+            if not re.fullmatch(r"[^\W\d]\w*", parts[1]):
+                raise AddressError(
+                    f"{text!r}: {parts[1]!r} is no block. Write a number, a range (blocks.2:5) or all (blocks.*); "
+                    "for any others a list of addresses, one for each"
+                )
             return cls(".".join(parts[1:]), "")
         if len(parts) == 2:
             raise AddressError(f"{text!r} names a block and no value of it: write '{text}.resid_post', for example")

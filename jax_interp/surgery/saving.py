@@ -105,6 +105,8 @@ def _encode(node: Any, path: str, arrays: dict[str, jax.Array]) -> Any:
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         fields = {f.name: _encode(getattr(node, f.name), f"{path}.{f.name}", arrays) for f in dataclasses.fields(node)}
         return {"type": type(node).__name__, "fields": fields}
+    if isinstance(node, jax.tree_util.Partial):
+        node = node.func  # a plain function: what the user gave
     raise SavingError(
         f"cannot save {type(node).__name__} ({node!r:.80}): an edit that is saved is made of frozen dataclasses and "
         "arrays, like the edits in jax_interp.surgery"

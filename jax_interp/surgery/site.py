@@ -242,12 +242,11 @@ class Site:
             if isinstance(error, UserError):
                 raise
             raise EditError(
-                f"the edit {type(fn).__name__} cannot act on {what}, {x.dtype}{list(x.shape)} "
-                f"({' '.join(axes)}): {error}"
+                f"the edit {_kind(fn)} cannot act on {what}, {x.dtype}{list(x.shape)} ({' '.join(axes)}): {error}"
             ) from error
         if jnp.shape(y) != x.shape:
             raise EditError(
-                f"the edit {type(fn).__name__} at {r.tap.address!r} returned shape {jnp.shape(y)}, "
+                f"the edit {_kind(fn)} at {r.tap.address!r} returned shape {jnp.shape(y)}, "
                 f"the value there has {x.shape} ({' '.join(axes)})"
             )
         y = y if y.dtype == x.dtype else y.astype(x.dtype)
@@ -272,6 +271,12 @@ class Site:
             return fn.with_values([leaf[row] for leaf in fn.values()])
         row = here.lookup([r.layers.index(layer) if layer in r.layers else 0 for layer in here.span])
         return fn.with_values([jax.lax.dynamic_index_in_dim(leaf, row, keepdims=False) for leaf in fn.values()])
+
+
+def _kind(fn: Callable) -> str:
+    """What to call an edit's callable in a message."""
+    fn = fn.func if isinstance(fn, jax.tree_util.Partial) else fn
+    return getattr(fn, "__name__", type(fn).__name__)
 
 
 def room(like: Any, rows: int | None = None) -> Array:

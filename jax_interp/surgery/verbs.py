@@ -12,6 +12,7 @@ and a checkpoint like the model itself, and surgeries nest. The innermost acts f
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -42,7 +43,9 @@ def at(
     Args:
       address: where; a list of addresses makes one edit for each.
       fn: any callable pytree, value -> value of the same shape; `Each(fn)` has one set of values per layer.
-        It sees the whole value; the region chooses which part of its result is kept.
+        It sees the whole value; the region chooses which part of its result is kept. A plain function is structure:
+        another one compiles anew, and the numbers it closes over are constants. For numbers that are data, give
+        `jax.tree_util.Partial(fn, numbers)` or a registered dataclass.
       layer: the layer as data, for an address that leaves it open (`blocks.resid_post`): an index, several, or a mask.
         Sweeping it never recompiles.
       pos, head, feature: an index (negative: from the end), a list of them, a slice, or a boolean mask over that axis.
@@ -61,6 +64,7 @@ def at(
         raise RegionError(
             f"layer={layer}: an index, a list of them or a mask; or a range in the address, blocks.2:4.name"
         )
+    fn = Each(_as_pytree(fn.fn)) if isinstance(fn, Each) else _as_pytree(fn)
     fn = jax.tree.map(_strongly_typed, fn)
     region = Region(index(pos), index(head), index(feature), where)
     edits = tuple(Edit(fn, index(layer), region, _canonical(text)) for text in flatten(address))
@@ -172,6 +176,19 @@ def restore(activations: Activations) -> tuple[Edit, ...]:
 
 def _canonical(text: str) -> str:
     return str(Address.parse(text))
+
+
+def _as_pytree(fn: Callable) -> Callable:
+    """`fn` where it is a pytree; a plain function, which `jax.jit` would refuse as a leaf, made one without leaves."""
+    if not jax.tree_util.all_leaves([fn]):
+        return fn
+    if hasattr(fn, "__name__") or isinstance(fn, functools.partial):
+        return jax.tree_util.Partial(fn)
+    kind = type(fn).__name__
+    raise TypeError(
+        f"an edit's {kind} is no pytree, so JAX cannot take it as an argument: make it a frozen dataclass and register "
+        f"it, @jax.tree_util.register_dataclass @dataclass(frozen=True) class {kind}; its fields are data then"
+    )
 
 
 def _strongly_typed(leaf: Any) -> Any:

@@ -261,6 +261,9 @@ def test_more_positions_than_were_learned_is_an_error():
         model(jnp.zeros((1, 25), jnp.int32))
     with pytest.raises(UserError, match=r"batch, pos"):
         model(jnp.zeros(5, jnp.int32))
+    for text in ("def f(", [[1, 2]]):
+        with pytest.raises(UserError, match=r"array of token ids.*tokenizer\.encode"):
+            model(text)
 
 
 @pytest.mark.parametrize(

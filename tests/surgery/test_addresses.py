@@ -51,6 +51,12 @@ def test_what_cannot_be_an_address_is_refused(text):
         Address.parse(text)
 
 
+@pytest.mark.parametrize("layers", ["[0,2]", "0,2", "2-4", "-", "l*"])
+def test_a_choice_of_layers_that_is_no_range_says_to_give_a_list(layers):
+    with pytest.raises(AddressError, match=r"is no block.*a list of addresses"):
+        Address.parse(f"blocks.{layers}.resid_post")
+
+
 def test_only_one_value_has_no_layer_axis():
     assert Address.parse("blocks.-1.attn.z").is_single
     assert Address.parse("embed").is_single

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -77,6 +78,11 @@ def test_an_edit_that_nothing_depends_on_is_refused(model, tokens):
     with pytest.raises(AddressError, match="nothing depends on it"):
         trace(edit(read(model, "blocks.1.resid_post", output=False), at("blocks.1.resid_post", Zero())), tokens)
     trace(read(late, "blocks.3.resid_post", output=False), tokens)
+    # an edit of more blocks than are run
+    for address, layer, advice in (("blocks.*.attn.z", None, "edit no block after it, or"), ("blocks.attn.z", 1, "")):
+        every = edit(model, at(address, Zero(), layer=layer))
+        with pytest.raises(AddressError, match=rf"means block 3 too.*nothing is run after block 2.*: {advice} ?leave"):
+            trace(read(every, "blocks.2.attn.q", output=False), tokens)
     trace(read(edit(model, at("blocks.1.resid_post", Zero())), "blocks.1.resid_post", output=False), tokens)
 
 
@@ -85,6 +91,26 @@ def test_an_edit_of_another_shape_is_refused(model, tokens):
         trace(edit(model, at("blocks.1.mlp_out", lambda x: x[0])), tokens)
     with pytest.raises(EditError, match=r"Add cannot act on the value at 'blocks.1.mlp_out'"):
         trace(edit(model, at("blocks.1.mlp_out", Add(jnp.ones(7)))), tokens)
+
+
+def test_a_plain_function_is_an_edit_whose_code_is_structure(model, tokens):
+    call = jax.jit(lambda f, *args: f(*args))  # of its own: compiles are counted
+    double = lambda x: x + x
+    expected = call(edit(model, at("blocks.1.mlp_out", Scale(2.0))), tokens)
+    for fn in (double, jax.jit(double), functools.partial(jnp.add, jnp.ones(())), jax.nn.relu):
+        before = call._cache_size()
+        got = [call(edit(model, at("blocks.1.mlp_out", fn)), tokens) for _ in range(2)]
+        assert call._cache_size() == before + 1, "the same function compiles once"
+        if fn is double:
+            same_bits(got[0], expected)
+    call(edit(model, at("blocks.*.mlp_out", Each(double))), tokens)
+
+    class Unregistered:
+        def __call__(self, x):
+            return x
+
+    with pytest.raises(TypeError, match=r"Unregistered is no pytree.*register_dataclass"):
+        at("blocks.1.mlp_out", Unregistered())
 
 
 def test_layers_must_be_said(model, tokens):
