@@ -13,6 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_interp.dictionaries import load_dictionary
+from jax_interp.surgery import RegionError
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -45,6 +48,9 @@ def test_the_first_screen_of_code_runs(default_promotion):
     donor = names["call"](names["model"], names["tokens"][:, ::-1])
     np.testing.assert_allclose(names["grid"][-1, -1, 0, -1], donor[0, -1], rtol=1e-3, atol=1e-3)
     assert jnp.isfinite(names["value"])
+    outside = names["edit"](names["model"], names["at"]("blocks.1.attn.z", names["Zero"](), head=12))
+    with pytest.raises(RegionError, match="12 is outside"):
+        jax.eval_shape(outside, names["tokens"])
 
 
 @pytest.mark.slow
@@ -59,6 +65,7 @@ def test_every_block_runs(default_promotion, tmp_path, monkeypatch):
     names = run(first, dictionary)
     assert (tmp_path / "runs" / "sae" / "metrics.jsonl").is_file()
     assert names["sae"].W_dec.shape == (64, 256)
+    assert load_dictionary(tmp_path / "runs" / "sae" / "dictionary").address == "blocks.2.resid_post"
     _, acts = names["call"](names["read"](names["held"], "blocks.2.resid_post.latents"), names["tokens"])
     latents = np.asarray(acts["blocks.2.resid_post.latents"])
     np.testing.assert_array_equal(latents[..., 17], 8.0)  # held there at every position

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.surgery import depth_of
+from jax_interp.surgery import depth_of, load_edits, save_edits
 
 pytestmark = pytest.mark.slow
 RECIPES = Path(__file__).parent.parent / "docs" / "surgery-recipes.md"
@@ -55,6 +56,17 @@ def test_blocks_skipped_swapped_and_run_twice(ran):
         assert ran["raw"] < ran[name], name
     assert depth_of(ran["arrange"](ran["model"], [0, 1, 1, 2, 3]).blocks) == 5
     assert jnp.isfinite(ran["skipped"])
+
+
+def test_an_edit_of_ones_own_does_what_it_says(ran):
+    assert not np.array_equal(ran["half"], ran["less"])
+    np.testing.assert_allclose(ran["the_same"], ran["less"], atol=1e-4)
+    assert jnp.isfinite(ran["squashed"]).all()
+    edits = ran["at"]("blocks.2.resid_post", ran["Toward"](ran["goal"], 0.1))
+    with tempfile.TemporaryDirectory() as directory:
+        path = save_edits(Path(directory) / "edits.safetensors", edits)
+        (loaded,) = load_edits(path, types=[ran["Toward"]])
+    assert jax.tree.structure(loaded) == jax.tree.structure(edits)
 
 
 def test_what_the_selections_count(ran):

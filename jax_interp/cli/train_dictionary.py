@@ -24,8 +24,10 @@ from jax_interp.training.metrics import read_log
 class TrainDictionary:
     """Train a sparse dictionary on values of a model, save it as safetensors and JSON, and evaluate it.
 
-    CONFIG is a name (stdlib_small_topk, ...), a .py file with a CONFIG, a config.json or a run directory. Every field
-    of it can be overridden below. Stopped or killed, the same command goes on and ends with the same bits.
+    CONFIG is a name (stdlib_small_topk, ...), a .py file with a CONFIG, a config.json or a run directory. The numbers
+    and names listed below can be overridden; the kinds of activation and of losses, and a sweep or resampling, are as
+    in CONFIG: give a .py file of your own for others. Stopped or killed, the same command goes on and ends with the
+    same bits.
     """
 
     config: Annotated[DictionaryRunConfig, tyro.conf.arg(name="")]

@@ -86,10 +86,11 @@ class Trace:
             if missing and self._comes_after_all_reads(r):
                 self._refuse_unconsumed(r)
             if missing and r.inside and set(known) - {None}:
-                if (last := self._stopped_after) is not None and missing[0] > last:
+                first, last = missing[0], self._stopped_after
+                if first is not None and last is not None and first > last:
                     end = "" if r.address.layers == "" else "edit no block after it, or "
                     raise AddressError(
-                        f"{r.tap.address!r} means block {missing[0]} too, and with output=False nothing is run after "
+                        f"{r.tap.address!r} means block {first} too, and with output=False nothing is run after "
                         f"block {last}, the last one read: {end}leave out output=False"
                     )
                 have = ", ".join(map(str, sorted(layer for layer in known if layer is not None)))

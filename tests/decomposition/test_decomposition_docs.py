@@ -24,6 +24,9 @@ def test_the_page(tmp_path, monkeypatch, capsys):
     assert names["acts"]["blocks.*.mlp.up.components"].shape[::3] == (4, 32)
     np.testing.assert_array_equal(names["sweep"].shape[0], 4)
     assert names["importance"].shape == (5, 8)
+    np.testing.assert_allclose(names["needed"]["linear1"], names["importance"][:1], atol=1e-6)
+    assert names["alone"].shape == (1, 5)
+    assert set(names["used"]) == {"linear1", "linear2"}
     report = names["report"]
     near = lambda value, want: np.testing.assert_allclose(value, want, atol=1e-3)
     near([report.strict.relative, report.all_on.relative, report.exact.relative], [0, 0.5, 0.5])

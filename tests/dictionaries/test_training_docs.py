@@ -28,6 +28,10 @@ def test_the_page_runs():
     np.testing.assert_allclose(np.linalg.norm(names["sae"].W_dec, axis=1), 1.0, rtol=1e-4)
     assert {names["member"].address} <= {"blocks.1.resid_post", "blocks.2.resid_post"}
     assert names["dictionary"].W_dec.shape == (256, 256)
+    assert [record["step"] for record in names["log"] if "eval.fvu" in record] == [2, 4]
+    assert names["tokens"].shape == names["keep"].shape == (8, 64)
+    assert names["functional"].W_dec.shape == (128, 256)
+    assert not np.array_equal(names["regular"].embed.weight[...], names["model"].embed.weight[...])
 
 
 def test_the_table_has_every_variant():

@@ -159,7 +159,7 @@ def table() -> str:
         by_family.setdefault(case.split(",")[0], set()).update(names_of(case))
     order = list(dict.fromkeys(name for case in CASES for name in sorted(names_of(case))))
     everywhere = [name for name in order if all(name in names for names in by_family.values())]
-    lines = ["In every family: " + ", ".join(f"`{name}`" for name in everywhere) + ".", ""]
+    lines = ["In every family of the table: " + ", ".join(f"`{name}`" for name in everywhere) + ".", ""]
     lines += ["| | " + " | ".join(by_family) + " |", "|---|" + "---|" * len(by_family)]
     for name in order:
         if name not in everywhere:
