@@ -26,6 +26,7 @@ from jax_interp.dictionaries.evaluation.downstream import names
 from jax_interp.dictionaries.evaluation.evaluate import Evaluation, evaluate
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
+from jax_interp.dictionaries.forms.dictionary import check_one_width
 from jax_interp.dictionaries.replacement import replacement
 from jax_interp.dictionaries.storage import save_dictionary
 from jax_interp.dictionaries.training import cross_layer
@@ -100,6 +101,8 @@ def inputs_for(config: DictionaryRunConfig) -> Inputs:
         members(config.dictionary, config.sweep)  # refused before anything is computed
     if isinstance(config.dictionary, CrossLayerConfig):
         check_cross_layer(model, config.dictionary)
+    elif not swept:
+        check_one_width(config.dictionary.targets, widths_of(model, config.dictionary.targets))
     text = text_for(config.text, tokenizer)
     text.validation_batches(config.batch, config.context, config.evaluate_sequences)  # too little is refused now
     return Inputs(model, tokenizer, text)
@@ -109,6 +112,13 @@ def check_address(model: Any, address: str) -> None:
     """UserError, before anything is computed, where `address` is no value that a dictionary can read."""
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     jax.eval_shape(lambda model, tokens: harvest(model, address, tokens), model, tokens)
+
+
+def widths_of(model: Any, addresses: Addresses) -> tuple[int, ...]:
+    """How wide the value at each address is, from shapes alone."""
+    tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    found = jax.eval_shape(lambda model, tokens: values(model, addresses, tokens), model, tokens)
+    return tuple(value.shape[1] for value in found)
 
 
 def check_cross_layer(model: Any, config: CrossLayerConfig) -> None:

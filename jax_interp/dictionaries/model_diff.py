@@ -23,8 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.dictionaries.evaluation import latent_scaling, totals
 from jax_interp.dictionaries.evaluation.latent_scaling import Classes, LatentScaling
-from jax_interp.dictionaries.forms.dictionary import Dictionary
-from jax_interp.dictionaries.training.harvest import columns, harvest
+from jax_interp.dictionaries.forms.dictionary import Dictionary, check_one_width
+from jax_interp.dictionaries.training.harvest import columns, harvest, values
 from jax_interp.dictionaries.training.normalisation import fold_scale
 from jax_interp.errors import UserError
 from jax_interp.surgery import Site, read
@@ -81,9 +81,12 @@ def compare(
 ) -> ModelDiff:
     """Compare the two models by the latents of `crosscoder`, which works on raw activations (as exported), over
     `batches` of (tokens, keep). These are gone through twice: for the scales, then for the latents. UserError where
-    `keep` leaves nothing."""
+    `keep` leaves nothing, and where the two models' values differ in width."""
     if crosscoder.write_sites != 2:
         raise UserError(f"a model diff compares two written values, this dictionary has {crosscoder.write_sites}")
+    if len(batches):
+        of_each = jax.eval_shape(lambda pair, tokens: values(pair, PAIR, tokens), pair, batches[0][0])
+        check_one_width(PAIR, [value.shape[1] for value in of_each])
     moments = totals.over(_kept(pair, batches), _moments)
     mean_square = moments["square"] / moments["rows"]
     scale = np.sqrt(crosscoder.W_dec.shape[1] / 2 / mean_square)

@@ -170,6 +170,23 @@ def test_known_features_are_found_shared_and_exclusive():
         compare(raw, pair, [(batch_at(0)[0], jnp.zeros((8, 16), bool))])
 
 
+def test_values_of_two_widths_are_refused_not_cut_in_the_middle():
+    """24 and 8 columns would pass for 16 and 16."""
+    wide, narrow = (Table(jax.random.normal(jax.random.key(d), (40, d))) for d in (24, 8))
+    pair = Pair(wide, narrow, "value")
+    with pytest.raises(UserError, match="model_0 24, model_1 8"):
+        compare(known_crosscoder(), pair, [batch_at(0)])
+    for config in (
+        variants.batch_topk_crosscoder(PAIR, 2, n_features=12, steps=2, buffer=256),
+        dataclasses.replace(variants.topk("model_0", 2, n_features=12, steps=2, buffer=256), writes=PAIR, centred=False),
+    ):
+        with pytest.raises(UserError, match="model_0 24, model_1 8"):
+            train_dictionary(config, pair, batch_at, quiet=True)
+    # several values may be read, of any widths, where one is written
+    both = dataclasses.replace(config, address=PAIR, writes="model_1")
+    assert train_dictionary(both, pair, batch_at, quiet=True).W_enc.shape == (32, 12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["l1", "batch topk"])
 def test_two_models_are_trained_on_at_once_and_resume_to_the_bit(kind, tmp_path):

@@ -15,7 +15,8 @@ x - (x̂ - f_j d_j^model) (ν^ε likewise, high: shrinkage). Biases are in x̂, 
     truly_exclusive(scaling)
 
 The two models' values stand side by side in the last axis (`h` [row, 2·d], scaled as the crosscoder was trained), or
-have an axis of their own ([row, 2, d]); `W_dec` likewise.
+have an axis of their own ([row, 2, d]); `W_dec` likewise. Side by side their widths cannot be told from the array: they
+must be the same, as training and `model_diff.compare` make sure.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ side in the last axis (`write_sites` says how many); a cross-layer transcoder is
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -91,6 +92,16 @@ class Dictionary:
         if x.shape[-1] != self.d and x.ndim > 1 and x.shape[-2] * x.shape[-1] == self.d:
             return x.reshape(*x.shape[:-2], self.d)
         return x
+
+
+def check_one_width(written: Sequence[str], widths: Sequence[int]) -> None:
+    """UserError where the values that one dictionary writes differ in width: a decoder row is cut into equal parts."""
+    if len(set(widths)) > 1:
+        each = ", ".join(f"{name} {width}" for name, width in zip(written, widths, strict=True))
+        raise UserError(
+            f"a dictionary writes values of one width, these are {each}: give values of one width, or a dictionary to "
+            "each width"
+        )
 
 
 def site_norms(dictionary: Dictionary) -> Float[Array, "feature site"]:

@@ -22,7 +22,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
-from jax_interp.dictionaries.forms.dictionary import Dictionary, init_sae, init_transcoder
+from jax_interp.dictionaries.forms.dictionary import Dictionary, check_one_width, init_sae, init_transcoder
 from jax_interp.dictionaries.losses.forward import Forward, Term, total
 from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, DictionaryConfig
 from jax_interp.dictionaries.training.gradient import loss_and_grad
@@ -70,9 +70,11 @@ def adam(config: Adam, steps: int, learning_rate: Any = None) -> optax.GradientT
 
 
 def init_dictionary(config: DictionaryConfig, key: Key[Array, ""], widths: Sequence[int], mean: Array) -> Dictionary:
-    """A fresh dictionary for (scaled) values of `widths`, those read and then those written, and their `mean`."""
+    """A fresh dictionary for (scaled) values of `widths`, those read and then those written, and their `mean`.
+    UserError where several values are written and differ in width."""
     activation = config.activation.init(config.n_features, mean.dtype)
     n, written = len(config.targets), tuple(widths)[-len(config.targets) :]
+    check_one_width(config.targets, written)
     if config.writes is None:
         d, m, unit = sum(widths), config.n_features, config.decoder == "unit"
         # Where every positive pre-activation is on, m unit rows give m / 2d of x back: the encoder makes up for it, or
