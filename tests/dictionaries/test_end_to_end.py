@@ -153,6 +153,19 @@ def test_what_is_trained_is_what_is_exported(model):
     np.testing.assert_allclose(got[:, 0], clean[:, 0], atol=1e-5)  # BOS is not kept
 
 
+def test_latents_that_are_silent_grow_older_by_the_tokens_that_are_kept(model):
+    """Rows that stand in for padding are seen again: they are no new tokens."""
+    config = EndToEndConfig((RELU[0],))
+    state = start_end_to_end(config, model, batch_at)
+    one = state.learners[0].dictionary
+    silent = dataclasses.replace(one, b_enc=jnp.where(jnp.arange(24) < 5, -100.0, 100.0))
+    state = dataclasses.replace(state, learners=(dataclasses.replace(state.learners[0], dictionary=silent),))
+    tokens, keep = batch_at(5)
+    assert 0 < int(keep.sum()) < keep.size
+    after, _ = jax.jit(partial(end_to_end_step, config))(state, (tokens, keep), model)
+    np.testing.assert_array_equal(after.learners[0].since_fired, np.where(np.arange(24) < 5, int(keep.sum()), 0))
+
+
 def test_going_on_from_a_trained_dictionary_begins_where_it_is(model):
     given = tuple(init_sae(jax.random.key(i), 16, 24, TopK(4), jnp.ones(16)) for i in range(2))
     config = EndToEndConfig(tuple(variants.topk(site, 4, **FIELDS) for site in SITES), balance=1.0)

@@ -235,11 +235,10 @@ def end_to_end_step(
     dictionaries = tuple(learner.dictionary for learner in state.learners)
     of = lambda dictionaries: loss(config, dictionaries, state, batch, model)
     (value, (parts, forwards)), gradients = jax.value_and_grad(of, has_aux=True)(dictionaries)
-    learners, each = [], {}
+    learners, each, kept = [], {}, jnp.sum(batch[1], dtype=jnp.int32)
     for i, (one, forward) in enumerate(zip(config.dictionaries, forwards, strict=True)):
-        learner, metrics = learn(
-            one, state.learners[i], forward.x, state.variance[i : i + 1], loss=(Along(gradients[i]),)
-        )
+        along, variance = (Along(gradients[i]),), state.variance[i : i + 1]
+        learner, metrics = learn(one, state.learners[i], forward.x, variance, loss=along, tokens=kept)
         learners.append(learner)
         each[str(i)] = {name: metrics[name] for name in ("fvu", "l0", "dead")}
     metrics = parts | {"loss": value, "dictionary": each}

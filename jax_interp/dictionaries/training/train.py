@@ -112,14 +112,16 @@ def learn(
     variance: Float[Array, " value"],
     loss: Sequence[Term] | None = None,
     learning_rate: Any = None,
+    tokens: Int[Array, ""] | None = None,
 ) -> tuple[Learner, dict[str, Array]]:
     """One step on scaled `rows`, what is read and then what is written: (learner, metrics). `loss` and `learning_rate`
-    in place of the config's may hold traced numbers.
+    in place of the config's may hold traced numbers. `tokens`: how many the rows are, where some stand there again.
 
     In this order: gradient; the part of it along decoder rows removed, where they are held at norm 1; Adam; rows back
     to norm 1; running threshold; firing counters; resampling.
     """
     dictionary, terms = learner.dictionary, config.loss if loss is None else loss
+    seen = rows.shape[0] if tokens is None else tokens
     x, y = split_rows(config, dictionary, rows)
     dead = learner.since_fired > config.dead_after
     key, term_key, resample_key = jax.random.split(learner.key, 3)
@@ -144,10 +146,10 @@ def learn(
         updated = dataclasses.replace(updated, W_dec=_by_site(unit_rows, dictionary, updated.W_dec))
     if observed is not None:
         updated = dataclasses.replace(updated, activation=observed)
-    since_fired = jnp.where(fires > 0, 0, jnp.minimum(learner.since_fired, 2**30) + rows.shape[0])
+    since_fired = jnp.where(fires > 0, 0, jnp.minimum(learner.since_fired, 2**30) + seen)
     step = learner.step + 1
     if config.resampling is not None:
-        updated, opt, since_fired = _resampled(config, updated, opt, since_fired, x, error, step, resample_key)
+        updated, opt, since_fired = _resampled(config, updated, opt, since_fired, seen, x, error, step, resample_key)
     metrics = _metrics(value, parts, y, error, fires, dead, step)
     return Learner(updated, opt, since_fired, step, key), metrics
 
@@ -184,9 +186,9 @@ def _by_site(act: Callable, dictionary: Dictionary, *matrices: Array) -> Array:
     return act(*apart).reshape(matrices[0].shape)
 
 
-def _resampled(config, dictionary, opt, since_fired, x, error, step, key):
+def _resampled(config, dictionary, opt, since_fired, seen, x, error, step, key):
     rule = config.resampling
-    dead = since_fired > rule.every * x.shape[0] // 2
+    dead = since_fired > rule.every * seen // 2
     due = (step % rule.every == 0) & (step <= round(rule.until * config.steps))
     anew = lambda dictionary, opt: resample(config, dictionary, opt, dead, x, error, key, rule.encoder_scale)
     dictionary, opt = jax.lax.cond(due, anew, lambda dictionary, opt: (dictionary, opt), dictionary, opt)
