@@ -234,6 +234,14 @@ def test_k_aux_is_a_power_of_two_near_half_of_d():
     assert default_k_aux(256, 100) == 100
 
 
+def test_k_aux_is_of_one_value_where_several_are_written():
+    sae = dataclasses.replace(random_sae(jax.random.key(1), 24, 64, 3, jnp.float32), write_sites=3)
+    x, y_hat, dead = jax.random.normal(jax.random.key(2), (20, 24)), jnp.zeros((20, 24)), jnp.ones(64, bool)
+    one = jnp.float32(1)
+    forward = Forward(sae, x, x, sae.training_code(x), y_hat, dead, one, one, jax.random.key(0))
+    assert AuxK()(forward) == AuxK(k=4)(forward) != AuxK(k=8)(forward)
+
+
 def test_a_limit_is_a_smaller_k():
     """What a sweep over k maps over: one program, of the largest k."""
     sae = random_sae(jax.random.key(1), 8, 64, 6, jnp.float32)

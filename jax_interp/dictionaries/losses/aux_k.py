@@ -29,19 +29,20 @@ Weights = tuple[Array, Array, Array]  # W_enc, b_enc, W_dec
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class AuxK:
-    """`coefficient` · aux. `k` None: the power of two nearest d / 2 from below. Costs nothing while no latent is dead,
-    and then as much as their number asks for; under `vmap` always as much as all of them would."""
+    """`coefficient` · aux. `k` None: the power of two nearest d / 2 from below, d being the width of one written value
+    (a crosscoder's published code likewise). Costs nothing while no latent is dead, and then as much as their number
+    asks for; under `vmap` always as much as all of them would."""
 
     entries_suffice: ClassVar[bool] = True
     coefficient: float = 1 / 32
     k: int | None = None
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        d, n_features = forward.y.shape[1], forward.dictionary.n_features
+        dictionary = forward.dictionary
+        d, n_features = forward.y.shape[1] // dictionary.write_sites, dictionary.n_features
         k = default_k_aux(d, n_features) if self.k is None else self.k
         if not 0 < k <= n_features:
             raise UserError(f"AuxK(k={k}) of n_features={n_features}: from 1 to n_features, or None")
-        dictionary = forward.dictionary
         x = forward.x - dictionary.b_dec[None, :] if dictionary.centred else forward.x
         weights = (dictionary.W_enc, dictionary.b_enc, dictionary.W_dec)
         error = jax.lax.stop_gradient(forward.error)
