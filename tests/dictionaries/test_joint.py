@@ -26,6 +26,7 @@ from jax_interp.dictionaries.training.joint import (
 )
 from jax_interp.dictionaries.training.spliced import kept_rows
 from jax_interp.errors import UserError
+from jax_interp.training import NonFinite
 
 SITES = ("blocks.0.resid_pre", "blocks.2.resid_post")
 COEFFICIENTS = (0.02, 0.07)
@@ -96,6 +97,14 @@ def test_a_model_that_is_held_fixed_stays_as_it_is_and_others_learn():
     assert [d.W_dec.shape for d in saes] == [(24, 16)] * 2
 
 
+def test_a_batch_of_which_nothing_is_kept_stops_the_run():
+    """Its loss would be that of a row that should not be seen."""
+    config = dataclasses.replace(CONFIG, train="dictionaries")
+    nothing = lambda i: (batch_at(i)[0], batch_at(i)[1] & (i != 1))
+    with pytest.raises(NonFinite, match="step 2"):
+        train_joint(config, toy(), nothing, optax.adam(1e-3), quiet=True)
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     class Killed(Exception):
@@ -125,6 +134,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
         ({"dictionaries": (variants.crosscoder(SITES),)}, "is for SAEs"),
         ({"dictionaries": (variants.relu(SITES[0]),)}, "resampling"),
         ({"steps": 0}, "steps=0"),
+        ({"dictionaries": (variants.matching_pursuit(SITES[0]),), "shared": (AuxK(),)}, "AuxK trains the encoder"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(bad, says):

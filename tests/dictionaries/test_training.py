@@ -261,6 +261,7 @@ def test_the_step_compiles_once(model):
         ({"decoder": "fre"}, "decoder='fre'"),
         ({"activation": MatchingPursuit(4), "decoder": "free"}, "rows must have norm 1"),
         ({"activation": MatchingPursuit(4), "address": ("a", "b")}, "for SAEs of one value"),
+        ({"activation": MatchingPursuit(4)}, "AuxK trains the encoder of dead latents"),
         ({"loss": ()}, "loss is empty"),
         ({"skip": True}, "skip with writes=None"),
         ({"writes": ()}, "name no value"),

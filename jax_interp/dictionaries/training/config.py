@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from jax_interp.dictionaries.activations import Activation, BatchTopK, JumpReLU, MatchingPursuit, ReLU, TopK
@@ -135,6 +136,7 @@ class DictionaryConfig:
                 "MatchingPursuit encodes by the decoder, whose rows must have norm 1: it is for SAEs of one value, "
                 'writes=None and decoder="unit"'
             )
+        check_terms(self.activation, self.loss)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -146,6 +148,15 @@ class DictionaryConfig:
         if self.writes is None:
             return self.reads
         return (self.writes,) if isinstance(self.writes, str) else tuple(self.writes)
+
+
+def check_terms(activation: Activation, terms: Sequence[Term]) -> None:
+    """UserError where a term would train what the activation does not use."""
+    if isinstance(activation, MatchingPursuit) and any(isinstance(term, AuxK) for term in terms):
+        raise UserError(
+            "AuxK trains the encoder of dead latents, MatchingPursuit encodes by the decoder: leave AuxK out, "
+            "loss=(Reconstruction(),)"
+        )
 
 
 BY_SOURCE = (L1, AnnealedLp, L0, TargetL0, Tanh, PreActivation, AuxK)

@@ -32,7 +32,7 @@ from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parall
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses import Term
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, total
-from jax_interp.dictionaries.training.config import DictionaryConfig
+from jax_interp.dictionaries.training.config import DictionaryConfig, check_terms
 from jax_interp.dictionaries.training.end_to_end import check_saes, of_output
 from jax_interp.dictionaries.training.harvest import values
 from jax_interp.dictionaries.training.normalisation import for_inference
@@ -77,6 +77,8 @@ class JointConfig:
             raise UserError(f"steps={self.steps}: at least 1")
         if any(config.resampling is not None for config in self.dictionaries):
             raise UserError("resampling is for dictionaries with an optimizer of their own: use AuxK in joint training")
+        for config in self.dictionaries:
+            check_terms(config.activation, self.shared)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -149,6 +151,8 @@ def joint_step(
             found = [activations[site].reshape(tokens.size, -1) for site in config.sites]
             value = objective(output, batch)
         extra, forwards = regulariser(config, dictionaries, found, rows, state, terms_key)
+        # Where nothing is kept the rows are one that should not be seen: `fit` stops at NaN and names the step.
+        extra = jnp.where(kept > 0, extra, jnp.nan)
         task = {} if model is None else {"task": value}
         return value + extra, (task | {"regulariser": extra}, forwards)
 
