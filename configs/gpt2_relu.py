@@ -7,7 +7,7 @@ strength is what the small configs suggest: start with a sweep.
 """
 
 from jax_interp.cli.dictionary_run import DictionaryRunConfig
-from jax_interp.dictionaries import Adam, variants
+from jax_interp.dictionaries import Adam, Resampling, variants
 
 CONFIG = DictionaryRunConfig(
     dictionary=variants.relu(
@@ -17,6 +17,7 @@ CONFIG = DictionaryRunConfig(
         steps=50_000,
         dead_after=10_000_000,
         optimizer=Adam(4e-4, warmup=1000),
+        resampling=Resampling(every=2500),
     ),
     model="gpt2",
     batch=32,

@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import Jump, JumpReLU
@@ -81,6 +82,23 @@ def test_a_free_crosscoder_gets_rows_as_long_as_the_living_and_thresholds_anew()
     np.testing.assert_allclose(  # none lives: all say how long
         np.linalg.norm(every.W_enc, axis=0), 0.2 * np.linalg.norm(one.W_enc, axis=0).mean(), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(("steps", "every"), [(800, 120), (400, 60), (100, 50)])
+def test_by_default_it_happens_four_times_and_in_a_short_run_less_often(steps, every):
+    """A latent that never fires begins anew at the steps of the schedule, and at no other."""
+    config = variants.relu("x", n_features=8, steps=steps)
+    x, step = jax.random.normal(jax.random.key(1), (6, 4)), jax.jit(partial(learn, config))
+    learner = start_learner(config, jax.random.key(0), (4,), jnp.zeros(4))
+    silent = dataclasses.replace(learner.dictionary, b_enc=learner.dictionary.b_enc.at[0].set(-100.0))
+    found = []
+    for now in (every * i + by for i in range(1, 7) for by in (-1, 0, 1)):
+        of_step = dataclasses.replace(
+            learner, dictionary=silent, step=jnp.int32(now - 1), since_fired=jnp.full(8, every * 6)
+        )
+        if float(step(of_step, x, jnp.ones(1))[0].dictionary.b_enc[0]) > -50:
+            found.append(now)
+    assert found == [every * i for i in range(1, 5) if every * i <= 0.6 * steps]
 
 
 def test_it_happens_when_it_is_due_and_not_after():

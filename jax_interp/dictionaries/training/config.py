@@ -61,18 +61,23 @@ class Adam:
 @dataclasses.dataclass(frozen=True)
 class Resampling:
     """Dead latents begin anew on inputs that are reconstructed badly (resampling.py), every `every` steps until `until`
-    of the run is over. A latent is dead for this when it has not fired for `every` / 2 steps."""
+    of the run is over; never where `every` is later than that. None: four times in a run, as published, and in a short
+    one less often, every 50 steps. A latent is dead for this when it has not fired for half of that."""
 
-    every: int = 2500
+    every: int | None = None
     until: float = 0.6
     encoder_scale: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.every < 2 or not 0 <= self.until <= 1 or not self.encoder_scale > 0:
+        if (self.every is not None and self.every < 2) or not 0 <= self.until <= 1 or not self.encoder_scale > 0:
             raise UserError(
                 f"every={self.every}, until={self.until}, encoder_scale={self.encoder_scale}: at least 2 steps, from 0 "
                 "to 1, and above 0"
             )
+
+    def period(self, steps: int) -> int:
+        """After how many steps it is due, again and again, in a run of `steps`."""
+        return max(round(self.until * steps) // 4, 50) if self.every is None else self.every
 
 
 @dataclasses.dataclass(frozen=True)

@@ -187,9 +187,9 @@ def _by_site(act: Callable, dictionary: Dictionary, *matrices: Array) -> Array:
 
 
 def _resampled(config, dictionary, opt, since_fired, seen, x, error, step, key):
-    rule = config.resampling
-    dead = since_fired > rule.every * seen // 2
-    due = (step % rule.every == 0) & (step <= round(rule.until * config.steps))
+    rule, every = config.resampling, config.resampling.period(config.steps)
+    dead = since_fired > every * seen // 2
+    due = (step % every == 0) & (step <= round(rule.until * config.steps))
     anew = lambda dictionary, opt: resample(config, dictionary, opt, dead, x, error, key, rule.encoder_scale)
     dictionary, opt = jax.lax.cond(due, anew, lambda dictionary, opt: (dictionary, opt), dictionary, opt)
     return dictionary, opt, jnp.where(due & dead, 0, since_fired)
