@@ -168,8 +168,8 @@ def ghost(p):
     g = jnp.exp(scores[:, :5]) @ p["W_dec"][:5]
     norm = lambda a: jnp.sqrt((a**2).sum(1, keepdims=True))
     g = g * sg(norm(residual) / (2 * norm(g) + 1e-6))
-    off = (((g - residual) ** 2).sum(1) / (norm(residual)[:, 0] + 1e-6)).mean()
-    return fvu(p, X, z) + sg(fvu(p, X, z) / (off + 1e-6)) * off
+    of_entry = (g - residual) ** 2 / norm(residual)  # rescaled to the error entry by entry, as the published code does
+    return fvu(p, X, z) + (sg(residual**2 / (of_entry + 1e-6)) * of_entry).sum(1).mean() / V
 
 
 def row_norm(p):

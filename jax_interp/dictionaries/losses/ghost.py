@@ -1,9 +1,10 @@
 """Ghost gradients: dead latents are trained through an exponential instead of their ReLU (Anthropic, January 2024).
 
     g = exp(pre_dead) W_dec,dead, scaled to half the norm of the residual r = y - ŷ
-    ghost = Σ (g - r)² / ‖r‖,  rescaled to the size of the reconstruction term
+    ghost = Σ c (g - r)² / ‖r‖,  c = r² / ((g - r)² / ‖r‖ + 1e-6) at each entry, in the reconstruction term's units
 
-The residual is of what the dictionary writes; a widely used transcoder code takes that of what it reads.
+The scale of g, r and c are without gradient. The residual is of what the dictionary writes; a widely used transcoder
+code takes that of what it reads.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, dense_code
-from jax_interp.dictionaries.losses.reconstruction import Kind, of_error
+from jax_interp.dictionaries.losses.reconstruction import Kind, of_squares
 
 
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class GhostGradients:
-    """Its value equals the reconstruction term's while a latent is dead, 0 otherwise; what matters is its gradient."""
+    """Its value is about the reconstruction term's while a latent is dead, else 0; what matters is its gradient."""
 
     coefficient: float = 1.0
     kind: Kind = "fvu"
@@ -32,8 +33,9 @@ class GhostGradients:
         through = jnp.where(forward.dead[None, :], jnp.exp(jnp.where(forward.dead[None, :], pre, 0.0)), 0.0)
         ghost = through @ forward.dictionary.W_dec
         norm = lambda a: jnp.sqrt(jnp.sum(a * a, axis=1, keepdims=True))
-        ghost = ghost * fixed(norm(residual) / (2 * norm(ghost) + 1e-6))
-        off = jnp.sum((ghost - residual) ** 2, axis=1) / (norm(residual)[:, 0] + 1e-6)
-        mean_off = jnp.mean(off)
-        size = fixed(of_error(forward.error, forward, self.kind) / (mean_off + 1e-6))
-        return jnp.where(jnp.any(forward.dead), self.coefficient * size * mean_off, jnp.zeros((), pre.dtype))
+        length = norm(residual)
+        ghost = ghost * fixed(length / (2 * norm(ghost) + 1e-6))
+        off = (ghost - residual) ** 2 / jnp.where(length > 0, length, jnp.ones_like(length))
+        size = fixed(residual**2 / (off + 1e-6))
+        term = self.coefficient * of_squares(size * off, forward, self.kind)
+        return jnp.where(jnp.any(forward.dead), term, jnp.zeros((), pre.dtype))

@@ -23,10 +23,14 @@ Kind = Literal["fvu", "sse", "mse"]
 
 
 def of_error(error: Float[Array, "row d"], forward: Forward, kind: Kind) -> Float[Array, ""]:
-    sse = jnp.sum(error * error) / forward.rows
+    return of_squares(error * error, forward, kind)
+
+
+def of_squares(squares: Float[Array, "row d"], forward: Forward, kind: Kind) -> Float[Array, ""]:
+    sse = jnp.sum(squares) / forward.rows
     if kind == "fvu":
         return sse / forward.variance
-    return sse if kind == "sse" else sse / jnp.asarray(error.shape[1], error.dtype)
+    return sse if kind == "sse" else sse / jnp.asarray(squares.shape[1], squares.dtype)
 
 
 @coefficient_only
@@ -48,7 +52,10 @@ class Matryoshka:
     """The mean of the errors of nested dictionaries, made of the first n features for each n of `prefixes`; the last is
     always the whole (Bussmann et al. 2025, arXiv:2503.17547). One code serves them all, so the first features have to
     be useful without the later ones. `fractions` of the number of features; `random`: that many prefixes are drawn
-    anew each step instead, n = m·u² with u uniform, which is short prefixes more often (Nabeshima 2024)."""
+    anew each step instead, n = m·u² with u uniform, which is short prefixes more often (Nabeshima 2024).
+
+    Deviations from published code: Bussmann's mean has b_dec alone as a level too, here it is none; Nabeshima's sorts
+    the latents by magnitude after each step, here they keep their places."""
 
     entries_suffice: ClassVar[bool] = True
     coefficient: float = 1.0
