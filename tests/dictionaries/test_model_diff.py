@@ -178,7 +178,9 @@ def test_values_of_two_widths_are_refused_not_cut_in_the_middle():
         compare(known_crosscoder(), pair, [batch_at(0)])
     for config in (
         variants.batch_topk_crosscoder(PAIR, 2, n_features=12, steps=2, buffer=256),
-        dataclasses.replace(variants.topk("model_0", 2, n_features=12, steps=2, buffer=256), writes=PAIR, centred=False),
+        dataclasses.replace(
+            variants.topk("model_0", 2, n_features=12, steps=2, buffer=256), writes=PAIR, centred=False
+        ),
     ):
         with pytest.raises(UserError, match="model_0 24, model_1 8"):
             train_dictionary(config, pair, batch_at, quiet=True)

@@ -9,7 +9,6 @@ import pytest
 from toy import batch_at, toy
 
 from jax_interp.dictionaries import train_dictionary, variants
-from jax_interp.dictionaries.activations import BatchTopK
 from jax_interp.dictionaries.activations.select import batch_top_k
 from jax_interp.dictionaries.training.config import Adam
 from jax_interp.dictionaries.training.sweep import Member, Sweep, config_of, members, train_sweep
@@ -104,4 +103,3 @@ def test_a_limited_batch_choice_is_that_of_a_smaller_k():
         np.testing.assert_array_equal(got[:40], want)
     np.testing.assert_array_equal(limited[0][40:], np.zeros(60))
     assert (np.diff(limited[1]) >= 0).all()
-    assert BatchTopK(5, limit=jnp.float32(2)).k == 5

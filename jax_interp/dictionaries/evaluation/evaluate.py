@@ -68,7 +68,7 @@ def evaluate_rows(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Everything measured in one call. `identity_is_exact` is always True: the call fails otherwise.
+    """Everything measured in one call.
 
     `*_after_first` leave out position 0, whose activations can be thirty times as long as all others and then rule SSE
     and FVU; None where position 0 is never kept (or nothing else is), so that the figures above are without it already.
@@ -80,7 +80,6 @@ class Evaluation:
     reconstruction: Reconstruction
     density: Density
     cross_entropy: CrossEntropy
-    identity_is_exact: bool
     reconstruction_after_first: Reconstruction | None
     cross_entropy_after_first: CrossEntropy | None
     published: Published
@@ -130,7 +129,6 @@ def evaluate(
         reconstruction=reconstruction_of(total),
         density=density_of(total),
         cross_entropy=downstream.cross_entropy_of(by_position, by_context),
-        identity_is_exact=True,
         reconstruction_after_first=None if first is None else reconstruction_of(less_sums(total, first)),
         cross_entropy_after_first=None if first is None else downstream.cross_entropy_of(later),
         published=published_of(total),
