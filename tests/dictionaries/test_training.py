@@ -19,6 +19,7 @@ from jax_interp.dictionaries.forms import init_sae
 from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.losses import AuxK, Reconstruction
 from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, Resampling
+from jax_interp.dictionaries.training.cross_layer import learn_cross_layer, start_cross_layer
 from jax_interp.dictionaries.training.harvest import harvest, start_stream
 from jax_interp.dictionaries.training.normalisation import fold_centre, fold_decoder_norm, fold_scale, for_inference
 from jax_interp.dictionaries.training.train import (
@@ -284,6 +285,24 @@ def test_settings_that_cannot_be_are_refused():
     across = CrossLayerConfig(("a", "b"), n_features=64)
     with pytest.raises(UserError, match="for train_cross_layer"):
         start_learner(across, jax.random.key(0), (16, 16), jnp.zeros(32))
+
+
+def test_a_gradient_is_clipped_in_the_units_of_the_publications():
+    """Whatever the reconstruction is divided by, `clip` is the norm that the gradient of an SSE is cut to. With b1 =
+    b2 = 0 and a huge epsilon the steps are the gradient."""
+    eps, x, V = 1e6, 20 * jax.random.normal(jax.random.key(1), (32, 16)), jnp.asarray([7.0])
+    adam = Adam(learning_rate=eps, b1=0.0, b2=0.0, eps=eps, warmup=0, decay=0.0, offset_rate=1.0, clip=0.5)
+    for kind, unit in (("sse", 1.0), ("fvu", 7.0), ("mse", 16.0)):
+        config = dataclasses.replace(
+            CONFIG, loss=(Reconstruction(kind=kind),), decoder="free", centred=False, optimizer=adam
+        )
+        learner = start_learner(config, jax.random.key(0), (16,), jnp.zeros(16))
+        many = CrossLayerConfig((ADDRESS,), **FIELDS | {"loss": config.loss, "optimizer": adam, "activation": TopK(4)})
+        across = start_cross_layer(many, jax.random.key(0), (16,), jnp.zeros(16))
+        for before, step in ((learner, partial(learn, config)), (across, partial(learn_cross_layer, many))):
+            after, _ = jax.jit(step)(before, x, V)
+            moved = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), after.dictionary, before.dictionary)
+            np.testing.assert_allclose(unit * sum(jax.tree.leaves(moved)) ** 0.5, 0.5, rtol=1e-3)
 
 
 def test_products_take_the_precision_that_is_asked_for_and_weights_stay_float32():

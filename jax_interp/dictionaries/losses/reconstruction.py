@@ -10,6 +10,7 @@ A coefficient tuned beside one of them serves beside another after multiplying b
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -31,6 +32,12 @@ def of_squares(squares: Float[Array, "row d"], forward: Forward, kind: Kind) -> 
     if kind == "fvu":
         return sse / forward.variance
     return sse if kind == "sse" else sse / jnp.asarray(squares.shape[1], squares.dtype)
+
+
+def sse_unit(terms: Sequence[Any], variance: Float[Array, ""], width: int) -> Any:
+    """By what the reconstruction among `terms` divides its SSE; 1 where there is none."""
+    kinds = [term.kind for term in terms if isinstance(term, (Reconstruction, Matryoshka))]
+    return {"fvu": variance, "sse": 1.0, "mse": float(width)}[kinds[0]] if kinds else 1.0
 
 
 @coefficient_only

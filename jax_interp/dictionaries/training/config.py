@@ -32,7 +32,10 @@ from jax_interp.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class Adam:
     """Adam with warm-up, constant rate, linear decay to 0. `eps` is Gao et al.'s: gradients of a loss normalised by
-    the variance are small. `clip`: the largest global norm of a gradient."""
+    the variance are small.
+
+    `clip`: the largest global norm of a gradient, counted as publications do, beside a reconstruction in SSE: where it
+    is the fraction of variance unexplained, V times less is, a gradient being V ≈ d times as small."""
 
     learning_rate: float = 1e-3  # 2e-4 / sqrt(n_features / 2**14) is usual for runs of 10⁸ tokens and more
     b1: float = 0.9

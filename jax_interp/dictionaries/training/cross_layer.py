@@ -31,6 +31,7 @@ from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parall
 from jax_interp.dictionaries.forms.dictionary import init_sae, init_transcoder
 from jax_interp.dictionaries.losses import Reconstruction
 from jax_interp.dictionaries.losses.forward import Forward, Term, snake
+from jax_interp.dictionaries.losses.reconstruction import sse_unit
 from jax_interp.dictionaries.training.config import CrossLayerConfig
 from jax_interp.dictionaries.training.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
@@ -124,7 +125,8 @@ def learn_cross_layer(
     if config.decoder == "unit":
         grad = _each_decoder(without_parallel, grad, dictionary)
     updated: Any
-    updated, opt = optimizer.update(adam(config.optimizer, config.steps), grad, learner.opt, dictionary)
+    optimize = adam(config.optimizer, config.steps, unit=sse_unit(config.loss, written, n * d_out))
+    updated, opt = optimizer.update(optimize, grad, learner.opt, dictionary)
     updated = faster_offsets(offset_rate(config.optimizer, config.activation, d_in), dictionary, updated)
     if config.decoder == "unit":
         updated = _each_decoder(unit_rows, updated)

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms.dictionary import Dictionary, check_one_width, init_sae, init_transcoder
 from jax_interp.dictionaries.losses.forward import Forward, Term, total
+from jax_interp.dictionaries.losses.reconstruction import sse_unit
 from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, DictionaryConfig
 from jax_interp.dictionaries.training.gradient import loss_and_grad
 from jax_interp.dictionaries.training.harvest import Stream, advance, columns, start_stream
@@ -54,8 +55,9 @@ class TrainState:
     stream: Stream
 
 
-def adam(config: Adam, steps: int, learning_rate: Any = None) -> optax.GradientTransformation:
-    """Clipping, then Adam with its schedule. `learning_rate` in place of the config's may be traced."""
+def adam(config: Adam, steps: int, learning_rate: Any = None, unit: Any = 1.0) -> optax.GradientTransformation:
+    """Clipping, then Adam with its schedule. `learning_rate` in place of the config's may be traced, and `unit`, what
+    the loss was divided by (`sse_unit`)."""
     decay = max(round(config.decay * steps), 1)
     peak = config.learning_rate if learning_rate is None else learning_rate
 
@@ -65,7 +67,7 @@ def adam(config: Adam, steps: int, learning_rate: Any = None) -> optax.GradientT
         down = (steps - step) / decay
         return peak * jnp.clip(jnp.minimum(up, down), 0.0, 1.0)
 
-    clip = optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip)
+    clip = optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip / unit)
     return optax.chain(clip, optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps))
 
 
@@ -139,7 +141,9 @@ def learn(
         (value, (parts, fires, observed, error)), grad = loss_and_grad(config, terms, loss_of, dictionary, x)
     if config.decoder == "unit":
         grad = dataclasses.replace(grad, W_dec=_by_site(without_parallel, dictionary, grad.W_dec, dictionary.W_dec))
-    updated, opt = optimizer.update(adam(config.optimizer, config.steps, learning_rate), grad, learner.opt, dictionary)
+    unit = sse_unit(terms, jnp.sum(variance[-len(config.targets) :]), y.shape[1])
+    optimize = adam(config.optimizer, config.steps, learning_rate, unit)
+    updated, opt = optimizer.update(optimize, grad, learner.opt, dictionary)
     rate = offset_rate(config.optimizer, config.activation, dictionary.d)
     updated = faster_offsets(rate, dictionary, updated)
     if config.decoder == "unit":
