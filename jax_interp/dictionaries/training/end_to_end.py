@@ -45,6 +45,7 @@ from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.harvest import start_stream
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.spliced import Shown, code_type, kept_rows, mean_kept
+from jax_interp.dictionaries.training.taken_up import check_count, taken_up
 from jax_interp.dictionaries.training.train import Learner, adam, learn, start_learner
 from jax_interp.errors import UserError
 from jax_interp.surgery import at, edit, read
@@ -251,7 +252,9 @@ def start_end_to_end(
     batch_at: Callable[[int], tuple[Array, Array]],
     dictionaries: Sequence[Dictionary] | None = None,
 ) -> EndToEndState:
-    """The state before the first step: inputs measured, dictionaries fresh or as given (for raw activations)."""
+    """The state before the first step: inputs measured, dictionaries fresh or as given (`taken_up`)."""
+    if dictionaries is not None:
+        check_count(config.dictionaries, dictionaries)
     n, key = len(config.sites), jax.random.key(config.seed)
     stream_key, state_key = jax.random.split(jax.random.fold_in(key, n))
     found = start_stream(stream_key, model, config.sites + config.downstream, batch_at, config.dictionaries[0].buffer)
@@ -269,8 +272,12 @@ def start_end_to_end(
 
 def _taken_up(config: DictionaryConfig, learner: Learner, dictionary: Dictionary, scale: Array) -> Learner:
     """A learner that goes on from a trained dictionary."""
-    every = jnp.full((dictionary.d,), 1 / scale)
-    scaled = fold_scale(dictionary, every, every, 1 / scale)
+    given = taken_up(config, learner.dictionary, dictionary)
+    every = jnp.full((given.d,), 1 / scale)
+    scaled = fold_scale(given, every, every, 1 / scale)
+    # its rows have norm 1 then, and a choice weighted by them is the config's again
+    if getattr(given.activation, "weighted", False):
+        scaled = dataclasses.replace(scaled, activation=dataclasses.replace(scaled.activation, weighted=True))
     return dataclasses.replace(
         learner, dictionary=scaled, opt=optimizer.init(adam(config.optimizer, config.steps), scaled)
     )

@@ -37,6 +37,7 @@ from jax_interp.dictionaries.training.end_to_end import check_saes, of_output
 from jax_interp.dictionaries.training.harvest import values
 from jax_interp.dictionaries.training.normalisation import for_inference
 from jax_interp.dictionaries.training.spliced import kept_rows
+from jax_interp.dictionaries.training.taken_up import check_count, taken_up
 from jax_interp.dictionaries.training.train import init_dictionary
 from jax_interp.errors import UserError
 from jax_interp.surgery import read
@@ -187,21 +188,21 @@ def start_joint(
     optimize: optax.GradientTransformation,
     dictionaries: Sequence[Dictionary] | None = None,
 ) -> JointState:
-    """The state before the first step; `tokens` for their shape. Dictionaries as given, or as `init_dictionary` makes
-    them for values of mean 0."""
+    """The state before the first step; `tokens` for their shape. Dictionaries as given (`taken_up`), or as
+    `init_dictionary` makes them for values of mean 0."""
     shapes = jax.eval_shape(lambda model: values(model, config.sites, tokens), model)
     keys = [jax.random.fold_in(jax.random.key(one.seed), i) for i, one in enumerate(config.dictionaries)]
-    dictionaries = tuple(
-        dictionaries
-        or [
-            init_dictionary(one, key, (value.shape[1],), jnp.zeros((value.shape[1],)))
-            for one, key, value in zip(config.dictionaries, keys, shapes, strict=True)
-        ]
+    of_each = tuple(
+        init_dictionary(one, key, (value.shape[1],), jnp.zeros((value.shape[1],)))
+        for one, key, value in zip(config.dictionaries, keys, shapes, strict=True)
     )
+    if dictionaries is not None:
+        check_count(config.dictionaries, dictionaries)
+        of_each = tuple(taken_up(*one) for one in zip(config.dictionaries, of_each, dictionaries, strict=True))
     trained = model if config.train == "both" else None
     since_fired = tuple(jnp.zeros((one.n_features,), jnp.int32) for one in config.dictionaries)
-    opt = optimizer.init(optimize, (trained, dictionaries))
-    return JointState(trained, dictionaries, opt, since_fired, jnp.zeros((), jnp.int32), jax.random.key(config.seed))
+    opt = optimizer.init(optimize, (trained, of_each))
+    return JointState(trained, of_each, opt, since_fired, jnp.zeros((), jnp.int32), jax.random.key(config.seed))
 
 
 def train_joint(
