@@ -66,9 +66,10 @@ def run_sweep(
 
 
 def strength(member: Member, sweep: Sweep) -> str:
-    """k and coefficients, where they are varied."""
+    """k and coefficients, where they are varied, and whether it diverged."""
     said = [f"k {member.k}"] if sweep.k else []
-    return ", ".join([*said, *(f"{name} {value:g}" for name, value in member.coefficients.items())])
+    ended = [] if member.diverged is None else [f"diverged after step {member.diverged}"]
+    return ", ".join([*said, *(f"{name} {value:g}" for name, value in member.coefficients.items()), *ended])
 
 
 def series(member: Member, sweep: Sweep) -> str:

@@ -70,6 +70,7 @@ def fit(
     shown: Sequence[str] = ("loss",),
     title: str = "train",
     quiet: bool = False,
+    may_lack: Sequence[str] = (),
     on_log: Callable[[dict[str, Any]], None] | None = None,
 ) -> PyTree:
     """Run `step` until `steps` steps are done in all, from the last checkpoint of `run` if it has one.
@@ -88,6 +89,7 @@ def fit(
                `eval.<name>`.
     per_step   amounts a step handles, for rates: {"tokens": 4096} gives "tokens/s" in `timing.jsonl` and the display.
     shown      metrics on the progress display; rates are added.
+    may_lack   beginnings of names of metrics whose NaN says that there is no such figure (any more): null in the log.
     on_log     receives every record that goes to `metrics.jsonl`.
 
     Step k is the k-th from 1: `{"step": 1}` in the log is the metrics of the first step, computed with batch 0.
@@ -123,7 +125,9 @@ def fit(
             if "step" in values:
                 raise UserError("a metric cannot be named 'step': the log has the step's number under that name")
             for name, value in values.items():
-                if not isinstance(value, str) and value is not None and not np.all(np.isfinite(value)):
+                if isinstance(value, float) and np.isnan(value) and name.startswith(tuple(may_lack)):
+                    values[name] = None
+                elif not isinstance(value, str) and value is not None and not np.all(np.isfinite(value)):
                     raise NonFinite(k, name, str(value), _advice(run))
             if k % log_every and k != steps and not any(name.startswith("eval.") for name in values):
                 return

@@ -13,6 +13,8 @@ from jax_interp.dictionaries.activations.select import batch_top_k
 from jax_interp.dictionaries.training.config import Adam
 from jax_interp.dictionaries.training.sweep import Member, Sweep, config_of, members, train_sweep
 from jax_interp.errors import UserError
+from jax_interp.training import NonFinite
+from jax_interp.training.metrics import read_log
 
 ADDRESS = "blocks.1.resid_post"
 FIELDS = {"n_features": 64, "steps": 6, "buffer": 400, "dead_after": 300, "optimizer": Adam(warmup=2)}
@@ -70,6 +72,34 @@ def test_seeds_and_layers_share_the_stream_and_a_killed_grid_resumes(tmp_path):
         train_sweep(RELU, Sweep(seeds=(0, 1)), model, batch_at, run=tmp_path / "whole", **options)
     a, b = whole[2][1], whole[3][1]
     assert not np.allclose(a.W_dec, b.W_dec)
+
+
+@pytest.mark.parametrize("batched", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_member_that_diverges_leaves_the_others_as_they_are(batched, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def die(record):
+        if record["step"] == 5:
+            raise Killed
+
+    sweep, model, log = Sweep(learning_rates=(1e30, 1e-3)), toy(), []
+    options = {"checkpoint_every": 2, "log_every": 1, "quiet": True, "batched": batched}
+    with pytest.raises(Killed):
+        train_sweep(RELU, sweep, model, batch_at, run=tmp_path, on_log=die, **options)
+    (lost, left), (member, dictionary) = train_sweep(RELU, sweep, model, batch_at, run=tmp_path, **options)
+    log = read_log(tmp_path / "metrics.jsonl")
+    assert (lost.diverged, member.diverged) == (1, None)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(left))
+    for a, b in zip(jax.tree.leaves(dictionary), jax.tree.leaves(alone(RELU, member, model)), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5, rtol=1e-4)
+    assert [record["ended"] for record in log] == [0, 1, 1, 1, 1, 1]
+    assert [record["tokens"] for record in log] == [128 * i for i in range(1, 7)]
+    for record in log[1:]:  # in no mean, and without figures
+        assert record["member.0.fvu"] is record["member.0.dead"] is None
+        assert record["fvu"] == record["member.1.fvu"]
+    with pytest.raises(NonFinite, match="step 2"):
+        train_sweep(RELU, Sweep(learning_rates=(1e30,)), model, batch_at, **options)
 
 
 def test_what_a_config_does_not_have_is_not_swept():

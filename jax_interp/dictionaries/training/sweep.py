@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses.forward import snake
@@ -53,15 +53,19 @@ class Member:
     learning_rate: float
     k: int | None
     coefficients: dict[str, float]
+    diverged: int | None = None
+    """After how many steps its gradient was no longer finite: it has been left as it was then."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SweepState:
-    """`learners` with a leading axis over the members."""
+    """`learners` with a leading axis over the members. Those that have `ended`, since they diverged, stay as they were
+    and take no one along."""
 
     learners: Learner
     stream: Stream
+    ended: Bool[Array, " member"]
 
 
 def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
@@ -152,7 +156,7 @@ def start_sweep(
             opt = optimizer.init(adam(config.optimizer, config.steps), learner.dictionary)
             learner = dataclasses.replace(learner, opt=opt)
         learners.append(learner)
-    return SweepState(jax.tree.map(lambda *a: jnp.stack(a), *learners), stream)
+    return SweepState(jax.tree.map(lambda *a: jnp.stack(a), *learners), stream, jnp.zeros((len(found),), bool))
 
 
 def _of_site(sweep: Sweep, stream: Stream, address: Any) -> tuple[tuple[int, ...], Array]:
@@ -171,31 +175,31 @@ def sweep_step(
     grid: dict[str, Any],
     batched: bool,
 ) -> tuple[SweepState, dict[str, Array]]:
-    """One step of every member. Metrics have the axis of members. `batched`: by `vmap`; otherwise one after the other
-    in the same program, which on a CPU is faster: there is nothing left to fill, and branches that a member does not
-    need are not computed."""
+    """One step of every member. Metrics have the axis of members, also `ended`. `batched`: by `vmap`; otherwise one
+    after the other in the same program, which on a CPU is faster: there is nothing left to fill, and branches that a
+    member does not need are not computed."""
     if batched:
         config = dataclasses.replace(config, few=())  # under vmap a branch costs as much as all of them
     found = sweep.addresses or addresses(config)
     stream, rows = advance(state.stream, model, found, *batch)
 
-    def one(learner_and_what):
-        learner, what = learner_and_what
+    def one(of_member):
+        learner, what, ended = of_member
         x, variance = rows, stream.variance
         if sweep.addresses:
             width = stream.widths[0]
             x = jax.lax.dynamic_slice_in_dim(rows, what["site"] * width, width, axis=1)
             variance = stream.variance[what["site"]][None]
-        return learn(config, learner, x, variance, what["loss"], what["rate"])
+        return learn(config, learner, x, variance, what["loss"], what["rate"], ended=ended)
 
     go = jax.vmap(one) if batched else partial(jax.lax.map, one)
-    learners, metrics = go((state.learners, grid))
-    return SweepState(learners, stream), metrics
+    learners, metrics = go((state.learners, grid, state.ended))
+    return SweepState(learners, stream, metrics["ended"]), metrics
 
 
 def export_sweep(config: DictionaryConfig, sweep: Sweep, state: SweepState) -> list[tuple[Member, Dictionary]]:
     """Each member with its dictionary for raw activations."""
-    out = []
+    out, steps = [], [int(n) if over else None for n, over in zip(state.learners.step, state.ended)]
     for i, member in enumerate(members(config, sweep)):
         learner, stream = jax.tree.map(lambda a, i=i: a[i], state.learners), state.stream
         if sweep.addresses:
@@ -205,7 +209,7 @@ def export_sweep(config: DictionaryConfig, sweep: Sweep, state: SweepState) -> l
         if member.k is not None and hasattr(dictionary.activation, "limit"):
             activation = dataclasses.replace(dictionary.activation, k=member.k, limit=None)
             dictionary = dataclasses.replace(dictionary, activation=activation)
-        out.append((member, dictionary))
+        out.append((dataclasses.replace(member, diverged=steps[i]), dictionary))
     return out
 
 
@@ -220,7 +224,10 @@ def train_sweep(
     **options: Any,
 ) -> list[tuple[Member, Dictionary]]:
     """Train all members, from the start or from the last checkpoint of `run`, and export. `options` go to
-    `training.fit`. The log has means over the members, and the figures of each under `member.<i>`."""
+    `training.fit`. The log has means over the members, and the figures of each under `member.<i>`.
+
+    A member that diverges ends there and the others go on: it is in no mean any more, its figures are null, and
+    `Member.diverged` says when. NonFinite where none is left."""
     batched = jax.default_backend() != "cpu" if batched is None else batched
     state = start_sweep(config, sweep, model, batch_at)
     filled, count = int(state.stream.cursor), len(members(config, sweep))
@@ -228,9 +235,12 @@ def train_sweep(
 
     def step(state, batch, model, grid):
         state, metrics = sweep_step(config, sweep, state, batch, model, grid, batched)
-        mean = {name: jnp.mean(a.astype(jnp.float32)) for name, a in metrics.items()}
-        each = {str(i): {name: metrics[name][i] for name in ("fvu", "l0", "dead")} for i in range(count)}
-        return state, mean | {"tokens": metrics["tokens"][0], "member": each}
+        ended, tokens = metrics.pop("ended"), metrics.pop("tokens")
+        found = {name: a.astype(jnp.float32) for name, a in metrics.items()}
+        mean = {name: jnp.mean(a, where=~ended) for name, a in found.items()}
+        of_member = lambda i: {name: jnp.where(ended[i], jnp.nan, found[name][i]) for name in ("fvu", "l0", "dead")}
+        counted = {"tokens": jnp.max(jnp.where(ended, 0, tokens)), "ended": jnp.sum(ended)}
+        return state, mean | counted | {"member": {str(i): of_member(i) for i in range(count)}}
 
     options = {"shown": ("loss", "fvu", "l0", "dead"), "per_step": {"tokens": tokens}, "title": "sweep"} | options
     state = fit(
@@ -241,6 +251,7 @@ def train_sweep(
         run=run,
         config=SweepRun(config, sweep),
         frozen=(model, varied(config, sweep)),
+        may_lack=("member.",),
         **options,
     )
     return export_sweep(config, sweep, state)

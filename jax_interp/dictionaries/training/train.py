@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms.dictionary import Dictionary, check_one_width, init_sae, init_transcoder
@@ -115,9 +115,11 @@ def learn(
     loss: Sequence[Term] | None = None,
     learning_rate: Any = None,
     tokens: Int[Array, ""] | None = None,
+    ended: Bool[Array, ""] | None = None,
 ) -> tuple[Learner, dict[str, Array]]:
     """One step on scaled `rows`, what is read and then what is written: (learner, metrics). `loss` and `learning_rate`
     in place of the config's may hold traced numbers. `tokens`: how many the rows are, where some stand there again.
+    Given `ended`, the learner stays as it is where that is True and where its gradient is not finite: metrics say.
 
     In this order: gradient; the part of it along decoder rows removed, where they are held at norm 1; Adam; rows back
     to norm 1; running threshold; firing counters; resampling.
@@ -155,7 +157,12 @@ def learn(
     if config.resampling is not None:
         updated, opt, since_fired = _resampled(config, updated, opt, since_fired, seen, x, error, step, resample_key)
     metrics = _metrics(value, parts, y, error, fires, dead, step)
-    return Learner(updated, opt, since_fired, step, key), metrics
+    after = Learner(updated, opt, since_fired, step, key)
+    if ended is not None:
+        finite = [jnp.isfinite(a).all() for a in jax.tree.leaves((value, grad))]
+        ended = metrics["ended"] = ended | ~jnp.stack(finite).all()
+        after = jax.tree.map(lambda old, new: jnp.where(ended, old, new), learner, after)
+    return after, metrics
 
 
 def split_rows(config: DictionaryConfig, dictionary: Dictionary, rows: Array) -> tuple[Array, Array]:
