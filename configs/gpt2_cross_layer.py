@@ -1,4 +1,4 @@
-"""A cross-layer transcoder of all twelve MLPs of GPT-2 small: full size, 205 M tokens.
+"""A JumpReLU cross-layer transcoder with a tanh penalty of all twelve MLPs of GPT-2 small: full size, 205 M tokens.
 
     jax-interp train-dictionary gpt2_cross_layer --text DIRECTORY
 
@@ -13,14 +13,13 @@ from jax_interp.dictionaries import Adam, variants
 LAYERS = range(12)
 
 CONFIG = DictionaryRunConfig(
-    dictionary=variants.batch_topk_cross_layer(
+    dictionary=variants.cross_layer(
         tuple(f"blocks.{layer}.ln2.normalized" for layer in LAYERS),
         tuple(f"blocks.{layer}.mlp_out" for layer in LAYERS),
-        k=16,
         n_features=8192,
         steps=50_000,
         dead_after=10_000_000,
-        optimizer=Adam(4e-4, warmup=1000),
+        optimizer=Adam(4e-4, warmup=1000, clip=1.0),
     ),
     model="gpt2",
     batch=32,

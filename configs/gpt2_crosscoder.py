@@ -1,4 +1,5 @@
-"""A BatchTopK crosscoder of the residual stream at every third layer, on GPT-2 small: full size, 205 M tokens.
+"""A ReLU crosscoder, with an L1 penalty weighted by the norms of its decoders, of the residual stream at every third
+layer, on GPT-2 small: full size, 205 M tokens.
 
     jax-interp train-dictionary gpt2_crosscoder --text DIRECTORY
 
@@ -10,13 +11,13 @@ from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import Adam, variants
 
 CONFIG = DictionaryRunConfig(
-    dictionary=variants.batch_topk_crosscoder(
+    dictionary=variants.crosscoder(
         tuple(f"blocks.{i}.resid_post" for i in range(2, 12, 3)),
-        k=64,
+        l1=0.01,
         n_features=24_576,
         steps=50_000,
         dead_after=10_000_000,
-        optimizer=Adam(4e-4, warmup=1000),
+        optimizer=Adam(4e-4, warmup=1000, clip=1.0),
     ),
     model="gpt2",
     batch=32,

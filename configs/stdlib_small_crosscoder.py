@@ -1,4 +1,5 @@
-"""A BatchTopK crosscoder of the residual stream after every block, on stdlib-small.
+"""A ReLU crosscoder, with an L1 penalty weighted by the norms of its decoders, of the residual stream after every
+block, on stdlib-small.
 
     jax-interp train-dictionary stdlib_small_crosscoder
 
@@ -9,8 +10,8 @@ from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import variants
 
 CONFIG = DictionaryRunConfig(
-    dictionary=variants.batch_topk_crosscoder(
-        tuple(f"blocks.{layer}.resid_post" for layer in range(4)), k=32, n_features=2048, steps=600
+    dictionary=variants.crosscoder(
+        tuple(f"blocks.{layer}.resid_post" for layer in range(4)), l1=0.01, n_features=2048, steps=600
     ),
     batch=8,
     context=256,

@@ -12,6 +12,7 @@ from jax_interp.cli.decompose import DecompositionRunConfig
 from jax_interp.cli.demo.config import DemoConfig
 from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.cli.train_dictionary import TrainDictionary
+from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import TopK
 from jax_interp.errors import UserError
 from jax_interp.models.train_lm import LanguageModelConfig
@@ -34,6 +35,36 @@ def test_every_named_config_survives_json(kind, name, tmp_path):
 def test_every_file_of_configs_is_found_under_its_name():
     files = {path.stem for directory in directories() for path in directory.glob("*.py")}
     assert files == {name for _, name in NAMED}
+
+
+VARIANTS = [n for n, v in vars(variants).items() if getattr(v, "__module__", "") == variants.__name__ and callable(v)]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("size", ["stdlib_small", "gpt2"])
+def test_every_variant_has_a_config_that_is_it(size, name):
+    """In small and in full size: what it takes for a recipe is what the variant of that name makes."""
+    found = find_config(DictionaryRunConfig, f"{size}_{name}").config.dictionary
+    if name == "transcoder":
+        made = variants.transcoder(found.address, found.writes)
+    elif name == "jumprelu":
+        made = variants.jumprelu(found.address, target=32)
+    elif "cross_layer" in name:
+        made = getattr(variants, name)(found.address, found.writes)
+    else:
+        made = getattr(variants, name)(found.address)
+
+    def recipe(config):
+        chosen = config.activation
+        resampled = config.resampling is not None
+        weights = [getattr(term, "weight", None) for term in config.loss]
+        return (
+            (type(config), type(chosen), getattr(chosen, "weighted", None), getattr(chosen, "bandwidth", None)),
+            ([type(term) for term in config.loss], weights, config.decoder, config.centred, resampled),
+            (config.optimizer.b1, config.optimizer.clip),
+        )
+
+    assert recipe(found) == recipe(made)
 
 
 def test_names_may_be_written_with_hyphens():

@@ -10,7 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.dictionaries import DictionaryConfig, variants
+from jax_interp.dictionaries import variants
+from jax_interp.dictionaries.losses import (
+    L0,
+    L1,
+    AnnealedLp,
+    AuxK,
+    FrozenDecoder,
+    GateL1,
+    Matryoshka,
+    PreActivation,
+    Tanh,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "training-dictionaries.md"
 
@@ -34,13 +45,25 @@ def test_the_page_runs():
     assert not np.array_equal(names["regular"].embed.weight[...], names["model"].embed.weight[...])
 
 
-def test_the_table_has_every_variant():
+ONE, MANY = "a", ("a", "b")
+ADDRESSES = {"transcoder": ("a", "b"), "crosscoder": (MANY,), "batch_topk_crosscoder": (MANY,),
+             "cross_layer": (MANY, MANY), "batch_topk_cross_layer": (MANY, MANY)}  # fmt: skip
+IN_WORDS = {L1: "L1", L0: "L0", AnnealedLp: "Lp", Tanh: "tanh", PreActivation: "pre-activation",
+            GateL1: "L1 on the gate", FrozenDecoder: "frozen-decoder", Matryoshka: "nested", AuxK: "AuxK"}  # fmt: skip
+
+
+def test_the_table_has_every_variant_with_its_activation_and_its_terms():
     made = {
         name
         for name, value in vars(variants).items()
         if getattr(value, "__module__", "") == variants.__name__ and callable(value)
     }
-    rows = re.findall(r"^\| (`.*?) \|", PAGE.read_text(), re.MULTILINE)
-    listed = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
-    assert made <= listed, made - listed
-    assert isinstance(variants.topk("x"), DictionaryConfig)
+    rows = re.findall(r"^\| `([a-z_]+)` \| (\w+).*? \| (.*?) \|", PAGE.read_text(), re.MULTILINE)
+    assert {name for name, *_ in rows} == made
+    for name, activation, beside in rows:
+        config = getattr(variants, name)(*ADDRESSES.get(name, (ONE,)))
+        assert activation == type(config.activation).__name__, name
+        has = {IN_WORDS[type(term)] for term in config.loss if type(term) in IN_WORDS}
+        said = {words for words in IN_WORDS.values() if words in beside}
+        assert has <= said, name
+        assert ("AuxK" in said, "resampled" in beside) == ("AuxK" in has, config.resampling is not None), name

@@ -1,0 +1,26 @@
+"""A BatchTopK crosscoder of the residual stream at every third layer, on GPT-2 small: full size, 205 M tokens.
+
+    jax-interp train-dictionary gpt2_batch_topk_crosscoder --text DIRECTORY
+
+Made for one accelerator, and for your own text: a file, or a directory of .txt files. Nobody has run it yet, and its
+strength is what the small configs suggest: start with a sweep.
+"""
+
+from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.dictionaries import Adam, variants
+
+CONFIG = DictionaryRunConfig(
+    dictionary=variants.batch_topk_crosscoder(
+        tuple(f"blocks.{i}.resid_post" for i in range(2, 12, 3)),
+        k=64,
+        n_features=24_576,
+        steps=50_000,
+        dead_after=10_000_000,
+        optimizer=Adam(4e-4, warmup=1000),
+    ),
+    model="gpt2",
+    batch=32,
+    context=128,
+    log_every=100,
+    checkpoint_every=1000,
+)

@@ -1,0 +1,17 @@
+"""A BatchTopK crosscoder of the residual stream after every block, on stdlib-small.
+
+    jax-interp train-dictionary stdlib_small_batch_topk_crosscoder
+
+Two CPU cores, a few minutes (1.2 M tokens). What to expect has not been measured yet.
+"""
+
+from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.dictionaries import variants
+
+CONFIG = DictionaryRunConfig(
+    dictionary=variants.batch_topk_crosscoder(
+        tuple(f"blocks.{layer}.resid_post" for layer in range(4)), k=32, n_features=2048, steps=600
+    ),
+    batch=8,
+    context=256,
+)
