@@ -29,6 +29,9 @@ VARIANTS = {
     "jumprelu": variants.jumprelu(ADDRESS, 0.02, **FIELDS),
     "batch_topk": variants.batch_topk(ADDRESS, 4, **FIELDS),
     "group_max": variants.group_max(ADDRESS, 4, **FIELDS),
+    "matryoshka": variants.matryoshka(ADDRESS, 4, **FIELDS),
+    "batch_topk_crosscoder": variants.batch_topk_crosscoder(("blocks.0.resid_post", ADDRESS), 4, **FIELDS),
+    "skip transcoder": variants.transcoder("blocks.1.resid_pre", ADDRESS, 4, skip=True, **FIELDS),
 }
 FAST = ("topk",)
 
@@ -48,7 +51,7 @@ def test_eight_devices_are_one(name):
         for i in range(3):
             sharded, sharded_metrics = there(sharded, shard_batch(batch_at(9 + i), mesh), model)
         W_enc = sharded.learner.dictionary.W_enc
-        assert W_enc.addressable_shards[0].data.shape == (8, 32)
+        assert W_enc.addressable_shards[0].data.shape == (len(W_enc) // 2, 32)
     for one in metrics:
         np.testing.assert_allclose(sharded_metrics[one], metrics[one], rtol=2e-4, atol=1e-6, err_msg=one)
     for a, b in zip(
