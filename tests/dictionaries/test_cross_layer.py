@@ -154,6 +154,21 @@ def test_a_step_follows_the_gradient_of_the_equation(name):
             for got, then, want in zip((source.W_enc, source.b_enc, source.W_dec), parts[i], grad[0][i]):
                 np.testing.assert_allclose(moved(got, then), want, rtol=1e-6, atol=1e-9)
         np.testing.assert_allclose(moved(after.dictionary.b_dec, b_dec), grad[1], rtol=1e-6, atol=1e-9)
+        if "JumpReLU" not in name:
+            return
+        # Of thresholds, by hand: the jump's estimate -(θ/ε) 1[|z - θ| < ε/2] times the code's cotangent, and θ - z
+        z, y_hat = reference(parts, b_dec, lambda pre, i: np.where(pre > np.exp(parts[i][3]), pre, 0.0))
+        error = np.concatenate([y_hat[t] - Y[t] for t in range(2)], axis=1)
+        for i, source in enumerate(after.dictionary.sources):
+            theta, W = np.exp(parts[i][3]), parts[i][2].reshape(M, -1)
+            of_code = 2 / ROWS / 9 * error[:, i * E :] @ W.T
+            of_code = of_code + 0.3 * 4 * norms[i] / np.cosh(4 * z[i] * norms[i]) ** 2 / ROWS
+            near = abs(pres[i] - theta) < 0.3 / 2
+            want = -theta / 0.3 * (of_code * near).sum(0) + 0.1 * norms[i] * (pres[i] < theta).sum(0) / ROWS
+            assert near.any()
+            np.testing.assert_allclose(
+                moved(source.activation.log_threshold, parts[i][3]), want * theta, rtol=1e-6, atol=1e-9
+            )
 
 
 FIELDS = {"n_features": 32, "steps": 12, "buffer": 600, "dead_after": 100, "optimizer": Adam(warmup=2)}
