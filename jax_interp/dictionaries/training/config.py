@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from jax_interp.dictionaries.activations import Activation, BatchTopK, JumpReLU, MatchingPursuit, ReLU, TopK
 from jax_interp.dictionaries.losses import (
@@ -158,7 +158,7 @@ class DictionaryConfig:
         return (self.writes,) if isinstance(self.writes, str) else tuple(self.writes)
 
 
-def check_terms(activation: Activation, terms: Sequence[Term]) -> None:
+def check_terms(activation: Activation, terms: Sequence[Any]) -> None:
     """UserError where a term would train what the activation does not use."""
     if isinstance(activation, MatchingPursuit) and any(isinstance(term, AuxK) for term in terms):
         raise UserError(
