@@ -53,7 +53,7 @@ def train_theirs(rows_file: str, kind: str, strength: float, seed: int, steps: i
     from dictionary_learning.trainers.standard import StandardTrainer
     from dictionary_learning.trainers.top_k import TopKTrainer
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows = np.load(rows_file, mmap_mode="r")
     norm = float(np.sqrt((np.asarray(rows[:50_000], np.float64) ** 2).sum(1).mean()))
     warm = max(1, steps // 20)
