@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from jax_interp.dictionaries import variants
-from jax_interp.dictionaries.activations.select import first_places
 from jax_interp.dictionaries.losses import PreActivation, Reconstruction
 from jax_interp.dictionaries.losses.forward import Forward, total
 from jax_interp.dictionaries.training import gradient
@@ -120,14 +117,3 @@ def test_numbers_that_mean_nothing_are_refused():
         variants.relu("x", few=(64, 0))
     with pytest.raises(UserError, match="a cross-layer dictionary computes with all latents"):
         variants.cross_layer(("a", "b"), None, few=(64,))
-
-
-@hypothesis.given(st.integers(0, 2**32 - 1), st.sampled_from([16, 48, 50]), st.floats(0, 0.5), st.integers(1, 400))
-@hypothesis.settings(max_examples=25, deadline=None)
-def test_first_places(seed, columns, share, n):
-    mask = np.random.default_rng(seed).random((9, columns)) < share
-    rows, features = jax.jit(first_places, static_argnums=1)(jnp.asarray(mask), n)
-    want = np.argwhere(mask)[:n]
-    np.testing.assert_array_equal(np.stack([rows, features], 1)[: len(want)], want)
-    assert (np.asarray(rows)[len(want) :] == 9).all()
-    assert (np.asarray(features)[len(want) :] == columns).all()

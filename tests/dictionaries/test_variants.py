@@ -23,7 +23,6 @@ from jax_interp.dictionaries.activations import (
 )
 from jax_interp.dictionaries.activations.batch_topk import as_jumprelu as batch_topk_as_jumprelu
 from jax_interp.dictionaries.activations.gated import as_jumprelu as gated_as_jumprelu
-from jax_interp.dictionaries.activations.select import batch_top_k
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses import (
     L0,
@@ -292,19 +291,6 @@ def test_the_running_threshold_follows_the_least_value_on():
     np.testing.assert_allclose(first.threshold, least)
     again = dataclasses.replace(one.activation, threshold=jnp.asarray(5.0)).observe(one, code)
     np.testing.assert_allclose(again.threshold, 0.9 * 5 + 0.1 * least)
-
-
-@pytest.mark.parametrize("kind", ["any", "one loud row", "negative", "ties"])
-def test_batch_top_k_is_the_largest_of_all(kind):
-    x = np.random.default_rng(1).standard_normal((37, 96)).astype(np.float32)
-    x = {"any": x, "one loud row": np.where(np.arange(37)[:, None] == 3, 10 + x, x), "negative": -abs(x),
-         "ties": x.round()}[kind]  # fmt: skip
-    for k in (1, 5):
-        values, rows, features = map(np.asarray, jax.jit(batch_top_k, static_argnums=1)(jnp.asarray(x), k))
-        np.testing.assert_array_equal(np.sort(values)[::-1], np.sort(x.ravel())[::-1][: 37 * k])
-        np.testing.assert_array_equal(values, x[rows, features])
-        assert len(set(zip(rows.tolist(), features.tolist()))) == 37 * k
-        assert (np.diff(rows) >= 0).all()
 
 
 def test_a_term_with_an_activation_that_it_does_not_go_with_is_refused():

@@ -20,6 +20,8 @@ from jax_interp.dictionaries.training.sharding import feature_shards, rows_spec
 GROUP = 16
 # A second pass over k·GROUP candidates pays where the row is at least this many times longer.
 WORTHWHILE = 4
+# Columns of a mask that are counted as the bits of one word.
+WORD = 32
 
 
 def top_k(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
@@ -96,15 +98,17 @@ def batch_top_k(
 def _batch_top(x: Float[Array, "row feature"], n: int, wanted: Any) -> tuple[Array, Array, Array]:
     """The `wanted` largest in `n` places; what is in the places after them means nothing."""
     rows, features = x.shape
-    if features % GROUP or rows * features < 2 * n * GROUP:
-        chosen_rows, chosen_features = _places(_largest(x, wanted), n)
+    if rows * features < 2 * n * GROUP:
+        chosen_rows, chosen_features, _ = _places(_largest(x, wanted), n)
         return x[chosen_rows, chosen_features], chosen_rows, chosen_features
-    groups = features // GROUP
-    maxima = jax.lax.optimization_barrier(x.reshape(rows, groups, GROUP).max(-1))
-    of_row, group = _places(_largest(maxima, n), n)
-    members = x.reshape(rows * groups, GROUP).at[of_row * groups + group].get(mode="promise_in_bounds")
+    groups = -(-features // GROUP)
+    # The last group filled up with what is never among the largest finite numbers.
+    whole = jnp.pad(x, ((0, 0), (0, -features % GROUP)), constant_values=-jnp.inf)
+    maxima = jax.lax.optimization_barrier(whole.reshape(rows, groups, GROUP).max(-1))
+    of_row, group, _ = _places(_largest(maxima, n), n)
+    members = whole.reshape(rows * groups, GROUP).at[of_row * groups + group].get(mode="promise_in_bounds")
     members = jax.lax.optimization_barrier(members)
-    which, place = _places(_largest(members, wanted), n)
+    which, place, _ = _places(_largest(members, wanted), n)
     at = lambda a: a.at[which].get(mode="promise_in_bounds")
     values = members.at[which, place].get(mode="promise_in_bounds")
     return values, at(of_row), at(group) * GROUP + place
@@ -112,34 +116,25 @@ def _batch_top(x: Float[Array, "row feature"], n: int, wanted: Any) -> tuple[Arr
 
 def first_places(mask: Bool[Array, "row feature"], n: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
     """(rows, features) of the first `n` that are True, in the order in which they stand in `mask`; places left over are
-    one past the end. `mask` is read once: what follows is done with its groups that have something."""
-    rows, features = mask.shape
-    if features % GROUP or rows * features < 2 * n * GROUP:
-        row, feature = _places(mask, n)
-    else:
-        groups = features // GROUP
-        some = jax.lax.optimization_barrier(mask.reshape(rows, groups, GROUP).any(-1))
-        of_row, group = _places(some, n)
-        members = mask.reshape(rows * groups, GROUP).at[of_row * groups + group].get(mode="promise_in_bounds")
-        members = members & (jnp.arange(n) < jnp.sum(some))[:, None]
-        which, place = _places(jax.lax.optimization_barrier(members), n)
-        at = lambda a: a.at[which].get(mode="promise_in_bounds")
-        row, feature = at(of_row), at(group) * GROUP + place
-    real = jnp.arange(n, dtype=jnp.int32) < jnp.sum(mask, dtype=jnp.int32)
-    return jnp.where(real, row, rows), jnp.where(real, feature, features)
+    one past the end. `mask` is read once."""
+    row, feature, real = _places(mask, n)
+    return jnp.where(real, row, mask.shape[0]), jnp.where(real, feature, mask.shape[1])
 
 
 def _largest(x: Float[Array, "row column"], n: Any) -> Bool[Array, "row column"]:
     """Where the `n` largest are: exactly `n` of them, of equal ones the first."""
-    least = nth_largest(x, n)
+    least = nth_largest(x.reshape(-1), n)  # one long row: XLA's CPU backend counts short ones half as fast
     above, equal = x > least, x == least
     room = n - jnp.sum(above, dtype=jnp.int32)
     in_row = jnp.sum(equal, axis=1, dtype=jnp.int32)
-    before = jnp.cumsum(in_row, dtype=jnp.int32) - in_row
-    return above | (equal & (before[:, None] + _running_count(equal) <= room))
+    end = jnp.cumsum(in_row, dtype=jnp.int32)
+    # Room ends within one row: no other has to be counted through.
+    row, full = jnp.arange(len(x), dtype=jnp.int32), jnp.minimum(jnp.sum(end < room, dtype=jnp.int32), len(x) - 1)
+    fits = jnp.cumsum(equal[full], dtype=jnp.int32) <= room - (end - in_row)[full]
+    return above | (equal & ((row < full)[:, None] | ((row == full)[:, None] & fits[None, :])))
 
 
-def nth_largest(x: Float[Array, "row column"], n: Any) -> Float[Array, ""]:
+def nth_largest(x: Float[Array, "*place"], n: Any) -> Float[Array, ""]:
     """The n-th largest entry, bit by bit: of the integers in the order of the floats, the largest that n entries
     reach. 32 counts over `x` (64 for float64), each as fast as memory, where a sort of it takes ten times longer."""
     bits = x.dtype.itemsize * 8
@@ -156,27 +151,31 @@ def nth_largest(x: Float[Array, "row column"], n: Any) -> Float[Array, ""]:
     return jax.lax.bitcast_convert_type(jnp.where(found & top != 0, found ^ top, ~found), x.dtype)
 
 
-def _running_count(mask: Bool[Array, "row column"]) -> Int[Array, "row column"]:
-    """How many are True in each row up to here. A product with a triangle: XLA's CPU backend adds up prefixes in many
-    passes, and counts below 2²⁴ are exact in float32."""
-    columns = mask.shape[1]
-    triangle = jnp.triu(jnp.ones((columns, columns), jnp.float32))
-    return (mask.astype(jnp.float32) @ triangle).astype(jnp.int32)
+def _places(
+    mask: Bool[Array, "row column"], n: int
+) -> tuple[Int[Array, " entry"], Int[Array, " entry"], Bool[Array, " entry"]]:
+    """(row, column) of each of the first `n` that are True, in their order, and whether there is such a one: a place
+    that is left over means nothing but stays inside.
 
-
-def _places(mask: Bool[Array, "row column"], n: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
-    """(row, column) of each of the `n` that are True, in their order. Where fewer are, the last places mean nothing but
-    stay inside."""
-    running = jax.lax.optimization_barrier(_running_count(mask))
-    end = jnp.cumsum(running[:, -1], dtype=jnp.int32)
+    Counted through are words of WORD columns, one bit each; inside a word the place is found by counting its bits.
+    """
+    rows, columns = mask.shape
+    bits = jnp.pad(mask, ((0, 0), (0, -columns % WORD))).reshape(rows, -1, WORD).astype(jnp.uint32)
+    words = jnp.sum(bits << jnp.arange(WORD, dtype=jnp.uint32)[None, None, :], axis=2, dtype=jnp.uint32)
+    per_row, words = words.shape[1], jax.lax.optimization_barrier(words.reshape(-1))
+    count = jax.lax.population_count(words).astype(jnp.int32)
+    end = jax.lax.optimization_barrier(jnp.cumsum(count, dtype=jnp.int32))
     entry = jnp.arange(n, dtype=jnp.int32)
-    row = jnp.minimum(jnp.searchsorted(end, entry, side="right"), mask.shape[0] - 1).astype(jnp.int32)
-    rank = entry - (end - running[:, -1])[row] + 1  # it is the rank-th of its row
-    column = jnp.zeros_like(entry)
-    step = 1 << max((mask.shape[1] - 1).bit_length() - 1, 0)
-    while step:  # the first column whose running count is the rank: the highest place with fewer before it
-        further = jnp.minimum(column + step, mask.shape[1] - 1)
-        short = running.at[row, further - 1].get(mode="promise_in_bounds") < rank
-        column = jnp.where(short, further, column)
+    which = jnp.minimum(jnp.searchsorted(end, entry, side="right"), len(words) - 1).astype(jnp.int32)
+    at = lambda a: a.at[which].get(mode="promise_in_bounds")
+    rest, column = at(words), which % per_row * WORD
+    before = entry - (at(end) - jax.lax.population_count(rest).astype(jnp.int32))  # so many of its word
+    step = WORD // 2
+    while step:  # the lower half of the bits is left out where it holds no more than come before
+        lower = jax.lax.population_count(rest & jnp.uint32((1 << step) - 1)).astype(jnp.int32)
+        further = lower <= before
+        before = jnp.where(further, before - lower, before)
+        rest = jnp.where(further, rest >> step, rest)
+        column = jnp.where(further, column + step, column)
         step //= 2
-    return row, column
+    return which // per_row, jnp.minimum(column, columns - 1), entry < end[-1]
