@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jax_interp.dictionaries import sparse, sums
-from jax_interp.dictionaries.activations import TopK
+from jax_interp.dictionaries.activations import BatchTopK, GroupMax, TopK
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.forms import Dictionary, init_sae
 from jax_interp.dictionaries.losses import AuxK, Reconstruction
@@ -259,3 +259,18 @@ def test_weighted_choices_do_not_depend_on_how_a_latent_is_scaled_against_its_ro
     scaled = Dictionary(sae.W_enc * c[None], sae.b_enc * c, sae.W_dec / c[:, None], sae.b_dec, sae.activation)
     np.testing.assert_allclose(scaled.encode(x), sae.encode(x) * c[None], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(scaled(x), sae(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [TopK(4), TopK(4, weighted=True), GroupMax(4), BatchTopK(4)])
+def test_no_gradient_is_added_up_by_scattering_off_the_cpu(activation):
+    """Additions to one place in an order that changes from run to run would end a run's bits' being the same: what is
+    scattered on a GPU is entries of the dense code, each of which has a place of its own."""
+    rows, d, m = 24, 8, 64
+    sae = init_sae(jax.random.key(0), d, m, activation.init(m, jnp.float32))
+
+    def loss(sae, x):
+        return jnp.sum((x - sae.reconstruct(sae.training_code(x))) ** 2)
+
+    lowered = jax.jit(jax.grad(loss)).trace(sae, jnp.ones((rows, d))).lower(lowering_platforms=("cuda",)).as_text()
+    scattered = re.findall(r"stablehlo.scatter.*?\n *\}\) : .*? -> tensor<(.*?)xf32>", lowered, re.DOTALL)
+    assert set(scattered) == {f"{rows}x{m}"}

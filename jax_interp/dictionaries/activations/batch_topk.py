@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.dictionaries.activations.jumprelu import Jump
-from jax_interp.dictionaries.activations.pre import centred, of_centre
+from jax_interp.dictionaries.activations.pre import centred, of_bias, of_centre
 from jax_interp.dictionaries.activations.select import batch_top_k, nth_largest
 from jax_interp.dictionaries.activations.topk import masked, row_norms
 from jax_interp.dictionaries.codes import BatchCode, DenseCode
@@ -104,11 +104,10 @@ def _backward(k, kernels, residuals, cotangents):
     x, W_enc, centre, values, rows, features = residuals
     g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
-    g_b_enc = jnp.zeros((n_features,), g.dtype).at[features].add(g, mode="drop")
+    g_b_enc = of_bias(g, rows, features, len(x), n_features)
     g_W_enc = entries_outer(g, rows, features, centred(x, centre), n_features, True, kernels)
-    g_x = (
-        jnp.zeros((x.shape[0], n_features), g.dtype).at[rows, features].add(g) @ W_enc.T
-    )  # dropped where not asked for
+    z = jnp.zeros((len(x), n_features), g.dtype).at[rows, features].add(g, mode="drop")
+    g_x = z @ W_enc.T  # dropped where not asked for
     return g_x, g_W_enc, g_b_enc, of_centre(g_b_enc, W_enc, centre), None
 
 

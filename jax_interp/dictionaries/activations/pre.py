@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.dictionaries.activations.select import first_places
 from jax_interp.dictionaries.codes import DenseCode, EntryCode
@@ -48,6 +48,22 @@ def entries_given(
 
 def centred(x: Float[Array, "row d"], centre: Float[Array, " d"] | None) -> Float[Array, "row d"]:
     return x if centre is None else x - centre[None, :]
+
+
+def of_bias(
+    g: Float[Array, "*entry"], rows: Int[Array, "*entry"], features: Int[Array, "*entry"], n_rows: int, n_features: int
+) -> Float[Array, " feature"]:
+    """The gradient of `b_enc` from that of entries, none of which is there twice; those of the feature one past the end
+    take no part. Deterministic on every backend: off the CPU additions scattered onto few places would be made in an
+    order that changes from run to run, so there the dense code is summed that `W_enc`'s gradient needs as well."""
+
+    def scattered(g, rows, features):
+        return jnp.zeros((n_features,), g.dtype).at[features].add(g, mode="drop")
+
+    def dense(g, rows, features):
+        return jnp.sum(jnp.zeros((n_rows, n_features), g.dtype).at[rows, features].add(g, mode="drop"), axis=0)
+
+    return jax.lax.platform_dependent(g, rows, features, cpu=scattered, default=dense)
 
 
 def of_centre(
@@ -90,7 +106,7 @@ def _entries_forward(inside, rows, features, x, W_enc, b_enc, centre):
 def _entries_backward(residuals, g):
     rows, features, x, W_enc, centre = residuals
     n_features = W_enc.shape[1]
-    g_b_enc = jnp.zeros((n_features,), g.dtype).at[features].add(g, mode="drop")
+    g_b_enc = of_bias(g, rows, features, x.shape[0], n_features)
     g_W_enc = entries_outer(g, rows, features, centred(x, centre), n_features, transpose=True)
     z = jnp.zeros((x.shape[0], n_features), g.dtype).at[rows, features].add(g, mode="drop")
     g_x = z @ W_enc.T  # dropped where not asked for

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_interp.dictionaries.activations.pre import centred, of_centre
+from jax_interp.dictionaries.activations.pre import centred, of_bias, of_centre
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.codes import DenseCode, RowCode
 from jax_interp.dictionaries.sparse import sparse_matmul, sparse_outer
@@ -123,7 +123,8 @@ def _backward(select, kernels, residuals, cotangents):
     x, W_enc, centre, values, indices = residuals
     g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
-    g_b_enc = jnp.zeros((n_features,), g.dtype).at[indices].add(g)
+    rows = jnp.broadcast_to(jnp.arange(len(x), dtype=indices.dtype)[:, None], indices.shape)
+    g_b_enc = of_bias(g, rows, indices, len(x), n_features)
     g_W_enc = sparse_outer(g, indices, centred(x, centre), n_features, transpose=True, kernels=kernels)
     g_x = sparse_matmul(g, indices, W_enc.T, kernels)  # dropped where not asked for
     return g_x, g_W_enc, g_b_enc, of_centre(g_b_enc, W_enc, centre)
