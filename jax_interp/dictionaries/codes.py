@@ -101,8 +101,9 @@ class RowCode:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchCode:
-    """Entries in ascending order of rows; those whose value is 0 are off. No entry is there twice. Places that are left
-    over come last: value 0, in the row and the feature one past the end. `kernels`: see `sparse.py`."""
+    """Entries in ascending order of rows, and in each of features; those whose value is 0 are off. No entry is there
+    twice. Places that are left over come last: value 0, in the row and the feature one past the end. `kernels`: see
+    `sparse.py`."""
 
     values: Float[Array, " entry"]
     rows: Int[Array, " entry"]

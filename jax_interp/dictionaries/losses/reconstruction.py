@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only
+from jax_interp.dictionaries.nested import decode_nested
 from jax_interp.errors import UserError
 
 Kind = Literal["fvu", "sse", "mse"]
@@ -79,25 +80,21 @@ class Matryoshka:
             )
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        ends = self._ends(forward)
-        dictionary, place = forward.dictionary, jnp.arange(forward.dictionary.n_features)
+        dictionary = forward.dictionary
         base = forward.y - dictionary.b_dec[None, :]
         if dictionary.W_skip is not None:
             base = base - forward.x @ dictionary.W_skip
-        losses, begin, explained = [], jnp.zeros((), ends.dtype), jnp.zeros_like(base)
-        for i in range(len(ends)):
-            explained = explained + forward.code.keep((place >= begin) & (place < ends[i])).decode(dictionary.W_dec)
-            begin = ends[i]
-            losses.append(of_error(base - explained, forward, self.kind))
+        explained = decode_nested(forward.code, dictionary.W_dec, self._ends(forward))
+        losses = [of_error(base - part, forward, self.kind) for part in explained]
         losses.append(of_error(forward.error, forward, self.kind))
         return self.coefficient * jnp.mean(jnp.stack(losses))
 
-    def _ends(self, forward: Forward) -> Int[Array, " prefix"]:
+    def _ends(self, forward: Forward) -> list[int] | Int[Array, " prefix"]:
         m = forward.dictionary.n_features
         if self.random:
             u = jax.random.uniform(forward.key, (self.random - 1,))
             return jnp.sort(jnp.maximum((m * u * u).astype(jnp.int32), 1))
-        return jnp.asarray([max(round(m * f), 1) for f in self.fractions], jnp.int32)
+        return [max(round(m * f), 1) for f in self.fractions]
 
 
 @coefficient_only

@@ -1,0 +1,53 @@
+"""What the first features of a code stand for, for several numbers of first features at once: each feature is decoded
+once, on its level, and the levels are added up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jax_interp.dictionaries.codes import BatchCode, Code, RowCode
+from jax_interp.dictionaries.sparse import decode_entries
+
+
+def decode_nested(
+    code: Code, W: Float[Array, "feature d"], ends: Sequence[int] | Int[Array, " prefix"]
+) -> list[Float[Array, "row d"]]:
+    """z[:, :n] @ W[:n] for each n of `ends`, which ascend and may be traced. Together they cost one decoding; where the
+    code is dense (on an accelerator every code is made so) and `ends` are traced, or on a mesh, one each."""
+    alone = jax.sharding.get_abstract_mesh().empty
+    if alone and jax.default_backend() == "cpu" and isinstance(code, RowCode | BatchCode):
+        levels = _by_entries(code, W, jnp.asarray(ends, jnp.int32))
+    elif alone and not isinstance(ends, Array):
+        z = code.dense(len(W))
+        levels = [z[:, begin:end] @ W[begin:end] for begin, end in zip([0, *ends], ends)]
+    else:
+        place, begin = jnp.arange(len(W), dtype=jnp.int32), [0, *ends]
+        levels = [code.keep((place >= begin[i]) & (place < ends[i])).decode(W) for i in range(len(ends))]
+    sums = levels[:1]
+    for level in levels[1:]:
+        sums.append(sums[-1] + level)
+    return sums
+
+
+def _by_entries(
+    code: RowCode | BatchCode, W: Float[Array, "feature d"], ends: Int[Array, " prefix"]
+) -> list[Float[Array, "row d"]]:
+    """Each level by itself: one decoding into as many rows as there are levels for each."""
+    if isinstance(code, RowCode):
+        n_rows = len(code.values)
+        order = jnp.argsort(code.indices, axis=1)
+        values, features = (jnp.take_along_axis(a, order, axis=1).reshape(-1) for a in (code.values, code.indices))
+        rows = jnp.repeat(jnp.arange(n_rows, dtype=jnp.int32), code.indices.shape[1])
+    else:
+        n_rows, values, rows, features = code.n_rows, code.values, code.rows, code.features
+    # `target` ascends, as `decode_entries` has it: entries stand in the order of rows, and in each of features.
+    level = jnp.searchsorted(ends, features, side="right").astype(jnp.int32)
+    target = jnp.minimum(rows * len(ends) + jnp.minimum(level, len(ends) - 1), n_rows * len(ends))
+    values = jnp.where(level < len(ends), values, jnp.zeros((), values.dtype))
+    out: Any = decode_entries(values, target, features, W, n_rows * len(ends))
+    return [out.reshape(n_rows, len(ends), -1)[:, i] for i in range(len(ends))]
