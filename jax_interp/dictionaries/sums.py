@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, Int
 # parallel, four times as fast as a gathered [rows, k, d] block contracted in cache; more terms at once only make the
 # loop slower to compile.
 TERMS = 8
+# Beyond so many terms the groups are a loop: written out, 256 terms take seconds to compile, and run no faster.
+WRITTEN_OUT = 16
 # `sums_by_target` adds the entries of a target BRANCHING at a time.
 BRANCHING = 16
 # Features whose gradients are turned from rows into columns at a time.
@@ -30,11 +32,22 @@ def sum_of_rows(
     # Without the barriers XLA would compute what it gathers from anew for each of the terms, and the sums anew for each
     # of their uses.
     values, indices, W = jax.lax.optimization_barrier((values, indices, W))
-    total = jnp.zeros((values.shape[0], W.shape[1]), W.dtype)
-    for j in range(values.shape[1]):
-        total = total + values[:, j, None] * W.at[indices[:, j]].get(mode="promise_in_bounds")
-        if j % TERMS == TERMS - 1 or j == values.shape[1] - 1:
-            total = jax.lax.optimization_barrier(total)
+    total, k = jnp.zeros((values.shape[0], W.shape[1]), W.dtype), values.shape[1]
+
+    def added(total, values, indices):
+        for j in range(values.shape[1]):
+            total = total + values[:, j, None] * W.at[indices[:, j]].get(mode="promise_in_bounds")
+        return jax.lax.optimization_barrier(total)
+
+    def group(i, total):
+        part = lambda a: jax.lax.dynamic_slice_in_dim(a, i * TERMS, TERMS, axis=1)
+        return added(total, part(values), part(indices))
+
+    looped = k // TERMS if k > WRITTEN_OUT else 0
+    if looped:
+        total = jax.lax.fori_loop(0, looped, group, total)
+    for begin in range(looped * TERMS, k, TERMS):
+        total = added(total, values[:, begin : begin + TERMS], indices[:, begin : begin + TERMS])
     return total
 
 

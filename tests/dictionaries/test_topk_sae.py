@@ -261,6 +261,20 @@ def test_weighted_choices_do_not_depend_on_how_a_latent_is_scaled_against_its_ro
     np.testing.assert_allclose(scaled(x), sae(x), rtol=1e-4, atol=1e-5)
 
 
+def test_programs_do_not_grow_with_a_large_k():
+    """That the sums are right whatever k leaves over of its groups is tested as well."""
+    rng = np.random.default_rng(0)
+    W, length = jnp.asarray(rng.standard_normal((300, 6)), jnp.float32), {}
+    for k in (40, 45, 256, 261):
+        indices = jnp.asarray([rng.permutation(300)[:k] for _ in range(4)], jnp.int32)
+        values = jnp.asarray(rng.standard_normal((4, k)), jnp.float32)
+        length[k] = len(jax.jit(sparse.sparse_matmul).lower(values, indices, W).as_text())
+        want = np.asarray(sparse.to_dense(values, indices, 300), np.float64) @ np.asarray(W, np.float64)
+        np.testing.assert_allclose(sparse.sparse_matmul(values, indices, W), want, rtol=1e-4, atol=1e-4)
+    assert length[256] < 1.05 * length[40]
+    assert length[261] < 1.05 * length[45]
+
+
 @pytest.mark.parametrize("activation", [TopK(4), TopK(4, weighted=True), GroupMax(4), BatchTopK(4)])
 def test_no_gradient_is_added_up_by_scattering_off_the_cpu(activation):
     """Additions to one place in an order that changes from run to run would end a run's bits' being the same: what is
