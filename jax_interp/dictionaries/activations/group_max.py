@@ -45,9 +45,7 @@ class GroupMax:
 
         def largest(pre):
             groups = pre.reshape(pre.shape[0], self.k, group)
-            # By comparison, not argmax: XLA's CPU backend reduces pairs (value, index) one at a time.
-            place = jnp.where(groups == jnp.max(groups, axis=2, keepdims=True), jnp.arange(group)[None, None, :], group)
-            indices = jnp.min(place, axis=2) + group * jnp.arange(self.k)[None, :]
+            indices = jnp.argmax(groups, axis=2) + group * jnp.arange(self.k)[None, :]
             return jnp.take_along_axis(pre, indices, axis=1, mode="promise_in_bounds"), indices
 
         return encode_at(largest, dictionary, x, kernels=self.kernels)
