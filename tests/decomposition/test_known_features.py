@@ -123,7 +123,7 @@ def test_composites_of_the_ideal_itself():
     model = ideal(decompose(tms(), "linear1", C=3, key=jax.random.key(2), tied=TIED))
     assert model is not None
     gates = lambda _, inputs: dict.fromkeys(model.names, 2 * (inputs["linear1"] > 0).astype(jnp.float32))
-    trained = Trained(model, gates)
+    trained = Trained(model, jax.tree_util.Partial(gates))
     config = DecompositionConfig(delta=False)
     rows = composites_of(config, trained, 5, active=(1, 2), oracle=model, samples=64, cap=64)
     by_name = {row["name"]: row["normalised"] for row in rows}
