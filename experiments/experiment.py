@@ -7,12 +7,16 @@ draws what `Results.data` holds.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import hashlib
 import importlib
 import json
 import pkgutil
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,6 +85,16 @@ def perform(name: str, config: Any, command: str, results_dir: Path, figures_dir
     atomic_write(results_dir / f"{name}.json", json.dumps(record, indent=1) + "\n")
     draw(name, results.data, figures_dir)
     return results
+
+
+@contextlib.contextmanager
+def resumable(name: str, *configs: Any) -> Iterator[dict[str, Any]]:
+    """Options for a training that takes an hour: killed within the block, it goes on from its last checkpoint when the
+    same experiment is called again. Its directory goes with the block."""
+    digest = hashlib.sha256(json.dumps([to_json(config) for config in configs], sort_keys=True).encode()).hexdigest()
+    place = Path("out/experiments/runs") / f"{name}-{digest[:12]}"
+    yield {"run": place, "checkpoint_every": 250, "keep": 1}
+    shutil.rmtree(place)
 
 
 def draw(name: str, data: dict[str, Any], figures_dir: Path = FIGURES) -> None:

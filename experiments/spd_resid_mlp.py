@@ -5,7 +5,7 @@ features by 50 neurons, by the configuration of 2026. On one-hot probes every co
 feature and every feature has one (identity-CI error 0 at tolerance .1); of `mlp_out` as many components are alive as
 there are neurons, a dense block: features share them.
 `--presets resid_mlp2 resid_mlp3` does the same for two and three layers, whose published outcome is less clear: layer
-by layer, errors added up.
+by layer, errors added up. Killed, it goes on where it was when it is called again.
 
 Two departures: batches of 512 where 2048 were published, and the model is decomposed in the span of its embedding
 (`collapse`: the same function, 100 dimensions for 1000). Strict error is that of keeping what is important and nothing
@@ -21,8 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.experiment import Results, Row
+from experiments.experiment import Results, Row, resumable
 from experiments.spd_tms import oracle_error
+from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.evaluate import linearity_of
 from jax_interp.decomposition.metrics import dense_error, identity_error, probe
 from jax_interp.decomposition.metrics.identity import matched
@@ -58,19 +59,23 @@ def run(config: Config) -> Results:
     for name in config.presets:
         if name not in TARGETS:
             raise UserError(f"there is no decomposition {name!r} here: {', '.join(TARGETS)}")
-        found = [measured(trained, name) for trained in decomposed(name, config)]
+        with resumable(name, config, settings_of(name, config)) as options:
+            found = [measured(trained, name) for trained in decomposed(name, config, **options)]
         rows += _rows(name, found)
         data[name] = {matrix: [np.round(g, 3) for g in found[0][matrix]] for matrix in ("mlp_in", "mlp_out")}
     return Results(tuple(rows), data)
 
 
-def decomposed(name: str, config: Config) -> list[Trained]:
-    """One target, every seed, in one program."""
+def settings_of(name: str, config: Config) -> DecompositionConfig:
     recipe = preset(name)
-    settings = dataclasses.replace(recipe, batch=config.batch, steps=config.steps or recipe.steps)
+    return dataclasses.replace(recipe, batch=config.batch, steps=config.steps or recipe.steps)
+
+
+def decomposed(name: str, config: Config, **options: Any) -> list[Trained]:
+    """One target, every seed, in one program. `options` are those of `training.fit`."""
     model = collapse(resid_mlp_target(TARGETS[name]))
     draw = partial(sparse_features, batch=config.batch, n=len(model.embed.weight), probability=0.01, low=-1.0)
-    every = train_instances(settings, model, seeds=config.seeds, sample=draw, quiet=True)
+    every = train_instances(settings_of(name, config), model, seeds=config.seeds, sample=draw, **options)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], every) for i in range(len(config.seeds))]
 
 

@@ -16,7 +16,7 @@ its `Config` holds the numbers of the run below.
     python -m experiments draw                  # draw all pictures again from results/
 
 `--quick` takes under a minute, shows that it runs, and writes to `out/experiments/`; options change the config
-(`python -m experiments grokking --help`). Seconds are those of the run, on two cores of a busy machine, training
+(`python -m experiments grokking --help`). Seconds are those of the last call, on two cores of a busy machine, training
 included where nothing was cached. Where a publication makes a claim and gives no figure, the third column has what an
 independent program of its recipe measured. `holds` says whether our figure bears the claim out, by a bound in the
 experiment's code; where it is empty, there was nothing to compare with.
