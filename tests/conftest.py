@@ -26,6 +26,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 DATA_VARIABLE = "JAX_INTERP_TEST_DATA"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_programs():
+    """A process may map some 65,000 pieces of memory (Linux), a compiled program takes several, and JAX keeps them all:
+    a worker that has run a thousand tests is killed without a word. Those of earlier files go before that."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real weights and texts; a test that needs it is skipped, saying why, where it is not there."""
