@@ -4,8 +4,7 @@ Stochastic parameter decomposition (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20
 features by 50 neurons, by the configuration of 2026. On one-hot probes every component of `mlp_in` belongs to one
 feature and every feature has one (identity-CI error 0 at tolerance .1); of `mlp_out` as many components are alive as
 there are neurons, a dense block: features share them.
-`--presets resid_mlp2 resid_mlp3` does the same for two and three layers, whose published outcome is less clear: layer
-by layer, errors added up. Killed, it goes on where it was when it is called again.
+`spd_resid_mlp_deeper` does the same for more layers. Killed, it goes on where it was when it is called again.
 
 Two departures: batches of 512 where 2048 were published, and the model is decomposed in the span of its embedding
 (`collapse`: the same function, 100 dimensions for 1000). Strict error is that of keeping what is important and nothing
@@ -62,7 +61,8 @@ def run(config: Config) -> Results:
         with resumable(name, config, settings_of(name, config)) as options:
             found = [measured(trained, name) for trained in decomposed(name, config, **options)]
         rows += _rows(name, found)
-        data[name] = {matrix: [np.round(g, 3) for g in found[0][matrix]] for matrix in ("mlp_in", "mlp_out")}
+        shown = 2 * found[0]["features"]  # components beyond are alive nowhere
+        data[name] = {matrix: [np.round(g[:, :shown], 3) for g in found[0][matrix]] for matrix in ("mlp_in", "mlp_out")}
     return Results(tuple(rows), data)
 
 

@@ -1,0 +1,33 @@
+"""SPD finds a component for each feature in both layers of a deeper residual MLP, and more of them than features.
+
+As `spd_resid_mlp` (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) with two layers of 25 neurons, by the configuration
+of 2026: an importance function for each matrix that its components share, random subsets of matrices, one step of an
+adversary. Published is the pattern of one layer, in every layer; also that outcomes depend on the seed. Of the run
+here, one seed on batches of 512 where 2048 were published, every feature has its component in `mlp_in` of both layers,
+half of them a second one; in `mlp_out` more components are alive than there are neurons, and no feature uses all.
+`--presets resid_mlp3` is three layers, for several hours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from experiments import spd_resid_mlp
+from experiments.experiment import Results
+from experiments.spd_resid_mlp import figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(spd_resid_mlp.Config):
+    presets: tuple[str, ...] = ("resid_mlp2",)
+    seeds: tuple[int, ...] = (0,)
+
+
+QUICK = Config(steps=300, batch=64)
+
+
+def run(config: Config) -> Results:
+    return spd_resid_mlp.run(config)
+
+
+__all__ = ["QUICK", "Config", "figure", "run"]
