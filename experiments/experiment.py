@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import json
 import pkgutil
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -82,9 +83,15 @@ def perform(name: str, config: Any, command: str, results_dir: Path, figures_dir
     }
     for folder in (results_dir, figures_dir):
         folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(results_dir / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    atomic_write(results_dir / f"{name}.json", written(record))
     draw(name, results.data, figures_dir)
     return results
+
+
+def written(record: dict[str, Any]) -> str:
+    """A record as JSON: indented, but for lists of numbers, which take a line each."""
+    of_numbers = re.compile(r"\[\s+([-\d.eE,\s]+?)\s+\]")
+    return of_numbers.sub(lambda found: f"[{' '.join(found[1].split())}]", json.dumps(record, indent=1)) + "\n"
 
 
 @contextlib.contextmanager

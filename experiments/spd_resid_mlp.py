@@ -62,7 +62,7 @@ def run(config: Config) -> Results:
             found = [measured(trained, name) for trained in decomposed(name, config, **options)]
         rows += _rows(name, found)
         shown = 2 * found[0]["features"]  # components beyond are alive nowhere
-        data[name] = {matrix: [np.round(g[:, :shown], 3) for g in found[0][matrix]] for matrix in ("mlp_in", "mlp_out")}
+        data[name] = {matrix: [np.round(g[:, :shown], 2) for g in found[0][matrix]] for matrix in ("mlp_in", "mlp_out")}
     return Results(tuple(rows), data)
 
 
