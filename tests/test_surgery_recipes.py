@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pages
 import pytest
 
 from jax_interp.surgery import depth_of, load_edits, save_edits
 
 pytestmark = pytest.mark.slow
-RECIPES = Path(__file__).parent.parent / "docs" / "surgery-recipes.md"
 
 
 @pytest.fixture(scope="module")
 def ran():
     """What all the code of the page defines, run in its order and without this test-suite's strictness."""
-    names: dict = {}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for code in re.findall(r"```python\n(.*?)```", RECIPES.read_text(), re.DOTALL):
-            exec(compile(code, str(RECIPES), "exec"), names)
+    names = pages.run("surgery-recipes.md")
     return names
 
 

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
-import jax
 import numpy as np
+import pages
 import pytest
-
-PAGE = Path(__file__).parents[2] / "docs" / "decomposition.md"
 
 
 @pytest.mark.slow
 def test_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_INTERP_CACHE", str(tmp_path))
-    names: dict = {}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-            exec(compile(code, str(PAGE), "exec"), names)
+    names = pages.run("decomposition.md")
     assert names["same"]
     assert names["acts"]["blocks.*.mlp.up.components"].shape[::3] == (4, 32)
     np.testing.assert_array_equal(names["sweep"].shape[0], 4)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import jax
 import numpy as np
+import pages
 import pytest
-
-PAGE = Path(__file__).parents[2] / "docs" / "evaluating-dictionaries.md"
 
 
 @pytest.mark.slow
 def test_the_page_runs():
-    names: dict = {}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as a reader would run it
-        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-            exec(compile(block, str(PAGE), "exec"), names)
+    names = pages.run("evaluating-dictionaries.md")
     assert jax.tree.structure(names["same"]) == jax.tree.structure(names["small"])
     assert (names["contexts"].values[0] >= 0).all()
     a_downloaded_one(names["from_tensors"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import pages
 import pytest
 
 from jax_interp.dictionaries import variants
@@ -28,10 +28,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "training-dictionaries.md"
 
 @pytest.mark.slow
 def test_the_page_runs():
-    names: dict = {}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as a reader would run it
-        for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-            exec(compile(code, str(PAGE), "exec"), names)
+    names = pages.run("training-dictionaries.md")
+    with pages.as_a_reader():
         x = jnp.ones((3, 256))
         assert names["sae"].encode(x).shape == (3, 512)
         assert ((np.asarray(names["sae"].encode(x)) > 0).sum(axis=1) <= 16).all()

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
-import jax
+import pages
 import pytest
-
-PAGE = Path(__file__).parents[2] / "docs" / "generation.md"
 
 
 @pytest.mark.slow
 def test_the_page_runs():
-    names: dict = {}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as a reader would run it
-        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-            exec(compile(block, str(PAGE), "exec"), names)
+    names = pages.run("generation.md")
     assert all(one.text for one in names["done"])

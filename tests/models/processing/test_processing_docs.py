@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-PAGE = Path(__file__).parents[3] / "docs" / "processing.md"
+import pages
 
 
 def test_the_page_runs():
-    names: dict = {}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as a reader would run it
-        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
-            exec(compile(block, str(PAGE), "exec"), names)
+    names = pages.run("processing.md")
+    with pages.as_a_reader():
         tokens = jnp.array([names["tokenizer"].encode("def mean(self, values):\n    return sum(", bos=True)])
         call = jax.jit(lambda model: jax.nn.log_softmax(model(tokens)))
         raw, processed = call(names["model"]), call(names["processed"])
