@@ -27,7 +27,7 @@ def ours(sizes):
     import jax
     import jax.numpy as jnp
 
-    from jax_interp.dictionaries import sparse
+    from jax_interp.dictionaries.sparse import products as sparse
 
     rows, m, k, d = (sizes[name] for name in ("rows", "features", "k", "d"))
     normal = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, DTYPE)

@@ -161,9 +161,9 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from jax_interp import load
-    from jax_interp.cli.text import text_for
+    from jax_interp.data.activation_store import write_store
+    from jax_interp.data.text import text_for
     from jax_interp.dictionaries import evaluate
-    from jax_interp.dictionaries.training.activation_store import write_store
 
     model, tokenizer = load("stdlib-small")
     text = text_for("stdlib", tokenizer)

@@ -5,9 +5,9 @@
 Two CPU cores, under five minutes.
 """
 
-from jax_interp.cli.demo.config import DemoConfig, Pair
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import Adam, variants
+from jax_interp.recipes.demo.config import DemoConfig, Pair
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 CONFIG = DemoConfig(
     dictionary=DictionaryRunConfig(

@@ -7,8 +7,8 @@ them 5 GB of shuffled activations and the latents of 4,096 tokens. Made for one 
 file, or a directory of .txt files. Nobody has run it yet, and its strength is what the small config suggests.
 """
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import Adam, variants
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 LAYERS = range(12)
 

@@ -6,8 +6,8 @@ Made for one accelerator, and for your own text: a file, or a directory of .txt 
 strength is what the small configs suggest: start with a sweep.
 """
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import Adam, variants
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 CONFIG = DictionaryRunConfig(
     dictionary=variants.jumprelu(

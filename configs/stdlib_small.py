@@ -13,7 +13,7 @@ steps see few of them, and every second window of text begins with BOS, so that 
 from jax_interp.data.prepared import TextConfig
 from jax_interp.models.config import Config
 from jax_interp.models.language_modelling import Optimization
-from jax_interp.models.train_lm import LanguageModelConfig
+from jax_interp.recipes.train_lm import LanguageModelConfig
 
 CONFIG = LanguageModelConfig(
     model=Config(n_layers=4, d_model=256, n_heads=8, d_mlp=688, vocab_size=2048, n_ctx=256),

@@ -5,8 +5,8 @@
 Two CPU cores, a few minutes (1.2 M tokens). What to expect has not been measured yet.
 """
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import variants
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 CONFIG = DictionaryRunConfig(
     dictionary=variants.april("blocks.2.resid_post", l1=0.01, n_features=2048, steps=600),

@@ -8,8 +8,8 @@ layer. Of the loss, against mean ablation of all four outputs, 97.5 % recovered 
 run, 96.7 % in the replacement model. AuxK took up four times as many dead latents of the first layer then.
 """
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import variants
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 LAYERS = range(4)
 

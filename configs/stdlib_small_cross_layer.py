@@ -6,8 +6,8 @@ on stdlib-small.
 Two CPU cores, a quarter of an hour (1.2 M tokens). What to expect has not been measured yet.
 """
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import variants
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 LAYERS = range(4)
 

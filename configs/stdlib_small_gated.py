@@ -6,8 +6,8 @@
 the loss recovered against mean ablation, no dead feature.
 """
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import variants
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 CONFIG = DictionaryRunConfig(
     dictionary=variants.gated("blocks.2.resid_post", l1=0.01, n_features=2048, steps=600),

@@ -6,8 +6,8 @@
 recovered against mean ablation, 22 of 2,048 features dead.
 """
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import variants
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 CONFIG = DictionaryRunConfig(
     dictionary=variants.jumprelu("blocks.2.resid_post", target=32.0, n_features=2048, steps=600),

@@ -6,8 +6,8 @@
 31.0, FVU 0.191, 94.7 % of the loss recovered against mean ablation, 1 of 2,048 features dead.
 """
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import variants
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 CONFIG = DictionaryRunConfig(
     dictionary=variants.matryoshka("blocks.2.resid_post", k=32, n_features=2048, steps=600),

@@ -6,8 +6,8 @@
 recovered against mean ablation, no dead feature.
 """
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import Resampling, variants
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 CONFIG = DictionaryRunConfig(
     dictionary=variants.relu(

@@ -5,9 +5,9 @@
 Two CPU cores: about six minutes. The report's Pareto plot has one line a layer.
 """
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.training.sweep import Sweep
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 CONFIG = DictionaryRunConfig(
     dictionary=variants.topk("blocks.2.resid_post", k=64, n_features=2048, steps=400),

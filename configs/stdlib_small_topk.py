@@ -3,8 +3,8 @@
 jax-interp train-dictionary stdlib_small_topk
 """
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.dictionaries import variants
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 CONFIG = DictionaryRunConfig(
     model="stdlib-small",

@@ -8,7 +8,7 @@ Two CPU cores. It learns what is frequent, not how to copy; its time and loss ha
 from jax_interp.data.prepared import TextConfig
 from jax_interp.models.config import Config
 from jax_interp.models.language_modelling import Optimization
-from jax_interp.models.train_lm import LanguageModelConfig
+from jax_interp.recipes.train_lm import LanguageModelConfig
 
 CONFIG = LanguageModelConfig(
     model=Config(n_layers=2, d_model=64, n_heads=4, d_mlp=172, vocab_size=512, n_ctx=128),

@@ -9,7 +9,7 @@ import tyro
 
 from experiments import table
 from experiments.experiment import FIGURES, RESULTS, draw, find, load, names, perform
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 
 def main(arguments: list[str]) -> int:

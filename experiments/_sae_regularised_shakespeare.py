@@ -29,16 +29,16 @@ import numpy as np
 import optax
 
 from experiments.experiment import Results, Row
+from jax_interp.core.errors import UserError
 from jax_interp.data.batches import WindowSampler
 from jax_interp.dictionaries import ReLU, init_sae, variants
 from jax_interp.dictionaries.losses import L1, Reconstruction
 from jax_interp.dictionaries.training.joint import JointConfig, OverNorm, next_token, train_joint
-from jax_interp.errors import UserError
 from jax_interp.models.config import Config as ModelConfig
 from jax_interp.models.decoder import init
 from jax_interp.models.language_modelling import Optimization, decays, init_state, train_step
-from jax_interp.models.toys.cache import cached
 from jax_interp.surgery import Splice, at, edit, read
+from jax_interp.toys.cache import cached
 from jax_interp.training import fit
 from jax_interp.views.style import BLUE, INK, MUTED, ORANGE, canvas, styled
 

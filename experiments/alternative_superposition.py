@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from experiments.experiment import Results, Row
-from jax_interp.models.toys.alternative_superposition import AlternativeConfig, evaluate, train_alternative
-from jax_interp.models.toys.recipe import Recipe
+from jax_interp.toys.alternative_superposition import AlternativeConfig, evaluate, train_alternative
+from jax_interp.toys.recipe import Recipe
 from jax_interp.views.style import BLUE, MUTED, ORANGE, canvas, styled
 
 

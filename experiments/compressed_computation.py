@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.experiment import Results, Row
-from jax_interp.models.toys.cache import cached
-from jax_interp.models.toys.compressed_computation import (
+from jax_interp.toys.cache import cached
+from jax_interp.toys.compressed_computation import (
     CompressedConfig,
     CompressedMLP,
     evaluate_compressed,
@@ -26,7 +26,7 @@ from jax_interp.models.toys.compressed_computation import (
     noise_matrix,
     train_compressed,
 )
-from jax_interp.models.toys.recipe import Recipe
+from jax_interp.toys.recipe import Recipe
 from jax_interp.views.style import BLUE, GREEN, MUTED, ORANGE, canvas, styled
 
 

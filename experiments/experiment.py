@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from jax_interp.errors import UserError
-from jax_interp.training.atomic_write import atomic_write
-from jax_interp.training.config import to_json
+from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.config_json import to_json
+from jax_interp.core.errors import UserError
 
 HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results", HERE / "figures"

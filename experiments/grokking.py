@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.experiment import Results, Row
-from jax_interp.models.toys.modular_addition import ModularConfig, scores, train_modular
-from jax_interp.models.toys.progress_measures import frequency_norms, frequency_shares, key_frequencies, progress
-from jax_interp.models.toys.recipe import Recipe
+from jax_interp.toys.modular_addition import ModularConfig, scores, train_modular
+from jax_interp.toys.progress_measures import frequency_norms, frequency_shares, key_frequencies, progress
+from jax_interp.toys.recipe import Recipe
 from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, canvas, styled
 
 

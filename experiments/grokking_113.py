@@ -10,7 +10,7 @@ import dataclasses
 
 from experiments.experiment import Results, Row
 from experiments.grokking import Grown, figure, grow
-from jax_interp.models.toys.modular_addition import PAPER, ModularConfig
+from jax_interp.toys.modular_addition import PAPER, ModularConfig
 
 
 @dataclasses.dataclass(frozen=True)

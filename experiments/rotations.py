@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from experiments.experiment import Results, Row
-from jax_interp.models.toys.rotations import expected_errors, rotation_errors, rotations
-from jax_interp.models.toys.s_hot import most
+from jax_interp.toys.rotations import expected_errors, rotation_errors, rotations
+from jax_interp.toys.s_hot import most
 from jax_interp.views.style import BLUE, GREEN, MUTED, ORANGE, canvas, styled
 
 

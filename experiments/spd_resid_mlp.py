@@ -22,15 +22,15 @@ import numpy as np
 
 from experiments.experiment import Results, Row, resumable
 from experiments.spd_tms import oracle_error
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.evaluate import linearity_of
 from jax_interp.decomposition.metrics import dense_error, identity_error, probe
 from jax_interp.decomposition.metrics.identity import matched
 from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import Trained, train_instances
-from jax_interp.errors import UserError
-from jax_interp.models.toys.features import sparse_features
-from jax_interp.models.toys.resid_mlp import ResidMLP, collapse, resid_mlp_target
+from jax_interp.toys.features import sparse_features
+from jax_interp.toys.resid_mlp import ResidMLP, collapse, resid_mlp_target
 from jax_interp.views.style import BLUE, INK, canvas, fading, styled
 
 TARGETS = {  # the targets that SPD was published on

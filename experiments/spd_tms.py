@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.experiment import Results, Row
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition import decomposition_linearity
 from jax_interp.decomposition.evaluate import linearity_of
 from jax_interp.decomposition.linearity import ideal, needed
@@ -29,10 +30,9 @@ from jax_interp.decomposition.metrics import alive, dense_error, identity_error,
 from jax_interp.decomposition.metrics.identity import matched
 from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import Trained, train_instances
-from jax_interp.errors import UserError
-from jax_interp.models.toys.features import sparse_features
-from jax_interp.models.toys.known_features import known_features
-from jax_interp.models.toys.tms import TMS, tms_target
+from jax_interp.toys.features import sparse_features
+from jax_interp.toys.known_features import known_features
+from jax_interp.toys.tms import TMS, tms_target
 from jax_interp.views.style import BLUE, INK, canvas, fading, styled
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.experiment import HERE, RESULTS, load
-from jax_interp.training.atomic_write import atomic_write
+from jax_interp.core.atomic_write import atomic_write
 
 HEAD = """# Experiments
 

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from experiments.experiment import Results, Row
-from jax_interp.models.toys.geometry import dimensionality, dimensions_per_feature, feature_norm, gaps, is_pentagon
-from jax_interp.models.toys.recipe import Recipe
-from jax_interp.models.toys.tms import TMSConfig, tms_target
+from jax_interp.toys.geometry import dimensionality, dimensions_per_feature, feature_norm, gaps, is_pentagon
+from jax_interp.toys.recipe import Recipe
+from jax_interp.toys.tms import TMSConfig, tms_target
 from jax_interp.views.style import BLUE, INK, MUTED, ORANGE, canvas, styled
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from experiments.experiment import Results, Row
-from jax_interp.models.toys.universal_and import and_errors, universal_and
+from jax_interp.toys.universal_and import and_errors, universal_and
 from jax_interp.views.style import BLUE, MUTED, ORANGE, canvas, styled
 
 

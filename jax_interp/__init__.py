@@ -22,7 +22,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import UserError
+    from .core.errors import UserError
     from .models import generate, load
     from .surgery import (
         Activations,
@@ -78,7 +78,7 @@ __all__ = [
     "replan",
     "sites",
 ]
-_ELSEWHERE = {"UserError": "errors", "generate": "models", "load": "models"}  # every other name lives in surgery
+_ELSEWHERE = {"UserError": "core.errors", "generate": "models", "load": "models"}  # every other name lives in surgery
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 T = TypeVar("T")
 MISSING: Any = object()

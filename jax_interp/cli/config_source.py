@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def take_source(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def find_config(kind: type, source: str) -> Found:
     """The config of type `kind` that `source` names. Raises UserError."""
-    from jax_interp.training import config as configs
+    from jax_interp.core import config_json as configs
 
     path = Path(source)
     if path.suffix == ".json" or (path / "config.json").is_file():

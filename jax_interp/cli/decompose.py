@@ -19,14 +19,14 @@ import tyro
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
-from jax_interp.cli.decomposition_apd import APD
-from jax_interp.cli.decomposition_method import Method
-from jax_interp.cli.decomposition_page import Shown
-from jax_interp.cli.decomposition_run import DecompositionRunConfig, HeldOut, Inputs, inputs_for
-from jax_interp.cli.decomposition_spd import SPD
-from jax_interp.cli.run_inputs import same_inputs
+from jax_interp.core.atomic_write import atomic_write
 from jax_interp.decomposition.apd import APDConfig
-from jax_interp.training.atomic_write import atomic_write
+from jax_interp.recipes.decomposition import DecompositionRunConfig, HeldOut, Inputs, inputs_for
+from jax_interp.recipes.decomposition_apd import APD
+from jax_interp.recipes.decomposition_method import Method
+from jax_interp.recipes.decomposition_page import Shown
+from jax_interp.recipes.decomposition_spd import SPD
+from jax_interp.recipes.run_inputs import same_inputs
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import tyro
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.decompose import method_of, write_page
-from jax_interp.cli.decomposition_page import Shown
-from jax_interp.cli.decomposition_run import DecompositionRunConfig, inputs_for
-from jax_interp.cli.run_inputs import same_inputs
-from jax_interp.errors import UserError
-from jax_interp.training import config as configs
+from jax_interp.core import config_json as configs
+from jax_interp.core.errors import UserError
+from jax_interp.recipes.decomposition import DecompositionRunConfig, inputs_for
+from jax_interp.recipes.decomposition_page import Shown
+from jax_interp.recipes.run_inputs import same_inputs
 
 NEEDED = ("decomposition.safetensors", "evaluation.json")  # what `decompose` writes at its end
 

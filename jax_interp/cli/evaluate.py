@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from jax_interp.cli import tables
 from jax_interp.cli.arguments import parse
-from jax_interp.cli.dictionary_run import DictionaryRunConfig, inputs_for, measure
+from jax_interp.core import config_json as configs
+from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.errors import UserError
+from jax_interp.data.harvest import values
 from jax_interp.dictionaries.evaluation.downstream import names
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 from jax_interp.dictionaries.storage import Saved, load_dictionary
 from jax_interp.dictionaries.training.config import DictionaryConfig
-from jax_interp.dictionaries.training.harvest import values
-from jax_interp.errors import UserError
-from jax_interp.training import config as configs
-from jax_interp.training.atomic_write import atomic_write
+from jax_interp.recipes.dictionary import DictionaryRunConfig, inputs_for, measure
+from jax_interp.views import tables
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jax_interp.cli.arguments import parse
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 COMMANDS = {
-    "demo": ("demo.command", "open a model, train a dictionary on it, intervene, patch, write a report (minutes)"),
+    "demo": ("demo", "open a model, train a dictionary on it, intervene, patch, write a report (minutes)"),
     "train-lm": ("train_lm", "train a small language model from a config"),
     "train-dictionary": ("train_dictionary", "train a sparse dictionary on a model's activations, and evaluate it"),
     "decompose": ("decompose", "take a model's matrices apart into components, measure them, write a page"),

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import tyro
 
-from jax_interp.cli import tables
 from jax_interp.cli.arguments import parse
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.surgery import Address
 from jax_interp.surgery.address import depth_in, suggest
+from jax_interp.views import tables
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from jax_interp.cli import tables
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
-from jax_interp.cli.dictionary_run import DictionaryRunConfig, Inputs, inputs_for, measure, train
-from jax_interp.cli.sweep_run import run_sweep
+from jax_interp.core import config_json as configs
+from jax_interp.core.atomic_write import atomic_write
 from jax_interp.dictionaries.training.config import CrossLayerConfig
-from jax_interp.training import config as configs
-from jax_interp.training.atomic_write import atomic_write
+from jax_interp.recipes.dictionary import DictionaryRunConfig, Inputs, inputs_for, measure, train
+from jax_interp.recipes.dictionary_sweep import run_sweep
 from jax_interp.training.metrics import read_log
+from jax_interp.views import tables
 
 
 @dataclass(frozen=True)

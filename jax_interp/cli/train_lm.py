@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from jax_interp.cli import tables
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
-from jax_interp.models.train_lm import LanguageModelConfig, train_lm
+from jax_interp.recipes.train_lm import LanguageModelConfig, train_lm
+from jax_interp.views import tables
 
 
 @dataclass(frozen=True)

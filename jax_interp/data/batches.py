@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 from numpy import ndarray as Array
 
+from jax_interp.core.errors import UserError
 from jax_interp.data.permutation import mix64, seed_bits, shuffled
-from jax_interp.errors import UserError
 
 MANIFEST = "manifest.json"
 _OFFSETS = np.uint64(0x0FF5E7)  # domains of the hash: offsets and repeats must not follow the order of the windows

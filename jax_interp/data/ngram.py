@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jax_interp.core.errors import UserError
 from jax_interp.data.batches import TokenStore, open_store, pack, read_manifest, write_store
 from jax_interp.data.stdlib import Corpus, Document, stdlib_corpus
 from jax_interp.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
-from jax_interp.errors import UserError
 
 
 @dataclass(frozen=True)

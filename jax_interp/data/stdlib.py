@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 EXCLUDED_DIRECTORIES = frozenset(
     {

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 if TYPE_CHECKING:
     import tokenizers

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.matrices import is_stacked
-from jax_interp.errors import UserError
 from jax_interp.surgery import Add, at, depth_of, edit, read, sites
 
 

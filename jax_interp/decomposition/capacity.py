@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.metrics import alive
 from jax_interp.decomposition.train import Trained, train_instances
-from jax_interp.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

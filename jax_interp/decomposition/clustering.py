@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

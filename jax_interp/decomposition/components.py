@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.matrices import check_tied, chosen, is_stacked, matrices, weight_of
-from jax_interp.errors import UserError
 from jax_interp.surgery import Site
 from jax_interp.surgery.select import replace, replace_each
 from jax_interp.surgery.taps import static

@@ -1,10 +1,11 @@
-"""What a decomposition run is: a frozen dataclass, to JSON and back by `jax_interp.training.config`."""
+"""What a decomposition run is: a frozen dataclass, to JSON and back by `jax_interp.core.config_json`."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Init
 from jax_interp.decomposition.importance import ImportanceConfig, ScalarGates
 from jax_interp.decomposition.losses import (
@@ -16,7 +17,6 @@ from jax_interp.decomposition.losses import (
 from jax_interp.decomposition.losses.scene import Compare, Precision
 from jax_interp.decomposition.masks import Sampling
 from jax_interp.decomposition.sigmoids import SIGMOIDS
-from jax_interp.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

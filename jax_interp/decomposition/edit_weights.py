@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.matrices import is_stacked
-from jax_interp.errors import UserError
 from jax_interp.surgery import depth_of
 from jax_interp.surgery.select import replace, replace_each
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Components
-from jax_interp.errors import UserError
 
 Rotate = Callable[[Float[Array, "batch pos head d_head"]], Float[Array, "batch pos head d_head"]]
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import addresses
 from jax_interp.surgery import Stack, depth_of
-from jax_interp.training.leaves import addresses
 
 
 def matrices(model: Any) -> dict[str, tuple[int, ...]]:

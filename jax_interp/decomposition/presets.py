@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.apd import APDConfig
 from jax_interp.decomposition.config import DecompositionConfig, Schedule, WarmUp
 from jax_interp.decomposition.importance import GlobalGates, ScalarGates, SharedGates, TransformerGates
@@ -25,7 +26,6 @@ from jax_interp.decomposition.losses import (
     StochasticReconstruction,
     StochasticSubset,
 )
-from jax_interp.errors import UserError
 
 TIED = (("linear1", "linear2"),)
 STOCHASTIC = (StochasticReconstruction(), StochasticLayerwise())

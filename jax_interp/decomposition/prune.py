@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from jax_interp.core import optimizers as optimizer
 from jax_interp.decomposition.importance.inputs import PerMatrix, read_inputs
 from jax_interp.decomposition.losses.adversary import pgd, started
 from jax_interp.decomposition.losses.minimality import lp_minimality
 from jax_interp.decomposition.masks import between, masked_output, stochastic
 from jax_interp.decomposition.sigmoids import SIGMOIDS
 from jax_interp.decomposition.train import Trained
-from jax_interp.training import optimizer
 
 
 @dataclasses.dataclass(frozen=True)

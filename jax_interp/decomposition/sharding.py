@@ -12,9 +12,9 @@ from typing import Any
 
 from jax.sharding import PartitionSpec as P
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.train import TrainState
-from jax_interp.errors import UserError
 from jax_interp.training.sharding import Rules, matches
 
 

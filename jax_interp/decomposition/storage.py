@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 
 import jax
 
+from jax_interp.core import config_json as configs
+from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import flatten, unflatten
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.importance import init_importance
 from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.train import Trained, template
-from jax_interp.errors import UserError
-from jax_interp.training import config as configs
-from jax_interp.training.atomic_write import atomic_write
-from jax_interp.training.leaves import flatten, unflatten
 
 T = TypeVar("T")
 

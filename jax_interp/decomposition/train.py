@@ -27,6 +27,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from jax_interp.core import optimizers as optimizer
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Decomposed, decompose
 from jax_interp.decomposition.config import DecompositionConfig, Schedule
 from jax_interp.decomposition.importance import Importance, causal_importance, init_importance, read_inputs
@@ -36,8 +38,7 @@ from jax_interp.decomposition.losses.faithfulness import warm_up
 from jax_interp.decomposition.losses.scene import in_precision
 from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.metrics.sparsity import l0
-from jax_interp.errors import UserError
-from jax_interp.training import Run, fit, optimizer
+from jax_interp.training import Run, fit
 from jax_interp.training.fingerprint import fingerprints
 
 

@@ -4,12 +4,11 @@ forms/             where a dictionary reads and writes: one value, several, thos
 activations/       which latents are on: ReLU, Gated, JumpReLU, TopK, GroupMax, BatchTopK, MatchingPursuit
 losses/            what it is trained for: terms that add up
 variants.py        the published combinations of these, by name
-codes.py, sparse.py, sums.py, kernels.py   a batch's latents, and arithmetic on them that sparsity makes cheap
+codes.py, sparse/  a batch's latents, and arithmetic on them that sparsity makes cheap
 training/          in one step that harvests and learns; from disk; many at once; end to end; on a mesh
 evaluation/        what it is worth, against controls and known features
-synthetic/         activations whose features are known
-features.py, inference_time.py             what features are; the best code that a decoder allows
-model_diff.py, replacement.py              what a second model has of its own; a model that runs on its features
+inference_time.py  the best code that a decoder allows
+replacement.py     a model that runs on its features
 storage.py         on disk
 
 config = variants.topk("blocks.2.resid_post", k=32, n_features=4096, steps=800)
@@ -22,7 +21,6 @@ from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import BatchTopK, Gated, GroupMax, JumpReLU, MatchingPursuit, ReLU, TopK
 from jax_interp.dictionaries.evaluation.downstream import Identity
 from jax_interp.dictionaries.evaluation.evaluate import Evaluation, evaluate
-from jax_interp.dictionaries.features import features_on_token, logit_effect, top_activations
 from jax_interp.dictionaries.forms import Dictionary, init_sae, init_transcoder
 from jax_interp.dictionaries.storage import load_dictionary, save_dictionary
 from jax_interp.dictionaries.training.config import Adam, DictionaryConfig, Resampling
@@ -43,13 +41,10 @@ __all__ = [
     "Resampling",
     "TopK",
     "evaluate",
-    "features_on_token",
     "init_sae",
     "init_transcoder",
     "load_dictionary",
-    "logit_effect",
     "save_dictionary",
-    "top_activations",
     "train_dictionary",
     "variants",
 ]

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jax_interp.dictionaries import sparse
+from jax_interp.dictionaries.sparse import products as sparse
 
 
 class Code(Protocol):

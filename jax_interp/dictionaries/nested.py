@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.dictionaries.codes import BatchCode, Code, RowCode
-from jax_interp.dictionaries.sparse import decode_entries
+from jax_interp.dictionaries.sparse.products import decode_entries
 
 
 def decode_nested(

@@ -26,9 +26,9 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, from_transcoders
 from jax_interp.dictionaries.forms.dictionary import Dictionary
-from jax_interp.errors import UserError
 from jax_interp.surgery import Stack, at, depth_of, edit, read, replan
 from jax_interp.surgery.address import Address
 

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_interp.core import config_json as configs
+from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import activations
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
-from jax_interp.errors import UserError
-from jax_interp.training import config as configs
-from jax_interp.training.atomic_write import atomic_write
 
 FORMAT = 2
 TENSORS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"

@@ -1,12 +1,12 @@
 """Models: one configurable decoder, its parts, and how it is read from disk, written there, and generates."""
 
 from jax_interp.models.cache import Cache
-from jax_interp.models.completion import Completion, complete, stream_text
 from jax_interp.models.config import Config, Rope, RopeScaling
 from jax_interp.models.decoder import Decoder, init
-from jax_interp.models.generate import generate, pad_left, stream
+from jax_interp.models.generation.completion import Completion, complete, stream_text
+from jax_interp.models.generation.generate import generate, pad_left, stream
+from jax_interp.models.generation.sampling import Greedy, Sample
 from jax_interp.models.hf import load, load_shapes, save
-from jax_interp.models.sampling import Greedy, Sample
 
 __all__ = [
     "Cache",

@@ -10,9 +10,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from jax_interp.models.attention_context import Frame, View
 from jax_interp.models.cache import KV
 from jax_interp.models.config import Config
-from jax_interp.models.frame import Frame, View
 from jax_interp.models.layers import Linear, RMSNorm
 from jax_interp.models.rotary import rotate
 from jax_interp.models.sharding import like

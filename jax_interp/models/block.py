@@ -9,9 +9,9 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from jax_interp.models.attention import Attention
+from jax_interp.models.attention_context import Frame
 from jax_interp.models.cache import KV
 from jax_interp.models.config import Config
-from jax_interp.models.frame import Frame
 from jax_interp.models.layers import norm
 from jax_interp.models.mlp import MLP
 from jax_interp.models.moe import MixtureOfExperts

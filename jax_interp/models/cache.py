@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.models.sharding import like
 from jax_interp.surgery import Stack
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "solu"]
 Norm = Literal["layernorm", "rmsnorm", "none"]

@@ -17,11 +17,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
+from jax_interp.models.attention_context import frame, positions_of
 from jax_interp.models.block import Block
 from jax_interp.models.cache import Cache, begin
 from jax_interp.models.config import Config
-from jax_interp.models.frame import frame, positions_of
 from jax_interp.models.layers import Embedding, Linear, norm
 from jax_interp.surgery import Site, Stack, run_blocks
 

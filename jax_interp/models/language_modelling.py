@@ -17,8 +17,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_interp.errors import UserError
-from jax_interp.training import optimizer as optimization
+from jax_interp.core import optimizers as optimization
+from jax_interp.core.errors import UserError
 
 Model = Callable[[Int[Array, "batch pos"]], Float[Array, "batch pos vocab"]]
 

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import unflatten
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
-from jax_interp.training.leaves import unflatten
 
 BOS, EOS = 1, 2
 

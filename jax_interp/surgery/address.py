@@ -16,7 +16,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 _LAYERS = re.compile(r"\*|-?\d+|(-?\d+)?:(-?\d+)?(:[1-9]\d*)?")
 

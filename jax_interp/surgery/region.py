@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 _FAR = np.iinfo(np.int32).max
 

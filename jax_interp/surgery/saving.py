@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.surgery.edits import EDITS
 from jax_interp.surgery.region import Region, Span
 from jax_interp.surgery.taps import Each, Edit

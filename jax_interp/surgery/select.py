@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.surgery.stack import Stack, depth_of, replan
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.surgery import region as regions
 from jax_interp.surgery.address import AddressError
 from jax_interp.surgery.taps import Each, Read, Resolved

@@ -27,10 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.errors import UserError
-from jax_interp.training.atomic_write import atomic_write, sync
+from jax_interp.core.atomic_write import atomic_write, sync
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import PyTree, addresses, flatten, is_key
 from jax_interp.training.fingerprint import fingerprints
-from jax_interp.training.leaves import PyTree, addresses, flatten, is_key
 
 
 class CheckpointError(UserError):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
-from jax_interp.training.leaves import PyTree, flatten, is_key
+from jax_interp.core.leaves import PyTree, flatten, is_key
 
 
 def _words(x: Array) -> Array:

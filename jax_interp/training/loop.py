@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import PyTree, flatten, is_key
 from jax_interp.training import checkpoint
-from jax_interp.training.leaves import PyTree, flatten, is_key
 from jax_interp.training.metrics import MetricsLog, plain, truncate_log
 from jax_interp.training.progress import progress
 from jax_interp.training.runs import Run, open_run

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from jax_interp.errors import UserError
-from jax_interp.training.atomic_write import atomic_write
+from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.errors import UserError
 
 
 def plain(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,9 +22,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jax_interp.errors import UserError
-from jax_interp.training import config as configs
-from jax_interp.training.atomic_write import atomic_write
+from jax_interp.core import config_json as configs
+from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.errors import UserError
 from jax_interp.training.checkpoint import latest
 
 

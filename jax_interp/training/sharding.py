@@ -29,8 +29,8 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jax_interp.errors import UserError
-from jax_interp.training.leaves import PyTree, flatten, unflatten
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import PyTree, flatten, unflatten
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from jax_interp.cli.demo.config import DemoConfig, Pair
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.cli.main import main
+from jax_interp.core import config_json as configs
 from jax_interp.data.tokenizer import train_bpe
 from jax_interp.dictionaries import Adam, variants
 from jax_interp.models import Config, init, save
-from jax_interp.training import config as configs
+from jax_interp.recipes.demo.config import DemoConfig, Pair
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 DOCUMENT = """class {name}:
     def __init__(self, item, value):

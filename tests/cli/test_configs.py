@@ -9,14 +9,14 @@ import pytest
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import directories, find_config, known_names, take_source
 from jax_interp.cli.decompose import DecompositionRunConfig
-from jax_interp.cli.demo.config import DemoConfig
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
 from jax_interp.cli.train_dictionary import TrainDictionary
+from jax_interp.core import config_json as configs
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import TopK
-from jax_interp.errors import UserError
-from jax_interp.models.train_lm import LanguageModelConfig
-from jax_interp.training import config as configs
+from jax_interp.recipes.demo.config import DemoConfig
+from jax_interp.recipes.dictionary import DictionaryRunConfig
+from jax_interp.recipes.train_lm import LanguageModelConfig
 
 KINDS = (LanguageModelConfig, DictionaryRunConfig, DecompositionRunConfig, DemoConfig)
 NAMED = [(kind, name) for kind in KINDS for name in known_names(kind)]
@@ -97,7 +97,7 @@ def test_a_module_that_exits_is_named(tmp_path):
 def test_a_module_of_the_users_own(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from jax_interp.cli.dictionary_run import DictionaryRunConfig\nCONFIG = DictionaryRunConfig(batch=3)\n"
+        "from jax_interp.recipes.dictionary import DictionaryRunConfig\nCONFIG = DictionaryRunConfig(batch=3)\n"
     )
     found = find_config(DictionaryRunConfig, str(path))
     assert (found.config.batch, found.name, found.run_dir) == (3, "mine", None)

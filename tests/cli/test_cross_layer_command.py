@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
-from jax_interp.cli.text import Text
+from jax_interp.core import config_json as configs
+from jax_interp.core.errors import UserError
+from jax_interp.data.text import Text
 from jax_interp.dictionaries import Adam, variants
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 from jax_interp.dictionaries.storage import load_dictionary
 from jax_interp.dictionaries.training.sweep import Sweep
-from jax_interp.errors import UserError
-from jax_interp.training import config as configs
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 READS = ("blocks.0.ln2.normalized", "blocks.1.ln2.normalized")
 WRITES = ("blocks.0.mlp_out", "blocks.1.mlp_out")

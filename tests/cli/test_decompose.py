@@ -9,21 +9,21 @@ import jax
 import numpy as np
 import pytest
 
-import jax_interp.cli.decomposition_spd as module
+import jax_interp.recipes.decomposition_spd as module
 from jax_interp.cli.decompose import train
-from jax_interp.cli.decomposition_run import DecompositionRunConfig, HeldOut, Inputs, inputs_for, next_tokens
-from jax_interp.cli.decomposition_spd import against, measure
+from jax_interp.core import config_json as configs
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition import DecompositionConfig, Trained
 from jax_interp.decomposition.importance import ScalarGates, init_importance
 from jax_interp.decomposition.linearity import ideal
 from jax_interp.decomposition.losses import ImportanceMinimality
 from jax_interp.decomposition.train import template
-from jax_interp.errors import UserError
 from jax_interp.models import load
-from jax_interp.models.toys.known_features import known_features
-from jax_interp.models.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
-from jax_interp.models.toys.tms import TMSConfig, init_tms, insert_identity
-from jax_interp.training import config as configs
+from jax_interp.recipes.decomposition import DecompositionRunConfig, HeldOut, Inputs, inputs_for, next_tokens
+from jax_interp.recipes.decomposition_spd import against, measure
+from jax_interp.toys.known_features import known_features
+from jax_interp.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
+from jax_interp.toys.tms import TMSConfig, init_tms, insert_identity
 
 
 def drawn(settings: DecompositionConfig, target) -> Trained:

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from jax_interp.cli import decomposition_apd, decomposition_run
-from jax_interp.cli.decomposition_run import DecompositionRunConfig
+from jax_interp.core import config_json as configs
 from jax_interp.decomposition.apd import APDConfig, load_apd, train_apd
-from jax_interp.models.toys.tms import TIED, TMSConfig, init_tms
-from jax_interp.training import config as configs
+from jax_interp.recipes import decomposition as decomposition_run
+from jax_interp.recipes import decomposition_apd
+from jax_interp.recipes.decomposition import DecompositionRunConfig
+from jax_interp.toys.tms import TIED, TMSConfig, init_tms
 
 CONFIG = DecompositionRunConfig(
     APDConfig(tied=TIED, C=3, rank=2, top_k=0.1, steps=12, batch=32, source="by hand"),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from jax_interp.core import config_json as configs
 from jax_interp.training import checkpoint
-from jax_interp.training import config as configs
 
 
 def test_from_weights_to_a_report(command, demo_json, tmp_path):

@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
-from jax_interp.cli.dictionary_run import DictionaryRunConfig
+from jax_interp.core import config_json as configs
 from jax_interp.dictionaries.storage import load_dictionary
 from jax_interp.dictionaries.training.sweep import Sweep
-from jax_interp.training import config as configs
+from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from jax_interp.cli.arguments import one_line
 from jax_interp.cli.main import COMMANDS
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 WRONG = {
     "no such command": (["dmeo"], "no command 'dmeo'; did you mean 'demo'?"),

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_interp.core.errors import UserError
 from jax_interp.data import batches
 from jax_interp.data.batches import WindowSampler
-from jax_interp.errors import UserError
 
 
 def test_an_epoch_predicts_every_token_once():

@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from jax_interp.core.errors import UserError
 from jax_interp.data.ngram import fit_kneser_ney, modified_discounts
-from jax_interp.errors import UserError
 
 BOS = 0
 

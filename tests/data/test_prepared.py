@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jax_interp.core.errors import UserError
 from jax_interp.data import prepared, stdlib
 from jax_interp.data.prepared import TextConfig, prepare_text
-from jax_interp.errors import UserError
 
 CONFIG = TextConfig(vocab_size=300, max_documents=5)
 

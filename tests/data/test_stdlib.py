@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from jax_interp.core.errors import UserError
 from jax_interp.data.stdlib import VALIDATION_MODULES, stdlib_corpus
-from jax_interp.errors import UserError
 
 
 @pytest.fixture(scope="module")

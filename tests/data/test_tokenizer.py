@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_interp.core.errors import UserError
 from jax_interp.data.stdlib import stdlib_corpus
 from jax_interp.data.tokenizer import BOS, load_tokenizer, train_bpe
-from jax_interp.errors import UserError
 
 
 @pytest.fixture(scope="module")

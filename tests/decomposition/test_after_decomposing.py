@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_tms import TIED, sparse, tiny
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition import Trained, decompose, masked_output
 from jax_interp.decomposition.attributions import edge_attributions, local_attributions
 from jax_interp.decomposition.clustering import cluster, description_length, merge_cost
@@ -20,12 +21,11 @@ from jax_interp.decomposition.losses.adversary import pgd, started
 from jax_interp.decomposition.masks import between
 from jax_interp.decomposition.matrices import weight_of
 from jax_interp.decomposition.prune import PruneConfig, _pruned, prune
-from jax_interp.errors import UserError
 from jax_interp.models import Config, Rope, init
-from jax_interp.models.frame import frame, positions_of
+from jax_interp.models.attention_context import frame, positions_of
 from jax_interp.models.rotary import rotate
-from jax_interp.models.toys.tms import TMSConfig, init_tms, untie
 from jax_interp.surgery import Zero, at, edit, read, replan
+from jax_interp.toys.tms import TMSConfig, init_tms, untie
 
 CONFIG = Config(
     n_layers=2, d_model=16, n_heads=4, n_kv_heads=2, d_mlp=12, vocab_size=17, n_ctx=8, rope=Rope(base=100.0)

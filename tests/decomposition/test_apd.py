@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_tms import TIED, pentagon, sparse, tiny
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.apd import (
     APDConfig,
     TrainedAPD,
@@ -34,8 +35,7 @@ from jax_interp.decomposition.matrices import weight_of
 from jax_interp.decomposition.storage import load_decomposition, save_decomposition
 from jax_interp.decomposition.train import Trained
 from jax_interp.decomposition.train import template as spd_template
-from jax_interp.errors import UserError
-from jax_interp.models.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
+from jax_interp.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
 
 TOP_K = 0.211
 

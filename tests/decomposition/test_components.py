@@ -11,16 +11,16 @@ import pytest
 from flax import nnx
 from tiny_tms import TIED, Tiny, sparse, tiny
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition import Components, DecompositionConfig, decompose, masked_output, train_instances
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.linearity.ablatable import of_decomposition, side_by_side
 from jax_interp.decomposition.masks import Mask, edits
 from jax_interp.decomposition.matrices import chosen, matrices
-from jax_interp.errors import UserError
 from jax_interp.models import Config, init
-from jax_interp.models.toys.linear import Linear
-from jax_interp.models.toys.tms import TMSConfig, init_tms
 from jax_interp.surgery import Scale, Zero, at, edit, grad_at, read, replan
+from jax_interp.toys.linear import Linear
+from jax_interp.toys.tms import TMSConfig, init_tms
 
 CONFIG = Config(n_layers=2, d_model=8, n_heads=2, d_mlp=12, vocab_size=17, n_ctx=8, qkv_bias=True, tied_embedding=False)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 17, (2, 5)), jnp.int32)

@@ -32,7 +32,7 @@ def test_the_page(tmp_path, monkeypatch, capsys):
 def test_the_command(tmp_path, monkeypatch, capsys):
     from jax_interp.cli.main import main
     from jax_interp.decomposition.storage import load_decomposition
-    from jax_interp.models.toys.tms import tms_target
+    from jax_interp.toys.tms import tms_target
 
     monkeypatch.setenv("JAX_INTERP_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"

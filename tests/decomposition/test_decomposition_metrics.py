@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_tms import TIED, sparse, tiny
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition import Components, decompose
 from jax_interp.decomposition.importance import Importance, read_inputs
 from jax_interp.decomposition.losses import ImportanceMasked, Scene, Unmasked
@@ -25,7 +26,6 @@ from jax_interp.decomposition.metrics import (
     spectrum,
 )
 from jax_interp.decomposition.metrics.masks import cross_entropy
-from jax_interp.errors import UserError
 
 KEY = jax.random.key(0)
 

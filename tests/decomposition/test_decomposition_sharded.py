@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_tms import TIED, tiny
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition import Components, Decomposed, DecompositionConfig, Schedule, WarmUp, decompose
 from jax_interp.decomposition.importance import GlobalGates, ScalarGates, SharedGates, TransformerGates, VectorGates
 from jax_interp.decomposition.losses import (
@@ -26,7 +27,6 @@ from jax_interp.decomposition.losses import (
 from jax_interp.decomposition.masks import masked_output, stochastic
 from jax_interp.decomposition.sharding import rules, state_rules
 from jax_interp.decomposition.train import start, train_decomposition, train_step
-from jax_interp.errors import UserError
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.sharding import rules as target_rules

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from tiny_tms import TIED, pentagon, sparse, tiny
 
+from jax_interp.core import config_json as configs
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition import DecompositionConfig, Schedule, decompose, train_decomposition, train_instances
 from jax_interp.decomposition.apd import APDConfig, apd_instances, train_apd
 from jax_interp.decomposition.capacity import alive_of, capacity_sweep
@@ -37,12 +39,10 @@ from jax_interp.decomposition.masks import Mask, masked_output
 from jax_interp.decomposition.metrics import alive, identity_error, probe, recovery
 from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import rate, record, start, train_step
-from jax_interp.errors import UserError
 from jax_interp.models import Config, init
-from jax_interp.models.toys.recipe import Recipe
-from jax_interp.models.toys.tms import TMSConfig, train_tms
 from jax_interp.surgery import replan
-from jax_interp.training import config as configs
+from jax_interp.toys.recipe import Recipe
+from jax_interp.toys.tms import TMSConfig, train_tms
 from jax_interp.training import open_run
 
 TINY = DecompositionConfig(

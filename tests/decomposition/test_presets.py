@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jax_interp.core import config_json as configs
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.apd import APDConfig
 from jax_interp.decomposition.apd.train import start
 from jax_interp.decomposition.config import DecompositionConfig, Schedule, WarmUp
@@ -14,13 +16,11 @@ from jax_interp.decomposition.losses import Faithfulness, ImportanceMinimality, 
 from jax_interp.decomposition.losses.adversary import source_shape
 from jax_interp.decomposition.presets import APD_PRESETS, PRESETS, preset
 from jax_interp.decomposition.train import template
-from jax_interp.errors import UserError
-from jax_interp.models.toys.gated_pwl import gated_pwl
-from jax_interp.models.toys.resid_mlp import PRESETS as RESID
-from jax_interp.models.toys.resid_mlp import init_resid_mlp
-from jax_interp.models.toys.tms import PRESETS as TMS
-from jax_interp.models.toys.tms import TMSConfig, init_tms, insert_identity
-from jax_interp.training import config as configs
+from jax_interp.toys.gated_pwl import gated_pwl
+from jax_interp.toys.resid_mlp import PRESETS as RESID
+from jax_interp.toys.resid_mlp import init_resid_mlp
+from jax_interp.toys.tms import PRESETS as TMS
+from jax_interp.toys.tms import TMSConfig, init_tms, insert_identity
 
 
 def test_every_preset_says_what_it_follows_and_survives_json():

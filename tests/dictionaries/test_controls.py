@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.errors import UserError
+from jax_interp.data.harvest import harvest
 from jax_interp.dictionaries.activations import ReLU
 from jax_interp.dictionaries.evaluation import controls
 from jax_interp.dictionaries.evaluation.evaluate import evaluate, evaluate_rows
 from jax_interp.dictionaries.forms import init_sae
-from jax_interp.dictionaries.training.harvest import harvest
-from jax_interp.errors import UserError
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((600, 12)) @ np.diag(np.linspace(0.2, 2, 12)) @ RNG.standard_normal((12, 12)) + 5

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.errors import UserError
+from jax_interp.data.harvest import harvest
 from jax_interp.dictionaries.activations import BatchTopK, Gated, Jump, JumpReLU, ReLU, TopK
 from jax_interp.dictionaries.evaluation.evaluate import evaluate_rows
 from jax_interp.dictionaries.forms import init_transcoder
@@ -24,9 +26,7 @@ from jax_interp.dictionaries.training.cross_layer import (
     start_cross_layer,
     train_cross_layer,
 )
-from jax_interp.dictionaries.training.harvest import harvest
 from jax_interp.dictionaries.training.train import learn, start_learner
-from jax_interp.errors import UserError
 
 S, D, E, M, ROWS = 3, 5, 4, 11, 40
 PRE = tuple(f"blocks.{i}.resid_pre" for i in range(3))

@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 from toy import batch_at, toy
 
 from jax_interp.dictionaries import variants
+from jax_interp.dictionaries.sharding import rules
 from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig
 from jax_interp.dictionaries.training.cross_layer import start_cross_layer
-from jax_interp.dictionaries.training.sharding import rules
 from jax_interp.dictionaries.training.train import learn, start, start_learner, train_step
 from jax_interp.training.sharding import make_mesh, shard, shard_batch, specs
 

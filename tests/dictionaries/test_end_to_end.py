@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import DictionaryConfig, evaluate, train_dictionary, variants
 from jax_interp.dictionaries.activations import BatchTopK, ReLU, TopK
 from jax_interp.dictionaries.forms import init_sae
@@ -27,7 +28,6 @@ from jax_interp.dictionaries.training.end_to_end import (
 )
 from jax_interp.dictionaries.training.spliced import Shown, kept_rows
 from jax_interp.dictionaries.training.train import start_learner
-from jax_interp.errors import UserError
 from jax_interp.models import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.language_modelling import Optimization, init_state, train_step

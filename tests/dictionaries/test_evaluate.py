@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations import TopK
 from jax_interp.dictionaries.evaluation.downstream import Identity, SelfCheckError, check_identity
 from jax_interp.dictionaries.evaluation.evaluate import evaluate
@@ -24,7 +25,6 @@ from jax_interp.dictionaries.evaluation.reconstruction import (
     sums_of_batch,
 )
 from jax_interp.dictionaries.forms import Dictionary, init_sae
-from jax_interp.errors import UserError
 from jax_interp.surgery import read
 
 ADDRESS = "blocks.1.resid_post"

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.losses import PreActivation, Reconstruction
 from jax_interp.dictionaries.losses.forward import Forward, total
 from jax_interp.dictionaries.training import gradient
 from jax_interp.dictionaries.training.train import learn, start_learner
-from jax_interp.errors import UserError
 
 D, M, ROWS = 6, 64, 20
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.evaluation.hedging import nth_projection
-from jax_interp.dictionaries.synthetic import sparse_but_wrong
-from jax_interp.errors import UserError
+from jax_interp.toys.synthetic import sparse_but_wrong
 
 
 @jax.tree_util.register_dataclass

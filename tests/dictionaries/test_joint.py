@@ -12,6 +12,7 @@ import optax
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import ReLU
 from jax_interp.dictionaries.forms import init_sae
@@ -25,7 +26,6 @@ from jax_interp.dictionaries.training.joint import (
     train_joint,
 )
 from jax_interp.dictionaries.training.spliced import kept_rows
-from jax_interp.errors import UserError
 from jax_interp.training import NonFinite
 
 SITES = ("blocks.0.resid_pre", "blocks.2.resid_post")

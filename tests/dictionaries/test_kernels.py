@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from jax_interp.dictionaries import kernels, sparse
+from jax_interp.core import config_json as configs
 from jax_interp.dictionaries.activations import BatchTopK, TopK
 from jax_interp.dictionaries.forms import init_sae
+from jax_interp.dictionaries.sparse import kernels
+from jax_interp.dictionaries.sparse import products as sparse
 from jax_interp.dictionaries.storage import load_dictionary, save_dictionary
 from jax_interp.dictionaries.training.config import DictionaryConfig
-from jax_interp.training import config as configs
 from jax_interp.training.sharding import make_mesh
 
 TRITON = "__gpu$xla.gpu.triton"

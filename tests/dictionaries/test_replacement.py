@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from toy import Toy, toy
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations import Jump
 from jax_interp.dictionaries.evaluation.cross_layer import evaluate_cross_layer
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
 from jax_interp.dictionaries.replacement import measure_errors, replacement
-from jax_interp.errors import UserError
 from jax_interp.surgery import Add, Site, Stack, Zero, at, edit, grad_at, read, replan, run_blocks, sites
 
 D, M, LAYERS = 16, 24, 3

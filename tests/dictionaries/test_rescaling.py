@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations import ReLU
 from jax_interp.dictionaries.evaluation.controls import refit
 from jax_interp.dictionaries.evaluation.evaluate import evaluate_rows
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.training.rescaling import global_scale, latent_scales, rescaled
-from jax_interp.errors import UserError
 
 RNG = np.random.default_rng(0)
 D = RNG.standard_normal((9, 6))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.evaluation.similarity import (
     cosines,
     found,
@@ -18,7 +19,6 @@ from jax_interp.dictionaries.evaluation.similarity import (
     stability,
     uniqueness,
 )
-from jax_interp.errors import UserError
 
 RNG = np.random.default_rng(0)
 

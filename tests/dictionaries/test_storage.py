@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_interp.core import config_json as configs
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, ReLU, TopK
 from jax_interp.dictionaries.forms import init_sae, init_transcoder
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
 from jax_interp.dictionaries.storage import DESCRIPTION, TENSORS, load_dictionary, save_dictionary
 from jax_interp.dictionaries.training.config import CrossLayerConfig, DictionaryConfig
-from jax_interp.errors import UserError
-from jax_interp.training import config as configs
 
 CONFIG = variants.topk("blocks.1.resid_post", k=3, n_features=32)
 

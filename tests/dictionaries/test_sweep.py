@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import train_dictionary, variants
 from jax_interp.dictionaries.activations.select import batch_top_k
 from jax_interp.dictionaries.training.config import Adam
 from jax_interp.dictionaries.training.sweep import Member, Sweep, config_of, members, train_sweep
-from jax_interp.errors import UserError
 from jax_interp.training import NonFinite
 from jax_interp.training.metrics import read_log
 

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.errors import UserError
+from jax_interp.core.unit_rows import unit_rows, without_parallel
 from jax_interp.data.buffer import draw, empty_buffer, put
+from jax_interp.data.harvest import harvest, start_stream
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, MatchingPursuit, ReLU, TopK
 from jax_interp.dictionaries.forms import init_sae
-from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.losses import AuxK, Reconstruction
 from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, Resampling
 from jax_interp.dictionaries.training.cross_layer import learn_cross_layer, start_cross_layer
-from jax_interp.dictionaries.training.harvest import harvest, start_stream
 from jax_interp.dictionaries.training.normalisation import fold_centre, fold_decoder_norm, fold_scale, for_inference
 from jax_interp.dictionaries.training.train import (
     export,
@@ -30,7 +31,6 @@ from jax_interp.dictionaries.training.train import (
     train_dictionary,
     train_step,
 )
-from jax_interp.errors import UserError
 from jax_interp.surgery import read
 
 ADDRESS = "blocks.1.resid_post"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import train_dictionary, variants
 from jax_interp.dictionaries.activations import (
     BatchTopK,
@@ -40,7 +41,6 @@ from jax_interp.dictionaries.losses import (
     TargetL0,
 )
 from jax_interp.dictionaries.losses.forward import Forward, snake, total
-from jax_interp.errors import UserError
 
 D, M, ROWS, V = 8, 24, 30, 5.0
 sg = jax.lax.stop_gradient

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))  # the experiments are no part of the installed pa
 
 from experiments import table  # noqa: E402
 from experiments.experiment import FIGURES, RESULTS, find, load, names  # noqa: E402
-from jax_interp.errors import UserError  # noqa: E402
+from jax_interp.core.errors import UserError  # noqa: E402
 
 
 def test_every_experiment_says_what_it_is_and_has_a_record():

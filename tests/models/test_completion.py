@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import LLAMA_LIKE, peaky
 
+from jax_interp.core.errors import UserError
 from jax_interp.data.tokenizer import train_bpe
-from jax_interp.errors import UserError
 from jax_interp.models import Sample, complete, generate, pad_left, stream_text
-from jax_interp.models.completion import continuation, settled
+from jax_interp.models.generation.completion import continuation, settled
 from jax_interp.surgery import Add, at, edit
 
 PROMPTS = ["def push(self", "x", "return [item"]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from small_models import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import flatten
 from jax_interp.models import Config, Rope, RopeScaling, init
 from jax_interp.surgery import Add, Zero, at, edit, read, replan, sites
-from jax_interp.training.leaves import flatten
 
 
 def reference(config: Config, weights: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:

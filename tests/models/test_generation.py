@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from small_models import CONFIGS, LLAMA_LIKE, peaky
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.models import Cache, Greedy, Sample, generate, pad_left, stream
-from jax_interp.models.generate import _generate
+from jax_interp.models.generation.generate import _generate
 from jax_interp.surgery import Add, RegionError, Scale, Zero, at, edit, read, replan
 
 PROMPTS = [[5, 9, 33, 2, 17], [41], [8, 8, 30]]

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from small_models import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import flatten
 from jax_interp.models import Rope, RopeScaling, load, save
 from jax_interp.models.frozen_norm import FrozenNorm
 from jax_interp.models.hf.checkpoint import Stored
@@ -21,7 +22,6 @@ from jax_interp.models.sharding import rules
 from jax_interp.surgery import Zero, at, edit, replan
 from jax_interp.surgery.lora import LoRA
 from jax_interp.surgery.select import replace, replace_each
-from jax_interp.training.leaves import flatten
 from jax_interp.training.sharding import make_mesh, specs
 
 SCALED = dataclasses.replace(LLAMA_LIKE, rope=Rope(500.0, scaling=RopeScaling("linear", 2.0)), tied_embedding=True)

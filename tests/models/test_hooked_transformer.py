@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.models import load, save
 
 N, D, H, DH, F, V, CTX = 2, 24, 3, 8, 40, 31, 16

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_interp.core import optimizers as optimization
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import flatten
 from jax_interp.data.batches import evaluation_windows
-from jax_interp.errors import UserError
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.language_modelling import (
@@ -28,8 +30,6 @@ from jax_interp.models.language_modelling import (
     token_losses,
     train_step,
 )
-from jax_interp.training import optimizer as optimization
-from jax_interp.training.leaves import flatten
 
 SMALL = Config(n_layers=2, d_model=16, n_heads=2, d_mlp=24, vocab_size=30, n_ctx=16)
 
@@ -203,7 +203,7 @@ def test_the_baseline_is_judged_on_the_tokens_that_the_model_is(final_windows):
     from jax_interp.data.batches import TokenStore
     from jax_interp.data.ngram import fit_kneser_ney
     from jax_interp.data.prepared import PreparedText, TextConfig
-    from jax_interp.models.train_lm import LanguageModelConfig, final_results
+    from jax_interp.recipes.train_lm import LanguageModelConfig, final_results
 
     rng = np.random.default_rng(2)
     train, held_out = (np.where(rng.random(n) < 0.05, 0, rng.integers(1, 9, n)) for n in (2000, 403))
@@ -240,7 +240,7 @@ def test_the_baseline_is_judged_on_the_tokens_that_the_model_is(final_windows):
 @pytest.mark.parametrize("name", ["evaluate_windows", "final_windows", "baseline_order"])
 def test_counts_of_a_run_are_checked_before_it_starts(name):
     from jax_interp.data.prepared import TextConfig
-    from jax_interp.models.train_lm import LanguageModelConfig
+    from jax_interp.recipes.train_lm import LanguageModelConfig
 
     text = TextConfig(vocab_size=SMALL.vocab_size)
     with pytest.raises(UserError, match=f"{name}=0 must be at least 1"):
@@ -252,7 +252,7 @@ def test_train_lm_from_text_to_figures_and_on_again(tmp_path):
     """A run that is trained on in a second call ends with the bits of one that was not stopped."""
     from jax_interp.data.prepared import TextConfig
     from jax_interp.models.hf import load
-    from jax_interp.models.train_lm import LanguageModelConfig, train_lm
+    from jax_interp.recipes.train_lm import LanguageModelConfig, train_lm
 
     config = LanguageModelConfig(
         model=dataclasses.replace(SMALL, vocab_size=300, n_ctx=32),

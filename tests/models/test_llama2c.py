@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_models import peaky
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.models import Config, generate
 from jax_interp.models.llama2c import load_llama2c
 

@@ -11,8 +11,8 @@ import pytest
 from small_models import LLAMA_LIKE, peaky
 
 from jax_interp.models import Rope, RopeScaling
+from jax_interp.models.attention_context import alibi
 from jax_interp.models.decoder import sinusoids
-from jax_interp.models.frame import alibi
 from jax_interp.models.rotary import frequencies, rotate, rotation
 from jax_interp.surgery import read
 

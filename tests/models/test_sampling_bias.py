@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from small_models import LLAMA_LIKE, peaky
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.models import Greedy, Sample
-from jax_interp.models.sampling_bias import drawn_shares, word_bias, word_log_probs
+from jax_interp.models.generation.sampling_bias import drawn_shares, word_bias, word_log_probs
 
 
 def table(p):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.models import analysis, load
+from jax_interp import analysis
+from jax_interp.models import load
 from jax_interp.surgery import read
 
 pytestmark = pytest.mark.parity

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jax_interp.models import Sample, generate, load, pad_left
-from jax_interp.models.sampling import penalized, seen_tokens
+from jax_interp.models.generation.sampling import penalized, seen_tokens
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from jax_interp.training.leaves import flatten, is_key
+from jax_interp.core.leaves import flatten, is_key
 
 
 def bits(tree):

@@ -14,10 +14,10 @@ import pytest
 from flax import nnx
 from same_bits import assert_same_bits
 
+from jax_interp.core.leaves import addresses
 from jax_interp.training import checkpoint
 from jax_interp.training.checkpoint import CheckpointError, CheckpointMismatch, CheckpointWarning, CorruptCheckpoint
 from jax_interp.training.fingerprint import fingerprints
-from jax_interp.training.leaves import addresses
 from jax_interp.training.sharding import abstract, make_mesh, shard
 
 P = jax.sharding.PartitionSpec

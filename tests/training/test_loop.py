@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.training import NonFinite, checkpoint, fit, open_run
 from jax_interp.training.metrics import read_log
 

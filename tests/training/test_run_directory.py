@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from jax_interp.errors import UserError
+from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.config_json import load
+from jax_interp.core.errors import UserError
 from jax_interp.training import open_run
-from jax_interp.training.atomic_write import atomic_write
-from jax_interp.training.config import load
 from jax_interp.training.metrics import MetricsLog, plain, read_log, truncate_log
 
 

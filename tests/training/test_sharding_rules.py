@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.training.sharding import (
     abstract,
     abstract_mesh,

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jax_interp.training import Interrupted, fit, optimizer
+from jax_interp.core import optimizers as optimizer
+from jax_interp.training import Interrupted, fit
 
 ROWS, BATCH = 64, 16
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jax_interp.core import optimizers as optimizer
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.apd.attributions import attributions, batch_top_k, component_masks
 from jax_interp.decomposition.apd.simplicity import lp_attribution, schatten
 from jax_interp.decomposition.components import Components, Decomposed, decompose
@@ -20,9 +22,8 @@ from jax_interp.decomposition.losses.faithfulness import faithfulness
 from jax_interp.decomposition.masks import edits
 from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.train import adam, check_batch, record
-from jax_interp.errors import UserError
 from jax_interp.surgery import edit, read
-from jax_interp.training import Run, fit, optimizer
+from jax_interp.training import Run, fit
 
 
 @dataclasses.dataclass(frozen=True)

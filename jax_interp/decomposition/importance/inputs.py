@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Decomposed, spec_of
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.decomposition.sigmoids import SIGMOIDS
-from jax_interp.errors import UserError
 from jax_interp.surgery import read
 
 PerMatrix = dict[str, Float[Array, "*layer_and_rows"]]

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.importance.inputs import PerMatrix, dense, gelu, joined, parted, vectors, widths
 from jax_interp.decomposition.importance.shared import Dense
-from jax_interp.errors import UserError
 from jax_interp.surgery.taps import static
 
 

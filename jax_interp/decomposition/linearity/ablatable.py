@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import flatten
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.masks import Mask, masked_output
 from jax_interp.decomposition.matrices import is_stacked
-from jax_interp.errors import UserError
 from jax_interp.surgery import Each, Scale, at, edit
-from jax_interp.training.leaves import flatten
 
 TOLERANCE = 1e-3  # of the largest singular value: what training leaves over is far above float32's rounding
 

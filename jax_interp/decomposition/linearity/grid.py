@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

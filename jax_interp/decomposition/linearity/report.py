@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.linearity.ablatable import (
@@ -21,7 +22,6 @@ from jax_interp.decomposition.linearity.ablatable import (
     of_weights,
     side_by_side,
 )
-from jax_interp.errors import UserError
 
 EXACT_UP_TO = 12  # parts below full importance whose on/off patterns are gone through one by one
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jax_interp.core import optimizers as optimizer
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.losses.scene import Scene
-from jax_interp.training import optimizer
 
 
 def faithfulness(model: Decomposed) -> Float[Array, ""]:

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.losses.scene import Scene
 from jax_interp.decomposition.masks import Masks, given, stochastic
 from jax_interp.decomposition.matrices import row_axes
-from jax_interp.errors import UserError
 
 
 def hidden_errors(scene: Scene, masks: Masks, relative: bool = False) -> dict[str, Float[Array, "*layer"]]:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.matrices import is_stacked
-from jax_interp.errors import UserError
 
 PROBE = 0.75  # the value of the one feature that is on
 EXACT_UP_TO = 500  # columns are matched exactly up to this many, greedily above

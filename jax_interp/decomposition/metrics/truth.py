@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Components
 from jax_interp.decomposition.metrics.identity import matched
-from jax_interp.errors import UserError
 
 
 @jax.tree_util.register_dataclass

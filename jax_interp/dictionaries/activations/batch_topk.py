@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations.jumprelu import Jump
 from jax_interp.dictionaries.activations.pre import centred, of_bias, of_centre
 from jax_interp.dictionaries.activations.select import batch_top_k, nth_largest
 from jax_interp.dictionaries.activations.topk import masked, row_norms
 from jax_interp.dictionaries.codes import BatchCode, DenseCode
-from jax_interp.dictionaries.sparse import entries_outer
-from jax_interp.dictionaries.training.sharding import feature_shards
-from jax_interp.errors import UserError
+from jax_interp.dictionaries.sharding import feature_shards
+from jax_interp.dictionaries.sparse.products import entries_outer
 
 
 @jax.tree_util.register_dataclass

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations.topk import encode_at, masked
 from jax_interp.dictionaries.codes import DenseCode, RowCode
-from jax_interp.dictionaries.training.sharding import feature_shards
-from jax_interp.errors import UserError
+from jax_interp.dictionaries.sharding import feature_shards
 
 
 @jax.tree_util.register_dataclass

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations.pre import PreCode, dense_pre
 from jax_interp.dictionaries.codes import DenseCode
-from jax_interp.errors import UserError
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.dictionaries.activations.select import first_places
 from jax_interp.dictionaries.codes import DenseCode, EntryCode
-from jax_interp.dictionaries.sparse import entries_outer
+from jax_interp.dictionaries.sparse.products import entries_outer
 
 PreCode = TypeVar("PreCode", DenseCode, EntryCode)
 ABSENT = -1e30  # the pre-activation of a place left over: off, and near no threshold

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_interp.dictionaries.training.sharding import feature_shards, rows_spec
+from jax_interp.dictionaries.sharding import feature_shards, rows_spec
 
 GROUP = 16
 # A second pass over k·GROUP candidates pays where the row is at least this many times longer.

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations.pre import centred, of_bias, of_centre
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.codes import DenseCode, RowCode
-from jax_interp.dictionaries.sparse import sparse_matmul, sparse_outer
-from jax_interp.dictionaries.training.sharding import feature_shards
-from jax_interp.errors import UserError
+from jax_interp.dictionaries.sharding import feature_shards
+from jax_interp.dictionaries.sparse.products import sparse_matmul, sparse_outer
 
 
 @jax.tree_util.register_dataclass

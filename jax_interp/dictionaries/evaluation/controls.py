@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from jax_interp.core.errors import UserError
+from jax_interp.core.unit_rows import unit_rows
 from jax_interp.dictionaries.activations import Jump, TopK
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.evaluation import totals
 from jax_interp.dictionaries.forms import Dictionary, init_sae
-from jax_interp.dictionaries.forms.decoder_norm import unit_rows
-from jax_interp.errors import UserError
 
 Rows = Iterable[Float[Array, "row d"]]
 

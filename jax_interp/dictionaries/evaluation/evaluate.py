@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_interp.core.errors import UserError
+from jax_interp.data.harvest import values
 from jax_interp.dictionaries.evaluation import downstream, totals
 from jax_interp.dictionaries.evaluation.density import Density, OfSource, density_by_source, density_of
 from jax_interp.dictionaries.evaluation.downstream import Addresses, CrossEntropy
@@ -35,8 +37,6 @@ from jax_interp.dictionaries.evaluation.reconstruction import (
     reconstruction_of,
     sums_of_batch,
 )
-from jax_interp.dictionaries.training.harvest import values
-from jax_interp.errors import UserError
 
 Batches = Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 
 def nth_projection(dictionary: Any, rows: Iterable[Float[Array, "row d"]], n: float) -> float:

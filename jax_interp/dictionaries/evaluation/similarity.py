@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 Directions = Float[Array, "feature *axes"]
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 
 def add(total: Any, batch: Any) -> Any:

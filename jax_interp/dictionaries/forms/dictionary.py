@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.codes import Code
-from jax_interp.errors import UserError
 
 
 @jax.tree_util.register_dataclass

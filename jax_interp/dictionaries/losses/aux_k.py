@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only
-from jax_interp.dictionaries.training.sharding import feature_shards
-from jax_interp.errors import UserError
+from jax_interp.dictionaries.sharding import feature_shards
 
 Weights = tuple[Array, Array, Array]  # W_enc, b_enc, W_dec
 

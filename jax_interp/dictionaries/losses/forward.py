@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.codes import Code, DenseCode, EntryCode
-from jax_interp.errors import UserError
 
 T = TypeVar("T")
 Term = Callable[["Forward"], Float[Array, ""]]

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations.gated import Gate
 from jax_interp.dictionaries.codes import DenseCode, EntryCode
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, pre_code, warmed
 from jax_interp.dictionaries.losses.reconstruction import Kind, of_error
-from jax_interp.errors import UserError
 
 
 def _gate(forward: Forward, asker: Any) -> DenseCode | EntryCode:

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only
 from jax_interp.dictionaries.nested import decode_nested
-from jax_interp.errors import UserError
 
 Kind = Literal["fvu", "sse", "mse"]
 

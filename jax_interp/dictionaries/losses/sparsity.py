@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.forms.dictionary import site_norms
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, pre_code, warmed
-from jax_interp.errors import UserError
 
 Weight = Literal["none", "l1_of_norms", "l2_of_norms"]
 

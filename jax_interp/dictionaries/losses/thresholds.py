@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations.jumprelu import Jump, step
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, dense_code, pre_code, warmed
 from jax_interp.dictionaries.losses.sparsity import feature_weights
-from jax_interp.errors import UserError
 
 
 def _jump(forward: Forward, asker: Any) -> Jump:

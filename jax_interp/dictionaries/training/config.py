@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations import Activation, BatchTopK, JumpReLU, MatchingPursuit, ReLU, TopK
 from jax_interp.dictionaries.losses import (
     L0,
@@ -26,7 +27,6 @@ from jax_interp.dictionaries.losses import (
     TargetL0,
     Term,
 )
-from jax_interp.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,14 +26,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jax_interp.core import optimizers as optimizer
+from jax_interp.core.errors import UserError
+from jax_interp.core.unit_rows import unit_rows, without_parallel
+from jax_interp.data.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, n_targets
-from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
 from jax_interp.dictionaries.forms.dictionary import init_sae, init_transcoder
 from jax_interp.dictionaries.losses import Reconstruction
 from jax_interp.dictionaries.losses.forward import Forward, Term, snake
 from jax_interp.dictionaries.losses.reconstruction import sse_unit
 from jax_interp.dictionaries.training.config import CrossLayerConfig
-from jax_interp.dictionaries.training.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.train import (
     PRECISION,
@@ -44,8 +46,7 @@ from jax_interp.dictionaries.training.train import (
     faster_offsets,
     offset_rate,
 )
-from jax_interp.errors import UserError
-from jax_interp.training import Run, fit, optimizer
+from jax_interp.training import Run, fit
 
 
 def init_cross_layer(

@@ -36,20 +36,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jax_interp.core import optimizers as optimizer
+from jax_interp.core.errors import UserError
+from jax_interp.data.harvest import start_stream
 from jax_interp.dictionaries.evaluation import downstream
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses import Matryoshka, Reconstruction
 from jax_interp.dictionaries.losses.forward import Forward, total
 from jax_interp.dictionaries.losses.reconstruction import Kind
 from jax_interp.dictionaries.training.config import DictionaryConfig
-from jax_interp.dictionaries.training.harvest import start_stream
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.spliced import Shown, code_type, kept_rows, mean_kept
-from jax_interp.dictionaries.training.taken_up import check_count, taken_up
 from jax_interp.dictionaries.training.train import Learner, adam, learn, start_learner
-from jax_interp.errors import UserError
+from jax_interp.dictionaries.training.warm_start import check_count, taken_up
 from jax_interp.surgery import at, edit, read
-from jax_interp.training import Run, fit, optimizer
+from jax_interp.training import Run, fit
 
 
 @dataclasses.dataclass(frozen=True)

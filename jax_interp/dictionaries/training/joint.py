@@ -28,20 +28,21 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
+from jax_interp.core import optimizers as optimizer
+from jax_interp.core.errors import UserError
+from jax_interp.core.unit_rows import unit_rows, without_parallel
+from jax_interp.data.harvest import values
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses import Term
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, total
 from jax_interp.dictionaries.training.config import DictionaryConfig, check_terms
 from jax_interp.dictionaries.training.end_to_end import check_saes, of_output
-from jax_interp.dictionaries.training.harvest import values
 from jax_interp.dictionaries.training.normalisation import for_inference
 from jax_interp.dictionaries.training.spliced import kept_rows
-from jax_interp.dictionaries.training.taken_up import check_count, taken_up
 from jax_interp.dictionaries.training.train import init_dictionary
-from jax_interp.errors import UserError
+from jax_interp.dictionaries.training.warm_start import check_count, taken_up
 from jax_interp.surgery import read
-from jax_interp.training import Run, fit, optimizer
+from jax_interp.training import Run, fit
 
 Batch = tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]
 Objective = Callable[[Any, Batch], Float[Array, ""]]

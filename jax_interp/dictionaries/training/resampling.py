@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Key
 
+from jax_interp.core.unit_rows import unit_rows
 from jax_interp.dictionaries.activations.gated import Gate
-from jax_interp.dictionaries.forms.decoder_norm import unit_rows
 from jax_interp.dictionaries.forms.dictionary import Dictionary, site_norms
 from jax_interp.dictionaries.training.config import DictionaryConfig
 

@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from jax_interp.core import optimizers as optimizer
+from jax_interp.core.errors import UserError
+from jax_interp.data.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses.forward import snake
 from jax_interp.dictionaries.training.config import DictionaryConfig
-from jax_interp.dictionaries.training.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.training.train import Learner, adam, addresses, export_learner, learn, start_learner
-from jax_interp.errors import UserError
-from jax_interp.training import Run, fit, optimizer
+from jax_interp.training import Run, fit
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,17 +21,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_interp.dictionaries.forms.decoder_norm import unit_rows, without_parallel
+from jax_interp.core import optimizers as optimizer
+from jax_interp.core.errors import UserError
+from jax_interp.core.unit_rows import unit_rows, without_parallel
+from jax_interp.data.harvest import Stream, advance, columns, start_stream
 from jax_interp.dictionaries.forms.dictionary import Dictionary, check_one_width, init_sae, init_transcoder
 from jax_interp.dictionaries.losses.forward import Forward, Term, total
 from jax_interp.dictionaries.losses.reconstruction import sse_unit
 from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, DictionaryConfig
 from jax_interp.dictionaries.training.gradient import loss_and_grad
-from jax_interp.dictionaries.training.harvest import Stream, advance, columns, start_stream
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.resampling import resample
-from jax_interp.errors import UserError
-from jax_interp.training import Run, fit, optimizer
+from jax_interp.training import Run, fit
 
 PRECISION = {"float32": "F32_F32_F32", "bfloat16": "BF16_BF16_F32"}
 

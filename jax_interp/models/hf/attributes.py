@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 IRRELEVANT: frozenset[str] = frozenset(
     (

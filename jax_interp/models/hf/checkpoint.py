@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.models.config import Config
 from jax_interp.models.hf.family import Family
 from jax_interp.models.hf.gemma import GEMMA

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.models.config import Config
 from jax_interp.models.hf.attributes import Attributes
 

@@ -19,14 +19,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, DTypeLike
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import addresses
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.checkpoint import Stored
 from jax_interp.models.hf.family import Family, Tensor
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import Stack
-from jax_interp.training.leaves import addresses
 from jax_interp.training.sharding import shardings
 
 DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}

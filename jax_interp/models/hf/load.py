@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import DTypeLike
 
-from jax_interp.errors import UserError
+from jax_interp.core.config_json import from_json, to_json
+from jax_interp.core.errors import UserError
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.attributes import Attributes
@@ -21,7 +22,6 @@ from jax_interp.models.hf.checkpoint import read_json, stored_tensors
 from jax_interp.models.hf.families import family_of
 from jax_interp.models.hf.family import Family
 from jax_interp.models.hf.fill import fill
-from jax_interp.training.config import from_json, to_json
 
 if TYPE_CHECKING:
     from jax_interp.data.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.models.config import Rope, RopeScaling
 from jax_interp.models.hf.attributes import Attributes
 

@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_interp.errors import UserError
+from jax_interp.core.atomic_write import sync
+from jax_interp.core.errors import UserError
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.checkpoint import INDEX, WEIGHTS
 from jax_interp.models.hf.families import family_for
 from jax_interp.models.hf.family import Family, Tensor
 from jax_interp.models.hf.fill import parameters
-from jax_interp.training.atomic_write import sync
 
 
 def save(

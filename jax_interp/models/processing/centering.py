@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.models.block import Block
 from jax_interp.models.decoder import Decoder
 from jax_interp.models.processing.parts import copy, each_block, mean, put, untie, values_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
 from jax_interp.models.attention import Attention
 from jax_interp.models.decoder import Decoder
 from jax_interp.models.processing.parts import copy, each_block, put, reconfigure, values_of, with_bias

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from small_models import GPT2_LIKE, LLAMA_LIKE, peaky
 
-from jax_interp.errors import UserError
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import flatten
 from jax_interp.models import Rope, init, load, save
 from jax_interp.models.processing import (
     center_unembed,
@@ -24,7 +25,6 @@ from jax_interp.models.processing import (
 )
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import Replace, Stack, Zero, at, edit, read, replan
-from jax_interp.training.leaves import flatten
 from jax_interp.training.sharding import make_mesh, shardings
 
 ROTARY = {"positions": "rotary", "rope": Rope(base=1000.0)}

@@ -1,0 +1,76 @@
+"""Whether heads read what earlier heads write: composition scores (Elhage et al. 2021, "Virtual attention heads").
+
+A score is `‖W_OV¹ M‖ / (‖W_OV¹‖ ‖M‖)` in Frobenius norms, M being what the later head does with it: its QK circuit
+(its query, "Q"), the transpose ("K"), or its OV circuit ("V").
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jax_interp.analysis.circuits import OV, QK
+from jax_interp.analysis.factored_matrix import FactoredMatrix
+from jax_interp.analysis.weights import decoder
+from jax_interp.core.errors import UserError
+
+Mode = Literal["Q", "K", "V"]
+
+
+def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Array, "*left *right"]:
+    """`‖left right‖ / (‖left‖ ‖right‖)` of every pair of entries of their leading axes, left's axes first.
+
+    Rotations do not matter to the norms, so each matrix is reduced to one of its inner dimension on the outer side
+    first; one row of pairs is in memory at a time.
+    """
+    if left.rdim != right.ldim:
+        raise UserError(f"matrices of shapes {left.shape} and {right.shape} cannot follow each other")
+    of_left, of_right = left.reduced_left(), right.T.reduced_left()
+    a = of_left.reshape(-1, *of_left.shape[-2:])
+    b = jnp.swapaxes(of_right.reshape(-1, *of_right.shape[-2:]), -1, -2)
+    a_norm, b_norm = jnp.linalg.norm(a, axis=(-2, -1)), jnp.linalg.norm(b, axis=(-2, -1))
+
+    def row(one: Array) -> Array:
+        return jnp.linalg.norm(jnp.einsum("ij,njk->nik", one, b), axis=(-2, -1))
+
+    scores = jax.lax.map(row, a) / (a_norm[:, None] * b_norm[None])
+    return scores.reshape(*left.shape[:-2], *right.shape[:-2])
+
+
+def all_composition_scores(model: Any, mode: Mode) -> Float[Array, "layer head later_layer later_head"]:
+    """Scores of all pairs of heads; zero unless the second stands in a later layer.
+
+    `scores[l1, h1, l2, h2]`: how much head h2 of layer l2 reads, with its queries ("Q"), keys ("K") or values ("V"),
+    of what head h1 of layer l1 writes. Compare with `composition_baseline`: unrelated heads do not score 0.
+    """
+    n_layers = decoder(model).config.n_layers
+    scores = composition_scores(OV(model), _reader(model, mode))
+    layer = jnp.arange(n_layers)
+    later = (layer[:, None] < layer[None, :]).reshape(n_layers, 1, n_layers, 1)
+    return jnp.where(later, scores, jnp.zeros_like(scores))
+
+
+def composition_baseline(
+    model: Any, mode: Mode, key: Key[Array, ""], samples: int = 64
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean and standard deviation of the score of random heads: Gaussian factors of this model's shapes."""
+    shapes = [
+        jax.ShapeDtypeStruct(x.shape[-2:], jnp.float32) for m in (OV(model), _reader(model, mode)) for x in m.pair
+    ]
+
+    def sample(key: Array) -> Array:
+        keys = jax.random.split(key, len(shapes))
+        a, b, c, d = (jax.random.normal(k, shape.shape, shape.dtype) for k, shape in zip(keys, shapes, strict=True))
+        return composition_scores(FactoredMatrix(a, b), FactoredMatrix(c, d))
+
+    scores = jax.lax.map(sample, jax.random.split(key, samples))
+    return jnp.mean(scores), jnp.std(scores)
+
+
+def _reader(model: Any, mode: Mode) -> FactoredMatrix:
+    if mode not in get_args(Mode):
+        raise UserError(f"mode={mode!r}: choose from {', '.join(get_args(Mode))}")
+    return OV(model) if mode == "V" else QK(model) if mode == "Q" else QK(model).T

@@ -1,0 +1,201 @@
+"""`FactoredMatrix`: a product of two thin matrices that is never multiplied out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float
+
+from jax_interp.core.errors import UserError
+from jax_interp.models.layers import wide
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class FactoredMatrix:
+    """The matrix `A @ B` of low rank, `[..., ldim, rdim]`, held by its factors; leading axes broadcast.
+
+    `@` on either side gives another (a vector gives a vector), `[...]` indexes leading axes, rows and columns, `.T`
+    transposes, and singular values, eigenvalues and the norm cost what the inner dimension costs: for a head's OV
+    circuit in GPT-2, matrices of 64 and not of 768 or 50,257. Names are TransformerLens's. A pytree of two arrays.
+    """
+
+    A: Float[Array, "*lead ldim mdim"]
+    B: Float[Array, "*lead mdim rdim"]
+
+    __array_ufunc__ = None  # so that a NumPy array on the left leaves `@` to this class
+
+    def __post_init__(self):
+        a, b = (
+            getattr(self.A, "shape", ()),
+            getattr(self.B, "shape", ()),
+        )  # JAX also fills pytrees with what is no array
+        if a and b and len(a) > 1 and len(b) > 1 and a[-1] != b[-2]:
+            raise UserError(f"factors of shapes {a} and {b} have no inner dimension in common")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self._lead, self.A.shape[-2], self.B.shape[-1])
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def ldim(self) -> int:
+        return self.A.shape[-2]
+
+    @property
+    def mdim(self) -> int:
+        return self.A.shape[-1]
+
+    @property
+    def rdim(self) -> int:
+        return self.B.shape[-1]
+
+    @property
+    def pair(self) -> tuple[Array, Array]:
+        return self.A, self.B
+
+    @property
+    def AB(self) -> Float[Array, "*lead ldim rdim"]:
+        """The matrix itself, multiplied out."""
+        return _matmul(self.A, self.B)
+
+    @property
+    def BA(self) -> Float[Array, "*lead mdim mdim"]:
+        """The product the other way round. Raises `UserError` unless the matrix is square."""
+        if self.ldim != self.rdim:
+            raise UserError(f"BA needs a square matrix, this one is {self.shape}")
+        return _matmul(self.B, self.A)
+
+    @property
+    def T(self) -> FactoredMatrix:
+        return FactoredMatrix(jnp.swapaxes(self.B, -1, -2), jnp.swapaxes(self.A, -1, -2))
+
+    def svd(
+        self,
+    ) -> tuple[Float[Array, "*lead ldim mdim"], Float[Array, "*lead mdim"], Float[Array, "*lead rdim mdim"]]:
+        """`U, S, V` with `U diag(S) Vᵀ` the matrix: QR of both factors, and the SVD of what is small. Of 16-bit factors
+        in float32. Where mdim exceeds ldim or rdim, as many singular values as the smallest of the three."""
+        (qa, ra), (qb, rb) = jnp.linalg.qr(wide(self.A)), jnp.linalg.qr(jnp.swapaxes(wide(self.B), -1, -2))
+        u, s, vt = jnp.linalg.svd(_matmul(ra, jnp.swapaxes(rb, -1, -2)), full_matrices=False)
+        return _matmul(qa, u), s, _matmul(qb, jnp.swapaxes(vt, -1, -2))
+
+    @property
+    def U(self) -> Float[Array, "*lead ldim mdim"]:
+        return self.svd()[0]
+
+    @property
+    def S(self) -> Float[Array, "*lead mdim"]:
+        return self.svd()[1]
+
+    @property
+    def V(self) -> Float[Array, "*lead rdim mdim"]:
+        return self.svd()[2]
+
+    @property
+    def eigenvalues(self) -> Complex[Array, "*lead mdim"]:
+        """Those of the matrix that may differ from zero, in no order: the eigenvalues of BA, which is small."""
+        return jnp.linalg.eigvals(wide(self.BA))
+
+    def norm(self) -> Float[Array, "*lead"]:
+        """Frobenius norm: `‖A B‖ = ‖R B‖` for `A = Q R`."""
+        return jnp.linalg.norm(self.reduced_left(), axis=(-2, -1))
+
+    def reduced_left(self) -> Float[Array, "*lead mdim rdim"]:
+        """A small matrix that is this one up to a rotation of its rows: the same scalar products between columns."""
+        return _matmul(jnp.linalg.qr(wide(self.A), mode="r"), wide(self.B))
+
+    def collapse_l(self) -> Float[Array, "*lead mdim rdim"]:
+        """`diag(S) Vᵀ`: the matrix without the rotation U of its rows."""
+        _, s, v = self.svd()
+        return s[..., :, None] * jnp.swapaxes(v, -1, -2)
+
+    def collapse_r(self) -> Float[Array, "*lead ldim mdim"]:
+        """`U diag(S)`: the matrix without the rotation V of its columns."""
+        u, s, _ = self.svd()
+        return u * s[..., None, :]
+
+    def make_even(self) -> FactoredMatrix:
+        """The same matrix with factors of the same singular values, `U √S` and `√S Vᵀ`."""
+        u, s, v = self.svd()
+        root = jnp.sqrt(s)
+        return FactoredMatrix(u * root[..., None, :], root[..., :, None] * jnp.swapaxes(v, -1, -2))
+
+    def get_corner(self, k: int = 3) -> Float[Array, "..."]:
+        """The first `k` rows and columns (and entries of leading axes), to look at."""
+        corner = self[(*(slice(k) for _ in self._lead), slice(k), slice(k))]
+        return corner.AB
+
+    def unsqueeze(self, axis: int) -> FactoredMatrix:
+        """With another leading axis of length one."""
+        if not 0 <= axis <= len(self._lead):
+            raise UserError(f"axis {axis} is not among the {len(self._lead)} leading axes of {self.shape}")
+        a, b = self._broadcast()
+        return FactoredMatrix(jnp.expand_dims(a, axis), jnp.expand_dims(b, axis))
+
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, FactoredMatrix):
+            return FactoredMatrix(self.A, _matmul(_matmul(self.B, other.A), other.B))
+        other = jnp.asarray(other)
+        if other.ndim == 1:
+            return _apply(self.A, _apply(self.B, other))
+        return FactoredMatrix(self.A, _matmul(self.B, other))
+
+    def __rmatmul__(self, other: Any) -> Any:
+        other = jnp.asarray(other)
+        if other.ndim == 1:
+            return self.T @ other
+        return FactoredMatrix(_matmul(other, self.A), self.B)
+
+    def __mul__(self, scalar: Any) -> FactoredMatrix:
+        if jnp.ndim(scalar):
+            raise UserError(f"* takes a number, got shape {jnp.shape(scalar)}; matrices are multiplied with @")
+        return FactoredMatrix(self.A * jnp.asarray(scalar, self.A.dtype), self.B)
+
+    __rmul__ = __mul__
+
+    def __getitem__(self, index: Any) -> FactoredMatrix:
+        """Leading axes, then rows, then columns. An integer for a row or column keeps an axis of length one."""
+        index = index if isinstance(index, tuple) else (index,)
+        if any(i is None for i in index):
+            raise UserError("FactoredMatrix takes no new axes in an index: unsqueeze adds a leading one")
+        if Ellipsis in [i for i in index if i is Ellipsis]:
+            at = next(n for n, i in enumerate(index) if i is Ellipsis)
+            index = (*index[:at], *[slice(None)] * (self.ndim - len(index) + 1), *index[at + 1 :])
+        if len(index) > self.ndim:
+            raise UserError(f"{len(index)} indices for a matrix of shape {self.shape}")
+        index = (*index, *[slice(None)] * (self.ndim - len(index)))
+        lead, rows, columns = index[:-2], _kept(index[-2]), _kept(index[-1])
+        a, b = self._broadcast()
+        return FactoredMatrix(a[lead][..., rows, :], b[lead][..., columns])
+
+    @property
+    def _lead(self) -> tuple[int, ...]:
+        return np.broadcast_shapes(self.A.shape[:-2], self.B.shape[:-2])
+
+    def _broadcast(self) -> tuple[Array, Array]:
+        return tuple(jnp.broadcast_to(x, (*self._lead, *x.shape[-2:])) for x in self.pair)  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        return f"FactoredMatrix(shape={self.shape}, inner={self.mdim})"
+
+
+def _kept(index: Any) -> Any:
+    """A row or column index that keeps its axis."""
+    if isinstance(index, (int, np.integer)):
+        return slice(int(index), None if index == -1 else int(index) + 1)
+    return index[None] if hasattr(index, "ndim") and index.ndim == 0 else index
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.einsum("...ij,...jk->...ik", a, b)
+
+
+def _apply(a: Array, x: Array) -> Array:
+    return jnp.einsum("...ij,...j->...i", a, x)

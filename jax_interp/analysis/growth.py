@@ -1,0 +1,70 @@
+"""How the residual stream grows from layer to layer (Heimersheim & Turner 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jax_interp.core.errors import UserError
+from jax_interp.models.layers import wide
+from jax_interp.surgery import Activations
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class NormGrowth:
+    """Norms over d_model, their geometric means over positions."""
+
+    resid: Float[Array, "layer_and_last"]
+    """Of the stream before each layer, and after the last."""
+    attn_out: Float[Array, "layer"] | None
+    mlp_out: Float[Array, "layer"] | None
+
+    @property
+    def by_layer(self) -> Float[Array, "layer"]:
+        """The factor by which each layer makes the stream longer."""
+        return self.resid[1:] / self.resid[:-1]
+
+    def rate(self, first: int = 0, last: int | None = None) -> Float[Array, ""]:
+        """The mean factor for each layer from before layer `first` to before layer `last` (None: after the last)."""
+        last = self.resid.shape[0] - 1 if last is None else last
+        if not 0 <= first < last < self.resid.shape[0]:
+            raise UserError(f"from layer {first} to {last}: this stream has the points 0 to {self.resid.shape[0] - 1}")
+        return (self.resid[last] / self.resid[first]) ** (1 / (last - first))
+
+
+def norm_growth(
+    acts: Activations,
+    *,
+    mask: Bool[Array, "batch pos"] | None = None,
+    exclude_bos: bool = True,
+    centred: bool = False,
+) -> NormGrowth:
+    """Norms of the stream and of what each layer's attention and MLP add to it.
+
+    The first token of each row, whose norm is often a hundred times the others', is left out unless `exclude_bos` is
+    False. `mask` is True at real tokens. `centred`: of what LayerNorm sees, the mean over d_model taken out.
+    Reads `blocks.*.resid_pre`, `blocks.-1.resid_post`, and of `blocks.*.attn_out`, `blocks.*.mlp_out` what is there.
+    """
+    last = wide(acts["blocks.-1.resid_post"])
+    counted = jnp.ones(last.shape[:2], bool) if mask is None else mask
+    if exclude_bos:
+        if last.shape[1] == 1:
+            raise UserError("one position was read, which exclude_bos leaves out: read longer sequences")
+        counted = counted & (jnp.cumsum(counted.astype(jnp.int32), axis=1) > 1)
+    weight = counted.astype(last.dtype) / jnp.sum(counted.astype(last.dtype))
+
+    def norms(x: Float[Array, "layer batch pos d_model"]) -> Float[Array, "layer"]:
+        x = wide(x)
+        x = x - jnp.mean(x, axis=-1, keepdims=True) if centred else x
+        logs = jnp.log(jnp.linalg.norm(x, axis=-1))
+        return jnp.exp(jnp.sum(jnp.where(counted[None], logs, jnp.zeros_like(logs)) * weight[None], axis=(1, 2)))
+
+    def of(name: str) -> Float[Array, "layer"] | None:
+        return norms(acts[f"blocks.*.{name}"]) if f"blocks.*.{name}" in acts else None
+
+    resid = jnp.concatenate([norms(acts["blocks.*.resid_pre"]), norms(last[None])])
+    return NormGrowth(resid, of("attn_out"), of("mlp_out"))

@@ -1,0 +1,118 @@
+"""Which heads attend in a given way: to the previous token, to the same token, to what followed it (induction)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_interp.core.errors import UserError
+from jax_interp.models.layers import wide
+from jax_interp.surgery import Activations
+
+HeadName = Literal["previous_token_head", "duplicate_token_head", "induction_head"]
+ErrorMeasure = Literal["mul", "abs"]
+
+
+def detect_head(
+    acts: Activations,
+    tokens: Int[Array, "batch pos"],
+    detection_pattern: HeadName | Float[Array, "pos key"] | Float[Array, "batch pos key"],
+    *,
+    exclude_bos: bool = False,
+    exclude_current_token: bool = False,
+    error_measure: ErrorMeasure = "mul",
+    mask: Bool[Array, "batch pos"] | None = None,
+) -> Float[Array, "layer head"]:
+    """How well each head's attention matches a pattern; the mean over the batch. Reads `blocks.*.attn.pattern`.
+
+    "mul": the share of a head's attention that falls where the pattern is 1, 0 to 1. "abs": one minus the absolute
+    difference, summed over keys and averaged over positions, -1 to 1; patterns may then say how much attention.
+    `exclude_bos` leaves attention to the first position out, `exclude_current_token` that of a token to itself.
+    `detection_pattern` is a name or any lower triangular pattern, for all rows or for each. `mask` is True at real
+    tokens where rows are padded; the first real one then counts as BOS. As TransformerLens (which rounds "abs" to three
+    digits).
+    """
+    if error_measure not in get_args(ErrorMeasure):
+        raise UserError(f"error_measure={error_measure!r}: choose from {', '.join(get_args(ErrorMeasure))}")
+    real = jnp.ones(tokens.shape, bool) if mask is None else mask
+    wanted = _pattern(detection_pattern, tokens, real)
+    pattern = wide(acts.stack("attn.pattern"))
+    keys = real & (jnp.cumsum(real.astype(jnp.int32), axis=-1) > 1) if exclude_bos else real
+    counted = real[:, :, None] & keys[:, None, :]
+    if exclude_current_token:
+        counted = counted & ~jnp.eye(tokens.shape[-1], dtype=bool)[None]
+    counted = counted.astype(pattern.dtype)
+    if error_measure == "mul":
+        found = jnp.einsum("lbhqk,bqk,bqk->lhb", pattern, wanted, counted)
+        scores = found / jnp.einsum("lbhqk,bqk->lhb", pattern, counted)
+    else:
+        off = jnp.abs(pattern - wanted[None, :, None]) * counted[None, :, None]
+        rows = jnp.sum(real.astype(pattern.dtype), axis=-1)
+        scores = 1 - jnp.moveaxis(jnp.sum(off, axis=(-2, -1)), 1, 2) / rows[None, None]
+    return jnp.mean(scores, axis=-1)
+
+
+def previous_token_pattern(
+    tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None = None
+) -> Float[Array, "batch pos key"]:
+    """1 at the token before each; the first token's row is empty. `mask` as in `detect_head`, here and below."""
+    n = tokens.shape[-1]
+    return _both_real(jnp.broadcast_to(jnp.eye(n, k=-1), (*tokens.shape, n)), mask)
+
+
+def duplicate_token_pattern(
+    tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None = None
+) -> Float[Array, "batch pos key"]:
+    """1 at every earlier position of the same token."""
+    same = tokens[:, :, None] == tokens[:, None, :]
+    return _both_real(jnp.tril(same, k=-1).astype(jnp.float32), mask)
+
+
+def induction_pattern(
+    tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None = None
+) -> Float[Array, "batch pos key"]:
+    """1 at every position that follows an earlier one of the same token."""
+    return jnp.tril(jnp.pad(duplicate_token_pattern(tokens, mask)[:, :, :-1], ((0, 0), (0, 0), (1, 0))))
+
+
+PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
+    "previous_token_head": previous_token_pattern,
+    "duplicate_token_head": duplicate_token_pattern,
+    "induction_head": induction_pattern,
+}
+
+
+def diagonal_scores(acts: Activations, offset: int) -> Float[Array, "layer head"]:
+    """Each head's mean attention from a position to the one `offset` from it. Reads `blocks.*.attn.pattern`.
+
+    On `repeated_tokens` of length n: -1 finds previous-token heads, -n duplicate-token heads, 1 - n induction heads.
+    """
+    pattern = wide(acts.stack("attn.pattern"))
+    if not -pattern.shape[-1] < offset <= 0:
+        raise UserError(f"offset={offset}: from {1 - pattern.shape[-1]} to 0, attention looks back")
+    return jnp.mean(jnp.diagonal(pattern, offset, axis1=-2, axis2=-1), axis=(1, -1))
+
+
+def _both_real(pattern: Float[Array, "batch pos key"], mask: Array | None) -> Float[Array, "batch pos key"]:
+    if mask is None:
+        return pattern
+    return pattern * (mask[:, :, None] & mask[:, None, :]).astype(pattern.dtype)
+
+
+def _pattern(
+    given: str | Array, tokens: Int[Array, "batch pos"], real: Bool[Array, "batch pos"]
+) -> Float[Array, "batch pos key"]:
+    if isinstance(given, str):
+        if given not in PATTERNS:
+            raise UserError(f"no head is called {given!r}: {', '.join(PATTERNS)}, or give a pattern [pos, key]")
+        return PATTERNS[given](tokens, real)
+    n = tokens.shape[-1]
+    given = jnp.asarray(given, jnp.float32)
+    if given.shape not in ((n, n), (*tokens.shape, n)):
+        raise UserError(
+            f"a pattern for tokens {tokens.shape} is [{n}, {n}] or [{tokens.shape[0]}, {n}, {n}], got {given.shape}"
+        )
+    return jnp.broadcast_to(given if given.ndim == 3 else given[None], (*tokens.shape, n))

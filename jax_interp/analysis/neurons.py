@@ -1,0 +1,128 @@
+"""What neurons are by their weights, and how they fire.
+
+Weights are taken as they act: with the weights of the norms that stand beside them, and without the mean over d_model
+where a LayerNorm takes it out. Nothing need be folded first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jax_interp.analysis.norm_at_scale import frozen, norm_weight
+from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, by_layer, dense
+from jax_interp.models.layers import wide
+from jax_interp.surgery import Activations
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class NeuronStatistics:
+    """Of every neuron. `logit_*` are moments over the vocabulary of `cos(w_out, w_U[token])`, the logit that a unit of
+    the neuron's output gives each token for the length of both: what a neuron promotes shows as skew and kurtosis
+    (Gurnee et al. 2024), and one that moves no token against another has almost no variance.
+
+    Entropy neurons (Stolfo et al. 2024) are those of large `out_norm` and small `logit_variance` in the last layers:
+    they write where the unembedding does not look (`null_fraction` near 1) and act through the final norm's scale.
+    """
+
+    in_norm: Float[Array, "layer neuron"]
+    gate_norm: Float[Array, "layer neuron"] | None
+    out_norm: Float[Array, "layer neuron"]
+    in_out_cosine: Float[Array, "layer neuron"]
+    """Positive where a neuron strengthens the direction it reads, negative where it erases it."""
+    logit_variance: Float[Array, "layer neuron"]
+    logit_skew: Float[Array, "layer neuron"]
+    logit_kurtosis: Float[Array, "layer neuron"]
+    """Fourth standardised moment: 3 for a normal distribution."""
+    null_fraction: Float[Array, "layer neuron"]
+    """The share of the output's norm in the `null_dims` directions in which the unembedding is smallest."""
+
+
+def neuron_statistics(model: Any, *, null_dims: int | None = None) -> NeuronStatistics:
+    """Statistics of all neurons from weights alone. `null_dims`: default d_model / 64, 12 in GPT-2.
+
+    Raises `UserError` for mixtures of experts and models without MLPs.
+    """
+    config = dense(model, "neuron statistics").config
+    centred = config.norm == "layernorm"
+    before = by_layer(model, lambda block: block.ln1 if config.parallel == "one norm" else block.ln2)
+    after = by_layer(model, lambda block: block.ln2_post)
+
+    def read_by(weight: Float[Array, "layer d_model neuron"]) -> Float[Array, "layer neuron d_model"]:
+        rows = jnp.swapaxes(wide(weight), 1, 2)
+        return rows if before is None else jax.vmap(lambda norm, x: frozen(norm, None).pull(x))(before, rows)
+
+    into = read_by(W_in(model))
+    out = wide(W_out(model))
+    if after is not None:
+        out = jax.vmap(lambda norm, x: frozen(norm, None).linear(x))(after, out)
+    out = out - jnp.mean(out, axis=-1, keepdims=True) if centred else out
+
+    tokens = wide(W_U(model)).T
+    weight = norm_weight(model)
+    tokens = tokens if weight is None else tokens * weight[None]
+    tokens = tokens - jnp.mean(tokens, axis=-1, keepdims=True) if centred else tokens
+    _, basis = jnp.linalg.eigh(tokens.T @ tokens)  # ascending
+    null = basis[:, : null_dims or max(config.d_model // 64, 1)]
+    tokens = tokens / jnp.linalg.norm(tokens, axis=-1, keepdims=True)
+    out_norm = jnp.linalg.norm(out, axis=-1)
+
+    def moments(w: Float[Array, "d_model"]) -> tuple[Array, Array, Array]:
+        return central_moments(tokens @ (w / jnp.linalg.norm(w)))
+
+    flat = out.reshape(-1, out.shape[-1])
+    found = jax.lax.map(moments, flat, batch_size=256)
+    variance, skew, kurtosis = (moment.reshape(out.shape[:2]) for moment in found)
+    gate = jnp.linalg.norm(read_by(W_gate(model)), axis=-1) if config.gated_mlp else None
+    in_norm = jnp.linalg.norm(into, axis=-1)
+    cosine = jnp.sum(into * out, axis=-1) / (in_norm * out_norm)
+    null_fraction = jnp.linalg.norm(jnp.einsum("lnd,dk->lnk", out, null), axis=-1) / out_norm
+    return NeuronStatistics(in_norm, gate, out_norm, cosine, variance, skew, kurtosis, null_fraction)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActivationStatistics:
+    """Of every neuron's activation over the tokens."""
+
+    mean: Float[Array, "layer neuron"]
+    variance: Float[Array, "layer neuron"]
+    skew: Float[Array, "layer neuron"]
+    kurtosis: Float[Array, "layer neuron"]
+    rate: Float[Array, "layer neuron"] | None
+    """The share of tokens at which what enters the activation function is positive."""
+
+
+def activation_statistics(acts: Activations, *, mask: Bool[Array, "batch pos"] | None = None) -> ActivationStatistics:
+    """How neurons fire over what was read; `mask` is True at the tokens that count.
+
+    Reads `blocks.*.mlp.post` and, for the rate, `blocks.*.mlp.pre` where it is there.
+    """
+    post = wide(acts.stack("mlp.post"))
+    counted = jnp.ones(post.shape[1:3], post.dtype) if mask is None else mask.astype(post.dtype)
+    weight = counted.reshape(-1) / jnp.sum(counted)
+    flat = jnp.moveaxis(post.reshape(post.shape[0], -1, post.shape[-1]), 1, 2)
+    mean = jnp.sum(flat * weight[None, None], axis=-1)
+    variance, skew, kurtosis = central_moments(flat, weight)
+    rate = None
+    if "blocks.*.mlp.pre" in acts:
+        firing = (acts["blocks.*.mlp.pre"] > 0).astype(post.dtype)
+        rate = jnp.einsum("lbpn,bp->ln", firing, counted / jnp.sum(counted))
+    return ActivationStatistics(mean, variance, skew, kurtosis, rate)
+
+
+def central_moments(
+    x: Float[Array, "*rows n"], weight: Float[Array, "n"] | None = None
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"], Float[Array, "*rows"]]:
+    """Variance, skew and kurtosis (3 for a normal distribution) over the last axis, with weights that sum to 1."""
+    n = x.shape[-1]
+    weight = jnp.full(n, 1 / n, x.dtype) if weight is None else weight
+    weight = weight.reshape((1,) * (x.ndim - 1) + (n,))
+    x = x - jnp.sum(x * weight, axis=-1, keepdims=True)
+    second, third, fourth = (jnp.sum(x**power * weight, axis=-1) for power in (2, 3, 4))
+    return second, third / second**1.5, fourth / second**2

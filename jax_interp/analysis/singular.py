@@ -1,0 +1,64 @@
+"""Singular vectors of heads and MLPs, read in the vocabulary (Millidge & Black 2022)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_interp.analysis.circuits import OV
+from jax_interp.analysis.norm_at_scale import norm_weight
+from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, decoder, dense
+from jax_interp.core.errors import UserError
+from jax_interp.models.layers import wide
+
+Kind = Literal["OV", "w_in", "w_gate", "w_out"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class SingularVectors:
+    """The leading singular directions of a matrix, on the side of the residual stream. Signs mean nothing."""
+
+    values: Float[Array, "vector"]
+    """Singular values, largest first."""
+    vectors: Float[Array, "vector d_model"]
+    logits: Float[Array, "vector vocab"]
+    """Each vector times the unembedding."""
+
+
+def singular_vectors(
+    model: Any, kind: Kind, layer: int, head: int | None = None, *, num_vectors: int = 10
+) -> SingularVectors:
+    """The leading singular vectors of one matrix in the residual stream and what they say in the vocabulary.
+
+    "OV": what a head writes most of. "w_in" (and "w_gate"): what an MLP's neurons read, the weight of the norm before
+    it put in. "w_out": what they write. `top_tokens(singular_vectors(...).logits, tokenizer)` lists tokens.
+    TransformerLens's `SVDInterpreter`.
+    """
+    if kind not in get_args(Kind):
+        raise UserError(f"kind={kind!r}: choose from {', '.join(get_args(Kind))}")
+    config = decoder(model).config
+    if not 0 <= layer < config.n_layers:
+        raise UserError(f"layer={layer}: this model has layers 0 to {config.n_layers - 1}")
+    if (kind == "OV") != (head is not None) or (head is not None and not 0 <= head < config.n_heads):
+        raise UserError(
+            f"kind='OV' takes a head from 0 to {config.n_heads - 1}, and nothing else does; got head={head}"
+        )
+    if kind == "OV":
+        _, s, v = OV(model)[layer, head].svd()
+        rows = v.T
+    else:
+        dense(model, f"kind={kind!r}")
+        if kind == "w_out":
+            matrix = wide(W_out(model)[layer])
+        else:
+            matrix = wide((W_in if kind == "w_in" else W_gate)(model)[layer]).T
+            scale = norm_weight(model, layer, mlp_input=True)
+            matrix = matrix if scale is None else matrix * scale[None]
+        _, s, rows = jnp.linalg.svd(matrix, full_matrices=False)
+    rows = rows[:num_vectors]
+    return SingularVectors(s[:num_vectors], rows, rows @ wide(W_U(model)))

@@ -1,0 +1,202 @@
+"""Configs: frozen dataclasses, to JSON and back, typed.
+
+A field is a bool, int, float, str, Path, Enum, Literal, another dataclass, a union of these, None, or a list, tuple or
+dict of them. A dataclass is written with its class name under "type", so a union of dataclasses reads back as what it
+was, and a file of the wrong kind is recognised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jax_interp.core.errors import UserError
+
+T = TypeVar("T")
+
+
+def to_json(config: Any) -> Any:
+    """`config` as JSON values: dicts, lists, strings, numbers, booleans, None."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+        return {"type": type(config).__name__} | fields
+    if isinstance(config, enum.Enum):
+        return config.name
+    if isinstance(config, Path):
+        return str(config)
+    if isinstance(config, dict):
+        return {str(key): to_json(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_json(value) for value in config]
+    if config is None or isinstance(config, (bool, int, float, str)):
+        return config
+    raise UserError(
+        f"a config cannot hold a {type(config).__name__} ({config!r}): use numbers, strings, dataclasses "
+        "or lists of them"
+    )
+
+
+def dumps(config: Any) -> str:
+    """The text of a config file."""
+    return json.dumps(to_json(config), indent=2) + "\n"
+
+
+def load(kind: type[T], path: Path | str) -> T:
+    """The config of type `kind` in the file `path`, or in the run directory `path`. Raises UserError."""
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"no config at {path}: {error.strerror}") from error
+    except ValueError as error:  # of the text, or of the JSON in it
+        raise UserError(f"{path} is not JSON: {error}") from error
+    try:
+        return from_json(kind, value)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def from_json(kind: type[T], value: Any, where: str = "config") -> T:
+    """`value` as a `kind`. Raises UserError that names the field, what it holds, and what it should hold.
+
+    Fields left out take their defaults. An int is accepted for a float and nothing else is converted.
+    """
+    return _read(kind, value, where)
+
+
+def _says(kind: Any) -> str:
+    if kind is type(None):
+        return "null"
+    return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
+
+
+def _wrong(kind: Any, value: Any, where: str) -> UserError:
+    return UserError(f"{where} is {json.dumps(value)}, which is not {_says(kind)}")
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any or isinstance(kind, TypeVar):
+        return value
+    if origin is typing.Annotated:
+        return _read(arguments[0], value, where)
+    if origin in (typing.Union, types.UnionType):
+        return _read_union(kind, arguments, value, where)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        near = difflib.get_close_matches(str(value), map(str, arguments), n=1)
+        raise UserError(
+            f"{where} is {json.dumps(value)}; it can be {', '.join(map(json.dumps, arguments))}"
+            + (f". Did you mean {json.dumps(near[0])}?" if near else "")
+        )
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        if value in kind.__members__:
+            return kind[value]
+        raise UserError(f"{where} is {json.dumps(value)}; it can be {', '.join(kind.__members__)}")
+    if origin in (list, tuple, dict) or kind in (list, tuple, dict):
+        return _read_container(kind, origin or kind, arguments, value, where)
+    if kind is type(None) and value is None:
+        return None
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind in (bool, int, str) and type(value) is kind:
+        return value
+    raise _wrong(kind, value, where)
+
+
+def _read_union(kind: Any, arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    tag = value.get("type") if isinstance(value, dict) else None
+    named = [a for a in arguments if getattr(a, "__name__", None) == tag]
+    if tag is not None and named:
+        return _read(named[0], value, where)
+    exact = [a for a in arguments if a is type(value)]  # an int stays an int in int | float
+    for argument in (*exact, *arguments):
+        try:
+            return _read(argument, value, where)
+        except UserError:
+            continue
+    raise _wrong(kind, value, where)
+
+
+def _read_container(kind: Any, origin: Any, arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _wrong(kind, value, where)
+        return {
+            _key(arguments[0] if arguments else str, k, where): _read(
+                arguments[1] if arguments else Any, v, f"{where}.{k}"
+            )
+            for k, v in value.items()
+        }
+    if not isinstance(value, list):
+        raise _wrong(kind, value, where)
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        if len(value) != len(arguments):
+            raise UserError(f"{where} has {len(value)} entries, it needs {len(arguments)}: {json.dumps(value)}")
+        return tuple(_read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value)))
+    element = arguments[0] if arguments else Any
+    return origin(_read(element, v, f"{where}[{i}]") for i, v in enumerate(value))
+
+
+def _key(kind: Any, key: str, where: str) -> Any:
+    """A dict's key back from the string that JSON made of it."""
+    if kind is int:
+        try:
+            return int(key)
+        except ValueError:
+            raise _wrong(int, key, f"{where}, key") from None
+    return _read(kind, key, f"{where}, key")
+
+
+def _read_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _wrong(kind, value, where)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    tag = value.get("type")
+    if "type" not in fields and tag not in (None, kind.__name__):
+        raise UserError(f"{where} is a {tag}, not a {kind.__name__}")
+    given = {k: v for k, v in value.items() if k in fields or k != "type"}
+    for name in given:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            raise UserError(
+                f"{where} has no {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+                + f" {kind.__name__} has {', '.join(fields)}"
+            )
+    missing = [
+        f.name
+        for f in fields.values()
+        if f.name not in given and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)} of {kind.__name__}")
+    return kind(**{name: _read(hints[name], v, f"{where}.{name}") for name, v in given.items()})
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """`["optimizer.learning_rate: 0.001 -> 0.01", ...]` between two configs as JSON values, in the order of `new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*new, *(name for name in old if name not in new)]
+        return [
+            line
+            for name in names
+            for line in differences(
+                old.get(name, "(absent)"), new.get(name, "(absent)"), f"{where}.{name}" if where else name
+            )
+        ]
+    same = old == new and isinstance(old, bool) == isinstance(new, bool)
+    return [] if same else [f"{where}: {json.dumps(old)} -> {json.dumps(new)}"]

@@ -1,0 +1,241 @@
+"""Activations on disk: written once, read by many trainings.
+
+    store = write_store("acts/", model, "blocks.2.resid_post", batch_at, rows=2_000_000, model_name="stdlib-small")
+    store = open_store("acts/")
+    store.batch_at(step, 2048)         2048 rows in random order, a pure function of the step
+
+One directory holds `shard-00000.npy`, ... (rows of all values side by side, memory-mapped when read) and `store.json`,
+which says what they are: addresses, widths, dtype, the statistics of the rows, and for each shard how many rows it has
+and their SHA-256. A shard appears by a rename before the manifest names it, so writing that was killed goes on with the
+same call, and what is found is whole or refused by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jax_interp.core.atomic_write import atomic_write, sync
+from jax_interp.core.errors import UserError
+from jax_interp.data.harvest import EMPTY_BATCHES, Addresses, harvest, values
+from jax_interp.data.permutation import shuffled
+from jax_interp.training.fingerprint import fingerprints
+from jax_interp.training.progress import progress
+
+MANIFEST, FORMAT = "store.json", 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationStore:
+    """Rows [n, sum of widths] in shards. `scale`, `mean` and `variance` are as of `harvest.Stream`: of each value, such
+    that E‖scale · x‖² = its width; the latter two of scaled rows."""
+
+    directory: Path
+    addresses: tuple[str, ...]
+    widths: tuple[int, ...]
+    shards: tuple[np.ndarray, ...]
+    scale: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    manifest: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return sum(len(shard) for shard in self.shards)
+
+    def batch_at(self, step: int, batch: int, seed: int = 0) -> Float[np.ndarray, "batch d"]:
+        """The raw rows of one training step, float32. Every row once an epoch, in an order that depends on the seed and
+        the epoch; a batch may reach into the next epoch."""
+        at = np.arange(step * batch, (step + 1) * batch)
+        return self.take(shuffled(at % self.rows, self.rows, seed=seed, epoch=at // self.rows))
+
+    def take(self, rows: np.ndarray) -> Float[np.ndarray, "batch d"]:
+        """These rows, float32."""
+        ends = np.cumsum([len(shard) for shard in self.shards])
+        out, which = np.empty((len(rows), sum(self.widths)), np.float32), np.searchsorted(ends, rows, side="right")
+        for i in np.unique(which):
+            mine = np.flatnonzero(which == i)
+            order = mine[np.argsort(rows[mine])]  # ascending within a shard: the disk is read forwards
+            out[order] = self.shards[i][rows[order] - (ends[i] - len(self.shards[i]))]
+        return out
+
+
+def write_store(
+    directory: Path | str,
+    model: Any,
+    addresses: Addresses,
+    batch_at: Callable[[int], tuple[Any, Any]],
+    rows: int,
+    *,
+    model_name: str = "",
+    shard_rows: int = 131_072,
+    dtype: Literal["float16", "float32"] = "float16",
+    quiet: bool = False,
+) -> ActivationStore:
+    """Harvest until `rows` kept rows are on disk, going on where an earlier call was stopped.
+
+    `batch_at(i)` gives (tokens, keep), as for training. A value beyond float16's range raises UserError: ask for
+    float32. So does a directory that holds the store of something else: other values, amounts, weights, or another
+    first batch of tokens.
+    """
+    directory = Path(directory)
+    addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
+    directory.mkdir(parents=True, exist_ok=True)
+    parts = jax.eval_shape(lambda model, tokens: values(model, addresses, tokens), model, batch_at(0)[0])
+    about = {
+        "format": FORMAT,
+        "model": model_name,
+        "addresses": list(addresses),
+        "widths": [part.shape[1] for part in parts],
+        "dtype": dtype,
+        "rows": rows,
+        "shard_rows": shard_rows,
+        "weights": "".join(fingerprints(model).values()),
+        "tokens": _digest(batch_at(0)),
+    }
+    manifest = about | {"shards": [], "statistics": None}
+    if (directory / MANIFEST).is_file():
+        manifest = _manifest(directory)
+        changed = [name for name in about if manifest.get(name) != about[name]]
+        if changed:
+            differs = lambda name: f"{name} {manifest.get(name)!r}, not {about[name]!r}"
+            said = ", ".join(f"other {n}" if n in ("weights", "tokens") else differs(n) for n in changed)
+            raise UserError(f"{directory} holds another store: {said}; choose another directory, or remove this one")
+    if manifest["statistics"] is None:
+        view = progress("harvest", sum(s["rows"] for s in manifest["shards"]), rows, [], quiet=quiet)
+        try:
+            for shard in _harvested(model, addresses, batch_at, manifest):
+                manifest["shards"].append(_write_shard(directory, len(manifest["shards"]), shard, dtype))
+                atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+                view.step(sum(s["rows"] for s in manifest["shards"]))
+        finally:
+            view.close()
+        manifest["statistics"] = _statistics(manifest["shards"], manifest["widths"])
+        atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return open_store(directory, verify=False)
+
+
+def _digest(batch: tuple[Any, Any]) -> str:
+    """Of a token batch and its mask."""
+    digest = hashlib.sha256()
+    for part in batch:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def _harvested(model: Any, addresses: Any, batch_at: Callable, manifest: dict[str, Any]) -> Iterator[tuple]:
+    """(rows, token batch to go on from, rows of it already used) of each shard that is still missing."""
+    last = manifest["shards"][-1] if manifest["shards"] else {"next_batch": 0, "used": 0}
+    cursor, used = last["next_batch"], last["used"]
+    missing = manifest["rows"] - sum(shard["rows"] for shard in manifest["shards"])
+    read = jax.jit(lambda model, tokens: harvest(model, addresses, tokens))
+    held: list[np.ndarray] = []
+    empty = 0
+    while missing > 0:
+        size = min(manifest["shard_rows"], missing)
+        while sum(len(part) for part in held) < size:
+            tokens, keep = batch_at(cursor)
+            kept = np.asarray(read(model, tokens))[np.asarray(keep).reshape(-1)]
+            held.append(kept[used:])
+            cursor, used = cursor + 1, 0
+            empty = 0 if len(kept) else empty + 1
+            if empty == EMPTY_BATCHES:
+                raise UserError(f"the masks of {empty} token batches in a row exclude every position: nothing to store")
+        rows = np.concatenate(held)
+        rest = len(rows) - size
+        # the rows left over are harvested again by whoever goes on: a shard needs nothing but its own line
+        back = (cursor - 1, len(kept) - rest) if rest else (cursor, 0)
+        yield rows[:size], *back
+        held, missing = [rows[size:]], missing - size
+
+
+def _write_shard(directory: Path, index: int, shard: tuple, dtype: str) -> dict[str, Any]:
+    raw, cursor, used = shard
+    with np.errstate(over="ignore"):  # looked at in the next line
+        rows = raw.astype(dtype)
+    if not np.isfinite(rows).all():
+        what = "are not finite" if not np.isfinite(raw).all() else f"exceed {dtype}'s range: ask for dtype='float32'"
+        raise UserError(f"activations of shard {index} {what}")
+    name = f"shard-{index:05d}.npy"
+    temporary = directory / f".{name}.tmp"
+    with open(temporary, "wb") as file:
+        np.save(file, rows)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, directory / name)
+    sync(directory)
+    exact = rows.astype(np.float64)
+    return {
+        "file": name,
+        "rows": len(rows),
+        "sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
+        "next_batch": cursor,
+        "used": used,
+        "sum": exact.sum(0).tolist(),
+        "square": (exact**2).sum(0).tolist(),
+    }
+
+
+def _statistics(shards: list[dict[str, Any]], widths: list[int]) -> dict[str, Any]:
+    n = sum(shard["rows"] for shard in shards)
+    mean = np.sum([shard["sum"] for shard in shards], axis=0) / n
+    square = np.sum([shard["square"] for shard in shards], axis=0) / n
+    ends = np.cumsum(widths)[:-1]
+    total = lambda a: np.array([part.sum() for part in np.split(a, ends)])
+    with np.errstate(divide="ignore"):
+        scale = np.sqrt(np.array(widths) / total(square))
+    if not np.isfinite(scale).all():
+        raise UserError("the activations of a value are all zero: there is no scale that makes E‖x‖² its width")
+    return {
+        "scale": scale.tolist(),
+        "mean": (mean * np.repeat(scale, widths)).tolist(),
+        "variance": (total(square - mean**2) * scale**2).tolist(),
+    }
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise UserError(f"no activation store in {directory}: there is no {MANIFEST}; write_store makes one") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {directory / MANIFEST}: {error}") from error
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{directory / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}")
+    return manifest
+
+
+def open_store(directory: Path | str, *, verify: bool = True) -> ActivationStore:
+    """Memory-map a finished store. `verify` reads it once and compares every shard with its SHA-256. UserError names
+    the shard that is missing, cut short or altered, and says if writing is not finished."""
+    directory = Path(directory)
+    manifest = _manifest(directory)
+    if manifest["statistics"] is None:
+        done = sum(shard["rows"] for shard in manifest["shards"])
+        raise UserError(f"{directory} has {done} of {manifest['rows']} rows: the same write_store call goes on with it")
+    shards = tuple(_open_shard(directory, entry, manifest, verify) for entry in manifest["shards"])
+    statistics = {name: np.asarray(a, np.float32) for name, a in manifest["statistics"].items()}
+    addresses, widths = tuple(manifest["addresses"]), tuple(manifest["widths"])
+    return ActivationStore(directory, addresses, widths, shards, manifest=manifest, **statistics)
+
+
+def _open_shard(directory: Path, entry: dict[str, Any], manifest: dict[str, Any], verify: bool) -> np.ndarray:
+    path = directory / Path(entry["file"]).name  # a name, whatever the manifest says
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; write the store again") from error
+    if rows.shape != (entry["rows"], sum(manifest["widths"])) or str(rows.dtype) != manifest["dtype"]:
+        raise UserError(f"{path} holds {rows.shape} {rows.dtype}, not what {MANIFEST} says; write the store again")
+    if verify and hashlib.sha256(rows.tobytes()).hexdigest() != entry["sha256"]:
+        raise UserError(f"{path} was changed since it was written (SHA-256); write the store again")
+    return rows

@@ -1,0 +1,111 @@
+"""Text for a command: what to train a dictionary on and what to measure it on, as tokens of the model at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jax_interp.core.errors import UserError
+from jax_interp.data.batches import WindowSampler, evaluation_windows, pack, special_mask
+
+HELD_OUT = 0.1  # of a user's own text: every tenth document, or the end of the only one
+
+
+@dataclass(frozen=True)
+class Text:
+    """Two disjoint splits as flat token arrays, documents back to back; `special` ids are in no figure."""
+
+    train: Int[np.ndarray, " n"]
+    validation: Int[np.ndarray, " n"]
+    special: frozenset[int]
+    source: str
+
+    def fingerprint(self) -> str:
+        """SHA-256 of both splits: a resumed run must go on with the very same tokens."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation):
+            digest.update(np.ascontiguousarray(split.astype(np.int32)).tobytes())
+        return digest.hexdigest()
+
+    def keep(self, tokens: Int[np.ndarray, "seq pos"]) -> Bool[np.ndarray, "seq pos"]:
+        """False at special tokens, which belong to no document's text."""
+        return special_mask(tokens, self.special)
+
+    def training_batches(self, batch: int, context: int, seed: int) -> Any:
+        """`i -> (tokens [batch, context], keep)`: windows at random, a function of `(seed, i)` only."""
+        sampler = WindowSampler(self.train, batch, context, seed=seed, stride=context)
+
+        def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
+            tokens = sampler.batch_at(step)
+            return tokens, self.keep(tokens)
+
+        return batch_at
+
+    def validation_batches(self, batch: int, context: int, sequences: int) -> list[tuple[Any, Any]]:
+        """About `sequences` windows spread evenly over the validation split, in whole batches."""
+        pad = min(self.special) if self.special else 0
+        windows = evaluation_windows(self.validation, context, pad_id=pad, overlap=0)
+        whole = len(windows) if len(windows) * context == self.validation.size else len(windows) - 1
+        if whole < batch:
+            raise UserError(
+                f"the held-out part of {self.source} has {self.validation.size} tokens: less than one batch of {batch} "
+                f"windows of {context}; give more text, or a smaller batch or context"
+            )
+        count = min(whole, -(-sequences // batch) * batch) // batch * batch
+        chosen = windows[:whole][np.linspace(0, whole - 1, count).round().astype(int)]
+        return [(rows, self.keep(rows)) for rows in chosen.reshape(-1, batch, context)]
+
+
+def text_for(source: str, tokenizer: Any) -> Text:
+    """The text `source` in tokens of `tokenizer`.
+
+    source   "stdlib": the running interpreter's standard library (a few seconds). Otherwise a UTF-8 file, or a
+             directory whose .txt, .py and .md files are one document each.
+    Raises UserError where there is no such text.
+    """
+    if source == "stdlib":
+        from jax_interp.data.stdlib import stdlib_corpus
+
+        corpus = stdlib_corpus()
+        train, validation = ([d.text for d in split] for split in (corpus.train, corpus.validation))
+    else:
+        train, validation = _split(_documents(Path(source)))
+    parts = [_tokens(documents, tokenizer) for documents in (train, validation)]
+    return Text(*parts, special=frozenset(tokenizer.special_ids), source=source)
+
+
+def _tokens(documents: Sequence[str], tokenizer: Any) -> np.ndarray:
+    ids = tokenizer.encode_batch(list(documents), bos=tokenizer.bos_id is not None)
+    return pack(ids, vocab_size=tokenizer.vocab_size)
+
+
+def _documents(path: Path) -> list[str]:
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".py", ".md") and p.is_file())
+    else:
+        files = [path]
+    try:
+        documents = [file.read_text(encoding="utf-8") for file in files]
+    except OSError as error:
+        raise UserError(f"no text at {path}: {error.strerror}; give 'stdlib', a file or a directory") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    if not any(documents):
+        raise UserError(f"no text in {path}: a directory is searched for .txt, .py and .md files")
+    return documents
+
+
+def _split(documents: list[str]) -> tuple[list[str], list[str]]:
+    if len(documents) == 1:
+        cut = int(len(documents[0]) * (1 - HELD_OUT))
+        return [documents[0][:cut]], [documents[0][cut:]]
+    every = round(1 / HELD_OUT)
+    held = set(range(every - 1, len(documents), every)) or {len(documents) - 1}
+    train = [document for i, document in enumerate(documents) if i not in held]
+    return train, [documents[i] for i in sorted(held)]

@@ -1,0 +1,260 @@
+"""Arithmetic on k-sparse codes: `values [row, k]` at `indices [row, k]` stand for a dense `[row, feature]` matrix.
+
+Three products are all that a k-sparse dictionary needs beyond its encoder's, and none of them touches the
+dense code:
+
+    sparse_matmul(values, indices, W)      z @ W                 the decoder
+    sparse_dot(g, indices, W)              (g @ W.T) at indices  the gradient that reaches the code
+    sparse_outer(values, indices, g, m)    z.T @ g               the gradient of a weight row per feature
+
+`decode` is the first with the other two as its derivative. Within one row the indices must differ (a
+top-k always gives that); entries whose value is 0 count as absent. Where rows have different numbers of latents
+(BatchTopK) the code is a list of entries (value, row, feature), and `decode_entries` is the decoder.
+
+With `kernels` an NVIDIA GPU multiplies by the kernels of `kernels.py`. Everywhere else it changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jax_interp.dictionaries.sparse.segment_sum import (
+    sorted_entries,
+    sum_of_rows,
+    sums_by_kernel,
+    sums_by_target,
+    transposed,
+)
+
+# `sparse_dot` on CPU gathers [ROWS, k, d] at a time: a block must stay in cache.
+ROWS = 128
+ENTRIES = 4096  # ... and so must a block of single entries
+# Elsewhere what is gathered at a time has at most so many numbers: 64 latents of 8192 rows are 2 · 10⁹ at d 4096.
+GATHERED = 2**26
+
+
+def to_dense(
+    values: Float[Array, "row k"], indices: Int[Array, "row k"], n_features: int
+) -> Float[Array, "row feature"]:
+    """The dense code. Costs a zero-filled `[row, feature]` array: for display and editing, not for training."""
+    rows = jnp.arange(values.shape[0])[:, None]
+    return jnp.zeros((values.shape[0], n_features), values.dtype).at[rows, indices].set(values, unique_indices=True)
+
+
+def sparse_matmul(
+    values: Float[Array, "row k"], indices: Int[Array, "row k"], W: Float[Array, "feature d"], kernels: bool = False
+) -> Float[Array, "row d"]:
+    """`z @ W`: 2·row·k·d operations instead of 2·row·feature·d."""
+
+    def gathered(values, indices, W):
+        of_rows = lambda v, i: jnp.einsum("nk,nkd->nd", v, W.at[i].get(mode="promise_in_bounds"))
+        return _by_blocks(of_rows, _at_a_time(indices.shape[1] * W.shape[1], len(values)), values, indices)
+
+    def by_kernel(values, indices, W):
+        from jax_interp.dictionaries.sparse.kernels import weighted_sums
+
+        rows, k = indices.shape
+        edges = jnp.arange(rows + 1, dtype=jnp.int32) * k
+        return weighted_sums(values.reshape(-1), indices.reshape(-1), edges, W)
+
+    chosen = _on_cuda(kernels, by_kernel)
+    return jax.lax.platform_dependent(values, indices, W, cpu=sum_of_rows, default=gathered, **chosen)
+
+
+def _on_cuda(kernels: bool, product: Callable[..., Array]) -> dict[str, Callable[..., Array]]:
+    """What `platform_dependent` is given besides, if kernels were asked for. Nothing on a mesh: no compiler divides a
+    kernel between devices, so each would bring all rows and the whole W together."""
+    return {"cuda": product} if kernels and jax.sharding.get_abstract_mesh().empty else {}
+
+
+def _at_a_time(numbers: int, rows: int) -> int:
+    """How many of `rows` rows, each of which gathers so many numbers, to take at a time. On a mesh all: what a device
+    has of them cannot be told here, and cutting an axis that devices share would bring it together."""
+    return max(GATHERED // numbers, 1) if jax.sharding.get_abstract_mesh().empty else rows
+
+
+def _by_blocks(of_rows: Callable[..., Array], size: int, *arrays: Array) -> Array:
+    """`of_rows(*arrays)`, `size` rows at a time."""
+    n = len(arrays[0])
+    if size >= n:
+        return of_rows(*arrays)
+    pad = lambda a: jnp.pad(a, ((0, -n % size), *[(0, 0)] * (a.ndim - 1)))
+    out = jax.lax.map(lambda block: of_rows(*block), tuple(pad(a).reshape(-1, size, *a.shape[1:]) for a in arrays))
+    return out.reshape(-1, *out.shape[2:])[:n]
+
+
+def sparse_dot(
+    g: Float[Array, "row d"], indices: Int[Array, "row k"], W: Float[Array, "feature d"], kernels: bool = False
+) -> Float[Array, "row k"]:
+    """`g @ W.T` at the entries `indices` only."""
+
+    def gathered(size, g, indices, W):
+        of_rows = lambda g, i: jnp.einsum("nd,nkd->nk", g, W.at[i].get(mode="promise_in_bounds"))
+        return _by_blocks(of_rows, size, g, indices)
+
+    def by_kernel(g, indices, W):
+        from jax_interp.dictionaries.sparse.kernels import dots
+
+        rows = jnp.repeat(jnp.arange(len(g), dtype=jnp.int32), indices.shape[1])
+        return dots(g, rows, W, indices.reshape(-1)).reshape(indices.shape)
+
+    elsewhere = partial(gathered, _at_a_time(indices.shape[1] * W.shape[1], len(g)))
+    chosen = _on_cuda(kernels, by_kernel)
+    return jax.lax.platform_dependent(g, indices, W, cpu=partial(gathered, ROWS), default=elsewhere, **chosen)
+
+
+def sparse_outer(
+    values: Float[Array, "row k"],
+    indices: Int[Array, "row k"],
+    g: Float[Array, "row d"],
+    n_features: int,
+    transpose: bool = False,
+    kernels: bool = False,
+) -> Float[Array, "feature d"]:
+    """`z.T @ g`, or with `transpose` `g.T @ z` ([d, feature]).
+
+    Deterministic on every backend: CPU sorts the entries by feature and adds each feature's in a tree; elsewhere the
+    dense code is built and multiplied, because the matrix units are faster than scattered additions there and those
+    would add in an order that changes from run to run. A kernel adds the sorted entries of a feature in their order.
+    """
+
+    def dense(values, indices, g):
+        z = to_dense(values, indices, n_features)
+        return g.T @ z if transpose else z.T @ g
+
+    def by_feature(sums, values, indices, g):
+        features, origin = sorted_entries(indices.reshape(-1), n_features)
+        values = values.reshape(-1).at[origin].get(mode="promise_in_bounds")
+        return sums(values, origin // indices.shape[1], features, g, n_features)
+
+    def by_trees(values, indices, g):
+        out = by_feature(sums_by_target, values, indices, g)
+        return transposed(out) if transpose else out
+
+    def by_kernel(values, indices, g):
+        out = by_feature(sums_by_kernel, values, indices, g)
+        return out.T if transpose else out
+
+    chosen = _on_cuda(kernels, by_kernel)
+    return jax.lax.platform_dependent(values, indices, g, cpu=by_trees, default=dense, **chosen)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def decode(
+    values: Float[Array, "row k"], indices: Int[Array, "row k"], W_dec: Float[Array, "feature d"], kernels: bool = False
+) -> Float[Array, "row d"]:
+    """`z @ W_dec`, with gradients that only touch the k entries of each row."""
+    return sparse_matmul(values, indices, W_dec, kernels)
+
+
+def _decode_forward(values, indices, W_dec, kernels):
+    return sparse_matmul(values, indices, W_dec, kernels), (values, indices, W_dec)
+
+
+def _decode_backward(kernels, residuals, g):
+    values, indices, W_dec = residuals
+    outer = sparse_outer(values, indices, g, W_dec.shape[0], kernels=kernels)
+    return sparse_dot(g, indices, W_dec, kernels), None, outer
+
+
+decode.defvjp(_decode_forward, _decode_backward)
+
+
+def entries_dot(
+    g: Float[Array, "row d"],
+    rows: Int[Array, " entry"],
+    features: Int[Array, " entry"],
+    W: Float[Array, "feature d"],
+    kernels: bool = False,
+) -> Float[Array, " entry"]:
+    """`g @ W.T` at the entries only. Of an entry one past the end the answer means nothing."""
+    rows, features = jnp.minimum(rows, len(g) - 1), jnp.minimum(features, len(W) - 1)
+    products = lambda rows, features: jnp.sum(g[rows] * W.at[features].get(mode="promise_in_bounds"), axis=1)
+    gathered = lambda size, rows, features: _by_blocks(products, size, rows, features)
+    elsewhere = _at_a_time(W.shape[1], len(rows))
+
+    def by_kernel(rows, features):
+        from jax_interp.dictionaries.sparse.kernels import dots
+
+        return dots(g, rows, W, features)
+
+    chosen = _on_cuda(kernels, by_kernel)
+    return jax.lax.platform_dependent(
+        rows, features, cpu=partial(gathered, ENTRIES), default=partial(gathered, elsewhere), **chosen
+    )
+
+
+def entries_outer(
+    values: Float[Array, " entry"],
+    rows: Int[Array, " entry"],
+    features: Int[Array, " entry"],
+    g: Float[Array, "row d"],
+    n_features: int,
+    transpose: bool = False,
+    kernels: bool = False,
+) -> Float[Array, "feature d"]:
+    """`z.T @ g` for a code given by its entries, or with `transpose` `g.T @ z`. Deterministic, as `sparse_outer` is.
+    Entries of the feature one past the end take no part."""
+
+    def dense(values, rows, features, g):
+        z = jnp.zeros((g.shape[0], n_features), values.dtype).at[rows, features].add(values, mode="drop")
+        return g.T @ z if transpose else z.T @ g
+
+    def by_feature(sums, values, rows, features, g):
+        features, origin = sorted_entries(features, n_features + 1)
+        take = lambda a: a.at[origin].get(mode="promise_in_bounds")
+        return sums(take(values), take(rows), features, g, n_features)
+
+    def by_trees(values, rows, features, g):
+        out = by_feature(sums_by_target, values, rows, features, g)
+        return transposed(out) if transpose else out
+
+    def by_kernel(values, rows, features, g):
+        out = by_feature(sums_by_kernel, values, rows, features, g)
+        return out.T if transpose else out
+
+    chosen = _on_cuda(kernels, by_kernel)
+    return jax.lax.platform_dependent(values, rows, features, g, cpu=by_trees, default=dense, **chosen)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def decode_entries(
+    values: Float[Array, " entry"],
+    rows: Int[Array, " entry"],
+    features: Int[Array, " entry"],
+    W_dec: Float[Array, "feature d"],
+    n_rows: int,
+    kernels: bool = False,
+) -> Float[Array, "row d"]:
+    """`z @ W_dec` for entries in ascending order of rows, with gradients that touch nothing but the entries. Entries in
+    the row one past the end take no part."""
+
+    def dense(values, rows, features, W):
+        return jnp.zeros((n_rows, W.shape[0]), values.dtype).at[rows, features].add(values, mode="drop") @ W
+
+    def by_trees(values, rows, features, W):
+        return sums_by_target(values, features, rows, W, n_rows)
+
+    def by_kernel(values, rows, features, W):
+        return sums_by_kernel(values, features, rows, W, n_rows)
+
+    chosen = _on_cuda(kernels, by_kernel)
+    return jax.lax.platform_dependent(values, rows, features, W_dec, cpu=by_trees, default=dense, **chosen)
+
+
+def _decode_entries_forward(values, rows, features, W_dec, n_rows, kernels):
+    return decode_entries(values, rows, features, W_dec, n_rows, kernels), (values, rows, features, W_dec)
+
+
+def _decode_entries_backward(n_rows, kernels, residuals, g):
+    values, rows, features, W_dec = residuals
+    outer = entries_outer(values, rows, features, g, W_dec.shape[0], kernels=kernels)
+    return entries_dot(g, rows, features, W_dec, kernels), None, None, outer
+
+
+decode_entries.defvjp(_decode_entries_forward, _decode_entries_backward)

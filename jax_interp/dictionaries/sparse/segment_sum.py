@@ -1,0 +1,140 @@
+"""Sums of weighted rows by target: the arithmetic below `sparse.py`.
+
+    sum_of_rows       each target has k entries                                     CPU
+    sums_by_target    ... as many as it has, which are sorted by target             CPU
+    sums_by_kernel    the same                                                      NVIDIA GPUs, by `kernels.py`
+
+All are deterministic.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Terms added up in one fused loop. XLA's CPU backend turns `acc + w * W[i]` into a vectorised loop over rows and d, in
+# parallel, four times as fast as a gathered [rows, k, d] block contracted in cache; more terms at once only make the
+# loop slower to compile.
+TERMS = 8
+# Beyond so many terms the groups are a loop: written out, 256 terms take seconds to compile, and run no faster.
+WRITTEN_OUT = 16
+# `sums_by_target` adds the entries of a target BRANCHING at a time.
+BRANCHING = 16
+# Features whose gradients are turned from rows into columns at a time.
+BLOCK = 64
+
+
+def sum_of_rows(
+    values: Float[Array, "row k"], indices: Int[Array, "row k"], W: Float[Array, "feature d"]
+) -> Float[Array, "row d"]:
+    """Row r is Σ over j of values[r, j] W[indices[r, j]], for XLA's CPU backend."""
+    # Without the barriers XLA would compute what it gathers from anew for each of the terms, and the sums anew for each
+    # of their uses.
+    values, indices, W = jax.lax.optimization_barrier((values, indices, W))
+    total, k = jnp.zeros((values.shape[0], W.shape[1]), W.dtype), values.shape[1]
+
+    def added(total, values, indices):
+        for j in range(values.shape[1]):
+            total = total + values[:, j, None] * W.at[indices[:, j]].get(mode="promise_in_bounds")
+        return jax.lax.optimization_barrier(total)
+
+    def group(i, total):
+        part = lambda a: jax.lax.dynamic_slice_in_dim(a, i * TERMS, TERMS, axis=1)
+        return added(total, part(values), part(indices))
+
+    looped = k // TERMS if k > WRITTEN_OUT else 0
+    if looped:
+        total = jax.lax.fori_loop(0, looped, group, total)
+    for begin in range(looped * TERMS, k, TERMS):
+        total = added(total, values[:, begin : begin + TERMS], indices[:, begin : begin + TERMS])
+    return total
+
+
+def sums_by_target(
+    values: Float[Array, " entry"],
+    source: Int[Array, " entry"],
+    target: Int[Array, " entry"],
+    rows: Float[Array, "n d"],
+    n_targets: int,
+) -> Float[Array, "target d"]:
+    """Row t of the result is Σ values[e] rows[source[e]] over the entries whose target is t; `target` ascends.
+
+    Sums of up to BRANCHING entries are `sum_of_rows` again; a target with more entries gets several partial sums,
+    which are summed in the same way until every target has at most BRANCHING left. Shapes do not depend on how
+    unevenly entries are spread, only the number of rounds does (its logarithm)."""
+    ends = edges(target, n_targets)
+    branch = jnp.arange(BRANCHING, dtype=jnp.int32)[None, :]
+    n_partial = n_targets + target.size // BRANCHING  # one unfilled sum a target, at the most
+
+    def grouped(first, count):
+        """How the sums of each target's items, BRANCHING at a time, are laid out one after the other:
+        (where each target's sums begin, how many they are, the items of each sum, which of those are real)."""
+        sums = -(-count // BRANCHING)
+        end = jnp.cumsum(sums, dtype=jnp.int32)
+        place = jnp.arange(n_partial, dtype=jnp.int32)
+        owner = jnp.minimum(jnp.searchsorted(end, place, side="right"), n_targets - 1)
+        begin = end - sums
+        item = (first[owner] + (place - begin[owner]) * BRANCHING)[:, None] + branch
+        real = (item < (first + count)[owner][:, None]) & (place < end[-1])[:, None]
+        return begin, sums, jnp.where(real, item, 0), real
+
+    first, count, item, real = grouped(ends[:-1], ends[1:] - ends[:-1])
+    partial_sums = sum_of_rows(jnp.where(real, values[item], jnp.zeros((), values.dtype)), source[item], rows)
+
+    def add_up(carry):
+        first, count, rows = carry
+        first, count, item, real = grouped(first, count)
+        return first, count, sum_of_rows(real.astype(rows.dtype), item, rows)
+
+    carry = (first, count, partial_sums)
+    first, count, rows = jax.lax.while_loop(lambda carry: jnp.max(carry[1]) > BRANCHING, add_up, carry)
+    real = branch < count[:, None]
+    return sum_of_rows(real.astype(rows.dtype), jnp.where(real, first[:, None] + branch, 0), rows)
+
+
+def sums_by_kernel(
+    values: Float[Array, " entry"],
+    source: Int[Array, " entry"],
+    target: Int[Array, " entry"],
+    rows: Float[Array, "n d"],
+    n_targets: int,
+) -> Float[Array, "target d"]:
+    """The same on an NVIDIA GPU."""
+    # Importing Pallas takes long: only those who ask for the kernel wait for it.
+    from jax_interp.dictionaries.sparse.kernels import weighted_sums
+
+    return weighted_sums(values, source, edges(target, n_targets), rows)
+
+
+def edges(target: Int[Array, " entry"], n_targets: int) -> Int[Array, " target_and_one"]:
+    """Where the entries of each target begin, and where the last one's end."""
+    return jnp.searchsorted(target, jnp.arange(n_targets + 1, dtype=jnp.int32)).astype(jnp.int32)
+
+
+def transposed(rows: Float[Array, "feature d"]) -> Float[Array, "d feature"]:
+    """`rows.T`, turned round block by block: asked for a transpose, XLA would have the sums above write their results
+    with a stride, several times slower than the sums themselves."""
+    n, d = rows.shape
+    rows = jnp.pad(rows, ((0, -n % BLOCK), (0, 0)))
+
+    def turn(block, out):
+        part = jax.lax.dynamic_slice(rows, (block * BLOCK, 0), (BLOCK, d))
+        return jax.lax.dynamic_update_slice(out, part.T, (0, block * BLOCK))
+
+    out = jax.lax.fori_loop(0, len(rows) // BLOCK, turn, jnp.zeros((d, len(rows)), rows.dtype))[:, :n]
+    return jax.lax.optimization_barrier(out)
+
+
+def sorted_entries(
+    features: Int[Array, " entry"], n_features: int
+) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
+    """(features in ascending order, where each entry came from), stable."""
+    n = features.size
+    bits = max(n - 1, 1).bit_length()
+    if n_features << bits <= 2**32:
+        # One unsigned word holds feature and origin: sorting one operand is several times faster than sorting pairs.
+        word = jnp.sort((features.astype(jnp.uint32) << bits) | jnp.arange(n, dtype=jnp.uint32))
+        return (word >> bits).astype(jnp.int32), (word & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
+    origin = jnp.argsort(features)
+    return features[origin], origin

@@ -1,0 +1,1 @@
+"""Comparing models: what one of two models has of its own."""

@@ -1,0 +1,198 @@
+"""A dictionary from a config to its figures: model, text, training, export, evaluation, in one run directory.
+
+    dictionary.json, dictionary.safetensors   in RUN/dictionary: the trained dictionary, for raw activations
+    evaluation.json                           what it was measured to be worth
+    inputs.json                               fingerprints of the weights and the text: a resume checks them
+
+Killed at any moment and called again it goes on, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.errors import UserError
+from jax_interp.data.harvest import Addresses, harvest, values
+from jax_interp.data.text import Text, text_for
+from jax_interp.dictionaries.evaluation.cross_layer import CrossLayerEvaluation, evaluate_cross_layer
+from jax_interp.dictionaries.evaluation.downstream import names
+from jax_interp.dictionaries.evaluation.evaluate import Evaluation, evaluate
+from jax_interp.dictionaries.forms import Dictionary
+from jax_interp.dictionaries.forms.cross_layer import CrossLayer
+from jax_interp.dictionaries.forms.dictionary import check_one_width
+from jax_interp.dictionaries.replacement import replacement
+from jax_interp.dictionaries.storage import save_dictionary
+from jax_interp.dictionaries.training import cross_layer
+from jax_interp.dictionaries.training import train as single
+from jax_interp.dictionaries.training.config import CrossLayerConfig, DictionaryConfig
+from jax_interp.dictionaries.training.sweep import Sweep, members
+from jax_interp.dictionaries.training.train import addresses
+from jax_interp.models.hf import load
+from jax_interp.recipes.run_inputs import fingerprint, same_inputs
+from jax_interp.training import fit, open_run
+
+MAY_DIFFER = ("log_every", "checkpoint_every", "evaluate_sequences")
+
+
+@dataclass(frozen=True)
+class DictionaryRunConfig:
+    """A run of `train-dictionary`: `dictionary.steps` steps of `batch` x `context` tokens each."""
+
+    dictionary: DictionaryConfig | CrossLayerConfig = field(default_factory=DictionaryConfig)
+    model: str = "stdlib-small"
+    """What `load` takes: a name of the package's, a Hugging Face directory or hub name."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the model while it is read; what its files hold is converted."""
+    text: str = "stdlib"
+    """"stdlib" (the interpreter's standard library), a UTF-8 file, or a directory of .txt, .py and .md files."""
+    batch: int = 8
+    """Sequences a step."""
+    context: int = 256
+    """Tokens a sequence."""
+    evaluate_sequences: int = 64
+    """Held-out sequences that the dictionary is measured on."""
+    log_every: int = 10
+    checkpoint_every: int = 100
+    sweep: Sweep | None = None
+    """A grid of dictionaries in place of one."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "context", "evaluate_sequences", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.context < 2:
+            raise UserError("context=1 leaves nothing to predict: at least 2")
+        if self.sweep is not None and isinstance(self.dictionary, CrossLayerConfig):
+            raise UserError("a sweep is over dictionaries of one code: leave it out for a cross-layer one")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on."""
+        return self.dictionary.steps * self.batch * self.context
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a dictionary run needs besides its config. Made by `inputs_for`."""
+
+    model: Any
+    tokenizer: Any
+    text: Text
+
+
+def inputs_for(config: DictionaryRunConfig) -> Inputs:
+    """Load the model, check that the address names one vector a token, and read the text. Raises UserError."""
+    model, tokenizer = load(config.model, dtype=config.dtype)
+    if tokenizer is None:
+        raise UserError(f"{config.model} has no tokenizer.json: its text cannot be cut into tokens")
+    swept = config.sweep.addresses if config.sweep else ()
+    for address in swept or addresses(config.dictionary):
+        check_address(model, address)
+    if config.sweep is not None:
+        members(config.dictionary, config.sweep)  # refused before anything is computed
+    if isinstance(config.dictionary, CrossLayerConfig):
+        check_cross_layer(model, config.dictionary)
+    elif not swept:
+        check_one_width(config.dictionary.targets, widths_of(model, config.dictionary.targets))
+    text = text_for(config.text, tokenizer)
+    text.validation_batches(config.batch, config.context, config.evaluate_sequences)  # too little is refused now
+    return Inputs(model, tokenizer, text)
+
+
+def check_address(model: Any, address: str) -> None:
+    """UserError, before anything is computed, where `address` is no value that a dictionary can read."""
+    tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    jax.eval_shape(lambda model, tokens: harvest(model, address, tokens), model, tokens)
+
+
+def widths_of(model: Any, addresses: Addresses) -> tuple[int, ...]:
+    """How wide the value at each address is, from shapes alone."""
+    tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    found = jax.eval_shape(lambda model, tokens: values(model, addresses, tokens), model, tokens)
+    return tuple(value.shape[1] for value in found)
+
+
+def check_cross_layer(model: Any, config: CrossLayerConfig) -> None:
+    """UserError, before anything is computed, where the values differ in width or are not in the order of the layers:
+    found by running the replacement model on shapes alone."""
+
+    def run(model: Any, tokens: Any) -> Any:
+        widths = tuple(value.shape[-1] for value in values(model, addresses(config), tokens))
+        dictionary = cross_layer.init_cross_layer(config, jax.random.key(0), widths, jnp.zeros(sum(widths)))
+        return replacement(model, config.reads, config.targets, dictionary)(tokens)
+
+    jax.eval_shape(run, model, jax.ShapeDtypeStruct((1, 4), jnp.int32))
+
+
+def trainer(config: DictionaryConfig) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """(start, step, export) of what the config trains, each with the config as its first argument."""
+    if isinstance(config, CrossLayerConfig):
+        return cross_layer.start, cross_layer.cross_layer_step, cross_layer.export
+    return single.start, single.train_step, single.export
+
+
+def train(
+    config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False
+) -> Dictionary | CrossLayer:
+    """Train in `run_dir`, from its last checkpoint if it has one; the exported dictionary is saved there too."""
+    batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
+    start, step, export = trainer(config.dictionary)
+    with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
+        same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
+        state = start(config.dictionary, inputs.model, batch_at)
+        filled = int(state.stream.cursor)  # these batches went into the first buffer
+        state = fit(
+            partial(step, config.dictionary),
+            state,
+            lambda i: batch_at(filled + i),
+            steps=config.dictionary.steps,
+            run=run,
+            frozen=(inputs.model,),
+            checkpoint_every=config.checkpoint_every,
+            keep=2,
+            log_every=config.log_every,
+            per_step={"tokens": config.batch * config.context},
+            shown=("loss", "fvu", "l0", "dead"),
+            title="cross-layer dictionary" if isinstance(config.dictionary, CrossLayerConfig) else "dictionary",
+            quiet=quiet,
+        )
+        sae = export(config.dictionary, state)
+        save_dictionary(
+            run.directory / "dictionary",
+            sae,
+            address=config.dictionary.address,
+            writes=config.dictionary.writes,
+            model=config.model,
+            config=config,
+        )
+    return sae
+
+
+def measure(
+    config: DictionaryRunConfig,
+    sae: Dictionary | CrossLayer,
+    inputs: Inputs,
+    write_to: Path | None = None,
+    address: Addresses | None = None,
+    writes: Addresses | None = None,
+) -> Evaluation | CrossLayerEvaluation:
+    """Evaluate on the held-out text; the identity self-check runs first. Written as JSON where asked."""
+    batches = inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences)
+    reads, writes = address or config.dictionary.address, writes or config.dictionary.writes
+    if isinstance(sae, CrossLayer):
+        targets = None if writes is None else names(writes)
+        result = evaluate_cross_layer(inputs.model, names(reads), sae, batches, targets)
+    else:
+        result = evaluate(inputs.model, reads, sae, batches, writes=writes)
+    if write_to is not None:
+        atomic_write(write_to, json.dumps(result.to_json(), indent=2) + "\n")
+    return result

@@ -1,0 +1,80 @@
+"""A grid of dictionaries from a config to its figures, in one run directory.
+
+members/00/dictionary/..., members/00/evaluation.json     each member, as a run of its own would leave it
+sweep.json                                                what each is, and its figures
+report.html                                               the Pareto plot and the training curves
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jax_interp.core.atomic_write import atomic_write
+from jax_interp.dictionaries.storage import save_dictionary
+from jax_interp.dictionaries.training.sweep import Member, Sweep, config_of, train_sweep
+from jax_interp.recipes.dictionary import MAY_DIFFER, DictionaryRunConfig, Inputs, measure
+from jax_interp.recipes.run_inputs import fingerprint, same_inputs
+from jax_interp.training import open_run
+
+
+def run_sweep(
+    config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False
+) -> list[dict[str, Any]]:
+    """Train and evaluate every member; {"name", "label", "series", "l0", "fvu", "recovered", "dead"} of each, also in
+    `sweep.json`. Killed and called again it goes on."""
+    assert config.sweep is not None
+    batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
+    with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
+        same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
+        found = train_sweep(
+            config.dictionary,
+            config.sweep,
+            inputs.model,
+            batch_at,
+            run=run,
+            quiet=quiet,
+            checkpoint_every=config.checkpoint_every,
+            keep=2,
+            log_every=config.log_every,
+        )
+        rows = []
+        for i, (member, dictionary) in enumerate(found):
+            directory = run.directory / "members" / f"{i:02d}"
+            own = dataclasses.replace(config, sweep=None, dictionary=config_of(config.dictionary, member))
+            save_dictionary(
+                directory / "dictionary", dictionary, address=member.address, writes=config.dictionary.writes,
+                model=config.model, config=own,
+            )  # fmt: skip
+            result = measure(own, dictionary, inputs, directory / "evaluation.json").to_json()
+            rows.append(
+                {
+                    "name": directory.name,
+                    "label": strength(member, config.sweep),
+                    "series": series(member, config.sweep),
+                    "l0": result["reconstruction"]["l0"],
+                    "fvu": result["reconstruction"]["fvu"],
+                    "recovered": result["cross_entropy"]["recovered_mean"],
+                    "dead": result["density"]["dead"],
+                    "member": dataclasses.asdict(member),
+                }
+            )
+        atomic_write(run.directory / "sweep.json", json.dumps(rows, indent=2) + "\n")
+    return rows
+
+
+def strength(member: Member, sweep: Sweep) -> str:
+    """k and coefficients, where they are varied, and whether it diverged."""
+    said = [f"k {member.k}"] if sweep.k else []
+    ended = [] if member.diverged is None else [f"diverged after step {member.diverged}"]
+    return ", ".join([*said, *(f"{name} {value:g}" for name, value in member.coefficients.items()), *ended])
+
+
+def series(member: Member, sweep: Sweep) -> str:
+    """The members that a line joins: those that differ in strength alone."""
+    said = [str(member.address)] if len(sweep.addresses) > 1 else []
+    said += [f"seed {member.seed}"] if len(sweep.seeds) > 1 else []
+    said += [f"rate {member.learning_rate:g}"] if len(sweep.learning_rates) > 1 else []
+    return ", ".join(said)

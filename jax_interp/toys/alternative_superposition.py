@@ -1,0 +1,95 @@
+"""Superposition without a nonlinearity, under another loss (Roe & Goldstein 2025, Alternative models of superposition).
+
+A linear autoencoder `y = x W Wᵀ + b` (a `TMS` without relu), trained on its error at one target feature only:
+
+    (y_t - x_t)² + c · max_{j≠t} y_j        t uniform, x_t uniform in [0, 1), the others 0 or now and then small
+
+Any W with rows of norm one has y_t = x_t, so the first term asks for nothing but equal norms; a feature then is the
+largest of its own response by cos < 1. `evaluate` sets what this loss shows beside the error over all outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from jax_interp.toys.features import sparse_features
+from jax_interp.toys.linear import Linear, Transposed
+from jax_interp.toys.recipe import Recipe, train
+from jax_interp.toys.tms import TMS
+
+
+@dataclasses.dataclass(frozen=True)
+class AlternativeConfig:
+    n_features: int = 100
+    n_hidden: int = 2
+    penalty: float = 1e-4
+    """c, of the largest other output."""
+    bias: bool = True
+    others: float = 0.0
+    """Probability of another feature than the target to be on as well."""
+    amplitude: float = 0.1
+    """How large the others are, uniform from 0."""
+    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(5000, 128, 2.5e-3, "constant", weight_decay=0.0))
+
+
+def target_data(
+    key: Key[Array, ""], batch: int, config: AlternativeConfig
+) -> tuple[Float[Array, "batch feature"], Int[Array, "batch"]]:
+    """`(x, t)`: each row's features, and which one counts."""
+    which, value, others = jax.random.split(key, 3)
+    n = config.n_features
+    t = jax.random.randint(which, (batch,), 0, n)
+    x = (
+        sparse_features(others, batch, n, config.others, 0.0, config.amplitude)
+        if config.others
+        else jnp.zeros((batch, n))
+    )
+    own = jax.nn.one_hot(t, n, dtype=bool)
+    return jnp.where(own, jax.random.uniform(value, (batch, 1)), x), t
+
+
+def target_loss(
+    model: TMS, x: Float[Array, "batch feature"], t: Int[Array, "batch"], penalty: float
+) -> Float[Array, ""]:
+    """The mean over rows; the published code sums over the batch, which Adam does not notice."""
+    y = model(x)
+    own = jax.nn.one_hot(t, x.shape[1], dtype=bool)
+    error = jnp.sum(jnp.where(own, y - x, 0.0) ** 2, axis=1)
+    return jnp.mean(error + penalty * jnp.max(jnp.where(own, -jnp.inf, y), axis=1))
+
+
+def train_alternative(key: Key[Array, ""], config: AlternativeConfig = AlternativeConfig()) -> TMS:
+    """A trained autoencoder; W and b start standard normal. `jax.vmap` it over keys."""
+    w, b, data = jax.random.split(key, 3)
+    n, m = config.n_features, config.n_hidden
+    bias = jax.random.normal(b, (n,)) if config.bias else None
+    model = TMS(Linear(jax.random.normal(w, (n, m))), nnx.List([]), Transposed(bias), relu=False)
+
+    def loss(model: TMS, key: Array) -> Array:
+        x, t = target_data(key, config.recipe.batch, config)
+        return target_loss(model, x, t, config.penalty)
+
+    return train(model, loss, config.recipe, data)[0]
+
+
+def evaluate(model: TMS) -> dict[str, Float[Array, ""]]:
+    """On the one-hot inputs: `accuracy`, how often a feature's own output is the largest; `target_error`, the mean
+    |y_t - 1|; `mse`, over all outputs, and `mse_of_zero`, that of answering 0; `norms`, mean and spread of ‖W_i‖.
+    """
+    n = model.linear1.weight.shape[0]
+    eye = jnp.eye(n)
+    y = model(eye)
+    norms = jnp.linalg.norm(model.linear1.weight, axis=1)
+    return {
+        "accuracy": jnp.mean(jnp.argmax(y, axis=1) == jnp.arange(n)),
+        "target_error": jnp.mean(jnp.abs(jnp.diag(y) - 1)),
+        "mse": jnp.mean((y - eye) ** 2),
+        "mse_of_zero": jnp.asarray(1 / n),
+        "norm": jnp.mean(norms),
+        "norm_spread": jnp.std(norms),
+    }

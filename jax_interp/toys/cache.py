@@ -1,0 +1,94 @@
+"""Trained toys on disk: one safetensors file for each config and seed, read instead of trained again.
+
+The folder is `JAX_INTERP_CACHE` where that is set, otherwise `jax_interp/toys` in the user's cache folder. A file's
+name carries a hash of what was asked for, its header the config as JSON and a fingerprint of every array. What is
+damaged, or says another config than its name, is refused by name; deleting it is always safe.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.config_json import to_json
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import flatten, unflatten
+from jax_interp.training.fingerprint import fingerprints
+
+T = TypeVar("T")
+VARIABLE = "JAX_INTERP_CACHE"
+RECIPES = 1
+"""Raised when training code changes what a config gives, so that older files are not found any more."""
+
+
+class CacheError(UserError):
+    """A file of the cache that is damaged, or holds something else than its name says."""
+
+
+def cache_directory() -> Path:
+    """Where trained toys are kept."""
+    if os.environ.get(VARIABLE):
+        return Path(os.environ[VARIABLE]).expanduser()
+    if sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "jax_interp" / "toys"
+
+
+def cached(kind: str, config: Any, seed: int, template: T, make: Callable[[], T]) -> T:
+    """The pytree for `config` and `seed`: read where it was made before, otherwise made and written.
+
+    template: the structure, shapes and dtypes (`jax.eval_shape` of what makes it). Two processes that ask at once:
+    one makes it, the other waits and reads.
+    """
+    asked = {"kind": kind, "recipes": RECIPES, "seed": seed, "config": to_json(config)}
+    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_directory() / f"{kind}-{name}.safetensors"
+    if path.is_file():
+        return _read(path, asked, template)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_file():
+            _write(path, asked, make())
+    return _read(path, asked, template)
+
+
+def _write(path: Path, asked: dict[str, Any], tree: Any) -> None:
+    from safetensors.flax import save
+
+    flat = flatten(tree)
+    header = {"asked": json.dumps(asked), "fingerprints": json.dumps(fingerprints(tree))}
+    atomic_write(path, save(dict(flat), metadata=header))
+
+
+def _read(path: Path, asked: dict[str, Any], template: T) -> T:
+    from safetensors import SafetensorError, safe_open
+
+    def refuse(why: str) -> CacheError:
+        return CacheError(f"the cached toy {str(path)!r} {why}: delete it and it is trained again")
+
+    try:
+        with safe_open(path, framework="flax") as file:
+            header = file.metadata() or {}
+            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+        says, marks = json.loads(header.get("asked", "null")), json.loads(header.get("fingerprints", "null"))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise refuse(f"is damaged ({error})") from error
+    if says != asked:
+        raise refuse("holds another config than its name says")
+    want = flatten(template)
+    if {name: (x.shape, x.dtype) for name, x in want.items()} != {name: (x.shape, x.dtype) for name, x in flat.items()}:
+        raise refuse("does not have the arrays of this model")
+    tree = unflatten(template, flat)
+    if fingerprints(tree) != marks:
+        raise refuse("is damaged (its arrays are not those that were written)")
+    return tree

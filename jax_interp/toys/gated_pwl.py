@@ -1,0 +1,134 @@
+"""A network made by hand that computes several one-dimensional functions, each switched on by a bit (APD 2025, §4).
+
+    y = Σ_k α_k F_k(x)      F_k(x) = a sin(b x + c) + d cos(e x + f) + g, piecewise linear between `n_neurons` knots
+
+The stream is [x, α_0 .. α_{n-1}, y]. A function's neurons all see -S but for α_k S, S larger than any x, so they are
+off where its bit is. The neurons of all functions are shuffled over the layers: each function is one mechanism that
+spans layers, and `Truth` says which neuron belongs to which.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jax_interp.core.errors import UserError
+from jax_interp.surgery import Site, run_blocks
+from jax_interp.toys.linear import Linear
+from jax_interp.toys.resid_mlp import ReluMLP, ResidBlock
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class GatedPWL:
+    """`model(inputs)` with inputs "batch 1 + function" (x, then the bits) gives y "batch 1"."""
+
+    blocks: list
+
+    def __call__(self, inputs: Float[Array, "batch input"], *, taps: tuple = ()) -> Any:
+        site = Site.open(taps, self.blocks)
+        inputs = site("input", inputs, "batch feature")
+        x = site("embed", jnp.pad(inputs, ((0, 0), (0, 1))), "batch d_model")
+        x = run_blocks(self.blocks, x, site)
+        return site.close(site("output", x[:, -1:], "batch feature"))
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedPWLConfig:
+    n_functions: int = 4
+    n_neurons: int = 10
+    """Of each function: its knots."""
+    n_layers: int = 2
+    low: float = 0.0
+    high: float = 5.0
+    suppression: float = 100.0
+    simple_bias: bool = False
+    """Whether a knot's place is in the bit's weight and all biases are -S, in place of the bias."""
+    probability: float = 0.05
+    """Of a bit to be on."""
+
+    def __post_init__(self) -> None:
+        if self.n_functions * self.n_neurons % self.n_layers or self.n_neurons < 2:
+            raise UserError(
+                f"{self.n_functions} functions of {self.n_neurons} neurons do not go evenly into {self.n_layers} layers"
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Truth:
+    """What the network computes and where."""
+
+    coefficients: Float[Array, "function 7"]
+    knots: Float[Array, "knot"]
+    owner: Int[Array, "layer neuron"]
+    """The function of every neuron."""
+
+    def functions(self, x: Float[Array, "batch"]) -> Float[Array, "batch function"]:
+        """The F_k themselves, which the network meets at the knots."""
+        a, b, c, d, e, f, g = self.coefficients.T[:, None]
+        x = x[:, None]
+        return a * jnp.sin(b * x + c) + d * jnp.cos(e * x + f) + g
+
+    def target(self, inputs: Float[Array, "batch input"]) -> Float[Array, "batch 1"]:
+        """Σ_k α_k times F_k interpolated between the knots."""
+        values = self.functions(self.knots)
+        each = jax.vmap(lambda column: jnp.interp(inputs[:, 0], self.knots, column), in_axes=1, out_axes=1)(values)
+        return jnp.sum(inputs[:, 1:] * each, axis=1, keepdims=True)
+
+    def mechanisms(self, model: GatedPWL) -> dict[str, Float[Array, "function d_in d_out"]]:
+        """Each function's part of every matrix, by address: its neurons' columns or rows, zero elsewhere. They sum to
+        the matrix."""
+        parts = {}
+        for layer, block in enumerate(model.blocks):
+            mine = jax.nn.one_hot(self.owner[layer], self.coefficients.shape[0]).T
+            parts[f"blocks.{layer}.mlp.up"] = mine[:, None, :] * block.mlp.up.weight[None]
+            parts[f"blocks.{layer}.mlp.down"] = mine[:, :, None] * block.mlp.down.weight[None]
+        return parts
+
+
+def gated_pwl(key: Key[Array, ""], config: GatedPWLConfig = GatedPWLConfig()) -> tuple[GatedPWL, Truth]:
+    """The network and the truth about it. a, d, g are uniform in [-1, 1), b, e in [.1, 1), c, f in [-π, π)."""
+    draw, shuffle = jax.random.split(key)
+    n, m = config.n_functions, config.n_neurons
+    low = jnp.asarray([-1.0, 0.1, -jnp.pi, -1.0, 0.1, -jnp.pi, -1.0])
+    high = jnp.asarray([1.0, 1.0, jnp.pi, 1.0, 1.0, jnp.pi, 1.0])
+    coefficients = low[None] + (high - low)[None] * jax.random.uniform(draw, (n, 7))
+    knots = jnp.linspace(config.low, config.high, m)
+    order = jax.random.permutation(shuffle, n * m).reshape(config.n_layers, -1)
+    truth = Truth(coefficients, knots, order // m)
+
+    # A neuron's kink is one knot before the value that it is there to meet, so that the first meets F(low).
+    step = (config.high - config.low) / (m - 1)
+    kinks = knots - step
+    slopes = jnp.diff(truth.functions(knots), axis=0, prepend=jnp.zeros((1, n))) / step
+    written = jnp.diff(slopes, axis=0, prepend=jnp.zeros((1, n)))  # [knot, function]
+    blocks = []
+    for layer in range(config.n_layers):
+        function, knot = order[layer] // m, order[layer] % m
+        bit = jax.nn.one_hot(function + 1, n + 2).T * config.suppression
+        kink = kinks[knot]
+        bias = -config.suppression - kink
+        if config.simple_bias:
+            bit, bias = (
+                bit - jax.nn.one_hot(function + 1, n + 2).T * kink[None],
+                jnp.full_like(kink, -config.suppression),
+            )
+        up = bit + jax.nn.one_hot(jnp.zeros_like(function), n + 2).T
+        down = jax.nn.one_hot(jnp.full_like(function, n + 1), n + 2) * written[knot, function][:, None]
+        blocks.append(ResidBlock(ReluMLP(Linear(up, bias), Linear(down))))
+    return GatedPWL(blocks), truth
+
+
+def gated_inputs(
+    key: Key[Array, ""], batch: int, config: GatedPWLConfig = GatedPWLConfig()
+) -> Float[Array, "batch input"]:
+    """x uniform in [low, high), bits on with `config.probability`."""
+    value, bits = jax.random.split(key)
+    x = jax.random.uniform(value, (batch, 1), minval=config.low, maxval=config.high)
+    on = jax.random.bernoulli(bits, config.probability, (batch, config.n_functions))
+    return jnp.concatenate([x, on.astype(x.dtype)], axis=1)

@@ -1,0 +1,92 @@
+"""A small attention-only transformer with an induction head: what came after this token the last time comes again.
+
+Heads of the second layer look at the tokens that came after the present one before (Olsson et al. 2022). Trained on
+sequences that say a random stretch over and over, each with a period of its own, so that no fixed offset will do.
+`attention_scores` measures it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jax_interp.models.config import Config
+from jax_interp.models.decoder import Decoder, init
+from jax_interp.surgery import read
+from jax_interp.toys.cache import cached
+from jax_interp.toys.recipe import Recipe, train
+
+
+@dataclasses.dataclass(frozen=True)
+class InductionConfig:
+    vocab: int = 32
+    n_ctx: int = 32
+    shortest: int = 4
+    """The shortest stretch; the longest is half of the context."""
+    d_model: int = 64
+    n_heads: int = 2
+    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(1000, 64, 3e-3, "cosine", warm_up=50))
+
+    @property
+    def model(self) -> Config:
+        return Config(
+            n_layers=2, d_model=self.d_model, n_heads=self.n_heads, d_mlp=0, vocab_size=self.vocab, n_ctx=self.n_ctx,
+            norm="layernorm", positions="learned", tied_embedding=False,
+        )  # fmt: skip
+
+
+def repeated(
+    key: Key[Array, ""], batch: int, config: InductionConfig
+) -> tuple[Int[Array, "batch pos"], Int[Array, "batch"]]:
+    """`(tokens, period)`: token t is that of t - period. The first period is random tokens, none of them twice, so that
+    what comes next is certain from the second on."""
+    first, length = jax.random.split(key)
+    stretch = jnp.argsort(jax.random.uniform(first, (batch, config.vocab)), axis=1)
+    period = jax.random.randint(length, (batch,), config.shortest, config.n_ctx // 2 + 1)
+    at = jnp.arange(config.n_ctx)[None] % period[:, None]
+    return jnp.take_along_axis(stretch, at, axis=1), period
+
+
+def induction_loss(model: Decoder, tokens: Int[Array, "batch pos"], period: Int[Array, "batch"]) -> Float[Array, ""]:
+    """Cross-entropy of the tokens that repetition tells, those from the second period on."""
+    logp = jax.nn.log_softmax(model(tokens)[:, :-1], axis=-1)
+    each = -jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.mean(each, where=jnp.arange(1, tokens.shape[1])[None] >= period[:, None])
+
+
+def train_induction(key: Key[Array, ""], config: InductionConfig = InductionConfig()) -> Decoder:
+    """The trained transformer."""
+    start, data = jax.random.split(key)
+    loss = lambda model, key: induction_loss(model, *repeated(key, config.recipe.batch, config))
+    model = init(config.model, start, stacked=False)
+    return jax.jit(lambda model, key: train(model, loss, config.recipe, key)[0])(model, data)
+
+
+def induction_target(config: InductionConfig = InductionConfig(), seed: int = 0) -> Decoder:
+    """The trained transformer, kept on disk and read from there later."""
+    template = jax.eval_shape(lambda key: init(config.model, key, stacked=False), jax.random.key(seed))
+    return cached("induction", config, seed, template, lambda: train_induction(jax.random.key(seed), config))
+
+
+def attention_scores(
+    model: Decoder, tokens: Int[Array, "batch pos"], period: Int[Array, "batch"]
+) -> dict[str, Float[Array, "layer head"]]:
+    """Mean attention of each head to the previous token, and, from the second period on, to the tokens that came after
+    the present one before: those a multiple of the period from the next position.
+    """
+    pattern = read(model, "blocks.*.attn.pattern", output=False)(tokens)["blocks.*.attn.pattern"]
+    pos = jnp.arange(tokens.shape[1])
+    back = (pos[:, None] - pos[None, :])[None]
+    after = ((back + 1) % period[:, None, None] == 0) & (back >= 0) & (pos >= 1)[None, None]
+
+    def mean_over(hit: Array, counts: Array) -> Array:
+        seen = jnp.sum(jnp.where(hit[None, :, None], pattern, 0.0), axis=-1)
+        return jnp.mean(seen, axis=(1, 3), where=jnp.broadcast_to(counts[None, :, None], seen.shape))
+
+    return {
+        "previous": mean_over(back == 1, pos[None] >= 1),
+        "induction": mean_over(after, pos[None] >= period[:, None]),
+    }

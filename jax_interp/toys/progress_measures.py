@@ -1,0 +1,98 @@
+"""What grows while a transformer learns modular addition, before its test loss falls (Nanda et al. 2023).
+
+The rule that it finds works with a few frequencies w_k = 2πk/p: cos and sin of w_k a and w_k b in the embedding, of
+w_k (a + b) in the neurons, and cos w_k (a + b - c) in the logits. `a` is the slow index of a grid of all pairs.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_interp.core.leaves import flatten
+from jax_interp.models.decoder import Decoder
+from jax_interp.toys.modular_addition import answers, cross_entropy, mlp_to_logits, neurons, pairs
+
+
+def fourier_basis(p: int) -> Float[Array, "p p"]:
+    """Orthonormal rows: the constant, then cos and sin of 2πk x / p for k = 1 .. (p - 1) / 2; p odd."""
+    x, k = jnp.arange(p), jnp.arange(1, p // 2 + 1)
+    phase = (2 * jnp.pi / p) * ((k[:, None] * x[None]) % p).astype(jnp.float32)
+    waves = jnp.stack([jnp.cos(phase), jnp.sin(phase)], axis=1).reshape(-1, p) * (2 / p) ** 0.5
+    return jnp.concatenate([jnp.full((1, p), p**-0.5), waves])
+
+
+def frequency_norms(W: Float[Array, "p width"]) -> Float[Array, "frequency"]:
+    """The norm of W's part at each frequency 1 .. (p - 1) / 2, cos and sin together."""
+    parts = jnp.sum((fourier_basis(W.shape[0]) @ W) ** 2, axis=1)[1:]
+    return jnp.sqrt(parts.reshape(-1, 2).sum(axis=1))
+
+
+def gini(x: Float[Array, "count"]) -> Float[Array, ""]:
+    """0 where all are equal, towards 1 where one has everything."""
+    x = jnp.sort(jnp.abs(x))
+    n = x.shape[0]
+    rank = jnp.arange(1, n + 1, dtype=x.dtype)
+    return jnp.sum((2 * rank - n - 1) * x) / (n * jnp.sum(x))
+
+
+def neuron_frequencies(
+    post: Float[Array, "pair d_mlp"], p: int
+) -> tuple[Int[Array, "d_mlp"], Float[Array, "d_mlp frequency"]]:
+    """`(frequency, share)`: each neuron's best frequency, counted from 1, and the share of its variance over all pairs
+    that each explains: the terms up to second order in cos and sin of that frequency in a and in b.
+    """
+    basis = fourier_basis(p)
+    grid = post.reshape(p, p, -1)
+    power = jnp.einsum("ka,abn,lb->kln", basis, grid, basis, optimize=True) ** 2
+    total = jnp.sum(power, axis=(0, 1)) - power[0, 0]
+
+    def share(k: Array) -> Array:
+        at = jnp.stack([jnp.zeros_like(k), 2 * k - 1, 2 * k])
+        block = power[at][:, at]
+        return (jnp.sum(block, axis=(0, 1)) - block[0, 0]) / jnp.maximum(total, 1e-12)
+
+    shares = jax.vmap(share)(jnp.arange(1, p // 2 + 1)).T
+    return jnp.argmax(shares, axis=1) + 1, shares
+
+
+def frequency_shares(model: Decoder) -> Float[Array, "frequency"]:
+    """The share of the neurons' variance that each frequency explains, weighted by how much a neuron varies."""
+    p = model.config.vocab_size - 1
+    post = neurons(model, *pairs(p))
+    shares = neuron_frequencies(post, p)[1]
+    weight = jnp.var(post, axis=0)
+    return jnp.sum(shares * weight[:, None], axis=0) / jnp.sum(weight)
+
+
+def key_frequencies(model: Decoder, least: float = 0.05) -> list[int]:
+    """The frequencies, counted from 1, that explain at least this share of the neurons' variance, greatest first."""
+    shares = jax.device_get(frequency_shares(model))
+    return [int(k) + 1 for k in (-shares).argsort() if shares[k] >= least]
+
+
+def progress(model: Decoder, mask: Bool[Array, "pair"], keys: Bool[Array, "frequency"]) -> dict[str, Float[Array, ""]]:
+    """The measures for one model. `keys` says which frequencies the finished model uses.
+
+    restricted_loss   all pairs; of the logits only their part along cos and sin of w_k (a + b), k a key, and the mean
+    excluded_loss     training pairs; the logits without that part
+    embed_gini, unembed_gini   of the frequencies' norms in W_E and in the neurons' map to logits
+    weights           sum of all squared parameters
+    """
+    p = model.config.vocab_size - 1
+    a, b = pairs(p)
+    logits, answer = answers(model, a, b), (a + b) % p
+    k = jnp.arange(1, p // 2 + 1)
+    phase = (2 * jnp.pi / p) * ((k[:, None] * (a + b)[None]) % p).astype(jnp.float32)
+    waves = jnp.concatenate([jnp.cos(phase), jnp.sin(phase)]) * (2**0.5 / p)  # orthonormal over the pairs
+    waves = waves * jnp.concatenate([keys, keys]).astype(waves.dtype)[:, None]
+    kept = jnp.einsum("kx,kc->xc", waves, jnp.einsum("kx,xc->kc", waves, logits))
+    restricted = kept + jnp.mean(logits, axis=0, keepdims=True)
+    return {
+        "restricted_loss": jnp.mean(cross_entropy(restricted, answer)),
+        "excluded_loss": jnp.mean(cross_entropy(logits - kept, answer), where=mask),
+        "embed_gini": gini(frequency_norms(model.embed.weight[...][:p])),
+        "unembed_gini": gini(frequency_norms(mlp_to_logits(model).T)),
+        "weights": sum((jnp.sum(leaf**2) for leaf in flatten(model).values()), jnp.zeros(())),
+    }

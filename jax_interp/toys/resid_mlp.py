@@ -1,0 +1,182 @@
+"""Residual MLPs that compute more features than they have neurons, through a fixed random embedding.
+
+    r = x W_E;    r += relu(r W_in) W_out  for each layer;    y = r W_Eᵀ;    label x + relu(x)
+
+W_E `[feature, d_embed]` has rows of norm one and is not trained. APD (Braun et al. 2025) and SPD (Bushnaq et al. 2025)
+call W_in `mlp_in` and W_out `mlp_out`; here they are `blocks.*.mlp.up` and `blocks.*.mlp.down`, as in the decoder.
+
+Values: `input`, `embed`, `blocks.<i>.{resid_pre, mlp.pre, mlp.post, mlp_out, resid_post}`, `output`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jax_interp.core.errors import UserError
+from jax_interp.surgery import Site, run_blocks
+from jax_interp.toys.cache import cached
+from jax_interp.toys.features import sparse_features
+from jax_interp.toys.linear import Linear, draw
+from jax_interp.toys.recipe import Recipe, train
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReluMLP:
+    """`relu(x up) down`, with biases where the maps have them."""
+
+    up: Any
+    down: Any
+
+    def __call__(self, x: Float[Array, "batch d_embed"], site: Site) -> Float[Array, "batch d_embed"]:
+        pre = site("pre", self.up(x, site / "up"), "batch neuron")
+        return self.down(site("post", jax.nn.relu(pre), "batch neuron"), site / "down")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ResidBlock:
+    """What its MLP makes of the stream is added to it."""
+
+    mlp: Any
+
+    def __call__(self, x: Float[Array, "batch d_embed"], site: Site) -> Float[Array, "batch d_embed"]:
+        x = site("resid_pre", x, "batch d_model")
+        x = x + site("mlp_out", self.mlp(x, site / "mlp"), "batch d_model")
+        return site("resid_post", x, "batch d_model")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ResidMLP:
+    """`model(x)` with x "batch feature" gives "batch feature", read off along the embedding's own directions."""
+
+    embed: Any
+    blocks: list
+
+    def __call__(self, x: Float[Array, "batch feature"], *, taps: tuple = ()) -> Any:
+        site = Site.open(taps, self.blocks)
+        x = site("embed", self.embed(site("input", x, "batch feature"), site / "embed"), "batch d_model")
+        x = run_blocks(self.blocks, x, site)
+        return site.close(site("output", jnp.einsum("be,fe->bf", x, self.embed.weight), "batch feature"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ResidMLPConfig:
+    """A residual MLP and its training."""
+
+    n_features: int = 100
+    d_embed: int = 1000
+    n_layers: int = 1
+    d_mlp: int = 50
+    """Neurons of each layer."""
+    identity: bool = False
+    """Whether the embedding is the identity and not random; d_embed is n_features then."""
+    probability: float = 0.01
+    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(10_000, 2048, 3e-3, "cosine"))
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.identity and self.d_embed != self.n_features:
+            raise UserError(f"an identity embedding has d_embed={self.d_embed} equal to n_features={self.n_features}")
+
+
+def init_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig) -> ResidMLP:
+    """An untrained model. The embedding is drawn here as well: it belongs to the seed."""
+    embed, *layers = jax.random.split(key, config.n_layers + 1)
+    W_E = jax.random.normal(embed, (config.n_features, config.d_embed))
+    W_E = jnp.eye(config.n_features) if config.identity else W_E / jnp.linalg.norm(W_E, axis=1, keepdims=True)
+    blocks = []
+    for layer in layers:
+        up, down = jax.random.split(layer)
+        mlp = ReluMLP(Linear(draw(up, config.d_embed, config.d_mlp)), Linear(draw(down, config.d_mlp, config.d_embed)))
+        blocks.append(ResidBlock(mlp))
+    return ResidMLP(Linear(W_E), blocks)
+
+
+def label(x: Float[Array, "batch feature"]) -> Float[Array, "batch feature"]:
+    """What the model is to give: `x + relu(x)`."""
+    return x + jax.nn.relu(x)
+
+
+def train_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig = ResidMLPConfig()) -> ResidMLP:
+    """The trained model. All that changes are the blocks; the loss is that of `in_features`, which costs a tenth."""
+    start, data = jax.random.split(key)
+    model = init_resid_mlp(start, config)
+
+    def loss(blocks: list, key: Array) -> Array:
+        x = sparse_features(key, config.recipe.batch, config.n_features, config.probability, -1.0, 1.0)
+        return jnp.mean((in_features(dataclasses.replace(model, blocks=blocks), x) - label(x)) ** 2)
+
+    blocks, _ = jax.jit(lambda blocks, key: train(blocks, loss, config.recipe, key))(model.blocks, data)
+    return dataclasses.replace(model, blocks=blocks)
+
+
+def resid_mlp_target(config: ResidMLPConfig | str = "1-layer", seed: int = 0) -> ResidMLP:
+    """The model of a config or of a preset's name, trained from `seed`; kept on disk and read from there later."""
+    if isinstance(config, str) and config not in PRESETS:
+        raise UserError(f"there is no ResidMLP preset {config!r}: {', '.join(PRESETS)}")
+    config = PRESETS[config] if isinstance(config, str) else config
+    template = jax.eval_shape(lambda key: init_resid_mlp(key, config), jax.random.key(seed))
+    return cached("resid-mlp", config, seed, template, lambda: train_resid_mlp(jax.random.key(seed), config))
+
+
+def in_features(model: ResidMLP, x: Float[Array, "batch feature"]) -> Float[Array, "batch feature"]:
+    """`model(x)`, with the products of the matrices along the embedding formed first: nothing is d_embed wide per row.
+
+    The same function of the same parameters, so gradients are the same too; only rounding differs. A row costs
+    features x (features + 2 neurons) products where the model has d_embed x (2 features + 2 neurons).
+    """
+    W_E = model.embed.weight
+    reading = [block.mlp.up.weight for block in model.blocks]
+    writing = [block.mlp.down.weight for block in model.blocks]
+    posts: list[Array] = []
+    for W_in in reading:
+        pre = x @ (W_E @ W_in)
+        for post, W_out in zip(posts, writing):
+            pre = pre + post @ (W_out @ W_in)
+        posts.append(jax.nn.relu(pre))
+    y = x @ (W_E @ W_E.T)
+    for post, W_out in zip(posts, writing):
+        y = y + post @ (W_out @ W_E.T)
+    return y
+
+
+def collapse(model: ResidMLP) -> ResidMLP:
+    """The same function as a residual MLP whose stream has only the directions that matter.
+
+    Those are the span of the embedding's rows and of what all layers but the last write: n_features + (layers - 1)
+    d_mlp directions in place of d_embed (100 for 1000 in one layer). Nothing is approximated: what a matrix reads from
+    elsewhere never is there, and what the last layer writes elsewhere is never read.
+    """
+    writing = [block.mlp.down.weight for block in model.blocks[:-1]]
+    rows = jnp.concatenate([model.embed.weight, *writing])
+    if rows.shape[0] >= rows.shape[1]:
+        return model
+    basis = jnp.linalg.qr(rows.T)[0]
+    blocks = [
+        ResidBlock(ReluMLP(Linear(basis.T @ block.mlp.up.weight), Linear(block.mlp.down.weight @ basis)))
+        for block in model.blocks
+    ]
+    return ResidMLP(Linear(model.embed.weight @ basis), blocks)
+
+
+def naive_loss(n_features: int, n_neurons: int, probability: float) -> float:
+    """The loss of a neuron for each of some features and nothing for the others: `(n - d) / n · p / 6`."""
+    return (n_features - n_neurons) / n_features * probability / 6
+
+
+PRESETS: dict[str, ResidMLPConfig] = {
+    "1-layer": ResidMLPConfig(source="APD 2025: 10k steps"),
+    "1-layer-spd": ResidMLPConfig(recipe=Recipe(1000, 2048, 3e-3, "cosine"), source="yaml: SPD 2025, tag v1"),
+    "2-layer": ResidMLPConfig(n_layers=2, d_mlp=25, source="APD 2025: 10k steps"),
+    "2-layer-spd": ResidMLPConfig(
+        n_layers=2, d_mlp=25, recipe=Recipe(1000, 2048, 3e-3, "cosine"), source="yaml: SPD 2025, tag v1"
+    ),
+    "3-layer": ResidMLPConfig(n_features=102, n_layers=3, d_mlp=17, source="yaml: SPD 2025, tag v1"),
+}

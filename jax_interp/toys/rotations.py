@@ -1,0 +1,188 @@
+"""Rotations in superposition: T small circuits in one network of D < T · d neurons, and where that breaks down.
+
+A circuit (d = 4 neurons) carries a vector x in the plane and rotates it by its own angle θ_t in every layer:
+
+    a = (1.5 α, .5 α, x_0 + α, x_1 + α);    α = a_0 - a_1;    x = (a_2, a_3) - α;    a ← relu(w_t a + b)
+
+Each circuit has S of the D / d slots of four neurons in every layer, other ones in each. The network is the sum of all
+circuits, its mean part corrected so that the mean interference is zero:
+
+    W = w̄ ⊗ M + (1/S) Σ_t (w_t - w̄) ⊗ |e_t^l⟩⟨e_t^{l-1}|
+
+Linsefors, "Circuits in superposition 2" and "Rotations in superposition" (2025). Every mechanism is known exactly
+(`circuit_weight`), and there are more of them than neurons.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jax_interp.surgery import Site, read, run_blocks
+from jax_interp.toys.linear import Linear
+from jax_interp.toys.s_hot import embeddings
+
+d = 4
+"""Neurons of a small circuit."""
+BIAS = (-0.5, -1.5, -1.0, -1.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
+    """`relu(linear(x))`, naming `pre` and `post`."""
+
+    linear: Any
+
+    def __call__(self, x: Float[Array, "batch neuron"], site: Site) -> Float[Array, "batch neuron"]:
+        pre = site("pre", self.linear(x, site / "linear"), "batch neuron")
+        return site("post", jax.nn.relu(pre), "batch neuron")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rotations:
+    """`model(a)`, with a "batch T·4" the small circuits' initial activations, gives those that are read off at the end.
+
+    Values: `input`, `embed`, `blocks.<l>.pre`, `blocks.<l>.post` (read the circuits of one by `readout`), `output`.
+    """
+
+    embed: Any
+    blocks: list
+    angles: Float[Array, "T"]
+    slots: Float[Array, "layer T slot"]
+
+    def __call__(self, a: Float[Array, "batch circuit"], *, taps: tuple = ()) -> Any:
+        site = Site.open(taps, self.blocks)
+        x = site("embed", self.embed(site("input", a, "batch feature"), site / "embed"), "batch neuron")
+        x = run_blocks(self.blocks, x, site)
+        out = self.readout(x, len(self.blocks) - 1)
+        return site.close(site("output", out.reshape(a.shape[0], -1), "batch feature"))
+
+    def readout(self, post: Float[Array, "batch neuron"], layer: int) -> Float[Array, "batch T 4"]:
+        """What the circuits hold after a layer: the mean over their slots."""
+        slots = self.slots[layer]
+        values = post.reshape(post.shape[0], d, -1)
+        return jnp.einsum("bds,ts->btd", values, slots) / jnp.sum(slots[0])
+
+    def circuit_weight(self, t: Int[Array, ""] | int, layer: int) -> Float[Array, "neuron neuron"]:
+        """Circuit t in the matrix of a layer from 1 on, `[d_in, d_out]`: `w_t ⊗ |e^l⟩⟨e^{l-1}| / S`, rank at most 4."""
+        before, after = self.slots[layer - 1, t], self.slots[layer, t]
+        return _large(small_weights(self.angles[t]), jnp.outer(before, after) / jnp.sum(after))
+
+
+def rotations(key: Key[Array, ""], T: int = 557, D: int = 1000, S: int = 6, layers: int = 5) -> Rotations:
+    """The network of T circuits of random angles in D neurons, made by hand. D³ · layers products; 80 MB at T = 557."""
+    at, where = jax.random.split(key)
+    n = D // d
+    angles = jax.random.uniform(at, (T,), maxval=2 * jnp.pi)
+    slots = embeddings(where, T, n, S, layers)
+    w = jax.vmap(small_weights)(angles)
+    mean = jnp.mean(w, axis=0)
+    bias = jnp.repeat(jnp.asarray(BIAS), n)
+    # The first layer's matrix is the identity: what comes in has been through w_t already.
+    into = jnp.einsum("tij,ts->tijs", jnp.swapaxes(w, 1, 2), slots[0]).reshape(T * d, D)
+    blocks = [Layer(Linear(jnp.eye(D), bias))]
+    for before, after in itertools.pairwise(slots):
+        own = jnp.einsum("tij,tr,ts->jris", w - mean[None], before, after, optimize=True).reshape(D, D) / S
+        blocks.append(Layer(Linear(_large(mean, _shared(before, after) / S) + own, bias)))
+    return Rotations(Linear(into), blocks, angles, slots)
+
+
+def small_weights(angle: Float[Array, ""]) -> Float[Array, "4 4"]:
+    """`w_t` `[out, in]`: α and x recomputed, x rotated."""
+    c, s = jnp.cos(angle), jnp.sin(angle)
+    two, zero = jnp.full_like(c, 2.0), jnp.zeros_like(c)
+    step = [two, -two, zero, zero]
+    rows = [step, step, [2 - (c - s), (c - s) - 2, c, -s], [2 - (s + c), (s + c) - 2, s, c]]
+    return jnp.stack([jnp.stack(row) for row in rows])
+
+
+def initial(
+    x: Float[Array, "batch T 2"], active: Bool[Array, "batch T"]
+) -> tuple[Float[Array, "batch circuit"], Float[Array, "batch T 2"]]:
+    """`(a, x)`: the network's input for circuits that are on with x or off, and x where they are on."""
+    alpha = active.astype(x.dtype)[..., None]
+    x = x * alpha
+    a = jnp.concatenate([1.5 * alpha, 0.5 * alpha, x + alpha], axis=-1)
+    return a.reshape(a.shape[0], -1), x
+
+
+def carried(a: Float[Array, "batch T 4"]) -> tuple[Float[Array, "batch T"], Float[Array, "batch T 2"]]:
+    """`(α, x)` of the circuits."""
+    alpha = a[..., 0] - a[..., 1]
+    return alpha, a[..., 2:] - alpha[..., None]
+
+
+def rotated(x: Float[Array, "batch T 2"], angles: Float[Array, "T"], times: int) -> Float[Array, "batch T 2"]:
+    """x rotated by each circuit's angle, `times` times: the truth."""
+    c, s = jnp.cos(times * angles)[None], jnp.sin(times * angles)[None]
+    return jnp.stack([c * x[..., 0] - s * x[..., 1], s * x[..., 0] + c * x[..., 1]], axis=-1)
+
+
+def rotation_errors(
+    model: Rotations, key: Key[Array, ""], z: int, batch: int = 256, chunks: int = 8
+) -> dict[str, Float[Array, "layer"]]:
+    """What each layer's circuits hold against the truth, with z circuits on at random points of the unit circle.
+
+    `active`: mean |x - x*|² of the circuits that are on, `worst` the largest met, `inactive` the
+    mean of those that are off, `alpha` the mean error of α squared where on, `firing` the share of neurons that are on.
+    Guessing the mean of x gives 1. There are `batch * chunks` rows.
+    """
+    T = model.angles.shape[0]
+    post = [f"blocks.{layer}.post" for layer in range(len(model.blocks))]
+
+    def chunk(key: Array) -> Any:
+        pick, turn = jax.random.split(key)
+        order = jax.vmap(lambda key: jax.random.permutation(key, T)[:z])(jax.random.split(pick, batch))
+        active = jnp.any(jax.nn.one_hot(order, T, dtype=bool), axis=1)
+        angle = jax.random.uniform(turn, (batch, T), maxval=2 * jnp.pi)
+        a, x = initial(jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1), active)
+        acts = read(model, *post, output=False)(a)
+        rows = []
+        for layer, name in enumerate(post):
+            alpha, seen = carried(model.readout(acts[name], layer))
+            error = jnp.sum((seen - rotated(x, model.angles, layer + 1)) ** 2, axis=-1)
+            of = lambda value: jnp.sum(jnp.where(active, value, 0.0))
+            rows.append(
+                {
+                    "active": of(error) / (batch * z),
+                    "inactive": jnp.sum(jnp.where(active, 0.0, error)) / (batch * (T - z)),
+                    "alpha": of((alpha - 1) ** 2) / (batch * z),
+                    "firing": jnp.mean(acts[name] > 0),
+                    "worst": jnp.max(jnp.where(active, error, 0.0)),
+                }
+            )
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
+    found = jax.lax.map(chunk, jax.random.split(key, chunks))
+    return {name: (jnp.max if name == "worst" else jnp.mean)(value, axis=0) for name, value in found.items()}
+
+
+def expected_errors(T: int, D: int, S: int, z: int, layer: int) -> dict[str, float]:
+    """The theory's `active` and `inactive` mean squared error after `layer` layers (counted from 1)."""
+    share = d / D - 1 / (S * T)
+    active = (layer - 1) * T * share**2 * (z + 8 * (z - 1)) + 9 * layer * share * (z - 1)
+    return {"active": active, "inactive": z * share}
+
+
+def _shared(before: Float[Array, "T slot"], after: Float[Array, "T slot"]) -> Float[Array, "slot slot"]:
+    """S · M: 1 where some circuit goes from one slot to the other, below 0 elsewhere, such that what circuits give each
+    other through it sums to zero."""
+    T, S = before.shape[0], jnp.sum(before[0])
+    cap = jnp.minimum(before.T @ after, 1.0)
+    through = jnp.einsum("tr,rs,us->tu", before, cap, after, optimize=True)
+    q = jnp.sum(through) - jnp.trace(through)
+    chi = q / (S**2 * T * (T - 1) - q)
+    return cap - chi * (1 - cap)
+
+
+def _large(w: Float[Array, "out in"], slots: Float[Array, "before after"]) -> Float[Array, "neuron neuron"]:
+    """`w ⊗ slots` as a matrix `[d_in, d_out]`, neuron i of slot s at `i · slots + s`."""
+    full = jnp.einsum("ij,rs->jris", w, slots)
+    return full.reshape(w.shape[1] * slots.shape[0], -1)

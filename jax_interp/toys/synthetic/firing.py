@@ -1,0 +1,115 @@
+"""Which features are on, and how strongly: pieces that a world's `codes` are put together from."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from jax_interp.core.errors import UserError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Copula:
+    """Features with given firing probabilities and correlated firing: feature i is on where g_i > Φ⁻¹(1 - p_i), with g
+    normal, of covariance factor·factorᵀ + diag(spread²), whose diagonal is 1.
+
+    The correlations are those of g; those of the firing itself are smaller.
+    """
+
+    threshold: Float[Array, " feature"]
+    factor: Float[Array, "feature rank"]
+    spread: Float[Array, " feature"]
+
+    def __call__(self, key: Key[Array, ""], n: int) -> Bool[Array, "n feature"]:
+        shared, own = jax.random.split(key)
+        g = jax.random.normal(own, (n, len(self.spread))) * self.spread[None, :]
+        if self.factor.shape[1]:
+            g = g + jax.random.normal(shared, (n, self.factor.shape[1])) @ self.factor.T
+        return g > self.threshold[None, :]
+
+
+def independent(p: Float[Array, " feature"]) -> Copula:
+    """Each feature on with its probability, whatever the others do."""
+    p = jnp.asarray(p, jnp.float32)
+    return Copula(_threshold(p), jnp.zeros((len(p), 0)), jnp.ones_like(p))
+
+
+def correlated(p: Float[Array, " feature"], correlation: Float[np.ndarray, "feature feature"]) -> Copula:
+    """UserError where `correlation` is not symmetric with diagonal 1; one that is not positive semidefinite is replaced
+    by `nearest_correlation`."""
+    C = np.asarray(correlation, np.float64)
+    if C.shape != (len(p), len(p)) or not np.allclose(C, C.T) or not np.allclose(np.diag(C), 1):
+        raise UserError(f"a correlation matrix of {len(p)} features is symmetric, {len(p)} x {len(p)}, with diagonal 1")
+    values, vectors = np.linalg.eigh(nearest_correlation(C))
+    factor = jnp.asarray(vectors * np.sqrt(np.maximum(values, 0)), jnp.float32)
+    return Copula(_threshold(jnp.asarray(p, jnp.float32)), factor, jnp.zeros((len(p),)))
+
+
+def low_rank(key: Key[Array, ""], p: Float[Array, " feature"], rank: int, scale: float) -> Copula:
+    """Random correlations through `rank` shared causes (SynthSAEBench): factor entries scale · N(0, 1), shrunk together
+    where a row's square norm would leave no room below 1. Two features correlate by about scale² √rank."""
+    factor = scale * jax.random.normal(key, (len(p), rank))
+    largest = jnp.max(jnp.sum(factor * factor, axis=1))
+    factor = factor * jnp.where(largest >= 1, jnp.sqrt(0.99 / jnp.maximum(largest, 1e-30)), 1.0)
+    return Copula(_threshold(jnp.asarray(p, jnp.float32)), factor, jnp.sqrt(1 - jnp.sum(factor * factor, axis=1)))
+
+
+def nearest_correlation(C: Float[np.ndarray, "n n"], least: float = 1e-6) -> Float[np.ndarray, "n n"]:
+    """`C` with its eigenvalues raised to `least` and its diagonal scaled back to 1; itself where it needs nothing."""
+    values, vectors = np.linalg.eigh(C)
+    if values[0] >= -least:
+        return C
+    fixed = (vectors * np.maximum(values, least)) @ vectors.T
+    scale = np.sqrt(np.diag(fixed))
+    return fixed / np.outer(scale, scale)
+
+
+def _threshold(p: Float[Array, " feature"]) -> Float[Array, " feature"]:
+    return -jax.scipy.special.ndtri(p)  # Φ⁻¹(1 - p) without the digits that 1 - p would lose
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Normal:
+    """Magnitudes N(mean, std²), per feature or for all; negative ones count as 0."""
+
+    mean: Float[Array, "..."]
+    std: Float[Array, "..."]
+
+    def __call__(self, key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "n feature"]:
+        noise = jax.random.normal(key, shape)
+        return jax.nn.relu(jnp.broadcast_to(self.mean, shape) + jnp.broadcast_to(self.std, shape) * noise)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Magnitudes uniform in (0, high]."""
+
+    high: Float[Array, "..."]
+
+    def __call__(self, key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "n feature"]:
+        return (1 - jax.random.uniform(key, shape)) * jnp.broadcast_to(self.high, shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """`on` decides who fires, `magnitude` how strongly, and `constraint` (a Forest), where there is one, who may."""
+
+    on: Any
+    magnitude: Any
+    constraint: Any = None
+
+    def __call__(self, key: Key[Array, ""], n: int) -> Float[Array, "n feature"]:
+        on_key, magnitude_key, constraint_key = jax.random.split(key, 3)
+        on = self.on(on_key, n)
+        z = self.magnitude(magnitude_key, on.shape)
+        z = jnp.where(on, z, jnp.zeros_like(z))
+        return z if self.constraint is None else self.constraint(constraint_key, z)

@@ -1,0 +1,211 @@
+"""Toy models of superposition: n sparse features through m < n dimensions and back (Elhage et al. 2022).
+
+    y = relu(x W Wᵀ + b)        linear1: W [n, m];   linear2: its transpose and b;   the linear variant: no relu
+
+W is one parameter. `linear2` of a tied model holds the bias alone and is called with `linear1`'s matrix, so a gradient
+sees one matrix, and `decompose(model, "linear1", tied=(("linear1", "linear2"),))` one pair of V and U.
+`untie(model)` makes `linear2` a matrix of its own. "+ID" models have identity matrices between the two
+(`insert_identity`): the same function with one more matrix to take apart.
+
+Values: `input`, `hidden`, `hidden_layers.<i>`, `pre`, `output`, all "batch feature".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from jax_interp.core.errors import UserError
+from jax_interp.surgery import Site
+from jax_interp.toys.cache import cached
+from jax_interp.toys.features import sparse_features
+from jax_interp.toys.linear import Draw, Linear, Transposed, draw, draw_bias
+from jax_interp.toys.recipe import Recipe, train
+
+TIED = (("linear1", "linear2"),)
+"""What `decompose(..., tied=)` is told of a tied model."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class TMS:
+    """`model(x)` with x "batch feature". Instances trained together carry a leading axis: `jax.vmap` the call."""
+
+    linear1: Any
+    hidden_layers: Any
+    linear2: Any
+    is_tied: bool = dataclasses.field(default=True, metadata={"static": True})
+    relu: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def __call__(self, x: Float[Array, "batch feature"], *, taps: tuple = ()) -> Any:
+        site = Site.open(taps)
+        x = site("input", x, "batch feature")
+        h = site("hidden", self.linear1(x, site / "linear1"), "batch feature")
+        for i, layer in enumerate(self.hidden_layers):
+            h = site(f"hidden_layers.{i}", layer(h, site / f"hidden_layers.{i}"), "batch feature")
+        shared = (self.linear1.weight,) if self.is_tied else ()
+        pre = site("pre", self.linear2(h, site / "linear2", *shared), "batch feature")
+        return site.close(site("output", jax.nn.relu(pre) if self.relu else pre, "batch feature"))
+
+
+@dataclasses.dataclass(frozen=True)
+class TMSConfig:
+    """A toy model of superposition and its training. Feature i matters as `importance_decay ** i` in the loss."""
+
+    n_features: int = 5
+    n_hidden: int = 2
+    n_identity: int = 0
+    """Identity matrices inserted after training."""
+    relu: bool = True
+    draw: Draw = "xavier"
+    """Of W. Which one decides whether features get lost, not the schedule."""
+    draws_bias: bool = False
+    """Whether the bias starts as torch's default has it, and not at 0."""
+    instances: int | None = None
+    """Trained together, on a leading axis; None: one, without that axis."""
+    probability: float | tuple[float, ...] = 0.05
+    """Of a feature to be on; a tuple says it for each instance."""
+    importance_decay: float = 1.0
+    last_importance: float | tuple[float, ...] = 1.0
+    """What the last feature's importance is multiplied by; a tuple says it for each instance."""
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    source: str = ""
+    """Which publication or program these numbers are from."""
+
+    def __post_init__(self) -> None:
+        if self.n_hidden < 1:
+            raise UserError(f"n_hidden={self.n_hidden} is at least 1")
+        for name in ("probability", "last_importance"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != self.instances:
+                raise UserError(f"{name} has {len(value)} entries for instances={self.instances}: one for each")
+
+    def importance(self) -> Float[Array, "*instance feature"]:
+        """The weight of each feature in the loss."""
+        base = self.importance_decay ** jnp.arange(self.n_features, dtype=jnp.float32)
+        last = jnp.asarray(self.last_importance, jnp.float32)
+        at_last = jnp.arange(self.n_features) == self.n_features - 1
+        fit = (None,) * last.ndim
+        return jnp.where(at_last[fit], last[..., None] * base[fit], base[fit])
+
+
+def init_tms(key: Key[Array, ""], config: TMSConfig) -> TMS:
+    """One untrained instance, without identity matrices."""
+    w, b = jax.random.split(key)
+    n, m = config.n_features, config.n_hidden
+    bias = draw_bias(b, m, (n,)) if config.draws_bias else jnp.zeros(n)
+    return TMS(Linear(draw(w, n, m, config.draw)), nnx.List([]), Transposed(bias), relu=config.relu)
+
+
+def tms_loss(
+    model: TMS, x: Float[Array, "batch feature"], importance: Float[Array, "feature"] | float = 1.0
+) -> Float[Array, ""]:
+    """`mean_b mean_i I_i (x_i - y_i)²`. The paper sums over features: n times this."""
+    weight = jnp.broadcast_to(jnp.asarray(importance, jnp.float32), x.shape[-1:])
+    return jnp.mean(weight[None] * (x - model(x)) ** 2)
+
+
+def train_tms(key: Key[Array, ""], config: TMSConfig = TMSConfig()) -> TMS:
+    """The trained model, or `config.instances` of them on a leading axis. Seconds: 5-2 about 4 on two CPU cores."""
+
+    def one(key: Array, probability: Array, importance: Array) -> TMS:
+        start, data = jax.random.split(key)
+
+        def loss(model: TMS, key: Array) -> Array:
+            return tms_loss(
+                model, sparse_features(key, config.recipe.batch, config.n_features, probability), importance
+            )
+
+        return train(init_tms(start, config), loss, config.recipe, data)[0]
+
+    probability, importance = jnp.asarray(config.probability, jnp.float32), config.importance()
+    if config.instances is None:
+        model = jax.jit(one)(key, probability, importance)
+    else:
+        axes = (0, 0 if probability.ndim else None, 0 if importance.ndim > 1 else None)
+        keys = jax.random.split(key, config.instances)
+        model = jax.jit(jax.vmap(one, in_axes=axes))(keys, probability, importance)
+    return insert_identity(model, config.n_identity)
+
+
+def tms_target(config: TMSConfig | str = "5-2", seed: int = 0) -> TMS:
+    """The model of a config or of a preset's name, trained from `seed`; kept on disk and read from there later."""
+    config = preset(config) if isinstance(config, str) else config
+    template = jax.eval_shape(lambda key: train_tms(key, config), jax.random.key(seed))
+    return cached("tms", config, seed, template, lambda: train_tms(jax.random.key(seed), config))
+
+
+def insert_identity(model: TMS, count: int = 1) -> TMS:
+    """The same function with `count` more identity matrices between `linear1` and `linear2`."""
+    *instances, _, m = model.linear1.weight.shape
+    eye = Linear(jnp.broadcast_to(jnp.eye(m), (*instances, m, m)))
+    return dataclasses.replace(
+        model, hidden_layers=nnx.List([nnx.data(layer) for layer in (*model.hidden_layers, *[eye] * count)])
+    )
+
+
+def untie(model: TMS) -> TMS:
+    """The same function with `linear2` a matrix of its own."""
+    if not model.is_tied:
+        return model
+    linear2 = Linear(jnp.swapaxes(model.linear1.weight, -1, -2), model.linear2.bias)
+    return dataclasses.replace(model, linear2=linear2, is_tied=False)
+
+
+def preset(name: str) -> TMSConfig:
+    """A published configuration by name. Raises UserError with the names there are."""
+    if name not in PRESETS:
+        raise UserError(f"there is no TMS preset {name!r}: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _falling(count: int, base: float = 20.0) -> tuple[float, ...]:
+    """`base ** -linspace(0, 1, count)`, from 1 to 1 / base."""
+    return tuple(base ** -(i / (count - 1)) for i in range(count))
+
+
+def _phase(n: int, m: int, side: int = 10) -> TMSConfig:
+    """A grid of probability (1 to .01) times importance of the last feature (.1 to 10), both logarithmic."""
+    p = [10 ** (-2 * i / (side - 1)) for i in range(side) for _ in range(side)]
+    last = [10 ** (2 * j / (side - 1) - 1) for _ in range(side) for j in range(side)]
+    return TMSConfig(n, m, instances=side**2, probability=tuple(p), last_importance=tuple(last), recipe=_NOTEBOOK,
+                     source="Elhage et al. 2022, phase diagram")  # fmt: skip
+
+
+_NOTEBOOK = Recipe(10_000, 1024, 1e-3, "constant")
+_V1 = Recipe(10_000, 1024, 5e-3, "constant")
+_ELHAGE = "Elhage et al. 2022, notebook (from memory)"
+_SPD = "yaml: SPD 2025, tag v1"
+
+PRESETS: dict[str, TMSConfig] = {
+    "5-2": TMSConfig(source="xavier start and linear decay: 23 of 24 seeds give a pentagon"),
+    "5-2-id": TMSConfig(n_identity=1, source="as 5-2, identity inserted"),
+    "40-10": TMSConfig(40, 10, recipe=Recipe(2000, 2048), source="yaml: APD 2025"),
+    "40-10-id": TMSConfig(40, 10, n_identity=1, recipe=Recipe(2000, 2048), source="as 40-10, identity inserted"),
+    "5-2-spd": TMSConfig(draw="torch", draws_bias=True, recipe=_V1, source=_SPD),
+    "5-2-id-spd": TMSConfig(draw="torch", draws_bias=True, n_identity=1, recipe=_V1, source=_SPD),
+    "40-10-spd": TMSConfig(40, 10, draw="torch", recipe=dataclasses.replace(_V1, batch=8192), source=_SPD),
+    "40-10-id-spd": TMSConfig(
+        40, 10, n_identity=1, draw="torch", recipe=dataclasses.replace(_V1, batch=8192), source=_SPD
+    ),
+    "5-2-apd": TMSConfig(instances=12, source="yaml: APD 2025"),
+    "40-10-apd": TMSConfig(40, 10, instances=3, recipe=Recipe(2000, 2048), source="yaml: APD 2025"),
+    "intro": TMSConfig(5, 2, instances=10, probability=_falling(10), importance_decay=0.9, recipe=_NOTEBOOK,
+                       source=_ELHAGE),
+    "20-5": TMSConfig(20, 5, instances=10, probability=_falling(10), importance_decay=0.7, recipe=_NOTEBOOK,
+                      source=_ELHAGE),
+    "80-20": TMSConfig(80, 20, instances=10, probability=_falling(10), importance_decay=0.9, recipe=_NOTEBOOK,
+                       source=_ELHAGE),
+    "big": TMSConfig(100, 20, instances=20, probability=_falling(20), importance_decay=100 ** (-1 / 99),
+                     recipe=_NOTEBOOK, source=_ELHAGE),
+    "geometry": TMSConfig(400, 30, instances=20, probability=_falling(20), recipe=_NOTEBOOK,
+                          source="Elhage et al. 2022, paper"),
+    "geometry-200": TMSConfig(200, 20, instances=20, probability=_falling(20), recipe=_NOTEBOOK, source=_ELHAGE),
+    "phase-2-1": _phase(2, 1),
+    "phase-3-2": _phase(3, 2),
+}  # fmt: skip

@@ -1,0 +1,94 @@
+"""Universal AND: one random layer in which the conjunction of any two features can be read off (arXiv 2408.05451).
+
+    a = relu(f W - 1),   W_in ~ Bernoulli(p);      f_i ∧ f_j ≈ mean of a over S_i ∩ S_j,   S_i = {neurons with W_i = 1}
+
+No training. With f_i and f_j on alone the reading is exactly 1. Errors come from what else is on: with one of the pair
+and one other on, a neuron errs where three sets meet, O(p); with two others on, O(p²) (Vaintrob, Mendel & Hänni 2024).
+Values: `input`, `pre`, `post`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jax_interp.surgery import Site
+from jax_interp.toys.linear import Linear
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class UniversalAnd:
+    """`model(f)` with f "batch feature" in {0, 1}, or its embedding, gives the neurons' activations."""
+
+    linear: Any
+    sets: Float[Array, "feature neuron"]
+    """W itself: 1 where a neuron sees a feature."""
+
+    def __call__(self, x: Float[Array, "batch feature"], *, taps: tuple = ()) -> Any:
+        site = Site.open(taps)
+        pre = site("pre", self.linear(site("input", x, "batch feature"), site / "linear"), "batch neuron")
+        return site.close(site("post", jax.nn.relu(pre), "batch neuron"))
+
+
+def universal_and(key: Key[Array, ""], n_features: int, n_neurons: int, probability: float) -> UniversalAnd:
+    """Neurons that each see a feature with this probability. The paper takes log²(features) / √neurons."""
+    sets = jax.random.bernoulli(key, probability, (n_features, n_neurons)).astype(jnp.float32)
+    return UniversalAnd(Linear(sets, jnp.full(n_neurons, -1.0)), sets)
+
+
+def in_superposition(key: Key[Array, ""], model: UniversalAnd, width: int) -> tuple[UniversalAnd, Array]:
+    """`(model, embedding)`: the model that reads features from `f @ embedding`, random unit rows `[feature, width]`.
+
+    Its weights are `embeddingᵀ W`, so every feature is seen with the interference of all others.
+    """
+    rows = jax.random.normal(key, (model.sets.shape[0], width))
+    rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+    return dataclasses.replace(model, linear=Linear(rows.T @ model.linear.weight, model.linear.bias)), rows
+
+
+def read_and(
+    model: UniversalAnd, post: Float[Array, "batch neuron"], i: Int[Array, "batch"], j: Int[Array, "batch"]
+) -> Float[Array, "batch"]:
+    """`f_i ∧ f_j` of each row: the mean activation of the neurons that see both. NaN where none does."""
+    both = model.sets[i] * model.sets[j]
+    return jnp.sum(both * post, axis=1) / jnp.sum(both, axis=1)
+
+
+def read_xor(
+    model: UniversalAnd,
+    post: Float[Array, "batch neuron"],
+    f: Float[Array, "batch feature"],
+    i: Int[Array, "batch"],
+    j: Int[Array, "batch"],
+) -> Float[Array, "batch"]:
+    """`f_i ⊕ f_j = f_i + f_j - 2 (f_i ∧ f_j)`."""
+    at = lambda which: jnp.take_along_axis(f, which[:, None], axis=1)[:, 0]
+    return at(i) + at(j) - 2 * read_and(model, post, i, j)
+
+
+def smallest_overlap(model: UniversalAnd) -> Float[Array, ""]:
+    """The fewest neurons that see both features of a pair; 0 where some conjunction cannot be read."""
+    overlaps = model.sets @ model.sets.T
+    return jnp.min(jnp.where(jnp.eye(overlaps.shape[0], dtype=bool), jnp.inf, overlaps))
+
+
+def and_errors(key: Key[Array, ""], model: UniversalAnd, trials: int = 2000) -> dict[str, Float[Array, ""]]:
+    """Root mean squared error of reading `f_i ∧ f_j`, over random distinct i, j, k, l with two features on: both of the
+    pair (the truth is 1), one of them and k, or k and l (the truth is 0). Pairs that no neuron sees are left out.
+    """
+    n = model.sets.shape[0]
+    drawn = jax.vmap(lambda key: jax.random.choice(key, n, (4,), replace=False))(jax.random.split(key, trials))
+    i, j, k, l = drawn.T
+    count = jnp.sum(model.sets[i] * model.sets[j], axis=1)
+
+    def rms(first: Array, second: Array, truth: float) -> Array:
+        post = jax.nn.relu(model.sets[first] + model.sets[second] - 1.0)
+        error = jnp.where(count > 0, read_and(model, post, i, j) - truth, 0.0)
+        return jnp.sqrt(jnp.mean(error**2, where=count > 0))
+
+    return {"both": rms(i, j, 1.0), "one": rms(i, k, 0.0), "none": rms(k, l, 0.0), "smallest": smallest_overlap(model)}
