@@ -13,12 +13,71 @@ import enum
 import json
 import types
 import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jax_interp.core.errors import UserError
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Older:
+    """How files of earlier versions spell one dataclass."""
+
+    name: str
+    renamed: Mapping[str, str]
+    removed: Mapping[str, Any]
+
+
+_OLDER: dict[str, _Older] = {}  # by the name under "type"
+
+
+def reads_older_files(
+    *,
+    renamed: Mapping[str, str] | None = None,
+    removed: Mapping[str, Any] | None = None,
+    called: Sequence[str] = (),
+) -> Callable[[type[T]], type[T]]:
+    """Class decorator: files that an earlier version wrote of this dataclass are read as what they are called now.
+
+    Args:
+      renamed: earlier name of a field -> its name now.
+      removed: name of a field that is gone -> the only value of it that means what the class does now. A file with
+        another value is refused.
+      called: earlier names of the class.
+
+    A run that was begun by an earlier version then goes on with the same config:
+
+        @reads_older_files(renamed={"lr": "learning_rate"}, removed={"nesterov": False}, called=("AdamConfig",))
+        @dataclasses.dataclass(frozen=True)
+        class Adam: ...
+    """
+
+    def register(kind: type[T]) -> type[T]:
+        older = _Older(kind.__name__, dict(renamed or {}), dict(removed or {}))
+        _OLDER.update(dict.fromkeys((kind.__name__, *called), older))
+        return kind
+
+    return register
+
+
+def upgrade(value: Any) -> Any:
+    """The JSON values of a config file, with what `reads_older_files` knows renamed. Raises UserError for a field that
+    is gone and held a value that cannot be had any more."""
+    if isinstance(value, list):
+        return [upgrade(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    out = {name: upgrade(one) for name, one in value.items()}
+    older = _OLDER.get(out["type"]) if isinstance(out.get("type"), str) else None
+    if older is None:
+        return out
+    for name, only in older.removed.items():
+        if name in out and out.pop(name) != only:
+            raise UserError(f"{older.name} has no {name!r} any more; a file that says other than {only!r} is not read")
+    return {older.renamed.get(name, name): one for name, one in out.items()} | {"type": older.name}
 
 
 def to_json(config: Any) -> Any:
@@ -68,7 +127,7 @@ def from_json(kind: type[T], value: Any, where: str = "config") -> T:
 
     Fields left out take their defaults. An int is accepted for a float and nothing else is converted.
     """
-    return _read(kind, value, where)
+    return _read(kind, upgrade(value), where)
 
 
 def _says(kind: Any) -> str:

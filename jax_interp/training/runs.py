@@ -119,7 +119,7 @@ def _keep_config(run: Run, before: bytes | None, config: Any, may_differ: Sequen
     text = configs.dumps(config)
     if before is not None:
         try:
-            stored = json.loads(before)
+            stored = configs.upgrade(json.loads(before))
         except ValueError as error:  # no JSON, or no text
             raise UserError(f"{run.config} is not JSON: {error}") from error
         changed = [

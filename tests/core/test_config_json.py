@@ -10,8 +10,10 @@ from typing import Literal
 
 import pytest
 
+from jax_interp.core import config_json as configs
 from jax_interp.core.config_json import differences, dumps, from_json, load, to_json
 from jax_interp.core.errors import UserError
+from jax_interp.training import open_run
 
 
 class Kind(enum.Enum):
@@ -120,3 +122,32 @@ def test_differences_name_the_keys():
     assert differences(to_json(CONFIG), to_json(new)) == ["data.fraction: 0.5 -> 0.75", "limit: 7 -> null"]
     assert differences({"a": 1}, {"b": 1}) == ['b: "(absent)" -> 1', 'a: 1 -> "(absent)"']
     assert differences({"a": 1}, {"a": True}) == ["a: 1 -> true"]
+
+
+@configs.reads_older_files(renamed={"lr": "rate"}, removed={"nesterov": False}, called=("Momentum",))
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    rate: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    steps: Steps = dataclasses.field(default_factory=Steps)
+
+
+def test_a_file_of_an_earlier_version_is_read_as_what_it_is_called_now():
+    stored = {"type": "Whole", "steps": {"type": "Momentum", "lr": 0.5, "nesterov": False}}
+    assert configs.from_json(Whole, stored) == Whole(Steps(0.5))
+    assert configs.upgrade(stored) == configs.to_json(Whole(Steps(0.5)))
+    with pytest.raises(UserError, match="has no 'nesterov' any more"):
+        configs.from_json(Whole, {"type": "Whole", "steps": {"type": "Steps", "nesterov": True}})
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    with open_run(tmp_path / "run", Whole(Steps(0.5))) as run:
+        pass
+    run.config.write_text('{"type": "Whole", "steps": {"type": "Momentum", "lr": 0.5, "nesterov": false}}')
+    with open_run(tmp_path / "run", Whole(Steps(0.5))):
+        pass
+    with pytest.raises(UserError, match=r"steps.rate: 0.5 -> 0.25"), open_run(tmp_path / "run", Whole(Steps(0.25))):
+        pass
