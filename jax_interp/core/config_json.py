@@ -1,8 +1,8 @@
 """Configs: frozen dataclasses, to JSON and back, typed.
 
-A field is a bool, int, float, str, Path, Enum, Literal, another dataclass, a union of these, None, or a list, tuple or
-dict of them. A dataclass is written with its class name under "type", so a union of dataclasses reads back as what it
-was, and a file of the wrong kind is recognised.
+A field is a bool, int, float, str, Path, Enum, Literal, another dataclass, a union of these, None, a base class with a
+registry (any registered variant of it), or a list, tuple or dict of them. A dataclass is written with its class name
+under "type", so a union of dataclasses reads back as what it was, and a file of the wrong kind is recognised.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.registry import Registry, registry_of
 
 T = TypeVar("T")
 
@@ -156,6 +157,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
             f"{where} is {json.dumps(value)}; it can be {', '.join(map(json.dumps, arguments))}"
             + (f". Did you mean {json.dumps(near[0])}?" if near else "")
         )
+    if (registry := registry_of(kind)) is not None:
+        return _read_variant(registry, value, where)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -187,6 +190,19 @@ def _read_union(kind: Any, arguments: tuple[Any, ...], value: Any, where: str) -
         except UserError:
             continue
     raise _wrong(kind, value, where)
+
+
+def _read_variant(registry: Registry[Any], value: Any, where: str) -> Any:
+    """A field that takes every registered variant of its type: the class name is under "type"."""
+    tag = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(tag, str):
+        known = ", ".join(registry.names())
+        raise UserError(f'{where} is {json.dumps(value)}; it needs a "type", one of {known}')
+    try:
+        variant = registry[tag]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return _read_dataclass(variant, value, where)
 
 
 def _read_container(kind: Any, origin: Any, arguments: tuple[Any, ...], value: Any, where: str) -> Any:
