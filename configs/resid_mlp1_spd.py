@@ -2,11 +2,13 @@
 
     jax-interp decompose resid_mlp1_spd
 
-20,000 steps of batch 2048: an hour or less on two CPU cores. Expected on one-hot probes: `mlp.up` one component a
-feature (100 alive), `mlp.down` 50 components, shared by all.
+20,000 steps of batch 2048. `python -m experiments spd_resid_mlp` runs the same recipe with batches of 512, on the
+target that SPD was published on. On one-hot inputs it measured, for both of two seeds: 100 components of `mlp.up`
+alive, with no identity-CI error at tolerance .1; 50 components of `mlp.down` alive, with no error against a dense
+block.
 """
 
-from jax_interp.cli.decompose import DecompositionRunConfig
 from jax_interp.decomposition.presets import preset
+from jax_interp.recipes.decomposition import DecompositionRunConfig
 
 CONFIG = DecompositionRunConfig(decomposition=preset("resid_mlp1"), target="resid-mlp:1-layer", evaluate_rows=1024)

@@ -8,8 +8,8 @@ Forty components alive, identity-CI errors 0 and 0, MMCS at least .999, ML2R 1.0
 
 from dataclasses import replace
 
-from jax_interp.cli.decompose import DecompositionRunConfig
 from jax_interp.decomposition.presets import preset
+from jax_interp.recipes.decomposition import DecompositionRunConfig
 
 CONFIG = DecompositionRunConfig(
     decomposition=replace(preset("tms_40_10"), batch=512, source="as yaml of 2026-06, batch 512"), target="tms:40-10"

@@ -7,7 +7,7 @@ five components is one feature: identity error 0, MMCS .999, ML2R .90 (the paper
 them). Now and then a seed ends in another minimum, with features shared (experiments/apd_tms.py).
 """
 
-from jax_interp.cli.decompose import DecompositionRunConfig
 from jax_interp.decomposition.presets import APD_PRESETS
+from jax_interp.recipes.decomposition import DecompositionRunConfig
 
 CONFIG = DecompositionRunConfig(decomposition=APD_PRESETS["tms_5_2"], target="tms:5-2")

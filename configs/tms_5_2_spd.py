@@ -6,7 +6,7 @@ Two CPU cores: the target trains in seconds, the decomposition in about two minu
 feature: identity-CI errors 0 and 0, MMCS at least .999, ML2R within [.98, 1.03].
 """
 
-from jax_interp.cli.decompose import DecompositionRunConfig
 from jax_interp.decomposition.presets import preset
+from jax_interp.recipes.decomposition import DecompositionRunConfig
 
 CONFIG = DecompositionRunConfig(decomposition=preset("tms_5_2"), target="tms:5-2")

@@ -5,8 +5,8 @@ jax-interp decompose tms_5_2_spd_tiny
 
 from dataclasses import replace
 
-from jax_interp.cli.decompose import DecompositionRunConfig
 from jax_interp.decomposition.presets import preset
+from jax_interp.recipes.decomposition import DecompositionRunConfig
 
 CONFIG = DecompositionRunConfig(
     decomposition=replace(preset("tms_5_2"), steps=20, batch=64, C=8),

@@ -14,7 +14,8 @@ from typing import Annotated
 import tyro
 
 from jax_interp.cli.arguments import parse
-from jax_interp.cli.config_source import find_config, take_source
+from jax_interp.cli.config_source import take_source
+from jax_interp.recipes.configs import find_config
 from jax_interp.recipes.demo.config import DemoConfig
 from jax_interp.recipes.demo.run import demonstrate
 

@@ -9,7 +9,6 @@ import re
 import jax
 import pytest
 
-from jax_interp.cli.decompose import DecompositionRunConfig
 from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
 from jax_interp.data.text import text_for
@@ -18,6 +17,7 @@ from jax_interp.decomposition.importance import ScalarGates, init_importance
 from jax_interp.decomposition.storage import save_decomposition
 from jax_interp.decomposition.train import template
 from jax_interp.models import load, save
+from jax_interp.recipes.decomposition import DecompositionRunConfig
 from jax_interp.recipes.run_inputs import fingerprint, same_inputs
 
 ERROR = {"stochastic": 0.2, "ci": 0.3, "unmasked": 0.1, "zero": 1.0}

@@ -130,12 +130,11 @@ def test_presets_fit_their_toys():
 
 
 def test_named_runs_survive_json_and_fit_the_command():
-    from jax_interp.cli.config_source import find_config, known_names
-    from jax_interp.cli.decompose import DecompositionRunConfig
+    from jax_interp.recipes.configs import find_config, known_names
+    from jax_interp.recipes.decomposition import DecompositionRunConfig
 
     names = known_names(DecompositionRunConfig)
-    assert {"tms_5_2_spd", "tms_40_10_spd", "resid_mlp1_spd", "stdlib_small_vpd"} <= set(names)
-    assert {"tms_5_2_apd", "resid_mlp1_apd"} <= set(names)
+    assert {"tms_5_2_spd", "tms_40_10_spd", "resid_mlp1_spd", "tms_5_2_apd"} <= set(names)
     for name in names:
         config = find_config(DecompositionRunConfig, name).config
         assert configs.from_json(DecompositionRunConfig, configs.to_json(config)) == config
