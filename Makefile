@@ -1,5 +1,5 @@
 # Everything a newcomer runs. Needs a Python >= 3.11 with its venv module, and make; the rest is installed into .venv.
-#   make demo | test | test-all | parity | lint | bench | clean          PYTHON=/path/to/python3.12 chooses another one
+#   make demo | test | test-all | parity | lint | docs | bench | clean          PYTHON=/path/to/python3.12 chooses another one
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -37,7 +37,7 @@ define make-venv
 	  || { rm -rf $(1); echo "error: $$python could not make a virtual environment with pip (Debian: install python3-venv), or name another: make PYTHON=/path/to/python" >&2; exit 2; }
 endef
 
-.PHONY: help demo test test-all parity lint bench clean
+.PHONY: help demo test test-all parity lint docs bench clean
 help:
 	@sed -n '2,2s/^# *//p' Makefile
 
@@ -57,6 +57,10 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+# The site in build/site, API reference included. Strict: a broken link or a docstring that names another parameter fails.
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 # PEERS: the folder that benchmarks/make_peers.sh made. Without it the peers are reported as absent.
 bench: $(VENV)/.installed
@@ -82,6 +86,10 @@ $(PARITY_VENV)/bin/python:
 $(VENV)/.installed: pyproject.toml constraints/py311.txt constraints/py312.txt | $(VENV)/bin/python
 	@echo "installing the pinned packages into $(VENV) (about a minute)"
 	@$(VENV)/bin/python -m pip install -q -c $(call pins,$(VENV)) -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/.docs-installed: $(VENV)/.installed
+	@$(VENV)/bin/python -m pip install -q -c $(call pins,$(VENV)) -e '.[docs]'
 	@touch $@
 
 # torch first and alone: whatever comes later then finds it there, and cannot bring a CUDA build along.

@@ -20,6 +20,12 @@ if os.environ.get("JAX_INTERP_TEST_OPTIMIZED") != "1" and "optimization_level" n
 import jax
 import pytest
 
+from jax_interp.core.user_cache import use_compilation_cache
+
+# Programs are compiled once for both workers, all files and all runs. The cache is off where
+# JAX_INTERP_COMPILATION_CACHE is set and empty.
+use_compilation_cache(min_compile_seconds=0.0)
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.user_cache import use_compilation_cache
 
 COMMANDS = {
     "demo": ("demo", "open a model, train a dictionary on it, intervene, patch, write a report (minutes)"),
@@ -65,6 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
         raise UserError(f"no command {name!r}; {hint}")
+    use_compilation_cache()
     return import_module(f"jax_interp.cli.{COMMANDS[name][0]}").run(rest) or 0
 
 

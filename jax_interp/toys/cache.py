@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.config_json import to_json
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten, unflatten
+from jax_interp.core.user_cache import user_cache
 from jax_interp.training.fingerprint import fingerprints
 
 T = TypeVar("T")
@@ -36,11 +36,7 @@ def cache_directory() -> Path:
     """Where trained toys are kept."""
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE]).expanduser()
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "jax_interp" / "toys"
+    return user_cache() / "toys"
 
 
 def cached(kind: str, config: Any, seed: int, template: T, make: Callable[[], T]) -> T:
