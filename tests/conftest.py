@@ -1,4 +1,4 @@
-"""What every test runs under: eight host devices, strict promotion, and the real data where there is some."""
+"""Settings of all tests: eight host devices, strict promotion, and the folder of real data where it is given."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-# Most of the suite's time goes into compiling small programs, and more than half of that into making machine code fast
-# that runs once. What must hold to the bit is tested as in use too: JAX_INTERP_TEST_OPTIMIZED=1, as .ci/run does.
+# Most of the suite's time is compilation of small programs that run once, so XLA's backend does not optimise them. With
+# JAX_INTERP_TEST_OPTIMIZED=1 it does, as in real use; .ci/run repeats the laws that way.
 if os.environ.get("JAX_INTERP_TEST_OPTIMIZED") != "1" and "optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
     if version("jaxlib").startswith("0.10."):  # later ones have no other emitter
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
+import hypothesis
 import jax
 import pytest
 
@@ -29,13 +30,20 @@ use_compilation_cache(min_compile_seconds=0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# Examples are drawn anew in each run. A failure prints what reproduces it; it then becomes a case of its test.
+hypothesis.settings.register_profile("project", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("project")
+
 DATA_VARIABLE = "JAX_INTERP_TEST_DATA"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _room_for_programs():
-    """A process may map some 65,000 pieces of memory (Linux), a compiled program takes several, and JAX keeps them all:
-    a worker that has run a thousand tests is killed without a word. Those of earlier files go before that."""
+    """Drop the compiled programs of earlier test files before the process runs out of memory maps.
+
+    Linux allows a process about 65,000 of them. A compiled program takes several and JAX keeps every program, so a
+    worker that has run a thousand tests would be killed without a message.
+    """
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
@@ -44,7 +52,7 @@ def _room_for_programs():
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real weights and texts; a test that needs it is skipped, saying why, where it is not there."""
+    """The folder of real weights and texts. Where it is not set, a test that needs it is skipped with the reason."""
     path = os.environ.get(DATA_VARIABLE)
     if not path:
         pytest.skip(f"{DATA_VARIABLE} is not set: no real weights or texts to test with")
