@@ -65,7 +65,7 @@ def ours(sizes):
     import jax.numpy as jnp
 
     from jax_interp.dictionaries import variants
-    from jax_interp.dictionaries.training.train import learn, start_learner
+    from jax_interp.dictionaries.training.train import init_learner, learn
 
     rows = [jnp.asarray(batch) for batch in activations(sizes)]
     mean = jnp.mean(rows[0], axis=0)
@@ -85,7 +85,7 @@ def ours(sizes):
     for name, config in configs.items():
         flops = dense_flops(sizes) * (7 / 5 if name == "Gated" else 1)
         advance = jax.jit(partial(learn, config), donate_argnums=0)
-        held = {"learner": start_learner(config, jax.random.key(0), (sizes["d"],), jnp.copy(mean))}
+        held = {"learner": init_learner(config, jax.random.key(0), (sizes["d"],), jnp.copy(mean))}
         again, few = (
             jax.jit(partial(learn, config)),
             None if "TopK" in name else with_few_on(held["learner"], rows[0], sizes),

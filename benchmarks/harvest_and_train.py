@@ -38,7 +38,7 @@ def ours(sizes):
     import jax.numpy as jnp
 
     from jax_interp.dictionaries import variants
-    from jax_interp.dictionaries.training.train import start, train_step
+    from jax_interp.dictionaries.training.train import init_train_state, train_step
     from jax_interp.models import Config, Rope, init
 
     config = Config(
@@ -55,7 +55,7 @@ def ours(sizes):
         f"blocks.{LAYER}.resid_post", k=sizes["k"], n_features=sizes["features"], steps=30_000, dead_after=10_000_000,
         buffer=64 * sizes["context"],
     )  # fmt: skip
-    state = start(dictionary, model, batch_at)
+    state = init_train_state(dictionary, model, batch_at)
     advance = jax.jit(partial(train_step, dictionary), donate_argnums=0)
     held = {"state": jax.tree.map(jnp.copy, state), "i": 0}
 

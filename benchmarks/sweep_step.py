@@ -24,7 +24,7 @@ def ours(sizes):
     import jax.numpy as jnp
 
     from jax_interp.dictionaries import variants
-    from jax_interp.dictionaries.training.train import learn, start_learner
+    from jax_interp.dictionaries.training.train import init_learner, learn
 
     rows = [jnp.asarray(batch) for batch in activations(sizes)]
     scale = jnp.sqrt(sizes["d"] / jnp.mean(jnp.sum(rows[0] ** 2, axis=1)))
@@ -37,13 +37,13 @@ def ours(sizes):
         "TopK": variants.topk("x", k=sizes["k"], **fields),
     }
     for name, config in configs.items():
-        start = jax.vmap(lambda key, config=config: start_learner(config, key, (sizes["d"],), mean))
+        start = jax.vmap(lambda key, config=config: init_learner(config, key, (sizes["d"],), mean))
         for how in ("each in turn", "vmap"):
             if how == "vmap" and name == "TopK":
                 continue  # under vmap AuxK's branches are all computed: not for a CPU
 
             # as `sweep_step` does: under vmap a branch costs as much as all of them
-            config = dataclasses.replace(config, few=()) if how == "vmap" else config
+            config = dataclasses.replace(config, sparse_gradient_sizes=()) if how == "vmap" else config
 
             def step_all(learners, x, config=config, how=how):
                 one = lambda learner: learn(config, learner, x, variance)
@@ -59,7 +59,7 @@ def ours(sizes):
             yield Work(f"8 {name}, {how}", step, flops=MEMBERS * dense_flops(sizes))
             if name == "ReLU" and how == "each in turn":
                 keys = jax.random.split(jax.random.key(0), MEMBERS)
-                fresh = (start_learner(config, key, (sizes["d"],), mean) for key in keys)
+                fresh = (init_learner(config, key, (sizes["d"],), mean) for key in keys)
                 few = [with_few_on(one_of, rows[0] * scale, sizes) for one_of in fresh]
                 few = jax.tree.map(lambda *leaves: jnp.stack(leaves), *few)
                 again = jax.jit(step_all)

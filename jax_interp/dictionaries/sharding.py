@@ -2,7 +2,7 @@
 
     mesh = make_mesh(data=4, tensor=2, explicit=False)
     with jax.set_mesh(mesh):
-        state = start(config, model, batch_at)
+        state = init_train_state(config, model, batch_at)
         state = shard(state, rules(state), mesh)
 
 Each device encodes its rows with its features. What passes between devices in a step is what one would write by hand:

@@ -136,8 +136,8 @@ def check_cross_layer(model: Any, config: CrossLayerConfig) -> None:
 def trainer(config: DictionaryConfig) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """(start, step, export) of what the config trains, each with the config as its first argument."""
     if isinstance(config, CrossLayerConfig):
-        return cross_layer.start, cross_layer.cross_layer_step, cross_layer.export
-    return single.start, single.train_step, single.export
+        return cross_layer.init_cross_layer_state, cross_layer.cross_layer_step, cross_layer.export
+    return single.init_train_state, single.train_step, single.export
 
 
 def train(

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.dictionaries.storage import save_dictionary
-from jax_interp.dictionaries.training.sweep import Member, Sweep, config_of, train_sweep
+from jax_interp.dictionaries.training.sweep import Member, Sweep, member_config, train_sweep
 from jax_interp.recipes.dictionary import MAY_DIFFER, DictionaryRunConfig, Inputs, measure
 from jax_interp.recipes.run_inputs import fingerprint, same_inputs
 from jax_interp.training import open_run
@@ -43,7 +43,7 @@ def run_sweep(
         rows = []
         for i, (member, dictionary) in enumerate(found):
             directory = run.directory / "members" / f"{i:02d}"
-            own = dataclasses.replace(config, sweep=None, dictionary=config_of(config.dictionary, member))
+            own = dataclasses.replace(config, sweep=None, dictionary=member_config(config.dictionary, member))
             save_dictionary(
                 directory / "dictionary", dictionary, address=member.address, writes=config.dictionary.writes,
                 model=config.model, config=own,

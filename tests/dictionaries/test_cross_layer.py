@@ -22,11 +22,11 @@ from jax_interp.dictionaries.losses import L1, AuxK, Matryoshka, PreActivation, 
 from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, DictionaryConfig
 from jax_interp.dictionaries.training.cross_layer import (
     fold_scales,
+    init_cross_layer_learner,
     learn_cross_layer,
-    start_cross_layer,
     train_cross_layer,
 )
-from jax_interp.dictionaries.training.train import learn, start_learner
+from jax_interp.dictionaries.training.train import init_learner, learn
 
 S, D, E, M, ROWS = 3, 5, 4, 11, 40
 PRE = tuple(f"blocks.{i}.resid_pre" for i in range(3))
@@ -112,7 +112,7 @@ def test_a_step_follows_the_gradient_of_the_equation(name):
         parts, b_dec = (one[-2:] for one in weights())  # the last two sources, two targets and one
         rows = jnp.concatenate([*map(jnp.asarray, X[:2]), *map(jnp.asarray, Y[:2])], axis=1)
         variance = jnp.asarray([1.0, 1, 4, 5])
-        learner = start_cross_layer(config, jax.random.key(0), (D, D, E, E), jnp.zeros(2 * (D + E)))
+        learner = init_cross_layer_learner(config, jax.random.key(0), (D, D, E, E), jnp.zeros(2 * (D + E)))
         made = learner.dictionary.sources[0].activation
         start = cross_layer(parts, b_dec, lambda a: Jump(jnp.asarray(a), 0.3) if isinstance(made, Jump) else made)
         after, metrics = jax.jit(lambda a: learn_cross_layer(config, a, rows, variance))(
@@ -186,7 +186,7 @@ def test_with_one_layer_it_is_a_transcoder():
     @jax.jit
     def both(rows):
         key, mean, variance = jax.random.key(3), jnp.mean(rows, axis=0), jnp.ones(2, rows.dtype)
-        single, cross = start_learner(one, key, (D, E), mean), start_cross_layer(many, key, (D, E), mean)
+        single, cross = init_learner(one, key, (D, E), mean), init_cross_layer_learner(many, key, (D, E), mean)
 
         def step(learners, _):
             (single, a), (cross, b) = (
@@ -264,7 +264,7 @@ def test_a_trained_one_works_on_raw_activations_and_resumes_to_the_bit(tmp_path)
 
 def test_products_take_the_precision_that_is_asked_for():
     config = CrossLayerConfig(PRE[:2], writes=POST[:2], activation=ReLU(), matmul="bfloat16", **FIELDS)
-    learner = start_cross_layer(config, jax.random.key(0), (D, D, E, E), jnp.zeros(2 * (D + E)))
+    learner = init_cross_layer_learner(config, jax.random.key(0), (D, D, E, E), jnp.zeros(2 * (D + E)))
     rows, variance = jnp.ones((8, 2 * (D + E))), jnp.ones(4)
     step = jax.make_jaxpr(lambda a: learn_cross_layer(config, a, rows, variance))(learner)
     products = re.findall(r"dot_general\[.*?\]\s", str(step), re.DOTALL)
@@ -284,7 +284,7 @@ def test_what_cannot_be_is_refused():
             CrossLayerConfig(PRE, **{"n_features": 64, **fields})
     config = CrossLayerConfig(PRE, n_features=4, activation=ReLU())
     with pytest.raises(UserError, match="one width"):
-        start_cross_layer(config, jax.random.key(0), (2, 3, 2), jnp.zeros(7))
+        init_cross_layer_learner(config, jax.random.key(0), (2, 3, 2), jnp.zeros(7))
     sae = init_transcoder(jax.random.key(0), 2, 2, 4, ReLU(), jnp.zeros(2), jnp.zeros(2))
     with pytest.raises(UserError, match="only transcoders"):
         from_transcoders([dataclasses.replace(sae, centred=True)])

@@ -16,8 +16,8 @@ from toy import batch_at, toy
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.sharding import rules
 from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig
-from jax_interp.dictionaries.training.cross_layer import start_cross_layer
-from jax_interp.dictionaries.training.train import learn, start, start_learner, train_step
+from jax_interp.dictionaries.training.cross_layer import init_cross_layer_learner
+from jax_interp.dictionaries.training.train import init_learner, init_train_state, learn, train_step
 from jax_interp.training.sharding import make_mesh, shard, shard_batch, specs
 
 FIELDS = {"n_features": 64, "steps": 20, "buffer": 256, "dead_after": 200, "optimizer": Adam(warmup=2)}
@@ -39,7 +39,7 @@ FAST = ("topk",)
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
 def test_eight_devices_are_one(name):
     config, model = VARIANTS[name], toy()
-    state = start(config, model, batch_at)
+    state = init_train_state(config, model, batch_at)
     step = partial(train_step, config)
     alone, sharded, metrics = state, None, None
     for i in range(3):
@@ -62,7 +62,7 @@ def test_eight_devices_are_one(name):
 
 def test_a_cross_layer_dictionary_is_split_by_feature_whatever_it_writes():
     config = CrossLayerConfig(("a", "b", "c"), n_features=64, steps=5)
-    learner = start_cross_layer(config, jax.random.key(0), (16,) * 3, jnp.zeros(48))
+    learner = init_cross_layer_learner(config, jax.random.key(0), (16,) * 3, jnp.zeros(48))
     placed = specs(learner, rules(learner))
     for moment in ("dictionary.", ".mu.", ".nu."):
         found = {spec for name, spec in placed.items() if moment in name and name.endswith("W_dec")}
@@ -73,7 +73,7 @@ def traffic(config, rows, d, **mesh_shape):
     """{collective: [number of elements of each]} of the compiled step."""
     mesh = make_mesh(explicit=False, **mesh_shape)
     with jax.set_mesh(mesh):
-        learner = start_learner(config, jax.random.key(0), (d,), jnp.zeros(d))
+        learner = init_learner(config, jax.random.key(0), (d,), jnp.zeros(d))
         learner = shard(learner, rules(learner), mesh)
         x = shard_batch(jnp.ones((rows, d)), mesh)
         text = jax.jit(partial(learn, config)).lower(learner, x, jnp.ones(1)).compile().as_text()

@@ -22,12 +22,12 @@ from jax_interp.dictionaries.training.end_to_end import (
     EndToEndState,
     end_to_end_step,
     export_end_to_end,
+    init_end_to_end_state,
     loss,
-    start_end_to_end,
     train_end_to_end,
 )
-from jax_interp.dictionaries.training.spliced import Shown, kept_rows
-from jax_interp.dictionaries.training.train import start_learner
+from jax_interp.dictionaries.training.spliced import TrainingSplice, kept_rows
+from jax_interp.dictionaries.training.train import init_learner
 from jax_interp.models import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.language_modelling import Optimization, init_state, train_step
@@ -112,7 +112,7 @@ def test_loss_and_gradient_equal_the_equation(model, output, beta, balance):
         dictionaries = tuple(dataclasses.replace(make(p), **p) for p in params)
         scales = jnp.asarray([0.8, 1.3])
         learners = tuple(
-            dataclasses.replace(start_learner(one, jax.random.key(0), (16,), jnp.zeros(16)), dictionary=d)
+            dataclasses.replace(init_learner(one, jax.random.key(0), (16,), jnp.zeros(16)), dictionary=d)
             for one, d in zip(config.dictionaries, dictionaries, strict=True)
         )
         state = EndToEndState(learners, scales, jnp.asarray([3.0, 4.0]), jnp.asarray([5.0])[: len(config.downstream)],
@@ -141,10 +141,12 @@ def test_loss_and_gradient_equal_the_equation(model, output, beta, balance):
 
 def test_what_is_trained_is_what_is_exported(model):
     """The spliced run of the step is that of `Splice` with the exported dictionaries, padding left alone."""
-    state = start_end_to_end(EndToEndConfig(tuple(RELU)), model, batch_at)
+    state = init_end_to_end_state(EndToEndConfig(tuple(RELU)), model, batch_at)
     tokens, keep = batch_at(5)
     rows, n = kept_rows(keep, jax.random.key(0))
-    shown = [at(site, Shown(one.dictionary, s, rows, n)) for site, one, s in zip(SITES, state.learners, state.scale)]
+    shown = [
+        at(site, TrainingSplice(one.dictionary, s, rows, n)) for site, one, s in zip(SITES, state.learners, state.scale)
+    ]
     spliced = [at(site, Splice(d), where=keep) for site, d in zip(SITES, export_end_to_end(state), strict=True)]
     run = jax.jit(lambda *models: [one(tokens) for one in models])
     got, want, clean = run(edit(model, *shown), edit(model, *spliced), model)
@@ -156,7 +158,7 @@ def test_what_is_trained_is_what_is_exported(model):
 def test_latents_that_are_silent_grow_older_by_the_tokens_that_are_kept(model):
     """Rows that stand in for padding are seen again: they are no new tokens."""
     config = EndToEndConfig((RELU[0],))
-    state = start_end_to_end(config, model, batch_at)
+    state = init_end_to_end_state(config, model, batch_at)
     one = state.learners[0].dictionary
     silent = dataclasses.replace(one, b_enc=jnp.where(jnp.arange(24) < 5, -100.0, 100.0))
     state = dataclasses.replace(state, learners=(dataclasses.replace(state.learners[0], dictionary=silent),))
@@ -169,7 +171,7 @@ def test_latents_that_are_silent_grow_older_by_the_tokens_that_are_kept(model):
 def test_going_on_from_a_trained_dictionary_begins_where_it_is(model):
     given = tuple(init_sae(jax.random.key(i), 16, 24, TopK(4), jnp.ones(16)) for i in range(2))
     config = EndToEndConfig(tuple(variants.topk(site, 4, **FIELDS) for site in SITES), balance=1.0)
-    back = export_end_to_end(start_end_to_end(config, model, batch_at, given))
+    back = export_end_to_end(init_end_to_end_state(config, model, batch_at, given))
     for got, want in zip(jax.tree.leaves(back), jax.tree.leaves(given), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
@@ -183,7 +185,7 @@ def test_scanned_blocks_and_values_of_heads_train_alike():
         DictionaryConfig("blocks.1.resid_post", activation=BatchTopK(4), loss=loss_terms, **FIELDS),
     ]
     config = EndToEndConfig(tuple(sites), downstream=("blocks.2.mlp_out", "ln_final.normalized"))
-    state = start_end_to_end(config, model, batch_at)
+    state = init_end_to_end_state(config, model, batch_at)
     step = jax.jit(partial(end_to_end_step, config))
     (one, metrics), (other, others) = (step(state, batch_at(0), m) for m in (model, replan(model, "0:2")))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool(np.allclose(a, b, rtol=1e-4, atol=1e-5)), metrics, others))

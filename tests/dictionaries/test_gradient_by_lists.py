@@ -14,7 +14,7 @@ from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.losses import PreActivation, Reconstruction
 from jax_interp.dictionaries.losses.forward import Forward, total
 from jax_interp.dictionaries.training import gradient
-from jax_interp.dictionaries.training.train import learn, start_learner
+from jax_interp.dictionaries.training.train import init_learner, learn
 
 D, M, ROWS = 6, 64, 20
 
@@ -38,7 +38,7 @@ def lists_of_any_length(monkeypatch):
 def learner_of(config, dtype, offset):
     """With about a third of the latents on, none of its numbers 0."""
     n = 1 if config.writes is None else 2
-    learner = start_learner(config, jax.random.key(0), (D,) * n, jnp.full((n * D,), 0.1, dtype))
+    learner = init_learner(config, jax.random.key(0), (D,) * n, jnp.full((n * D,), 0.1, dtype))
     dictionary = learner.dictionary
     leaves, tree = jax.tree.flatten(dictionary)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -50,7 +50,7 @@ def learner_of(config, dtype, offset):
 
 
 def gradient_of(config, dictionary, x, y, few):
-    config = dataclasses.replace(config, few=few)
+    config = dataclasses.replace(config, sparse_gradient_sizes=few)
 
     def loss_of(dictionary, code):
         number = lambda a: jnp.asarray(a, x.dtype)
@@ -87,7 +87,7 @@ def test_lists_products_and_autodiff_agree(kind):
 
 def test_the_way_is_chosen_by_how_many_take_part(monkeypatch):
     """With each way spoilt in turn: a batch with few goes by lists, a batch with many by products."""
-    config = dataclasses.replace(KINDS["relu"], few=(16,))
+    config = dataclasses.replace(KINDS["relu"], sparse_gradient_sizes=(16,))
     x = jax.random.normal(jax.random.key(2), (ROWS, D))
 
     def loss(offset):
@@ -113,7 +113,7 @@ def test_terms_that_need_all_latents_get_them():
 
 
 def test_numbers_that_mean_nothing_are_refused():
-    with pytest.raises(UserError, match=r"few=\(64, 0\): numbers of latents a row, each at least 1"):
-        variants.relu("x", few=(64, 0))
+    with pytest.raises(UserError, match=r"sparse_gradient_sizes=\(64, 0\): latents a row, each at least 1"):
+        variants.relu("x", sparse_gradient_sizes=(64, 0))
     with pytest.raises(UserError, match="a cross-layer dictionary computes with all latents"):
-        variants.cross_layer(("a", "b"), None, few=(64,))
+        variants.cross_layer(("a", "b"), None, sparse_gradient_sizes=(64,))

@@ -20,9 +20,9 @@ from jax_interp.dictionaries.losses import L1, AuxK, Reconstruction
 from jax_interp.dictionaries.training.joint import (
     JointConfig,
     OverNorm,
+    init_joint_state,
     joint_step,
     next_token,
-    start_joint,
     train_joint,
 )
 from jax_interp.dictionaries.training.spliced import kept_rows
@@ -71,7 +71,7 @@ def test_loss_and_every_gradient_equal_the_equation_the_models_too():
         saes = [{name: jnp.asarray(draw(shape) * 0.3) for name, shape in shapes.items()} for _ in SITES]
         fresh = init_sae(jax.random.key(0), 16, 24, ReLU())
         sgd = optax.sgd(1.0)
-        state = start_joint(CONFIG, model, tokens, sgd, [dataclasses.replace(fresh, **p) for p in saes])
+        state = init_joint_state(CONFIG, model, tokens, sgd, [dataclasses.replace(fresh, **p) for p in saes])
         rows = np.asarray(kept_rows(keep, jax.random.split(state.key, 3)[1])[0])
         after, metrics = jax.jit(partial(joint_step, CONFIG, sgd, next_token))(state, (tokens, keep))
         params = (model.E, model.U, [block.W for block in model.blocks], saes)

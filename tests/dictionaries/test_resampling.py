@@ -15,7 +15,7 @@ from jax_interp.dictionaries.activations import Jump, JumpReLU
 from jax_interp.dictionaries.losses import Reconstruction
 from jax_interp.dictionaries.training.config import Adam, Resampling
 from jax_interp.dictionaries.training.resampling import resample
-from jax_interp.dictionaries.training.train import learn, start_learner
+from jax_interp.dictionaries.training.train import init_learner, learn
 
 FIELDS = {"n_features": 400, "steps": 100, "optimizer": Adam(warmup=1)}
 CONFIG = variants.relu("x", resampling=Resampling(every=4, until=0.5), **FIELDS)
@@ -26,7 +26,7 @@ def moments(opt):
 
 
 def learner_after_a_step():
-    learner = start_learner(CONFIG, jax.random.key(0), (6,), jnp.full(6, 0.5))
+    learner = init_learner(CONFIG, jax.random.key(0), (6,), jnp.full(6, 0.5))
     x = jax.random.normal(jax.random.key(1), (50, 6))
     return jax.jit(partial(learn, CONFIG))(learner, x, jnp.ones(1))[0]
 
@@ -61,7 +61,7 @@ def test_a_free_crosscoder_gets_rows_as_long_as_the_living_and_thresholds_anew()
     """Two values of width 3, no pre-bias, JumpReLU: the mean of the inputs is taken off, θ is as at first."""
     config = variants.april(("a", "b"), **FIELDS)
     config = dataclasses.replace(config, activation=JumpReLU(0.5), loss=(Reconstruction(),))
-    learner = start_learner(config, jax.random.key(0), (3, 3), jnp.zeros(6))
+    learner = init_learner(config, jax.random.key(0), (3, 3), jnp.zeros(6))
     one, dead = learner.dictionary, jnp.arange(400) >= 300
     lengths = jnp.asarray([0.3, 2.0])
     one = dataclasses.replace(
@@ -89,7 +89,7 @@ def test_by_default_it_happens_four_times_and_in_a_short_run_less_often(steps, e
     """A latent that never fires begins anew at the steps of the schedule, and at no other."""
     config = variants.relu("x", n_features=8, steps=steps)
     x, step = jax.random.normal(jax.random.key(1), (6, 4)), jax.jit(partial(learn, config))
-    learner = start_learner(config, jax.random.key(0), (4,), jnp.zeros(4))
+    learner = init_learner(config, jax.random.key(0), (4,), jnp.zeros(4))
     silent = dataclasses.replace(learner.dictionary, b_enc=learner.dictionary.b_enc.at[0].set(-100.0))
     found = []
     for now in (every * i + by for i in range(1, 7) for by in (-1, 0, 1)):

@@ -12,7 +12,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import train_dictionary, variants
 from jax_interp.dictionaries.activations.select import batch_top_k
 from jax_interp.dictionaries.training.config import Adam
-from jax_interp.dictionaries.training.sweep import Member, Sweep, config_of, members, train_sweep
+from jax_interp.dictionaries.training.sweep import Member, Sweep, member_config, members, train_sweep
 from jax_interp.training import NonFinite
 from jax_interp.training.metrics import read_log
 
@@ -23,7 +23,7 @@ RELU = variants.relu(ADDRESS, **FIELDS)
 
 def alone(config, member, model):
     """The same dictionary from a config of its own."""
-    return train_dictionary(config_of(config, member), model, batch_at, quiet=True)
+    return train_dictionary(member_config(config, member), model, batch_at, quiet=True)
 
 
 CASES = {
@@ -119,7 +119,7 @@ def test_what_a_config_does_not_have_is_not_swept():
 
 def test_a_member_by_itself_has_all_that_is_varied():
     member = Member("blocks.0.resid_post", 7, 0.02, 3, {"reconstruction": 2.0})
-    own = config_of(variants.topk(ADDRESS, k=6, **FIELDS), member)
+    own = member_config(variants.topk(ADDRESS, k=6, **FIELDS), member)
     assert (own.address, own.seed, own.optimizer.learning_rate) == (member.address, 7, 0.02)
     assert (own.activation.k, own.loss[0].coefficient) == (3, 2.0)
     assert own.optimizer.warmup == FIELDS["optimizer"].warmup

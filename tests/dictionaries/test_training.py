@@ -21,13 +21,13 @@ from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, MatchingP
 from jax_interp.dictionaries.forms import init_sae
 from jax_interp.dictionaries.losses import AuxK, Reconstruction
 from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, Resampling
-from jax_interp.dictionaries.training.cross_layer import learn_cross_layer, start_cross_layer
+from jax_interp.dictionaries.training.cross_layer import init_cross_layer_learner, learn_cross_layer
 from jax_interp.dictionaries.training.normalisation import fold_centre, fold_decoder_norm, fold_scale, for_inference
 from jax_interp.dictionaries.training.train import (
     export,
+    init_learner,
+    init_train_state,
     learn,
-    start,
-    start_learner,
     train_dictionary,
     train_step,
 )
@@ -106,7 +106,7 @@ def test_decoder_rows_stay_on_the_sphere_and_the_projected_gradient_is_tangent(m
     tangent = without_parallel(jax.random.normal(jax.random.key(1), (20, 5)), W)
     np.testing.assert_allclose((tangent * W).sum(1), np.zeros(20), atol=1e-6)
     assert (unit_rows(jnp.zeros((2, 3))) == 0).all()
-    state = start(CONFIG, model, batch_at)
+    state = init_train_state(CONFIG, model, batch_at)
     for i in range(3):
         state, _ = jax.jit(partial(train_step, CONFIG))(state, batch_at(5 + i), model)
     norms = jnp.linalg.norm(state.learner.dictionary.W_dec, axis=1)
@@ -115,7 +115,7 @@ def test_decoder_rows_stay_on_the_sphere_and_the_projected_gradient_is_tangent(m
 
 @pytest.mark.slow
 def test_counters_count_tokens_since_a_latent_fired():
-    learner = start_learner(CONFIG, jax.random.key(0), (16,), jnp.zeros(16))
+    learner = init_learner(CONFIG, jax.random.key(0), (16,), jnp.zeros(16))
     x = jnp.broadcast_to(learner.dictionary.W_dec[7], (10, 16))  # fires latent 7 and three more
     after, metrics = learn(CONFIG, learner, x, jnp.ones(1))
     fired = np.asarray((learner.dictionary.encode(x) > 0).any(0))
@@ -138,7 +138,7 @@ def test_auxk_brings_latents_back(model):
         loss = (Reconstruction(), AuxK(aux_coefficient))
         adam = Adam(learning_rate=0.02, warmup=2)
         config = dataclasses.replace(CONFIG, steps=150, dead_after=100, optimizer=adam, loss=loss)
-        state = start(config, model, batch_at)
+        state = init_train_state(config, model, batch_at)
         # a third of the latents point away from everything the model produces
         b_enc = jnp.where(jnp.arange(64) < 20, -3.0, 0.0)
         sae = dataclasses.replace(state.learner.dictionary, b_enc=b_enc)
@@ -225,10 +225,10 @@ def test_a_killed_run_ends_with_the_same_bits(model, tmp_path):
 
 @pytest.mark.slow
 def test_seeds_are_one_vmap_over_one_stream(model):
-    state = start(CONFIG, model, batch_at)
+    state = init_train_state(CONFIG, model, batch_at)
     x = state.stream.buffer.rows[:128] * state.stream.scale[0]
     keys = jax.random.split(jax.random.key(1), 3)
-    make = partial(start_learner, CONFIG, widths=(16,), mean=state.stream.mean)
+    make = partial(init_learner, CONFIG, widths=(16,), mean=state.stream.mean)
     many = jax.vmap(make)(keys)
     step = jax.jit(partial(learn, CONFIG))
     each = jax.jit(jax.vmap(partial(learn, CONFIG), (0, None, None)))
@@ -244,7 +244,7 @@ def test_seeds_are_one_vmap_over_one_stream(model):
 
 
 def test_the_step_compiles_once(model):
-    state = start(CONFIG, model, batch_at)
+    state = init_train_state(CONFIG, model, batch_at)
     step = jax.jit(partial(train_step, CONFIG))
     for i in range(3):
         state, _ = step(state, batch_at(i), model)
@@ -284,7 +284,7 @@ def test_settings_that_cannot_be_are_refused():
             make()
     across = CrossLayerConfig(("a", "b"), n_features=64)
     with pytest.raises(UserError, match="for train_cross_layer"):
-        start_learner(across, jax.random.key(0), (16, 16), jnp.zeros(32))
+        init_learner(across, jax.random.key(0), (16, 16), jnp.zeros(32))
 
 
 def test_a_gradient_is_clipped_in_the_units_of_the_publications():
@@ -296,9 +296,9 @@ def test_a_gradient_is_clipped_in_the_units_of_the_publications():
         config = dataclasses.replace(
             CONFIG, loss=(Reconstruction(kind=kind),), decoder="free", centred=False, optimizer=adam
         )
-        learner = start_learner(config, jax.random.key(0), (16,), jnp.zeros(16))
+        learner = init_learner(config, jax.random.key(0), (16,), jnp.zeros(16))
         many = CrossLayerConfig((ADDRESS,), **FIELDS | {"loss": config.loss, "optimizer": adam, "activation": TopK(4)})
-        across = start_cross_layer(many, jax.random.key(0), (16,), jnp.zeros(16))
+        across = init_cross_layer_learner(many, jax.random.key(0), (16,), jnp.zeros(16))
         for before, step in ((learner, partial(learn, config)), (across, partial(learn_cross_layer, many))):
             after, _ = jax.jit(step)(before, x, V)
             moved = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), after.dictionary, before.dictionary)
@@ -308,7 +308,7 @@ def test_a_gradient_is_clipped_in_the_units_of_the_publications():
 def test_products_take_the_precision_that_is_asked_for_and_weights_stay_float32():
     for config in (CONFIG, variants.gated(ADDRESS, **FIELDS)):
         config = dataclasses.replace(config, matmul="bfloat16")
-        learner = start_learner(config, jax.random.key(0), (16,), jnp.zeros(16))
+        learner = init_learner(config, jax.random.key(0), (16,), jnp.zeros(16))
         step = jax.make_jaxpr(partial(learn, config))(learner, jnp.ones((8, 16)), jnp.ones(1))
         products = re.findall(r"dot_general\[.*?\]\s", str(step), re.DOTALL)
         assert len(products) >= 4

@@ -16,8 +16,8 @@ from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, TopK
 from jax_interp.dictionaries.forms import init_sae
 from jax_interp.dictionaries.training.config import Adam
-from jax_interp.dictionaries.training.end_to_end import EndToEndConfig, export_end_to_end, start_end_to_end
-from jax_interp.dictionaries.training.joint import JointConfig, start_joint
+from jax_interp.dictionaries.training.end_to_end import EndToEndConfig, export_end_to_end, init_end_to_end_state
+from jax_interp.dictionaries.training.joint import JointConfig, init_joint_state
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 
 ADDRESS = "blocks.1.resid_post"
@@ -33,8 +33,8 @@ def random_sae(activation, seed=0):
 def start(config, *given, kind="end to end"):
     if kind == "joint":
         joint = JointConfig((config,), shared=(), steps=5)
-        return start_joint(joint, toy(), batch_at(0)[0], optax.sgd(1.0), given)
-    return start_end_to_end(EndToEndConfig((config,)), toy(), batch_at, given)
+        return init_joint_state(joint, toy(), batch_at(0)[0], optax.sgd(1.0), given)
+    return init_end_to_end_state(EndToEndConfig((config,)), toy(), batch_at, given)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

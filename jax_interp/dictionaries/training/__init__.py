@@ -9,6 +9,6 @@ resampling.py, rescaling.py     dead latents begin anew; latents that shrank are
 sweep.py                        many dictionaries on one stream
 cross_layer.py                  dictionaries that write at several layers
 end_to_end.py, joint.py         for what the model makes of them; together with the model
-taken_up.py                     trained ones that these two go on from
+warm_start.py                     trained ones that these two go on from
 sharding.py                     on a mesh
 """

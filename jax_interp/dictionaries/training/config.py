@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations import Activation, BatchTopK, JumpReLU, MatchingPursuit, ReLU, TopK
 from jax_interp.dictionaries.losses import (
@@ -83,6 +84,7 @@ class Resampling:
         return max(round(self.until * steps) // 4, 50) if self.every is None else self.every
 
 
+@reads_older_files(renamed={"few": "sparse_gradient_sizes"})
 @dataclasses.dataclass(frozen=True)
 class DictionaryConfig:
     """Amounts of data are in tokens; one row of activations is one token.
@@ -111,7 +113,7 @@ class DictionaryConfig:
     matmul: Literal["float32", "bfloat16"] | None = None
     """What products of matrices multiply in; they add up in float32, and weights, moments and everything else stay
     float32. None: the device's default (a TPU's is bfloat16). CPUs multiply in float32 whatever is asked."""
-    few: tuple[int, ...] = (64, 256)
+    sparse_gradient_sizes: tuple[int, ...] = (64, 256)
     """ReLU, JumpReLU and Gated on a CPU: where a batch has no more than so many latents a row on average that take part
     (gradient.py), a step computes with those alone, by the least of the numbers that suffices. It changes the last bits
     and the time. (): never. What is trained inside the model (end_to_end.py, joint.py) always computes with all."""
@@ -130,8 +132,10 @@ class DictionaryConfig:
                 raise UserError(f"{name}={getattr(self, name)}: at least 1")
         if self.decoder not in ("unit", "free"):
             raise UserError(f"decoder={self.decoder!r}: 'unit' or 'free'")
-        if any(n < 1 for n in self.few):
-            raise UserError(f"few={self.few}: numbers of latents a row, each at least 1; () for never")
+        if any(n < 1 for n in self.sparse_gradient_sizes):
+            raise UserError(
+                f"sparse_gradient_sizes={self.sparse_gradient_sizes}: latents a row, each at least 1; () for never"
+            )
         if not self.loss:
             raise UserError("loss is empty: give at least Reconstruction()")
         if not self.reads or not self.targets:
@@ -171,6 +175,7 @@ BY_SOURCE = (L1, AnnealedLp, L0, TargetL0, Tanh, PreActivation, AuxK)
 ACTIVATIONS = (ReLU, JumpReLU, TopK, BatchTopK)
 
 
+@reads_older_files(renamed={"few": "sparse_gradient_sizes"})
 @dataclasses.dataclass(frozen=True)
 class CrossLayerConfig(DictionaryConfig):
     """`address` and `writes` in the order of the layers, one target for each source. Without `writes` a weakly causal
@@ -185,7 +190,7 @@ class CrossLayerConfig(DictionaryConfig):
     activation: Activation = dataclasses.field(default_factory=lambda: TopK(weighted=True))
     decoder: Literal["unit", "free"] = "free"
     centred: bool = False
-    few: tuple[int, ...] = ()
+    sparse_gradient_sizes: tuple[int, ...] = ()
     window: int | None = None
 
     def __post_init__(self) -> None:
@@ -199,8 +204,8 @@ class CrossLayerConfig(DictionaryConfig):
             raise UserError(f"window={self.window}: at least 1, the source's own target")
         if self.centred or self.resampling is not None:
             raise UserError("a cross-layer dictionary is neither centred nor resampled: leave both out")
-        if self.few:
-            raise UserError(f"few={self.few}: a cross-layer dictionary computes with all latents; leave it out")
+        if self.sparse_gradient_sizes:
+            raise UserError("sparse_gradient_sizes: a cross-layer dictionary computes with all latents; leave it out")
         if not isinstance(self.activation, ACTIVATIONS):
             known = ", ".join(kind.__name__ for kind in ACTIVATIONS)
             raise UserError(f"a cross-layer dictionary takes {known}, not {type(self.activation).__name__}")

@@ -82,7 +82,7 @@ def init_cross_layer(
     return CrossLayer(tuple(sources), means_out)
 
 
-def start_cross_layer(
+def init_cross_layer_learner(
     config: CrossLayerConfig, key: Key[Array, ""], widths: Sequence[int], mean: Float[Array, " d"]
 ) -> Learner:
     """The learner before its first step; `since_fired` is [source, feature]."""
@@ -207,11 +207,13 @@ def export_learner(config: CrossLayerConfig, learner: Learner, stream: Stream) -
     return dataclasses.replace(folded, sources=tuple(sources))
 
 
-def start(config: CrossLayerConfig, model: Any, batch_at: Callable[[int], tuple[Array, Array]]) -> TrainState:
+def init_cross_layer_state(
+    config: CrossLayerConfig, model: Any, batch_at: Callable[[int], tuple[Array, Array]]
+) -> TrainState:
     """The state before the first step: buffer full, inputs measured."""
     key, stream_key = jax.random.split(jax.random.key(config.seed))
     stream = start_stream(stream_key, model, addresses(config), batch_at, config.buffer)
-    return TrainState(start_cross_layer(config, key, stream.widths, stream.mean), stream)
+    return TrainState(init_cross_layer_learner(config, key, stream.widths, stream.mean), stream)
 
 
 def train_cross_layer(
@@ -224,7 +226,7 @@ def train_cross_layer(
 ) -> CrossLayer:
     """Train from the start, or from the last checkpoint of `run`, and export: as `train_dictionary`, with the same
     options and the same law of resuming to the bit."""
-    state = start(config, model, batch_at)
+    state = init_cross_layer_state(config, model, batch_at)
     filled = int(state.stream.cursor)  # these batches went into the first buffer
     per_step = {"tokens": batch_at(0)[0].size}
     shown = ("loss", "fvu", "l0", "dead")

@@ -46,9 +46,9 @@ from jax_interp.dictionaries.losses.forward import Forward, total
 from jax_interp.dictionaries.losses.reconstruction import Kind
 from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
-from jax_interp.dictionaries.training.spliced import Shown, code_type, kept_rows, mean_kept
-from jax_interp.dictionaries.training.train import Learner, adam, learn, start_learner
-from jax_interp.dictionaries.training.warm_start import check_count, taken_up
+from jax_interp.dictionaries.training.spliced import TrainingSplice, code_structure, kept_rows, masked_mean
+from jax_interp.dictionaries.training.train import Learner, adam, init_learner, learn
+from jax_interp.dictionaries.training.warm_start import check_count, warm_start
 from jax_interp.surgery import at, edit, read
 from jax_interp.training import Run, fit
 
@@ -138,7 +138,7 @@ class Along:
         return sum(jax.tree.leaves(products), jnp.zeros((), forward.x.dtype))
 
 
-def of_output(
+def output_loss(
     output: str,
     logits: Float[Array, "seq pos vocab"],
     clean: Float[Array, "seq pos vocab"] | None,
@@ -150,21 +150,21 @@ def of_output(
     log_q = _log_p(logits)
     if output == "ce":
         losses = downstream.cross_entropy(log_q[:, :-1], tokens)
-        return mean_kept(losses, keep[:, :-1] & keep[:, 1:])
-    return mean_kept(downstream.kl(_log_p(clean), log_q), keep)
+        return masked_mean(losses, keep[:, :-1] & keep[:, 1:])
+    return masked_mean(downstream.kl(_log_p(clean), log_q), keep)
 
 
 def _log_p(logits: Any) -> Array:
     return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
 
 
-def of_later(
+def downstream_loss(
     value: Array, clean: Array, keep: Bool[Array, "seq pos"], kind: Kind, variance: Float[Array, ""]
 ) -> Float[Array, ""]:
     """‖â - a‖², Σ over the value's dimensions, mean over kept positions, in the units of `kind`."""
     wide = jnp.promote_types(value.dtype, jnp.float32)
     error = (value.astype(wide) - clean.astype(wide)).reshape(*keep.shape, -1)
-    sse = mean_kept(jnp.sum(error * error, axis=-1), keep)
+    sse = masked_mean(jnp.sum(error * error, axis=-1), keep)
     if kind == "fvu":
         return sse / variance.astype(wide)
     return sse if kind == "sse" else sse / jnp.asarray(error.shape[-1], wide)
@@ -186,13 +186,13 @@ def loss(
     elif config.output == "kl":
         clean = model(tokens)
 
-    structures = [code_type(d, keep.size) for d in dictionaries]
+    structures = [code_structure(d, keep.size) for d in dictionaries]
     named = [
         [f"{site}.{name}" for name in ("x", "y_hat", *(f"code.{i}" for i in range(s.num_leaves)))]
         for site, s in zip(config.sites, structures, strict=True)
     ]
     edits = [
-        at(site, Shown(d, scale.astype(d.W_enc.dtype), rows, kept))
+        at(site, TrainingSplice(d, scale.astype(d.W_enc.dtype), rows, kept))
         for site, d, scale in zip(config.sites, dictionaries, state.scale, strict=True)
     ]
     logits, after = read(edit(model, *edits), *config.downstream, *named)(tokens)
@@ -209,12 +209,12 @@ def loss(
         fidelity += total(terms(True), forwards[-1])[0]
         others += total(terms(False), forwards[-1])[0]
 
-    out = of_output(config.output, logits, clean, tokens, keep)
+    out = output_loss(config.output, logits, clean, tokens, keep)
     parts = {config.output: out, "terms": others}
     out = config.coefficient * out
     if config.downstream:
         errors = [
-            of_later(after[name], before[name], keep, config.kind, variance)
+            downstream_loss(after[name], before[name], keep, config.kind, variance)
             for name, variance in zip(config.downstream, state.later, strict=True)
         ]
         parts["downstream"] = sum(errors) / len(errors)
@@ -247,13 +247,13 @@ def end_to_end_step(
     return dataclasses.replace(state, learners=tuple(learners), key=jax.random.split(state.key)[0]), metrics
 
 
-def start_end_to_end(
+def init_end_to_end_state(
     config: EndToEndConfig,
     model: Any,
     batch_at: Callable[[int], tuple[Array, Array]],
     dictionaries: Sequence[Dictionary] | None = None,
 ) -> EndToEndState:
-    """The state before the first step: inputs measured, dictionaries fresh or as given (`taken_up`)."""
+    """The state before the first step: inputs measured, dictionaries fresh or as given (`warm_start`)."""
     if dictionaries is not None:
         check_count(config.dictionaries, dictionaries)
     n, key = len(config.sites), jax.random.key(config.seed)
@@ -263,17 +263,17 @@ def start_end_to_end(
     learners = []
     for i, one in enumerate(config.dictionaries):
         mean = found.mean[ends[i] : ends[i + 1]]
-        learner = start_learner(one, jax.random.fold_in(jax.random.key(one.seed), i), found.widths[i : i + 1], mean)
+        learner = init_learner(one, jax.random.fold_in(jax.random.key(one.seed), i), found.widths[i : i + 1], mean)
         if dictionaries is not None:
-            learner = _taken_up(one, learner, dictionaries[i], found.scale[i])
+            learner = _warm_learner(one, learner, dictionaries[i], found.scale[i])
         learners.append(learner)
     later = found.variance[n:] / found.scale[n:] ** 2
     return EndToEndState(tuple(learners), found.scale[:n], found.variance[:n], later, state_key)
 
 
-def _taken_up(config: DictionaryConfig, learner: Learner, dictionary: Dictionary, scale: Array) -> Learner:
+def _warm_learner(config: DictionaryConfig, learner: Learner, dictionary: Dictionary, scale: Array) -> Learner:
     """A learner that goes on from a trained dictionary."""
-    given = taken_up(config, learner.dictionary, dictionary)
+    given = warm_start(config, learner.dictionary, dictionary)
     every = jnp.full((given.d,), 1 / scale)
     scaled = fold_scale(given, every, every, 1 / scale)
     # its rows have norm 1 then, and a choice weighted by them is the config's again
@@ -307,7 +307,7 @@ def train_end_to_end(
     `dictionaries` are trained ones (for raw activations) to go on from. `batch_at` and `options` are as in
     `train_dictionary`: the same call after a kill ends with the same bits.
     """
-    state = start_end_to_end(config, model, batch_at, dictionaries)
+    state = init_end_to_end_state(config, model, batch_at, dictionaries)
     tokens = batch_at(0)[0].size
     options = {"shown": ("loss", config.output), "per_step": {"tokens": tokens}, "title": "end to end"} | options
     step = partial(end_to_end_step, config)

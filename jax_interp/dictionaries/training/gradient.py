@@ -32,7 +32,7 @@ def list_lengths(config: DictionaryConfig, terms: Sequence[Term]) -> tuple[int, 
     suffice = all(getattr(term, "entries_suffice", False) for term in terms)
     if not suffice or jax.sharding.get_abstract_mesh().shape or jax.default_backend() != "cpu":
         return ()
-    return tuple(sorted(n for n in config.few if n <= config.n_features * WORTHWHILE))
+    return tuple(sorted(n for n in config.sparse_gradient_sizes if n <= config.n_features * WORTHWHILE))
 
 
 def loss_and_grad(

@@ -36,11 +36,11 @@ from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses import Term
 from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, total
 from jax_interp.dictionaries.training.config import DictionaryConfig, check_terms
-from jax_interp.dictionaries.training.end_to_end import check_saes, of_output
+from jax_interp.dictionaries.training.end_to_end import check_saes, output_loss
 from jax_interp.dictionaries.training.normalisation import for_inference
 from jax_interp.dictionaries.training.spliced import kept_rows
 from jax_interp.dictionaries.training.train import init_dictionary
-from jax_interp.dictionaries.training.warm_start import check_count, taken_up
+from jax_interp.dictionaries.training.warm_start import check_count, warm_start
 from jax_interp.surgery import read
 from jax_interp.training import Run, fit
 
@@ -102,7 +102,7 @@ class JointState:
 
 def next_token(output: Any, batch: Batch) -> Float[Array, ""]:
     """Cross-entropy of the predictions that are made at a kept position and of a kept token."""
-    return of_output("ce", output, None, *batch)
+    return output_loss("ce", output, None, *batch)
 
 
 def regulariser(
@@ -182,14 +182,14 @@ def joint_step(
     return state, parts | {"loss": value, "dictionary": each}
 
 
-def start_joint(
+def init_joint_state(
     config: JointConfig,
     model: Any,
     tokens: Int[Array, "seq pos"],
     optimize: optax.GradientTransformation,
     dictionaries: Sequence[Dictionary] | None = None,
 ) -> JointState:
-    """The state before the first step; `tokens` for their shape. Dictionaries as given (`taken_up`), or as
+    """The state before the first step; `tokens` for their shape. Dictionaries as given (`warm_start`), or as
     `init_dictionary` makes them for values of mean 0."""
     shapes = jax.eval_shape(lambda model: values(model, config.sites, tokens), model)
     keys = [jax.random.fold_in(jax.random.key(one.seed), i) for i, one in enumerate(config.dictionaries)]
@@ -199,7 +199,7 @@ def start_joint(
     )
     if dictionaries is not None:
         check_count(config.dictionaries, dictionaries)
-        of_each = tuple(taken_up(*one) for one in zip(config.dictionaries, of_each, dictionaries, strict=True))
+        of_each = tuple(warm_start(*one) for one in zip(config.dictionaries, of_each, dictionaries, strict=True))
     trained = model if config.train == "both" else None
     since_fired = tuple(jnp.zeros((one.n_features,), jnp.int32) for one in config.dictionaries)
     opt = optimizer.init(optimize, (trained, of_each))
@@ -224,7 +224,7 @@ def train_joint(
     dictionaries, options   initial ones; what goes to `training.fit`. The same call after a kill ends with the same
     bits.
     """
-    state = start_joint(config, model, batch_at(0)[0], optimize, dictionaries)
+    state = init_joint_state(config, model, batch_at(0)[0], optimize, dictionaries)
     shown = ("loss", "task") if config.train == "both" else ("loss",)
     options = {"shown": shown, "per_step": {"tokens": batch_at(0)[0].size}, "title": "joint"} | options
     step = partial(joint_step, config, optimize, objective)

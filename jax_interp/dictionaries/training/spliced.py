@@ -14,7 +14,7 @@ from jax_interp.dictionaries.forms.dictionary import Dictionary
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class TrainingSplice:
     """`Splice` as it is trained: the code of a batch where that differs from inference (BatchTopK), and everything that
     the losses are about named below the address: x, y_hat, code.0, … (the leaves of the code).
 
@@ -54,12 +54,12 @@ def kept_rows(keep: Bool[Array, "seq pos"], key: Key[Array, ""]) -> tuple[Int[Ar
     return order[jnp.where(i < n, i, again)], n
 
 
-def code_type(dictionary: Dictionary, rows: int) -> Any:
+def code_structure(dictionary: Dictionary, rows: int) -> Any:
     """The structure of the code of so many rows."""
     x = jax.ShapeDtypeStruct((rows, dictionary.d), dictionary.W_enc.dtype)
     return jax.tree.structure(jax.eval_shape(type(dictionary).training_code, dictionary, x))
 
 
-def mean_kept(values: Float[Array, "..."], keep: Bool[Array, "..."]) -> Float[Array, ""]:
+def masked_mean(values: Float[Array, "..."], keep: Bool[Array, "..."]) -> Float[Array, ""]:
     """NaN where nothing is kept: `fit` stops at it and names the step."""
     return jnp.sum(jnp.where(keep, values, jnp.zeros_like(values))) / jnp.sum(keep).astype(values.dtype)

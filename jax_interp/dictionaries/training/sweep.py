@@ -26,7 +26,7 @@ from jax_interp.data.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses.forward import snake
 from jax_interp.dictionaries.training.config import DictionaryConfig
-from jax_interp.dictionaries.training.train import Learner, adam, addresses, export_learner, learn, start_learner
+from jax_interp.dictionaries.training.train import Learner, adam, addresses, export_learner, init_learner, learn
 from jax_interp.training import Run, fit
 
 
@@ -99,7 +99,7 @@ def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
     ]
 
 
-def config_of(config: DictionaryConfig, member: Member) -> DictionaryConfig:
+def member_config(config: DictionaryConfig, member: Member) -> DictionaryConfig:
     """The config that makes this member by itself."""
     loss = []
     for term in config.loss:
@@ -118,7 +118,7 @@ def config_of(config: DictionaryConfig, member: Member) -> DictionaryConfig:
     )
 
 
-def varied(config: DictionaryConfig, sweep: Sweep) -> dict[str, Any]:
+def swept_values(config: DictionaryConfig, sweep: Sweep) -> dict[str, Any]:
     """What differs between members, as arrays over them: the tree that the step maps over beside the learners."""
     found = members(config, sweep)
     order = sweep.addresses or (config.address,)
@@ -134,7 +134,7 @@ def varied(config: DictionaryConfig, sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def start_sweep(
+def init_sweep_state(
     config: DictionaryConfig, sweep: Sweep, model: Any, batch_at: Callable[[int], tuple[Array, Array]]
 ) -> SweepState:
     found = members(config, sweep)
@@ -148,7 +148,7 @@ def start_sweep(
         # a member on its own is what `train_dictionary` would make of its config
         key = dictionary_key if member.seed == config.seed else jax.random.split(jax.random.key(member.seed))[0]
         widths, mean = _of_site(sweep, stream, member.address)
-        learner = start_learner(config, key, widths, mean)
+        learner = init_learner(config, key, widths, mean)
         if sweep.k:
             activation = dataclasses.replace(learner.dictionary.activation, limit=jnp.float32(member.k))
             learner = dataclasses.replace(
@@ -180,7 +180,9 @@ def sweep_step(
     after the other in the same program, which on a CPU is faster: there is nothing left to fill, and branches that a
     member does not need are not computed."""
     if batched:
-        config = dataclasses.replace(config, few=())  # under vmap a branch costs as much as all of them
+        config = dataclasses.replace(
+            config, sparse_gradient_sizes=()
+        )  # under vmap a branch costs as much as all of them
     found = sweep.addresses or addresses(config)
     stream, rows = advance(state.stream, model, found, *batch)
 
@@ -230,7 +232,7 @@ def train_sweep(
     A member that diverges ends there and the others go on: it is in no mean any more, its figures are null, and
     `Member.diverged` says when. NonFinite where none is left."""
     batched = jax.default_backend() != "cpu" if batched is None else batched
-    state = start_sweep(config, sweep, model, batch_at)
+    state = init_sweep_state(config, sweep, model, batch_at)
     filled, count = int(state.stream.cursor), len(members(config, sweep))
     tokens = batch_at(0)[0].size
 
@@ -251,7 +253,7 @@ def train_sweep(
         steps=config.steps,
         run=run,
         config=SweepRun(config, sweep),
-        frozen=(model, varied(config, sweep)),
+        frozen=(model, swept_values(config, sweep)),
         may_lack=("member.",),
         **options,
     )

@@ -34,6 +34,9 @@ from jax_interp.dictionaries.training.normalisation import fold_scale, for_infer
 from jax_interp.dictionaries.training.resampling import resample
 from jax_interp.training import Run, fit
 
+BatchAt = Callable[[int], tuple[Array, Array]]
+"""The number of a batch, from 0 -> (tokens [seq, pos], keep [seq, pos])."""
+
 PRECISION = {"float32": "F32_F32_F32", "bfloat16": "BF16_BF16_F32"}
 
 
@@ -98,7 +101,7 @@ def init_dictionary(config: DictionaryConfig, key: Key[Array, ""], widths: Seque
     return dataclasses.replace(made, W_dec=unit_rows(rows))
 
 
-def start_learner(config: DictionaryConfig, key: Key[Array, ""], widths: Sequence[int], mean: Array) -> Learner:
+def init_learner(config: DictionaryConfig, key: Key[Array, ""], widths: Sequence[int], mean: Array) -> Learner:
     """The learner before its first step. `mean` is of the scaled values, those read and then those written."""
     if isinstance(config, CrossLayerConfig):
         raise UserError("this trains a dictionary of one code; a CrossLayerConfig is for train_cross_layer")
@@ -234,11 +237,13 @@ def train_step(
     return TrainState(learner, stream), metrics
 
 
-def start(config: DictionaryConfig, model: Any, batch_at: Callable[[int], tuple[Array, Array]]) -> TrainState:
+def init_train_state(
+    config: DictionaryConfig, model: Any, batch_at: Callable[[int], tuple[Array, Array]]
+) -> TrainState:
     """The state before the first step: buffer full, inputs measured."""
     dictionary_key, stream_key = jax.random.split(jax.random.key(config.seed))
     stream = start_stream(stream_key, model, addresses(config), batch_at, config.buffer)
-    return TrainState(start_learner(config, dictionary_key, stream.widths, stream.mean), stream)
+    return TrainState(init_learner(config, dictionary_key, stream.widths, stream.mean), stream)
 
 
 def export(config: DictionaryConfig, state: TrainState) -> Dictionary:
@@ -267,7 +272,7 @@ def train_dictionary(
 
     The same call after a kill ends with the same bits. `batch_at` must be a function of its number only.
     """
-    state = start(config, model, batch_at)
+    state = init_train_state(config, model, batch_at)
     filled = int(state.stream.cursor)  # these batches went into the first buffer
     tokens = batch_at(0)[0].size
     options = {"shown": ("loss", "fvu", "l0", "dead"), "per_step": {"tokens": tokens}, "title": "dictionary"} | options
@@ -316,7 +321,7 @@ def train_from_store(
     shown = {"shown": ("loss", "fvu", "l0", "dead"), "per_step": {"tokens": batch}, "title": "dictionary"}
     learner = fit(
         step,
-        start_learner(config, key, store.widths, mean),
+        init_learner(config, key, store.widths, mean),
         lambda i: store.batch_at(i, batch, config.seed),
         steps=config.steps,
         run=run,

@@ -23,7 +23,7 @@ def check_count(configs: Sequence[DictionaryConfig], dictionaries: Sequence[Dict
         raise UserError(f"{len(dictionaries)} dictionaries are given and {len(configs)} configs: give one to each")
 
 
-def taken_up(config: DictionaryConfig, fresh: Dictionary, given: Dictionary) -> Dictionary:
+def warm_start(config: DictionaryConfig, fresh: Dictionary, given: Dictionary) -> Dictionary:
     """`given` as `config` trains it, `fresh` being what the config makes of nothing: the weights and the activation's
     parameters are the given ones, its k, bandwidth and the like are the config's. Whether b_dec is subtracted from the
     input stays as it is.
