@@ -125,6 +125,7 @@ def theirs_as_ours(path: str, kind: str):
 def train_ours(store, kind: str, strength: float, seed: int, steps: int):
     from jax_interp.dictionaries import variants
     from jax_interp.dictionaries.training.train import train_from_store
+    from jax_interp.training import QUIET
 
     fields = {"n_features": FEATURES, "steps": steps, "seed": seed}
     config = {
@@ -142,7 +143,7 @@ def train_ours(store, kind: str, strength: float, seed: int, steps: int):
             return rows[order(len(rows), step, seed)]
 
     same = SameOrder(**{field.name: getattr(store, field.name) for field in dataclasses.fields(store)})
-    return train_from_store(config, same, batch=BATCH, quiet=True)
+    return train_from_store(config, same, batch=BATCH, log=QUIET)
 
 
 def at_l0(points: list[dict]) -> dict | None:

@@ -39,7 +39,7 @@ from jax_interp.models.decoder import init
 from jax_interp.models.language_modelling import Optimization, decays, init_state, train_step
 from jax_interp.surgery import Splice, at, edit, read
 from jax_interp.toys.cache import cached
-from jax_interp.training import fit
+from jax_interp.training import Log, fit
 from jax_interp.views.style import BLUE, INK, MUTED, ORANGE, canvas, styled
 
 LAYERS, D = 4, 64
@@ -141,9 +141,7 @@ def plain_model(config: Config, seed: int, fresh: Any, train: np.ndarray, valida
         init_state(fresh, optimizer),
         lambda i: at_step(i)[0],
         steps=config.steps,
-        evaluate=best,
-        evaluate_every=config.evaluate_every,
-        title=f"plain, seed {seed}",
+        log=Log(evaluate=best, evaluate_every=config.evaluate_every, title=f"plain, seed {seed}"),
     )
     return best.model
 
@@ -158,9 +156,7 @@ def joint_model(config: Config, seed: int, fresh: Any, train: np.ndarray, valida
         at_step,
         optimizer,
         fresh_saes(seed),
-        evaluate=best,
-        evaluate_every=config.evaluate_every,
-        title=f"joint, seed {seed}",
+        log=Log(evaluate=best, evaluate_every=config.evaluate_every, title=f"joint, seed {seed}"),
     )
     return best.model
 

@@ -24,6 +24,7 @@ from jax_interp.decomposition.metrics import recovery
 from jax_interp.decomposition.presets import APD_PRESETS
 from jax_interp.toys.features import sparse_features
 from jax_interp.toys.tms import tms_target
+from jax_interp.training import QUIET
 from jax_interp.views.style import BLUE, INK, ORANGE, canvas, fading, styled
 
 
@@ -40,7 +41,7 @@ def run(config: Config) -> Results:
     target = tms_target("5-2")
     settings = dataclasses.replace(APD_PRESETS["tms_5_2"], steps=config.steps)
     draw = partial(sparse_features, batch=settings.batch, n=5, probability=0.05)
-    pair = apd_instances(settings, target, seeds=config.seeds, sample=draw, quiet=True)["linear1"]
+    pair = apd_instances(settings, target, seeds=config.seeds, sample=draw, log=QUIET)["linear1"]
     V = pair.V.reshape(-1, 5, settings.C, settings.rank)
     U = pair.U.reshape(-1, settings.C, settings.rank, 2)
     parts = jnp.einsum("sfcm,scmd->scfd", V, U)

@@ -27,6 +27,7 @@ import numpy as np
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.config_json import to_json
 from jax_interp.core.errors import UserError
+from jax_interp.training import SaveTo
 
 HERE = Path(__file__).parent
 RESULTS, FIGURES = HERE / "results", HERE / "figures"
@@ -95,12 +96,12 @@ def written(record: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def resumable(name: str, *configs: Any) -> Iterator[dict[str, Any]]:
-    """Options for a training that takes an hour: killed within the block, it goes on from its last checkpoint when the
+def resumable(name: str, *configs: Any) -> Iterator[SaveTo]:
+    """`run` for a training that takes an hour: killed within the block, it goes on from its last checkpoint when the
     same experiment is called again. Its directory goes with the block."""
     digest = hashlib.sha256(json.dumps([to_json(config) for config in configs], sort_keys=True).encode()).hexdigest()
     place = Path("out/experiments/runs") / f"{name}-{digest[:12]}"
-    yield {"run": place, "checkpoint_every": 250, "keep": 1}
+    yield SaveTo(place, every=250, keep=1)
     shutil.rmtree(place)
 
 

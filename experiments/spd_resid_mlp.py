@@ -31,6 +31,7 @@ from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import Trained, train_instances
 from jax_interp.toys.features import sparse_features
 from jax_interp.toys.resid_mlp import ResidMLP, collapse, resid_mlp_target
+from jax_interp.training import RunTarget
 from jax_interp.views.style import BLUE, INK, canvas, fading, styled
 
 TARGETS = {  # the targets that SPD was published on
@@ -58,8 +59,8 @@ def run(config: Config) -> Results:
     for name in config.presets:
         if name not in TARGETS:
             raise UserError(f"there is no decomposition {name!r} here: {', '.join(TARGETS)}")
-        with resumable(name, config, settings_of(name, config)) as options:
-            found = [measured(trained, name) for trained in decomposed(name, config, **options)]
+        with resumable(name, config, settings_of(name, config)) as saving:
+            found = [measured(trained, name) for trained in decomposed(name, config, saving)]
         rows += _rows(name, found)
         shown = 2 * found[0]["features"]  # components beyond are alive nowhere
         data[name] = {matrix: [np.round(g[:, :shown], 2) for g in found[0][matrix]] for matrix in ("mlp_in", "mlp_out")}
@@ -71,11 +72,11 @@ def settings_of(name: str, config: Config) -> DecompositionConfig:
     return dataclasses.replace(recipe, batch=config.batch, steps=config.steps or recipe.steps)
 
 
-def decomposed(name: str, config: Config, **options: Any) -> list[Trained]:
-    """One target, every seed, in one program. `options` are those of `training.fit`."""
+def decomposed(name: str, config: Config, run: RunTarget = None) -> list[Trained]:
+    """One target, every seed, in one program. `run` is as in `training.fit`."""
     model = collapse(resid_mlp_target(TARGETS[name]))
     draw = partial(sparse_features, batch=config.batch, n=len(model.embed.weight), probability=0.01, low=-1.0)
-    every = train_instances(settings_of(name, config), model, seeds=config.seeds, sample=draw, **options)
+    every = train_instances(settings_of(name, config), model, seeds=config.seeds, sample=draw, run=run)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], every) for i in range(len(config.seeds))]
 
 

@@ -33,6 +33,7 @@ from jax_interp.decomposition.train import Trained, train_instances
 from jax_interp.toys.features import sparse_features
 from jax_interp.toys.known_features import known_features
 from jax_interp.toys.tms import TMS, tms_target
+from jax_interp.training import QUIET
 from jax_interp.views.style import BLUE, INK, canvas, fading, styled
 
 
@@ -103,7 +104,7 @@ def decomposed(one: Decomposition) -> list[Trained]:
     pairs = [(model, seed) for model in models for seed in one.seeds]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(model for model, _ in pairs))
     draw = partial(sparse_features, batch=one.batch, n=models[0].linear1.weight.shape[0], probability=0.05)
-    every = train_instances(settings, models[0], seeds=[s for _, s in pairs], models=stacked, sample=draw, quiet=True)
+    every = train_instances(settings, models[0], seeds=[s for _, s in pairs], models=stacked, sample=draw, log=QUIET)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], every) for i in range(len(pairs))]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
 from jax_interp.models.layers import wide
 from jax_interp.surgery import Activations, read
-from jax_interp.training import Run, fit
+from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 
 @jax.tree_util.register_dataclass
@@ -147,19 +146,20 @@ def train_tuned_lens(
     model: Any,
     batch_at: Callable[[int], Any],
     *,
-    run: Run | Path | str | None = None,
-    **options: Any,
+    run: RunTarget = None,
+    log: Log = Log(),
 ) -> TunedLens:
     """A lens for `model`, trained from the identity on `batch_at(0)`, `batch_at(1)`, ...: tokens `[batch, pos]`, or
     (tokens, keep) where only some positions count.
 
-    `run` and `options` are those of `training.fit`: a run that was killed goes on from its last checkpoint.
+    `run` and `log` are those of `training.fit`: a run that was killed goes on from its last checkpoint.
     """
     lens = init_tuned_lens(model)
     state = TunedLensState(lens, optimizer.init(_optimizer(config), lens))
-    options = {"shown": ("kl",), "title": "tuned lens"} | options
+    log = log.with_defaults(shown=("kl",), title="tuned lens")
     step = partial(train_step, config)
-    return fit(step, state, batch_at, steps=config.steps, run=run, config=config, frozen=(model,), **options).lens
+    saving = SaveTo.of(run, config)
+    return fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log).lens
 
 
 def _optimizer(config: TunedLensConfig) -> optax.GradientTransformation:

@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
 
 def train(config: DecompositionRunConfig, inputs: Inputs, directory: Path | str, *, quiet: bool = False) -> Any:
     """Train in `directory`, from its last checkpoint if it has one."""
-    from jax_interp.training import open_run
+    from jax_interp.training import Log, SaveTo, open_run
 
     may_differ = ("log_every", "checkpoint_every", "evaluate_rows", "linearity_rows", "adversary_steps", "threshold")
     with open_run(directory, config, may_differ=may_differ) as opened:
@@ -87,11 +87,8 @@ def train(config: DecompositionRunConfig, inputs: Inputs, directory: Path | str,
             config.decomposition,
             config,
             inputs,
-            run=opened,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-            keep=2,
-            quiet=quiet,
+            run=SaveTo(opened, every=config.checkpoint_every, keep=2),
+            log=Log(every=config.log_every, quiet=quiet),
         )
 
 

@@ -18,7 +18,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,7 +37,7 @@ from jax_interp.decomposition.losses.faithfulness import warm_up
 from jax_interp.decomposition.losses.scene import in_precision
 from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.metrics.sparsity import l0
-from jax_interp.training import Run, fit
+from jax_interp.training import Log, Run, RunTarget, SaveTo, fit
 from jax_interp.training.fingerprint import fingerprints
 
 
@@ -110,23 +109,25 @@ def adam(schedule: Schedule, steps: int, clip: float | None) -> optax.GradientTr
 
 
 def record(
-    run: Run | Path | str | None,
+    run: RunTarget,
     config: Any,
     targets: Any,
     seeds: Sequence[int] | None = None,
     coefficients: Any = None,
-) -> RunRecord | None:
-    """The record of a run in this directory; None where there is no directory, and where it is open and has its own."""
-    if run is None or isinstance(run, Run):
-        return None
+) -> SaveTo:
+    """`run` with its `RunRecord` as the config to store; as it is where nothing is saved and where the run is open."""
+    saving = SaveTo.of(run)
+    if saving.run is None or isinstance(saving.run, Run):
+        return saving
     prints = json.dumps(fingerprints(jax.tree.map(jnp.asarray, targets)))
     rows = None if coefficients is None else tuple(tuple(row) for row in np.asarray(coefficients, np.float64).tolist())
-    return RunRecord(
+    stored = RunRecord(
         config,
         hashlib.sha256(prints.encode()).hexdigest()[:16],
         None if seeds is None else tuple(int(seed) for seed in seeds),
         rows,
     )
+    return SaveTo.of(saving, stored)
 
 
 def check_batch(batch: int, example: Any) -> None:
@@ -281,28 +282,27 @@ def train_decomposition(
     *,
     sample: Callable[[Array], Any] | None = None,
     batch_at: Callable[[int], Any] | None = None,
-    run: Run | Path | str | None = None,
+    run: RunTarget = None,
     place: Callable[[TrainState], TrainState] | None = None,
-    **options: Any,
+    log: Log = Log(),
 ) -> Trained:
     """Train from the start, or from the last checkpoint of `run`. Data is drawn in the step by `sample(key)`, or comes
-    as `batch_at(number)`. `options` go to `training.fit`. The same call after a kill ends with the same bits. On a mesh
-    `place` puts the state where it is to live (`sharding.state_rules`); the model and batches come placed.
+    as `batch_at(number)`. `run` and `log` are as in `training.fit`. The same call after a kill ends with the same bits.
+    On a mesh `place` puts the state where it is to live (`sharding.state_rules`); the model and batches come placed.
     """
     step, example = _step(config, sample, batch_at)
     check_batch(config.batch, example)
     state = start(config, model, example)
     state = state if place is None else place(state)
-    options = {"shown": ("loss", "l0"), "title": "decomposition", "log_every": 100} | options
+    log = log.with_defaults(shown=("loss", "l0"), title="decomposition", every=100)
     state = fit(
         step,
         state,
         batch_at,
         steps=config.steps,
-        run=run,
-        config=record(run, config, model),
+        run=record(run, config, model),
         frozen=(model,),
-        **options,
+        log=log,
     )
     return trained(config, model, state)
 
@@ -316,8 +316,8 @@ def train_instances(
     models: Any = None,
     sample: Callable[[Array], Any],
     at_once: int | None = None,
-    run: Run | Path | str | None = None,
-    **options: Any,
+    run: RunTarget = None,
+    log: Log = Log(),
 ) -> Trained:
     """Many runs in one program: a leading instance axis everywhere in what is returned. `run` goes on only with the
     config, seeds, coefficients and models that it was begun with.
@@ -343,9 +343,9 @@ def train_instances(
             raise UserError(f"coefficients have shape {coefficients.shape}: one row an instance, {wanted}")
         state = dataclasses.replace(state, coefficients=jnp.asarray(coefficients, jnp.float32))
     step = instances_step(config, sample, at_once, with_models=models is not None)
-    options = {"shown": (), "title": f"{len(seeds)} decompositions", "log_every": 100} | options
-    stored = record(run, config, targets, seeds, coefficients)
-    state = fit(step, state, steps=config.steps, run=run, config=stored, frozen=(targets,), **options)
+    log = log.with_defaults(shown=(), title=f"{len(seeds)} decompositions", every=100)
+    saving = record(run, config, targets, seeds, coefficients)
+    state = fit(step, state, steps=config.steps, run=saving, frozen=(targets,), log=log)
     if models is None:
         targets = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(seeds), *x.shape)), model)
     return trained(config, targets, state)

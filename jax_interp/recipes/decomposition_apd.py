@@ -21,6 +21,7 @@ from jax_interp.recipes.decomposition_method import Method
 from jax_interp.recipes.decomposition_page import Shown
 from jax_interp.toys.known_features import known_features
 from jax_interp.toys.tms import TMS
+from jax_interp.training import Log, RunTarget
 
 
 def check(settings: APDConfig, inputs: Inputs) -> None:
@@ -29,10 +30,12 @@ def check(settings: APDConfig, inputs: Inputs) -> None:
     jax.eval_shape(lambda model: losses(settings, template(settings, model), x), inputs.model)
 
 
-def train(settings: APDConfig, config: DecompositionRunConfig, inputs: Inputs, **options: Any) -> TrainedAPD:
+def train(
+    settings: APDConfig, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log
+) -> TrainedAPD:
     """The trained components, and the threshold that keeps the top k of the rows that figures are of."""
     assert inputs.sample is not None
-    model = train_apd(settings, inputs.model, sample=inputs.sample, **options)
+    model = train_apd(settings, inputs.model, sample=inputs.sample, run=run, log=log)
     return with_threshold(settings, model, inputs.held_out(config.evaluate_rows)[0])
 
 

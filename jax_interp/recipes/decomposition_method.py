@@ -12,7 +12,7 @@ class Method:
     """`settings` is the method's own part of the run's config.
 
     check(settings, inputs)                      raises UserError for what cannot be trained, before it is
-    train(settings, config, inputs, **options)   what is trained; `options` are those of `training.fit`
+    train(settings, config, inputs, run, log)    what is trained; `run` and `log` as in `training.fit`
     save(path, trained, settings)                and `load(path, model)` gives (trained, settings) back
     measure(settings, config, trained, inputs)   every figure, as JSON values; `figures` are those that the page needs
     page(result, records, name, trained, held_out, shown)   the page, from the figures and the metrics log

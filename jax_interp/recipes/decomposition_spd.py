@@ -21,14 +21,17 @@ from jax_interp.recipes.decomposition_method import Method
 from jax_interp.recipes.decomposition_page import page
 from jax_interp.toys.known_features import KnownFeatures, known_features
 from jax_interp.toys.tms import TMS
+from jax_interp.training import Log, RunTarget
 
 
 def check(settings: DecompositionConfig, inputs: Inputs) -> None:
     jax.eval_shape(partial(template, settings), inputs.model)
 
 
-def train(settings: DecompositionConfig, config: DecompositionRunConfig, inputs: Inputs, **options: Any) -> Trained:
-    return train_decomposition(settings, inputs.model, sample=inputs.sample, batch_at=inputs.batch_at, **options)
+def train(
+    settings: DecompositionConfig, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log
+) -> Trained:
+    return train_decomposition(settings, inputs.model, sample=inputs.sample, batch_at=inputs.batch_at, run=run, log=log)
 
 
 def measure(

@@ -38,7 +38,7 @@ from jax_interp.dictionaries.training.sweep import Sweep, members
 from jax_interp.dictionaries.training.train import addresses
 from jax_interp.models.hf import load
 from jax_interp.recipes.run_inputs import fingerprint, same_inputs
-from jax_interp.training import fit, open_run
+from jax_interp.training import Log, SaveTo, fit, open_run
 
 MAY_DIFFER = ("log_every", "checkpoint_every", "evaluate_sequences")
 
@@ -155,15 +155,15 @@ def train(
             state,
             lambda i: batch_at(filled + i),
             steps=config.dictionary.steps,
-            run=run,
+            run=SaveTo(run, every=config.checkpoint_every, keep=2),
             frozen=(inputs.model,),
-            checkpoint_every=config.checkpoint_every,
-            keep=2,
-            log_every=config.log_every,
-            per_step={"tokens": config.batch * config.context},
-            shown=("loss", "fvu", "l0", "dead"),
-            title="cross-layer dictionary" if isinstance(config.dictionary, CrossLayerConfig) else "dictionary",
-            quiet=quiet,
+            log=Log(
+                every=config.log_every,
+                per_step={"tokens": config.batch * config.context},
+                shown=("loss", "fvu", "l0", "dead"),
+                title="cross-layer dictionary" if isinstance(config.dictionary, CrossLayerConfig) else "dictionary",
+                quiet=quiet,
+            ),
         )
         sae = export(config.dictionary, state)
         save_dictionary(

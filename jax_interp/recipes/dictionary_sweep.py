@@ -17,7 +17,7 @@ from jax_interp.dictionaries.storage import save_dictionary
 from jax_interp.dictionaries.training.sweep import Member, Sweep, member_config, train_sweep
 from jax_interp.recipes.dictionary import MAY_DIFFER, DictionaryRunConfig, Inputs, measure
 from jax_interp.recipes.run_inputs import fingerprint, same_inputs
-from jax_interp.training import open_run
+from jax_interp.training import Log, SaveTo, open_run
 
 
 def run_sweep(
@@ -34,11 +34,8 @@ def run_sweep(
             config.sweep,
             inputs.model,
             batch_at,
-            run=run,
-            quiet=quiet,
-            checkpoint_every=config.checkpoint_every,
-            keep=2,
-            log_every=config.log_every,
+            run=SaveTo(run, every=config.checkpoint_every, keep=2),
+            log=Log(every=config.log_every, quiet=quiet),
         )
         rows = []
         for i, (member, dictionary) in enumerate(found):

@@ -44,7 +44,7 @@ from jax_interp.models.language_modelling import (
     summary,
     train_step,
 )
-from jax_interp.training import fit, open_run
+from jax_interp.training import Log, SaveTo, fit, open_run
 
 
 @dataclass(frozen=True)
@@ -150,16 +150,16 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
             state,
             batch_at,
             steps=config.steps,
-            run=run,
-            checkpoint_every=config.checkpoint_every,
-            keep=2,
-            log_every=config.log_every,
-            evaluate=evaluate,
-            evaluate_every=config.evaluate_every,
-            per_step={"tokens": config.batch * config.model.n_ctx},
-            shown=("loss", "eval.loss", "eval.induction.second_half"),
-            title="train-lm",
-            quiet=quiet,
+            run=SaveTo(run, every=config.checkpoint_every, keep=2),
+            log=Log(
+                every=config.log_every,
+                evaluate=evaluate,
+                evaluate_every=config.evaluate_every,
+                per_step={"tokens": config.batch * config.model.n_ctx},
+                shown=("loss", "eval.loss", "eval.induction.second_half"),
+                title="train-lm",
+                quiet=quiet,
+            ),
         )
         exported = export(state.model, config, text, run.directory / "export")
         results = final_results(exported, config, text)

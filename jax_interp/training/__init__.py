@@ -1,6 +1,8 @@
-"""The step loop, state, checkpoints, meshes and sharding rules, logging. Knows no method."""
+"""The step loop, checkpoints, run directories, meshes and sharding rules. It knows no method."""
 
-from jax_interp.training.loop import Interrupted, NonFinite, fit
+from jax_interp.training.interrupt import Interrupted
+from jax_interp.training.loop import NonFinite, fit
+from jax_interp.training.options import QUIET, Log, RunTarget, SaveTo
 from jax_interp.training.runs import Run, open_run
 
-__all__ = ["Interrupted", "NonFinite", "Run", "fit", "open_run"]
+__all__ = ["QUIET", "Interrupted", "Log", "NonFinite", "Run", "RunTarget", "SaveTo", "fit", "open_run"]

@@ -1,21 +1,21 @@
-"""The training loop: one jitted step again and again, with a log, checkpoints and an exact resume.
+"""The training loop: one jitted step, repeated, with a log, checkpoints and an exact resume.
 
     def step(state, batch, *frozen): ...  -> (state, metrics)     pure; metrics is a (nested) dict of arrays
-    state = fit(step, state, batch_at, steps=1000, run="runs/sae", config=config, checkpoint_every=100)
+    state = fit(step, state, batch_at, steps=1000, run=SaveTo("runs/sae", config, every=100))
 
-The law it keeps: a run killed at any moment and started again with the same call ends with the same bits, in the state
-and in `metrics.jsonl`, as one that was never interrupted. It holds because the loop keeps nothing of its own: whatever
-the next step depends on is in the state or is a function of the step's number.
+A run that is killed at any moment and started again with the same call ends with the same bits, in the state and in
+`metrics.jsonl`, as a run that was never interrupted. This holds because the loop keeps no state of its own: the next
+step depends only on the state and on the number of the step.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,149 +25,206 @@ import numpy as np
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree, flatten, is_key
 from jax_interp.training import checkpoint
+from jax_interp.training.interrupt import Interrupted, StopRequest, stop_requests
 from jax_interp.training.metrics import MetricsLog, plain, truncate_log
-from jax_interp.training.progress import progress
-from jax_interp.training.runs import Run, open_run
-from jax_interp.training.signals import stop_requests
+from jax_interp.training.options import Log, RunTarget, SaveTo
+from jax_interp.training.progress import Progress, progress
+from jax_interp.training.runs import Run
 
-IN_FLIGHT = 2  # steps handed to the device before the metrics of an earlier one are looked at
+IN_FLIGHT = 2  # steps given to the device before the metrics of an earlier one are read
+
+Metrics = Mapping[str, Any]  # names to arrays, numbers, or mappings of the same kind
 
 
 class NonFinite(RuntimeError):
-    """A metric or a leaf of the state became NaN or infinite. `step` and `quantity` say which and when."""
+    """A metric or a leaf of the state became NaN or infinite. `step` and `quantity` tell when and which."""
 
     def __init__(self, step: int, quantity: str, value: str, advice: str):
         super().__init__(f"step {step}: {quantity} is {value}. {advice}")
         self.step, self.quantity = step, quantity
 
 
-class Interrupted(Exception):
-    """The run was asked to stop by a signal and has saved itself. `exit_code` is the shell's custom, 128 + signal."""
-
-    def __init__(self, step: int, steps: int, signum: int, directory: Path | None):
-        how = f"saved in {directory}; run the same command again to go on from there" if directory else "not saved"
-        super().__init__(f"stopped after step {step} of {steps}, {how}")
-        self.step, self.signum, self.exit_code = step, signum, 128 + signum
-
-
 def fit(
-    step: Callable[..., tuple[PyTree, Mapping[str, Any]]],
+    step: Callable[..., tuple[PyTree, Metrics]],
     state: PyTree,
-    batch_at: Callable[[int], Any] | None = None,
+    batch_at: Callable[[int], PyTree] | None = None,
     *,
     steps: int,
-    run: Run | Path | str | None = None,
-    config: Any = None,
-    batches: Callable[[int], Iterator[Any]] | None = None,
+    batches: Callable[[int], Iterator[PyTree]] | None = None,
     frozen: Sequence[PyTree] = (),
-    checkpoint_every: int | None = None,
-    keep: int = 3,
-    milestone_every: int | None = None,
-    log_every: int = 10,
-    evaluate: Callable[..., Mapping[str, Any]] | None = None,
-    evaluate_every: int | None = None,
-    per_step: Mapping[str, float] | None = None,
-    shown: Sequence[str] = ("loss",),
-    title: str = "train",
-    quiet: bool = False,
-    may_lack: Sequence[str] = (),
-    on_log: Callable[[dict[str, Any]], None] | None = None,
+    run: RunTarget = None,
+    log: Log = Log(),
 ) -> PyTree:
-    """Run `step` until `steps` steps are done in all, from the last checkpoint of `run` if it has one.
+    """Apply `step` until `steps` steps are done in total. Goes on from the last checkpoint of `run`, if it has one.
 
-    step       `(state, batch, *frozen) -> (state, metrics)`. Jitted here with the state donated, or as given if it is
-               jitted already. `frozen` are pytrees it needs that do not change: not saved, not donated.
-    state      the initial state, and the template (shapes, dtypes, shardings) a checkpoint is restored into. It is
-               copied first, so the caller's arrays stay valid.
-    batch_at   step number (0, 1, ...) -> batch; or `batches`: first step number -> iterator of the batches from there
-               on, for pipelines that prefetch. With neither the batch is the step number, an int32 scalar.
-    run        directory (or an open `Run`) for checkpoints, `metrics.jsonl` and `timing.jsonl`. None: nothing is saved.
-    config     frozen dataclass, stored with the run; a resume with another one is refused. An open `Run` has one: it
-               stands, and this is not looked at.
-    checkpoint_every  also after the last step and on a signal. `keep` and `milestone_every` as in `checkpoint.save`.
-    evaluate   `(state, *frozen) -> metrics`, called every `evaluate_every` steps and at the end, logged as
-               `eval.<name>`.
-    per_step   amounts a step handles, for rates: {"tokens": 4096} gives "tokens/s" in `timing.jsonl` and the display.
-    shown      metrics on the progress display; rates are added.
-    may_lack   beginnings of names of metrics whose NaN says that there is no such figure (any more): null in the log.
-    on_log     receives every record that goes to `metrics.jsonl`.
+    Step k counts from 1: the record `{"step": 1}` of the log has the metrics of the first step, computed from batch 0.
 
-    Step k is the k-th from 1: `{"step": 1}` in the log is the metrics of the first step, computed with batch 0.
-    Raises `NonFinite` at the first NaN or infinity in a metric, or a NaN in a state about to be saved: the last
-    checkpoint stays as it is. Raises `Interrupted` after SIGINT or SIGTERM, the state saved. Raises `UserError` where
-    `run` is past `steps` already.
+    Args:
+      step: `(state, batch, *frozen) -> (state, metrics)`, pure. It is jitted here with the state donated, or used as it
+        is if it is jitted already. `metrics` is a dict of arrays, or of such dicts.
+      state: the initial state. Its shapes, dtypes and shardings are also the template that a checkpoint is restored
+        into. It is copied first, so the caller's arrays stay valid.
+      batch_at: step number (0, 1, ...) -> batch. Without `batch_at` and `batches` the batch is the step number, an
+        int32 scalar.
+      steps: how many steps the run has when it is complete, the steps before a resume included.
+      batches: first step number -> iterator over the batches from that step on, for pipelines that prefetch.
+      frozen: pytrees that the step reads and never changes. They are neither saved nor donated.
+      run: where and how often the run is saved: a `SaveTo`, or a directory alone.
+      log: what is evaluated, logged and shown.
+
+    Returns:
+      The state after step `steps`.
+
+    Raises:
+      NonFinite: at the first NaN or infinity in a metric, or the first NaN in a state that is about to be saved. The
+        last checkpoint stays as it is.
+      Interrupted: after SIGINT or SIGTERM. The state is saved first.
+      UserError: the run has more than `steps` steps already, or `batches` ends too early, or a metric is named "step".
+
+    Example:
+        state = fit(train_step, state, batch_at, steps=1000, frozen=(model,),
+                    run=SaveTo("runs/sae", config, every=100), log=Log(every=10, shown=("loss", "l0")))
     """
-    _check_positive(steps=steps, log_every=log_every, checkpoint_every=checkpoint_every, evaluate_every=evaluate_every)
-    rates, frozen = dict(per_step or {}), tuple(frozen)
+    if steps < 1:
+        raise UserError(f"steps={steps}: give a positive number of steps")
+    log = log.with_defaults(every=10, shown=("loss",), per_step={}, title="train", may_be_nan=())
     step = step if hasattr(step, "lower") else jax.jit(step, donate_argnums=0)
     with contextlib.ExitStack() as stack:
-        if run is not None and not isinstance(run, Run):
-            run = stack.enter_context(open_run(run, config))
-        state, start = _begin(run, state, steps)
-        writer = run is not None and jax.process_index() == 0
-        log = stack.enter_context(contextlib.closing(MetricsLog(run.metrics))) if run and writer else None
-        timing = stack.enter_context(contextlib.closing(MetricsLog(run.timing))) if run and writer else None
-        quiet = quiet or jax.process_index() != 0
-        if start and run and not quiet:
-            print(f"{title}: going on after step {start} of {steps}, from {run.directory}", file=sys.stderr)
-        view = stack.enter_context(
-            contextlib.closing(progress(title, start, steps, [*shown, *(f"{name}/s" for name in rates)], quiet=quiet))
-        )
+        saving = SaveTo.of(run)
+        opened = stack.enter_context(saving.opened())
+        state, start = _begin(opened, state, steps)
+        reporter = stack.enter_context(_Reporter.opened(log, opened, start, steps))
         stop = stack.enter_context(stop_requests())
-        source = batches(start) if batches else None
-        pending: deque[tuple[int, Any]] = deque()
-        saved, clock = start, (start, time.monotonic())
+        next_batch = _batches(batch_at, batches(start) if batches else None, steps)
+        loop = _Loop(state, step, tuple(frozen), log, saving, opened, reporter, stop)
+        del state  # the loop alone holds the state, so that its memory is free after a step
+        return loop.run(next_batch, start, steps)
 
-        def settle(k: int, metrics: Any) -> None:
-            """Look at the metrics of step `k`, which may wait for the device: stop if not finite, log, show."""
-            nonlocal clock
-            values = plain(jax.device_get(metrics))
-            if "step" in values:
-                raise UserError("a metric cannot be named 'step': the log has the step's number under that name")
-            for name, value in values.items():
-                if isinstance(value, float) and np.isnan(value) and name.startswith(tuple(may_lack)):
-                    values[name] = None
-                elif not isinstance(value, str) and value is not None and not np.all(np.isfinite(value)):
-                    raise NonFinite(k, name, str(value), _advice(run))
-            if k % log_every and k != steps and not any(name.startswith("eval.") for name in values):
-                return
-            now = time.monotonic()
-            speed = (k - clock[0]) / max(now - clock[1], 1e-9)
-            clock = (k, now)
-            timed = {"steps/s": speed} | {f"{name}/s": amount * speed for name, amount in rates.items()}
-            record = {"step": k} | values
-            if log and timing:
-                log.write(record)
-                timing.write({"step": k, "time": time.time()} | timed)
-            view.values(k, record | timed)
-            if on_log:
-                on_log(record)
 
+@dataclasses.dataclass
+class _Loop:
+    """A run: its state, and what does not change from step to step."""
+
+    state: PyTree
+    step: Callable[..., tuple[PyTree, Metrics]]
+    frozen: tuple[PyTree, ...]
+    log: Log
+    saving: SaveTo
+    opened: Run | None
+    reporter: _Reporter
+    stop: StopRequest
+
+    def run(self, next_batch: Callable[[int], PyTree], start: int, steps: int) -> PyTree:
+        """Take the steps `start + 1` to `steps`; returns the state after them."""
+        evaluate, saved = self.log.evaluate, start
         for k in range(start + 1, steps + 1):
-            batch = _next(source, k, steps) if source else batch_at(k - 1) if batch_at else np.int32(k - 1)
-            state, metrics = step(state, batch, *frozen)
-            if evaluate and (k == steps or (evaluate_every and k % evaluate_every == 0)):
-                metrics = {**metrics, "eval": evaluate(state, *frozen)}
-            jax.tree.map(_to_host, metrics)
-            pending.append((k, metrics))
-            halt = _agreed(stop, k, log_every)
-            due = bool(checkpoint_every and k % checkpoint_every == 0) or k == steps or halt
-            while len(pending) > (0 if due else IN_FLIGHT):
-                settle(*pending.popleft())
-            view.step(k)
-            if due and run:
-                _check_state(k, state, run)
-                if log:
-                    log.sync()
-                checkpoint.save(run.checkpoints, k, state, keep=keep, milestone_every=milestone_every)
+            self.state, metrics = self.step(self.state, next_batch(k), *self.frozen)
+            if evaluate and (k == steps or _multiple(k, self.log.evaluate_every)):
+                metrics = {**metrics, "eval": evaluate(self.state, *self.frozen)}
+            self.reporter.add(k, metrics)
+            halt = self.stop.agreed(k, self.reporter.every)
+            due = k == steps or halt or _multiple(k, self.saving.every)
+            self.reporter.report(waiting=0 if due else IN_FLIGHT)
+            self.reporter.view.step(k)
+            if due and self.opened:
+                self._save(k, self.opened)
                 saved = k
             if halt and k < steps:
-                raise Interrupted(saved if run else k, steps, stop.signum or 15, run.directory if run else None)
-        return state
+                directory = self.opened.directory if self.opened else None
+                raise Interrupted(saved if directory else k, steps, self.stop.signum or 15, directory)
+        return self.state
+
+    def _save(self, k: int, run: Run) -> None:
+        _check_state(k, self.state, run)
+        self.reporter.sync()
+        keep, milestone_every = self.saving.keep, self.saving.milestone_every
+        checkpoint.save(run.checkpoints, k, self.state, keep=keep, milestone_every=milestone_every)
+
+
+def _multiple(k: int, every: int | None) -> bool:
+    return every is not None and k % every == 0
+
+
+def _batches(
+    batch_at: Callable[[int], PyTree] | None, source: Iterator[PyTree] | None, steps: int
+) -> Callable[[int], PyTree]:
+    """Step k = 1, 2, ... -> its batch."""
+    if source is not None:
+        return lambda k: _next(source, k, steps)
+    return lambda k: np.int32(k - 1) if batch_at is None else batch_at(k - 1)
+
+
+class _Reporter:
+    """Takes the metrics of each step from the device, checks that they are finite, writes them to the log and shows
+    them. The device may be `IN_FLIGHT` steps ahead, so that it never waits for the host."""
+
+    def __init__(self, log: Log, run: Run | None, span: tuple[int, int], files: tuple[MetricsLog, ...], view: Progress):
+        self.view = view
+        self.every = log.every or 10
+        self._log, self._run, self._files = log, run, files
+        self._steps = span[1]
+        self._clock = (span[0], time.monotonic())
+        self._pending: deque[tuple[int, Metrics]] = deque()
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, log: Log, run: Run | None, start: int, steps: int) -> Iterator[_Reporter]:
+        """The reporter of steps `start + 1` to `steps`; its files and its display are closed after the block."""
+        with contextlib.ExitStack() as stack:
+            paths = (run.metrics, run.timing) if run and jax.process_index() == 0 else ()
+            files = tuple(stack.enter_context(contextlib.closing(MetricsLog(path))) for path in paths)
+            quiet = log.quiet or jax.process_index() != 0
+            if start and run and not quiet:
+                print(f"{log.title}: going on after step {start} of {steps}, from {run.directory}", file=sys.stderr)
+            shown = [*(log.shown or ()), *(f"{name}/s" for name in log.per_step or ())]
+            view = progress(log.title or "", start, steps, shown, quiet=quiet)
+            yield cls(log, run, (start, steps), files, stack.enter_context(contextlib.closing(view)))
+
+    def add(self, k: int, metrics: Metrics) -> None:
+        """Queue the metrics of step `k` and start their copy to the host."""
+        jax.tree.map(_to_host, metrics)
+        self._pending.append((k, metrics))
+
+    def report(self, waiting: int) -> None:
+        """Report all queued steps but the last `waiting` of them."""
+        while len(self._pending) > waiting:
+            self._report(*self._pending.popleft())
+
+    def sync(self) -> None:
+        """Flush the metrics log to the disk."""
+        for file in self._files[:1]:
+            file.sync()
+
+    def _report(self, k: int, metrics: Metrics) -> None:
+        values = self._finite(k, plain(jax.device_get(metrics)))
+        if k % self.every and k != self._steps and not any(name.startswith("eval.") for name in values):
+            return
+        now = time.monotonic()
+        speed = (k - self._clock[0]) / max(now - self._clock[1], 1e-9)
+        self._clock = (k, now)
+        rates = {f"{name}/s": amount * speed for name, amount in (self._log.per_step or {}).items()}
+        record, timed = {"step": k} | values, {"steps/s": speed} | rates
+        for file, line in zip(self._files, (record, {"step": k, "time": time.time()} | timed)):
+            file.write(line)
+        self.view.values(k, record | timed)
+        if self._log.on_record:
+            self._log.on_record(record)
+
+    def _finite(self, k: int, values: dict[str, Any]) -> dict[str, Any]:
+        """`values`, with None for a NaN that is allowed. Raises NonFinite for any other value that is not finite."""
+        if "step" in values:
+            raise UserError("a metric cannot be named 'step': the log has the step's number under that name")
+        nullable = tuple(self._log.may_be_nan or ())
+        for name, value in values.items():
+            if isinstance(value, float) and np.isnan(value) and name.startswith(nullable):
+                values[name] = None
+            elif not isinstance(value, str) and value is not None and not np.all(np.isfinite(value)):
+                raise NonFinite(k, name, str(value), _advice(self._run))
+        return values
 
 
 def _begin(run: Run | None, state: PyTree, steps: int) -> tuple[PyTree, int]:
-    """The state to start from and how many steps it has behind it; the logs are cut back to there."""
+    """The state to start from and the number of steps behind it. The logs are cut back to that step."""
     start = 0
     if run and (done := checkpoint.latest(run.checkpoints)) is not None:
         if done > steps:
@@ -177,29 +234,29 @@ def _begin(run: Run | None, state: PyTree, steps: int) -> tuple[PyTree, int]:
             )
         state, start = checkpoint.restore(run.checkpoints, jax.tree.map(_abstract, state))
     else:
-        state = jax.tree.map(_own, state)
+        state = jax.tree.map(_copied, state)
     if run and jax.process_index() == 0:
         truncate_log(run.metrics, start)
         truncate_log(run.timing, start)
     return state, start
 
 
-def _abstract(x: Any) -> Any:
-    """What a checkpoint needs to know of an initial leaf, so that its buffer can be freed while restoring."""
-    x = x if isinstance(x, jax.Array) else _own(x)
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """The shape, dtype and sharding of an initial leaf: its buffer can be freed during the restore."""
+    x = x if isinstance(x, jax.Array) else _copied(x)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def _own(x: Any) -> jax.Array:
-    """A copy that the loop may donate, of a fixed type: a Python number's weak one would compile the step twice."""
+def _copied(x: Any) -> jax.Array:
+    """A copy that the loop may donate, of a strong dtype: the weak type of a Python number would compile the step
+    twice."""
     if is_key(x):
         return jnp.array(x, copy=True)
-    return jnp.array(
-        x, dtype=jax.dtypes.canonicalize_dtype(x.dtype if hasattr(x, "dtype") else np.result_type(x)), copy=True
-    )
+    dtype = x.dtype if hasattr(x, "dtype") else np.result_type(x)
+    return jnp.array(x, dtype=jax.dtypes.canonicalize_dtype(dtype), copy=True)
 
 
-def _next(source: Iterator[Any], k: int, steps: int) -> Any:
+def _next(source: Iterator[PyTree], k: int, steps: int) -> PyTree:
     try:
         return next(source)
     except StopIteration:
@@ -211,20 +268,11 @@ def _to_host(x: Any) -> None:
         x.copy_to_host_async()
 
 
-def _agreed(stop: Any, k: int, every: int) -> bool:
-    """Whether to stop after step `k`. In a multi-host run all agree, asking every `every` steps."""
-    if jax.process_count() == 1:
-        return bool(stop)
-    from jax.experimental import multihost_utils
-
-    return k % every == 0 and bool(np.any(multihost_utils.process_allgather(np.asarray(bool(stop)))))
-
-
 _nan_flags = jax.jit(lambda flat: {name: jnp.isnan(x).any() for name, x in flat.items()})
 
 
 def _check_state(k: int, state: PyTree, run: Run) -> None:
-    """Refuse to save a state that holds NaN: the step's metrics may not have met it yet."""
+    """Refuse to save a state that holds NaN: the metrics of the step may not show it yet."""
     flat = {name: x for name, x in flatten(state).items() if not is_key(x) and jnp.issubdtype(x.dtype, jnp.inexact)}
     bad = [name for name, flag in jax.device_get(_nan_flags(flat)).items() if flag]
     if bad:
@@ -239,10 +287,3 @@ def _advice(run: Run | None) -> str:
         f"The checkpoint of step {good} in {run.directory} is from before it; lower the learning rate or look at "
         "the batch"
     )
-
-
-def _check_positive(**counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            never = ", or None for never" if name in ("checkpoint_every", "evaluate_every") else ""
-            raise UserError(f"{name}={value}: give a positive number of steps{never}")

@@ -32,6 +32,7 @@ from jax_interp.analysis.lens_tuned import TunedLensState, _optimizer, train_ste
 from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
 from jax_interp.surgery import Replace, at, edit, read
+from jax_interp.training import Log
 
 CAPPED = replace(
     LLAMA_LIKE, norm_offset=True, norm_places="around", logit_softcap=30.0, logit_scale=0.5, unembed_bias=True
@@ -128,7 +129,7 @@ def test_training_brings_every_layer_nearer_to_the_model(small, tmp_path):
     before = measure(model, init_tuned_lens(model), held_out)
     config = TunedLensConfig(steps=30, learning_rate=3e-3)
     records: list[dict] = []
-    lens = train_tuned_lens(config, model, batch_at, quiet=True, on_log=records.append)
+    lens = train_tuned_lens(config, model, batch_at, log=Log(on_record=records.append, quiet=True))
     after = measure(model, lens, held_out)
     assert (after < 0.75 * before).all(), (before, after)
     assert records[-1]["step"] == 30

@@ -85,7 +85,7 @@ def test_what_a_run_leaves(finished):
 def test_what_was_trained_is_loaded(finished):
     """Of the target at hand, and as the last checkpoint has it."""
     from jax_interp.decomposition.apd.train import start
-    from jax_interp.training import fit
+    from jax_interp.training import QUIET, SaveTo, fit
 
     target = drawn("5-2", 0)
     trained, settings = load_apd(finished / "decomposition.safetensors", target)
@@ -94,9 +94,8 @@ def test_what_was_trained_is_loaded(finished):
         lambda *_: pytest.fail("no step is left"),
         start(settings, target),
         steps=settings.steps,
-        run=finished,
-        config=CONFIG,
-        quiet=True,
+        run=SaveTo(finished, CONFIG),
+        log=QUIET,
     )
     jax.tree.map(np.testing.assert_array_equal, trained.model.components, state.components)
 

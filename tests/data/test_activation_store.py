@@ -16,6 +16,7 @@ from jax_interp.data.harvest import harvest, start_stream
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.training.config import Adam
 from jax_interp.dictionaries.training.train import train_from_store
+from jax_interp.training import QUIET, Log, SaveTo
 
 ADDRESSES = ("blocks.0.resid_post", "blocks.1.resid_post")
 OPTIONS = {"rows": 500, "shard_rows": 200, "dtype": "float32", "model_name": "toy", "quiet": True}
@@ -134,11 +135,25 @@ def test_training_from_a_store_learns_and_resumes_to_the_bit(model, stored, tmp_
 
     fields = {"n_features": 32, "steps": 40, "optimizer": Adam(warmup=2)}
     config = variants.transcoder(*ADDRESSES, k=6, **fields)
-    log, options = [], {"batch": 100, "checkpoint_every": 10, "log_every": 5, "quiet": True}
+    log = []
     with pytest.raises(Killed):
-        train_from_store(config, stored, run=tmp_path / "killed", on_log=die, **options)
-    resumed = train_from_store(config, stored, run=tmp_path / "killed", **options)
-    whole = train_from_store(config, stored, run=tmp_path / "whole", on_log=log.append, **options)
+        train_from_store(
+            config,
+            stored,
+            batch=100,
+            run=SaveTo(tmp_path / "killed", every=10),
+            log=Log(every=5, on_record=die, quiet=True),
+        )
+    resumed = train_from_store(
+        config, stored, batch=100, run=SaveTo(tmp_path / "killed", every=10), log=Log(every=5, quiet=True)
+    )
+    whole = train_from_store(
+        config,
+        stored,
+        batch=100,
+        run=SaveTo(tmp_path / "whole", every=10),
+        log=Log(every=5, on_record=log.append, quiet=True),
+    )
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
     assert log[-1]["fvu"] < 0.8 * log[0]["fvu"]
@@ -147,6 +162,6 @@ def test_training_from_a_store_learns_and_resumes_to_the_bit(model, stored, tmp_
     fvu = (error**2).sum() / ((rows[:, 16:] - rows[:, 16:].mean(0)) ** 2).sum()
     np.testing.assert_allclose(fvu, log[-1]["fvu"], rtol=0.25)  # exported for raw activations
     with pytest.raises(UserError, match="batch"):  # other rows a step
-        train_from_store(config, stored, run=tmp_path / "whole", **options | {"batch": 75})
+        train_from_store(config, stored, batch=75, run=tmp_path / "whole", log=QUIET)
     with pytest.raises(UserError, match=r"the config asks for blocks\.1\.resid_post"):
         train_from_store(variants.topk(ADDRESSES[1], k=4, **fields), stored)

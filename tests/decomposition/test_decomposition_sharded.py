@@ -30,6 +30,7 @@ from jax_interp.decomposition.train import start, train_decomposition, train_ste
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.sharding import rules as target_rules
+from jax_interp.training import Log
 from jax_interp.training.sharding import BATCH, abstract, abstract_mesh, make_mesh, shard, shard_batch
 
 CONFIG = Config(n_layers=2, d_model=32, n_heads=4, d_mlp=64, vocab_size=64, n_ctx=16)
@@ -127,16 +128,16 @@ def test_training_on_a_mesh(tmp_path):
     config = dataclasses.replace(BY_LAYER, steps=3, warm_up=WarmUp(3), schedule=Schedule(1e-2))
     model = jax.tree.map(lambda w: 4.0 * w if w.ndim > 2 else w, init(SMALL, jax.random.key(0)))
     draw = lambda number: jax.random.randint(jax.random.key(number), (4, 6), 0, SMALL.vocab_size)
-    logs, options = ([], [], []), {"quiet": True, "log_every": 1}
-    alone = train_decomposition(config, model, batch_at=draw, on_log=logs[0].append, **options)
+    logs = ([], [], [])
+    alone = train_decomposition(config, model, batch_at=draw, log=Log(every=1, on_record=logs[0].append, quiet=True))
     mesh, target = make_mesh(data=2, fsdp=2, tensor=2), target_rules(SMALL)
     batch_at = lambda number: shard_batch(draw(number), mesh)
     place = lambda state: shard(state, state_rules(state, target), mesh)
     with jax.set_mesh(mesh):
         both = [
             train_decomposition(
-                config, shard(model, target, mesh), batch_at=batch_at, place=place, run=tmp_path, on_log=log.append,
-                **options,
+                config, shard(model, target, mesh), batch_at=batch_at, place=place, run=tmp_path,
+                log=Log(every=1, on_record=log.append, quiet=True),
             )
             for log in logs[1:]
         ]  # fmt: skip

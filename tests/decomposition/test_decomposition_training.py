@@ -43,7 +43,7 @@ from jax_interp.models import Config, init
 from jax_interp.surgery import replan
 from jax_interp.toys.recipe import Recipe
 from jax_interp.toys.tms import TMSConfig, train_tms
-from jax_interp.training import open_run
+from jax_interp.training import QUIET, Log, SaveTo, open_run
 
 TINY = DecompositionConfig(
     ("*",), C=4, tied=TIED, importance=ScalarGates(4), steps=6, batch=32, schedule=Schedule(1e-2), warm_up=None
@@ -124,8 +124,8 @@ def test_importance_functions_of_a_language_model():
 @pytest.mark.slow
 def test_a_run_resumes_to_the_bit_and_instances_are_the_runs(tmp_path):
     """Every kind of loss with state, killed halfway; and two seeds under one vmap against the seeds one by one."""
-    model, quiet = tiny(), {"quiet": True, "log_every": 2}
-    whole = train_decomposition(ALL_SORTS, model, sample=sample, run=tmp_path / "whole", **quiet)
+    model, log = tiny(), Log(every=2, quiet=True)
+    whole = train_decomposition(ALL_SORTS, model, sample=sample, run=tmp_path / "whole", log=log)
 
     class Stop(Exception):
         pass
@@ -136,14 +136,18 @@ def test_a_run_resumes_to_the_bit_and_instances_are_the_runs(tmp_path):
 
     with pytest.raises(Stop):
         train_decomposition(
-            ALL_SORTS, model, sample=sample, run=tmp_path / "cut", checkpoint_every=2, on_log=stop, **quiet
+            ALL_SORTS,
+            model,
+            sample=sample,
+            run=SaveTo(tmp_path / "cut", every=2),
+            log=dataclasses.replace(log, on_record=stop),
         )
-    again = train_decomposition(ALL_SORTS, model, sample=sample, run=tmp_path / "cut", checkpoint_every=2, **quiet)
+    again = train_decomposition(ALL_SORTS, model, sample=sample, run=SaveTo(tmp_path / "cut", every=2), log=log)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "cut/metrics.jsonl").read_bytes()
 
-    both = train_instances(ALL_SORTS, model, seeds=(0, 7), sample=sample, quiet=True)
+    both = train_instances(ALL_SORTS, model, seeds=(0, 7), sample=sample, log=QUIET)
     np.testing.assert_allclose(both.model.components["linear1"].V[0], whole.model.components["linear1"].V, atol=2e-4)
     assert configs.from_json(DecompositionConfig, configs.to_json(ALL_SORTS)) == ALL_SORTS
 
@@ -154,7 +158,7 @@ def test_how_many_instances_are_at_once_does_not_matter():
     weights = jnp.asarray([[0.1, 1.0], [1.0, 1.0], [0.1, 3.0]])
     one, two = (
         train_instances(
-            config, tiny(), seeds=(0, 7, 8), coefficients=weights, sample=sample, at_once=at_once, quiet=True
+            config, tiny(), seeds=(0, 7, 8), coefficients=weights, sample=sample, at_once=at_once, log=QUIET
         )
         for at_once in (1, 2)
     )
@@ -165,7 +169,7 @@ def test_how_many_instances_are_at_once_does_not_matter():
 def test_a_run_directory_is_of_one_call(tmp_path):
     """What differs in anything that decides the result is refused, by name; the same call gives the same again."""
     config, apd = dataclasses.replace(TINY, losses=(Faithfulness(),), steps=2), APDConfig(tied=TIED, steps=2, batch=32)
-    model, other, options = tiny(), tiny(seed=1), {"sample": sample, "quiet": True}
+    model, other, options = tiny(), tiny(seed=1), {"sample": sample, "log": QUIET}
     weights, place = jnp.asarray([[1.0], [2.0]]), tmp_path / "many"
     many = partial(train_instances, config, model, coefficients=weights, run=place, **options)
     first = many(seeds=(0, 1))
@@ -177,7 +181,7 @@ def test_a_run_directory_is_of_one_call(tmp_path):
         "coefficients: .* -> null": record(place, config, model, (0, 1)),
         "targets: ": record(place, config, other, (0, 1), weights),
     }.items():
-        with pytest.raises(UserError, match=named), open_run(place, kept):
+        with pytest.raises(UserError, match=named), open_run(place, kept.config):
             pass
     train_decomposition(config, model, run=tmp_path / "one", **options)
     with pytest.raises(UserError, match="targets: "):
@@ -198,13 +202,13 @@ def test_data_of_another_size_than_the_config_says_is_refused(tmp_path):
         (2048, partial(apd_instances, apd, seeds=(0,), sample=sample)),
     ):
         with pytest.raises(UserError, match=f"batch={batch} in the config, and 32 rows"):
-            call(model=tiny(), run=place, quiet=True)
+            call(model=tiny(), run=place, log=QUIET)
     assert not place.exists()
 
 
 def test_an_open_run_keeps_its_config(tmp_path):
     config, apd = dataclasses.replace(TINY, losses=(Faithfulness(),), steps=1), APDConfig(tied=TIED, steps=1, batch=32)
-    options = {"sample": sample, "quiet": True}
+    options = {"sample": sample, "log": QUIET}
     for i, call in enumerate(
         (
             partial(train_decomposition, config, tiny(), **options),
@@ -239,7 +243,7 @@ def test_a_few_steps():
     """Components come to add up, the target stays as it was, and the config survives JSON."""
     model, seen = tiny(), []
     config = dataclasses.replace(TINY, steps=40, losses=(Faithfulness(), StochasticReconstruction()))
-    trained = train_decomposition(config, model, sample=sample, quiet=True, log_every=1, on_log=seen.append)
+    trained = train_decomposition(config, model, sample=sample, log=Log(every=1, on_record=seen.append, quiet=True))
     assert seen[-1]["Faithfulness"] < 0.7 * seen[0]["Faithfulness"]
     np.testing.assert_array_equal(trained.model.target.linear1.weight, model.linear1.weight)
     assert configs.from_json(DecompositionConfig, configs.to_json(ALL_SORTS)) == ALL_SORTS
@@ -253,7 +257,7 @@ def test_an_embedding_trains():
         ("embed",), C=8, steps=30, batch=2, warm_up=None, schedule=Schedule(3e-2), importance=ScalarGates(2),
         losses=(Faithfulness(relative=True), StochasticReconstruction()), compare="kl",
     )  # fmt: skip
-    found = train_decomposition(config, model, sample=draw, quiet=True, log_every=1, on_log=seen.append)
+    found = train_decomposition(config, model, sample=draw, log=Log(every=1, on_record=seen.append, quiet=True))
     assert seen[-1]["Faithfulness"] < 0.5 * seen[0]["Faithfulness"]
     tokens = draw(KEY)
     assert found.importance(tokens).lower["embed"].shape == (2, 5, 8)
@@ -288,9 +292,8 @@ def test_the_capacity_sweep(tmp_path):
     importance is above -1, and none above 1."""
     losses = (StochasticReconstruction(),)
     config = dataclasses.replace(TINY, steps=2, C={"*": 2}, losses=losses)
-    x, options = sparse(jax.random.key(3), batch=16, p=0.7), {"sample": sample, "quiet": True}
-    seen, place = [], tmp_path / "sweep"
-    options |= {"on_log": seen.append}
+    x, seen, place = sparse(jax.random.key(3), batch=16, p=0.7), [], tmp_path / "sweep"
+    options = {"sample": sample, "log": Log(on_record=seen.append, quiet=True)}
     sweep = partial(capacity_sweep, config, tiny(), x, seeds=(3, 5), threshold=0.3, run=place, **options)
     half, found = sweep(factors=(0.5, 2))
     assert {path.name for path in place.iterdir()} == {"C0.5", "C2"}
@@ -335,7 +338,7 @@ def test_the_pentagon_is_found(seed):
     """The recipe of 2026 on TMS 5-2, tied, scalar gates, on an exact pentagon: one component a feature."""
     model = pentagon()
     config = DecompositionConfig(("linear1",), C=20, tied=TIED, steps=10_000, batch=1024, seed=seed)
-    trained = train_decomposition(config, model, sample=partial(sparse, batch=1024), quiet=True)
+    trained = train_decomposition(config, model, sample=partial(sparse, batch=1024), log=QUIET)
     importance = trained.importance(probe(5)).lower
     assert {name: identity_error(g, 0.1) for name, g in importance.items()} == {"linear1": 0, "linear2": 0}
     truth = recovery(trained.model.of("linear1"), model.linear1.weight)
@@ -349,7 +352,7 @@ def test_as_many_dimensions_as_features():
     """What the JAX line of 2026 is tested with: TMS 5-5 in 3,000 steps, no identity-CI error at .2."""
     target = train_tms(jax.random.key(0), TMSConfig(5, 5, recipe=Recipe(2000, 2048)))
     config = preset("tms_5_5")
-    trained = train_decomposition(config, target, sample=partial(sparse, batch=config.batch), quiet=True)
+    trained = train_decomposition(config, target, sample=partial(sparse, batch=config.batch), log=QUIET)
     importance = trained.importance(probe(5)).lower
     assert {name: identity_error(g, 0.2) for name, g in importance.items()} == {"linear1": 0, "linear2": 0}
 
@@ -360,7 +363,7 @@ def test_apd_finds_the_pentagon():
     .893), a permutation of owners. One seed: about a quarter of all end in another minimum."""
     model = pentagon()
     config = APDConfig(tied=TIED, steps=8000)
-    trained = train_apd(config, model, sample=partial(sparse, batch=2048), quiet=True)
+    trained = train_apd(config, model, sample=partial(sparse, batch=2048), log=QUIET)
     pair = trained.components["linear1"]
     parts = jnp.einsum("fcm,cmd->cfd", pair.V.reshape(5, 5, 3), pair.U.reshape(5, 3, 2))
     found = recovery(parts, model.linear1.weight)

@@ -32,7 +32,7 @@ from jax_interp.models import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.language_modelling import Optimization, init_state, train_step
 from jax_interp.surgery import Splice, at, edit, replan
-from jax_interp.training import fit
+from jax_interp.training import QUIET, Log, SaveTo, fit
 
 SITES = ("blocks.0.resid_post", "blocks.1.resid_post")
 FIELDS = {"n_features": 24, "steps": 12, "buffer": 300, "dead_after": 300, "optimizer": Adam(warmup=2)}
@@ -213,12 +213,26 @@ def test_a_killed_run_ends_with_the_same_bits(name, model, tmp_path):
         if record["step"] == 9:
             raise Killed
 
-    config, options = RUNS[name], {"checkpoint_every": 4, "log_every": 1, "quiet": True}
+    config = RUNS[name]
     with pytest.raises(Killed):
-        train_end_to_end(config, model, batch_at, run=tmp_path / "killed", on_log=die, **options)
-    resumed = train_end_to_end(config, model, batch_at, run=tmp_path / "killed", **options)
+        train_end_to_end(
+            config,
+            model,
+            batch_at,
+            run=SaveTo(tmp_path / "killed", every=4),
+            log=Log(every=1, on_record=die, quiet=True),
+        )
+    resumed = train_end_to_end(
+        config, model, batch_at, run=SaveTo(tmp_path / "killed", every=4), log=Log(every=1, quiet=True)
+    )
     log = []
-    whole = train_end_to_end(config, model, batch_at, run=tmp_path / "whole", on_log=log.append, **options)
+    whole = train_end_to_end(
+        config,
+        model,
+        batch_at,
+        run=SaveTo(tmp_path / "whole", every=4),
+        log=Log(every=1, on_record=log.append, quiet=True),
+    )
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
@@ -271,7 +285,7 @@ def test_end_to_end_costs_the_model_less_at_equal_l0_and_is_a_worse_copy():
     )
     optimizer = Optimization(learning_rate=3e-3, warmup=50).build(600)
     state = init_state(init(shape, jax.random.key(0), stacked=False), optimizer)
-    model = fit(train_step(optimizer), state, tokens, steps=600, quiet=True).model
+    model = fit(train_step(optimizer), state, tokens, steps=600, log=QUIET).model
 
     site, everything = "blocks.2.resid_pre", jnp.ones((64, 32), bool)
     batch = lambda i: (tokens(10_000 + i), everything)
@@ -289,9 +303,9 @@ def test_end_to_end_costs_the_model_less_at_equal_l0_and_is_a_worse_copy():
         ce, rec = found.cross_entropy, found.reconstruction
         return np.array([rec.l0, ce.spliced - ce.clean, rec.l2_ratio, rec.mse_d])
 
-    local = [train_dictionary(variants.relu(site, l1, **fields), model, batch, quiet=True) for l1 in (0.08, 0.03)]
+    local = [train_dictionary(variants.relu(site, l1, **fields), model, batch, log=QUIET) for l1 in (0.08, 0.03)]
     config = EndToEndConfig((variants.relu(site, loss=(L1(0.03),), **fields),))
-    (whole,) = train_end_to_end(config, model, batch, quiet=True)
+    (whole,) = train_end_to_end(config, model, batch, log=QUIET)
     sparse, dense, (l0, ce, l2_ratio, mse) = *map(figures, local), figures(whole)
     assert sparse[0] < l0 < dense[0]
     share = (l0 - sparse[0]) / (dense[0] - sparse[0])

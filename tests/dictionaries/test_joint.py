@@ -26,7 +26,7 @@ from jax_interp.dictionaries.training.joint import (
     train_joint,
 )
 from jax_interp.dictionaries.training.spliced import kept_rows
-from jax_interp.training import NonFinite
+from jax_interp.training import QUIET, Log, NonFinite, SaveTo
 
 SITES = ("blocks.0.resid_pre", "blocks.2.resid_post")
 COEFFICIENTS = (0.02, 0.07)
@@ -90,7 +90,9 @@ def test_loss_and_every_gradient_equal_the_equation_the_models_too():
 def test_a_model_that_is_held_fixed_stays_as_it_is_and_others_learn():
     model, log = toy(), []
     config = dataclasses.replace(CONFIG, shared=(Reconstruction(kind="sse"),), train="dictionaries", steps=30)
-    same, saes = train_joint(config, model, batch_at, optax.adam(3e-3), on_log=log.append, log_every=1, quiet=True)
+    same, saes = train_joint(
+        config, model, batch_at, optax.adam(3e-3), log=Log(every=1, on_record=log.append, quiet=True)
+    )
     assert same is model
     assert "task" not in log[0]
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
@@ -102,7 +104,7 @@ def test_a_batch_of_which_nothing_is_kept_stops_the_run():
     config = dataclasses.replace(CONFIG, train="dictionaries")
     nothing = lambda i: (batch_at(i)[0], batch_at(i)[1] & (i != 1))
     with pytest.raises(NonFinite, match="step 2"):
-        train_joint(config, toy(), nothing, optax.adam(1e-3), quiet=True)
+        train_joint(config, toy(), nothing, optax.adam(1e-3), log=QUIET)
 
 
 @pytest.mark.slow
@@ -116,11 +118,12 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
 
     sites = (CONFIG.dictionaries[0], variants.batch_topk(SITES[1], 4, n_features=24, dead_after=300))
     config = dataclasses.replace(CONFIG, dictionaries=sites, shared=(OverNorm(0.1), AuxK()))
-    options = {"checkpoint_every": 4, "log_every": 1, "quiet": True}
-    train = partial(train_joint, config, toy(), batch_at, optax.adamw(1e-2), **options)
+    train = partial(train_joint, config, toy(), batch_at, optax.adamw(1e-2))
     with pytest.raises(Killed):
-        train(run=tmp_path / "killed", on_log=die)
-    resumed, whole = train(run=tmp_path / "killed"), train(run=tmp_path / "whole")
+        train(run=SaveTo(tmp_path / "killed", every=4), log=Log(every=1, on_record=die, quiet=True))
+    resumed, whole = (
+        train(run=SaveTo(tmp_path / name, every=4), log=Log(every=1, quiet=True)) for name in ("killed", "whole")
+    )
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()

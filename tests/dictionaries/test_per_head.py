@@ -11,6 +11,7 @@ from jax_interp.dictionaries import evaluate, init_sae, train_dictionary, varian
 from jax_interp.dictionaries.activations import ReLU
 from jax_interp.models import Config, init
 from jax_interp.surgery import Splice, Zero, at, edit, read
+from jax_interp.training import QUIET
 
 ADDRESS = "blocks.0.attn.z"
 
@@ -21,7 +22,7 @@ def test_an_sae_on_z_is_trained_evaluated_and_spliced():
     tokens = jax.random.randint(jax.random.key(1), (4, 16), 0, 32)
     keep = jnp.ones((4, 16), bool)
     config = variants.topk(ADDRESS, k=4, n_features=32, steps=3, buffer=64)
-    sae = train_dictionary(config, model, lambda i: (tokens, keep), quiet=True)
+    sae = train_dictionary(config, model, lambda i: (tokens, keep), log=QUIET)
     assert sae.W_dec.shape == (32, 16)
     assert evaluate(model, ADDRESS, sae, [(tokens, keep)]).reconstruction.l0 <= 4
     spliced = edit(model, at(ADDRESS, Splice(sae, error=True)))

@@ -13,7 +13,7 @@ from jax_interp.dictionaries import train_dictionary, variants
 from jax_interp.dictionaries.activations.select import batch_top_k
 from jax_interp.dictionaries.training.config import Adam
 from jax_interp.dictionaries.training.sweep import Member, Sweep, member_config, members, train_sweep
-from jax_interp.training import NonFinite
+from jax_interp.training import QUIET, Log, NonFinite, SaveTo
 from jax_interp.training.metrics import read_log
 
 ADDRESS = "blocks.1.resid_post"
@@ -23,7 +23,7 @@ RELU = variants.relu(ADDRESS, **FIELDS)
 
 def alone(config, member, model):
     """The same dictionary from a config of its own."""
-    return train_dictionary(member_config(config, member), model, batch_at, quiet=True)
+    return train_dictionary(member_config(config, member), model, batch_at, log=QUIET)
 
 
 CASES = {
@@ -41,7 +41,7 @@ FAST = "strengths by vmap"
 def test_every_member_is_what_it_would_be_alone(name):
     config, sweep, batched = CASES[name]
     model = toy()
-    for member, dictionary in train_sweep(config, sweep, model, batch_at, batched=batched, quiet=True):
+    for member, dictionary in train_sweep(config, sweep, model, batch_at, batched=batched, log=QUIET):
         own = alone(config, member, model)
         assert jax.tree.structure(own) == jax.tree.structure(dictionary)
         for a, b in zip(jax.tree.leaves(dictionary), jax.tree.leaves(own), strict=True):
@@ -58,18 +58,35 @@ def test_seeds_and_layers_share_the_stream_and_a_killed_grid_resumes(tmp_path):
             raise Killed
 
     sweep, model = Sweep(seeds=(0, 3), addresses=("blocks.0.resid_post", ADDRESS)), toy()
-    options = {"checkpoint_every": 2, "log_every": 1, "quiet": True}
     with pytest.raises(Killed):
-        train_sweep(RELU, sweep, model, batch_at, run=tmp_path / "killed", on_log=die, **options)
-    resumed = train_sweep(RELU, sweep, model, batch_at, run=tmp_path / "killed", **options)
-    whole = train_sweep(RELU, sweep, model, batch_at, run=tmp_path / "whole", **options)
+        train_sweep(
+            RELU,
+            sweep,
+            model,
+            batch_at,
+            run=SaveTo(tmp_path / "killed", every=2),
+            log=Log(every=1, on_record=die, quiet=True),
+        )
+    resumed = train_sweep(
+        RELU, sweep, model, batch_at, run=SaveTo(tmp_path / "killed", every=2), log=Log(every=1, quiet=True)
+    )
+    whole = train_sweep(
+        RELU, sweep, model, batch_at, run=SaveTo(tmp_path / "whole", every=2), log=Log(every=1, quiet=True)
+    )
     assert [(m.address, m.seed) for m, _ in whole] == [(a, s) for a in ("blocks.0.resid_post", ADDRESS) for s in (0, 3)]
     for (_, a), (_, b) in zip(resumed, whole, strict=True):
         for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
             np.testing.assert_array_equal(one, other)
     assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match="seeds"):
-        train_sweep(RELU, Sweep(seeds=(0, 1)), model, batch_at, run=tmp_path / "whole", **options)
+        train_sweep(
+            RELU,
+            Sweep(seeds=(0, 1)),
+            model,
+            batch_at,
+            run=SaveTo(tmp_path / "whole", every=2),
+            log=Log(every=1, quiet=True),
+        )
     a, b = whole[2][1], whole[3][1]
     assert not np.allclose(a.W_dec, b.W_dec)
 
@@ -84,10 +101,19 @@ def test_a_member_that_diverges_leaves_the_others_as_they_are(batched, tmp_path)
             raise Killed
 
     sweep, model, log = Sweep(learning_rates=(1e30, 1e-3)), toy(), []
-    options = {"checkpoint_every": 2, "log_every": 1, "quiet": True, "batched": batched}
     with pytest.raises(Killed):
-        train_sweep(RELU, sweep, model, batch_at, run=tmp_path, on_log=die, **options)
-    (lost, left), (member, dictionary) = train_sweep(RELU, sweep, model, batch_at, run=tmp_path, **options)
+        train_sweep(
+            RELU,
+            sweep,
+            model,
+            batch_at,
+            batched=batched,
+            run=SaveTo(tmp_path, every=2),
+            log=Log(every=1, on_record=die, quiet=True),
+        )
+    (lost, left), (member, dictionary) = train_sweep(
+        RELU, sweep, model, batch_at, batched=batched, run=SaveTo(tmp_path, every=2), log=Log(every=1, quiet=True)
+    )
     log = read_log(tmp_path / "metrics.jsonl")
     assert (lost.diverged, member.diverged) == (1, None)
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(left))
@@ -99,7 +125,7 @@ def test_a_member_that_diverges_leaves_the_others_as_they_are(batched, tmp_path)
         assert record["member.0.fvu"] is record["member.0.dead"] is None
         assert record["fvu"] == record["member.1.fvu"]
     with pytest.raises(NonFinite, match="step 2"):
-        train_sweep(RELU, Sweep(learning_rates=(1e30,)), model, batch_at, **options)
+        train_sweep(RELU, Sweep(learning_rates=(1e30,)), model, batch_at, batched=batched, log=QUIET)
 
 
 def test_what_a_config_does_not_have_is_not_swept():

@@ -32,6 +32,7 @@ from jax_interp.dictionaries.training.train import (
     train_step,
 )
 from jax_interp.surgery import read
+from jax_interp.training import Log, SaveTo
 
 ADDRESS = "blocks.1.resid_post"
 FIELDS = {"n_features": 64, "steps": 12, "buffer": 600, "dead_after": 300, "optimizer": Adam(warmup=2)}
@@ -154,7 +155,7 @@ def test_auxk_brings_latents_back(model):
 def test_learning_reduces_the_unexplained_variance(model):
     log = []
     config = dataclasses.replace(CONFIG, steps=150)
-    sae = train_dictionary(config, model, batch_at, on_log=log.append, log_every=50, quiet=True)
+    sae = train_dictionary(config, model, batch_at, log=Log(every=50, on_record=log.append, quiet=True))
     fvu = [record["fvu"] for record in log]
     assert fvu[-1] < 0.6 * fvu[0] < fvu[0]
     assert log[-1]["tokens"] == 150 * 128
@@ -213,11 +214,20 @@ def test_a_killed_run_ends_with_the_same_bits(model, tmp_path):
         if record["step"] == 9:
             raise Killed
 
-    options = {"checkpoint_every": 4, "log_every": 1, "quiet": True}
     with pytest.raises(Killed):
-        train_dictionary(CONFIG, model, batch_at, run=tmp_path / "killed", on_log=die, **options)
-    resumed = train_dictionary(CONFIG, model, batch_at, run=tmp_path / "killed", **options)
-    whole = train_dictionary(CONFIG, model, batch_at, run=tmp_path / "whole", **options)
+        train_dictionary(
+            CONFIG,
+            model,
+            batch_at,
+            run=SaveTo(tmp_path / "killed", every=4),
+            log=Log(every=1, on_record=die, quiet=True),
+        )
+    resumed = train_dictionary(
+        CONFIG, model, batch_at, run=SaveTo(tmp_path / "killed", every=4), log=Log(every=1, quiet=True)
+    )
+    whole = train_dictionary(
+        CONFIG, model, batch_at, run=SaveTo(tmp_path / "whole", every=4), log=Log(every=1, quiet=True)
+    )
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()

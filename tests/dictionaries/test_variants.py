@@ -41,6 +41,7 @@ from jax_interp.dictionaries.losses import (
     TargetL0,
 )
 from jax_interp.dictionaries.losses.forward import Forward, snake, total
+from jax_interp.training import Log, SaveTo
 
 D, M, ROWS, V = 8, 24, 30, 5.0
 sg = jax.lax.stop_gradient
@@ -354,11 +355,25 @@ def test_every_variant_learns_and_resumes_to_the_bit(name, tmp_path):
     log = []
     with jax.enable_x64(False):
         config = VARIANTS[name]("blocks.1.resid_post", n_features=64, steps=80, buffer=600, dead_after=2000)
-        model, options = toy(), {"checkpoint_every": 20, "log_every": 10, "quiet": True}
+        model = toy()
         with pytest.raises(Killed):
-            train_dictionary(config, model, batch_at, run=tmp_path / "killed", on_log=die, **options)
-        resumed = train_dictionary(config, model, batch_at, run=tmp_path / "killed", **options)
-        whole = train_dictionary(config, model, batch_at, run=tmp_path / "whole", on_log=log.append, **options)
+            train_dictionary(
+                config,
+                model,
+                batch_at,
+                run=SaveTo(tmp_path / "killed", every=20),
+                log=Log(every=10, on_record=die, quiet=True),
+            )
+        resumed = train_dictionary(
+            config, model, batch_at, run=SaveTo(tmp_path / "killed", every=20), log=Log(every=10, quiet=True)
+        )
+        whole = train_dictionary(
+            config,
+            model,
+            batch_at,
+            run=SaveTo(tmp_path / "whole", every=20),
+            log=Log(every=10, on_record=log.append, quiet=True),
+        )
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
     assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()

@@ -23,6 +23,7 @@ from jax_interp.dictionaries.training.config import Adam
 from jax_interp.diffing.model_diff import PAIR, Pair, compare, in_scaled_units
 from jax_interp.surgery import Add, Site, at, edit, read, sites
 from jax_interp.toys.synthetic.shrinkage import shrunk
+from jax_interp.training import QUIET, Log, SaveTo
 
 ADDRESS = "blocks.1.resid_post"
 STEPS = 1000
@@ -183,10 +184,10 @@ def test_values_of_two_widths_are_refused_not_cut_in_the_middle():
         ),
     ):
         with pytest.raises(UserError, match="model_0 24, model_1 8"):
-            train_dictionary(config, pair, batch_at, quiet=True)
+            train_dictionary(config, pair, batch_at, log=QUIET)
     # several values may be read, of any widths, where one is written
     both = dataclasses.replace(config, address=PAIR, writes="model_1")
-    assert train_dictionary(both, pair, batch_at, quiet=True).W_enc.shape == (32, 12)
+    assert train_dictionary(both, pair, batch_at, log=QUIET).W_enc.shape == (32, 12)
 
 
 @pytest.mark.slow
@@ -202,11 +203,20 @@ def test_two_models_are_trained_on_at_once_and_resume_to_the_bit(kind, tmp_path)
     recipe, strength = (variants.crosscoder, 0.02) if kind == "l1" else (variants.batch_topk_crosscoder, 2)
     config = recipe(PAIR, strength, n_features=12, steps=600, buffer=2000, optimizer=Adam(learning_rate=0.01))
     pair, many_at = known_pair(), lambda i: batch_at(i, vocab=1000)
-    options = {"checkpoint_every": 250, "log_every": 100, "quiet": True}
     with pytest.raises(Killed):
-        train_dictionary(config, pair, many_at, run=tmp_path / "killed", on_log=die, **options)
-    resumed = train_dictionary(config, pair, many_at, run=tmp_path / "killed", **options)
-    whole = train_dictionary(config, pair, many_at, run=tmp_path / "whole", **options)
+        train_dictionary(
+            config,
+            pair,
+            many_at,
+            run=SaveTo(tmp_path / "killed", every=250),
+            log=Log(every=100, on_record=die, quiet=True),
+        )
+    resumed = train_dictionary(
+        config, pair, many_at, run=SaveTo(tmp_path / "killed", every=250), log=Log(every=100, quiet=True)
+    )
+    whole = train_dictionary(
+        config, pair, many_at, run=SaveTo(tmp_path / "whole", every=250), log=Log(every=100, quiet=True)
+    )
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
     found = compare(whole, pair, [many_at(1000 + i) for i in range(8)])

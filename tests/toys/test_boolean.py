@@ -15,6 +15,7 @@ from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig
 from jax_interp.dictionaries.training.cross_layer import train_cross_layer
 from jax_interp.surgery import read
 from jax_interp.toys.synthetic.boolean import READS, WRITES, A, B, C, boolean_model, hop_kept
+from jax_interp.training import QUIET
 
 TOKENS = jnp.arange(16)[None]
 BITS = (np.arange(16)[:, None] >> np.arange(4)) & 1
@@ -85,7 +86,7 @@ def test_trained_per_layer_transcoders_keep_the_hop_and_a_cross_layer_one_does_n
             buffer=4096,
             optimizer=Adam(learning_rate=0.005),
         )
-        local = replacement(MODEL, READS, WRITES, train_cross_layer(config, MODEL, batch_at, quiet=True))
+        local = replacement(MODEL, READS, WRITES, train_cross_layer(config, MODEL, batch_at, log=QUIET))
         kept[window] = float(hop_kept(local, MODEL))
         off[window] = float(((local(TOKENS) - MODEL(TOKENS)) ** 2).sum(-1).mean())
     assert max(off.values()) < 0.02  # both say what the model says

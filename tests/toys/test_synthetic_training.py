@@ -14,6 +14,7 @@ from jax_interp.dictionaries.evaluation.similarity import cosines, match
 from jax_interp.surgery import read
 from jax_interp.toys.synthetic import as_model, sharkey, small_bench, tree, two_models
 from jax_interp.toys.synthetic.shrinkage import shrunk
+from jax_interp.training import QUIET
 
 
 def test_a_world_is_a_model_whose_tokens_number_its_rows():
@@ -31,7 +32,7 @@ def test_a_world_is_a_model_whose_tokens_number_its_rows():
 
 
 def trained(world, config):
-    return train_dictionary(config, *as_model(world, jax.random.key(1)), quiet=True)
+    return train_dictionary(config, *as_model(world, jax.random.key(1)), log=QUIET)
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_crosscoders_shrink_as_their_losses_say():
     unit = (rows / np.maximum(np.linalg.norm(rows, axis=2, keepdims=True), 1e-9)).sum(1)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     for name, config in configs.items():
-        crosscoder = train_dictionary(config, model, batch_at, quiet=True)
+        crosscoder = train_dictionary(config, model, batch_at, log=QUIET)
         made = np.asarray(crosscoder(world.directions), np.float64).reshape(24, 2, 24)
         part = np.einsum("fsd,fd->fs", made, unit)
         learnt = np.abs(part - wanted[name]).max(1) < 0.04

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.training import Interrupted, fit
+from jax_interp.training import Interrupted, Log, SaveTo, fit
 from jax_interp.training.sharding import BATCH, make_mesh, shardings
 
 RULES = (("w", jax.P("fsdp")), ("**", jax.P()))
@@ -48,7 +48,7 @@ if __name__ == "__main__":
         return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
 
     try:
-        fit(step, initial_state(mesh), batch_at, steps=int(steps), run=directory, checkpoint_every=50, log_every=5)
+        fit(step, initial_state(mesh), batch_at, steps=int(steps), run=SaveTo(directory, every=50), log=Log(every=5))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)

@@ -61,12 +61,12 @@ def test_a_signal_saves_and_the_same_call_goes_on(whole, step, tmp_path, signum)
 
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted, match="run the same command again") as stopped:
-        run(tmp_path / "run", STEPS, None, CONFIG, step, on_log=ask)
+        run(tmp_path / "run", STEPS, None, CONFIG, step, on_record=ask)
     assert stopped.value.exit_code == 128 + signum
     assert signal.getsignal(signum) is before
     assert 3 <= stopped.value.step < STEPS
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [stopped.value.step]
-    assert_same_bits(run(tmp_path / "run", STEPS, None, CONFIG, step, on_log=ask), state)
+    assert_same_bits(run(tmp_path / "run", STEPS, None, CONFIG, step, on_record=ask), state)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (directory / "metrics.jsonl").read_bytes()
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jax_interp.core import optimizers as optimizer
-from jax_interp.training import Interrupted, fit
+from jax_interp.training import Interrupted, Log, SaveTo, fit
 
 ROWS, BATCH = 64, 16
 
@@ -73,17 +73,15 @@ def make_step(config: TinyConfig):
     return jax.jit(step, donate_argnums=0)
 
 
-def run(directory, steps: int, checkpoint_every: int | None, config: TinyConfig, step=None, **options):
+def run(directory, steps: int, checkpoint_every: int | None, config: TinyConfig, step=None, keep=3, **log):
     """The same call for every session of the run."""
     return fit(
         step or make_step(config),
         initial_state(config),
         batch_at(config),
         steps=steps,
-        run=directory,
-        config=config,
-        checkpoint_every=checkpoint_every,
-        **{"log_every": 1, "quiet": True} | options,
+        run=SaveTo(directory, config, every=checkpoint_every, keep=keep),
+        log=Log(**{"every": 1, "quiet": True} | log),
     )
 
 

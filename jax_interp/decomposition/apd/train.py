@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ from jax_interp.decomposition.masks import edits
 from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.train import adam, check_batch, record
 from jax_interp.surgery import edit, read
-from jax_interp.training import Run, fit
+from jax_interp.training import Log, RunTarget, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,16 +151,16 @@ def train_apd(
     model: Any,
     *,
     sample: Callable[[Array], Any],
-    run: Run | Path | str | None = None,
-    **options: Any,
+    run: RunTarget = None,
+    log: Log = Log(),
 ) -> Decomposed:
     """The decomposed model, its components `rank` neighbouring subcomponents each, after `config.steps` steps on
-    `sample(key)`. `options` go to `training.fit`."""
+    `sample(key)`. `run` and `log` are as in `training.fit`."""
     check_batch(config.batch, jax.eval_shape(sample, jax.random.key(0)))
-    options = {"title": "APD", "log_every": 100} | options
+    log = log.with_defaults(title="APD", every=100)
     step = partial(_sampled, config, sample)
-    stored = record(run, config, model)
-    state = fit(step, start(config, model), steps=config.steps, run=run, config=stored, frozen=(model,), **options)
+    saving = record(run, config, model)
+    state = fit(step, start(config, model), steps=config.steps, run=saving, frozen=(model,), log=log)
     return Decomposed(model, state.components, config.tied)
 
 
@@ -171,8 +170,8 @@ def apd_instances(
     *,
     seeds: Sequence[int],
     sample: Callable[[Array], Any],
-    run: Run | Path | str | None = None,
-    **options: Any,
+    run: RunTarget = None,
+    log: Log = Log(),
 ) -> dict[str, Components]:
     """The components of one run a seed, under one `vmap`: a leading instance axis. `run` goes on only with the config,
     seeds and model that it was begun with."""
@@ -182,9 +181,9 @@ def apd_instances(
         jnp.asarray(seeds, jnp.uint32), model
     )
     step = jax.vmap(partial(_sampled, config, sample), (0, None, None))
-    options = {"title": f"{len(seeds)} APD runs", "shown": (), "log_every": 100} | options
-    stored = record(run, config, model, seeds)
-    return fit(step, state, steps=config.steps, run=run, config=stored, frozen=(model,), **options).components
+    log = log.with_defaults(title=f"{len(seeds)} APD runs", shown=(), every=100)
+    saving = record(run, config, model, seeds)
+    return fit(step, state, steps=config.steps, run=saving, frozen=(model,), log=log).components
 
 
 def _sampled(config: APDConfig, sample: Any, state: APDState, number: Any, target: Any) -> tuple[APDState, Any]:

@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,7 +45,7 @@ from jax_interp.dictionaries.training.train import (
     faster_offsets,
     offset_rate,
 )
-from jax_interp.training import Run, fit
+from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 
 def init_cross_layer(
@@ -221,8 +220,8 @@ def train_cross_layer(
     model: Any,
     batch_at: Callable[[int], tuple[Array, Array]],
     *,
-    run: Run | Path | str | None = None,
-    **options: Any,
+    run: RunTarget = None,
+    log: Log = Log(),
 ) -> CrossLayer:
     """Train from the start, or from the last checkpoint of `run`, and export: as `train_dictionary`, with the same
     options and the same law of resuming to the bit."""
@@ -235,9 +234,8 @@ def train_cross_layer(
         state,
         lambda i: batch_at(filled + i),
         steps=config.steps,
-        run=run,
-        config=config,
+        run=SaveTo.of(run, config),
         frozen=(model,),
-        **({"shown": shown, "per_step": per_step, "title": "cross-layer dictionary"} | options),
+        log=log.with_defaults(shown=shown, per_step=per_step, title="cross-layer dictionary"),
     )
     return export(config, state)

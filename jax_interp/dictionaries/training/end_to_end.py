@@ -28,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -50,7 +49,7 @@ from jax_interp.dictionaries.training.spliced import TrainingSplice, code_struct
 from jax_interp.dictionaries.training.train import Learner, adam, init_learner, learn
 from jax_interp.dictionaries.training.warm_start import check_count, warm_start
 from jax_interp.surgery import at, edit, read
-from jax_interp.training import Run, fit
+from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,17 +298,18 @@ def train_end_to_end(
     batch_at: Callable[[int], tuple[Array, Array]],
     dictionaries: Sequence[Dictionary] | None = None,
     *,
-    run: Run | Path | str | None = None,
-    **options: Any,
+    run: RunTarget = None,
+    log: Log = Log(),
 ) -> tuple[Dictionary, ...]:
     """Train from the start, or from the last checkpoint of `run`, and export, in the order of the config.
 
-    `dictionaries` are trained ones (for raw activations) to go on from. `batch_at` and `options` are as in
+    `dictionaries` are trained ones (for raw activations) to go on from. `batch_at` and `log` are as in
     `train_dictionary`: the same call after a kill ends with the same bits.
     """
     state = init_end_to_end_state(config, model, batch_at, dictionaries)
     tokens = batch_at(0)[0].size
-    options = {"shown": ("loss", config.output), "per_step": {"tokens": tokens}, "title": "end to end"} | options
+    log = log.with_defaults(shown=("loss", config.output), per_step={"tokens": tokens}, title="end to end")
     step = partial(end_to_end_step, config)
-    state = fit(step, state, batch_at, steps=config.steps, run=run, config=config, frozen=(model,), **options)
+    saving = SaveTo.of(run, config)
+    state = fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log)
     return export_end_to_end(state)

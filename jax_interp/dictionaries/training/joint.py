@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -42,7 +41,7 @@ from jax_interp.dictionaries.training.spliced import kept_rows
 from jax_interp.dictionaries.training.train import init_dictionary
 from jax_interp.dictionaries.training.warm_start import check_count, warm_start
 from jax_interp.surgery import read
-from jax_interp.training import Run, fit
+from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 Batch = tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]
 Objective = Callable[[Any, Batch], Float[Array, ""]]
@@ -214,20 +213,21 @@ def train_joint(
     dictionaries: Sequence[Dictionary] | None = None,
     *,
     objective: Objective = next_token,
-    run: Run | Path | str | None = None,
-    **options: Any,
+    run: RunTarget = None,
+    log: Log = Log(),
 ) -> tuple[Any, tuple[Dictionary, ...]]:
     """(model, dictionaries as they are used after training), from the start or from the last checkpoint of `run`.
 
     optimize    of optax, over the pair (model, tuple of dictionaries), or (None, tuple) where the model is held fixed.
     objective   (output of the model, batch) -> what the model is for.
-    dictionaries, options   initial ones; what goes to `training.fit`. The same call after a kill ends with the same
-    bits.
+    dictionaries  initial ones.
+    run, log    as in `training.fit`. The same call after a kill ends with the same bits.
     """
     state = init_joint_state(config, model, batch_at(0)[0], optimize, dictionaries)
     shown = ("loss", "task") if config.train == "both" else ("loss",)
-    options = {"shown": shown, "per_step": {"tokens": batch_at(0)[0].size}, "title": "joint"} | options
+    log = log.with_defaults(shown=shown, per_step={"tokens": batch_at(0)[0].size}, title="joint")
     step = partial(joint_step, config, optimize, objective)
     frozen = () if config.train == "both" else (model,)
-    state = fit(step, state, batch_at, steps=config.steps, run=run, config=config, frozen=frozen, **options)
+    saving = SaveTo.of(run, config)
+    state = fit(step, state, batch_at, steps=config.steps, run=saving, frozen=frozen, log=log)
     return model if state.model is None else state.model, tuple(map(for_inference, state.dictionaries))

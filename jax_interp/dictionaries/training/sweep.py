@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses.forward import snake
 from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.train import Learner, adam, addresses, export_learner, init_learner, learn
-from jax_interp.training import Run, fit
+from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,12 +221,12 @@ def train_sweep(
     model: Any,
     batch_at: Callable[[int], tuple[Array, Array]],
     *,
-    run: Run | Path | str | None = None,
+    run: RunTarget = None,
     batched: bool | None = None,
-    **options: Any,
+    log: Log = Log(),
 ) -> list[tuple[Member, Dictionary]]:
-    """Train all members, from the start or from the last checkpoint of `run`, and export. `options` go to
-    `training.fit`. The log has means over the members, and the figures of each under `member.<i>`.
+    """Train all members, from the start or from the last checkpoint of `run`, and export. `run` and `log`
+    are as in `training.fit`. The log has means over the members, and the figures of each under `member.<i>`.
 
     A member that diverges ends there and the others go on: it is in no mean any more, its figures are null, and
     `Member.diverged` says when. NonFinite where none is left."""
@@ -245,17 +244,15 @@ def train_sweep(
         counted = {"tokens": jnp.max(jnp.where(ended, 0, tokens)), "ended": jnp.sum(ended)}
         return state, mean | counted | {"member": {str(i): of_member(i) for i in range(count)}}
 
-    options = {"shown": ("loss", "fvu", "l0", "dead"), "per_step": {"tokens": tokens}, "title": "sweep"} | options
+    shown = ("loss", "fvu", "l0", "dead")
     state = fit(
         step,
         state,
         lambda i: batch_at(filled + i),
         steps=config.steps,
-        run=run,
-        config=SweepRun(config, sweep),
+        run=SaveTo.of(run, SweepRun(config, sweep)),
         frozen=(model, swept_values(config, sweep)),
-        may_lack=("member.",),
-        **options,
+        log=log.with_defaults(shown=shown, per_step={"tokens": tokens}, title="sweep", may_be_nan=("member.",)),
     )
     return export_sweep(config, sweep, state)
 

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,7 +31,7 @@ from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, Dict
 from jax_interp.dictionaries.training.gradient import loss_and_grad
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.resampling import resample
-from jax_interp.training import Run, fit
+from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 BatchAt = Callable[[int], tuple[Array, Array]]
 """The number of a batch, from 0 -> (tokens [seq, pos], keep [seq, pos])."""
@@ -264,27 +263,26 @@ def train_dictionary(
     model: Any,
     batch_at: Callable[[int], tuple[Array, Array]],
     *,
-    run: Run | Path | str | None = None,
-    **options: Any,
+    run: RunTarget = None,
+    log: Log = Log(),
 ) -> Dictionary:
-    """Train from the start, or from the last checkpoint of `run`, and export. `options` go to `training.fit`
-    (checkpoint_every, log_every, evaluate, on_log, quiet, …).
+    """Train from the start, or from the last checkpoint of `run`, and export. `run` and `log` are as in
+    `training.fit`.
 
     The same call after a kill ends with the same bits. `batch_at` must be a function of its number only.
     """
     state = init_train_state(config, model, batch_at)
     filled = int(state.stream.cursor)  # these batches went into the first buffer
     tokens = batch_at(0)[0].size
-    options = {"shown": ("loss", "fvu", "l0", "dead"), "per_step": {"tokens": tokens}, "title": "dictionary"} | options
+    shown = ("loss", "fvu", "l0", "dead")
     state = fit(
         partial(train_step, config),
         state,
         lambda i: batch_at(filled + i),
         steps=config.steps,
-        run=run,
-        config=config,
+        run=SaveTo.of(run, config),
         frozen=(model,),
-        **options,
+        log=log.with_defaults(shown=shown, per_step={"tokens": tokens}, title="dictionary"),
     )
     return export(config, state)
 
@@ -300,7 +298,7 @@ class StoreRun:
 
 
 def train_from_store(
-    config: DictionaryConfig, store: Any, *, batch: int = 2048, run: Run | Path | str | None = None, **options: Any
+    config: DictionaryConfig, store: Any, *, batch: int = 2048, run: RunTarget = None, log: Log = Log()
 ) -> Dictionary:
     """`train_dictionary` on the rows of an `ActivationStore`, `batch` of them a step, no model needed. The store holds
     what the config reads and then what it writes, in that order; UserError otherwise."""
@@ -318,15 +316,14 @@ def train_from_store(
     def step(learner, rows, scale, variance):
         return learn(config, learner, rows * scale[None, :], variance)
 
-    shown = {"shown": ("loss", "fvu", "l0", "dead"), "per_step": {"tokens": batch}, "title": "dictionary"}
+    shown = ("loss", "fvu", "l0", "dead")
     learner = fit(
         step,
         init_learner(config, key, store.widths, mean),
         lambda i: store.batch_at(i, batch, config.seed),
         steps=config.steps,
-        run=run,
-        config=kept,
+        run=SaveTo.of(run, kept),
         frozen=(scale, variance),
-        **(shown | options),
+        log=log.with_defaults(shown=shown, per_step={"tokens": batch}, title="dictionary"),
     )
     return export_learner(config, learner, store)

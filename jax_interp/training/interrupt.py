@@ -1,0 +1,65 @@
+"""SIGINT and SIGTERM as a request: the run finishes its step, saves, and stops."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and the run has saved itself. `exit_code` is 128 + signal, as in a shell."""
+
+    def __init__(self, step: int, steps: int, signum: int, directory: Path | None):
+        how = f"saved in {directory}; run the same command again to go on from there" if directory else "not saved"
+        super().__init__(f"stopped after step {step} of {steps}, {how}")
+        self.step, self.signum, self.exit_code = step, signum, 128 + signum
+
+
+class StopRequest:
+    """Whether a signal has asked the run to stop, and which signal."""
+
+    signum: int | None = None
+
+    def agreed(self, step: int, every: int) -> bool:
+        """Whether to stop after `step`. The processes of a multi-host run agree on it once every `every` steps."""
+        asked = self.signum is not None
+        if jax.process_count() == 1:
+            return asked
+        from jax.experimental import multihost_utils
+
+        return step % every == 0 and bool(np.any(multihost_utils.process_allgather(np.asarray(asked))))
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Within the block the first SIGINT or SIGTERM is noted and not raised. A second one acts at once.
+
+    Signals reach Python's main thread only. In another thread the request is never set.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous = {}
+
+    def note(signum: int, frame: object) -> None:
+        request.signum = signum
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        print("stopping after this step; once more to stop at once, without saving", file=sys.stderr)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.getsignal(number) or signal.SIG_DFL
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
