@@ -17,7 +17,7 @@ from jax_interp.analysis.parts import Parts, Pos, concatenate, drops_axis, each,
 from jax_interp.analysis.residual import decompose_resid
 from jax_interp.analysis.weights import W_U, b_U, decoder
 from jax_interp.core.errors import UserError
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations
 
 Tokens = int | Int[Array, ""] | Int[Array, "batch"] | Int[Array, "batch pos"]
@@ -52,7 +52,7 @@ def logit_attrs(
     bias along W_U and b_U sum to the logit before any softcap: `direct_logit_attribution` has these in it.
     """
     direction = logit_directions(model, acts, tokens, incorrect_tokens, pos=pos)
-    return each(stack, lambda rows: jnp.sum(wide(rows) * over(direction, rows.ndim), axis=-1))
+    return each(stack, lambda rows: jnp.sum(upcast(rows) * over(direction, rows.ndim), axis=-1))
 
 
 def direct_logit_attribution(
@@ -91,10 +91,10 @@ def direct_logit_attribution(
 
 def _columns(model: Any, tokens: Tokens, incorrect: Tokens | None, *, ndim: int) -> Float[Array, "*#batch_pos d_model"]:
     """The unembedding's columns of the tokens, scaled as logits are, with the axes `[batch, pos, d_model]`."""
-    columns = wide(_taken(W_U(model).T, tokens))
+    columns = upcast(_taken(W_U(model).T, tokens))
     if incorrect is not None:
         _same_shape(tokens, incorrect)
-        columns = columns - wide(_taken(W_U(model).T, incorrect))
+        columns = columns - upcast(_taken(W_U(model).T, incorrect))
     columns = columns * jnp.asarray(decoder(model).config.logit_scale, columns.dtype)
     return _placed(columns, jnp.ndim(tokens), ndim)
 
@@ -102,8 +102,8 @@ def _columns(model: Any, tokens: Tokens, incorrect: Tokens | None, *, ndim: int)
 def _unembedding_bias(
     model: Any, tokens: Tokens, incorrect: Tokens | None, *, ndim: int
 ) -> Float[Array, "*#batch_pos"]:
-    bias = wide(_taken(b_U(model), tokens))
-    bias = bias if incorrect is None else bias - wide(_taken(b_U(model), incorrect))
+    bias = upcast(_taken(b_U(model), tokens))
+    bias = bias if incorrect is None else bias - upcast(_taken(b_U(model), incorrect))
     bias = bias * jnp.asarray(decoder(model).config.logit_scale, bias.dtype)
     return _placed(bias, jnp.ndim(tokens), ndim)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.analysis.factored_matrix import FactoredMatrix
 from jax_interp.analysis.weights import W_E, W_K, W_O, W_Q, W_U, W_V
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 
 
 def OV(model: Any) -> FactoredMatrix:
@@ -55,8 +55,8 @@ def eigen_copying_score(
 
     The eigenvalues are those of `W_O W_U W_E W_V`, d_head square.
     """
-    inside = wide(W_U(model)) @ wide(_embedding(model, embedding))
-    values = FactoredMatrix(jnp.einsum("de,lhek->lhdk", inside, wide(W_V(model))), wide(W_O(model))).eigenvalues
+    inside = upcast(W_U(model)) @ upcast(_embedding(model, embedding))
+    values = FactoredMatrix(jnp.einsum("de,lhek->lhdk", inside, upcast(W_V(model))), upcast(W_O(model))).eigenvalues
     return jnp.real(jnp.sum(values, axis=-1)) / jnp.sum(jnp.abs(values), axis=-1)
 
 

@@ -17,7 +17,7 @@ from jax_interp.analysis.parts import Parts, Pos, at_pos, concatenate, layers, o
 from jax_interp.analysis.residual import decompose_resid, embeddings
 from jax_interp.analysis.weights import W_O, W_out, b_O, b_out, decoder, dense
 from jax_interp.core.errors import UserError
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations
 
 
@@ -119,10 +119,10 @@ def accumulated_bias(
     if config.norm_places != "before":
         raise UserError("norms stand between this model's biases and its stream: what they add depends on the position")
     n = up_to(model, layer, mlp_input)
-    total = jnp.sum(wide(b_O(model)[: n + mlp_input]), axis=0)
+    total = jnp.sum(upcast(b_O(model)[: n + mlp_input]), axis=0)
     if not config.d_mlp or config.n_experts or not include_mlp_biases:
         return total
-    return total + jnp.sum(wide(b_out(model)[:n]), axis=0)
+    return total + jnp.sum(upcast(b_out(model)[:n]), axis=0)
 
 
 def _heads(model: Any, acts: Activations, n: int, pos: Pos, direction: Array | None) -> Parts:
@@ -131,7 +131,7 @@ def _heads(model: Any, acts: Activations, n: int, pos: Pos, direction: Array | N
     if not n:
         return _none(model, acts, pos, direction)
     z = at_pos(layers(acts, "attn.z", n), pos, 2)
-    rows = _rows(z, wide(W_O(model)[:n]), norms_after(model, acts, "ln1_post", n, pos), direction)
+    rows = _rows(z, upcast(W_O(model)[:n]), norms_after(model, acts, "ln1_post", n, pos), direction)
     return Parts(rows, labels)
 
 
@@ -142,7 +142,7 @@ def _neurons(model: Any, acts: Activations, n: int, pos: Pos, direction: Array |
         return _none(model, acts, pos, direction)
     post = at_pos(layers(acts, "mlp.post", n), pos, 2)
     norm = norms_after(model, acts, "ln2_post", n, pos)
-    return Parts(_rows(post[..., None], wide(W_out(model)[:n])[:, :, None], norm, direction), labels)
+    return Parts(_rows(post[..., None], upcast(W_out(model)[:n])[:, :, None], norm, direction), labels)
 
 
 def _rows(
@@ -167,11 +167,11 @@ def _rows(
 def _biases(model: Any, acts: Activations, n_attn: int, n_mlp: int, pos: Pos) -> Float[Array, "*batch_pos d_model"]:
     """What output biases, and those of norms after attention and MLP, add to the stream."""
     shape = at_pos(acts["embed"], pos, 1).shape
-    total = jnp.zeros(shape, wide(acts["embed"]).dtype)
+    total = jnp.zeros(shape, upcast(acts["embed"]).dtype)
     for name, n, biases in (("ln1_post", n_attn, b_O), ("ln2_post", n_mlp, b_out)):
         if not n:
             continue
-        bias, norms = wide(biases(model)[:n]), norms_after(model, acts, name, n, pos)
+        bias, norms = upcast(biases(model)[:n]), norms_after(model, acts, name, n, pos)
         if norms is None:
             total = total + over(jnp.sum(bias, axis=0), total.ndim)
         else:
@@ -205,10 +205,10 @@ def _finished(
 def _resid(model: Any, acts: Activations, n: int, mlp_input: bool) -> Float[Array, "batch pos d_model"]:
     """The stream that enters layer `n`."""
     if mlp_input:
-        return wide(acts[f"blocks.{n}.resid_mid"])
+        return upcast(acts[f"blocks.{n}.resid_mid"])
     if n:
-        return wide(acts[f"blocks.{n - 1}.resid_post"])
-    return sum((wide(acts[name]) for name in embeddings(model)[1:]), start=wide(acts["embed"]))
+        return upcast(acts[f"blocks.{n - 1}.resid_post"])
+    return sum((upcast(acts[name]) for name in embeddings(model)[1:]), start=upcast(acts["embed"]))
 
 
 def _none(model: Any, acts: Activations, pos: Pos, direction: Array | None) -> Parts:
@@ -218,4 +218,4 @@ def _none(model: Any, acts: Activations, pos: Pos, direction: Array | None) -> P
 
 def _direction(norm: NormAtScale | None, onto: Array | None) -> Array | None:
     """Directions in the stream itself, for those after `norm`."""
-    return onto if onto is None else wide(onto) if norm is None else norm.pull(onto)
+    return onto if onto is None else upcast(onto) if norm is None else norm.pull(onto)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float
 
 from jax_interp.core.errors import UserError
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +82,10 @@ class FactoredMatrix:
     ) -> tuple[Float[Array, "*lead ldim mdim"], Float[Array, "*lead mdim"], Float[Array, "*lead rdim mdim"]]:
         """`U, S, V` with `U diag(S) Vᵀ` the matrix: QR of both factors, and the SVD of what is small. Of 16-bit factors
         in float32. Where mdim exceeds ldim or rdim, as many singular values as the smallest of the three."""
-        (qa, ra), (qb, rb) = jnp.linalg.qr(wide(self.A)), jnp.linalg.qr(jnp.swapaxes(wide(self.B), -1, -2))
+        (qa, ra), (qb, rb) = (
+            jnp.linalg.qr(upcast(self.A)),
+            jnp.linalg.qr(jnp.swapaxes(upcast(self.B), -1, -2)),
+        )
         u, s, vt = jnp.linalg.svd(_matmul(ra, jnp.swapaxes(rb, -1, -2)), full_matrices=False)
         return _matmul(qa, u), s, _matmul(qb, jnp.swapaxes(vt, -1, -2))
 
@@ -101,7 +104,7 @@ class FactoredMatrix:
     @property
     def eigenvalues(self) -> Complex[Array, "*lead mdim"]:
         """Those of the matrix that may differ from zero, in no order: the eigenvalues of BA, which is small."""
-        return jnp.linalg.eigvals(wide(self.BA))
+        return jnp.linalg.eigvals(upcast(self.BA))
 
     def norm(self) -> Float[Array, "*lead"]:
         """Frobenius norm: `‖A B‖ = ‖R B‖` for `A = Q R`."""
@@ -109,7 +112,7 @@ class FactoredMatrix:
 
     def reduced_left(self) -> Float[Array, "*lead mdim rdim"]:
         """A small matrix that is this one up to a rotation of its rows: the same scalar products between columns."""
-        return _matmul(jnp.linalg.qr(wide(self.A), mode="r"), wide(self.B))
+        return _matmul(jnp.linalg.qr(upcast(self.A), mode="r"), upcast(self.B))
 
     def collapse_l(self) -> Float[Array, "*lead mdim rdim"]:
         """`diag(S) Vᵀ`: the matrix without the rotation U of its rows."""

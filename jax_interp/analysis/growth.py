@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.core.errors import UserError
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations
 
 
@@ -49,7 +49,7 @@ def norm_growth(
     False. `mask` is True at real tokens. `centred`: of what LayerNorm sees, the mean over d_model taken out.
     Reads `blocks.*.resid_pre`, `blocks.-1.resid_post`, and of `blocks.*.attn_out`, `blocks.*.mlp_out` what is there.
     """
-    last = wide(acts["blocks.-1.resid_post"])
+    last = upcast(acts["blocks.-1.resid_post"])
     counted = jnp.ones(last.shape[:2], bool) if mask is None else mask
     if exclude_bos:
         if last.shape[1] == 1:
@@ -58,7 +58,7 @@ def norm_growth(
     weight = counted.astype(last.dtype) / jnp.sum(counted.astype(last.dtype))
 
     def norms(x: Float[Array, "layer batch pos d_model"]) -> Float[Array, "layer"]:
-        x = wide(x)
+        x = upcast(x)
         x = x - jnp.mean(x, axis=-1, keepdims=True) if centred else x
         logs = jnp.log(jnp.linalg.norm(x, axis=-1))
         return jnp.exp(jnp.sum(jnp.where(counted[None], logs, jnp.zeros_like(logs)) * weight[None], axis=(1, 2)))

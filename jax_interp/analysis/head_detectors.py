@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations
 
 HeadName = Literal["previous_token_head", "duplicate_token_head", "induction_head"]
@@ -39,7 +39,7 @@ def detect_head(
         raise UserError(f"error_measure={error_measure!r}: choose from {', '.join(get_args(ErrorMeasure))}")
     real = jnp.ones(tokens.shape, bool) if mask is None else mask
     wanted = _pattern(detection_pattern, tokens, real)
-    pattern = wide(acts.stack("attn.pattern"))
+    pattern = upcast(acts.stack("attn.pattern"))
     keys = real & (jnp.cumsum(real.astype(jnp.int32), axis=-1) > 1) if exclude_bos else real
     counted = real[:, :, None] & keys[:, None, :]
     if exclude_current_token:
@@ -90,7 +90,7 @@ def diagonal_scores(acts: Activations, offset: int) -> Float[Array, "layer head"
 
     On `repeated_tokens` of length n: -1 finds previous-token heads, -n duplicate-token heads, 1 - n induction heads.
     """
-    pattern = wide(acts.stack("attn.pattern"))
+    pattern = upcast(acts.stack("attn.pattern"))
     if not -pattern.shape[-1] < offset <= 0:
         raise UserError(f"offset={offset}: from {1 - pattern.shape[-1]} to 0, attention looks back")
     return jnp.mean(jnp.diagonal(pattern, offset, axis1=-2, axis2=-1), axis=(1, -1))

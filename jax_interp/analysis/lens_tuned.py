@@ -22,7 +22,7 @@ from jax_interp.analysis.residual import accumulated_resid
 from jax_interp.analysis.weights import decoder
 from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations, read
 from jax_interp.training import Log, RunTarget, SaveTo, fit
 
@@ -49,7 +49,7 @@ def init_tuned_lens(model: Any) -> TunedLens:
     """All maps the identity: the logit lens. float32, or float64 for a model that is."""
     config = decoder(model).config
     n, d = config.n_layers, config.d_model
-    dtype = wide(decoder(model).embed.weight[...]).dtype
+    dtype = upcast(decoder(model).embed.weight[...]).dtype
     return TunedLens(jnp.zeros((n, d, d), dtype), jnp.zeros((n, d), dtype))
 
 
@@ -113,7 +113,7 @@ def kl_by_layer(
     too. Runs the model; surgeries on it act.
     """
     logits, acts = read(model, "blocks.*.resid_pre")(tokens)
-    target = jax.lax.stop_gradient(jax.nn.log_softmax(wide(logits), axis=-1))
+    target = jax.lax.stop_gradient(jax.nn.log_softmax(upcast(logits), axis=-1))
     weight = jnp.ones(tokens.shape, target.dtype) if keep is None else keep.astype(target.dtype)
     weight = weight / jnp.sum(weight)
 
@@ -122,7 +122,7 @@ def kl_by_layer(
         guess = jax.nn.log_softmax(readout(model, translate(one, resid)), axis=-1)
         return jnp.sum(jnp.sum(jnp.exp(target) * (target - guess), axis=-1) * weight)
 
-    stack = jax.lax.stop_gradient(wide(acts["blocks.*.resid_pre"]))
+    stack = jax.lax.stop_gradient(upcast(acts["blocks.*.resid_pre"]))
     return jax.lax.map(lambda row: of_layer(*row), (lens, stack))
 
 

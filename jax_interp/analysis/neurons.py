@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from jax_interp.analysis.norm_at_scale import frozen, norm_weight
 from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, by_layer, dense
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations
 
 
@@ -54,16 +54,16 @@ def neuron_statistics(model: Any, *, null_dims: int | None = None) -> NeuronStat
     after = by_layer(model, lambda block: block.ln2_post)
 
     def read_by(weight: Float[Array, "layer d_model neuron"]) -> Float[Array, "layer neuron d_model"]:
-        rows = jnp.swapaxes(wide(weight), 1, 2)
+        rows = jnp.swapaxes(upcast(weight), 1, 2)
         return rows if before is None else jax.vmap(lambda norm, x: frozen(norm, None).pull(x))(before, rows)
 
     into = read_by(W_in(model))
-    out = wide(W_out(model))
+    out = upcast(W_out(model))
     if after is not None:
         out = jax.vmap(lambda norm, x: frozen(norm, None).linear(x))(after, out)
     out = out - jnp.mean(out, axis=-1, keepdims=True) if centred else out
 
-    tokens = wide(W_U(model)).T
+    tokens = upcast(W_U(model)).T
     weight = norm_weight(model)
     tokens = tokens if weight is None else tokens * weight[None]
     tokens = tokens - jnp.mean(tokens, axis=-1, keepdims=True) if centred else tokens
@@ -103,7 +103,7 @@ def activation_statistics(acts: Activations, *, mask: Bool[Array, "batch pos"] |
 
     Reads `blocks.*.mlp.post` and, for the rate, `blocks.*.mlp.pre` where it is there.
     """
-    post = wide(acts.stack("mlp.post"))
+    post = upcast(acts.stack("mlp.post"))
     counted = jnp.ones(post.shape[1:3], post.dtype) if mask is None else mask.astype(post.dtype)
     weight = counted.reshape(-1) / jnp.sum(counted)
     flat = jnp.moveaxis(post.reshape(post.shape[0], -1, post.shape[-1]), 1, 2)

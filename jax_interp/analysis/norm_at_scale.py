@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 from jax_interp.analysis.parts import Parts, Pos, at_pos, each, layers, over
 from jax_interp.analysis.weights import by_layer, decoder
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast
+from jax_interp.core.norms import LayerNorm, RMSNorm
 from jax_interp.models.decoder import Decoder
-from jax_interp.models.layers import LayerNorm, RMSNorm, wide
 from jax_interp.surgery import Activations
 
 
@@ -34,7 +35,7 @@ class NormAtScale:
 
     def linear(self, x: Float[Array, "*part_batch_pos d_model"]) -> Float[Array, "*part_batch_pos d_model"]:
         """What the norm makes of a part of its input; the parts' sum lacks its `bias`."""
-        x = _centred(wide(x)) if self.centred else wide(x)
+        x = _centred(upcast(x)) if self.centred else upcast(x)
         x = x if self.scale is None else x / over(self.scale, x.ndim)
         return x if self.weight is None else x * over(self.weight, x.ndim)
 
@@ -45,7 +46,7 @@ class NormAtScale:
 
     def pull(self, direction: Float[Array, "*#batch_pos d_model"]) -> Float[Array, "*batch_pos d_model"]:
         """The transpose of `linear`: `linear(x) · direction = x · pull(direction)`."""
-        d = wide(direction)
+        d = upcast(direction)
         d = d if self.scale is None else over(d, self.scale.ndim)
         d = d if self.weight is None else d * over(self.weight, d.ndim)
         d = _centred(d) if self.centred else d
@@ -60,11 +61,11 @@ def frozen(norm: Any, scale: Array | None) -> NormAtScale:
         raise UserError(
             f"{type(norm).__name__} stands where this model had a norm: whether it is linear at a scale is not known"
         )
-    weight = None if norm.weight is None else wide(norm.weight[...])
+    weight = None if norm.weight is None else upcast(norm.weight[...])
     if weight is not None and isinstance(norm, RMSNorm) and norm.offset:
         weight = weight + jnp.asarray(1, weight.dtype)
     bias = norm.bias if isinstance(norm, LayerNorm) else None
-    return NormAtScale(scale, weight, None if bias is None else wide(bias[...]), isinstance(norm, LayerNorm))
+    return NormAtScale(scale, weight, None if bias is None else upcast(bias[...]), isinstance(norm, LayerNorm))
 
 
 def norm_into(
@@ -82,7 +83,7 @@ def norm_into(
             f"nothing norms what {'the MLP' if mlp_input else 'attention'} reads in this model: its norms stand "
             f"{inner.config.norm_places} attention and MLP. Take the stack as it is"
         )
-    return frozen(norm, None if norm is None else wide(at_pos(acts[address], pos, 1)))
+    return frozen(norm, None if norm is None else upcast(at_pos(acts[address], pos, 1)))
 
 
 def norm_weight(model: Any, layer: int | None = None, *, mlp_input: bool = False) -> Float[Array, "d_model"] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations, AddressError
 
 Pos = int | slice | Int[Array, ""] | Int[Array, "pos"] | None
@@ -66,7 +66,7 @@ def layers(acts: Activations, name: str, n: int) -> Float[Array, "layer ..."]:
     if missing := [layer for layer in range(n) if layer not in have]:
         raise AddressError(f"'{name}' was not read at layers {missing}: read 'blocks.*.{name}'")
     rows = acts.stack(name)
-    return wide(rows if len(have) == n else rows[jnp.asarray([have.index(layer) for layer in range(n)], jnp.int32)])
+    return upcast(rows if len(have) == n else rows[jnp.asarray([have.index(layer) for layer in range(n)], jnp.int32)])
 
 
 def at_pos(x: Array, pos: Pos, axis: int) -> Array:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_interp.analysis.parts import over
 from jax_interp.analysis.weights import W_U, b_U, decoder
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 from jax_interp.surgery import Site
 
 
@@ -20,7 +20,7 @@ def readout(model: Any, resid: Float[Array, "*rows d_model"]) -> Float[Array, "*
     """
     config = decoder(model).config
     y = final_norm(model, resid)
-    logits = y @ wide(W_U(model)) + over(wide(b_U(model)), y.ndim)
+    logits = y @ upcast(W_U(model)) + over(upcast(b_U(model)), y.ndim)
     logits = logits * jnp.asarray(config.logit_scale, logits.dtype)
     if config.logit_softcap:
         cap = jnp.asarray(config.logit_softcap, logits.dtype)
@@ -30,10 +30,10 @@ def readout(model: Any, resid: Float[Array, "*rows d_model"]) -> Float[Array, "*
 
 def final_norm(model: Any, resid: Float[Array, "*rows d_model"]) -> Float[Array, "*rows d_model"]:
     """`ln_final` of each row by itself, in float32 at least."""
-    norm, x = decoder(model).ln_final, wide(resid)
+    norm, x = decoder(model).ln_final, upcast(resid)
     if norm is None:
         return x
-    return wide(norm(x.reshape(1, -1, x.shape[-1]), Site.open() / "ln_final")).reshape(x.shape)
+    return upcast(norm(x.reshape(1, -1, x.shape[-1]), Site.open() / "ln_final")).reshape(x.shape)
 
 
 def token_ranks(logits: Float[Array, "*rows vocab"], tokens: Int[Array, "*#rows"]) -> Int[Array, "*rows"]:

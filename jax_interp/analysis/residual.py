@@ -12,7 +12,7 @@ from jax_interp.analysis.parts import Parts, Pos, at_pos, layers, over
 from jax_interp.analysis.readout import final_norm
 from jax_interp.analysis.weights import decoder
 from jax_interp.core.errors import UserError
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations
 
 Mode = Literal["all", "attn", "mlp"]
@@ -52,7 +52,7 @@ def accumulated_resid(
     rows, labels = [], []
     for i in range(n + 1):
         if i == config.n_layers:
-            rows.append(wide(acts["blocks.-1.resid_post"]))
+            rows.append(upcast(acts["blocks.-1.resid_post"]))
             labels.append("final_post")
             continue
         rows.append(before[i])
@@ -97,7 +97,7 @@ def decompose_resid(
     rows, labels = [], []
     if incl_embeds:
         for name in embeddings(model):
-            rows.append(wide(acts[name]))
+            rows.append(upcast(acts[name]))
             labels.append(name)
     attn = layers(acts, "attn_out", n + mlp_input) if mode != "mlp" and n + mlp_input else ()
     mlp = layers(acts, "mlp_out", n) if mode != "attn" and config.d_mlp and n else ()
@@ -112,7 +112,7 @@ def decompose_resid(
     norm = norm_into(model, acts, n, mlp_input=mlp_input, pos=pos) if apply_ln else None
     if onto is None:
         return Parts(stack if norm is None else norm.linear(stack), tuple(labels))
-    direction = wide(onto) if norm is None else norm.pull(onto)
+    direction = upcast(onto) if norm is None else norm.pull(onto)
     return Parts(jnp.sum(stack * over(direction, stack.ndim), -1), tuple(labels))
 
 

@@ -13,7 +13,7 @@ from jax_interp.analysis.circuits import OV
 from jax_interp.analysis.norm_at_scale import norm_weight
 from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, decoder, dense
 from jax_interp.core.errors import UserError
-from jax_interp.models.layers import wide
+from jax_interp.core.layer import upcast
 
 Kind = Literal["OV", "w_in", "w_gate", "w_out"]
 
@@ -54,11 +54,11 @@ def singular_vectors(
     else:
         dense(model, f"kind={kind!r}")
         if kind == "w_out":
-            matrix = wide(W_out(model)[layer])
+            matrix = upcast(W_out(model)[layer])
         else:
-            matrix = wide((W_in if kind == "w_in" else W_gate)(model)[layer]).T
+            matrix = upcast((W_in if kind == "w_in" else W_gate)(model)[layer]).T
             scale = norm_weight(model, layer, mlp_input=True)
             matrix = matrix if scale is None else matrix * scale[None]
         _, s, rows = jnp.linalg.svd(matrix, full_matrices=False)
     rows = rows[:num_vectors]
-    return SingularVectors(s[:num_vectors], rows, rows @ wide(W_U(model)))
+    return SingularVectors(s[:num_vectors], rows, rows @ upcast(W_U(model)))

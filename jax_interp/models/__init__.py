@@ -1,7 +1,8 @@
 """Models: one configurable decoder, its parts, and how it is read from disk, written there, and generates."""
 
+from jax_interp.core.rotary import Rope, RopeScaling
 from jax_interp.models.cache import Cache
-from jax_interp.models.config import Config, Rope, RopeScaling
+from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.generation.completion import Completion, complete, stream_text
 from jax_interp.models.generation.generate import generate, pad_left, stream

@@ -1,4 +1,4 @@
-"""Causal self-attention: grouped key/value heads, rotary positions, a cache, and every step of it by name."""
+"""Causal self-attention with grouped key/value heads, rotary positions and a cache."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from jax_interp.models.attention_context import Frame, View
+from jax_interp.core.layer import out_sharding_like
+from jax_interp.core.linear import Linear
+from jax_interp.core.norms import Norm, RMSNorm
+from jax_interp.core.rotary import rotate
+from jax_interp.models.attention_context import AttentionContext, LayerContext
 from jax_interp.models.cache import KV
 from jax_interp.models.config import Config
-from jax_interp.models.layers import Linear, RMSNorm
-from jax_interp.models.rotary import rotate
-from jax_interp.models.sharding import like
 from jax_interp.surgery import Site
 
 
 class Attention(nnx.Module):
-    """Names `q`, `k`, `v` (before norms and rotation), `rot_q`, `rot_k`, `z`, and only where somebody asks for one of
-    them `attn_scores` and `pattern` (a fused kernel may never form them) and `result`, each head's own output.
+    """Names `q`, `k`, `v` (before norms and rotation), `rot_q`, `rot_k` and `z`.
+
+    It names `attn_scores`, `pattern` and `result` (the output of each head) only where something reads or edits them:
+    a fused kernel may never compute them.
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):
@@ -31,39 +34,39 @@ class Attention(nnx.Module):
         self.q, self.k, self.v = read(q, d_out=width), read(k, d_out=kv_width), read(v, d_out=kv_width)
         self.o = Linear(o, width, config.d_model, bias=config.out_bias, std=out_std, dtype=dtype)
         widths = {"no": (0, 0), "head": (config.d_head, config.d_head), "all heads": (width, kv_width)}[config.qk_norm]
-        small = partial(RMSNorm, eps=config.norm_eps, affine=True, offset=config.norm_offset, dtype=dtype)
-        self.q_norm, self.k_norm = (small(n) if n else None for n in widths)
+        rms = partial(RMSNorm, eps=config.norm_eps, affine=True, offset=config.norm_offset, dtype=dtype)
+        self.q_norm, self.k_norm = (rms(n) if n else None for n in widths)
         self.d_head, self.adjacent = config.d_head, config.rope.adjacent
         self.scale, self.softcap = config.attn_scale or config.d_head**-0.5, config.attn_softcap
 
     def __call__(
-        self, x: Float[Array, "batch pos d_model"], site: Site, frame: Frame, state: KV | None = None
+        self, x: Float[Array, "batch pos d_model"], site: Site, context: AttentionContext, state: KV | None = None
     ) -> tuple[Float[Array, "batch pos d_model"], KV | None]:
-        """Attention's output, and the cache with these tokens' keys and values where there was one."""
+        """The output, and the cache `state` with the keys and values of these tokens (None without a cache)."""
         q = site("q", self._heads(self.q(x, site / "q")), "batch pos head d_head")
         k = site("k", self._heads(self.k(x, site / "k")), "batch pos kv_head d_head")
         v = site("v", self._heads(self.v(x, site / "v")), "batch pos kv_head d_head")
-        view = frame.view(site.layer)
+        here = context.at_layer(site.layer)
         q, k = _normed(self.q_norm, q, site / "q_norm"), _normed(self.k_norm, k, site / "k_norm")
-        if view.rotation is not None:
-            q = site("rot_q", rotate(q, view.rotation, self.adjacent), "batch pos head d_head")
-            k = site("rot_k", rotate(k, view.rotation, self.adjacent), "batch pos kv_head d_head")
+        if here.rotation is not None:
+            q = site("rot_q", rotate(q, here.rotation, self.adjacent), "batch pos head d_head")
+            k = site("rot_k", rotate(k, here.rotation, self.adjacent), "batch pos kv_head d_head")
         if state is not None:
-            state = state.write(k, v, frame.start)
-            if frame.start is not None:
+            state = state.write(k, v, context.first_slot)
+            if context.first_slot is not None:
                 k, v = state.k, state.v
-        # Scaled here, not in the scores: whether a compiler contracts that product depends on what is fused around it.
+        # Scaled here and not in the scores, where a compiler may or may not contract the product with its neighbours.
         q = q * jnp.asarray(self.scale, q.dtype)
-        if self.softcap or view.bias is not None or site.wants("attn_scores", "pattern"):
-            z = explicit_attention(q, k, v, site, view, self.softcap)
+        if self.softcap or here.bias is not None or site.wants("attn_scores", "pattern"):
+            z = explicit_attention(q, k, v, site, here, self.softcap)
         else:
             with jax.numpy_dtype_promotion("standard"):  # JAX's own code mixes bfloat16 and float32
-                z = jax.nn.dot_product_attention(q, k, v, mask=view.mask, is_causal=view.mask is None, scale=1.0)
+                z = jax.nn.dot_product_attention(q, k, v, mask=here.mask, is_causal=here.mask is None, scale=1.0)
         return self._out(site("z", z, "batch pos head d_head"), site, x), state
 
-    def room(self, tokens: Int[Array, "batch pos"], slots: int) -> KV:
-        """An empty cache for one layer, in the dtype and sharding of its keys."""
-        weight, rows = self.k.weight[...], like(tokens)
+    def empty_kv(self, tokens: Int[Array, "batch pos"], slots: int) -> KV:
+        """An empty cache for this layer, in the dtype and sharding of its keys."""
+        weight, rows = self.k.weight[...], out_sharding_like(tokens)
         shape = (tokens.shape[0], slots, weight.shape[-1] // self.d_head, self.d_head)
         spec = None if rows is None else P(rows[0], None, jax.typeof(weight).sharding.spec[-1], None)
         zeros = jnp.zeros(shape, weight.dtype, out_sharding=spec)
@@ -73,20 +76,20 @@ class Attention(nnx.Module):
         return x.reshape(*x.shape[:-1], -1, self.d_head)
 
     def _out(self, z: Float[Array, "batch pos head d_head"], site: Site, x: Array) -> Float[Array, "batch pos d_model"]:
-        out = self.o(z.reshape(*z.shape[:-2], -1), site / "o", like(x))
+        out = self.o(z.reshape(*z.shape[:-2], -1), site / "o", out_sharding_like(x))
         if site.wants("result"):
             weight = self.o.weight[...].reshape(*z.shape[-2:], -1)
-            result = jnp.einsum("bpnh,nhd->bpnd", z, weight, out_sharding=like(z))
+            result = jnp.einsum("bpnh,nhd->bpnd", z, weight, out_sharding=out_sharding_like(z))
             edited = site("result", result, "batch pos head d_model")
-            # Nothing but what an edit changed is added: a reading leaves the output as it is, to the bit.
+            # Only what an edit changed is added, so that a read leaves the output the same to the bit.
             out = out + (jnp.sum(edited, axis=2) - jnp.sum(result, axis=2))
         return out
 
 
 def _normed(
-    norm: RMSNorm | None, x: Float[Array, "batch pos head d_head"], site: Site
+    norm: Norm | None, x: Float[Array, "batch pos head d_head"], site: Site
 ) -> Float[Array, "batch pos head d_head"]:
-    """Each head normed, or all of them as one vector, by the width of the norm's weight."""
+    """Each head normed, or all heads as one vector, depending on the width of the norm's weight."""
     if norm is None:
         return x
     assert norm.weight is not None
@@ -100,16 +103,16 @@ def explicit_attention(
     k: Float[Array, "batch key kv_head d_head"],
     v: Float[Array, "batch key kv_head d_head"],
     site: Site,
-    view: View,
+    context: LayerContext,
     softcap: float = 0.0,
 ) -> Float[Array, "batch pos head d_head"]:
-    """`jax.nn.dot_product_attention` with its scores and pattern named: `[batch, head, pos, key]`, memory quadratic.
+    """`jax.nn.dot_product_attention` with its scores and pattern named, both `[batch, head, pos, key]`.
 
-    The scores are float32 whatever the model's dtype, scaled, capped, with positions' bias, and -0.7 times float32's
-    largest number where masked (a row with everything masked is uniform, not NaN). The operations and their order are
-    those of JAX's own XLA implementation, so that on CPU asking for the pattern changes no bit of the output.
+    The scores are float32 whatever the dtype of the model. They are capped, and get the bias. Where masked they are
+    -0.7 times the largest float32 number, so that a row with everything masked is uniform and not NaN. The operations
+    and their order are those of JAX's own XLA implementation: on CPU, reading the pattern changes no bit of the output.
     """
-    mask = view.mask
+    mask = context.mask
     if mask is None:
         mask = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))[None, None]
     batch, pos, heads, d_head = q.shape
@@ -122,8 +125,8 @@ def explicit_attention(
     if softcap:
         cap = jnp.asarray(softcap, scores.dtype)
         scores = jnp.tanh(scores / cap) * cap
-    if view.bias is not None:
-        scores = scores + jnp.broadcast_to(view.bias, scores.shape).astype(scores.dtype)
+    if context.bias is not None:
+        scores = scores + jnp.broadcast_to(context.bias, scores.shape).astype(scores.dtype)
     scores = jnp.where(mask, scores, jnp.asarray(-0.7 * jnp.finfo(jnp.float32).max, scores.dtype))
     scores = site("attn_scores", scores, "batch head pos key")
     pattern = site("pattern", jax.nn.softmax(scores, axis=-1).astype(k.dtype), "batch head pos key")

@@ -1,4 +1,4 @@
-"""Where the tokens of one forward pass stand and what each may look at: the same for all layers, computed once."""
+"""What attention needs besides queries, keys and values: rotation, mask and bias, computed once for all layers."""
 
 from __future__ import annotations
 
@@ -9,86 +9,98 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_interp.core.rotary import Rotation, rotation
 from jax_interp.models.cache import Cache
-from jax_interp.models.config import Config, Rope
-from jax_interp.models.rotary import Rotation, rotation
+from jax_interp.models.config import Config
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class View:
-    """What attention of one kind, full or sliding, is told besides queries, keys and values."""
+class LayerContext:
+    """The rotation, mask and bias of one kind of attention, full or sliding."""
 
     rotation: Rotation | None
+    """None where positions are not rotary."""
     mask: Bool[Array, "#batch 1 pos key"] | None
-    """None: every token sees itself and all before it."""
+    """True where a token sees a key. None: every token sees itself and all tokens before it."""
     bias: Float[Array, "#batch head pos key"] | None
-    """Added to the scores."""
+    """Added to the scores (ALiBi)."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Frame:
-    """What `Decoder` hands every block besides the residual stream."""
+class AttentionContext:
+    """What `Decoder` gives every block besides the residual stream."""
 
-    views: tuple[View, ...]
-    """One for each kind of attention that the model has."""
-    kinds: tuple[int, ...] = field(metadata={"static": True})
-    """The kind of each layer's attention."""
-    start: Int[Array, ""] | None = None
-    """The cache slot of the first token, keys then being the cache's slots. None: nothing came before."""
+    by_kind: tuple[LayerContext, ...]
+    """One for each kind of attention in the model."""
+    kind_of_layer: tuple[int, ...] = field(metadata={"static": True})
+    """The index into `by_kind` for each layer."""
+    first_slot: Int[Array, ""] | None = None
+    """The cache slot of the first token; the keys are then the slots of the cache. None: no tokens came before."""
 
-    def view(self, layer: int | Int[Array, ""]) -> View:
-        """What the attention of a layer is told. In a scanned stretch the layer is data, and then so is its kind."""
-        if len(self.views) == 1:
-            return self.views[0]
+    def at_layer(self, layer: int | Int[Array, ""]) -> LayerContext:
+        """The context of one layer. Where layers are scanned, `layer` is traced and the kind is selected as data."""
+        if len(self.by_kind) == 1:
+            return self.by_kind[0]
         if isinstance(layer, int):
-            return self.views[self.kinds[layer]]
-        second = jnp.asarray(np.asarray(self.kinds) == 1)[layer]
-        return jax.tree.map(lambda one, other: jnp.where(second, other, one), *self.views)
+            return self.by_kind[self.kind_of_layer[layer]]
+        is_second = jnp.asarray(np.asarray(self.kind_of_layer) == 1)[layer]
+        return jax.tree.map(lambda first, second: jnp.where(is_second, second, first), *self.by_kind)
 
 
-def frame(
+def attention_context(
     config: Config,
     tokens: Int[Array, "batch pos"],
     positions: Int[Array, "#batch pos"],
     mask: Bool[Array, "batch pos"] | None,
     cache: Cache | None = None,
-) -> Frame:
-    """The frame of `tokens`. With `cache`, which counts them already, they are its last and keys are its slots.
+) -> AttentionContext:
+    """The attention context of a batch of tokens.
 
-    What is seen is decided by the order of slots, how far away it is by the real tokens between: padding, wherever it
-    stands, takes nothing from a window.
+    A token sees slots at or before its own. The distance to a slot counts the real tokens between, so padding takes
+    no place in a sliding window.
+
+    Args:
+      config: the model's.
+      tokens: `[batch, pos]`; only their shape is used.
+      positions: the absolute position of each token.
+      mask: True where a token is real; None: all are. Not used with `cache`, which holds it.
+      cache: the cache that counts these tokens already. The tokens are its last ones, and keys are its slots.
     """
     pos = tokens.shape[1]
     real = mask if cache is None else cache.valid
     keys = jnp.arange(pos if cache is None else cache.slots, dtype=jnp.int32)
-    start = None if cache is None else cache.length - pos
-    ours = lambda a: a if start is None else jax.lax.dynamic_slice_in_dim(a, start, pos, axis=-1)
-    counted = keys[None] if real is None else jnp.cumsum(real, axis=1, dtype=jnp.int32)
-    before = (ours(keys)[:, None] >= keys[None, :])[None]  # or the token itself
-    distance = lambda: ours(counted)[:, :, None] - counted[:, None, :]
+    first_slot = None if cache is None else cache.length - pos
+    of_queries = lambda a: a if first_slot is None else jax.lax.dynamic_slice_in_dim(a, first_slot, pos, axis=-1)
+    count = keys[None] if real is None else jnp.cumsum(real, axis=1, dtype=jnp.int32)
+    causal = (of_queries(keys)[:, None] >= keys[None, :])[None]
+    distance = lambda: of_queries(count)[:, :, None] - count[:, None, :]
     kinds = sorted(set(config.slides))
 
-    def view(slides: bool) -> View:
-        rope: Rope = config.rope_local or config.rope if slides else config.rope
-        # All kinds have masks or none has: in a scanned stretch one is picked as data.
+    def context_of_kind(slides: bool) -> LayerContext:
+        rope = config.rope_local or config.rope if slides else config.rope
+        # Either all kinds have a mask or none has: in scanned layers the kind is selected as data.
         seen = None
         if len(kinds) > 1 or slides or real is not None:
-            seen = before & (distance() < config.window) if slides else before
+            seen = causal & (distance() < config.window) if slides else causal
             seen = (seen if real is None else seen & real[:, None, :])[:, None]
-        return View(
+        return LayerContext(
             rotation(positions, rope, config.d_head) if config.positions == "rotary" else None,
             seen,
             alibi(config.n_heads, distance()) if config.positions == "alibi" else None,
         )
 
-    return Frame(tuple(view(slides) for slides in kinds), tuple(map(kinds.index, config.slides)), start)
+    by_kind = tuple(context_of_kind(slides) for slides in kinds)
+    return AttentionContext(by_kind, tuple(map(kinds.index, config.slides)), first_slot)
 
 
 def alibi(n_heads: int, distance: Int[Array, "#batch pos key"]) -> Float[Array, "#batch head pos key"]:
-    """Each head's slope times minus the distance (Press et al. 2021). Slopes fall geometrically from 2^(-8/n); where n
-    is no power of two, the nearest one below gives the first, and every other slope of twice as many the rest."""
+    """The ALiBi bias: minus the distance times a slope for each head (Press et al. 2021).
+
+    Slopes fall geometrically from 2^(-8/n). Where n is no power of two, the largest power of two below n gives the
+    first slopes, and every other slope of twice as many heads the rest.
+    """
     power = 2 ** int(np.log2(n_heads))
     slopes = 2.0 ** (-8 / power * np.arange(1, power + 1))
     rest = 2.0 ** (-4 / power * np.arange(1, 2 * (n_heads - power) + 1, 2))
@@ -96,14 +108,17 @@ def alibi(n_heads: int, distance: Int[Array, "#batch pos key"]) -> Float[Array, 
     return -slopes * jnp.maximum(distance, 0).astype(jnp.float32)[:, None]
 
 
-def positions_of(
-    tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None, before: Cache | None
+def default_positions(
+    tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None, cache: Cache | None
 ) -> Int[Array, "#batch pos"]:
-    """A token's position: the number of real tokens before it in its row. Padding before the first stands at 0."""
-    if mask is None and before is None:
+    """The position of each token: the number of real tokens before it in its row, those in `cache` included.
+
+    Padding before the first real token has position 0.
+    """
+    if mask is None and cache is None:
         return jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     real = jnp.ones_like(tokens) if mask is None else mask.astype(jnp.int32)
     count = jnp.cumsum(real, axis=1)
-    if before is not None:
-        count = count + jnp.sum(before.valid, axis=1, keepdims=True, dtype=jnp.int32)
+    if cache is not None:
+        count = count + jnp.sum(cache.valid, axis=1, keepdims=True, dtype=jnp.int32)
     return jnp.maximum(count - 1, 0)

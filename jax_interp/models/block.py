@@ -1,29 +1,29 @@
-"""One layer: attention and an MLP, each adding to the residual stream."""
+"""One layer of a decoder: attention and an MLP, each added to the residual stream."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
+from jax_interp.core.norms import LayerNorm, Norm, RMSNorm
 from jax_interp.models.attention import Attention
-from jax_interp.models.attention_context import Frame
+from jax_interp.models.attention_context import AttentionContext
 from jax_interp.models.cache import KV
 from jax_interp.models.config import Config
-from jax_interp.models.layers import norm
 from jax_interp.models.mlp import MLP
 from jax_interp.models.moe import MixtureOfExperts
 from jax_interp.surgery import Site
 
 
 class Block(nnx.Module):
-    """`resid_mid = resid_pre + attn_out`, `resid_post = resid_mid + mlp_out`; a parallel block, whose MLP reads the
-    stream beside attention, and one without an MLP have no `resid_mid`.
+    """`resid_mid = resid_pre + attn_out` and `resid_post = resid_mid + mlp_out`.
 
-    `attn_out` and `mlp_out` are what is added to the stream: after the norms that stand after attention and MLP
-    (`ln1_post`, `ln2_post`) where a family has such.
+    `attn_out` and `mlp_out` are what is added to the stream: after the norms `ln1_post` and `ln2_post`, in families
+    that have norms after attention and MLP. A parallel block, whose MLP reads the same stream as attention, and a block
+    without an MLP have no `resid_mid`.
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):
@@ -39,24 +39,37 @@ class Block(nnx.Module):
         self.ln2_post = norm(config, dtype) if has_mlp and after else None
         self.parallel = config.parallel
 
-    def __call__(self, x: Float[Array, "batch pos d_model"], site: Site, frame: Frame, state: KV | None = None) -> Any:
-        """The residual stream after this layer; with a cache as `state`, `(that, the cache after these tokens)`."""
+    def __call__(
+        self, x: Float[Array, "batch pos d_model"], site: Site, context: AttentionContext, state: KV | None = None
+    ) -> Float[Array, "batch pos d_model"] | tuple[Float[Array, "batch pos d_model"], KV | None]:
+        """The residual stream after this layer. With a cache as `state`: `(stream, cache after these tokens)`."""
         x = site("resid_pre", x)
-        normed = _through(self.ln1, x, site / "ln1")
-        attn_out, after = self.attn(normed, site / "attn", frame, state)
-        attn_out = site("attn_out", _through(self.ln1_post, attn_out, site / "ln1_post"))
+        normed = _optional(self.ln1, x, site / "ln1")
+        attn_out, after = self.attn(normed, site / "attn", context, state)
+        attn_out = site("attn_out", _optional(self.ln1_post, attn_out, site / "ln1_post"))
         if self.mlp is None:
             x = x + attn_out
         elif self.parallel != "no":
-            normed = normed if self.parallel == "one norm" else _through(self.ln2, x, site / "ln2")
+            normed = normed if self.parallel == "one norm" else _optional(self.ln2, x, site / "ln2")
             x = x + attn_out + site("mlp_out", self.mlp(normed, site / "mlp"))
         else:
             x = site("resid_mid", x + attn_out)
-            mlp_out = self.mlp(_through(self.ln2, x, site / "ln2"), site / "mlp")
-            x = x + site("mlp_out", _through(self.ln2_post, mlp_out, site / "ln2_post"))
+            mlp_out = self.mlp(_optional(self.ln2, x, site / "ln2"), site / "mlp")
+            x = x + site("mlp_out", _optional(self.ln2_post, mlp_out, site / "ln2_post"))
         x = site("resid_post", x)
         return x if state is None else (x, after)
 
 
-def _through(layer: Any, x: Array, site: Site) -> Array:
+def norm(config: Config, dtype: DTypeLike) -> Norm | None:
+    """The norm that the config names, over `d_model` features; None where it names none."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(
+            config.d_model, eps=config.norm_eps, affine=config.norm_affine, offset=config.norm_offset, dtype=dtype
+        )
+    if config.norm == "layernorm":
+        return LayerNorm(config.d_model, eps=config.norm_eps, affine=config.norm_affine, dtype=dtype)
+    return None
+
+
+def _optional(layer: Callable[[Array, Site], Array] | None, x: Array, site: Site) -> Array:
     return x if layer is None else layer(x, site)

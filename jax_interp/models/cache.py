@@ -1,4 +1,4 @@
-"""What a decoder remembers of the tokens it has seen: their keys and values, layer by layer."""
+"""The key/value cache of a decoder."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
-from jax_interp.models.sharding import like
+from jax_interp.core.layer import out_sharding_like
 from jax_interp.surgery import Stack
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KV:
-    """One layer's keys (after rotation) and values, a slot for each token; with a leading layer axis in a stack."""
+    """The keys (after rotation) and values of one layer, one slot per token. In a `Stack` with a leading layer axis."""
 
     k: Float[Array, "batch slot kv_head d_head"]
     v: Float[Array, "batch slot kv_head d_head"]
 
-    def write(self, k: Array, v: Array, start: Int[Array, ""] | None) -> KV:
-        """The cache with `k` and `v` in the slots from `start` (None: the first) on."""
-        slot = jnp.int32(0) if start is None else start
+    def write(self, k: Array, v: Array, first_slot: Int[Array, ""] | None) -> KV:
+        """The cache with `k` and `v` written from `first_slot` on (None: slot 0)."""
+        slot = jnp.int32(0) if first_slot is None else first_slot
         put = jax.lax.dynamic_update_slice_in_dim
         return KV(put(self.k, k, slot, axis=1), put(self.v, v, slot, axis=1))
 
@@ -34,44 +34,48 @@ class KV:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """The state of decoding: `logits, cache = model(tokens, cache=cache)` goes on where `cache` stands.
+    """The keys and values of the tokens so far: `logits, cache = model(tokens, cache=cache)` continues from them.
 
-    Slots are filled in order, padding's too. There is no growing: tokens past the last slot overwrite it, so a cache
-    is begun with room for everything that will follow.
+    Slots are filled in order, by padding too. The cache does not grow: tokens past the last slot overwrite it, so begin
+    a cache with as many slots as the whole text needs.
     """
 
-    layers: list[Any]
+    layers: list[KV]
     """One entry for each segment of the model's blocks."""
     valid: Bool[Array, "batch slot"]
-    """The slots that hold a real token."""
+    """True where a slot holds a real token."""
     length: Int[Array, ""]
-    """How many slots are filled."""
+    """The number of filled slots."""
     prompt_length: Int[Array, "#batch 1"]
-    """Each row's length after the call that began the cache: what negative positions of a region count from."""
+    """The length of each row after the call that began the cache. Negative positions of an edit count from it."""
 
     @property
     def slots(self) -> int:
-        """How many tokens there is room for."""
+        """The number of tokens that the cache can hold."""
         return self.valid.shape[1]
 
     def extended(self, tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None) -> Cache:
-        """The cache that counts these tokens too. Their keys and values are written by the layers."""
+        """The cache that counts these tokens too. The layers write their keys and values."""
         real = jnp.ones_like(tokens, dtype=bool) if mask is None else mask
         valid = jax.lax.dynamic_update_slice_in_dim(self.valid, real, self.length, axis=1)
         return dataclasses.replace(self, valid=valid, length=self.length + tokens.shape[1])
 
 
-def begin(
+def empty_cache(
     blocks: Iterable[Any], tokens: Int[Array, "batch pos"], slots: int, prompt_length: Int[Array, "#batch 1"]
 ) -> Cache:
-    """An empty cache for sequences that start with `tokens` and grow to at most `slots`."""
+    """An empty cache for sequences that start with `tokens` and grow to at most `slots` tokens.
+
+    Raises:
+      UserError: `tokens` alone are more than `slots`.
+    """
     layers = [
-        jax.vmap(lambda block: block.attn.room(tokens, slots))(segment.block)
+        jax.vmap(lambda block: block.attn.empty_kv(tokens, slots))(segment.block)
         if isinstance(segment, Stack)
-        else segment.attn.room(tokens, slots)
+        else segment.attn.empty_kv(tokens, slots)
         for segment in blocks
     ]
     if slots < tokens.shape[1]:
-        raise UserError(f"a cache of {slots} slots does not hold the {tokens.shape[1]} tokens that begin it")
-    valid = jnp.zeros((tokens.shape[0], slots), bool, out_sharding=like(tokens))
+        raise UserError(f"a cache of {slots} slots cannot hold the {tokens.shape[1]} tokens that begin it")
+    valid = jnp.zeros((tokens.shape[0], slots), bool, out_sharding=out_sharding_like(tokens))
     return Cache(layers, valid, length=jnp.int32(0), prompt_length=prompt_length)

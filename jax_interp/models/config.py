@@ -1,4 +1,4 @@
-"""What a decoder is made of: sizes and choices, in one frozen and hashable record."""
+"""`Config`: the sizes and choices that define a decoder."""
 
 from __future__ import annotations
 
@@ -7,130 +7,108 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.rotary import Rope
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "solu"]
-Norm = Literal["layernorm", "rmsnorm", "none"]
+NormKind = Literal["layernorm", "rmsnorm", "none"]
 NormPlaces = Literal["before", "after", "around"]
 Parallel = Literal["no", "one norm", "two norms"]
 Positions = Literal["learned", "rotary", "sinusoidal", "alibi", "none"]
 QKNorm = Literal["no", "head", "all heads"]
-RopeKind = Literal["linear", "llama3", "yarn"]
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are changed to reach past the context that a model was trained on.
-
-    `linear` divides every frequency by `factor` (Chen et al. 2023). `llama3` divides those of wavelengths above
-    `original_n_ctx / low_freq` positions, keeps those below `original_n_ctx / high_freq`, and goes over smoothly in
-    between (Llama 3.1, "NTK by parts"). `yarn` (Peng et al. 2023) does the same with a ramp that is linear in the
-    index of the pair, between those that turn `beta_fast` and `beta_slow` times in the original context, and
-    multiplies queries and keys by `attention_factor`.
-    """
-
-    kind: RopeKind
-    factor: float
-    low_freq: float = 1.0
-    high_freq: float = 4.0
-    original_n_ctx: int = 8192
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float = 1.0
-    truncate: bool = True
-    """Whether yarn's ramp begins and ends at whole pairs."""
-
-    def __post_init__(self):
-        _one_of("rope scaling", self.kind, get_args(RopeKind))
-        if self.factor <= 0:
-            raise UserError(f"rope scaling factor={self.factor} must be positive")
-        if self.kind == "llama3" and not 0 < self.low_freq < self.high_freq:
-            raise UserError(
-                f"llama3 rope scaling needs 0 < low_freq < high_freq, got {self.low_freq}, {self.high_freq}"
-            )
-        if self.kind == "yarn" and not 0 < self.beta_slow < self.beta_fast:
-            raise UserError(f"yarn needs 0 < beta_slow < beta_fast, got {self.beta_slow}, {self.beta_fast}")
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding (Su et al. 2021)."""
-
-    base: float = 10_000.0
-    dim: int | None = None
-    """How many features of a head are rotated, from the first; None: all."""
-    scaling: RopeScaling | None = None
-    adjacent: bool = False
-    """Whether feature 2i is paired with 2i + 1 (GPT-J), instead of i with i + dim/2 (GPT-NeoX, Llama)."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A decoder-only transformer. Every number is checked on construction: `UserError` says which and why."""
+    """A decoder-only transformer, frozen and hashable.
+
+    Raises:
+      UserError: a value is out of range, or two values exclude each other. The message names them.
+
+    Example:
+
+        config = Config(n_layers=4, d_model=256, n_heads=8, d_mlp=1024, vocab_size=4096, n_ctx=512)
+        model = init(config, jax.random.key(0))
+    """
 
     n_layers: int
+    """Number of blocks."""
     d_model: int
+    """Width of the residual stream."""
     n_heads: int
+    """Query heads of each attention layer."""
     d_mlp: int
-    """Neurons of a block's MLP, of each expert where there are experts; 0: blocks of attention only."""
+    """Neurons of the MLP of a block, or of each expert in a mixture. 0: blocks have attention only."""
     vocab_size: int
+    """Number of token ids."""
     n_ctx: int
-    """The longest sequence; a hard limit with learned positions, the trained length with others."""
+    """The longest sequence. A hard limit with learned positions, otherwise the length used in training."""
     n_kv_heads: int = 0
-    """Key/value heads, each shared by n_heads / n_kv_heads query heads; 0: as many as query heads."""
+    """Key/value heads. Each is shared by n_heads / n_kv_heads query heads. 0: as many as query heads."""
     d_head: int = 0
-    """Features per head; 0: d_model / n_heads."""
+    """Features per head. 0: d_model / n_heads."""
 
     act: Activation = "silu"
+    """Activation of the MLP."""
     gated_mlp: bool = True
-    """post = act(gate x) * (up x), instead of act(up x)."""
+    """The MLP computes act(gate x) * (up x) instead of act(up x)."""
     mlp_norm: bool = False
-    """Whether the neurons pass a LayerNorm of their own (SoLU models)."""
+    """A LayerNorm of the neurons stands before the MLP's output projection (SoLU models)."""
     n_experts: int = 0
-    """Experts of a mixture, gated MLPs of which each token is given to some; 0: one MLP for all tokens."""
+    """Experts of a mixture, each a gated MLP. 0: one MLP for all tokens."""
     experts_per_token: int = 2
+    """Experts that each token is routed to."""
 
-    norm: Norm = "rmsnorm"
+    norm: NormKind = "rmsnorm"
+    """Kind of the norms."""
     norm_eps: float = 1e-5
+    """Added to the mean square, or the variance, before the square root."""
     norm_affine: bool = True
-    """Whether norms have weights (and LayerNorm biases); folded ones have none."""
+    """Norms have weights (and LayerNorm a bias). Folded norms have none."""
     norm_offset: bool = False
-    """Whether RMSNorm's weight is stored less one (Gemma)."""
+    """The weight of an RMSNorm is stored minus one (Gemma)."""
     norm_places: NormPlaces = "before"
-    """Norms stand before attention and MLP, after them (on what they add to the stream, OLMo 2), or both (Gemma 2)."""
+    """Where norms stand: before attention and MLP; after them, on what they add to the stream (OLMo 2); or both, around
+    them (Gemma 2)."""
     parallel: Parallel = "no"
-    """Whether the MLP reads the stream beside attention and not after it, through attention's norm or its own."""
+    """The MLP reads the same stream as attention, through the norm of attention ("one norm") or its own ("two norms"),
+    instead of the stream after attention ("no")."""
     qk_norm: QKNorm = "no"
     """An RMSNorm of queries and keys: of each head (Qwen 3, Gemma 3), or of all heads as one vector (OLMo 2)."""
 
     positions: Positions = "rotary"
+    """How positions enter the model."""
     rope: Rope = field(default_factory=Rope)
-    """Read where positions are rotary."""
+    """The rotation. Used where positions are rotary."""
     rope_local: Rope | None = None
-    """Another rotation for layers of sliding attention; None: the same."""
+    """A different rotation for layers of sliding attention. None: the same."""
     position_offset: int = 0
-    """How many rows of the learned positions stand before the first one that is used (OPT)."""
+    """Rows of the learned positions before the first one that is used (OPT has 2)."""
 
     window: int = 0
-    """Where attention slides, a token sees itself and the window - 1 before it."""
+    """In layers of sliding attention a token sees itself and the window - 1 tokens before it."""
     sliding: tuple[bool, ...] = ()
-    """For each layer whether its attention slides; (): none does."""
+    """For each layer whether its attention slides. Empty: no layer slides."""
     attn_scale: float = 0.0
-    """What scores are multiplied by; 0: 1 / sqrt(d_head)."""
+    """Scores are multiplied by it. 0: 1 / sqrt(d_head)."""
     attn_softcap: float = 0.0
-    """Scores are cap * tanh(score / cap); 0: as they are."""
+    """Scores become cap * tanh(score / cap). 0: no cap."""
     logit_softcap: float = 0.0
-    """The same of the logits."""
+    """Logits become cap * tanh(logit / cap). 0: no cap."""
     logit_scale: float = 1.0
+    """Logits are multiplied by it."""
     embed_scale: float = 1.0
-    """What embeddings are multiplied by, rounded to the model's dtype first (Gemma)."""
+    """Embeddings are multiplied by it, after it is rounded to the dtype of the model (Gemma)."""
 
     qkv_bias: bool = False
+    """The projections to queries, keys and values have biases."""
     out_bias: bool = False
-    """Whether attention's output projection has a bias."""
+    """The output projection of attention has a bias."""
     mlp_bias: bool = False
+    """The projections of the MLP have biases."""
     unembed_bias: bool = False
+    """The unembedding has a bias."""
     tied_embedding: bool = True
-    """Whether the unembedding is the embedding's transpose."""
+    """The unembedding is the transpose of the embedding."""
 
     def __post_init__(self):
         if not self.n_kv_heads:
@@ -143,13 +121,13 @@ class Config:
                 raise UserError(f"{name}={getattr(self, name)} must not be negative")
         if not self.d_head:
             if self.d_model % self.n_heads:
-                raise UserError(f"d_model={self.d_model} is no multiple of n_heads={self.n_heads}: give d_head")
+                raise UserError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}: give d_head")
             object.__setattr__(self, "d_head", self.d_model // self.n_heads)
         if self.n_heads % self.n_kv_heads:
-            raise UserError(f"n_heads={self.n_heads} is no multiple of n_kv_heads={self.n_kv_heads}")
+            raise UserError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
         for name, kind in (
             ("act", Activation),
-            ("norm", Norm),
+            ("norm", NormKind),
             ("norm_places", NormPlaces),
             ("parallel", Parallel),
             ("positions", Positions),
@@ -167,24 +145,27 @@ class Config:
 
     def _check_combinations(self) -> None:
         if self.sliding and len(self.sliding) != self.n_layers:
-            raise UserError(f"sliding says it of {len(self.sliding)} layers, n_layers={self.n_layers}")
+            raise UserError(
+                f"sliding has {len(self.sliding)} entries, one is needed for each of n_layers={self.n_layers}"
+            )
         if any(self.sliding) and not self.window:
-            raise UserError("layers of sliding attention need window, the number of positions that a token sees")
+            raise UserError("layers of sliding attention need window: the number of positions that a token sees")
         if self.n_experts:
             if not 0 < self.experts_per_token <= self.n_experts:
                 raise UserError(f"experts_per_token={self.experts_per_token} must be from 1 to {self.n_experts}")
             if not (self.gated_mlp and self.d_mlp) or self.mlp_bias or self.mlp_norm:
                 raise UserError(
-                    "experts are gated MLPs without biases and norms: gated_mlp, d_mlp, no mlp_bias, mlp_norm"
+                    "experts are gated MLPs without biases and norms: they need gated_mlp=True, d_mlp of at least 1, "
+                    "mlp_bias=False and mlp_norm=False"
                 )
         if self.norm_offset and self.norm != "rmsnorm":
-            raise UserError("norm_offset is of RMSNorm's weight: norm='rmsnorm'")
+            raise UserError("norm_offset needs norm='rmsnorm'")
         if self.parallel != "no" and (self.norm_places != "before" or not self.d_mlp):
-            raise UserError("parallel blocks have an MLP, and norms before it: norm_places='before'")
+            raise UserError("parallel blocks need an MLP (d_mlp of at least 1) and norm_places='before'")
         if self.position_offset and self.positions != "learned":
-            raise UserError("position_offset is of learned positions")
+            raise UserError("position_offset needs positions='learned'")
         if self.unembed_bias and self.tied_embedding:
-            raise UserError("an unembedding that is the embedding's transpose has no bias: tied_embedding=False")
+            raise UserError("unembed_bias needs tied_embedding=False: a tied unembedding has no bias")
 
     @property
     def slides(self) -> tuple[bool, ...]:
@@ -192,13 +173,13 @@ class Config:
         return self.sliding or (False,) * self.n_layers
 
     def first(self, n_layers: int) -> Config:
-        """The config of the first layers alone. Raises `UserError` where there are not as many."""
+        """The config of the first `n_layers` layers. Raises `UserError` where the model has fewer."""
         if not 1 <= n_layers <= self.n_layers:
             raise UserError(f"first_n_layers={n_layers}: the model has {self.n_layers}")
         return self.of_layers(range(n_layers))
 
     def of_layers(self, layers: Sequence[int]) -> Config:
-        """The config of these layers in this order: what it says of a layer goes along with it."""
+        """The config of a model of these layers, in this order. Each keeps its kind of attention."""
         return replace(
             self, n_layers=len(layers), sliding=tuple(self.slides[i] for i in layers) if self.sliding else ()
         )

@@ -1,14 +1,13 @@
-"""The decoder-only transformer: tokens to logits, every value on the way named.
+"""The decoder-only transformer: tokens to logits, with every value on the way named.
 
-One class covers the families; what differs between them is `Config`. It is a pytree of parameters: give it to
-`jax.jit`, `jax.grad`, `jax.vmap` and `optax` as it is.
+One class covers all model families. They differ in their `Config`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,16 +17,32 @@ from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from jax_interp.core.errors import UserError
-from jax_interp.models.attention_context import frame, positions_of
-from jax_interp.models.block import Block
-from jax_interp.models.cache import Cache, begin
+from jax_interp.core.linear import Embedding, Linear
+from jax_interp.models.attention_context import attention_context, default_positions
+from jax_interp.models.block import Block, norm
+from jax_interp.models.cache import Cache, empty_cache
 from jax_interp.models.config import Config
-from jax_interp.models.layers import Embedding, Linear, norm
 from jax_interp.surgery import Site, Stack, run_blocks
 
 
 class Decoder(nnx.Module):
-    """`model(tokens)` gives logits `[batch, pos, vocab]`. Made by `init`, `load` or `jax.eval_shape` of `init`."""
+    """A decoder-only transformer: `model(tokens)` gives logits `[batch, pos, vocab]`.
+
+    It is a pytree of parameters, and goes through `jax.jit`, `jax.grad`, `jax.vmap` and `optax` as it is. `init` makes
+    one with random weights, `load` reads one from disk or the hub.
+
+    Args:
+      config: sizes and choices.
+      key: for the random weights.
+      stacked: one scanned `Stack` of blocks, or a list of blocks. The weights are the same.
+      dtype: of the parameters, and so of the computation.
+
+    Example:
+
+        call = jax.jit(lambda model, *args, **kwargs: model(*args, **kwargs))
+        logits = call(model, tokens)
+        logits, acts = call(read(model, "blocks.*.resid_post"), tokens, mask=mask)
+    """
 
     def __init__(self, config: Config, key: Array, *, stacked: bool = True, dtype: DTypeLike = jnp.float32):
         embed, pos_embed, blocks, unembed = jax.random.split(key, 4)
@@ -55,89 +70,116 @@ class Decoder(nnx.Module):
         mask: Bool[Array, "batch pos"] | None = None,
         positions: Int[Array, "batch pos"] | Int[Array, "pos"] | None = None,
         cache: Cache | int | None = None,
-        remat: Callable | bool | None = None,
+        remat: Callable[..., Any] | bool | None = None,
         last_only: bool = False,
     ) -> Any:
-        """Logits `[batch, pos, vocab]`; with a cache, `(logits, cache)`.
+        """Logits `[batch, pos, vocab]`. With a cache: `(logits, cache)`.
 
         Args:
-          tokens: token ids. No id is special: padding is what `mask` says.
-          taps: what `read` and `edit` pass.
-          mask: True where a token is real, False where it is padding, on either side. No real token sees padding;
-            what comes out at padding means nothing.
-          positions: absolute positions; default: a token's is the number of real tokens before it in its row.
-          cache: a number of slots to start a cache with these tokens (the prompt), or the cache so far, to go on.
-          remat: what the backward pass recomputes: True all but the blocks' inputs, or a `jax.checkpoint_policies`
-            policy over the names of the values.
-          last_only: the logits of each row's last real token alone, `[batch, 1, vocab]`. They are made for all
-            positions only where a tap looks at them.
-        """
-        if not hasattr(tokens, "ndim"):
-            raise UserError(
-                f"a model takes an array of token ids (batch, pos), got {type(tokens).__name__}. Of a text: "
-                "jnp.array([tokenizer.encode(text, bos=True)])"
-            )
-        if tokens.ndim != 2:
-            raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; one sequence is tokens[None]")
-        before = None if isinstance(cache, int) else cache
-        where = positions_of(tokens, mask, before) if positions is None else jnp.atleast_2d(positions)
-        bounds = (tokens.shape[1], tokens.shape[1]) if before is None else (None, before.slots)
-        if isinstance(cache, int):
-            before = begin(self.blocks, tokens, cache, jnp.max(where, axis=1, keepdims=True) + 1)
-            bounds = (tokens.shape[1], cache)
-        self._check_length(tokens.shape[1] if before is None else before.slots)
+          tokens: token ids, `[batch, pos]`. No id has a special meaning.
+          taps: passed by `read` and `edit`.
+          mask: True where a token is real, False where it is padding, on either side. No real token sees padding. The
+            logits at padding have no meaning.
+          positions: absolute positions, `[batch, pos]` or `[pos]`. Default: the number of real tokens before a token.
+          cache: a number of slots, to begin a cache with these tokens; or the cache so far, to continue it.
+          remat: what the backward pass recomputes. True: everything but the inputs of the blocks. Or a
+            `jax.checkpoint_policies` policy over the names of the values.
+          last_only: return the logits of the last real token of each row only, `[batch, 1, vocab]`.
 
+        Raises:
+          UserError: `tokens` is not a two-dimensional array, or has more positions than the model has learned.
+        """
+        _check_tokens(tokens)
+        begins = isinstance(cache, int)
+        where = default_positions(tokens, mask, None if begins else cache) if positions is None else positions
+        where = jnp.atleast_2d(where)
+        if begins:
+            cache = empty_cache(self.blocks, tokens, cache, jnp.max(where, axis=1, keepdims=True) + 1)
+        self._check_length(tokens.shape[1] if cache is None else cache.slots)
         site = Site.open(
             taps,
             self.blocks,
-            positions=None if mask is None and positions is None and before is None else where,
-            length=None if before is None else before.prompt_length,
-            bounds=bounds if positions is None else (None, None),
-            open_ended=before is not None,
+            positions=None if mask is None and positions is None and cache is None else where,
+            length=None if cache is None else cache.prompt_length,
+            bounds=_position_bounds(tokens, cache, begins) if positions is None else (None, None),
+            open_ended=cache is not None,
         )
-        x = site("embed", self._scaled(self.embed(tokens, site / "embed"), self.config.embed_scale))
-        if (vectors := self._position_vectors(where, tokens, site)) is not None:
-            x = x + site("pos_embed", vectors)
-        if before is None:
-            after = None
-            x = run_blocks(self.blocks, x, site, frame(self.config, tokens, where, mask), remat=remat)
+        x = self._embedded(tokens, where, site)
+        if cache is None:
+            x = run_blocks(self.blocks, x, site, attention_context(self.config, tokens, where, mask), remat=remat)
         else:
-            after = before.extended(tokens, mask)
-            at = frame(self.config, tokens, where, mask, after if isinstance(cache, Cache) else None)
-            x, layers = run_blocks(self.blocks, x, site, at, state=before.layers, remat=remat)
-            after = dataclasses.replace(after, layers=layers)
+            states, cache = cache.layers, cache.extended(tokens, mask)
+            context = attention_context(self.config, tokens, where, mask, None if begins else cache)
+            x, states = run_blocks(self.blocks, x, site, context, state=states, remat=remat)
+            cache = dataclasses.replace(cache, layers=states)
         x = x if self.ln_final is None else self.ln_final(x, site / "ln_final")
-        # A tap on the logits, or on what stands in the unembedding's place, sees all positions.
+        logits = self._logits(x, site, taps, mask, last_only)
+        return site.close(logits if cache is None else (logits, cache))
+
+    def _embedded(
+        self, tokens: Int[Array, "batch pos"], where: Int[Array, "#batch pos"], site: Site
+    ) -> Float[Array, "batch pos d_model"]:
+        """The residual stream before the first block."""
+        x = site("embed", _scaled(self.embed(tokens, site / "embed"), self.config.embed_scale))
+        where = jnp.broadcast_to(where, tokens.shape)
+        if self.pos_embed is not None:
+            return x + site("pos_embed", self.pos_embed(where + self.config.position_offset, site / "pos_embed"))
+        if self.config.positions == "sinusoidal":
+            vectors = sinusoids(where, self.config.d_model).astype(self.embed.weight[...].dtype)
+            return x + site("pos_embed", vectors)
+        return x
+
+    def _logits(
+        self,
+        x: Float[Array, "batch pos d_model"],
+        site: Site,
+        taps: tuple,
+        mask: Bool[Array, "batch pos"] | None,
+        last_only: bool,
+    ) -> Float[Array, "batch pos vocab"]:
+        """The logits of all positions, or of the last real one. A tap on the logits, or on a module that replaces the
+        unembedding, sees all positions."""
         tapped = any(getattr(tap, "address", "logits").split(".")[0] in ("logits", "unembed") for tap in taps)
         x = _last(x, mask) if last_only and not tapped else x
         logits = self.embed.attend(x) if self.unembed is None else self.unembed(x, site / "unembed")
-        logits = self._scaled(logits, self.config.logit_scale)
+        logits = _scaled(logits, self.config.logit_scale)
         if cap := self.config.logit_softcap:
             logits = jnp.tanh(logits / jnp.asarray(cap, logits.dtype)) * jnp.asarray(cap, logits.dtype)
         logits = site("logits", logits, "batch pos vocab")
-        logits = _last(logits, mask) if last_only and tapped else logits
-        return site.close(logits if after is None else (logits, after))
-
-    def _position_vectors(self, where: Array, tokens: Array, site: Site) -> Float[Array, "batch pos d_model"] | None:
-        """What is added to the embeddings at these positions, where positions are told that way."""
-        where = jnp.broadcast_to(where, tokens.shape)
-        if self.pos_embed is not None:
-            return self.pos_embed(where + self.config.position_offset, site / "pos_embed")
-        if self.config.positions == "sinusoidal":
-            return sinusoids(where, self.config.d_model).astype(self.embed.weight[...].dtype)
-        return None
-
-    @staticmethod
-    def _scaled(x: Array, by: float) -> Array:
-        return x if by == 1.0 else x * jnp.asarray(by, x.dtype)
+        return _last(logits, mask) if last_only and tapped else logits
 
     def _check_length(self, n: int) -> None:
         if self.pos_embed is not None and n > self.config.n_ctx:
-            raise UserError(f"{n} positions were asked for, this model has learned {self.config.n_ctx} (n_ctx)")
+            raise UserError(
+                f"{n} positions are more than the {self.config.n_ctx} that this model has learned (n_ctx): "
+                "give fewer tokens, or a smaller cache"
+            )
+
+
+def _check_tokens(tokens: Any) -> None:
+    if isinstance(tokens, (str, Sequence)):
+        raise UserError(
+            f"a model takes an array of token ids (batch, pos), got {type(tokens).__name__}. Of a text: "
+            "jnp.array([tokenizer.encode(text, bos=True)])"
+        )
+    if tokens.ndim != 2:
+        raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; one sequence is tokens[None]")
+
+
+def _position_bounds(tokens: Array, cache: Cache | None, begins: bool) -> tuple[int | None, int]:
+    """Which positions an edit may name: negative ones down to minus the first number, others below the second."""
+    n = tokens.shape[1]
+    if cache is None:
+        return n, n
+    return (n if begins else None), cache.slots
+
+
+def _scaled(x: Array, by: float) -> Array:
+    return x if by == 1.0 else x * jnp.asarray(by, x.dtype)
 
 
 def _last(x: Float[Array, "batch pos d"], mask: Bool[Array, "batch pos"] | None) -> Float[Array, "batch 1 d"]:
-    """The value at each row's last real token."""
+    """The value at the last real token of each row."""
     if mask is None:
         return x[:, -1:]
     last = (jnp.cumsum(mask, axis=1) == jnp.sum(mask, axis=1, keepdims=True)) & mask
@@ -145,7 +187,7 @@ def _last(x: Float[Array, "batch pos d"], mask: Bool[Array, "batch pos"] | None)
 
 
 def sinusoids(positions: Int[Array, "batch pos"], d_model: int) -> Float[Array, "batch pos d_model"]:
-    """sin and cos of position / 10000^(2i / d_model) in turn (Vaswani et al. 2017)."""
+    """Sinusoidal positions: sin and cos of position / 10000^(2i / d_model), alternating (Vaswani et al. 2017)."""
     freq = 10_000.0 ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model)
     angles = positions[..., None].astype(jnp.float32) * jnp.asarray(freq.reshape(1, 1, -1), jnp.float32)
     both = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
@@ -153,7 +195,15 @@ def sinusoids(positions: Int[Array, "batch pos"], d_model: int) -> Float[Array, 
 
 
 def init(config: Config, key: Array, *, stacked: bool = True, dtype: DTypeLike = jnp.float32) -> Decoder:
-    """A decoder with random weights, as GPT-2 draws them: 0.02 normal, what writes to the residual stream scaled down
-    by sqrt(2 n_layers), biases zero. `stacked` has one scanned `Stack`, otherwise every block is its own; same numbers.
+    """A decoder with random weights, drawn as GPT-2 draws them.
+
+    Weights are normal with standard deviation 0.02. Those that write to the residual stream are smaller by
+    sqrt(2 n_layers). Biases are zero.
+
+    Args:
+      config: sizes and choices.
+      key: for the weights.
+      stacked: one scanned `Stack` of blocks, or a list of blocks. The weights are the same.
+      dtype: of the parameters.
     """
     return Decoder(config, key, stacked=stacked, dtype=dtype)

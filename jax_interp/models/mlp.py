@@ -1,4 +1,4 @@
-"""The position-wise network of a block, gated or not."""
+"""The MLP of a block, gated or not."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
+from jax_interp.core.layer import out_sharding_like
+from jax_interp.core.linear import Linear
+from jax_interp.core.norms import LayerNorm
 from jax_interp.models.config import Config
-from jax_interp.models.layers import LayerNorm, Linear
-from jax_interp.models.sharding import like
 from jax_interp.surgery import Site
 
 
@@ -30,10 +31,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class MLP(nnx.Module):
-    """`down(act(up x))`, or gated `down(act(gate x) * up x)` (Shazeer 2020).
+    """`down(act(up x))`, or gated: `down(act(gate x) * up x)` (Shazeer 2020).
 
-    Names `pre` (what the activation acts on), `pre_linear` (the other factor, when gated), `mid` (what enters the norm
-    of the neurons, where there is one) and `post`.
+    Names `pre` (the input of the activation), `pre_linear` (the other factor, when gated), `mid` (the input of the norm
+    of the neurons, where there is one) and `post` (the input of `down`).
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):
@@ -58,4 +59,4 @@ class MLP(nnx.Module):
             post = act(pre) * site("pre_linear", self.up(x, site / "up"), axes)
         if self.ln is not None:
             post = self.ln(site("mid", post, axes), site / "ln")
-        return self.down(site("post", post, axes), site / "down", like(x))
+        return self.down(site("post", post, axes), site / "down", out_sharding_like(x))

@@ -1,4 +1,4 @@
-"""A mixture of experts: many gated MLPs, of which a router gives each token to a few (Shazeer et al. 2017; Mixtral)."""
+"""A mixture of experts: a router gives each token to a few of many gated MLPs (Shazeer et al. 2017; Mixtral)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
+from jax_interp.core.layer import out_sharding_like
+from jax_interp.core.linear import Linear, normal
 from jax_interp.models.config import Config
-from jax_interp.models.layers import Linear, normal
 from jax_interp.models.mlp import ACTIVATIONS
-from jax_interp.models.sharding import like
 from jax_interp.surgery import Site
 
 
 class MixtureOfExperts(nnx.Module):
-    """`Σ_c weight_c · down_e(act(gate_e x) * up_e x)` over a token's choices c of experts e.
+    """`Σ_c weight_c · down_e(act(gate_e x) * up_e x)`, summed over the choices c of a token, e being the expert chosen.
 
-    Names `router_logits` [batch pos expert], `expert_indices` and `expert_weights` [batch pos choice] (the largest
-    probabilities, likeliest first, in sum 1), and `pre`, `pre_linear`, `post` of the chosen experts
-    [batch pos choice d_mlp]; what was not chosen is never computed where the backend has grouped products.
+    Names `router_logits` `[batch, pos, expert]`; `expert_indices` and `expert_weights` `[batch, pos, choice]`, the
+    largest probabilities in falling order, scaled to sum 1; and `pre`, `pre_linear` and `post` of the chosen experts,
+    `[batch, pos, choice, d_mlp]`. Experts that were not chosen are not computed where the backend has grouped products.
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):
@@ -47,7 +47,7 @@ class MixtureOfExperts(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """One linear map for each expert, `weight` `[expert, d_in, d_out]`, each applied to what was given to it."""
+    """One linear map for each expert, applied to the vectors routed to it. `weight` is `[expert, d_in, d_out]`."""
 
     def __init__(self, key: Array, n: int, d_in: int, d_out: int, *, std: float, dtype: DTypeLike):
         self.weight = nnx.Param(normal(key, (n, d_in, d_out), std, dtype))
@@ -55,10 +55,10 @@ class Experts(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch pos choice d_in"], experts: Int[Array, "batch pos choice"], site: Site
     ) -> Float[Array, "batch pos choice d_out"]:
-        rows = like(x)
+        rows = out_sharding_like(x)
         if rows is None:
             return _by_expert(x, experts, self.weight[...])
-        # Tokens of all rows are sorted together: how that is done on a mesh is left to the compiler.
+        # The tokens of all rows are sorted together. On a mesh the compiler decides how.
         return jax.sharding.auto_axes(out_sharding=rows)(_by_expert)(x, experts, self.weight[...])
 
 

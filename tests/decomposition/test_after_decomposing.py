@@ -11,6 +11,7 @@ import pytest
 from tiny_tms import TIED, sparse, tiny
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.rotary import rotate
 from jax_interp.decomposition import Trained, decompose, masked_output
 from jax_interp.decomposition.attributions import edge_attributions, local_attributions
 from jax_interp.decomposition.clustering import cluster, description_length, merge_cost
@@ -22,8 +23,7 @@ from jax_interp.decomposition.masks import between
 from jax_interp.decomposition.matrices import weight_of
 from jax_interp.decomposition.prune import PruneConfig, _pruned, prune
 from jax_interp.models import Config, Rope, init
-from jax_interp.models.attention_context import frame, positions_of
-from jax_interp.models.rotary import rotate
+from jax_interp.models.attention_context import attention_context, default_positions
 from jax_interp.surgery import Zero, at, edit, read, replan
 from jax_interp.toys.tms import TMSConfig, init_tms, untie
 
@@ -40,7 +40,7 @@ def test_interactions_sum_to_the_attention_logit():
     parts = decompose(model, "blocks.*.attn.[qk]", C=5, key=jax.random.key(1))
     layer = lambda name: Components(parts.of(name).V[1], parts.of(name).U[1])
     names = ("blocks.*.attn.q", "blocks.*.attn.k")
-    view = frame(CONFIG, TOKENS, positions_of(TOKENS, None, None), None).views[0]
+    context = attention_context(CONFIG, TOKENS, default_positions(TOKENS, None, None), None).by_kind[0]
 
     @jax.jit
     def both(parts, tokens):
@@ -49,7 +49,7 @@ def test_interactions_sum_to_the_attention_logit():
         )
         q, k = (with_rest(layer(name), parts.weight(name)[1]) for name in names)
         pairs = pair_interactions(q, k, x, n_heads=4, kv_heads=2, scale=4**-0.5,
-                                  rotate=lambda v: rotate(v, view.rotation, adjacent=False))  # fmt: skip
+                                  rotate=lambda v: rotate(v, context.rotation, adjacent=False))  # fmt: skip
         return scores[:, :, -1], pairs
 
     scores, pairs = both(parts, TOKENS)

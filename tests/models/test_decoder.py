@@ -269,7 +269,7 @@ def test_more_positions_than_were_learned_is_an_error():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_heads": 5}, "no multiple"),
+        ({"n_heads": 5}, "not a multiple"),
         ({"n_kv_heads": 3}, "n_kv_heads"),
         ({"act": "gelu_old"}, "choose from"),
         ({"n_layers": 0}, "n_layers=0"),

@@ -14,8 +14,8 @@ from small_models import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten
+from jax_interp.core.norms import FrozenNorm
 from jax_interp.models import Rope, RopeScaling, load, save
-from jax_interp.models.frozen_norm import FrozenNorm
 from jax_interp.models.hf.checkpoint import Stored
 from jax_interp.models.hf.families import FAMILIES
 from jax_interp.models.sharding import rules
@@ -204,7 +204,7 @@ def test_a_document_starts_with_the_token_that_the_config_names(saved):
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta": 3}}, "beta=3"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "never run"),
         ({"hidden_size": None}, "does not give 'hidden_size'"),
-        ({"num_attention_heads": 5}, "no multiple"),
+        ({"num_attention_heads": 5}, "not a multiple"),
     ],
 )
 def test_a_config_that_is_not_understood(saved, changes, message):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from small_models import LLAMA_LIKE, peaky
 
+from jax_interp.core.rotary import frequencies, rotate, rotation
 from jax_interp.models import Rope, RopeScaling
 from jax_interp.models.attention_context import alibi
 from jax_interp.models.decoder import sinusoids
-from jax_interp.models.rotary import frequencies, rotate, rotation
 from jax_interp.surgery import read
 
 NOWHERE = dataclasses.replace(LLAMA_LIKE, positions="none")

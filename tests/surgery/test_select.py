@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jax_interp.core.linear import Linear
+from jax_interp.core.norms import FrozenNorm, LayerNorm, RMSNorm
 from jax_interp.models import generate
-from jax_interp.models.frozen_norm import FrozenNorm
-from jax_interp.models.layers import LayerNorm, Linear, RMSNorm
 from jax_interp.models.mlp import MLP
 from jax_interp.surgery import Zero, at, depth_of, edit, read, replan
 from jax_interp.surgery.lora import LoRA, LowRank

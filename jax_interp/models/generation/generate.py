@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jax_interp.core.errors import UserError
-from jax_interp.models.cache import Cache, begin
+from jax_interp.models.cache import Cache, empty_cache
 from jax_interp.models.generation.generated_values import axes_of, check_edits, reads_of, with_room, written
 from jax_interp.models.generation.sampling import Greedy, penalized, seen_tokens
 
@@ -147,7 +147,7 @@ def start(model: Any, tokens: Array, n_new: int, mask: Array | None, how: How, k
     cache: Any = tokens.shape[1] + n_new - 1  # the last token is never given to the model
     if keyed:
         real = jnp.ones_like(tokens) if mask is None else mask
-        cache = begin(model.blocks, tokens, cache, jnp.sum(real, axis=1, keepdims=True, dtype=jnp.int32))
+        cache = empty_cache(model.blocks, tokens, cache, jnp.sum(real, axis=1, keepdims=True, dtype=jnp.int32))
     out = model(tokens, mask=mask, cache=cache, last_only=True)
     (logits, cache), acts = out if reads_of(model) else (out, None)
     seen = None if how.penalty is None else seen_tokens(tokens, mask, logits.shape[-1])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jax_interp.models.config import Config, Rope
+from jax_interp.core.rotary import Rope
+from jax_interp.models.config import Config
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.family import Family
 from jax_interp.models.hf.gemma import read_gemma, write_gemma

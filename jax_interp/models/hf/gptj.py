@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jax_interp.models.config import Config, Rope
+from jax_interp.core.rotary import Rope
+from jax_interp.models.config import Config
 from jax_interp.models.hf.activations import ACTIVATIONS, name_of
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.family import Family, Tensor

@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jax_interp.models.config import Config, Rope
+from jax_interp.core.rotary import Rope
+from jax_interp.models.config import Config
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.family import Family, Tensor
 

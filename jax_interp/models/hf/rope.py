@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax_interp.core.errors import UserError
-from jax_interp.models.config import Rope, RopeScaling
+from jax_interp.core.rotary import Rope, RopeScaling
 from jax_interp.models.hf.attributes import Attributes
 
 

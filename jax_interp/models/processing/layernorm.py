@@ -6,13 +6,12 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.norms import Norm
 from jax_interp.models.block import Block
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder
-from jax_interp.models.layers import LayerNorm, RMSNorm
 from jax_interp.models.mlp import MLP
 from jax_interp.models.processing.parts import copy, each_block, mean, put, reconfigure, untie, values_of, with_bias
 
@@ -79,32 +78,23 @@ def _readers(mlp: Any) -> list[Any]:
     return [part for part in (mlp.up, mlp.gate, getattr(mlp, "router", None)) if part is not None]
 
 
-def _fold(norm: LayerNorm | RMSNorm | None, readers: list[Any], *, drop: bool) -> None:
+def _fold(norm: Norm | None, readers: list[Any], *, drop: bool) -> None:
     """Into each reader `[..., d_in, d_out]`; the norm loses its weights or gets those that change nothing."""
     if norm is None:
         return
-    shift = None if norm.weight is None or isinstance(norm, RMSNorm) else values_of(norm.bias)
+    shift = None if norm.bias is None else values_of(norm.bias)
     for reader in readers:
         weight = values_of(reader.weight)
         if shift is not None:
             with_bias(reader)
             reader.bias = put(reader.bias, values_of(reader.bias) + jnp.sum(weight * shift[:, None], axis=-2))
         if norm.weight is not None:
-            weight = weight * jnp.expand_dims(scale(norm), (*range(weight.ndim - 2), -1))  # experts have an axis more
-        reader.weight = put(reader.weight, weight - mean(weight, -2) if isinstance(norm, LayerNorm) else weight)
+            # The matrices of experts have one axis more.
+            weight = weight * jnp.expand_dims(norm.multiplier(), (*range(weight.ndim - 2), -1))
+        reader.weight = put(reader.weight, weight - mean(weight, -2) if norm.centred else weight)
     if drop:
         norm.weight = nnx.static(None)
     elif norm.weight is not None:
-        norm.weight = put(norm.weight, jnp.full_like(values_of(norm.weight), 0 if offset(norm) else 1))
-    if isinstance(norm, LayerNorm):
+        norm.weight = put(norm.weight, jnp.full_like(values_of(norm.weight), 0 if norm.offset else 1))
+    if norm.bias is not None:
         norm.bias = nnx.static(None) if norm.weight is None else put(norm.bias, jnp.zeros_like(values_of(norm.bias)))
-
-
-def offset(norm: LayerNorm | RMSNorm) -> bool:
-    return isinstance(norm, RMSNorm) and norm.offset
-
-
-def scale(norm: LayerNorm | RMSNorm) -> Array:
-    """What normalised values are multiplied by."""
-    weight = values_of(norm.weight)
-    return weight + jnp.asarray(1, weight.dtype) if offset(norm) else weight

@@ -12,10 +12,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast
+from jax_interp.core.linear import Linear
 from jax_interp.models.block import Block
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder
-from jax_interp.models.layers import Linear, wide
 from jax_interp.surgery import Stack
 
 
@@ -45,7 +46,7 @@ def each_block(model: Decoder, change: Callable[[Block], Any]) -> None:
 def values_of(parameter: nnx.Param | None) -> Array:
     """Its values in float32 at least, in which all processing is done."""
     assert parameter is not None
-    return wide(parameter[...])
+    return upcast(parameter[...])
 
 
 def put(parameter: nnx.Param | None, value: Array) -> nnx.Param:
