@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import signal
-from functools import partial
 
 import jax
 import numpy as np
@@ -107,8 +106,11 @@ def test_stopped_it_goes_on_to_the_same_bits(finished, path, command, monkeypatc
         if record["step"] == 2:  # a second signal would not wait for a checkpoint
             signal.raise_signal(signal.SIGTERM)
 
+    def train(*args, log, **kwargs):
+        return train_apd(*args, log=dataclasses.replace(log, on_record=stops), **kwargs)
+
     with monkeypatch.context() as patched:
-        patched.setattr(decomposition_apd, "train_apd", partial(train_apd, on_log=stops))
+        patched.setattr(decomposition_apd, "train_apd", train)
         code, _, err = command(*argv)
     assert code == 143
     assert re.search(r"stopped after step \d of 12", err)
