@@ -31,10 +31,6 @@ LEARNER_RULES = (
     ("W_skip", P("fsdp", None)),
     ("b_enc", P("tensor")),
     ("since_fired", P("tensor")),
-    ("activation.log_threshold", P("tensor")),
-    ("activation.r_mag", P("tensor")),
-    ("activation.b_mag", P("tensor")),
-    ("**", P()),
 )
 STREAM_RULES = (("stream.buffer.rows", P(ROWS, None)),)
 
@@ -42,9 +38,12 @@ STREAM_RULES = (("stream.buffer.rows", P(ROWS, None)),)
 def rules(tree: object) -> tuple[tuple[str, P], ...]:
     """The rules that decide something in `tree`: a learner, a training state with its stream, a dictionary."""
     from jax_interp.core.leaves import flatten
+    from jax_interp.dictionaries.activations import ACTIVATIONS  # its files import this one
     from jax_interp.training.sharding import matches
 
-    every = (*STREAM_RULES, *LEARNER_RULES)
+    per_feature = dict.fromkeys(name for kind in ACTIVATIONS for name in kind.trained_class().per_feature)
+    of_activations = ((f"activation.{name}", P("tensor")) for name in per_feature)
+    every = (*STREAM_RULES, *LEARNER_RULES, *of_activations, ("**", P()))
     decide = {next(i for i, (end, _) in enumerate(every) if matches(end, name)) for name in flatten(tree)}
     return tuple(rule for i, rule in enumerate(every) if i in decide)
 

@@ -24,24 +24,12 @@ import numpy as np
 from jax_interp.core import config_json as configs
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
-from jax_interp.dictionaries import activations
+from jax_interp.dictionaries.activations import ACTIVATIONS, Activation
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
 
 FORMAT = 2
 TENSORS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
-KINDS = {
-    kind.__name__: kind
-    for kind in (
-        activations.ReLU,
-        activations.Gate,
-        activations.Jump,
-        activations.TopK,
-        activations.GroupMax,
-        activations.BatchTopK,
-        activations.MatchingPursuit,
-    )
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +116,16 @@ def _part(part: Dictionary | Source) -> tuple[dict[str, Any], dict[str, Any]]:
     return settings, arrays | {name: a for name, a in weights.items() if a is not None}
 
 
-def _described(activation: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _saved_classes() -> dict[str, type[Activation]]:
+    """The classes of activations that a dictionary can hold, by name."""
+    return {kind.trained_class().__name__: kind.trained_class() for kind in ACTIVATIONS}
+
+
+def _described(activation: Activation) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(its type and settings as JSON values, its arrays)."""
-    if type(activation) not in KINDS.values():
-        raise UserError(f"cannot save the activation {type(activation).__name__}: known are {', '.join(KINDS)}")
+    known = _saved_classes()
+    if type(activation) not in known.values():
+        raise UserError(f"cannot save the activation {type(activation).__name__}: known are {', '.join(known)}")
     fields = {field.name: getattr(activation, field.name) for field in dataclasses.fields(activation)}
     arrays = {name: np.asarray(a) for name, a in fields.items() if isinstance(a, (jax.Array, np.ndarray))}
     return {"type": type(activation).__name__} | {n: a for n, a in fields.items() if n not in arrays}, arrays
@@ -231,11 +225,12 @@ def _array(entry: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
 
 
-def _activation(settings: Any, arrays: dict[str, jax.Array], path: Path) -> Any:
+def _activation(settings: Any, arrays: dict[str, jax.Array], path: Path) -> Activation:
     """The activation that is described; UserError for what this version does not know."""
-    kind = KINDS.get(str(settings.get("type"))) if isinstance(settings, dict) else None
+    known = _saved_classes()
+    kind = known.get(str(settings.get("type"))) if isinstance(settings, dict) else None
     if kind is None:
-        raise UserError(f"{path} has the activation {settings!r}; this version knows {', '.join(KINDS)}")
+        raise UserError(f"{path} has the activation {settings!r}; this version knows {', '.join(known)}")
     prefix = "activation."
     fields = {name: value for name, value in settings.items() if name != "type"}
     fields |= {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}

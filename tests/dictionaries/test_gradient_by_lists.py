@@ -11,8 +11,7 @@ import pytest
 
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import variants
-from jax_interp.dictionaries.losses import PreActivation, Reconstruction
-from jax_interp.dictionaries.losses.forward import Forward, total
+from jax_interp.dictionaries.losses import Forward, PreActivation, Reconstruction, total
 from jax_interp.dictionaries.training import gradient
 from jax_interp.dictionaries.training.train import init_learner, learn
 

@@ -9,8 +9,7 @@ import pytest
 
 from jax_interp.dictionaries.activations import Jump, ReLU
 from jax_interp.dictionaries.forms import Dictionary
-from jax_interp.dictionaries.losses import L1, Matryoshka, PreActivation, Reconstruction, Tanh
-from jax_interp.dictionaries.losses.forward import Forward, total
+from jax_interp.dictionaries.losses import L1, Forward, Matryoshka, PreActivation, Reconstruction, Tanh, total
 
 B, D, E, M, V = 30, 8, 6, 24, 5.0
 RNG = np.random.default_rng(0)

@@ -14,9 +14,8 @@ from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations import BatchTopK, GroupMax, TopK
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.forms import Dictionary, init_sae
-from jax_interp.dictionaries.losses import AuxK, Reconstruction
+from jax_interp.dictionaries.losses import AuxK, Forward, Reconstruction, total
 from jax_interp.dictionaries.losses.aux_k import default_k_aux
-from jax_interp.dictionaries.losses.forward import Forward, total
 from jax_interp.dictionaries.sparse import products as sparse
 from jax_interp.dictionaries.sparse import segment_sum as sums
 

@@ -22,8 +22,6 @@ from jax_interp.dictionaries.activations import (
     ReLU,
     TopK,
 )
-from jax_interp.dictionaries.activations.batch_topk import as_jumprelu as batch_topk_as_jumprelu
-from jax_interp.dictionaries.activations.gated import as_jumprelu as gated_as_jumprelu
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses import (
     L0,
@@ -40,7 +38,8 @@ from jax_interp.dictionaries.losses import (
     Tanh,
     TargetL0,
 )
-from jax_interp.dictionaries.losses.forward import Forward, snake, total
+from jax_interp.dictionaries.losses.forward import Forward
+from jax_interp.dictionaries.losses.term import snake, total
 from jax_interp.training import Log, SaveTo
 
 D, M, ROWS, V = 8, 24, 30, 5.0
@@ -269,7 +268,7 @@ def test_jumprelu_gradients_are_the_papers_estimates(numpy_promotion):
 def test_a_gated_dictionary_is_a_jumprelu(numpy_promotion):
     p = arrays(5, r_mag=(M,), b_mag=(M,))
     one = with_activation(lambda p: Gate(p["r_mag"], p["b_mag"]))(p)
-    same = gated_as_jumprelu(one)
+    same = one.activation.as_jumprelu(one)
     assert isinstance(same.activation, Jump)
     np.testing.assert_allclose(same.encode(X), one.encode(X), rtol=1e-9)
     assert 0 < (np.asarray(one.encode(X)) > 0).mean() < 0.5
@@ -280,7 +279,7 @@ def test_batch_topk_is_exported_as_the_jumprelu_that_it_is_at_inference(numpy_pr
     for weighted in (False, True):
         chosen = BatchTopK(4, weighted=weighted, threshold=jnp.asarray(1.5))
         one = with_activation(lambda p, chosen=chosen: chosen)(p)
-        np.testing.assert_allclose(batch_topk_as_jumprelu(one).encode(X), one.encode(X), rtol=1e-9)
+        np.testing.assert_allclose(one.activation.as_jumprelu(one).encode(X), one.encode(X), rtol=1e-9)
 
 
 def test_the_running_threshold_follows_the_least_value_on():

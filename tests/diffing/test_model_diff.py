@@ -17,8 +17,7 @@ from jax_interp.data.harvest import harvest
 from jax_interp.dictionaries import train_dictionary, variants
 from jax_interp.dictionaries.activations import BatchTopK, ReLU
 from jax_interp.dictionaries.forms import Dictionary
-from jax_interp.dictionaries.losses import L1, Reconstruction
-from jax_interp.dictionaries.losses.forward import Forward, total
+from jax_interp.dictionaries.losses import L1, Forward, Reconstruction, total
 from jax_interp.dictionaries.training.config import Adam
 from jax_interp.diffing.model_diff import PAIR, Pair, compare, in_scaled_units
 from jax_interp.surgery import Add, Site, at, edit, read, sites

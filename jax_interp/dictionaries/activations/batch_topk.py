@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.dictionaries.activations.activation import ACTIVATIONS, Activation, SelectiveActivation
 from jax_interp.dictionaries.activations.jumprelu import Jump
 from jax_interp.dictionaries.activations.pre import centred, of_bias, of_centre
 from jax_interp.dictionaries.activations.select import batch_top_k, nth_largest
@@ -23,10 +25,14 @@ from jax_interp.dictionaries.codes import BatchCode, DenseCode
 from jax_interp.dictionaries.sharding import feature_shards
 from jax_interp.dictionaries.sparse.products import entries_outer
 
+if TYPE_CHECKING:
+    from jax_interp.dictionaries.forms.dictionary import Dictionary
 
+
+@ACTIVATIONS.register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class BatchTopK:
+class BatchTopK(SelectiveActivation):
     """`k` latents a row on average. `threshold` (negative: not yet seen) follows the least value on with rate 1 - decay
     a step. `weighted`: chosen by pre-activation · ‖W_dec,i‖, and the threshold is one of such products. `limit`, a
     number up to k that may be traced, takes the place of k: that is how a sweep over k is one program. `kernels` as for
@@ -39,19 +45,21 @@ class BatchTopK:
     limit: Float[Array, ""] | None = None
     kernels: bool = dataclasses.field(default=False, metadata={"static": True})
 
+    supports_limit = True
+    cross_layer = True
+
     def init(self, n_features: int, dtype: Any) -> BatchTopK:
-        if not 0 < self.k <= n_features:
-            raise UserError(f"k={self.k} latents of n_features={n_features}: k must be from 1 to n_features")
+        super().init(n_features, dtype)
         return dataclasses.replace(self, threshold=jnp.asarray(-1, dtype))
 
-    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> DenseCode:
+    def encode(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> DenseCode:
         """By the threshold."""
         pre = dictionary.linear(x) + dictionary.b_enc[None, :]
         score = pre * row_norms(dictionary.W_dec)[None, :] if self.weighted else pre
         least = jnp.maximum(self.threshold, jnp.zeros((), pre.dtype))
         return DenseCode(jnp.where(score > jnp.broadcast_to(least, pre.shape), pre, jnp.zeros_like(pre)), pre)
 
-    def encode_batch(self, dictionary: Any, x: Float[Array, "row d"]) -> BatchCode | DenseCode:
+    def encode_batch(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> BatchCode | DenseCode:
         """By comparison within the batch: what is trained on. Its backward pass touches only what is on."""
         if feature_shards() > 1:
             norms = row_norms(dictionary.W_dec) if self.weighted else None
@@ -67,7 +75,7 @@ class BatchTopK:
         code = BatchCode(values, rows, features, x.shape[0], self.kernels)
         return code if norms is None else code.valued(values / code.of_features(norms))
 
-    def observe(self, dictionary: Any, code: BatchCode | DenseCode) -> BatchTopK:
+    def observe(self, dictionary: Dictionary, code: BatchCode | DenseCode) -> BatchTopK:
         """With the threshold moved towards the least value that is on in this batch."""
         values = code.values
         if self.weighted:
@@ -77,8 +85,38 @@ class BatchTopK:
         now = jnp.where(self.threshold < 0, least, followed)
         return dataclasses.replace(self, threshold=jnp.where(jnp.isfinite(least), now, self.threshold))
 
-    def scaled(self, factor: Float[Array, ""]) -> BatchTopK:
+    def scaled(self, factor: Float[Array, "..."]) -> BatchTopK:
         return dataclasses.replace(self, threshold=self.threshold * factor)
+
+    def with_unit_rows(self, norms: Float[Array, " feature"]) -> BatchTopK:
+        # A weighted one's threshold is one of such products already.
+        return dataclasses.replace(self, weighted=False) if self.weighted else self.scaled(norms)
+
+    def warm_start(self, given: Dictionary, address: object) -> Activation | None:
+        """A BatchTopK is exported as a JumpReLU with one threshold, which becomes the running threshold again."""
+        if not isinstance(given.activation, Jump):
+            return super().warm_start(given, address)
+        exported = given.activation.threshold
+        each = np.asarray(exported * row_norms(given.W_dec) if self.weighted else exported)
+        if not np.allclose(each, each[0], rtol=1e-3):
+            raise UserError(
+                f"the dictionary given for {address} is a JumpReLU with thresholds from {each.min():.3g} to "
+                f"{each.max():.3g}; the config asks for BatchTopK, which has one: ask for JumpReLU()"
+            )
+        least = jnp.asarray(each[0], exported.dtype)
+        seen = least > 1e-30  # otherwise it was exported before it had seen anything
+        return dataclasses.replace(self, threshold=jnp.where(seen, least, -jnp.ones_like(least)))
+
+    def for_inference(self, dictionary: Dictionary) -> Dictionary:
+        return self.as_jumprelu(dictionary)
+
+    def as_jumprelu(self, dictionary: Dictionary) -> Dictionary:
+        least = jnp.maximum(self.threshold, jnp.finfo(dictionary.W_enc.dtype).tiny)
+        if self.weighted:
+            threshold = least / row_norms(dictionary.W_dec)
+        else:
+            threshold = jnp.broadcast_to(least, (dictionary.n_features,))
+        return dataclasses.replace(dictionary, activation=Jump(jnp.log(threshold)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -112,14 +150,3 @@ def _backward(k, kernels, residuals, cotangents):
 
 
 _encode_batch.defvjp(_forward, _backward)
-
-
-def as_jumprelu(dictionary: Any) -> Any:
-    """The JumpReLU dictionary that is the same function at inference."""
-    chosen = dictionary.activation
-    least = jnp.maximum(chosen.threshold, jnp.finfo(dictionary.W_enc.dtype).tiny)
-    if chosen.weighted:
-        threshold = least / row_norms(dictionary.W_dec)
-    else:
-        threshold = jnp.broadcast_to(least, (dictionary.n_features,))
-    return dataclasses.replace(dictionary, activation=Jump(jnp.log(threshold)))

@@ -8,20 +8,30 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from jax_interp.dictionaries.activations.activation import ACTIVATIONS, ElementwiseActivation
 from jax_interp.dictionaries.activations.jumprelu import Jump
-from jax_interp.dictionaries.activations.pre import PreCode, dense_pre
-from jax_interp.dictionaries.codes import DenseCode
+from jax_interp.dictionaries.activations.pre import PreCode
+
+if TYPE_CHECKING:
+    from jax_interp.dictionaries.forms.dictionary import Dictionary
 
 
+@ACTIVATIONS.register
 @dataclasses.dataclass(frozen=True)
-class Gated:
+class Gated(ElementwiseActivation):
     """The choice: r_mag and b_mag begin at 0."""
+
+    trains_gate = True
+
+    @classmethod
+    def trained_class(cls) -> type[Gate]:
+        return Gate
 
     def init(self, n_features: int, dtype: Any) -> Gate:
         return Gate(jnp.zeros((n_features,), dtype), jnp.zeros((n_features,), dtype))
@@ -29,32 +39,30 @@ class Gated:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Gate:
+class Gate(ElementwiseActivation):
     r_mag: Float[Array, " feature"]
     b_mag: Float[Array, " feature"]
 
-    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> DenseCode:
-        return self.decide(dictionary, dense_pre(dictionary, x))
+    trains_gate = True
+    per_feature = ("r_mag", "b_mag")
 
-    def decide(self, dictionary: Any, code: PreCode) -> PreCode:
+    def decide(self, dictionary: Dictionary, code: PreCode) -> PreCode:
         linear = code.pre - code.of_features(dictionary.b_enc)
         magnitude = jax.nn.relu(linear * code.of_features(jnp.exp(self.r_mag)) + code.of_features(self.b_mag))
         return code.valued(jnp.where(code.pre > 0, magnitude, jnp.zeros_like(magnitude)))
 
-    def takes_part(self, dictionary: Any, pre: Float[Array, "row feature"]) -> Bool[Array, "row feature"]:
-        return pre > 0
-
-    def scaled(self, factor: Float[Array, ""]) -> Gate:
+    def scaled(self, factor: Float[Array, "..."]) -> Gate:
         return dataclasses.replace(self, b_mag=self.b_mag * factor)
 
+    def shifted(self, shift: Float[Array, " feature"]) -> Gate:
+        return dataclasses.replace(self, b_mag=self.b_mag - shift * jnp.exp(self.r_mag))
 
-def as_jumprelu(dictionary: Any) -> Any:
-    """The JumpReLU dictionary that is the same function as this gated one (appendix E): W_enc exp(r_mag), b_mag, and
-    thresholds b_mag - exp(r_mag) b_gate, at least 0 (they are kept as the least positive number then: exact, since a
-    latent of magnitude 0 is off either way)."""
-    gate = dictionary.activation
-    ratio = jnp.exp(gate.r_mag)
-    threshold = jnp.maximum(gate.b_mag - ratio * dictionary.b_enc, jnp.finfo(ratio.dtype).tiny)
-    return dataclasses.replace(
-        dictionary, W_enc=dictionary.W_enc * ratio[None, :], b_enc=gate.b_mag, activation=Jump(jnp.log(threshold))
-    )
+    def as_jumprelu(self, dictionary: Dictionary) -> Dictionary:
+        """The same function as a JumpReLU dictionary (appendix E): W_enc exp(r_mag), b_mag, and thresholds
+        b_mag - exp(r_mag) b_gate. A threshold below 0 becomes the least positive number. That is exact, since a latent
+        of magnitude 0 is off either way."""
+        ratio = jnp.exp(self.r_mag)
+        threshold = jnp.maximum(self.b_mag - ratio * dictionary.b_enc, jnp.finfo(ratio.dtype).tiny)
+        return dataclasses.replace(
+            dictionary, W_enc=dictionary.W_enc * ratio[None, :], b_enc=self.b_mag, activation=Jump(jnp.log(threshold))
+        )

@@ -6,21 +6,26 @@ As sparse as TopK, and cheaper to find: there is nothing to sort.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.dictionaries.activations.activation import ACTIVATIONS, SelectiveActivation
 from jax_interp.dictionaries.activations.topk import encode_at, masked
 from jax_interp.dictionaries.codes import DenseCode, RowCode
 from jax_interp.dictionaries.sharding import feature_shards
 
+if TYPE_CHECKING:
+    from jax_interp.dictionaries.forms.dictionary import Dictionary
 
+
+@ACTIVATIONS.register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class GroupMax:
+class GroupMax(SelectiveActivation):
     """`k` groups of n_features / k neighbours. `kernels` as for TopK."""
 
     k: int = dataclasses.field(default=32, metadata={"static": True})
@@ -33,7 +38,7 @@ class GroupMax:
             )
         return self
 
-    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> RowCode | DenseCode:
+    def encode(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> RowCode | DenseCode:
         group = dictionary.n_features // self.k
         if feature_shards() > 1:
 
@@ -49,6 +54,3 @@ class GroupMax:
             return jnp.take_along_axis(pre, indices, axis=1, mode="promise_in_bounds"), indices
 
         return encode_at(largest, dictionary, x, kernels=self.kernels)
-
-    def scaled(self, factor: Float[Array, ""]) -> GroupMax:
-        return self

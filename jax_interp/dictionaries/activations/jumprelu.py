@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.core.errors import UserError
-from jax_interp.dictionaries.activations.pre import PreCode, dense_pre
-from jax_interp.dictionaries.codes import DenseCode
+from jax_interp.dictionaries.activations.activation import ACTIVATIONS, ElementwiseActivation
+from jax_interp.dictionaries.activations.pre import PreCode
+
+if TYPE_CHECKING:
+    from jax_interp.dictionaries.forms.dictionary import Dictionary
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -65,8 +68,9 @@ def _step_backward(bandwidth, residuals, g):
 step.defvjp(_step_forward, _step_backward)
 
 
+@ACTIVATIONS.register
 @dataclasses.dataclass(frozen=True)
-class JumpReLU:
+class JumpReLU(ElementwiseActivation):
     """The choice: thresholds begin at `threshold`, and learn in a kernel of width `bandwidth` around them.
 
     Both are for inputs with E‖x‖² = d, which is what the trainer makes of them: Gemma Scope's .001 and .001 for
@@ -76,6 +80,13 @@ class JumpReLU:
 
     threshold: float = 0.5
     bandwidth: float = 0.5
+
+    cross_layer = True
+    trains_thresholds = True
+
+    @classmethod
+    def trained_class(cls) -> type[Jump]:
+        return Jump
 
     def __post_init__(self) -> None:
         if not self.threshold > 0 or not self.bandwidth > 0:
@@ -88,26 +99,30 @@ class JumpReLU:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Jump:
+class Jump(ElementwiseActivation):
     """The activation: thresholds are exp(log_threshold), so they stay positive."""
 
     log_threshold: Float[Array, " feature"]
     bandwidth: float = dataclasses.field(default=0.5, metadata={"static": True})
 
+    cross_layer = True
+    trains_thresholds = True
+    per_feature = ("log_threshold",)
+
     @property
     def threshold(self) -> Float[Array, " feature"]:
         return jnp.exp(self.log_threshold)
 
-    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> DenseCode:
-        return self.decide(dictionary, dense_pre(dictionary, x))
-
-    def decide(self, dictionary: Any, code: PreCode) -> PreCode:
+    def decide(self, dictionary: Dictionary, code: PreCode) -> PreCode:
         threshold = jnp.broadcast_to(code.of_features(self.threshold), code.pre.shape)
         return code.valued(jump(code.pre, threshold, self.bandwidth))
 
-    def takes_part(self, dictionary: Any, pre: Float[Array, "row feature"]) -> Bool[Array, "row feature"]:
+    def takes_part(self, dictionary: Dictionary, pre: Float[Array, "row feature"]) -> Bool[Array, "row feature"]:
         """What is on, and what is near its threshold: the kernel sees that far."""
         return pre > (self.threshold - self.bandwidth / 2)[None, :]
 
-    def scaled(self, factor: Float[Array, ""]) -> Jump:
+    def scaled(self, factor: Float[Array, "..."]) -> Jump:
         return dataclasses.replace(self, log_threshold=self.log_threshold + jnp.log(factor))
+
+    def as_jumprelu(self, dictionary: Dictionary) -> Dictionary:
+        return dictionary

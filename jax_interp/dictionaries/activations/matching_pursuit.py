@@ -9,29 +9,30 @@ encoder size a step, in sequence.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_interp.core.errors import UserError
+from jax_interp.dictionaries.activations.activation import ACTIVATIONS, SelectiveActivation
 from jax_interp.dictionaries.codes import RowCode
 
+if TYPE_CHECKING:
+    from jax_interp.dictionaries.forms.dictionary import Dictionary
 
+
+@ACTIVATIONS.register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class MatchingPursuit:
+class MatchingPursuit(SelectiveActivation):
     """`k` greedy steps. A feature is taken at most once a row."""
 
     k: int = dataclasses.field(default=16, metadata={"static": True})
 
-    def init(self, n_features: int, dtype: Any) -> MatchingPursuit:
-        if not 0 < self.k <= n_features:
-            raise UserError(f"k={self.k} steps over n_features={n_features}: k must be from 1 to n_features")
-        return self
+    uses_encoder = False
 
-    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> RowCode:
+    def encode(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> RowCode:
         W = dictionary.W_dec
         fixed = jax.lax.stop_gradient(W).T
         rest = x - dictionary.b_dec[None, :]
@@ -49,6 +50,3 @@ class MatchingPursuit:
         taken = jnp.zeros((x.shape[0], W.shape[0]), bool)
         _, (values, indices) = jax.lax.scan(pursue, (rest, taken), None, length=self.k)
         return RowCode(values.T, indices.T)
-
-    def scaled(self, factor: Float[Array, ""]) -> MatchingPursuit:
-        return self

@@ -8,7 +8,7 @@ matrices; autodiff would make one with all of pre's gradient, a sixth of a step.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +18,20 @@ from jax_interp.dictionaries.activations.select import first_places
 from jax_interp.dictionaries.codes import DenseCode, EntryCode
 from jax_interp.dictionaries.sparse.products import entries_outer
 
+if TYPE_CHECKING:
+    from jax_interp.dictionaries.forms.dictionary import Dictionary
+
 PreCode = TypeVar("PreCode", DenseCode, EntryCode)
 ABSENT = -1e30  # the pre-activation of a place left over: off, and near no threshold
 
 
-def dense_pre(dictionary: Any, x: Float[Array, "row d"]) -> DenseCode:
+def dense_pre(dictionary: Dictionary, x: Float[Array, "row d"]) -> DenseCode:
     """A code whose values are its pre-activations, for an activation to decide on."""
     pre = dictionary.linear(x) + dictionary.b_enc[None, :]
     return DenseCode(pre, pre)
 
 
-def dense_given(pre: Float[Array, "row feature"], dictionary: Any, x: Float[Array, "row d"]) -> DenseCode:
+def dense_given(pre: Float[Array, "row feature"], dictionary: Dictionary, x: Float[Array, "row d"]) -> DenseCode:
     """`dense_pre` where `pre` has been computed, with its gradient. No forward-mode derivative."""
     x = x.astype(dictionary.W_enc.dtype)
     pre = _given(pre, x, dictionary.W_enc, dictionary.b_enc, dictionary.b_dec if dictionary.centred else None)
@@ -36,7 +39,7 @@ def dense_given(pre: Float[Array, "row feature"], dictionary: Any, x: Float[Arra
 
 
 def entries_given(
-    pre: Float[Array, "row feature"], takes_part: Bool[Array, "row feature"], n: int, dictionary: Any, x: Array
+    pre: Float[Array, "row feature"], takes_part: Bool[Array, "row feature"], n: int, dictionary: Dictionary, x: Array
 ) -> EntryCode:
     """The entries of `pre` that take part, at most `n` of them, with a gradient that touches nothing else."""
     rows, features = first_places(takes_part, n)

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
-from jaxtyping import Array, Bool, Float
 
-from jax_interp.dictionaries.activations.pre import PreCode, dense_pre
-from jax_interp.dictionaries.codes import DenseCode
+from jax_interp.dictionaries.activations.activation import ACTIVATIONS, ElementwiseActivation
+from jax_interp.dictionaries.activations.pre import PreCode
+
+if TYPE_CHECKING:
+    from jax_interp.dictionaries.forms.dictionary import Dictionary
 
 
+@ACTIVATIONS.register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ReLU:
+class ReLU(ElementwiseActivation):
     """f = max(pre, 0) (Bricken et al. 2023)."""
 
-    def init(self, n_features: int, dtype: Any) -> ReLU:
-        return self
+    cross_layer = True
 
-    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> DenseCode:
-        return self.decide(dictionary, dense_pre(dictionary, x))
-
-    def decide(self, dictionary: Any, code: PreCode) -> PreCode:
+    def decide(self, dictionary: Dictionary, code: PreCode) -> PreCode:
         return code.valued(jax.nn.relu(code.pre))
-
-    def takes_part(self, dictionary: Any, pre: Float[Array, "row feature"]) -> Bool[Array, "row feature"]:
-        return pre > 0
-
-    def scaled(self, factor: Float[Array, ""]) -> ReLU:
-        """The activation with activation'(factor · pre) = factor · activation(pre)."""
-        return self

@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jax_interp.core.errors import UserError
+from jax_interp.dictionaries.activations.activation import ACTIVATIONS, SelectiveActivation
 from jax_interp.dictionaries.activations.pre import centred, of_bias, of_centre
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.codes import DenseCode, RowCode
 from jax_interp.dictionaries.sharding import feature_shards
 from jax_interp.dictionaries.sparse.products import sparse_matmul, sparse_outer
 
+if TYPE_CHECKING:
+    from jax_interp.dictionaries.forms.dictionary import Dictionary
 
+
+@ACTIVATIONS.register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TopK:
+class TopK(SelectiveActivation):
     """At most `k` latents are on for each input (fewer where the k-th largest pre-activation is not positive).
 
     `k` is structure: another k is another compilation. `limit`, a number that may be traced, keeps only so many of the
@@ -36,12 +40,10 @@ class TopK:
     weighted: bool = dataclasses.field(default=False, metadata={"static": True})
     kernels: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    def init(self, n_features: int, dtype: Any) -> TopK:
-        if not 0 < self.k <= n_features:
-            raise UserError(f"k={self.k} latents of n_features={n_features}: k must be from 1 to n_features")
-        return self
+    supports_limit = True
+    cross_layer = True
 
-    def encode(self, dictionary: Any, x: Float[Array, "row d"]) -> RowCode | DenseCode:
+    def encode(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> RowCode | DenseCode:
         norms = row_norms(dictionary.W_dec) if self.weighted else None
         if feature_shards() > 1:
             return masked(dictionary, x, norms, self._least)
@@ -58,12 +60,12 @@ class TopK:
             return values[:, -1:]
         return jax.lax.dynamic_slice_in_dim(values, self.limit.astype(jnp.int32) - 1, 1, axis=1)
 
-    def scaled(self, factor: Float[Array, ""]) -> TopK:
-        return self
+    def with_unit_rows(self, norms: Float[Array, " feature"]) -> TopK:
+        return dataclasses.replace(self, weighted=False)  # the pre-activation is that product then
 
 
 def masked(
-    dictionary: Any, x: Float[Array, "row d"], norms: Array | None, least: Callable[[Array], Array]
+    dictionary: Dictionary, x: Float[Array, "row d"], norms: Array | None, least: Callable[[Array], Array]
 ) -> DenseCode:
     """The positive pre-activations whose score reaches `least(score)`, dense: how a code is kept on a mesh whose
     devices share the features. Equal scores at the edge are all on."""
@@ -84,7 +86,7 @@ Select = Callable[[Array], tuple[Array, Array]]
 
 def encode_at(
     select: Select,
-    dictionary: Any,
+    dictionary: Dictionary,
     x: Float[Array, "row d"],
     norms: Float[Array, " feature"] | None = None,
     kernels: bool = False,

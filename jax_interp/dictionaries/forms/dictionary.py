@@ -59,7 +59,7 @@ class Dictionary:
 
     def training_code(self, x: Float[Array, "row d_in"]) -> Code:
         """The latents that are trained on: of BatchTopK, those of this batch."""
-        return getattr(self.activation, "encode_batch", self.activation.encode)(self, x)
+        return self.activation.encode_batch(self, x)
 
     def reconstruct(self, code: Code, x: Float[Array, "row d_in"] | None = None) -> Float[Array, "row d_out"]:
         """What a code stands for. `x` is needed by a skip alone."""

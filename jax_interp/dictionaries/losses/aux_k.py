@@ -12,30 +12,41 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.dictionaries.activations.activation import Activation
 from jax_interp.dictionaries.activations.select import top_k
-from jax_interp.dictionaries.losses.forward import Forward, coefficient_only
+from jax_interp.dictionaries.losses.forward import Forward
+from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only
 from jax_interp.dictionaries.sharding import feature_shards
 
 Weights = tuple[Array, Array, Array]  # W_enc, b_enc, W_dec
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class AuxK:
+class AuxK(Term):
     """`coefficient` · aux. `k` None: the power of two nearest d / 2 from below, d being the width of one written value
     (a crosscoder's published code likewise). Costs nothing while no latent is dead, and then as much as their number
     asks for; under `vmap` always as much as all of them would."""
 
-    entries_suffice: ClassVar[bool] = True
+    entries_suffice = True
+    cross_layer = "sources"
     coefficient: float = 1 / 32
     k: int | None = None
+
+    def check(self, activation: Activation) -> None:
+        if not activation.uses_encoder:
+            raise UserError(
+                f"AuxK trains the encoder of dead latents, {type(activation).__name__} encodes by the decoder: leave "
+                "AuxK out, loss=(Reconstruction(),)"
+            )
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         dictionary = forward.dictionary

@@ -8,45 +8,51 @@ FrozenDecoder   the error of decoding max(π, 0) with the decoder, its bias and 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_interp.core.errors import UserError
-from jax_interp.dictionaries.activations.gated import Gate
+from jax_interp.dictionaries.activations.activation import Activation
 from jax_interp.dictionaries.codes import DenseCode, EntryCode
-from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, pre_code, warmed
+from jax_interp.dictionaries.losses.forward import Forward, pre_code
 from jax_interp.dictionaries.losses.reconstruction import Kind, of_error
+from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, needs_gate, warmed
 
 
-def _gate(forward: Forward, asker: Any) -> DenseCode | EntryCode:
+def _gate(forward: Forward, term: Term) -> DenseCode | EntryCode:
     """A code of max(π, 0)."""
-    if not isinstance(forward.dictionary.activation, Gate):
-        kind = type(forward.dictionary.activation).__name__
-        raise UserError(f"{type(asker).__name__} trains a gate, {kind} has none: use Gated")
-    code = pre_code(forward, asker)
+    needs_gate(term, forward.dictionary.activation)
+    code = pre_code(forward, term)
     return code.valued(jax.nn.relu(code.pre))
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class GateL1:
-    entries_suffice: ClassVar[bool] = True
+class GateL1(Term):
+    entries_suffice = True
     coefficient: float = 0.01
     warmup: float = 0.05
+
+    def check(self, activation: Activation) -> None:
+        needs_gate(self, activation)
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         return warmed(self.coefficient, forward, self.warmup) * jnp.sum(_gate(forward, self).values) / forward.rows
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class FrozenDecoder:
-    entries_suffice: ClassVar[bool] = True
+class FrozenDecoder(Term):
+    entries_suffice = True
     coefficient: float = 1.0
     kind: Kind = "fvu"
+
+    def check(self, activation: Activation) -> None:
+        needs_gate(self, activation)
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         W_dec, b_dec = jax.lax.stop_gradient((forward.dictionary.W_dec, forward.dictionary.b_dec))

@@ -15,17 +15,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, dense_code
+from jax_interp.dictionaries.activations.activation import Activation
+from jax_interp.dictionaries.losses.forward import Forward, dense_code
 from jax_interp.dictionaries.losses.reconstruction import Kind, of_squares
+from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, needs_pre_activations
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class GhostGradients:
+class GhostGradients(Term):
     """Its value is about the reconstruction term's while a latent is dead, else 0; what matters is its gradient."""
 
     coefficient: float = 1.0
     kind: Kind = "fvu"
+
+    def check(self, activation: Activation) -> None:
+        needs_pre_activations(self, activation)
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         fixed = jax.lax.stop_gradient

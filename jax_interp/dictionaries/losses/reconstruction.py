@@ -10,15 +10,16 @@ A coefficient tuned beside one of them serves beside another after multiplying b
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
-from jax_interp.dictionaries.losses.forward import Forward, coefficient_only
+from jax_interp.dictionaries.activations.activation import Activation
+from jax_interp.dictionaries.losses.forward import Forward
+from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only
 from jax_interp.dictionaries.nested import decode_nested
 
 Kind = Literal["fvu", "sse", "mse"]
@@ -35,28 +36,34 @@ def of_squares(squares: Float[Array, "row d"], forward: Forward, kind: Kind) -> 
     return sse if kind == "sse" else sse / jnp.asarray(squares.shape[1], squares.dtype)
 
 
-def sse_unit(terms: Sequence[Any], variance: Float[Array, ""], width: int) -> Any:
-    """By what the reconstruction among `terms` divides its SSE; 1 where there is none."""
-    kinds = [term.kind for term in terms if isinstance(term, (Reconstruction, Matryoshka))]
-    return {"fvu": variance, "sse": 1.0, "mse": float(width)}[kinds[0]] if kinds else 1.0
+def divisor(kind: Kind, variance: Float[Array, ""], width: int) -> Float[Array, ""] | float:
+    """What a sum of squared errors is divided by."""
+    return {"fvu": variance, "sse": 1.0, "mse": float(width)}[kind]
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(Term):
     """`coefficient` · the error of the whole dictionary."""
 
-    entries_suffice: ClassVar[bool] = True
+    cross_layer = "targets"
+    entries_suffice = True
+    reconstructs = True
     coefficient: float = 1.0
     kind: Kind = "fvu"
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         return self.coefficient * of_error(forward.error, forward, self.kind)
 
+    def sse_divisor(self, variance: Float[Array, ""], width: int) -> Float[Array, ""] | float:
+        return divisor(self.kind, variance, width)
 
+
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class Matryoshka:
+class Matryoshka(Term):
     """The mean of the errors of nested dictionaries, made of the first n features for each n of `prefixes`; the last is
     always the whole (Bussmann et al. 2025, arXiv:2503.17547). One code serves them all, so the first features have to
     be useful without the later ones. `fractions` of the number of features; `random`: that many prefixes are drawn
@@ -65,7 +72,8 @@ class Matryoshka:
     Deviations from published code: Bussmann's mean has b_dec alone as a level too, here it is none; Nabeshima's sorts
     the latents by magnitude after each step, here they keep their places."""
 
-    entries_suffice: ClassVar[bool] = True
+    entries_suffice = True
+    reconstructs = True
     coefficient: float = 1.0
     fractions: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
     random: int = 0
@@ -89,6 +97,9 @@ class Matryoshka:
         losses.append(of_error(forward.error, forward, self.kind))
         return self.coefficient * jnp.mean(jnp.stack(losses))
 
+    def sse_divisor(self, variance: Float[Array, ""], width: int) -> Float[Array, ""] | float:
+        return divisor(self.kind, variance, width)
+
     def _ends(self, forward: Forward) -> list[int] | Int[Array, " prefix"]:
         m = forward.dictionary.n_features
         if self.random:
@@ -97,9 +108,10 @@ class Matryoshka:
         return [max(round(m * f), 1) for f in self.fractions]
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class MultiTopK:
+class MultiTopK(Term):
     """`coefficient` · the error with `factor` times as many latents as the activation has: a code that degrades
     gracefully when k is changed after training (Gao et al. 2024, §2.4 and appendix A.8)."""
 
@@ -107,17 +119,14 @@ class MultiTopK:
     factor: int = 4
     kind: Kind = "fvu"
 
+    def check(self, activation: Activation) -> None:
+        if activation.k is None:
+            raise UserError(f"MultiTopK needs an activation with a k, not {type(activation).__name__}")
+
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        dictionary, chosen = forward.dictionary, forward.dictionary.activation
-        if not hasattr(chosen, "k"):
-            raise UserError(f"MultiTopK needs an activation with a k, not {type(chosen).__name__}")
-        more: dict[str, Any] = {"k": min(self.factor * chosen.k, dictionary.n_features)}
-        if getattr(chosen, "limit", None) is not None:
-            more["limit"] = jnp.minimum(self.factor * chosen.limit, more["k"])
-        activation = dataclasses.replace(chosen, **more).init(dictionary.n_features, forward.x.dtype)
-        if hasattr(chosen, "threshold"):
-            activation = dataclasses.replace(activation, threshold=chosen.threshold)
+        dictionary = forward.dictionary
+        self.check(dictionary.activation)
+        activation = dictionary.activation.widened(self.factor, dictionary.n_features, forward.x.dtype)
         wider = dataclasses.replace(dictionary, activation=activation)
-        encode = getattr(wider.activation, "encode_batch", wider.activation.encode)
-        y_hat = wider.reconstruct(encode(wider, forward.x), forward.x)
+        y_hat = wider.reconstruct(activation.encode_batch(wider, forward.x), forward.x)
         return self.coefficient * of_error(forward.y - y_hat, forward, self.kind)

@@ -7,15 +7,17 @@ Lp     mean of Σ f_i^p, p falling from 1 in the course of the run
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.dictionaries.activations.activation import Activation
 from jax_interp.dictionaries.forms.dictionary import site_norms
-from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, pre_code, warmed
+from jax_interp.dictionaries.losses.forward import Forward, pre_code
+from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, needs_pre_activations, warmed
 
 Weight = Literal["none", "l1_of_norms", "l2_of_norms"]
 
@@ -32,13 +34,15 @@ def feature_weights(forward: Forward, weight: Weight) -> Float[Array, " feature"
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, jnp.ones_like(square))), square)
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class L1:
+class L1(Term):
     """λ · mean Σ f_i w_i, λ warmed up over a part of the run. Without weights it needs decoder rows of norm 1 (Bricken
     et al. 2023), or a dictionary escapes by shrinking its latents; with weights rows are free (April 2024 update)."""
 
-    entries_suffice: ClassVar[bool] = True
+    entries_suffice = True
+    cross_layer = "sources"
     coefficient: float = 0.01
     weight: Weight = "none"
     warmup: float = 0.05
@@ -48,14 +52,16 @@ class L1:
         return warmed(self.coefficient, forward, self.warmup) * penalty
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class AnnealedLp:
+class AnnealedLp(Term):
     """λ · c · mean Σ f_i^p: p falls linearly from 1 at `start` of the run to `end_p` at its end, which penalises weak
     latents ever more and strong ones ever less (Karvonen et al. 2024). c, without gradient, holds the penalty at the
     size that Σ f_i of the same batch has; the published code holds it over its last ten steps instead."""
 
-    entries_suffice: ClassVar[bool] = True
+    entries_suffice = True
+    cross_layer = "sources"
     coefficient: float = 0.01
     start: float = 0.3
     end_p: float = 0.2
@@ -66,6 +72,9 @@ class AnnealedLp:
             raise UserError(
                 f"AnnealedLp(start={self.start}, end_p={self.end_p}): from 0 to below 1, and above 0 up to 1"
             )
+
+    def check(self, activation: Activation) -> None:
+        needs_pre_activations(self, activation)
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         f = pre_code(forward, self).values

@@ -9,51 +9,66 @@ PreActivation   λ mean Σ max(θ_i - pre_i, 0) ‖d_i‖            the same: a
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.dictionaries.activations.activation import Activation
 from jax_interp.dictionaries.activations.jumprelu import Jump, step
-from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, dense_code, pre_code, warmed
+from jax_interp.dictionaries.losses.forward import Forward, dense_code, pre_code
 from jax_interp.dictionaries.losses.sparsity import feature_weights
+from jax_interp.dictionaries.losses.term import (
+    TERMS,
+    Term,
+    coefficient_only,
+    needs_pre_activations,
+    needs_thresholds,
+    warmed,
+)
 
 
-def _jump(forward: Forward, asker: Any) -> Jump:
-    activation = forward.dictionary.activation
-    if not isinstance(activation, Jump):
-        raise UserError(f"{type(asker).__name__} trains thresholds, {type(activation).__name__} has none: use JumpReLU")
-    return activation
+def _jump(forward: Forward, term: Term) -> Jump:
+    """The activation, which has `threshold` [feature] and `bandwidth`."""
+    needs_thresholds(term, forward.dictionary.activation)
+    return cast("Jump", forward.dictionary.activation)
 
 
-def mean_l0(forward: Forward, asker: Any) -> Float[Array, ""]:
+def mean_l0(forward: Forward, term: Term) -> Float[Array, ""]:
     """The mean number of latents on; its gradient reaches only the thresholds."""
-    activation = _jump(forward, asker)
-    code = pre_code(forward, asker)
+    activation = _jump(forward, term)
+    code = pre_code(forward, term)
     threshold = jnp.broadcast_to(code.of_features(activation.threshold), code.pre.shape)
     on: Any = step(code.pre, threshold, activation.bandwidth)
     return jnp.sum(on) / forward.rows
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class L0:
-    entries_suffice: ClassVar[bool] = True
+class L0(Term):
+    entries_suffice = True
+    cross_layer = "sources"
     coefficient: float = 1e-3
     warmup: float = 0.1
+
+    def check(self, activation: Activation) -> None:
+        needs_thresholds(self, activation)
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         return warmed(self.coefficient, forward, self.warmup) * mean_l0(forward, self)
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class TargetL0:
+class TargetL0(Term):
     """Quadratic around a target: λ need not be searched for. It sets the strength of the pull, not the number."""
 
-    entries_suffice: ClassVar[bool] = True
+    entries_suffice = True
+    cross_layer = "sources"
     coefficient: float = 1.0
     target: float = 32.0
     warmup: float = 0.1
@@ -62,20 +77,28 @@ class TargetL0:
         if not self.target > 0:
             raise UserError(f"TargetL0(target={self.target}): above 0")
 
+    def check(self, activation: Activation) -> None:
+        needs_thresholds(self, activation)
+
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         excess = mean_l0(forward, self) / self.target - 1
         return warmed(self.coefficient, forward, self.warmup) * excess * excess
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class Tanh:
+class Tanh(Term):
     """Nearly L0 for latents that are well on, nearly L1 for weak ones. Gradients reach the encoder as well."""
 
-    entries_suffice: ClassVar[bool] = True
+    entries_suffice = True
+    cross_layer = "sources"
     coefficient: float = 1e-3
     scale: float = 4.0
     warmup: float = 1.0
+
+    def check(self, activation: Activation) -> None:
+        needs_pre_activations(self, activation)
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         code = pre_code(forward, self)
@@ -83,13 +106,18 @@ class Tanh:
         return warmed(self.coefficient, forward, self.warmup) * jnp.sum(jnp.tanh(self.scale * f)) / forward.rows
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class PreActivation:
+class PreActivation(Term):
     """Published with 3e-6 beside an SSE: 3e-6 / V beside the fraction of variance unexplained, which the default is
     for values some hundred wide. It is for latents that no other term reaches: of those Adam takes its sign alone."""
 
+    cross_layer = "sources"
     coefficient: float = 1e-8
+
+    def check(self, activation: Activation) -> None:
+        needs_thresholds(self, activation)
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         short = jax.nn.relu(_jump(forward, self).threshold[None, :] - dense_code(forward, self).pre)

@@ -11,23 +11,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
-from jax_interp.dictionaries.activations import Activation, BatchTopK, JumpReLU, MatchingPursuit, ReLU, TopK
-from jax_interp.dictionaries.losses import (
-    L0,
-    L1,
-    AnnealedLp,
-    AuxK,
-    PreActivation,
-    Reconstruction,
-    Tanh,
-    TargetL0,
-    Term,
-)
+from jax_interp.dictionaries.activations import ACTIVATIONS, Activation, TopK
+from jax_interp.dictionaries.losses import TERMS, AuxK, Reconstruction, Term
+from jax_interp.dictionaries.losses.term import check_terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +114,8 @@ class DictionaryConfig:
     def __post_init__(self) -> None:
         if self.n_features < 1:
             raise UserError(f"n_features={self.n_features}: at least 1")
-        k = getattr(self.activation, "k", 1)
-        if not 0 < k <= self.n_features:
+        k = self.activation.k
+        if k is not None and not 0 < k <= self.n_features:
             raise UserError(f"k={k} latents of n_features={self.n_features}: k must be from 1 to n_features")
         for name in ("steps", "buffer", "dead_after"):
             if getattr(self, name) < 1:
@@ -143,10 +133,10 @@ class DictionaryConfig:
         if self.skip and self.writes is None:
             raise UserError("skip with writes=None would copy the input to the output: give the value to write")
         one_value = self.writes is None and len(self.reads) == 1 and self.decoder == "unit"
-        if isinstance(self.activation, MatchingPursuit) and not one_value:
+        if not self.activation.uses_encoder and not one_value:
             raise UserError(
-                "MatchingPursuit encodes by the decoder, whose rows must have norm 1: it is for SAEs of one value, "
-                'writes=None and decoder="unit"'
+                f"{type(self.activation).__name__} encodes by the decoder, whose rows must have norm 1: it is for "
+                'SAEs of one value, writes=None and decoder="unit"'
             )
         check_terms(self.activation, self.loss)
 
@@ -160,19 +150,6 @@ class DictionaryConfig:
         if self.writes is None:
             return self.reads
         return (self.writes,) if isinstance(self.writes, str) else tuple(self.writes)
-
-
-def check_terms(activation: Activation, terms: Sequence[Any]) -> None:
-    """UserError where a term would train what the activation does not use."""
-    if isinstance(activation, MatchingPursuit) and any(isinstance(term, AuxK) for term in terms):
-        raise UserError(
-            "AuxK trains the encoder of dead latents, MatchingPursuit encodes by the decoder: leave AuxK out, "
-            "loss=(Reconstruction(),)"
-        )
-
-
-BY_SOURCE = (L1, AnnealedLp, L0, TargetL0, Tanh, PreActivation, AuxK)
-ACTIVATIONS = (ReLU, JumpReLU, TopK, BatchTopK)
 
 
 @reads_older_files(renamed={"few": "sparse_gradient_sizes"})
@@ -206,10 +183,10 @@ class CrossLayerConfig(DictionaryConfig):
             raise UserError("a cross-layer dictionary is neither centred nor resampled: leave both out")
         if self.sparse_gradient_sizes:
             raise UserError("sparse_gradient_sizes: a cross-layer dictionary computes with all latents; leave it out")
-        if not isinstance(self.activation, ACTIVATIONS):
-            known = ", ".join(kind.__name__ for kind in ACTIVATIONS)
+        if not self.activation.cross_layer:
+            known = ", ".join(kind.__name__ for kind in ACTIVATIONS if kind.cross_layer)
             raise UserError(f"a cross-layer dictionary takes {known}, not {type(self.activation).__name__}")
         for term in self.loss:
-            if not isinstance(term, (Reconstruction, *BY_SOURCE)):
-                known = ", ".join(kind.__name__ for kind in (Reconstruction, *BY_SOURCE))
+            if term.cross_layer is None:
+                known = ", ".join(kind.__name__ for kind in TERMS if kind.cross_layer)
                 raise UserError(f"a cross-layer dictionary is trained with {known}, not {type(term).__name__}")

@@ -31,9 +31,8 @@ from jax_interp.core.unit_rows import unit_rows, without_parallel
 from jax_interp.data.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, n_targets
 from jax_interp.dictionaries.forms.dictionary import init_sae, init_transcoder
-from jax_interp.dictionaries.losses import Reconstruction
-from jax_interp.dictionaries.losses.forward import Forward, Term, snake
-from jax_interp.dictionaries.losses.reconstruction import sse_unit
+from jax_interp.dictionaries.losses.forward import Forward
+from jax_interp.dictionaries.losses.term import Term, snake, sse_unit
 from jax_interp.dictionaries.training.config import CrossLayerConfig
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.train import (
@@ -130,8 +129,8 @@ def learn_cross_layer(
     updated = faster_offsets(offset_rate(config.optimizer, config.activation, d_in), dictionary, updated)
     if config.decoder == "unit":
         updated = _each_decoder(unit_rows, updated)
-    if hasattr(config.activation, "observe"):
-        observed = [s.activation.observe(s.dictionary, code) for s, code in zip(dictionary.sources, codes, strict=True)]
+    observed = [s.activation.observe(s.dictionary, code) for s, code in zip(dictionary.sources, codes, strict=True)]
+    if None not in observed:
         sources = [dataclasses.replace(s, activation=a) for s, a in zip(updated.sources, observed, strict=True)]
         updated = dataclasses.replace(updated, sources=tuple(sources))
     fires = jnp.stack([code.fires(config.n_features) for code in codes])
@@ -153,10 +152,10 @@ def learn_cross_layer(
 def total(
     terms: Sequence[Term], whole: Forward, sources: Sequence[Forward]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """(sum of the terms, each by name): a `Reconstruction` of all targets, the others summed over `sources`."""
+    """(sum of the terms, each by name): those on all targets together once, the others summed over `sources`."""
     parts: dict[str, Array] = {}
     for term in terms:
-        values = [term(whole)] if isinstance(term, Reconstruction) else [term(forward) for forward in sources]
+        values = [term(whole)] if term.cross_layer == "targets" else [term(forward) for forward in sources]
         name = snake(type(term).__name__)
         parts[name] = sum(values, parts.get(name, jnp.zeros((), whole.x.dtype)))
     return sum(parts.values(), jnp.zeros((), whole.x.dtype)), parts

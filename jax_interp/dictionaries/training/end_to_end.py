@@ -40,9 +40,9 @@ from jax_interp.core.errors import UserError
 from jax_interp.data.harvest import start_stream
 from jax_interp.dictionaries.evaluation import downstream
 from jax_interp.dictionaries.forms.dictionary import Dictionary
-from jax_interp.dictionaries.losses import Matryoshka, Reconstruction
-from jax_interp.dictionaries.losses.forward import Forward, total
+from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.reconstruction import Kind
+from jax_interp.dictionaries.losses.term import Term, total
 from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.spliced import TrainingSplice, code_structure, kept_rows, masked_mean
@@ -77,7 +77,7 @@ class EndToEndConfig:
         if len({config.steps for config in configs}) != 1:
             raise UserError(f"dictionaries for {[config.steps for config in configs]} steps: give all the same number")
         for config in configs:
-            if self.balance is not None and not any(isinstance(term, _FIDELITY) for term in config.loss):
+            if self.balance is not None and not any(term.reconstructs for term in config.loss):
                 raise UserError(
                     f"balance={self.balance} sets KL beside the reconstruction, {config.address} has no such term"
                 )
@@ -89,9 +89,6 @@ class EndToEndConfig:
     @property
     def sites(self) -> tuple[str, ...]:
         return tuple(config.reads[0] for config in self.dictionaries)
-
-
-_FIDELITY = (Reconstruction, Matryoshka)
 
 
 def check_saes(configs: Sequence[DictionaryConfig], what: str) -> None:
@@ -127,7 +124,7 @@ class EndToEndState:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Along:
+class Along(Term):
     """The term whose gradient is `gradient`: how `learn` is given one that was computed elsewhere."""
 
     gradient: Any
@@ -203,7 +200,7 @@ def loss(
         progress = learner.step.astype(x.dtype) / config.steps
         dead, key = learner.since_fired > one.dead_after, jax.random.split(learner.key, 3)[1]
         forwards.append(Forward(d, x, x, code, y_hat, dead, state.variance[i].astype(x.dtype), progress, key))
-        is_fidelity = [config.balance is not None and isinstance(term, _FIDELITY) for term in one.loss]
+        is_fidelity = [config.balance is not None and term.reconstructs for term in one.loss]
         terms = lambda chosen, mask=is_fidelity, one=one: [t for t, m in zip(one.loss, mask) if m == chosen]
         fidelity += total(terms(True), forwards[-1])[0]
         others += total(terms(False), forwards[-1])[0]
@@ -276,7 +273,7 @@ def _warm_learner(config: DictionaryConfig, learner: Learner, dictionary: Dictio
     every = jnp.full((given.d,), 1 / scale)
     scaled = fold_scale(given, every, every, 1 / scale)
     # its rows have norm 1 then, and a choice weighted by them is the config's again
-    if getattr(given.activation, "weighted", False):
+    if given.activation.weighted:
         scaled = dataclasses.replace(scaled, activation=dataclasses.replace(scaled.activation, weighted=True))
     return dataclasses.replace(
         learner, dictionary=scaled, opt=optimizer.init(adam(config.optimizer, config.steps), scaled)

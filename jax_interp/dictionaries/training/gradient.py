@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.activations.pre import dense_given, entries_given
 from jax_interp.dictionaries.codes import Code
-from jax_interp.dictionaries.losses.forward import Term
+from jax_interp.dictionaries.losses.term import Term
 from jax_interp.dictionaries.training.config import DictionaryConfig
 
 # Lists longer than this part of all latents are no cheaper than products.
@@ -29,7 +29,7 @@ LossOf = Callable[[Any, Code], tuple[Float[Array, ""], Any]]
 def list_lengths(config: DictionaryConfig, terms: Sequence[Term]) -> tuple[int, ...]:
     """The numbers of latents a row up to which a step is computed by lists; none where lists do not serve: for terms
     that need all latents, on a mesh, and where products are as fast as they are on accelerators."""
-    suffice = all(getattr(term, "entries_suffice", False) for term in terms)
+    suffice = all(term.entries_suffice for term in terms)
     if not suffice or jax.sharding.get_abstract_mesh().shape or jax.default_backend() != "cpu":
         return ()
     return tuple(sorted(n for n in config.sparse_gradient_sizes if n <= config.n_features * WORTHWHILE))
@@ -44,7 +44,7 @@ def loss_and_grad(
         return jax.value_and_grad(lambda dictionary: loss_of(dictionary, encode(dictionary)), has_aux=True)(dictionary)
 
     activation = dictionary.activation
-    if not hasattr(activation, "decide"):
+    if not activation.elementwise:
         return through(lambda dictionary: dictionary.training_code(x))
     pre = jax.lax.stop_gradient(dictionary.linear(x) + dictionary.b_enc[None, :])
     by_products = lambda: through(lambda one: one.activation.decide(one, dense_given(pre, one, x)))

@@ -32,9 +32,9 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.unit_rows import unit_rows, without_parallel
 from jax_interp.data.harvest import values
 from jax_interp.dictionaries.forms.dictionary import Dictionary
-from jax_interp.dictionaries.losses import Term
-from jax_interp.dictionaries.losses.forward import Forward, coefficient_only, total
-from jax_interp.dictionaries.training.config import DictionaryConfig, check_terms
+from jax_interp.dictionaries.losses.forward import Forward
+from jax_interp.dictionaries.losses.term import TERMS, Term, check_terms, coefficient_only, total
+from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.end_to_end import check_saes, output_loss
 from jax_interp.dictionaries.training.normalisation import for_inference
 from jax_interp.dictionaries.training.spliced import kept_rows
@@ -47,9 +47,10 @@ Batch = tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]
 Objective = Callable[[Any, Batch], Float[Array, ""]]
 
 
+@TERMS.register
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
-class OverNorm:
+class OverNorm(Term):
     """λ R / N: mean ‖x - x̂‖² over mean ‖x‖. N has its gradient, which holds against the shrinking of values by which
     the model would lower R; it is not squared, as published."""
 
@@ -66,7 +67,7 @@ class OverNorm:
 @dataclasses.dataclass(frozen=True)
 class JointConfig:
     dictionaries: tuple[DictionaryConfig, ...]
-    shared: tuple[OverNorm | Term, ...] = (OverNorm(),)
+    shared: tuple[Term, ...] = (OverNorm(),)
     """Terms of every dictionary, beside its own."""
     train: Literal["both", "dictionaries"] = "both"
     steps: int = 15_000
@@ -167,8 +168,8 @@ def joint_step(
 
     since_fired, each = [], {}
     for i, (one, forward, before) in enumerate(zip(config.dictionaries, forwards, state.since_fired, strict=True)):
-        if hasattr(forward.dictionary.activation, "observe"):
-            activation = forward.dictionary.activation.observe(forward.dictionary, forward.code)
+        activation = forward.dictionary.activation.observe(forward.dictionary, forward.code)
+        if activation is not None:
             updated[i] = dataclasses.replace(updated[i], activation=activation)
         fires = forward.code.fires(one.n_features)
         since_fired.append(jnp.where(fires > 0, 0, jnp.minimum(before, 2**30) + kept))

@@ -11,8 +11,6 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_interp.dictionaries.activations import BatchTopK
-from jax_interp.dictionaries.activations.batch_topk import as_jumprelu
 from jax_interp.dictionaries.activations.topk import row_norms
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 
@@ -28,7 +26,7 @@ def fold_scale(
     Scales change one written value's part of a row by another, so a choice that is `weighted` by the norms of rows is
     first made one that is not (`fold_decoder_norm`).
     """
-    if getattr(dictionary.activation, "weighted", False):
+    if dictionary.activation.weighted:
         dictionary = fold_decoder_norm(dictionary)
     dtype = dictionary.W_enc.dtype
     read, write, unit = (jnp.asarray(a, dtype) for a in (read, write, unit))
@@ -50,17 +48,13 @@ def fold_decoder_norm(dictionary: Dictionary) -> Dictionary:
     TopK that is not weighted, and of such a BatchTopK within a batch, would change: those are trained with rows of
     norm 1 anyway.
     """
-    norm, activation = row_norms(dictionary.W_dec), dictionary.activation
-    if getattr(activation, "weighted", False):
-        activation = dataclasses.replace(activation, weighted=False)  # its threshold is one of such products already
-    else:
-        activation = activation.scaled(norm)
+    norm = row_norms(dictionary.W_dec)
     return dataclasses.replace(
         dictionary,
         W_enc=dictionary.W_enc * norm[None, :],
         b_enc=dictionary.b_enc * norm,
         W_dec=dictionary.W_dec / norm[:, None],
-        activation=activation,
+        activation=dictionary.activation.with_unit_rows(norm),
     )
 
 
@@ -69,12 +63,10 @@ def fold_centre(dictionary: Dictionary) -> Dictionary:
     if not dictionary.centred:
         return dictionary
     shift = dictionary.b_dec @ dictionary.W_enc
-    activation = dictionary.activation
-    if hasattr(activation, "b_mag"):
-        activation = dataclasses.replace(activation, b_mag=activation.b_mag - shift * jnp.exp(activation.r_mag))
+    activation = dictionary.activation.shifted(shift)
     return dataclasses.replace(dictionary, b_enc=dictionary.b_enc - shift, activation=activation, centred=False)
 
 
 def for_inference(dictionary: Dictionary) -> Dictionary:
     """What is exported: a BatchTopK dictionary as the JumpReLU that it is at inference, others as they are."""
-    return as_jumprelu(dictionary) if isinstance(dictionary.activation, BatchTopK) else dictionary
+    return dictionary.activation.for_inference(dictionary)

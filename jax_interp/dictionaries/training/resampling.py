@@ -19,7 +19,6 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from jax_interp.core.unit_rows import unit_rows
-from jax_interp.dictionaries.activations.gated import Gate
 from jax_interp.dictionaries.forms.dictionary import Dictionary, site_norms
 from jax_interp.dictionaries.training.config import DictionaryConfig
 
@@ -48,9 +47,7 @@ def resample(
     norms = jnp.ones((sites,), x.dtype) if config.decoder == "unit" else jax.vmap(mean)(site_norms(dictionary).T)
     W_enc = (length * direction).T
     offset = jnp.zeros_like(dictionary.b_enc) if dictionary.centred else -(centre @ W_enc)
-    activation = config.activation.init(len(dead), x.dtype)
-    if isinstance(activation, Gate):
-        activation = dataclasses.replace(activation, b_mag=offset)
+    activation = config.activation.init(len(dead), x.dtype).shifted(-offset)
     W_dec = (unit_rows(parts) * norms[None, :, None]).reshape(dictionary.W_dec.shape)
     fresh = dataclasses.replace(dictionary, W_enc=W_enc, b_enc=offset, W_dec=W_dec, activation=activation)
     is_adam = lambda state: isinstance(state, optax.ScaleByAdamState)
@@ -71,7 +68,5 @@ def _put(dead: Bool[Array, " feature"], tree: Any, fresh: Dictionary | None) -> 
             changed[name] = jnp.where(jnp.broadcast_to(where, a.shape), b, a)
         return dataclasses.replace(old, **changed)
 
-    fields = (field.name for field in dataclasses.fields(tree.activation))
-    own = [name for name in fields if getattr(getattr(tree.activation, name), "shape", None) == dead.shape]
-    activation = chosen(tree.activation, None if fresh is None else fresh.activation, own)
+    activation = chosen(tree.activation, None if fresh is None else fresh.activation, tree.activation.per_feature)
     return dataclasses.replace(chosen(tree, fresh, ("W_enc", "b_enc", "W_dec")), activation=activation)

@@ -23,7 +23,7 @@ from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
 from jax_interp.data.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.forms import Dictionary
-from jax_interp.dictionaries.losses.forward import snake
+from jax_interp.dictionaries.losses.term import snake
 from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.train import Learner, adam, addresses, export_learner, init_learner, learn
 from jax_interp.training import Log, RunTarget, SaveTo, fit
@@ -77,8 +77,9 @@ def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
             raise UserError(f"the sweep varies the coefficient of {name!r}; the loss has {', '.join(terms)}")
         if not sweep.coefficients[name]:
             raise UserError(f"the sweep gives no values for the coefficient of {name!r}: leave it out, or give some")
-    own_k: Any = getattr(config.activation, "k", None)
-    if sweep.k and (not hasattr(config.activation, "limit") or max(sweep.k) > own_k or min(sweep.k) < 1):
+    own_k = config.activation.k
+    in_range = own_k is not None and all(1 <= k <= own_k for k in sweep.k)
+    if sweep.k and not (config.activation.supports_limit and in_range):
         kind = type(config.activation).__name__
         raise UserError(
             f"the sweep has k={sweep.k}: for TopK or BatchTopK, from 1 to its own k; this is {kind}, k={own_k}"
@@ -104,9 +105,9 @@ def member_config(config: DictionaryConfig, member: Member) -> DictionaryConfig:
     for term in config.loss:
         coefficient = member.coefficients.get(snake(type(term).__name__))
         loss.append(term if coefficient is None else dataclasses.replace(term, coefficient=coefficient))  # type: ignore
-    activation: Any = config.activation
-    if member.k is not None and member.k != getattr(activation, "k", None):
-        activation = dataclasses.replace(activation, k=member.k)
+    activation = config.activation
+    if member.k is not None and member.k != activation.k:
+        activation = activation.with_k(member.k)
     return dataclasses.replace(
         config,
         address=member.address,
@@ -208,9 +209,8 @@ def export_sweep(config: DictionaryConfig, sweep: Sweep, state: SweepState) -> l
             site = sweep.addresses.index(member.address)
             stream = dataclasses.replace(stream, scale=stream.scale[site : site + 1], widths=stream.widths[:1])
         dictionary = export_learner(config, learner, stream)
-        if member.k is not None and hasattr(dictionary.activation, "limit"):
-            activation = dataclasses.replace(dictionary.activation, k=member.k, limit=None)
-            dictionary = dataclasses.replace(dictionary, activation=activation)
+        if member.k is not None:
+            dictionary = dataclasses.replace(dictionary, activation=dictionary.activation.with_k(member.k))
         out.append((dataclasses.replace(member, diverged=steps[i]), dictionary))
     return out
 

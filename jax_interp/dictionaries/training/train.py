@@ -24,9 +24,10 @@ from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
 from jax_interp.core.unit_rows import unit_rows, without_parallel
 from jax_interp.data.harvest import Stream, advance, columns, start_stream
+from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.forms.dictionary import Dictionary, check_one_width, init_sae, init_transcoder
-from jax_interp.dictionaries.losses.forward import Forward, Term, total
-from jax_interp.dictionaries.losses.reconstruction import sse_unit
+from jax_interp.dictionaries.losses.forward import Forward
+from jax_interp.dictionaries.losses.term import Term, sse_unit, total
 from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig, DictionaryConfig
 from jax_interp.dictionaries.training.gradient import loss_and_grad
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
@@ -84,7 +85,7 @@ def init_dictionary(config: DictionaryConfig, key: Key[Array, ""], widths: Seque
         d, m, unit = sum(widths), config.n_features, config.decoder == "unit"
         # Where every positive pre-activation is on, m unit rows give m / 2d of x back: the encoder makes up for it, or
         # the first thousands of steps go into unlearning it. TopK and its kin choose few and need none of that.
-        dense = unit and not hasattr(config.activation, "k")
+        dense = unit and config.activation.k is None
         return init_sae(
             key, d, m, activation, mean, row_norm=1.0 if unit else 0.1, centred=config.centred, sites=n,
             encoder_scale=min(1.0, 2 * d / m) if dense else 1.0,
@@ -139,8 +140,8 @@ def learn(
         written = jnp.sum(variance[-len(config.targets) :])
         forward = Forward(dictionary, x, y, code, y_hat, dead, written, progress, term_key)
         value, parts = total(terms, forward)
-        observe = getattr(dictionary.activation, "observe", lambda dictionary, code: None)
-        return value, (parts, code.fires(config.n_features), observe(dictionary, code), forward.error)
+        observed = dictionary.activation.observe(dictionary, code)
+        return value, (parts, code.fires(config.n_features), observed, forward.error)
 
     with jax.default_matmul_precision(PRECISION[config.matmul]) if config.matmul else contextlib.nullcontext():
         (value, (parts, fires, observed, error)), grad = loss_and_grad(config, terms, loss_of, dictionary, x)
@@ -173,11 +174,11 @@ def split_rows(config: DictionaryConfig, dictionary: Dictionary, rows: Array) ->
     return (rows, rows) if config.writes is None else (rows[:, : dictionary.d], rows[:, dictionary.d :])
 
 
-def offset_rate(optimizer: Adam, activation: Any, d: int) -> float:
+def offset_rate(optimizer: Adam, activation: Activation, d: int) -> float:
     """How many times longer the steps of offsets are, `Adam.offset_rate`, for values of width d."""
     if optimizer.offset_rate is not None:
         return optimizer.offset_rate
-    return 1.0 if hasattr(activation, "k") else d**0.5
+    return d**0.5 if activation.k is None else 1.0
 
 
 def faster_offsets(rate: float, before: Any, after: Any) -> Any:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jax_interp.core.errors import UserError
-from jax_interp.dictionaries.activations import BatchTopK, Jump
-from jax_interp.dictionaries.activations.topk import row_norms
+from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.training.config import DictionaryConfig
 
@@ -43,29 +39,16 @@ def warm_start(config: DictionaryConfig, fresh: Dictionary, given: Dictionary) -
     return dataclasses.replace(given, activation=_activation(config, fresh.activation, given))
 
 
-def _activation(config: DictionaryConfig, fresh: Any, given: Dictionary) -> Any:
-    if isinstance(fresh, BatchTopK) and isinstance(given.activation, Jump):
-        return dataclasses.replace(fresh, threshold=_running_threshold(config, fresh, given))
-    if type(fresh) is not type(given.activation):
+def _activation(config: DictionaryConfig, fresh: Activation, given: Dictionary) -> Activation:
+    learnt = jax.tree.leaves(given.activation)
+    same = type(fresh) is type(given.activation)
+    if same and [a.shape for a in learnt] != [a.shape for a in jax.tree.leaves(fresh)]:
+        raise UserError(f"the {type(fresh).__name__} given for {config.address} does not have the config's parameters")
+    activation = fresh.warm_start(given, config.address)
+    if activation is None:
         kinds = type(given.activation).__name__, type(config.activation).__name__
         raise UserError(
             f"the dictionary given for {config.address} has the activation {kinds[0]}, the config asks for {kinds[1]}: "
             "give the config that it was trained with"
         )
-    learnt = jax.tree.leaves(given.activation)
-    if [a.shape for a in learnt] != [a.shape for a in jax.tree.leaves(fresh)]:
-        raise UserError(f"the {type(fresh).__name__} given for {config.address} does not have the config's parameters")
-    return jax.tree.unflatten(jax.tree.structure(fresh), learnt)
-
-
-def _running_threshold(config: DictionaryConfig, fresh: BatchTopK, given: Dictionary) -> jax.Array:
-    """The threshold of the BatchTopK that was exported, negative where it had not seen anything yet."""
-    exported = given.activation.threshold
-    each = np.asarray(exported * row_norms(given.W_dec) if fresh.weighted else exported)
-    if not np.allclose(each, each[0], rtol=1e-3):
-        raise UserError(
-            f"the dictionary given for {config.address} is a JumpReLU with thresholds from {each.min():.3g} to "
-            f"{each.max():.3g}; the config asks for BatchTopK, which has one: ask for JumpReLU()"
-        )
-    least = jnp.asarray(each[0], exported.dtype)
-    return jnp.where(least > 1e-30, least, -jnp.ones_like(least))
+    return activation

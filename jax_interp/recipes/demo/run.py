@@ -102,7 +102,7 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
         "dictionary": {
             "name": f"{type(run.dictionary.activation).__name__} sparse autoencoder",
             "address": run.dictionary.address, "tokens": tokens, "steps": steps,
-            "n_features": run.dictionary.n_features, "k": getattr(run.dictionary.activation, "k", None),
+            "n_features": run.dictionary.n_features, "k": run.dictionary.activation.k,
             "d": about["d_model"], "records": read_log(directory / "dictionary" / "metrics.jsonl"),
         },
         "evaluation": evaluation,
