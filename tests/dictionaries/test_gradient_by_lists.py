@@ -11,7 +11,7 @@ import pytest
 
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import variants
-from jax_interp.dictionaries.losses import Forward, PreActivation, Reconstruction, total
+from jax_interp.dictionaries.losses import Forward, PreActivation, Reconstruction, Term, total
 from jax_interp.dictionaries.training import gradient
 from jax_interp.dictionaries.training.train import init_learner, learn
 
@@ -105,7 +105,11 @@ def test_the_way_is_chosen_by_how_many_take_part(monkeypatch):
 
 
 def test_terms_that_need_all_latents_get_them():
-    mine = lambda forward: jnp.sum(forward.code.pre**2)
+    class Mine(Term):
+        def __call__(self, forward):
+            return jnp.sum(forward.code.pre**2)
+
+    mine = Mine()
     assert gradient.list_lengths(KINDS["relu"], KINDS["relu"].loss) == (64,)
     assert gradient.list_lengths(KINDS["relu"], (Reconstruction(), mine)) == ()
     assert gradient.list_lengths(KINDS["jumprelu"], (Reconstruction(), PreActivation())) == ()
