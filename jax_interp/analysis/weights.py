@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
 from jax_interp.models.decoder import Decoder
-from jax_interp.surgery import Stack
+from jax_interp.surgery import blocks_as_pytree
 from jax_interp.surgery.taps import Tapped
 
 
@@ -35,17 +34,12 @@ def decoder(model: Any) -> Decoder:
 
 def by_layer(model: Any, part: Callable[[Any], Any]) -> Any:
     """`part(block)` of every block, an array or a module, its leaves with a leading layer axis."""
-    rows = []
-    for segment in decoder(model).blocks:
-        stacked = isinstance(segment, Stack)
-        try:
-            found = part(segment.block if stacked else segment)
-        except AttributeError as error:
-            raise UserError(
-                f"a part of this model has no such weight ({error}): something else was put in its place"
-            ) from error
-        rows.append(found if stacked else jax.tree.map(lambda leaf: leaf[None], found))
-    return rows[0] if len(rows) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
+    try:
+        return blocks_as_pytree(decoder(model), part)
+    except AttributeError as error:
+        raise UserError(
+            f"a part of this model has no such weight ({error}): something else was put in its place"
+        ) from error
 
 
 def W_E(model: Any) -> Float[Array, "vocab d_model"]:

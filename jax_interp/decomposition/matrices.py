@@ -22,27 +22,27 @@ from jaxtyping import Array
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import addresses
-from jax_interp.surgery import Stack, depth_of
+from jax_interp.surgery import blocks_as_pytree, depth_of, get_block, iter_segments
 
 
 def matrices(model: Any) -> dict[str, tuple[int, ...]]:
     """Every matrix of `model` by its concrete address (`blocks.3.mlp.up`): its shape `[d_in, d_out]`."""
     found: dict[str, tuple[int, ...]] = {}
     leaves = zip(addresses(model), jax.tree.leaves(model), strict=True)
-    segments = _segments(model)
+    segments = list(iter_segments(model))
     for address, leaf in leaves:
         *part, last = address.split(".")
         if last != "weight" or not hasattr(leaf, "shape"):
             continue
         if part[:1] == ["blocks"] and len(part) > 2 and segments:
-            first, depth = segments[int(part[1])]
-            if depth is not None and len(leaf.shape) == 3 and part[2] == "block":
-                for layer in range(first, first + depth):
+            segment = segments[int(part[1])]
+            if segment.stacked and len(leaf.shape) == 3 and part[2] == "block":
+                for layer in segment.layers:
                     found[".".join(["blocks", str(layer), *part[3:]])] = leaf.shape[1:]
                 continue
-            if depth is not None:
+            if segment.stacked:
                 continue
-            part[1] = str(first)
+            part[1] = str(segment.layers.start)
         if len(leaf.shape) == 2 and part:
             found[".".join(part)] = leaf.shape
     return dict(sorted(found.items(), key=lambda item: order_of(item[0])))
@@ -59,7 +59,7 @@ def chosen(model: Any, patterns: str | Sequence[str]) -> list[str]:
         if not matched:
             raise UserError(f"no matrix matches {pattern!r}; this model has {', '.join(_short(have)) or 'none'}")
         wanted += [address for address in matched if address not in wanted]
-    depth = depth_of(getattr(model, "blocks", ()))
+    depth = depth_of(model)
     entries: list[str] = []
     for address in sorted(wanted, key=list(have).index):
         head, *rest = address.split(".")
@@ -89,14 +89,7 @@ def weight_of(model: Any, name: str) -> Array:
     """The target's weight of an entry: `[d_in, d_out]`, or `[layer, d_in, d_out]`."""
     if not is_stacked(name):
         return _part(model, name).weight[...]
-    path = name.split(".")[2:]
-    pieces = []
-    for segment in model.blocks:
-        stacked = isinstance(segment, Stack)
-        node = segment.block if stacked else segment
-        weight = _walk(node, path).weight[...]
-        pieces.append(weight if stacked else weight[None])
-    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
+    return blocks_as_pytree(model, lambda block: _walk(block, name.split(".")[2:]).weight[...])
 
 
 def check_tied(model: Any, tied: Sequence[tuple[str, str]]) -> None:
@@ -132,34 +125,13 @@ def _part(model: Any, name: str) -> Any:
     path = name.split(".")
     if path[0] != "blocks":
         return _walk(model, path)
-    layer, first = int(path[1]), 0
-    for segment in model.blocks:
-        if isinstance(segment, Stack):
-            if first <= layer < first + segment.depth:
-                block = jax.tree.map(lambda leaf, at=layer - first: leaf[at], segment.block)
-                return _walk(block, path[2:])
-            first += segment.depth
-        else:
-            if first == layer:
-                return _walk(segment, path[2:])
-            first += 1
-    raise UserError(f"there is no {name!r}: this model has {depth_of(model.blocks)} blocks")
+    return _walk(get_block(model, int(path[1])), path[2:])
 
 
 def _walk(node: Any, path: Sequence[str]) -> Any:
     for part in path:
         node = node[int(part)] if part.isdigit() and not hasattr(node, part) else getattr(node, part)
     return node
-
-
-def _segments(model: Any) -> list[tuple[int, int | None]]:
-    """For each segment of the model's blocks its first layer, and its depth where it is a `Stack`."""
-    found, first = [], 0
-    for segment in getattr(model, "blocks", ()):
-        depth = segment.depth if isinstance(segment, Stack) else None
-        found.append((first, depth))
-        first += depth or 1
-    return found
 
 
 def _matches(pattern: str, address: str) -> bool:

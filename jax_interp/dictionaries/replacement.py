@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, from_transcoders
 from jax_interp.dictionaries.forms.dictionary import Dictionary
-from jax_interp.surgery import Stack, at, depth_of, edit, read, replan
+from jax_interp.surgery import at, depth_of, edit, iter_segments, read, replan
 from jax_interp.surgery.address import Address
 
 STATIC = {"static": True}
@@ -138,14 +138,8 @@ def _checked(model, reads, writes, dictionary, *, errors=None, where=None, measu
 
 def _unrolled(model: Any, addresses: Sequence[str]) -> Any:
     """The model with the layers of `addresses` as blocks of their own; itself where they are so already."""
-    blocks = getattr(model, "blocks", ())
-    depth, first, scanned = depth_of(blocks), 0, set()
-    for segment in blocks:
-        if isinstance(segment, Stack):
-            scanned |= set(range(first, first + segment.depth))
-            first += segment.depth
-        else:
-            first += 1
+    depth = depth_of(model)
+    scanned = {layer for segment in iter_segments(model) if segment.stacked for layer in segment.layers}
     wanted = {layer for one in addresses for layer in Address.parse(one).resolve(depth) or ()}
     if not wanted & scanned:
         return model

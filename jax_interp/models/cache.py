@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import out_sharding_like
-from jax_interp.surgery import Stack
+from jax_interp.surgery import iter_segments
 
 
 @jax.tree_util.register_dataclass
@@ -69,12 +69,7 @@ def empty_cache(
     Raises:
       UserError: `tokens` alone are more than `slots`.
     """
-    layers = [
-        jax.vmap(lambda block: block.attn.empty_kv(tokens, slots))(segment.block)
-        if isinstance(segment, Stack)
-        else segment.attn.empty_kv(tokens, slots)
-        for segment in blocks
-    ]
+    layers = [segment.map(lambda block: block.attn.empty_kv(tokens, slots)) for segment in iter_segments(blocks)]
     if slots < tokens.shape[1]:
         raise UserError(f"a cache of {slots} slots cannot hold the {tokens.shape[1]} tokens that begin it")
     valid = jnp.zeros((tokens.shape[0], slots), bool, out_sharding=out_sharding_like(tokens))

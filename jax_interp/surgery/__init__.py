@@ -18,15 +18,27 @@ from jax_interp.surgery.edits import (
     Zero,
 )
 from jax_interp.surgery.region import Region, RegionError, Span
+from jax_interp.surgery.running import run_blocks
 from jax_interp.surgery.saving import SavingError, load_edits, save_edits
 from jax_interp.surgery.site import EditError, Site
-from jax_interp.surgery.stack import Stack, depth_of, replan, run_blocks
+from jax_interp.surgery.stack import (
+    Segment,
+    Stack,
+    blocks_as_pytree,
+    depth_of,
+    get_block,
+    iter_blocks,
+    iter_segments,
+    map_blocks,
+    replan,
+)
 from jax_interp.surgery.taps import Each, Edit, Read, Tapped
 from jax_interp.surgery.verbs import at, edit, grad_at, read, restore, sites, survey
 
 __all__ = [
     "Activations", "Add", "Address", "AddressError", "Block", "Clamp", "Dictionary", "Each", "Edit", "EditError",
-    "Freeze", "Mean", "Model", "Noise", "ProjectOut", "Read", "Region", "RegionError", "Replace", "Resample", "Rotate",
-    "SavingError", "Scale", "Site", "Span", "Splice", "Stack", "Tapped", "Zero", "at", "depth_of", "edit", "grad_at",
-    "load_edits", "read", "replan", "restore", "run_blocks", "save_edits", "sites", "survey",
+    "Freeze", "Mean", "Model", "Noise", "ProjectOut", "Read", "Region", "RegionError", "Replace", "Resample",
+    "Rotate", "SavingError", "Scale", "Segment", "Site", "Span", "Splice", "Stack", "Tapped", "Zero", "at",
+    "blocks_as_pytree", "depth_of", "edit", "get_block", "grad_at", "iter_blocks", "iter_segments", "load_edits",
+    "map_blocks", "read", "replan", "restore", "run_blocks", "save_edits", "sites", "survey",
 ]  # fmt: skip

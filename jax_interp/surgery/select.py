@@ -10,6 +10,7 @@ a block of its own first. docs/surgery-recipes.md has whole examples.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_interp.core.errors import UserError
-from jax_interp.surgery.stack import Stack, depth_of, replan
+from jax_interp.surgery.stack import depth_of, iter_segments, replan
 
 
 class SelectionError(UserError, LookupError):
@@ -65,19 +66,11 @@ def replace_each(model: Any, path: str, fn: Callable[..., Any], *values: Any) ->
             raise SelectionError(
                 f"{path!r}: values have a leading axis over the model's {depth} layers, got {jnp.shape(leaf)}"
             )
-    first = 0
-    for place, segment in zip(_places(model, path), model.blocks, strict=True):
-        stretch = segment.depth if isinstance(segment, Stack) else None
-        model = _replace_one(model, place, fn, values, first if stretch is None else slice(first, first + stretch))
-        first += stretch or 1
+    for place, segment in zip(_places(model, path), list(iter_segments(model)), strict=True):
+        own = jax.tree.map(lambda leaf, s=segment: leaf[s.layers.start : s.layers.stop], values)
+        change = lambda part, s=segment, own=own: dataclasses.replace(s, block=part).map(fn, *own)
+        model = select(model).at(lambda root, place=place: _walk(root, place)).apply(change)
     return model
-
-
-def _replace_one(model: Any, place: tuple, fn: Callable[..., Any], values: tuple, layers: int | slice) -> Any:
-    """One segment's part replaced, with the values of one layer, or of the layers of a stack."""
-    mine = jax.tree.map(lambda leaf: leaf[layers], values)
-    change = jax.vmap(fn) if isinstance(layers, slice) else fn
-    return select(model).at(lambda root: _walk(root, place)).apply(lambda part: change(part, *mine))
 
 
 def split(model: Any, what: type) -> tuple[Any, Any]:
@@ -144,20 +137,15 @@ def _places(model: Any, path: str) -> list[tuple[str | int, ...]]:
         layer = None if rest[0] == "*" else int(rest[0])
         if layer is not None and not -depth <= layer < depth:
             raise SelectionError(f"{path!r} names no layer: this model has blocks.0 to blocks.{depth - 1}")
-        first = 0
-        for i, segment in enumerate(model.blocks):
-            stretch = segment.depth if isinstance(segment, Stack) else 1
-            inside = ("blocks", i, "block") if isinstance(segment, Stack) else ("blocks", i)
-            if layer is None:
-                places.append((*inside, *rest[1:]))
-            elif first <= layer % depth < first + stretch:
-                if isinstance(segment, Stack) and stretch > 1:
-                    raise SelectionError(
-                        f"{path!r} is stacked with layers {first} to {first + stretch - 1}: give it a block of its own "
-                        f"with replan(model, unroll={rest[0]}), or select 'blocks.*' to change all layers"
-                    )
-                places.append((*inside, *rest[1:]))
-            first += stretch
+        for i, segment in enumerate(iter_segments(model)):
+            if layer is not None and layer % depth not in segment.layers:
+                continue
+            if layer is not None and len(segment.layers) > 1:
+                raise SelectionError(
+                    f"{path!r} is stacked with layers {segment.layers[0]} to {segment.layers[-1]}: give it a block of "
+                    f"its own with replan(model, unroll={rest[0]}), or select 'blocks.*' to change all layers"
+                )
+            places.append(("blocks", i, *(["block"] if segment.stacked else []), *rest[1:]))
     for place in places:
         _walk(model, place, path)
     return places

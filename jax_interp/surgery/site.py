@@ -21,6 +21,7 @@ from jaxtyping import Array, Int
 from jax_interp.core.errors import UserError
 from jax_interp.surgery import region as regions
 from jax_interp.surgery.address import AddressError
+from jax_interp.surgery.stack import depth_of
 from jax_interp.surgery.taps import Each, Read, Resolved
 from jax_interp.surgery.trace import Trace
 
@@ -89,8 +90,6 @@ class Site:
         `open_ended` says that it may come in another call, as in generation; otherwise one that no row has makes the
         value NaN, being data.
         """
-        from jax_interp.surgery.stack import depth_of
-
         if positions is not None and length is None:
             length = jnp.max(positions, axis=-1, keepdims=True) + 1
         stand = regions.Positions(positions, length, bounds, open_ended)

@@ -12,7 +12,7 @@ import pytest
 
 from jax_interp.models import Config, Rope, init, load
 from jax_interp.models.processing import factor_attention, process
-from jax_interp.surgery import Stack, Zero, at, edit
+from jax_interp.surgery import Zero, at, edit, iter_blocks
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="parity needs torch and transformer-lens: `make parity`")
@@ -49,7 +49,7 @@ def lens_weights(model) -> dict:
     if model.pos_embed is not None:
         found["pos_embed.W_pos"] = tensor(model.pos_embed.weight)
     norms = {"ln_final": model.ln_final}
-    blocks = [b for s in model.blocks for b in (s.unstack() if isinstance(s, Stack) else [s])]
+    blocks = [block for _, block in iter_blocks(model)]
     for i, block in enumerate(blocks):
         norms |= {f"blocks.{i}.ln1": block.ln1, f"blocks.{i}.ln2": block.ln2}
         for name in "qkv":

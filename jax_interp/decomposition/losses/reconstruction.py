@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jax_interp.decomposition.losses.scene import Scene
 from jax_interp.decomposition.masks import Mask, bernoulli_routes, given, routed, stochastic, subset_routes
 from jax_interp.decomposition.matrices import is_stacked
-from jax_interp.surgery import Stack
+from jax_interp.surgery import iter_segments
 
 
 def averaged(samples: int, key: Array, loss: Any) -> Float[Array, ""]:
@@ -29,7 +29,7 @@ def layerwise(scene: Scene, masks: dict[str, Mask]) -> Float[Array, ""]:
             total, count = total + scene.error({name: mask}), count + 1
             continue
         depth = mask.components.shape[0]
-        if not any(isinstance(segment, Stack) for segment in scene.model.blocks):  # each layer is a place of its own
+        if not any(segment.stacked for segment in iter_segments(scene.model)):  # each layer is a place of its own
             for layer in range(depth):
                 one_layer = jax.tree.map(lambda m, at=layer: m[at] if m.ndim else m, mask)
                 total = total + scene.error({name.replace("*", str(layer), 1): one_layer})

@@ -26,7 +26,7 @@ from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.checkpoint import Stored
 from jax_interp.models.hf.family import Family, Tensor
 from jax_interp.models.sharding import rules
-from jax_interp.surgery import Stack
+from jax_interp.surgery import iter_segments
 from jax_interp.training.sharding import shardings
 
 DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
@@ -46,18 +46,15 @@ class Parameter:
 
 def parameters(model: Decoder) -> list[Parameter]:
     """One for each leaf, in the order of `jax.tree.leaves`."""
-    segments, first = [], 0
-    for segment in model.blocks:
-        depth = segment.depth if isinstance(segment, Stack) else 1
-        segments.append((range(first, first + depth), isinstance(segment, Stack)))
-        first += depth
+    segments = list(iter_segments(model))
     found = []
     for address, leaf in zip(addresses(model), jax.tree.leaves(model), strict=True):
         if (inside := re.fullmatch(r"blocks\.(\d+)\.(?:block\.)?(.+)", address)) is None:
             found.append(Parameter(address, leaf.shape))
             continue
-        layers, stacked = segments[int(inside[1])]
-        found.append(Parameter(f"blocks.*.{inside[2]}", leaf.shape[1:] if stacked else leaf.shape, layers, stacked))
+        segment = segments[int(inside[1])]
+        shape = leaf.shape[1:] if segment.stacked else leaf.shape
+        found.append(Parameter(f"blocks.*.{inside[2]}", shape, segment.layers, segment.stacked))
     return found
 
 

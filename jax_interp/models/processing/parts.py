@@ -17,7 +17,7 @@ from jax_interp.core.linear import Linear
 from jax_interp.models.block import Block
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder
-from jax_interp.surgery import Stack
+from jax_interp.surgery import map_blocks
 
 
 def copy(model: Decoder, verb: str) -> Decoder:
@@ -30,17 +30,13 @@ def copy(model: Decoder, verb: str) -> Decoder:
 
 
 def each_block(model: Decoder, change: Callable[[Block], Any]) -> None:
-    """Let `change` set parts of every block; of a `Stack`, of one layer at a time under `vmap`."""
+    """Let `change` set parts of every block, one layer at a time, in whatever layout the blocks have."""
 
     def changed(block: Block) -> Block:
         change(block)
         return block
 
-    for segment in model.blocks:
-        if isinstance(segment, Stack):
-            segment.block = nnx.data(jax.vmap(changed)(segment.block))
-        else:
-            changed(segment)
+    model.blocks = map_blocks(model, changed).blocks
 
 
 def values_of(parameter: nnx.Param | None) -> Array:

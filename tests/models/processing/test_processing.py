@@ -24,7 +24,7 @@ from jax_interp.models.processing import (
     process,
 )
 from jax_interp.models.sharding import rules
-from jax_interp.surgery import Replace, Stack, Zero, at, edit, read, replan
+from jax_interp.surgery import Replace, Zero, at, edit, iter_blocks, read, replan
 from jax_interp.training.sharding import make_mesh, shardings
 
 ROTARY = {"positions": "rotary", "rope": Rope(base=1000.0)}
@@ -84,7 +84,7 @@ def same_predictions(processed, name):
 
 
 def blocks(model):
-    return [b for s in model.blocks for b in (s.unstack() if isinstance(s, Stack) else [s])]
+    return [block for _, block in iter_blocks(model)]
 
 
 @pytest.mark.parametrize("name", [*AFTER_LAYERNORM, "solu", "gemma2", "mixtral"])  # the others below, with the rest
