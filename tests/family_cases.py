@@ -6,7 +6,7 @@ from typing import Any
 
 from jax_interp.models import Config
 from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.families import FAMILIES
+from jax_interp.models.hf.family import Family, families
 
 IDS = {"vocab_size": 101, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 LIKE = IDS | {
@@ -68,10 +68,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def config_of(case: str) -> Config:
-    """Ours."""
-    architecture, values = CASES[case]
-    family = next(family for family in FAMILIES if family.architecture == architecture)
-    return family.read(Attributes(values, case))
+    """The config of a case."""
+    return family_of_case(case).read(Attributes(CASES[case][1], case))
+
+
+def family_of_case(case: str) -> Family:
+    """The family that the architecture of a case names."""
+    return next(family for family in families() if family.architecture == CASES[case][0])
 
 
 def reference(case: str) -> Any:

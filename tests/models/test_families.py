@@ -16,14 +16,14 @@ from small_models import peaky
 
 from jax_interp.models import init, load_shapes
 from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.families import FAMILIES, family_for
+from jax_interp.models.hf.family import families, family_for
 from jax_interp.models.hf.fill import parameters
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import read, replan, sites
 from jax_interp.training.sharding import specs
 
 DOC = Path(__file__).parents[2] / "docs" / "models.md"
-BY_ARCHITECTURE = {family.architecture: family for family in FAMILIES}
+BY_ARCHITECTURE = {family.architecture: family for family in families()}
 
 
 # One of each kind of block, norm, attention and position in the fast run; parity runs all of them.

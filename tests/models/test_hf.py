@@ -17,7 +17,7 @@ from jax_interp.core.leaves import flatten
 from jax_interp.core.norms import FrozenNorm
 from jax_interp.models import Rope, RopeScaling, load, save
 from jax_interp.models.hf.checkpoint import Stored
-from jax_interp.models.hf.families import FAMILIES
+from jax_interp.models.hf.family import families
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import Zero, at, edit, replan
 from jax_interp.surgery.lora import LoRA
@@ -361,7 +361,7 @@ def test_an_unknown_architecture_lists_those_that_are_supported(saved):
     rewrite(saved, architectures=["BertForMaskedLM"], model_type="bert")
     with pytest.raises(UserError) as error:
         load(saved)
-    for family in FAMILIES:
+    for family in families():
         assert family.architecture in str(error.value)
 
 

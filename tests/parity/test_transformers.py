@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from family_cases import CASES, reference
+from family_cases import CASES, family_of_case, reference
 
 from jax_interp.models import generate, load, save
 from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.families import FAMILIES
 from jax_interp.models.hf.fill import parameters
 from jax_interp.surgery import read
 
@@ -40,7 +39,7 @@ def pair(request, tmp_path_factory):
 def test_our_defaults_are_theirs(case):
     """What a `config.json` leaves out means what it means to them."""
     architecture, values = CASES[case]
-    family = next(family for family in FAMILIES if family.architecture == architecture)
+    family = family_of_case(case)
     whole = getattr(transformers, architecture).config_class(**values).to_dict()
     assert family.read(Attributes(values, case)) == family.read(Attributes(whole, case))
 

@@ -1,6 +1,13 @@
-"""Models in Hugging Face's layout: `load` reads a directory or hub name, `save` writes one that transformers loads."""
+"""Models in Hugging Face's layout: `load` reads a directory or a model of the hub, `save` writes a directory that
+transformers loads.
 
+Each model family is one file of this folder (`family.py` says what is in it).
+"""
+
+from jax_interp.core.registry import discover
 from jax_interp.models.hf.load import load, load_shapes
 from jax_interp.models.hf.save import save
+
+discover(__name__, __path__)
 
 __all__ = ["load", "load_shapes", "save"]

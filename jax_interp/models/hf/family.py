@@ -1,128 +1,66 @@
-"""What a family of models is: which configs it has, and where its tensors are. Each family's file makes one."""
+"""`Family`: how the models of one architecture are described and stored in Hugging Face's layout.
+
+A family is one file of this folder. It defines a subclass of `Family`, or of a family that it resembles, and registers
+it:
+
+    @FAMILIES.register
+    class Qwen3(Qwen2):
+        model_type = "qwen3"
+        architecture = "Qwen3ForCausalLM"
+        ...
+
+A family in a file of your own takes part in `load` and `save` as soon as that file is imported.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy as np
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.registry import Registry
 from jax_interp.models.config import Config
 from jax_interp.models.hf.attributes import Attributes
+from jax_interp.models.hf.tensors import TensorSpec
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a fused tensor a parameter is: `size` from `start` on in each of `groups` runs of `total`."""
-
-    start: int
-    size: int
-    total: int
-    groups: int = 1
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """Where a parameter is found in a checkpoint: in the tensor `name`, with `{}` for the layer."""
-
-    name: str
-    transposed: bool = False
-    """Stored `[out, in]`, as torch's Linear does."""
-    columns: Columns | None = None
-    """Where several parameters are fused in one tensor, which columns (of the last axis, after transposing) are it."""
-    heads: tuple[Literal["in", "out"], int] | None = None
-    """That axis is cut into so many heads, which are the stored tensor's first axis (TransformerLens)."""
-    experts: bool = False
-    """The parameter's first axis counts experts, each stored by itself under a name with a second `{}`."""
-
-    def names(self, layer: int, parameter: tuple[int, ...]) -> list[str]:
-        """The stored tensors of one layer's parameter: one, or one for each expert."""
-        return [self.name.format(layer, e) for e in range(parameter[0])] if self.experts else [self.name.format(layer)]
-
-    def shape(self, parameter: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of each stored tensor, by the parameter's."""
-        shape = parameter[1:] if self.experts else parameter
-        if self.columns is not None:
-            shape = (*shape[:-1], self.columns.total * self.columns.groups)
-        if self.heads is not None:
-            return self._by_heads(np.empty(shape, bool)).shape
-        return shape[::-1] if self.transposed else shape
-
-    def window(self, parameter: tuple[int, ...]) -> tuple[slice, ...]:
-        """The part of a stored tensor that must be read."""
-        whole = tuple(slice(0, n) for n in self.shape(parameter))
-        if self.columns is None or self.columns.groups > 1:
-            return whole
-        run = slice(self.columns.start, self.columns.start + self.columns.size)
-        return (run, *whole[1:]) if self.transposed else (*whole[:-1], run)
-
-    def unpack(self, stored: np.ndarray) -> np.ndarray:
-        """The parameter, of what `window` gave."""
-        if self.heads is not None:
-            return self._from_heads(stored)
-        array = stored.T if self.transposed else stored
-        if self.columns is not None and self.columns.groups > 1:
-            runs = array.reshape(*array.shape[:-1], self.columns.groups, self.columns.total)
-            part = runs[..., self.columns.start : self.columns.start + self.columns.size]
-            array = part.reshape(*array.shape[:-1], -1)
-        return array
-
-    def pack(self, parameter: np.ndarray, into: np.ndarray) -> None:
-        """Write the parameter to its place in a stored tensor: the inverse of `unpack`."""
-        if self.heads is not None:
-            into[...] = self._by_heads(parameter)
-            return
-        view = into.T if self.transposed else into
-        if self.columns is None:
-            view[...] = parameter
-            return
-        start, size, total, groups = (getattr(self.columns, n) for n in ("start", "size", "total", "groups"))
-        for g in range(groups):
-            view[..., g * total + start : g * total + start + size] = parameter[..., g * size : (g + 1) * size]
-
-    def _by_heads(self, parameter: np.ndarray) -> np.ndarray:
-        assert self.heads is not None
-        side, n = self.heads
-        if parameter.ndim == 1 or side == "in":
-            return parameter.reshape(n, -1, *parameter.shape[1:])
-        return np.moveaxis(parameter.reshape(parameter.shape[0], n, -1), 1, 0)
-
-    def _from_heads(self, stored: np.ndarray) -> np.ndarray:
-        assert self.heads is not None
-        if stored.ndim == 2 or self.heads[0] == "in":
-            return stored.reshape(-1, *stored.shape[2:])
-        return np.moveaxis(stored, 0, 1).reshape(stored.shape[1], -1)
-
-
-@dataclass(frozen=True)
 class Family:
-    """A family of models, all of it data and functions of configs."""
+    """One family of models: its configs, and the names of its tensors."""
 
-    model_type: str
-    architecture: str
-    base: str
-    """What the names of a checkpoint with a head start with, and those of one without may lack."""
-    read: Callable[[Attributes], Config]
-    write: Callable[[Config], dict[str, Any]]
-    """The `config.json` of a config. It need not ask whether the family has such a model: it has, if `read` gives the
-    same config back."""
-    tensors: Callable[[Config], Mapping[str, Tensor]]
-    """{parameter: tensor}, both without `base`; parameters as `embed.weight` and `blocks.*.attn.q.weight`."""
-    head: str = "lm_head"
-    """What the unembedding's tensors are called. They stand outside `base`, and a tied one may be there too."""
-    marks: tuple[str, ...] = ()
-    """Attributes by which a `config.json` that names no architecture is known."""
-    ignored: tuple[str, ...] = ()
-    """Patterns of tensors that files have and no forward pass needs (buffers of old versions)."""
+    model_type: ClassVar[str]
+    """`model_type` in a `config.json`."""
+    architecture: ClassVar[str]
+    """The one entry of `architectures` in a `config.json`."""
+    prefix: ClassVar[str]
+    """What the names of the tensors start with. Checkpoints without a head may lack it."""
+    head: ClassVar[str] = "lm_head"
+    """What the names of the unembedding's tensors start with. They have no `prefix`. A tied one may be stored too."""
+    identifying: ClassVar[tuple[str, ...]] = ()
+    """Attributes that identify a `config.json` of this family where it names no architecture."""
+    ignored: ClassVar[tuple[str, ...]] = ()
+    """Patterns of stored tensors that no forward pass needs (buffers of old versions), without `prefix`."""
+
+    def read(self, attributes: Attributes) -> Config:
+        """The config that a `config.json` describes. Raises `UserError` for a value that is not supported."""
+        raise NotImplementedError
+
+    def write(self, config: Config) -> dict[str, Any]:
+        """The attributes of a `config.json` for a config.
+
+        It need not check that the family has such a model: the family has it where `read` gives the same config back.
+        """
+        raise NotImplementedError
+
+    def tensors(self, config: Config) -> Mapping[str, TensorSpec]:
+        """Where each parameter is stored: {"embed.weight": ..., "blocks.*.attn.q.weight": ...}, without `prefix`."""
+        raise NotImplementedError
 
     def stored_name(self, name: str) -> str:
-        """With `base` where it belongs."""
-        return name if name.startswith(f"{self.head}.") else self.base + name
+        """The full name of a stored tensor: with `prefix`, unless it belongs to the head."""
+        return name if name.startswith(f"{self.head}.") else self.prefix + name
 
     def has(self, config: Config) -> bool:
-        """Whether one of its models is this."""
+        """Whether this family has a model with this config."""
         try:
             attributes = Attributes(self.write(config), self.model_type)
             same = self.read(attributes) == config
@@ -130,3 +68,60 @@ class Family:
         except UserError:
             return False
         return same
+
+
+FAMILIES: Registry[Family] = Registry("model family", Family)
+
+
+def families() -> list[Family]:
+    """All families, the general ones before those that derive from them.
+
+    Some models belong to several families: a Mistral without a window is a Llama. Such a model is written as the most
+    general of them.
+    """
+    return [family() for family in sorted(FAMILIES, key=lambda family: (len(family.__mro__), family.model_type))]
+
+
+def family_of(values: Mapping[str, Any], where: str) -> Family:
+    """The family of a `config.json`, by its architecture, or by `model_type` where it names no architecture.
+
+    Args:
+      values: the content of the file.
+      where: the name of the file, for messages.
+
+    Raises:
+      UserError: no family has this architecture. The message lists those that are supported.
+    """
+    architectures = values.get("architectures") or [None]
+    unnamed = architectures == [None]
+    for family in families():
+        identified = bool(family.identifying) and set(family.identifying) <= set(values)
+        known = values.get("model_type") == family.model_type or identified
+        if architectures == [family.architecture] or (unnamed and known):
+            return family
+    asked = values.get("model_type") if unnamed else ", ".join(map(str, architectures))
+    supported = ", ".join(family.architecture for family in families())
+    raise UserError(f"{where} has the architecture {asked}; supported are {supported}")
+
+
+def family_for(config: Config, model_type: str | None = None) -> tuple[Family, dict[str, Any]]:
+    """The family to write a model in, and the attributes that describe the model there.
+
+    Args:
+      config: the model's.
+      model_type: of the family. Default: the most general family that has such a model.
+
+    Raises:
+      UserError: there is no such family, or it has no such model.
+    """
+    types = [family.model_type for family in families()]
+    if model_type is not None and model_type not in types:
+        raise UserError(f"family={model_type!r} is not known: choose from {', '.join(types)}")
+    for family in families():
+        if model_type in (None, family.model_type) and family.has(config):
+            return family, family.write(config)
+    if model_type is not None:
+        raise UserError(f"{model_type} has no model like {config}: it cannot be saved in that layout")
+    raise UserError(
+        f"none of the families {', '.join(types)} has a model like {config}: it cannot be saved in their layout"
+    )

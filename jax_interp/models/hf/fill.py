@@ -24,7 +24,8 @@ from jax_interp.core.leaves import addresses
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.checkpoint import Stored
-from jax_interp.models.hf.family import Family, Tensor
+from jax_interp.models.hf.family import Family
+from jax_interp.models.hf.tensors import TensorSpec
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import iter_segments
 from jax_interp.training.sharding import shardings
@@ -74,7 +75,7 @@ def fill(
     """
     abstract = jax.eval_shape(lambda key: init(config, key, stacked=stacked), jax.random.key(0))
     table = family.tensors(config)
-    stored = {name.removeprefix(family.base): tensor for name, tensor in stored.items()}
+    stored = {name.removeprefix(family.prefix): tensor for name, tensor in stored.items()}
     _check(family, table, parameters(abstract), stored, full)
     used = {name for p in parameters(abstract) for layer in p.layers for name in table[p.name].names(layer, p.shape)}
     if dtype is None:  # a file of several dtypes loads in the one that holds them all, however strict promotion is set
@@ -82,7 +83,7 @@ def fill(
             dtype = jnp.result_type(*{DTYPES[stored[name].dtype] for name in used})
     dtype = _known(dtype)
 
-    def read(tensor: Tensor, layer: int, shape: tuple[int, ...]) -> np.ndarray:
+    def read(tensor: TensorSpec, layer: int, shape: tuple[int, ...]) -> np.ndarray:
         window = tensor.window(shape)
         parts = [tensor.unpack(stored[name].read(window)) for name in tensor.names(layer, shape)]
         return (np.stack(parts) if tensor.experts else parts[0]).astype(dtype, copy=False)
@@ -135,7 +136,7 @@ def _known(dtype: DTypeLike) -> np.dtype:
 
 
 def _check(
-    family: Family, table: Mapping[str, Tensor], wanted: list[Parameter], stored: dict[str, Stored], full: Config
+    family: Family, table: Mapping[str, TensorSpec], wanted: list[Parameter], stored: dict[str, Stored], full: Config
 ) -> None:
     missing, misshaped, kinds = [], [], []
     for p in wanted:

@@ -1,4 +1,4 @@
-"""Gemma 1: Llama with embeddings scaled by sqrt(d_model), norm weights stored less one, and a tied unembedding."""
+"""Gemma 1: Llama with embeddings scaled by sqrt(d_model), norm weights stored minus one, and a tied unembedding."""
 
 from __future__ import annotations
 
@@ -6,42 +6,40 @@ import math
 from typing import Any
 
 from jax_interp.models.config import Config
-from jax_interp.models.hf.activations import ACTIVATIONS
 from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.family import Family
-from jax_interp.models.hf.llama import read_like, tensors_like, write_like
+from jax_interp.models.hf.family import FAMILIES
+from jax_interp.models.hf.llama import Llama
+from jax_interp.models.hf.shared_attributes import ACTIVATIONS
 
 
-def read_gemma(attributes: Attributes, **defaults: Any) -> dict[str, Any]:
-    """What all Gemmas share."""
-    attributes.require("use_bidirectional_attention", False, "a decoder's tokens do not see those after them")
-    bias = attributes.take("attention_bias", False)
-    # The older attribute says "gelu" in files whose models were run with the approximation that the newer one names.
-    act = attributes.choose("hidden_activation", ACTIVATIONS, attributes.take("hidden_act", "gelu_pytorch_tanh"))
-    like = read_like(attributes, n_ctx=8192, tied=True, **defaults)
-    return like | {
-        "act": act,
-        "qkv_bias": bias,
-        "out_bias": bias,
-        "norm_offset": True,
-        "embed_scale": math.sqrt(like["d_model"]),
-    }
+@FAMILIES.register
+class Gemma(Llama):
+    model_type = "gemma"
+    architecture = "GemmaForCausalLM"
+    default_n_ctx = 8192
+    default_tied = True
 
+    def read_shared(self, attributes: Attributes) -> dict[str, Any]:
+        """What all Gemmas share."""
+        attributes.require("use_bidirectional_attention", False, "in a decoder no token sees those after it")
+        bias = attributes.take("attention_bias", False)
+        # In older files hidden_act says "gelu", though the models use the approximation that hidden_activation names.
+        act = attributes.choose("hidden_activation", ACTIVATIONS, attributes.take("hidden_act", "gelu_pytorch_tanh"))
+        shared = super().read_shared(attributes)
+        return shared | {
+            "act": act,
+            "qkv_bias": bias,
+            "out_bias": bias,
+            "norm_offset": True,
+            "embed_scale": math.sqrt(shared["d_model"]),
+        }
 
-def write_gemma(config: Config) -> dict[str, Any]:
-    values = write_like(config)
-    return values | {"hidden_activation": values["hidden_act"], "attention_bias": config.qkv_bias}
+    def write_shared(self, config: Config) -> dict[str, Any]:
+        values = super().write_shared(config)
+        return values | {"hidden_activation": values["hidden_act"], "attention_bias": config.qkv_bias}
 
+    def read(self, attributes: Attributes) -> Config:
+        return Config(**self.read_shared(attributes))
 
-def read(attributes: Attributes) -> Config:
-    return Config(**read_gemma(attributes))
-
-
-GEMMA = Family(
-    model_type="gemma",
-    architecture="GemmaForCausalLM",
-    base="model.",
-    read=read,
-    write=write_gemma,
-    tensors=tensors_like,
-)
+    def write(self, config: Config) -> dict[str, Any]:
+        return self.write_shared(config)

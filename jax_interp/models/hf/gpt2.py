@@ -1,78 +1,81 @@
-"""GPT-2: learned positions, LayerNorm, biases everywhere, a tied head; weights `[in, out]`, query, key, value fused."""
+"""GPT-2: learned positions, LayerNorm, biases everywhere, a tied unembedding.
+
+Weights are stored `[in, out]`; query, key and value are fused in one tensor.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from jax_interp.models.config import Config
-from jax_interp.models.hf.activations import ACTIVATIONS, name_of
 from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.family import Columns, Family, Tensor
+from jax_interp.models.hf.family import FAMILIES, Family
+from jax_interp.models.hf.shared_attributes import ACTIVATIONS, activation_name
+from jax_interp.models.hf.tensors import Columns, TensorSpec
 
 SUMMARY = tuple(f"summary_{name}" for name in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj"))
-"""Attributes of a head for classification, that configs of language models carry along."""
+"""Attributes of a classification head, which the configs of language models have too."""
 
 
-def read(attributes: Attributes) -> Config:
-    take = attributes.take
-    attributes.require("scale_attn_weights", True, "attention scores are divided by sqrt(d_head)")
-    attributes.require("scale_attn_by_inverse_layer_idx", False, "scores have one scale in all layers")
-    attributes.require("add_cross_attention", False, "a decoder has no encoder to look at")
-    attributes.require("tie_word_embeddings", True, "GPT-2's unembedding is its embedding")
-    # reorder_and_upcast_attn: scores are float32 here whatever the model's dtype, so both settings are this one.
-    attributes.ignore("attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "n_ctx", *SUMMARY)
-    d_model = take("n_embd")
-    return Config(
-        n_layers=take("n_layer"),
-        d_model=d_model,
-        n_heads=take("n_head"),
-        d_mlp=take("n_inner", 4 * d_model),
-        vocab_size=take("vocab_size"),
-        n_ctx=take("n_positions"),
-        act=attributes.choose("activation_function", ACTIVATIONS, "gelu_new"),
-        gated_mlp=False,
-        norm="layernorm",
-        norm_eps=take("layer_norm_epsilon", 1e-5),
-        positions="learned",
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
-    )
+@FAMILIES.register
+class GPT2(Family):
+    model_type = "gpt2"
+    architecture = "GPT2LMHeadModel"
+    prefix = "transformer."
+    ignored = (r"h\.\d+\.attn\.(masked_)?bias",)  # causal masks
 
+    def read(self, attributes: Attributes) -> Config:
+        take = attributes.take
+        attributes.require("scale_attn_weights", True, "attention scores are divided by sqrt(d_head)")
+        attributes.require("scale_attn_by_inverse_layer_idx", False, "scores have one scale in all layers")
+        attributes.require("add_cross_attention", False, "a decoder has no encoder to attend to")
+        attributes.require("tie_word_embeddings", True, "GPT-2's unembedding is its embedding")
+        # reorder_and_upcast_attn: scores are float32 here whatever the model's dtype, so both settings are this one.
+        attributes.ignore("attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "n_ctx", *SUMMARY)
+        d_model = take("n_embd")
+        return Config(
+            n_layers=take("n_layer"),
+            d_model=d_model,
+            n_heads=take("n_head"),
+            d_mlp=take("n_inner", 4 * d_model),
+            vocab_size=take("vocab_size"),
+            n_ctx=take("n_positions"),
+            act=attributes.choose("activation_function", ACTIVATIONS, "gelu_new"),
+            gated_mlp=False,
+            norm="layernorm",
+            norm_eps=take("layer_norm_epsilon", 1e-5),
+            positions="learned",
+            qkv_bias=True,
+            out_bias=True,
+            mlp_bias=True,
+        )
 
-def write(config: Config) -> dict[str, Any]:
-    return {
-        "n_layer": config.n_layers,
-        "n_embd": config.d_model,
-        "n_head": config.n_heads,
-        "n_inner": config.d_mlp,
-        "vocab_size": config.vocab_size,
-        "n_positions": config.n_ctx,
-        "activation_function": name_of(config.act, tanh="gelu_new"),
-        "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": True,
-    }
+    def write(self, config: Config) -> dict[str, Any]:
+        return {
+            "n_layer": config.n_layers,
+            "n_embd": config.d_model,
+            "n_head": config.n_heads,
+            "n_inner": config.d_mlp,
+            "vocab_size": config.vocab_size,
+            "n_positions": config.n_ctx,
+            "activation_function": activation_name(config.act, tanh="gelu_new"),
+            "layer_norm_epsilon": config.norm_eps,
+            "tie_word_embeddings": True,
+        }
 
-
-def tensors(config: Config) -> dict[str, Tensor]:
-    found = {"embed.weight": Tensor("wte.weight"), "pos_embed.weight": Tensor("wpe.weight")}
-    for kind in ("weight", "bias"):
-        found[f"ln_final.{kind}"] = Tensor(f"ln_f.{kind}")
-        for ours, theirs in (("ln1", "ln_1"), ("ln2", "ln_2"), ("attn.o", "attn.c_proj"), ("mlp.down", "mlp.c_proj")):
-            found[f"blocks.*.{ours}.{kind}"] = Tensor(f"h.{{}}.{theirs}.{kind}")
-        found[f"blocks.*.mlp.up.{kind}"] = Tensor(f"h.{{}}.mlp.c_fc.{kind}")
-        for i, name in enumerate("qkv"):
-            columns = Columns(i * config.d_model, config.d_model, 3 * config.d_model)
-            found[f"blocks.*.attn.{name}.{kind}"] = Tensor(f"h.{{}}.attn.c_attn.{kind}", columns=columns)
-    return found
-
-
-GPT2 = Family(
-    model_type="gpt2",
-    architecture="GPT2LMHeadModel",
-    base="transformer.",
-    read=read,
-    write=write,
-    tensors=tensors,
-    ignored=(r"h\.\d+\.attn\.(masked_)?bias",),  # causal masks
-)
+    def tensors(self, config: Config) -> dict[str, TensorSpec]:
+        specs = {"embed.weight": TensorSpec("wte.weight"), "pos_embed.weight": TensorSpec("wpe.weight")}
+        for kind in ("weight", "bias"):
+            specs[f"ln_final.{kind}"] = TensorSpec(f"ln_f.{kind}")
+            for ours, theirs in (
+                ("ln1", "ln_1"),
+                ("ln2", "ln_2"),
+                ("attn.o", "attn.c_proj"),
+                ("mlp.down", "mlp.c_proj"),
+            ):
+                specs[f"blocks.*.{ours}.{kind}"] = TensorSpec(f"h.{{}}.{theirs}.{kind}")
+            specs[f"blocks.*.mlp.up.{kind}"] = TensorSpec(f"h.{{}}.mlp.c_fc.{kind}")
+            for i, name in enumerate("qkv"):
+                columns = Columns(i * config.d_model, config.d_model, 3 * config.d_model)
+                specs[f"blocks.*.attn.{name}.{kind}"] = TensorSpec(f"h.{{}}.attn.c_attn.{kind}", columns=columns)
+        return specs

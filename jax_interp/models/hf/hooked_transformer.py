@@ -1,6 +1,8 @@
-"""TransformerLens's research models (attention-only, SoLU, GELU), by its own names: a directory with the dict of a
-`HookedTransformerConfig` as `config.json` and the model's state dict as safetensors. Folded ones (LNPre, RMSPre)
-too."""
+"""TransformerLens's research models (attention-only, SoLU, GELU), also with folded norms (LNPre, RMSPre).
+
+The directory has the dict of a `HookedTransformerConfig` as `config.json`, and the state dict of the model as
+safetensors, under TransformerLens's names.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from typing import Any
 from jax_interp.core.rotary import Rope
 from jax_interp.models.config import Config
 from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.family import Family, Tensor
+from jax_interp.models.hf.family import FAMILIES, Family
+from jax_interp.models.hf.tensors import TensorSpec
 
 NORMS = {
     "LN": ("layernorm", True),
@@ -33,128 +36,122 @@ IRRELEVANT = (
     *("checkpoint_label_type", "checkpoint_value", "n_devices", "seed", "init_mode", "init_weights", "n_params"),
     *("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in", "use_hook_tokens"),
     *("default_prepend_bos", "tokenizer_prepends_bos", "trust_remote_code", "ungroup_grouped_query_attention"),
-    # read only where an option above or below is on that is refused
+    # used only with an option that `read` refuses
     *("window_size", "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "NTK_by_parts_factor"),
     *("NTK_original_ctx_len", "relative_attention_max_distance", "relative_attention_num_buckets", "norm_topk_prob"),
     *("experts_per_token", "decoder_start_token_id", "rotary_base_local", "rmsnorm_uses_offset"),
 )
 
 
-def read(attributes: Attributes) -> Config:
-    take, require = attributes.take, attributes.require
-    attributes.ignore(*IRRELEVANT)
-    require("attention_dir", "causal", "a decoder's tokens do not see those after them")
-    require("gated_mlp", False, "its bias stands elsewhere than in the families that have one")
-    require("use_local_attn", False, "all layers attend to everything")
-    require("final_rms", False, "the final norm is of the same kind as the others")
-    require("post_embedding_ln", False, "no norm stands after the embedding")
-    require("scale_attn_by_inverse_layer_idx", False, "scores have one scale in all layers")
-    require("use_NTK_by_parts_rope", False, "rotary frequencies are as they were trained")
-    require("attn_scores_soft_cap", -1.0, "scores are not capped")
-    require("output_logits_soft_cap", -1.0, "logits are not capped")
-    n_heads, vocab_size, d_head = take("n_heads"), take("d_vocab"), take("d_head")
-    attn_only = take("attn_only", False)
-    if take("n_key_value_heads", n_heads) != n_heads:
-        require("n_key_value_heads", n_heads, "keys and values are not shared by heads")
-    if take("d_vocab_out", -1) != -1:
-        require("d_vocab_out", vocab_size, "as many tokens come out as go in")
-    norm, affine = attributes.choose("normalization_type", NORMS | {"none": ("none", True)}, "none")
-    act, mlp_norm = attributes.choose("act_fn", ACTIVATIONS, "relu" if attn_only else "gelu")
-    divisor = take("attn_scale", -1.0)  # -1: not given
-    divisor = (math.sqrt(d_head) if divisor == -1.0 else divisor) if take("use_attn_scale", True) else 1.0
-    rotary_dim = take("rotary_dim", d_head)
-    adjacent, base = take("rotary_adjacent_pairs", False), float(take("rotary_base", 10_000))
-    positions = attributes.choose("positional_embedding_type", POSITIONS, "standard")
-    parallel = take("parallel_attn_mlp", False)
-    d_mlp = take("d_mlp", 4 * take("d_model"))
-    rope = Rope(base, None if rotary_dim == d_head else rotary_dim, adjacent=adjacent)
-    return Config(
-        n_layers=take("n_layers"),
-        d_model=take("d_model"),
-        n_heads=n_heads,
-        d_head=d_head,
-        d_mlp=0 if attn_only else d_mlp,
-        vocab_size=vocab_size,
-        n_ctx=take("n_ctx"),
-        act=act,
-        gated_mlp=False,
-        mlp_norm=mlp_norm and not attn_only,
-        norm=norm,
-        norm_affine=affine,
-        norm_eps=take("eps", 1e-5),
-        parallel="two norms" if parallel else "no",
-        positions=positions,
-        rope=rope if positions == "rotary" else Rope(),
-        attn_scale=0.0 if divisor == math.sqrt(d_head) else 1.0 / divisor,
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=not attn_only,
-        unembed_bias=True,
-        tied_embedding=False,
-    )
+@FAMILIES.register
+class HookedTransformer(Family):
+    model_type = "hooked_transformer"
+    architecture = "HookedTransformer"
+    prefix = ""
+    head = "unembed"
+    identifying = ("d_vocab", "n_layers")
+    ignored = (r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos|alibi)",)
 
+    def read(self, attributes: Attributes) -> Config:
+        take, require = attributes.take, attributes.require
+        attributes.ignore(*IRRELEVANT)
+        require("attention_dir", "causal", "in a decoder no token sees those after it")
+        require("gated_mlp", False, "gated MLPs in this layout are not built")
+        require("use_local_attn", False, "all layers attend to everything")
+        require("final_rms", False, "the final norm is of the same kind as the others")
+        require("post_embedding_ln", False, "a norm after the embedding is not built")
+        require("scale_attn_by_inverse_layer_idx", False, "scores have the same scale in all layers")
+        require("use_NTK_by_parts_rope", False, "scaled rotary frequencies are not built")
+        require("attn_scores_soft_cap", -1.0, "scores are not capped")
+        require("output_logits_soft_cap", -1.0, "logits are not capped")
+        n_heads, vocab_size, d_head = take("n_heads"), take("d_vocab"), take("d_head")
+        attn_only = take("attn_only", False)
+        if take("n_key_value_heads", n_heads) != n_heads:
+            require("n_key_value_heads", n_heads, "heads that share keys and values are not built")
+        if take("d_vocab_out", -1) != -1:
+            require("d_vocab_out", vocab_size, "the input and output vocabularies must have the same size")
+        norm, affine = attributes.choose("normalization_type", NORMS | {"none": ("none", True)}, "none")
+        act, mlp_norm = attributes.choose("act_fn", ACTIVATIONS, "relu" if attn_only else "gelu")
+        divisor = take("attn_scale", -1.0)  # -1: not given
+        divisor = (math.sqrt(d_head) if divisor == -1.0 else divisor) if take("use_attn_scale", True) else 1.0
+        rotary_dim = take("rotary_dim", d_head)
+        adjacent, base = take("rotary_adjacent_pairs", False), float(take("rotary_base", 10_000))
+        positions = attributes.choose("positional_embedding_type", POSITIONS, "standard")
+        parallel = take("parallel_attn_mlp", False)
+        d_mlp = take("d_mlp", 4 * take("d_model"))
+        rope = Rope(base, None if rotary_dim == d_head else rotary_dim, adjacent=adjacent)
+        return Config(
+            n_layers=take("n_layers"),
+            d_model=take("d_model"),
+            n_heads=n_heads,
+            d_head=d_head,
+            d_mlp=0 if attn_only else d_mlp,
+            vocab_size=vocab_size,
+            n_ctx=take("n_ctx"),
+            act=act,
+            gated_mlp=False,
+            mlp_norm=mlp_norm and not attn_only,
+            norm=norm,
+            norm_affine=affine,
+            norm_eps=take("eps", 1e-5),
+            parallel="two norms" if parallel else "no",
+            positions=positions,
+            rope=rope if positions == "rotary" else Rope(),
+            attn_scale=0.0 if divisor == math.sqrt(d_head) else 1.0 / divisor,
+            qkv_bias=True,
+            out_bias=True,
+            mlp_bias=not attn_only,
+            unembed_bias=True,
+            tied_embedding=False,
+        )
 
-def write(config: Config) -> dict[str, Any]:
-    norms = {kind: name for name, kind in NORMS.items()}
-    acts = {kind: name for name, kind in reversed(ACTIVATIONS.items())}
-    positions = {ours: theirs for theirs, ours in POSITIONS.items()}
-    return {
-        "n_layers": config.n_layers,
-        "d_model": config.d_model,
-        "n_heads": config.n_heads,
-        "n_key_value_heads": None if config.n_kv_heads == config.n_heads else config.n_kv_heads,
-        "d_head": config.d_head,
-        "d_mlp": config.d_mlp or None,
-        "attn_only": not config.d_mlp,
-        "d_vocab": config.vocab_size,
-        "n_ctx": config.n_ctx,
-        "act_fn": acts.get((config.act, config.mlp_norm), config.act),
-        "normalization_type": None if config.norm == "none" else norms[config.norm, config.norm_affine],
-        "eps": config.norm_eps,
-        "positional_embedding_type": positions.get(config.positions, config.positions),
-        "rotary_dim": config.rope.dim or config.d_head,
-        "rotary_base": config.rope.base,
-        "rotary_adjacent_pairs": config.rope.adjacent,
-        "parallel_attn_mlp": config.parallel == "two norms",
-        "use_attn_scale": config.attn_scale != 1.0,
-        "attn_scale": 1.0 / config.attn_scale if config.attn_scale else math.sqrt(config.d_head),
-    }
+    def write(self, config: Config) -> dict[str, Any]:
+        norms = {kind: name for name, kind in NORMS.items()}
+        acts = {kind: name for name, kind in reversed(ACTIVATIONS.items())}
+        positions = {ours: theirs for theirs, ours in POSITIONS.items()}
+        return {
+            "n_layers": config.n_layers,
+            "d_model": config.d_model,
+            "n_heads": config.n_heads,
+            "n_key_value_heads": None if config.n_kv_heads == config.n_heads else config.n_kv_heads,
+            "d_head": config.d_head,
+            "d_mlp": config.d_mlp or None,
+            "attn_only": not config.d_mlp,
+            "d_vocab": config.vocab_size,
+            "n_ctx": config.n_ctx,
+            "act_fn": acts.get((config.act, config.mlp_norm), config.act),
+            "normalization_type": None if config.norm == "none" else norms[config.norm, config.norm_affine],
+            "eps": config.norm_eps,
+            "positional_embedding_type": positions.get(config.positions, config.positions),
+            "rotary_dim": config.rope.dim or config.d_head,
+            "rotary_base": config.rope.base,
+            "rotary_adjacent_pairs": config.rope.adjacent,
+            "parallel_attn_mlp": config.parallel == "two norms",
+            "use_attn_scale": config.attn_scale != 1.0,
+            "attn_scale": 1.0 / config.attn_scale if config.attn_scale else math.sqrt(config.d_head),
+        }
 
-
-def tensors(config: Config) -> dict[str, Tensor]:
-    found = {"embed.weight": Tensor("embed.W_E"), "unembed.weight": Tensor("unembed.W_U")}
-    found["unembed.bias"] = Tensor("unembed.b_U")
-    if config.positions == "learned":
-        found["pos_embed.weight"] = Tensor("pos_embed.W_pos")
-    for name in "qkv":
-        for kind, letter in (("weight", "W"), ("bias", "b")):
-            stored = Tensor(f"blocks.{{}}.attn.{letter}_{name.upper()}", heads=("out", config.n_heads))
-            found[f"blocks.*.attn.{name}.{kind}"] = stored
-    found["blocks.*.attn.o.weight"] = Tensor("blocks.{}.attn.W_O", heads=("in", config.n_heads))
-    found["blocks.*.attn.o.bias"] = Tensor("blocks.{}.attn.b_O")
-    if config.d_mlp:
-        for ours, theirs in (("up", "in"), ("down", "out")):
-            found[f"blocks.*.mlp.{ours}.weight"] = Tensor(f"blocks.{{}}.mlp.W_{theirs}")
-            found[f"blocks.*.mlp.{ours}.bias"] = Tensor(f"blocks.{{}}.mlp.b_{theirs}")
-    norms = ["blocks.*.ln1", *(["blocks.*.ln2"] if config.d_mlp else []), "ln_final"]
-    norms += ["blocks.*.mlp.ln"] if config.mlp_norm else []
-    if config.norm != "none" and config.norm_affine:
-        for norm in norms:
-            theirs = norm.replace("*", "{}")
-            found[f"{norm}.weight"] = Tensor(f"{theirs}.w")
-            if config.norm == "layernorm" or norm.endswith("mlp.ln"):
-                found[f"{norm}.bias"] = Tensor(f"{theirs}.b")
-    return found
-
-
-HOOKED_TRANSFORMER = Family(
-    model_type="hooked_transformer",
-    architecture="HookedTransformer",
-    base="",
-    read=read,
-    write=write,
-    tensors=tensors,
-    head="unembed",
-    marks=("d_vocab", "n_layers"),
-    ignored=(r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos|alibi)",),
-)
+    def tensors(self, config: Config) -> dict[str, TensorSpec]:
+        specs = {"embed.weight": TensorSpec("embed.W_E"), "unembed.weight": TensorSpec("unembed.W_U")}
+        specs["unembed.bias"] = TensorSpec("unembed.b_U")
+        if config.positions == "learned":
+            specs["pos_embed.weight"] = TensorSpec("pos_embed.W_pos")
+        for name in "qkv":
+            for kind, letter in (("weight", "W"), ("bias", "b")):
+                stored = TensorSpec(f"blocks.{{}}.attn.{letter}_{name.upper()}", heads=("out", config.n_heads))
+                specs[f"blocks.*.attn.{name}.{kind}"] = stored
+        specs["blocks.*.attn.o.weight"] = TensorSpec("blocks.{}.attn.W_O", heads=("in", config.n_heads))
+        specs["blocks.*.attn.o.bias"] = TensorSpec("blocks.{}.attn.b_O")
+        if config.d_mlp:
+            for ours, theirs in (("up", "in"), ("down", "out")):
+                specs[f"blocks.*.mlp.{ours}.weight"] = TensorSpec(f"blocks.{{}}.mlp.W_{theirs}")
+                specs[f"blocks.*.mlp.{ours}.bias"] = TensorSpec(f"blocks.{{}}.mlp.b_{theirs}")
+        norms = ["blocks.*.ln1", *(["blocks.*.ln2"] if config.d_mlp else []), "ln_final"]
+        norms += ["blocks.*.mlp.ln"] if config.mlp_norm else []
+        if config.norm != "none" and config.norm_affine:
+            for norm in norms:
+                theirs = norm.replace("*", "{}")
+                specs[f"{norm}.weight"] = TensorSpec(f"{theirs}.w")
+                if config.norm == "layernorm" or norm.endswith("mlp.ln"):
+                    specs[f"{norm}.bias"] = TensorSpec(f"{theirs}.b")
+        return specs

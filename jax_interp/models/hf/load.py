@@ -19,8 +19,7 @@ from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.checkpoint import read_json, stored_tensors
-from jax_interp.models.hf.families import family_of
-from jax_interp.models.hf.family import Family
+from jax_interp.models.hf.family import Family, family_of
 from jax_interp.models.hf.fill import fill
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Mistral: Llama with attention to a sliding window in every layer."""
+"""Mistral: Llama with sliding attention in every layer."""
 
 from __future__ import annotations
 
@@ -6,31 +6,28 @@ from typing import Any
 
 from jax_interp.models.config import Config
 from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.family import Family
-from jax_interp.models.hf.llama import read_like, tensors_like, write_like
+from jax_interp.models.hf.family import FAMILIES
+from jax_interp.models.hf.llama import Llama
 
 
-def read_windowed(attributes: Attributes, **defaults: Any) -> dict[str, Any]:
-    """Like Llama's, with `sliding_window` for all layers; null: none slides."""
-    like = read_like(attributes, **defaults)
-    if window := attributes.take("sliding_window", 0):
-        like |= {"window": window, "sliding": (True,) * like["n_layers"]}
-    return like
+@FAMILIES.register
+class Mistral(Llama):
+    model_type = "mistral"
+    architecture = "MistralForCausalLM"
+    default_n_ctx = 4096 * 32
 
+    def read_shared(self, attributes: Attributes) -> dict[str, Any]:
+        """As in Llama, with `sliding_window` for all layers. Null: no layer slides."""
+        shared = super().read_shared(attributes)
+        if window := attributes.take("sliding_window", 0):
+            shared |= {"window": window, "sliding": (True,) * shared["n_layers"]}
+        return shared
 
-def write_windowed(config: Config) -> dict[str, Any]:
-    return write_like(config) | {"sliding_window": config.window or None}
+    def write_shared(self, config: Config) -> dict[str, Any]:
+        return super().write_shared(config) | {"sliding_window": config.window or None}
 
+    def read(self, attributes: Attributes) -> Config:
+        return Config(**self.read_shared(attributes))
 
-def read(attributes: Attributes) -> Config:
-    return Config(**read_windowed(attributes, n_ctx=4096 * 32))
-
-
-MISTRAL = Family(
-    model_type="mistral",
-    architecture="MistralForCausalLM",
-    base="model.",
-    read=read,
-    write=write_windowed,
-    tensors=tensors_like,
-)
+    def write(self, config: Config) -> dict[str, Any]:
+        return self.write_shared(config)

@@ -1,79 +1,79 @@
-"""OPT: GPT-2 with ReLU, and learned positions whose first two rows are not used."""
+"""OPT: GPT-2 with ReLU, and learned positions of which the first two rows are not used."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from jax_interp.models.config import Config
-from jax_interp.models.hf.activations import ACTIVATIONS, name_of
 from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.family import Family, Tensor
+from jax_interp.models.hf.family import FAMILIES, Family
+from jax_interp.models.hf.shared_attributes import ACTIVATIONS, activation_name
+from jax_interp.models.hf.tensors import TensorSpec
 
 
-def read(attributes: Attributes) -> Config:
-    take = attributes.take
-    attributes.ignore("dropout", "activation_dropout", "layerdrop", "init_std")
-    attributes.require("do_layer_norm_before", True, "norms after the sums (OPT-350m) are not built")
-    attributes.require("_remove_final_layer_norm", False, "a norm stands before the unembedding")
-    attributes.require("layer_norm_elementwise_affine", True, "norms have weights")
-    d_model, bias = take("hidden_size"), take("enable_bias", True)
-    attributes.require("word_embed_proj_dim", d_model, "embeddings are as wide as the residual stream")
-    return Config(
-        n_layers=take("num_hidden_layers"),
-        d_model=d_model,
-        n_heads=take("num_attention_heads"),
-        d_mlp=take("ffn_dim"),
-        vocab_size=take("vocab_size"),
-        n_ctx=take("max_position_embeddings", 2048),
-        act=attributes.choose("activation_function", ACTIVATIONS, "relu"),
-        gated_mlp=False,
-        norm="layernorm",
-        positions="learned",
-        position_offset=2,
-        qkv_bias=bias,
-        out_bias=bias,
-        mlp_bias=bias,
-        tied_embedding=take("tie_word_embeddings", True),
-    )
+@FAMILIES.register
+class OPT(Family):
+    model_type = "opt"
+    architecture = "OPTForCausalLM"
+    prefix = "model.decoder."
 
+    def read(self, attributes: Attributes) -> Config:
+        take = attributes.take
+        attributes.ignore("dropout", "activation_dropout", "layerdrop", "init_std")
+        attributes.require("do_layer_norm_before", True, "norms after the residual sums (OPT-350m) are not built")
+        attributes.require("_remove_final_layer_norm", False, "a norm stands before the unembedding")
+        attributes.require("layer_norm_elementwise_affine", True, "norms have weights")
+        d_model, bias = take("hidden_size"), take("enable_bias", True)
+        attributes.require("word_embed_proj_dim", d_model, "embeddings must have the width of the residual stream")
+        return Config(
+            n_layers=take("num_hidden_layers"),
+            d_model=d_model,
+            n_heads=take("num_attention_heads"),
+            d_mlp=take("ffn_dim"),
+            vocab_size=take("vocab_size"),
+            n_ctx=take("max_position_embeddings", 2048),
+            act=attributes.choose("activation_function", ACTIVATIONS, "relu"),
+            gated_mlp=False,
+            norm="layernorm",
+            positions="learned",
+            position_offset=2,
+            qkv_bias=bias,
+            out_bias=bias,
+            mlp_bias=bias,
+            tied_embedding=take("tie_word_embeddings", True),
+        )
 
-def write(config: Config) -> dict[str, Any]:
-    return {
-        "num_hidden_layers": config.n_layers,
-        "hidden_size": config.d_model,
-        "word_embed_proj_dim": config.d_model,
-        "num_attention_heads": config.n_heads,
-        "ffn_dim": config.d_mlp,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.n_ctx,
-        "activation_function": name_of(config.act),
-        "do_layer_norm_before": True,
-        "enable_bias": config.qkv_bias,
-        "tie_word_embeddings": config.tied_embedding,
-    }
+    def write(self, config: Config) -> dict[str, Any]:
+        return {
+            "num_hidden_layers": config.n_layers,
+            "hidden_size": config.d_model,
+            "word_embed_proj_dim": config.d_model,
+            "num_attention_heads": config.n_heads,
+            "ffn_dim": config.d_mlp,
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.n_ctx,
+            "activation_function": activation_name(config.act),
+            "do_layer_norm_before": True,
+            "enable_bias": config.qkv_bias,
+            "tie_word_embeddings": config.tied_embedding,
+        }
 
-
-def tensors(config: Config) -> dict[str, Tensor]:
-    found = {"embed.weight": Tensor("embed_tokens.weight"), "pos_embed.weight": Tensor("embed_positions.weight")}
-    if not config.tied_embedding:
-        found["unembed.weight"] = Tensor("lm_head.weight", transposed=True)
-    linears = {"attn.o": "self_attn.out_proj", "mlp.up": "fc1", "mlp.down": "fc2"}
-    linears |= {f"attn.{name}": f"self_attn.{name}_proj" for name in "qkv"}
-    for kind in ("weight", "bias"):
-        found[f"ln_final.{kind}"] = Tensor(f"final_layer_norm.{kind}")
-        found[f"blocks.*.ln1.{kind}"] = Tensor(f"layers.{{}}.self_attn_layer_norm.{kind}")
-        found[f"blocks.*.ln2.{kind}"] = Tensor(f"layers.{{}}.final_layer_norm.{kind}")
-        for ours, theirs in linears.items():
-            if kind == "weight" or config.qkv_bias:
-                found[f"blocks.*.{ours}.{kind}"] = Tensor(f"layers.{{}}.{theirs}.{kind}", transposed=kind == "weight")
-    return found
-
-
-OPT = Family(
-    model_type="opt",
-    architecture="OPTForCausalLM",
-    base="model.decoder.",
-    read=read,
-    write=write,
-    tensors=tensors,
-)
+    def tensors(self, config: Config) -> dict[str, TensorSpec]:
+        specs = {
+            "embed.weight": TensorSpec("embed_tokens.weight"),
+            "pos_embed.weight": TensorSpec("embed_positions.weight"),
+        }
+        if not config.tied_embedding:
+            specs["unembed.weight"] = TensorSpec("lm_head.weight", transposed=True)
+        linears = {"attn.o": "self_attn.out_proj", "mlp.up": "fc1", "mlp.down": "fc2"}
+        linears |= {f"attn.{name}": f"self_attn.{name}_proj" for name in "qkv"}
+        for kind in ("weight", "bias"):
+            specs[f"ln_final.{kind}"] = TensorSpec(f"final_layer_norm.{kind}")
+            specs[f"blocks.*.ln1.{kind}"] = TensorSpec(f"layers.{{}}.self_attn_layer_norm.{kind}")
+            specs[f"blocks.*.ln2.{kind}"] = TensorSpec(f"layers.{{}}.final_layer_norm.{kind}")
+            for ours, theirs in linears.items():
+                if kind == "weight" or config.qkv_bias:
+                    specs[f"blocks.*.{ours}.{kind}"] = TensorSpec(
+                        f"layers.{{}}.{theirs}.{kind}", transposed=kind == "weight"
+                    )
+        return specs

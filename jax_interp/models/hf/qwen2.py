@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: Llama with biases for queries, keys and values, and maybe a sliding window in the later layers."""
+"""Qwen 2 and 2.5: Llama with biases of queries, keys and values. Later layers may have sliding attention."""
 
 from __future__ import annotations
 
@@ -6,35 +6,32 @@ from typing import Any
 
 from jax_interp.models.config import Config
 from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.family import Family
-from jax_interp.models.hf.llama import read_like, tensors_like, write_like
-from jax_interp.models.hf.sliding import read_layer_types, write_layer_types
+from jax_interp.models.hf.family import FAMILIES
+from jax_interp.models.hf.llama import Llama
+from jax_interp.models.hf.shared_attributes import read_layer_types, write_layer_types
 
 
-def read_layers(attributes: Attributes) -> dict[str, Any]:
-    """Like Llama's, with Qwen's windows."""
-    like = read_like(attributes, n_ctx=32768)
-    used, first = attributes.take("use_sliding_window", False), attributes.take("max_window_layers", 28)
-    windows = read_layer_types(attributes, like["n_layers"], lambda i: i >= first)
-    return like | (windows if used else {})
+@FAMILIES.register
+class Qwen2(Llama):
+    model_type = "qwen2"
+    architecture = "Qwen2ForCausalLM"
+    default_n_ctx = 32768
 
+    def read_shared(self, attributes: Attributes) -> dict[str, Any]:
+        """As in Llama, with the layers that slide."""
+        shared = super().read_shared(attributes)
+        used, first = attributes.take("use_sliding_window", False), attributes.take("max_window_layers", 28)
+        windows = read_layer_types(attributes, shared["n_layers"], lambda i: i >= first)
+        return shared | (windows if used else {})
 
-def write_layers(config: Config) -> dict[str, Any]:
-    values = write_like(config) | {"use_sliding_window": bool(config.sliding)}
-    if config.sliding:
-        values |= write_layer_types(config) | {"max_window_layers": config.sliding.index(True)}
-    return values
+    def write_shared(self, config: Config) -> dict[str, Any]:
+        values = super().write_shared(config) | {"use_sliding_window": bool(config.sliding)}
+        if config.sliding:
+            values |= write_layer_types(config) | {"max_window_layers": config.sliding.index(True)}
+        return values
 
+    def read(self, attributes: Attributes) -> Config:
+        return Config(**self.read_shared(attributes), qkv_bias=True)
 
-def read(attributes: Attributes) -> Config:
-    return Config(**read_layers(attributes), qkv_bias=True)
-
-
-QWEN2 = Family(
-    model_type="qwen2",
-    architecture="Qwen2ForCausalLM",
-    base="model.",
-    read=read,
-    write=write_layers,
-    tensors=tensors_like,
-)
+    def write(self, config: Config) -> dict[str, Any]:
+        return self.write_shared(config)

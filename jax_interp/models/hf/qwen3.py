@@ -1,4 +1,4 @@
-"""Qwen 3: each head's queries and keys are normed; no biases by default."""
+"""Qwen 3: Qwen 2 with a norm of each head's queries and keys, and by default no biases."""
 
 from __future__ import annotations
 
@@ -6,26 +6,18 @@ from typing import Any
 
 from jax_interp.models.config import Config
 from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.family import Family
-from jax_interp.models.hf.llama import tensors_like
-from jax_interp.models.hf.qwen2 import read_layers, write_layers
+from jax_interp.models.hf.family import FAMILIES
+from jax_interp.models.hf.qwen2 import Qwen2
 
 
-def read(attributes: Attributes) -> Config:
-    bias = attributes.take("attention_bias", False)
-    like = read_layers(attributes)
-    return Config(**like, qk_norm="head", qkv_bias=bias, out_bias=bias)
+@FAMILIES.register
+class Qwen3(Qwen2):
+    model_type = "qwen3"
+    architecture = "Qwen3ForCausalLM"
 
+    def read(self, attributes: Attributes) -> Config:
+        bias = attributes.take("attention_bias", False)
+        return Config(**self.read_shared(attributes), qk_norm="head", qkv_bias=bias, out_bias=bias)
 
-def write(config: Config) -> dict[str, Any]:
-    return write_layers(config) | {"attention_bias": config.qkv_bias}
-
-
-QWEN3 = Family(
-    model_type="qwen3",
-    architecture="Qwen3ForCausalLM",
-    base="model.",
-    read=read,
-    write=write,
-    tensors=tensors_like,
-)
+    def write(self, config: Config) -> dict[str, Any]:
+        return self.write_shared(config) | {"attention_bias": config.qkv_bias}

@@ -16,9 +16,9 @@ from jax_interp.core.atomic_write import sync
 from jax_interp.core.errors import UserError
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.checkpoint import INDEX, WEIGHTS
-from jax_interp.models.hf.families import family_for
-from jax_interp.models.hf.family import Family, Tensor
+from jax_interp.models.hf.family import Family, family_for
 from jax_interp.models.hf.fill import parameters
+from jax_interp.models.hf.tensors import TensorSpec
 
 
 def save(
@@ -110,7 +110,7 @@ def _check_parts(model: Decoder) -> None:
 def _tensors(model: Decoder, family: Family) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors under the family's names, fused where it fuses them."""
     table = family.tensors(model.config)
-    found: dict[str, list[tuple[Tensor, tuple[int, ...], Callable[[], np.ndarray]]]] = {}
+    found: dict[str, list[tuple[TensorSpec, tuple[int, ...], Callable[[], np.ndarray]]]] = {}
     for p, leaf in zip(parameters(model), jax.tree.leaves(model), strict=True):
         tensor = table[p.name]
         for i, layer in enumerate(p.layers):

@@ -1,18 +1,34 @@
-"""Rotary positions as a `config.json` tells them, in `rope_parameters` or in the attributes that came before it."""
+"""Attributes of a `config.json` that many families have: activations, rotary positions, sliding layers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.rotary import Rope, RopeScaling
+from jax_interp.models.config import Config
 from jax_interp.models.hf.attributes import Attributes
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+"""Activations by their names in a `config.json`."""
+
+
+def activation_name(act: str, *, tanh: str = "gelu_pytorch_tanh") -> str | None:
+    """The name of an activation in a `config.json`; None where it has none. `gelu_tanh` has two names there: `tanh`."""
+    return {"silu": "silu", "gelu": "gelu", "gelu_tanh": tanh, "relu": "relu"}.get(act)
 
 
 def read_rope(attributes: Attributes, d_head: int, n_ctx: int, *, base: float = 10_000.0, part: float = 1.0) -> Rope:
-    """What all layers share. `base` and `part` (of a head's features that turn) are the family's defaults."""
+    """The rotation of all layers. `base` and `part` (the rotated part of a head) are the defaults of the family."""
     given = attributes.take("rope_parameters", {}) | attributes.take("rope_scaling", {})
     base = attributes.take("rope_theta", base, also=("rotary_emb_base",))
     part = attributes.take("partial_rotary_factor", part, also=("rotary_pct",))
@@ -21,7 +37,7 @@ def read_rope(attributes: Attributes, d_head: int, n_ctx: int, *, base: float = 
 
 
 def rope_of(given: Mapping[str, Any], d_head: int, n_ctx: int, *, base: float = 10_000.0, part: float = 1.0) -> Rope:
-    """Of one entry `rope_parameters`."""
+    """The rotation that one entry `rope_parameters` describes."""
     rope = Attributes(given, "its rope scaling")
     base = float(rope.take("rope_theta", base))
     dim = int(d_head * float(rope.take("partial_rotary_factor", part)))
@@ -58,7 +74,7 @@ def rope_of(given: Mapping[str, Any], d_head: int, n_ctx: int, *, base: float = 
 
 
 def write_rope(rope: Rope, d_head: int) -> dict[str, Any]:
-    """The entry `rope_parameters`."""
+    """The entry `rope_parameters` of a rotation."""
     values: dict[str, Any] = {"rope_theta": rope.base, "rope_type": "default"}
     if rope.dim is not None:
         values["partial_rotary_factor"] = rope.dim / d_head
@@ -76,3 +92,27 @@ def write_rope(rope: Rope, d_head: int) -> dict[str, Any]:
 
 def _mscale(factor: float, by: float = 1.0) -> float:
     return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+SLIDES_BY_TYPE = {"sliding_attention": True, "full_attention": False}
+
+
+def read_layer_types(attributes: Attributes, n_layers: int, default: Callable[[int], bool]) -> dict[str, Any]:
+    """`window` and `sliding` of a `Config`, from `layer_types`.
+
+    Where `layer_types` is absent, `default(i)` says whether layer i slides.
+    """
+    window = attributes.take("sliding_window", 0)
+    given = attributes.take("layer_types", None)
+    sliding = tuple(SLIDES_BY_TYPE[kind] for kind in given) if given and set(given) <= set(SLIDES_BY_TYPE) else None
+    if sliding is None:
+        if given:
+            attributes.require("layer_types", None, "a layer has full_attention or sliding_attention")
+        sliding = tuple(default(i) for i in range(n_layers))
+    return {"window": window, "sliding": sliding} if window and any(sliding) else {}
+
+
+def write_layer_types(config: Config) -> dict[str, Any]:
+    """`sliding_window` and `layer_types` of a config."""
+    names = {slides: name for name, slides in SLIDES_BY_TYPE.items()}
+    return {"sliding_window": config.window or None, "layer_types": [names[slides] for slides in config.slides]}
