@@ -43,10 +43,10 @@ def ours(sizes):
     from jax_interp.decomposition.importance import ScalarGates
     from jax_interp.decomposition.losses import ImportanceMinimality, StochasticLayerwise, StochasticReconstruction
     from jax_interp.decomposition.train import instances_step, start
-    from jax_interp.toys.features import sparse_features
-    from jax_interp.toys.linear import Linear, Transposed
-    from jax_interp.toys.resid_mlp import ReluMLP, ResidBlock, ResidMLP, collapse
+    from jax_interp.toys.layers import Linear, ReluMLP, ResidBlock, Transposed
+    from jax_interp.toys.resid_mlp import ResidMLP, collapse
     from jax_interp.toys.tms import TIED, TMS
+    from jax_interp.toys.toy_training import sparse_features
 
     (W, b), (E, up, down) = _targets(sizes)
     tms = TMS(Linear(jnp.asarray(W)), [], Transposed(jnp.asarray(b)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.experiment import Results, Row
 from jax_interp.toys.alternative_superposition import AlternativeConfig, evaluate, train_alternative
-from jax_interp.toys.recipe import Recipe
+from jax_interp.toys.toy_training import ToyTraining
 from jax_interp.views.style import BLUE, MUTED, ORANGE, canvas, styled
 
 
@@ -25,13 +25,15 @@ from jax_interp.views.style import BLUE, MUTED, ORANGE, canvas, styled
 class Config:
     seeds: int = 2
     task: AlternativeConfig = dataclasses.field(default_factory=AlternativeConfig)
-    long: Recipe = dataclasses.field(default_factory=lambda: Recipe(20_000, 128, 2.5e-3, "cosine", weight_decay=0.0))
+    long: ToyTraining = dataclasses.field(
+        default_factory=lambda: ToyTraining(20_000, 128, 2.5e-3, "cosine", weight_decay=0.0)
+    )
     """Of the run without bias."""
 
 
 QUICK = Config(
-    1, AlternativeConfig(recipe=Recipe(800, 128, 5e-3, "constant", weight_decay=0.0)),
-    Recipe(1000, 128, 5e-3, "cosine", weight_decay=0.0),
+    1, AlternativeConfig(training=ToyTraining(800, 128, 5e-3, "constant", weight_decay=0.0)),
+    ToyTraining(1000, 128, 5e-3, "cosine", weight_decay=0.0),
 )  # fmt: skip
 
 
@@ -41,7 +43,7 @@ def run(config: Config) -> Results:
         "c = 1e-4": (task, ".64, .68", lambda found: (found["accuracy"] > 0.6).all()),
         "c = 0": (replace(task, penalty=0.0), ".73", lambda found: (found["accuracy"] > 0.6).all()),
         "c = 1e-2": (replace(task, penalty=1e-2), ".54", lambda found: (found["accuracy"] > 0.4).all()),
-        "c = 0, no bias, 20k steps": (replace(task, penalty=0.0, bias=False, recipe=config.long), ".95",
+        "c = 0, no bias, 20k steps": (replace(task, penalty=0.0, bias=False, training=config.long), ".95",
                                lambda found: (found["accuracy"] > 0.7).all()),
         "others on at 1, p = .05": (replace(task, others=0.05, amplitude=1.0), ".16",
                                     lambda found: (found["accuracy"] < 0.4).all()),

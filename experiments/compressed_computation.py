@@ -26,7 +26,7 @@ from jax_interp.toys.compressed_computation import (
     noise_matrix,
     train_compressed,
 )
-from jax_interp.toys.recipe import Recipe
+from jax_interp.toys.toy_training import ToyTraining
 from jax_interp.views.style import BLUE, GREEN, MUTED, ORANGE, canvas, styled
 
 
@@ -38,7 +38,7 @@ class Config:
     seed: int = 0
 
 
-QUICK = Config(task=CompressedConfig(recipe=Recipe(600, 1024, 3e-3, "cosine", weight_decay=0.0)))
+QUICK = Config(task=CompressedConfig(training=ToyTraining(600, 1024, 3e-3, "cosine", weight_decay=0.0)))
 PUBLISHED = {
     "clean": (".0834", lambda found: abs(found["gain"]) < 0.01),
     "noise": (".0667", lambda found: abs(found["gain"] - 0.20) < 0.03),

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.experiment import Results, Row
-from jax_interp.toys.modular_addition import ModularConfig, scores, train_modular
+from jax_interp.toys.modular_addition import ModularConfig, evaluate_modular, train_modular
 from jax_interp.toys.progress_measures import frequency_norms, frequency_shares, key_frequencies, progress
-from jax_interp.toys.recipe import Recipe
+from jax_interp.toys.toy_training import ToyTraining
 from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, canvas, styled
 
 
@@ -26,14 +26,14 @@ from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, canv
 class Config:
     task: ModularConfig = dataclasses.field(
         default_factory=lambda: ModularConfig(
-            recipe=Recipe(5000, 1, 1e-3, "constant", warm_up=10, weight_decay=1.0, betas=(0.9, 0.98))
+            training=ToyTraining(5000, 1, 1e-3, "constant", warm_up=10, weight_decay=1.0, betas=(0.9, 0.98))
         )
     )
     every: int = 100
     seed: int = 0
 
 
-QUICK = Config(ModularConfig(23, 0.6, recipe=Recipe(600, 1, 1e-3, "constant", 10, 1.0, (0.9, 0.98))), every=50)
+QUICK = Config(ModularConfig(23, 0.6, training=ToyTraining(600, 1, 1e-3, "constant", 10, 1.0, (0.9, 0.98))), every=50)
 
 
 def run(config: Config) -> Results:
@@ -84,7 +84,7 @@ def grow(task: ModularConfig, every: int, seed: int) -> Grown:
     """Train, and measure the model before every so many steps and at the end."""
     p = task.p
     models, mask, _ = train_modular(jax.random.key(seed), task, every=every)
-    found = jax.jit(lambda models: jax.lax.map(lambda model: scores(model, mask, p), models))(models)
+    found = jax.jit(lambda models: jax.lax.map(lambda model: evaluate_modular(model, mask, p), models))(models)
     last = jax.tree.map(lambda leaf: leaf[-1], models)
     used = key_frequencies(last)
     keys = jnp.asarray(np.isin(np.arange(1, p // 2 + 1), used))

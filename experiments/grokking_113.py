@@ -16,13 +16,13 @@ from jax_interp.toys.modular_addition import PAPER, ModularConfig
 @dataclasses.dataclass(frozen=True)
 class Config:
     task: ModularConfig = dataclasses.field(
-        default_factory=lambda: dataclasses.replace(PAPER, recipe=dataclasses.replace(PAPER.recipe, steps=16_000))
+        default_factory=lambda: dataclasses.replace(PAPER, training=dataclasses.replace(PAPER.training, steps=16_000))
     )
     every: int = 200
     seed: int = 0
 
 
-QUICK = Config(dataclasses.replace(PAPER, recipe=dataclasses.replace(PAPER.recipe, steps=200)), every=100)
+QUICK = Config(dataclasses.replace(PAPER, training=dataclasses.replace(PAPER.training, steps=200)), every=100)
 
 
 def run(config: Config) -> Results:

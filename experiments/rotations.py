@@ -15,8 +15,7 @@ import jax
 import numpy as np
 
 from experiments.experiment import Results, Row
-from jax_interp.toys.rotations import expected_errors, rotation_errors, rotations
-from jax_interp.toys.s_hot import most
+from jax_interp.toys.rotations import expected_errors, max_circuits, rotation_errors, rotations
 from jax_interp.views.style import BLUE, GREEN, MUTED, ORANGE, canvas, styled
 
 
@@ -45,7 +44,7 @@ def run(config: Config) -> Results:
         jax.random.key(config.seed), config.T, config.D, config.S, config.layers
     )
     measure = jax.jit(rotation_errors, static_argnums=(2, 3, 4))
-    fit = most(config.D // 4, config.S)
+    fit = max_circuits(config.D // 4, config.S)
     rows = [Row(f"circuits of {config.S} slots that fit into {config.D // 4}", f"{fit}", "557", fit == 557)]
     data: dict[str, Any] = {}
     for z, published in PUBLISHED.items():

@@ -16,31 +16,33 @@ import numpy as np
 
 from experiments.experiment import Results, Row
 from jax_interp.toys.geometry import dimensionality, dimensions_per_feature, feature_norm, gaps, is_pentagon
-from jax_interp.toys.recipe import Recipe
 from jax_interp.toys.tms import TMSConfig, tms_target
+from jax_interp.toys.toy_training import ToyTraining
 from jax_interp.views.style import BLUE, INK, MUTED, ORANGE, canvas, styled
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     seeds: int = 12
-    pentagon: Recipe = dataclasses.field(default_factory=lambda: Recipe(4000, 512))
+    pentagon: ToyTraining = dataclasses.field(default_factory=lambda: ToyTraining(4000, 512))
     probabilities: tuple[float, ...] = (1.0, 0.6, 0.3, 0.3, 0.3, 0.2, 0.1, 0.05, 0.03, 0.01)
-    geometry: Recipe = dataclasses.field(default_factory=lambda: Recipe(5000, 512))
+    geometry: ToyTraining = dataclasses.field(default_factory=lambda: ToyTraining(5000, 512))
 
 
-QUICK = Config(4, Recipe(1500, 256), (1.0, 0.3), Recipe(1500, 128))
+QUICK = Config(4, ToyTraining(1500, 256), (1.0, 0.3), ToyTraining(1500, 128))
 
 
 def run(config: Config) -> Results:
-    xavier = tms_target(TMSConfig(instances=config.seeds, recipe=config.pentagon))
-    torch = tms_target(TMSConfig(instances=config.seeds, draw="torch", draws_bias=True, recipe=config.pentagon))
+    xavier = tms_target(TMSConfig(instances=config.seeds, training=config.pentagon))
+    torch = tms_target(
+        TMSConfig(instances=config.seeds, weight_init="torch", random_bias=True, training=config.pentagon)
+    )
     W = xavier.linear1.weight
     good, lost = np.asarray(jax.vmap(is_pentagon)(W)), np.asarray(jax.vmap(is_pentagon)(torch.linear1.weight))
     norms, spread = np.asarray(feature_norm(W))[good], np.abs(np.asarray(jax.vmap(gaps)(W))[good] - 72).max()
     bias = np.asarray(xavier.linear2.bias)[good]
     p = config.probabilities
-    many = TMSConfig(100, 20, instances=len(p), probability=p, recipe=config.geometry)
+    many = TMSConfig(100, 20, instances=len(p), probability=p, training=config.geometry)
     wide = tms_target(many).linear1.weight
     D, star = np.asarray(jax.vmap(dimensionality)(wide)), np.asarray(jax.vmap(dimensions_per_feature)(wide))
     kept = np.asarray(feature_norm(wide)) > 0.5

@@ -17,11 +17,7 @@ from jax_interp.decomposition.apd import APDConfig
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.models.hf import load
 from jax_interp.recipes.run_inputs import fingerprint
-from jax_interp.toys.features import sparse_features
-from jax_interp.toys.resid_mlp import collapse, resid_mlp_target
-from jax_interp.toys.tms import PRESETS as TMS_PRESETS
-from jax_interp.toys.tms import preset as tms_preset
-from jax_interp.toys.tms import tms_target
+from jax_interp.toys import find_toy, target_forms
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class DecompositionRunConfig:
             raise UserError(f"threshold={self.threshold} is for importances: APD keeps the top k of attributions")
         if isinstance(self.decomposition, APDConfig) and ":" not in self.target:
             raise UserError(
-                f"target={self.target!r}: APD takes toys apart, tms:PRESET or resid-mlp:PRESET; its attributions cost "
+                f"target={self.target!r}: APD takes toys apart ({target_forms()}); its attributions cost "
                 "a backward pass for each output, and of a language model those are its vocabulary"
             )
 
@@ -91,25 +87,16 @@ class Inputs:
 
 def inputs_for(config: DecompositionRunConfig) -> Inputs:
     """Train or load the target. Raises UserError."""
-    kind, _, name = config.target.partition(":")
-    batch = config.decomposition.batch
-    if kind == "tms":
-        if tms_preset(name).instances is not None:
-            single = ", ".join(f"tms:{one}" for one, toy in TMS_PRESETS.items() if toy.instances is None)
-            raise UserError(
-                f"target {config.target!r} is several instances in one, decompose takes one model: {single}"
-            )
-        loaded: Any = tms_target(name, config.target_seed)
-        model = loaded
-        draw = partial(sparse_features, n=model.linear1.weight.shape[0], probability=0.05)
-    elif kind == "resid-mlp":
-        loaded = resid_mlp_target(name, config.target_seed)
-        model = collapse(loaded) if config.collapsed else loaded
-        draw = partial(sparse_features, n=model.embed.weight.shape[0], probability=0.01, low=-1.0)
-    elif name:
-        raise UserError(f"target {config.target!r}: tms:PRESET, resid-mlp:PRESET, or what `load` takes")
-    else:
+    kind, colon, preset = config.target.partition(":")
+    if not colon:
         return _of_text(config)
+    try:
+        toy = find_toy(kind)
+    except UserError as error:
+        raise UserError(f"target {config.target!r}: {target_forms()}, or what `load` takes ({error})") from None
+    loaded = toy.target(preset, config.target_seed)
+    model = toy.collapse(loaded) if config.collapsed else loaded
+    draw, batch = partial(toy.sample, model), config.decomposition.batch
 
     def for_page(sequences: int) -> HeldOut:
         x = draw(jax.random.key(98), 100 * sequences)

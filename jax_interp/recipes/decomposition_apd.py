@@ -19,9 +19,8 @@ from jax_interp.decomposition.metrics import recovery
 from jax_interp.recipes.decomposition import DecompositionRunConfig, HeldOut, Inputs
 from jax_interp.recipes.decomposition_method import Method
 from jax_interp.recipes.decomposition_page import Shown
-from jax_interp.toys.known_features import known_features
-from jax_interp.toys.tms import TMS
 from jax_interp.training import Log, RunTarget
+from jax_interp.toys import known_features
 
 
 def check(settings: APDConfig, inputs: Inputs) -> None:
@@ -53,9 +52,9 @@ def measure(settings: APDConfig, config: DecompositionRunConfig, trained: Traine
         result |= features_of_apd(
             trained, known.count, active=active, oracle=oracle, samples=32, cap=16, feature_sets=32
         )
-    if isinstance(inputs.model, TMS) and "linear1" in trained.model.names:
-        found = recovery(products(trained.model, trained.rank)["linear1"], inputs.model.linear1.weight)
-        result |= {"mmcs": float(found.mmcs), "ml2r": float(found.ml2r)}
+        for name in set(known.directions).intersection(trained.model.names):
+            found = recovery(products(trained.model, trained.rank)[name], known.directions[name])
+            result |= {"mmcs": float(found.mmcs), "ml2r": float(found.ml2r)}
     return result
 
 

@@ -19,9 +19,8 @@ from jax_interp.decomposition.train import Trained, template, train_decompositio
 from jax_interp.recipes.decomposition import DecompositionRunConfig, Inputs
 from jax_interp.recipes.decomposition_method import Method
 from jax_interp.recipes.decomposition_page import page
-from jax_interp.toys.known_features import KnownFeatures, known_features
-from jax_interp.toys.tms import TMS
 from jax_interp.training import Log, RunTarget
+from jax_interp.toys import KnownFeatures, known_features
 
 
 def check(settings: DecompositionConfig, inputs: Inputs) -> None:
@@ -71,8 +70,8 @@ def against(
         "pattern_errors": pattern_errors(model, importance, known.patterns),
         "composites": composites_of(settings, trained, known.count, active=active, oracle=oracle, **few),
     }
-    if isinstance(model.target, TMS) and "linear1" in model.names:
-        found = recovery(model.of("linear1"), model.target.linear1.weight)
+    for name in set(known.directions).intersection(model.names):
+        found = recovery(model.of(name), known.directions[name])
         result |= {"mmcs": float(found.mmcs), "ml2r": float(found.ml2r)}
     return result
 

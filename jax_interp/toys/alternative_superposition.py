@@ -17,12 +17,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from jax_interp.toys.features import sparse_features
-from jax_interp.toys.linear import Linear, Transposed
-from jax_interp.toys.recipe import Recipe, train
+from jax_interp.core.config_json import reads_older_files
+from jax_interp.toys.layers import Linear, Transposed
 from jax_interp.toys.tms import TMS
+from jax_interp.toys.toy import TOYS, Toy
+from jax_interp.toys.toy_training import ToyTraining, sparse_features, train
 
 
+@reads_older_files(renamed={"recipe": "training"})
 @dataclasses.dataclass(frozen=True)
 class AlternativeConfig:
     n_features: int = 100
@@ -34,7 +36,9 @@ class AlternativeConfig:
     """Probability of another feature than the target to be on as well."""
     amplitude: float = 0.1
     """How large the others are, uniform from 0."""
-    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(5000, 128, 2.5e-3, "constant", weight_decay=0.0))
+    training: ToyTraining = dataclasses.field(
+        default_factory=lambda: ToyTraining(5000, 128, 2.5e-3, "constant", weight_decay=0.0)
+    )
 
 
 def target_data(
@@ -63,18 +67,23 @@ def target_loss(
     return jnp.mean(error + penalty * jnp.max(jnp.where(own, -jnp.inf, y), axis=1))
 
 
-def train_alternative(key: Key[Array, ""], config: AlternativeConfig = AlternativeConfig()) -> TMS:
-    """A trained autoencoder; W and b start standard normal. `jax.vmap` it over keys."""
-    w, b, data = jax.random.split(key, 3)
+def init_alternative(key: Key[Array, ""], config: AlternativeConfig = AlternativeConfig()) -> TMS:
+    """An untrained autoencoder; W and b are standard normal."""
+    w, b, _ = jax.random.split(key, 3)
     n, m = config.n_features, config.n_hidden
     bias = jax.random.normal(b, (n,)) if config.bias else None
-    model = TMS(Linear(jax.random.normal(w, (n, m))), nnx.List([]), Transposed(bias), relu=False)
+    return TMS(Linear(jax.random.normal(w, (n, m))), nnx.List([]), Transposed(bias), relu=False)
+
+
+def train_alternative(key: Key[Array, ""], config: AlternativeConfig = AlternativeConfig()) -> TMS:
+    """A trained autoencoder. `jax.vmap` it over keys."""
+    data = jax.random.split(key, 3)[2]
 
     def loss(model: TMS, key: Array) -> Array:
-        x, t = target_data(key, config.recipe.batch, config)
+        x, t = target_data(key, config.training.batch, config)
         return target_loss(model, x, t, config.penalty)
 
-    return train(model, loss, config.recipe, data)[0]
+    return train(init_alternative(key, config), loss, config.training, data)[0]
 
 
 def evaluate(model: TMS) -> dict[str, Float[Array, ""]]:
@@ -93,3 +102,16 @@ def evaluate(model: TMS) -> dict[str, Float[Array, ""]]:
         "norm": jnp.mean(norms),
         "norm_spread": jnp.std(norms),
     }
+
+
+@TOYS.register
+class AlternativeSuperpositionToy(Toy[TMS]):
+    """A linear TMS whose loss counts one target feature."""
+
+    name = "alternative-superposition"
+
+    def example(self, key: Key[Array, ""]) -> TMS:
+        return init_alternative(key, AlternativeConfig(n_features=6))
+
+    def sample(self, model: TMS, key: Key[Array, ""], batch: int) -> Float[Array, "batch feature"]:
+        return target_data(key, batch, AlternativeConfig(n_features=model.linear1.weight.shape[0]))[0]

@@ -7,6 +7,7 @@ damaged, or says another config than its name, is refused by name; deleting it i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jax_interp.core.atomic_write import atomic_write
-from jax_interp.core.config_json import to_json
+from jax_interp.core.config_json import to_json, upgrade
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten, unflatten
 from jax_interp.core.user_cache import user_cache
@@ -48,7 +49,7 @@ def cached(kind: str, config: Any, seed: int, template: T, make: Callable[[], T]
     asked = {"kind": kind, "recipes": RECIPES, "seed": seed, "config": to_json(config)}
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_directory() / f"{kind}-{name}.safetensors"
-    if path.is_file():
+    if path.is_file() or (path := _earlier_file(path, asked)).is_file():
         return _read(path, asked, template)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
@@ -56,6 +57,17 @@ def cached(kind: str, config: Any, seed: int, template: T, make: Callable[[], T]
         if not path.is_file():
             _write(path, asked, make())
     return _read(path, asked, template)
+
+
+def _earlier_file(path: Path, asked: dict[str, Any]) -> Path:
+    """The file that an earlier version wrote of the same config under other field names; `path` if there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    for other in path.parent.glob(f"{asked['kind']}-*.safetensors"):
+        with contextlib.suppress(SafetensorError, OSError, json.JSONDecodeError), safe_open(other, "flax") as file:
+            if upgrade(json.loads((file.metadata() or {}).get("asked", "null"))) == asked:
+                return other
+    return path
 
 
 def _write(path: Path, asked: dict[str, Any], tree: Any) -> None:
@@ -79,7 +91,7 @@ def _read(path: Path, asked: dict[str, Any], template: T) -> T:
         says, marks = json.loads(header.get("asked", "null")), json.loads(header.get("fingerprints", "null"))
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise refuse(f"is damaged ({error})") from error
-    if says != asked:
+    if upgrade(says) != asked:
         raise refuse("holds another config than its name says")
     want = flatten(template)
     if {name: (x.shape, x.dtype) for name, x in want.items()} != {name: (x.shape, x.dtype) for name, x in flat.items()}:

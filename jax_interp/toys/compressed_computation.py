@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jax_interp.core.config_json import reads_older_files
 from jax_interp.surgery import Site
-from jax_interp.toys.features import one_active, sparse_features
-from jax_interp.toys.linear import Linear, draw
-from jax_interp.toys.recipe import Recipe, train
-from jax_interp.toys.resid_mlp import ReluMLP
+from jax_interp.toys.layers import Linear, ReluMLP, init_weight
+from jax_interp.toys.toy import TOYS, Toy
+from jax_interp.toys.toy_training import ToyTraining, one_active, sparse_features, train
 
 Noise = Literal["symmetric", "asymmetric", "embedding"]
 
@@ -38,6 +38,7 @@ class CompressedMLP:
         return site.close(site("output", y, "batch feature"))
 
 
+@reads_older_files(renamed={"recipe": "training"})
 @dataclasses.dataclass(frozen=True)
 class CompressedConfig:
     """The task and its training; the noise matrix is given apart, so that one compiled program serves all of them."""
@@ -47,7 +48,9 @@ class CompressedConfig:
     probability: float = 0.01
     exactly_one: bool = False
     """Whether exactly one feature is on in every row, the limit of greatest sparsity."""
-    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(10_000, 2048, 3e-3, "cosine", weight_decay=0.0))
+    training: ToyTraining = dataclasses.field(
+        default_factory=lambda: ToyTraining(10_000, 2048, 3e-3, "cosine", weight_decay=0.0)
+    )
 
     def batch(self, key: Key[Array, ""], size: int) -> Float[Array, "batch feature"]:
         if self.exactly_one:
@@ -78,23 +81,27 @@ def compressed_loss(
     return jnp.mean((model(x) - jax.nn.relu(x) - x @ M) ** 2)
 
 
+def init_compressed(key: Key[Array, ""], config: CompressedConfig) -> CompressedMLP:
+    """An untrained network."""
+    up, down = jax.random.split(key)
+    n, d = config.n_features, config.n_neurons
+    return CompressedMLP(ReluMLP(Linear(init_weight(up, n, d)), Linear(init_weight(down, d, n))))
+
+
 def train_compressed(
     key: Key[Array, ""],
     M: Float[Array, "feature feature"],
     config: CompressedConfig = CompressedConfig(),
-    start: CompressedMLP | None = None,
+    initial: CompressedMLP | None = None,
 ) -> CompressedMLP:
     """A network trained on the noise M, from `start` where one is given (to move a solution to other noise).
 
     A function of arrays: `jax.vmap` it over keys and noise matrices.
     """
     first, data = jax.random.split(key)
-    if start is None:
-        up, down = jax.random.split(first)
-        n, d = config.n_features, config.n_neurons
-        start = CompressedMLP(ReluMLP(Linear(draw(up, n, d)), Linear(draw(down, d, n))))
-    loss = lambda model, key: compressed_loss(model, config.batch(key, config.recipe.batch), M)
-    return train(start, loss, config.recipe, data)[0]
+    initial = init_compressed(first, config) if initial is None else initial
+    loss = lambda model, key: compressed_loss(model, config.batch(key, config.training.batch), M)
+    return train(initial, loss, config.training, data)[0]
 
 
 def naive_per_probability(config: CompressedConfig) -> float:
@@ -164,3 +171,16 @@ def factored(M: Float[Array, "feature feature"], n_neurons: int, key: Key[Array,
     """
     up, down = semi_nmf(jnp.eye(M.shape[0]) + M, n_neurons, key)
     return CompressedMLP(ReluMLP(Linear(up), Linear(down)))
+
+
+@TOYS.register
+class CompressedComputationToy(Toy[CompressedMLP]):
+    """A ReLU MLP with fewer neurons than features."""
+
+    name = "compressed-computation"
+
+    def example(self, key: Key[Array, ""]) -> CompressedMLP:
+        return init_compressed(key, CompressedConfig(n_features=8, n_neurons=4))
+
+    def sample(self, model: CompressedMLP, key: Key[Array, ""], batch: int) -> Float[Array, "batch feature"]:
+        return sparse_features(key, batch, model.mlp.up.weight.shape[0], 0.01, -1.0)

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core.errors import UserError
 from jax_interp.surgery import Site, run_blocks
-from jax_interp.toys.linear import Linear
-from jax_interp.toys.resid_mlp import ReluMLP, ResidBlock
+from jax_interp.toys.layers import Linear, ReluMLP, ResidBlock
+from jax_interp.toys.toy import TOYS, Toy
 
 
 @jax.tree_util.register_dataclass
@@ -132,3 +132,17 @@ def gated_inputs(
     x = jax.random.uniform(value, (batch, 1), minval=config.low, maxval=config.high)
     on = jax.random.bernoulli(bits, config.probability, (batch, config.n_functions))
     return jnp.concatenate([x, on.astype(x.dtype)], axis=1)
+
+
+@TOYS.register
+class GatedPWLToy(Toy[GatedPWL]):
+    """Piecewise-linear functions, each switched on by a bit; made by hand."""
+
+    name = "gated-pwl"
+
+    def example(self, key: Key[Array, ""]) -> GatedPWL:
+        return gated_pwl(key, GatedPWLConfig(n_functions=2, n_neurons=4))[0]
+
+    def sample(self, model: GatedPWL, key: Key[Array, ""], batch: int) -> Float[Array, "batch input"]:
+        bits = model.blocks[0].mlp.up.weight.shape[0] - 2  # the stream is x, the bits, y
+        return gated_inputs(key, batch, GatedPWLConfig(n_functions=bits))

@@ -13,13 +13,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jax_interp.core.config_json import reads_older_files
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.surgery import read
 from jax_interp.toys.cache import cached
-from jax_interp.toys.recipe import Recipe, train
+from jax_interp.toys.toy import TOYS, Toy
+from jax_interp.toys.toy_training import ToyTraining, train
 
 
+@reads_older_files(renamed={"recipe": "training"})
 @dataclasses.dataclass(frozen=True)
 class InductionConfig:
     vocab: int = 32
@@ -28,7 +31,7 @@ class InductionConfig:
     """The shortest stretch; the longest is half of the context."""
     d_model: int = 64
     n_heads: int = 2
-    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(1000, 64, 3e-3, "cosine", warm_up=50))
+    training: ToyTraining = dataclasses.field(default_factory=lambda: ToyTraining(1000, 64, 3e-3, "cosine", warm_up=50))
 
     @property
     def model(self) -> Config:
@@ -38,7 +41,7 @@ class InductionConfig:
         )  # fmt: skip
 
 
-def repeated(
+def repeated_sequences(
     key: Key[Array, ""], batch: int, config: InductionConfig
 ) -> tuple[Int[Array, "batch pos"], Int[Array, "batch"]]:
     """`(tokens, period)`: token t is that of t - period. The first period is random tokens, none of them twice, so that
@@ -60,9 +63,9 @@ def induction_loss(model: Decoder, tokens: Int[Array, "batch pos"], period: Int[
 def train_induction(key: Key[Array, ""], config: InductionConfig = InductionConfig()) -> Decoder:
     """The trained transformer."""
     start, data = jax.random.split(key)
-    loss = lambda model, key: induction_loss(model, *repeated(key, config.recipe.batch, config))
+    loss = lambda model, key: induction_loss(model, *repeated_sequences(key, config.training.batch, config))
     model = init(config.model, start, stacked=False)
-    return jax.jit(lambda model, key: train(model, loss, config.recipe, key)[0])(model, data)
+    return jax.jit(lambda model, key: train(model, loss, config.training, key)[0])(model, data)
 
 
 def induction_target(config: InductionConfig = InductionConfig(), seed: int = 0) -> Decoder:
@@ -90,3 +93,17 @@ def attention_scores(
         "previous": mean_over(back == 1, pos[None] >= 1),
         "induction": mean_over(after, pos[None] >= period[:, None]),
     }
+
+
+@TOYS.register
+class InductionToy(Toy[Decoder]):
+    """An attention-only transformer of two layers, on sequences that repeat."""
+
+    name = "induction"
+
+    def example(self, key: Key[Array, ""]) -> Decoder:
+        return init(InductionConfig(vocab=12, n_ctx=12, d_model=16).model, key, stacked=False)
+
+    def sample(self, model: Decoder, key: Key[Array, ""], batch: int) -> Int[Array, "batch pos"]:
+        config = InductionConfig(model.config.vocab_size, model.config.n_ctx)
+        return repeated_sequences(key, batch, config)[0]

@@ -14,13 +14,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.leaves import flatten, unflatten
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.toys.cache import cached
-from jax_interp.toys.recipe import Recipe, train, trajectory
+from jax_interp.toys.toy import TOYS, Toy
+from jax_interp.toys.toy_training import ToyTraining, train, trajectory
 
 
+@reads_older_files(renamed={"recipe": "training"})
 @dataclasses.dataclass(frozen=True)
 class ModularConfig:
     """The task, the model and the training. The defaults are the paper's but for p and the fraction: p = 53 groks in
@@ -33,8 +36,8 @@ class ModularConfig:
     d_model: int = 128
     n_heads: int = 4
     d_mlp: int = 512
-    recipe: Recipe = dataclasses.field(
-        default_factory=lambda: Recipe(4000, 1, 1e-3, "constant", warm_up=10, weight_decay=1.0, betas=(0.9, 0.98))
+    training: ToyTraining = dataclasses.field(
+        default_factory=lambda: ToyTraining(4000, 1, 1e-3, "constant", warm_up=10, weight_decay=1.0, betas=(0.9, 0.98))
     )
     """Every step sees all training pairs; its `batch` says nothing."""
 
@@ -48,7 +51,7 @@ class ModularConfig:
 
 
 PAPER = ModularConfig(
-    113, 0.3, recipe=Recipe(40_000, 1, 1e-3, "constant", warm_up=10, weight_decay=1.0, betas=(0.9, 0.98))
+    113, 0.3, training=ToyTraining(40_000, 1, 1e-3, "constant", warm_up=10, weight_decay=1.0, betas=(0.9, 0.98))
 )
 
 
@@ -67,25 +70,25 @@ def init_modular(key: Key[Array, ""], config: ModularConfig) -> Decoder:
     return unflatten(model, {name: drawn(name, leaf, key) for (name, leaf), key in zip(flat.items(), keys)})
 
 
-def pairs(p: int) -> tuple[Int[Array, "pair"], Int[Array, "pair"]]:
+def all_pairs(p: int) -> tuple[Int[Array, "pair"], Int[Array, "pair"]]:
     """All (a, b), a slowest."""
     both = jnp.arange(p * p)
     return both // p, both % p
 
 
-def tokens(a: Int[Array, "batch"], b: Int[Array, "batch"], p: int) -> Int[Array, "batch 3"]:
+def pair_tokens(a: Int[Array, "batch"], b: Int[Array, "batch"], p: int) -> Int[Array, "batch 3"]:
     """What the model reads."""
     return jnp.stack([a, b, jnp.full_like(a, p)], axis=1)
 
 
-def answers(model: Decoder, a: Int[Array, "batch"], b: Int[Array, "batch"]) -> Float[Array, "batch p"]:
+def answer_logits(model: Decoder, a: Int[Array, "batch"], b: Int[Array, "batch"]) -> Float[Array, "batch p"]:
     """`model(tokens(a, b, p))[:, -1, :p]`, several times cheaper: only the last position is worked out, and queries,
     keys and values, which depend on one token each, once for each token. The same function of the same parameters.
     """
     return _readout(model, _after_attention(model, a, b))[1]
 
 
-def neurons(model: Decoder, a: Int[Array, "batch"], b: Int[Array, "batch"]) -> Float[Array, "batch d_mlp"]:
+def mlp_activations(model: Decoder, a: Int[Array, "batch"], b: Int[Array, "batch"]) -> Float[Array, "batch d_mlp"]:
     """The MLP's activations at the last position."""
     return _readout(model, _after_attention(model, a, b))[0]
 
@@ -105,10 +108,10 @@ def training_pairs(key: Key[Array, ""], config: ModularConfig) -> Bool[Array, "p
     return order < int(config.fraction * config.p**2)
 
 
-def scores(model: Decoder, mask: Bool[Array, "pair"], p: int) -> dict[str, Float[Array, ""]]:
+def evaluate_modular(model: Decoder, mask: Bool[Array, "pair"], p: int) -> dict[str, Float[Array, ""]]:
     """Cross-entropy and accuracy on the pairs trained on and on the others."""
-    a, b = pairs(p)
-    logits, answer = answers(model, a, b), (a + b) % p
+    a, b = all_pairs(p)
+    logits, answer = answer_logits(model, a, b), (a + b) % p
     right = jnp.argmax(logits, axis=1) == answer
     each = cross_entropy(logits, answer)
     mean = lambda value, where: jnp.mean(value, where=where)
@@ -126,15 +129,15 @@ def train_modular(key: Key[Array, ""], config: ModularConfig = ModularConfig(), 
     """
     start, choice = jax.random.split(key)
     mask = training_pairs(choice, config)
-    a, b = pairs(config.p)
+    a, b = all_pairs(config.p)
     chosen = jnp.nonzero(mask, size=int(config.fraction * config.p**2))[0]
     a, b = a[chosen], b[chosen]
 
     def run(model: Decoder, a: Array, b: Array) -> Any:
-        loss = lambda model, key: jnp.mean(cross_entropy(answers(model, a, b), (a + b) % config.p))
+        loss = lambda model, key: jnp.mean(cross_entropy(answer_logits(model, a, b), (a + b) % config.p))
         if every:
-            return trajectory(model, loss, config.recipe, key, every)
-        return train(model, loss, config.recipe, key)
+            return trajectory(model, loss, config.training, key, every)
+        return train(model, loss, config.training, key)
 
     model, losses = jax.jit(run)(init_modular(start, config), a, b)
     return model, mask, losses
@@ -183,3 +186,18 @@ def _readout(model: Decoder, x: Float[Array, "batch d_model"]) -> tuple[Array, A
     x = x + post @ mlp.down.weight[...] + mlp.down.bias[...][None]
     assert model.unembed is not None
     return post, x @ model.unembed.weight[...][:, :-1]
+
+
+@TOYS.register
+class ModularAdditionToy(Toy[Decoder]):
+    """A transformer of one layer for (a + b) mod p."""
+
+    name = "modular-addition"
+
+    def example(self, key: Key[Array, ""]) -> Decoder:
+        return init_modular(key, ModularConfig(7, 0.5, d_model=16, n_heads=2, d_mlp=24))
+
+    def sample(self, model: Decoder, key: Key[Array, ""], batch: int) -> Int[Array, "batch 3"]:
+        p = model.config.vocab_size - 1
+        a, b = jax.random.randint(key, (2, batch), 0, p)
+        return pair_tokens(a, b, p)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.leaves import flatten
 from jax_interp.models.decoder import Decoder
-from jax_interp.toys.modular_addition import answers, cross_entropy, mlp_to_logits, neurons, pairs
+from jax_interp.toys.modular_addition import all_pairs, answer_logits, cross_entropy, mlp_activations, mlp_to_logits
 
 
 def fourier_basis(p: int) -> Float[Array, "p p"]:
@@ -60,7 +60,7 @@ def neuron_frequencies(
 def frequency_shares(model: Decoder) -> Float[Array, "frequency"]:
     """The share of the neurons' variance that each frequency explains, weighted by how much a neuron varies."""
     p = model.config.vocab_size - 1
-    post = neurons(model, *pairs(p))
+    post = mlp_activations(model, *all_pairs(p))
     shares = neuron_frequencies(post, p)[1]
     weight = jnp.var(post, axis=0)
     return jnp.sum(shares * weight[:, None], axis=0) / jnp.sum(weight)
@@ -81,8 +81,8 @@ def progress(model: Decoder, mask: Bool[Array, "pair"], keys: Bool[Array, "frequ
     weights           sum of all squared parameters
     """
     p = model.config.vocab_size - 1
-    a, b = pairs(p)
-    logits, answer = answers(model, a, b), (a + b) % p
+    a, b = all_pairs(p)
+    logits, answer = answer_logits(model, a, b), (a + b) % p
     k = jnp.arange(1, p // 2 + 1)
     phase = (2 * jnp.pi / p) * ((k[:, None] * (a + b)[None]) % p).astype(jnp.float32)
     waves = jnp.concatenate([jnp.cos(phase), jnp.sin(phase)]) * (2**0.5 / p)  # orthonormal over the pairs

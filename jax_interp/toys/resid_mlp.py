@@ -17,38 +17,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
-from jax_interp.surgery import Site, run_blocks
+from jax_interp.surgery import Site, depth_of, run_blocks
 from jax_interp.toys.cache import cached
-from jax_interp.toys.features import sparse_features
-from jax_interp.toys.linear import Linear, draw
-from jax_interp.toys.recipe import Recipe, train
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class ReluMLP:
-    """`relu(x up) down`, with biases where the maps have them."""
-
-    up: Any
-    down: Any
-
-    def __call__(self, x: Float[Array, "batch d_embed"], site: Site) -> Float[Array, "batch d_embed"]:
-        pre = site("pre", self.up(x, site / "up"), "batch neuron")
-        return self.down(site("post", jax.nn.relu(pre), "batch neuron"), site / "down")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class ResidBlock:
-    """What its MLP makes of the stream is added to it."""
-
-    mlp: Any
-
-    def __call__(self, x: Float[Array, "batch d_embed"], site: Site) -> Float[Array, "batch d_embed"]:
-        x = site("resid_pre", x, "batch d_model")
-        x = x + site("mlp_out", self.mlp(x, site / "mlp"), "batch d_model")
-        return site("resid_post", x, "batch d_model")
+from jax_interp.toys.layers import Linear, ReluMLP, ResidBlock, init_weight
+from jax_interp.toys.toy import TOYS, KnownFeatures, Pattern, Toy
+from jax_interp.toys.toy_training import ToyTraining, sparse_features, train
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +40,20 @@ class ResidMLP:
         x = run_blocks(self.blocks, x, site)
         return site.close(site("output", jnp.einsum("be,fe->bf", x, self.embed.weight), "batch feature"))
 
+    def known_features(self) -> KnownFeatures:
+        """Features are read by `mlp.up`, each by a component of its own, and written by neurons that all share (SPD).
 
+        The parts are those of one layer, where W_in reads feature i along the dual basis of the embedding's rows. Later
+        layers read what earlier ones made of the features, so for more layers no parts are known.
+        """
+        W_E, parts = self.embed.weight, {}
+        if depth_of(self.blocks) == 1 and W_E.shape[0] <= W_E.shape[1]:  # otherwise they cannot be read apart
+            parts["blocks.*.mlp.up"] = (jnp.linalg.pinv(W_E), W_E @ self.blocks[0].mlp.up.weight)
+        patterns: dict[str, Pattern] = {"blocks.*.mlp.up": "identity", "blocks.*.mlp.down": "dense"}
+        return KnownFeatures(W_E.shape[0], patterns, parts)
+
+
+@reads_older_files(renamed={"recipe": "training"})
 @dataclasses.dataclass(frozen=True)
 class ResidMLPConfig:
     """A residual MLP and its training."""
@@ -78,7 +66,7 @@ class ResidMLPConfig:
     identity: bool = False
     """Whether the embedding is the identity and not random; d_embed is n_features then."""
     probability: float = 0.01
-    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(10_000, 2048, 3e-3, "cosine"))
+    training: ToyTraining = dataclasses.field(default_factory=lambda: ToyTraining(10_000, 2048, 3e-3, "cosine"))
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -94,7 +82,10 @@ def init_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig) -> ResidMLP:
     blocks = []
     for layer in layers:
         up, down = jax.random.split(layer)
-        mlp = ReluMLP(Linear(draw(up, config.d_embed, config.d_mlp)), Linear(draw(down, config.d_mlp, config.d_embed)))
+        mlp = ReluMLP(
+            Linear(init_weight(up, config.d_embed, config.d_mlp)),
+            Linear(init_weight(down, config.d_mlp, config.d_embed)),
+        )
         blocks.append(ResidBlock(mlp))
     return ResidMLP(Linear(W_E), blocks)
 
@@ -110,10 +101,10 @@ def train_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig = ResidMLPConfig
     model = init_resid_mlp(start, config)
 
     def loss(blocks: list, key: Array) -> Array:
-        x = sparse_features(key, config.recipe.batch, config.n_features, config.probability, -1.0, 1.0)
+        x = sparse_features(key, config.training.batch, config.n_features, config.probability, -1.0, 1.0)
         return jnp.mean((in_features(dataclasses.replace(model, blocks=blocks), x) - label(x)) ** 2)
 
-    blocks, _ = jax.jit(lambda blocks, key: train(blocks, loss, config.recipe, key))(model.blocks, data)
+    blocks, _ = jax.jit(lambda blocks, key: train(blocks, loss, config.training, key))(model.blocks, data)
     return dataclasses.replace(model, blocks=blocks)
 
 
@@ -173,10 +164,30 @@ def naive_loss(n_features: int, n_neurons: int, probability: float) -> float:
 
 PRESETS: dict[str, ResidMLPConfig] = {
     "1-layer": ResidMLPConfig(source="APD 2025: 10k steps"),
-    "1-layer-spd": ResidMLPConfig(recipe=Recipe(1000, 2048, 3e-3, "cosine"), source="yaml: SPD 2025, tag v1"),
+    "1-layer-spd": ResidMLPConfig(training=ToyTraining(1000, 2048, 3e-3, "cosine"), source="yaml: SPD 2025, tag v1"),
     "2-layer": ResidMLPConfig(n_layers=2, d_mlp=25, source="APD 2025: 10k steps"),
     "2-layer-spd": ResidMLPConfig(
-        n_layers=2, d_mlp=25, recipe=Recipe(1000, 2048, 3e-3, "cosine"), source="yaml: SPD 2025, tag v1"
+        n_layers=2, d_mlp=25, training=ToyTraining(1000, 2048, 3e-3, "cosine"), source="yaml: SPD 2025, tag v1"
     ),
     "3-layer": ResidMLPConfig(n_features=102, n_layers=3, d_mlp=17, source="yaml: SPD 2025, tag v1"),
 }
+
+
+@TOYS.register
+class ResidMLPToy(Toy[ResidMLP]):
+    """Residual MLPs on sparse features in [-1, 1)."""
+
+    name = "resid-mlp"
+    presets = tuple(PRESETS)
+
+    def example(self, key: Key[Array, ""]) -> ResidMLP:
+        return init_resid_mlp(key, ResidMLPConfig(n_features=6, d_embed=9, n_layers=2, d_mlp=3))
+
+    def sample(self, model: ResidMLP, key: Key[Array, ""], batch: int) -> Float[Array, "batch feature"]:
+        return sparse_features(key, batch, model.embed.weight.shape[0], 0.01, -1.0)
+
+    def target(self, preset: str, seed: int = 0) -> ResidMLP:
+        return resid_mlp_target(preset, seed)
+
+    def collapse(self, model: ResidMLP) -> ResidMLP:
+        return collapse(model)

@@ -17,15 +17,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jax_interp.core.errors import UserError
 from jax_interp.surgery import Site, read, run_blocks
-from jax_interp.toys.linear import Linear
-from jax_interp.toys.s_hot import embeddings
+from jax_interp.toys.layers import Linear
+from jax_interp.toys.toy import TOYS, Toy
 
 d = 4
 """Neurons of a small circuit."""
@@ -81,7 +84,7 @@ def rotations(key: Key[Array, ""], T: int = 557, D: int = 1000, S: int = 6, laye
     at, where = jax.random.split(key)
     n = D // d
     angles = jax.random.uniform(at, (T,), maxval=2 * jnp.pi)
-    slots = embeddings(where, T, n, S, layers)
+    slots = slot_indicators(where, T, n, S, layers)
     w = jax.vmap(small_weights)(angles)
     mean = jnp.mean(w, axis=0)
     bias = jnp.repeat(jnp.asarray(BIAS), n)
@@ -103,7 +106,7 @@ def small_weights(angle: Float[Array, ""]) -> Float[Array, "4 4"]:
     return jnp.stack([jnp.stack(row) for row in rows])
 
 
-def initial(
+def initial_activations(
     x: Float[Array, "batch T 2"], active: Bool[Array, "batch T"]
 ) -> tuple[Float[Array, "batch circuit"], Float[Array, "batch T 2"]]:
     """`(a, x)`: the network's input for circuits that are on with x or off, and x where they are on."""
@@ -113,13 +116,13 @@ def initial(
     return a.reshape(a.shape[0], -1), x
 
 
-def carried(a: Float[Array, "batch T 4"]) -> tuple[Float[Array, "batch T"], Float[Array, "batch T 2"]]:
+def circuit_state(a: Float[Array, "batch T 4"]) -> tuple[Float[Array, "batch T"], Float[Array, "batch T 2"]]:
     """`(α, x)` of the circuits."""
     alpha = a[..., 0] - a[..., 1]
     return alpha, a[..., 2:] - alpha[..., None]
 
 
-def rotated(x: Float[Array, "batch T 2"], angles: Float[Array, "T"], times: int) -> Float[Array, "batch T 2"]:
+def rotate(x: Float[Array, "batch T 2"], angles: Float[Array, "T"], times: int) -> Float[Array, "batch T 2"]:
     """x rotated by each circuit's angle, `times` times: the truth."""
     c, s = jnp.cos(times * angles)[None], jnp.sin(times * angles)[None]
     return jnp.stack([c * x[..., 0] - s * x[..., 1], s * x[..., 0] + c * x[..., 1]], axis=-1)
@@ -142,12 +145,12 @@ def rotation_errors(
         order = jax.vmap(lambda key: jax.random.permutation(key, T)[:z])(jax.random.split(pick, batch))
         active = jnp.any(jax.nn.one_hot(order, T, dtype=bool), axis=1)
         angle = jax.random.uniform(turn, (batch, T), maxval=2 * jnp.pi)
-        a, x = initial(jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1), active)
+        a, x = initial_activations(jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1), active)
         acts = read(model, *post, output=False)(a)
         rows = []
         for layer, name in enumerate(post):
-            alpha, seen = carried(model.readout(acts[name], layer))
-            error = jnp.sum((seen - rotated(x, model.angles, layer + 1)) ** 2, axis=-1)
+            alpha, seen = circuit_state(model.readout(acts[name], layer))
+            error = jnp.sum((seen - rotate(x, model.angles, layer + 1)) ** 2, axis=-1)
             of = lambda value: jnp.sum(jnp.where(active, value, 0.0))
             rows.append(
                 {
@@ -186,3 +189,69 @@ def _large(w: Float[Array, "out in"], slots: Float[Array, "before after"]) -> Fl
     """`w ⊗ slots` as a matrix `[d_in, d_out]`, neuron i of slot s at `i · slots + s`."""
     full = jnp.einsum("ij,rs->jris", w, slots)
     return full.reshape(w.shape[1] * slots.shape[0], -1)
+
+
+@TOYS.register
+class RotationsToy(Toy[Rotations]):
+    """More circuits than neurons, in superposition; made by hand."""
+
+    name = "rotations"
+
+    def example(self, key: Key[Array, ""]) -> Rotations:
+        return rotations(key, T=6, D=40, S=3, layers=2)
+
+    def sample(self, model: Rotations, key: Key[Array, ""], batch: int) -> Float[Array, "batch circuit"]:
+        on, turn = jax.random.split(key)
+        angle = jax.random.uniform(turn, (batch, len(model.angles)), maxval=2 * jnp.pi)
+        active = jax.random.bernoulli(on, 1 / len(model.angles), angle.shape)
+        return initial_activations(jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1), active)[0]
+
+
+def allowed_steps(S: int, n: int) -> Iterator[int]:
+    """The steps whose progressions of S terms fit into n slots, in the order in which they are used."""
+    primes = [q for q in range(2, S) if _is_prime(q)]
+    for step in range(1, n):
+        if step * (S - 1) >= n:
+            return
+        if any(step % q == 0 for q in primes):
+            continue
+        yield step
+        if not _is_prime(S):
+            power = S
+            while step * power * (S - 1) < n:
+                yield step * power
+                power *= S
+
+
+def assign_slots(T: int | None, n: int, S: int) -> Int[np.ndarray, "T S"]:
+    """The slots of T circuits, or of as many as fit: 557 of S = 6 into n = 250. Raises UserError where T do not fit."""
+    rows: list[list[int]] = []
+    steps = allowed_steps(S, n)
+    step, shift, i = next(steps, 0), 0, 0
+    while step and (T is None or len(rows) < T):
+        if i + step * (S - 1) >= n:
+            shift += 1
+            if shift >= step or shift + step * (S - 1) >= n:
+                step, shift = next(steps, 0), 0
+            i = shift
+            continue
+        rows.append([i + s * step for s in range(S)])
+        i += step * S
+    if T is not None and len(rows) < T:
+        raise UserError(f"{T} circuits of {S} slots with overlaps of at most 1 do not fit into {n}: {len(rows)} do")
+    return np.array(rows).reshape(-1, S)
+
+
+def max_circuits(n: int, S: int) -> int:
+    """How many circuits fit."""
+    return len(assign_slots(None, n, S))
+
+
+def slot_indicators(key: Key[Array, ""], T: int, n: int, S: int, layers: int) -> Float[Array, "layer T n"]:
+    """For each layer the rows of ones and zeros that say which slots a circuit has, circuits shuffled anew."""
+    hot = jnp.asarray(np.eye(n, dtype=np.float32)[assign_slots(T, n, S)].sum(axis=1))
+    return jax.vmap(lambda key: jax.random.permutation(key, hot, axis=0))(jax.random.split(key, layers))
+
+
+def _is_prime(q: int) -> bool:
+    return q > 1 and all(q % r for r in range(2, int(q**0.5) + 1))

@@ -20,12 +20,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
 from jax_interp.surgery import Site
 from jax_interp.toys.cache import cached
-from jax_interp.toys.features import sparse_features
-from jax_interp.toys.linear import Draw, Linear, Transposed, draw, draw_bias
-from jax_interp.toys.recipe import Recipe, train
+from jax_interp.toys.layers import Linear, Transposed, WeightInit, init_bias, init_weight
+from jax_interp.toys.toy import TOYS, KnownFeatures, Toy
+from jax_interp.toys.toy_training import ToyTraining, sparse_features, train
 
 TIED = (("linear1", "linear2"),)
 """What `decompose(..., tied=)` is told of a tied model."""
@@ -52,7 +53,21 @@ class TMS:
         pre = site("pre", self.linear2(h, site / "linear2", *shared), "batch feature")
         return site.close(site("output", jax.nn.relu(pre) if self.relu else pre, "batch feature"))
 
+    def known_features(self) -> KnownFeatures:
+        """Each feature is read along a row of W and written along a column of the transpose. An inserted identity
+        matrix is shared by all features."""
+        W = self.linear1.weight
+        one_each = jnp.eye(W.shape[0], dtype=W.dtype)
+        transpose = W.T if self.is_tied else self.linear2.weight
+        return KnownFeatures(
+            W.shape[0],
+            {"linear[12]": "identity", "hidden_layers.*": "dense"},
+            {"linear1": (one_each, W), "linear2": (transpose, one_each)},
+            {"linear1": W},
+        )
 
+
+@reads_older_files(renamed={"recipe": "training", "draw": "weight_init", "draws_bias": "random_bias"})
 @dataclasses.dataclass(frozen=True)
 class TMSConfig:
     """A toy model of superposition and its training. Feature i matters as `importance_decay ** i` in the loss."""
@@ -62,10 +77,10 @@ class TMSConfig:
     n_identity: int = 0
     """Identity matrices inserted after training."""
     relu: bool = True
-    draw: Draw = "xavier"
-    """Of W. Which one decides whether features get lost, not the schedule."""
-    draws_bias: bool = False
-    """Whether the bias starts as torch's default has it, and not at 0."""
+    weight_init: WeightInit = "xavier"
+    """How W starts. This decides whether features get lost; the schedule does not."""
+    random_bias: bool = False
+    """Whether the bias starts as in torch's default, and not at 0."""
     instances: int | None = None
     """Trained together, on a leading axis; None: one, without that axis."""
     probability: float | tuple[float, ...] = 0.05
@@ -73,7 +88,7 @@ class TMSConfig:
     importance_decay: float = 1.0
     last_importance: float | tuple[float, ...] = 1.0
     """What the last feature's importance is multiplied by; a tuple says it for each instance."""
-    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    training: ToyTraining = dataclasses.field(default_factory=ToyTraining)
     source: str = ""
     """Which publication or program these numbers are from."""
 
@@ -98,8 +113,8 @@ def init_tms(key: Key[Array, ""], config: TMSConfig) -> TMS:
     """One untrained instance, without identity matrices."""
     w, b = jax.random.split(key)
     n, m = config.n_features, config.n_hidden
-    bias = draw_bias(b, m, (n,)) if config.draws_bias else jnp.zeros(n)
-    return TMS(Linear(draw(w, n, m, config.draw)), nnx.List([]), Transposed(bias), relu=config.relu)
+    bias = init_bias(b, m, (n,)) if config.random_bias else jnp.zeros(n)
+    return TMS(Linear(init_weight(w, n, m, config.weight_init)), nnx.List([]), Transposed(bias), relu=config.relu)
 
 
 def tms_loss(
@@ -118,10 +133,10 @@ def train_tms(key: Key[Array, ""], config: TMSConfig = TMSConfig()) -> TMS:
 
         def loss(model: TMS, key: Array) -> Array:
             return tms_loss(
-                model, sparse_features(key, config.recipe.batch, config.n_features, probability), importance
+                model, sparse_features(key, config.training.batch, config.n_features, probability), importance
             )
 
-        return train(init_tms(start, config), loss, config.recipe, data)[0]
+        return train(init_tms(start, config), loss, config.training, data)[0]
 
     probability, importance = jnp.asarray(config.probability, jnp.float32), config.importance()
     if config.instances is None:
@@ -173,39 +188,59 @@ def _phase(n: int, m: int, side: int = 10) -> TMSConfig:
     """A grid of probability (1 to .01) times importance of the last feature (.1 to 10), both logarithmic."""
     p = [10 ** (-2 * i / (side - 1)) for i in range(side) for _ in range(side)]
     last = [10 ** (2 * j / (side - 1) - 1) for _ in range(side) for j in range(side)]
-    return TMSConfig(n, m, instances=side**2, probability=tuple(p), last_importance=tuple(last), recipe=_NOTEBOOK,
+    return TMSConfig(n, m, instances=side**2, probability=tuple(p), last_importance=tuple(last), training=_NOTEBOOK,
                      source="Elhage et al. 2022, phase diagram")  # fmt: skip
 
 
-_NOTEBOOK = Recipe(10_000, 1024, 1e-3, "constant")
-_V1 = Recipe(10_000, 1024, 5e-3, "constant")
+_NOTEBOOK = ToyTraining(10_000, 1024, 1e-3, "constant")
+_V1 = ToyTraining(10_000, 1024, 5e-3, "constant")
 _ELHAGE = "Elhage et al. 2022, notebook (from memory)"
 _SPD = "yaml: SPD 2025, tag v1"
 
 PRESETS: dict[str, TMSConfig] = {
     "5-2": TMSConfig(source="xavier start and linear decay: 23 of 24 seeds give a pentagon"),
     "5-2-id": TMSConfig(n_identity=1, source="as 5-2, identity inserted"),
-    "40-10": TMSConfig(40, 10, recipe=Recipe(2000, 2048), source="yaml: APD 2025"),
-    "40-10-id": TMSConfig(40, 10, n_identity=1, recipe=Recipe(2000, 2048), source="as 40-10, identity inserted"),
-    "5-2-spd": TMSConfig(draw="torch", draws_bias=True, recipe=_V1, source=_SPD),
-    "5-2-id-spd": TMSConfig(draw="torch", draws_bias=True, n_identity=1, recipe=_V1, source=_SPD),
-    "40-10-spd": TMSConfig(40, 10, draw="torch", recipe=dataclasses.replace(_V1, batch=8192), source=_SPD),
+    "40-10": TMSConfig(40, 10, training=ToyTraining(2000, 2048), source="yaml: APD 2025"),
+    "40-10-id": TMSConfig(40, 10, n_identity=1, training=ToyTraining(2000, 2048), source="as 40-10, identity inserted"),
+    "5-2-spd": TMSConfig(weight_init="torch", random_bias=True, training=_V1, source=_SPD),
+    "5-2-id-spd": TMSConfig(weight_init="torch", random_bias=True, n_identity=1, training=_V1, source=_SPD),
+    "40-10-spd": TMSConfig(40, 10, weight_init="torch", training=dataclasses.replace(_V1, batch=8192), source=_SPD),
     "40-10-id-spd": TMSConfig(
-        40, 10, n_identity=1, draw="torch", recipe=dataclasses.replace(_V1, batch=8192), source=_SPD
+        40, 10, n_identity=1, weight_init="torch", training=dataclasses.replace(_V1, batch=8192), source=_SPD
     ),
     "5-2-apd": TMSConfig(instances=12, source="yaml: APD 2025"),
-    "40-10-apd": TMSConfig(40, 10, instances=3, recipe=Recipe(2000, 2048), source="yaml: APD 2025"),
-    "intro": TMSConfig(5, 2, instances=10, probability=_falling(10), importance_decay=0.9, recipe=_NOTEBOOK,
+    "40-10-apd": TMSConfig(40, 10, instances=3, training=ToyTraining(2000, 2048), source="yaml: APD 2025"),
+    "intro": TMSConfig(5, 2, instances=10, probability=_falling(10), importance_decay=0.9, training=_NOTEBOOK,
                        source=_ELHAGE),
-    "20-5": TMSConfig(20, 5, instances=10, probability=_falling(10), importance_decay=0.7, recipe=_NOTEBOOK,
+    "20-5": TMSConfig(20, 5, instances=10, probability=_falling(10), importance_decay=0.7, training=_NOTEBOOK,
                       source=_ELHAGE),
-    "80-20": TMSConfig(80, 20, instances=10, probability=_falling(10), importance_decay=0.9, recipe=_NOTEBOOK,
+    "80-20": TMSConfig(80, 20, instances=10, probability=_falling(10), importance_decay=0.9, training=_NOTEBOOK,
                        source=_ELHAGE),
     "big": TMSConfig(100, 20, instances=20, probability=_falling(20), importance_decay=100 ** (-1 / 99),
-                     recipe=_NOTEBOOK, source=_ELHAGE),
-    "geometry": TMSConfig(400, 30, instances=20, probability=_falling(20), recipe=_NOTEBOOK,
+                     training=_NOTEBOOK, source=_ELHAGE),
+    "geometry": TMSConfig(400, 30, instances=20, probability=_falling(20), training=_NOTEBOOK,
                           source="Elhage et al. 2022, paper"),
-    "geometry-200": TMSConfig(200, 20, instances=20, probability=_falling(20), recipe=_NOTEBOOK, source=_ELHAGE),
+    "geometry-200": TMSConfig(200, 20, instances=20, probability=_falling(20), training=_NOTEBOOK, source=_ELHAGE),
     "phase-2-1": _phase(2, 1),
     "phase-3-2": _phase(3, 2),
 }  # fmt: skip
+
+
+@TOYS.register
+class TMSToy(Toy[TMS]):
+    """Toy models of superposition on sparse features in [0, 1)."""
+
+    name = "tms"
+    presets = tuple(name for name, config in PRESETS.items() if config.instances is None)
+
+    def example(self, key: Key[Array, ""]) -> TMS:
+        return insert_identity(init_tms(key, TMSConfig(6, 3, weight_init="torch", random_bias=True)))
+
+    def sample(self, model: TMS, key: Key[Array, ""], batch: int) -> Float[Array, "batch feature"]:
+        return sparse_features(key, batch, model.linear1.weight.shape[0], 0.05)
+
+    def target(self, preset: str, seed: int = 0) -> TMS:
+        if preset in PRESETS and PRESETS[preset].instances is not None:
+            single = ", ".join(f"tms:{name}" for name in self.presets)
+            raise UserError(f"target 'tms:{preset}' is several instances in one, decompose takes one model: {single}")
+        return tms_target(preset, seed)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.surgery import Site
-from jax_interp.toys.linear import Linear
+from jax_interp.toys.layers import Linear
+from jax_interp.toys.toy import TOYS, Toy
 
 
 @jax.tree_util.register_dataclass
@@ -92,3 +93,17 @@ def and_errors(key: Key[Array, ""], model: UniversalAnd, trials: int = 2000) -> 
         return jnp.sqrt(jnp.mean(error**2, where=count > 0))
 
     return {"both": rms(i, j, 1.0), "one": rms(i, k, 0.0), "none": rms(k, l, 0.0), "smallest": smallest_overlap(model)}
+
+
+@TOYS.register
+class UniversalAndToy(Toy[UniversalAnd]):
+    """One random layer that computes every conjunction; made by hand."""
+
+    name = "universal-and"
+
+    def example(self, key: Key[Array, ""]) -> UniversalAnd:
+        return universal_and(key, n_features=6, n_neurons=40, probability=0.5)
+
+    def sample(self, model: UniversalAnd, key: Key[Array, ""], batch: int) -> Float[Array, "batch feature"]:
+        n = model.sets.shape[0]
+        return jax.random.bernoulli(key, 2 / n, (batch, n)).astype(model.sets.dtype)

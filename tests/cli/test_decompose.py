@@ -21,9 +21,9 @@ from jax_interp.decomposition.train import template
 from jax_interp.models import load
 from jax_interp.recipes.decomposition import DecompositionRunConfig, HeldOut, Inputs, inputs_for, next_tokens
 from jax_interp.recipes.decomposition_spd import against, measure
-from jax_interp.toys.known_features import known_features
 from jax_interp.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
 from jax_interp.toys.tms import TMSConfig, init_tms, insert_identity
+from jax_interp.toys.toy import known_features
 
 
 def drawn(settings: DecompositionConfig, target) -> Trained:

@@ -13,9 +13,9 @@ import pytest
 
 from jax_interp.core import config_json as configs
 from jax_interp.decomposition.apd import APDConfig, load_apd, train_apd
-from jax_interp.recipes import decomposition as decomposition_run
 from jax_interp.recipes import decomposition_apd
 from jax_interp.recipes.decomposition import DecompositionRunConfig
+from jax_interp.toys import tms
 from jax_interp.toys.tms import TIED, TMSConfig, init_tms
 
 CONFIG = DecompositionRunConfig(
@@ -36,7 +36,7 @@ def drawn(name: str, seed: int):
 @pytest.fixture(scope="module", autouse=True)
 def targets():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(decomposition_run, "tms_target", drawn)
+        patched.setattr(tms, "tms_target", drawn)
         yield
 
 
@@ -152,9 +152,9 @@ def test_what_is_refused(finished, path, command, monkeypatch, model, tmp_path):
     assert "of another config: decomposition.type: " in refused("decompose", spd, "--run-dir", finished)
 
     other = drawn("5-2", 5)
-    monkeypatch.setattr(decomposition_run, "tms_target", lambda *_: other)
+    monkeypatch.setattr(tms, "tms_target", lambda *_: other)
     assert "was begun with other weights (" in refused("decompose", finished)
-    monkeypatch.setattr(decomposition_run, "tms_target", drawn)
+    monkeypatch.setattr(tms, "tms_target", drawn)
     result = (finished / "evaluation.json").read_text()
     (finished / "evaluation.json").write_text(json.dumps({"target": "tms:5-2", "source": "", "pgd": {}}))
     code, _, err = command("decomposition-report", finished)

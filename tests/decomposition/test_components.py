@@ -19,7 +19,7 @@ from jax_interp.decomposition.masks import Mask, edits
 from jax_interp.decomposition.matrices import chosen, matrices
 from jax_interp.models import Config, init
 from jax_interp.surgery import Scale, Zero, at, edit, grad_at, read, replan
-from jax_interp.toys.linear import Linear
+from jax_interp.toys.layers import Linear
 from jax_interp.toys.tms import TMSConfig, init_tms
 
 CONFIG = Config(n_layers=2, d_model=8, n_heads=2, d_mlp=12, vocab_size=17, n_ctx=8, qkv_bias=True, tied_embedding=False)

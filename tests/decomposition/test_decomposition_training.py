@@ -41,9 +41,9 @@ from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import rate, record, start, train_step
 from jax_interp.models import Config, init
 from jax_interp.surgery import replan
-from jax_interp.toys.recipe import Recipe
 from jax_interp.toys.tms import TMSConfig, train_tms
 from jax_interp.training import QUIET, Log, SaveTo, open_run
+from jax_interp.toys.toy_training import ToyTraining
 
 TINY = DecompositionConfig(
     ("*",), C=4, tied=TIED, importance=ScalarGates(4), steps=6, batch=32, schedule=Schedule(1e-2), warm_up=None
@@ -350,7 +350,7 @@ def test_the_pentagon_is_found(seed):
 @pytest.mark.slow
 def test_as_many_dimensions_as_features():
     """What the JAX line of 2026 is tested with: TMS 5-5 in 3,000 steps, no identity-CI error at .2."""
-    target = train_tms(jax.random.key(0), TMSConfig(5, 5, recipe=Recipe(2000, 2048)))
+    target = train_tms(jax.random.key(0), TMSConfig(5, 5, training=ToyTraining(2000, 2048)))
     config = preset("tms_5_5")
     trained = train_decomposition(config, target, sample=partial(sparse, batch=config.batch), log=QUIET)
     importance = trained.importance(probe(5)).lower

@@ -15,10 +15,10 @@ from jax_interp.decomposition.evaluate import composites_of
 from jax_interp.decomposition.linearity import needed
 from jax_interp.decomposition.linearity import oracle as oracles
 from jax_interp.decomposition.metrics import pattern_errors
-from jax_interp.toys.known_features import known_features
-from jax_interp.toys.linear import Linear, Transposed
+from jax_interp.toys.layers import Linear, Transposed
 from jax_interp.toys.resid_mlp import ResidMLPConfig, collapse, init_resid_mlp
 from jax_interp.toys.tms import TIED, TMSConfig, init_tms, insert_identity, untie
+from jax_interp.toys.toy import known_features
 
 FEW = {"samples": 1, "ks": (1,), "adversary_steps": (1,), "pairs": 1}
 

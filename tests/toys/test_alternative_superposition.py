@@ -18,7 +18,7 @@ from jax_interp.toys.alternative_superposition import (
     target_loss,
     train_alternative,
 )
-from jax_interp.toys.linear import Linear, Transposed
+from jax_interp.toys.layers import Linear, Transposed
 from jax_interp.toys.tms import TMS
 
 

@@ -19,8 +19,7 @@ from jax_interp.toys.compressed_computation import (
     semi_nmf,
     train_compressed,
 )
-from jax_interp.toys.linear import Linear
-from jax_interp.toys.resid_mlp import ReluMLP
+from jax_interp.toys.layers import Linear, ReluMLP
 
 CONFIG = CompressedConfig()
 

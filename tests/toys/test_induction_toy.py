@@ -13,7 +13,7 @@ from jax_interp.toys.induction import (
     InductionConfig,
     attention_scores,
     induction_loss,
-    repeated,
+    repeated_sequences,
     train_induction,
 )
 
@@ -21,7 +21,7 @@ CONFIG = InductionConfig()
 
 
 def test_sequences_repeat_with_their_own_periods():
-    tokens, period = jax.jit(lambda key: repeated(key, 50, CONFIG))(jax.random.key(0))
+    tokens, period = jax.jit(lambda key: repeated_sequences(key, 50, CONFIG))(jax.random.key(0))
     assert len(set(period.tolist())) > 5
     for row, length in zip(np.asarray(tokens), np.asarray(period)):
         assert len(set(row[:length])) == length
@@ -31,7 +31,7 @@ def test_sequences_repeat_with_their_own_periods():
 def test_scores_of_attention_that_is_known():
     """Patterns put in place: all on the previous token, all on what came after the last time."""
     model = jax.jit(lambda key: init(CONFIG.model, key, stacked=False))(jax.random.key(0))
-    tokens, period = jax.jit(lambda key: repeated(key, 6, CONFIG))(jax.random.key(1))
+    tokens, period = jax.jit(lambda key: repeated_sequences(key, 6, CONFIG))(jax.random.key(1))
     pos = np.arange(32)
     back = np.maximum(pos - 1, 0)
     previous = np.broadcast_to(np.eye(32)[back][None, None], (6, 2, 32, 32))
@@ -50,7 +50,7 @@ def test_scores_of_attention_that_is_known():
 @pytest.mark.slow
 def test_two_layers_learn_induction():
     model = train_induction(jax.random.key(0))
-    tokens, period = repeated(jax.random.key(5), 256, CONFIG)
+    tokens, period = repeated_sequences(jax.random.key(5), 256, CONFIG)
     found = attention_scores(model, tokens, period)
     assert float(induction_loss(model, tokens, period)) < 0.05  # ln 32 = 3.47 without looking back
     assert float(found["induction"][1].max()) > 0.5

@@ -13,13 +13,13 @@ from jax_interp.surgery import read
 from jax_interp.toys import progress_measures
 from jax_interp.toys.modular_addition import (
     ModularConfig,
-    answers,
+    all_pairs,
+    answer_logits,
     cross_entropy,
+    evaluate_modular,
     init_modular,
-    neurons,
-    pairs,
-    scores,
-    tokens,
+    mlp_activations,
+    pair_tokens,
     train_modular,
     training_pairs,
 )
@@ -39,9 +39,12 @@ def test_the_short_way_is_the_models_own():
     @jax.jit
     def both_ways(key):
         model = init_modular(key, SMALL)
-        a, b = pairs(7)
-        logits, acts = read(model, "blocks.0.mlp.post")(tokens(a, b, 7))
-        return (answers(model, a, b), neurons(model, a, b)), (logits[:, -1, :7], acts["blocks.0.mlp.post"][:, -1])
+        a, b = all_pairs(7)
+        logits, acts = read(model, "blocks.0.mlp.post")(pair_tokens(a, b, 7))
+        return (answer_logits(model, a, b), mlp_activations(model, a, b)), (
+            logits[:, -1, :7],
+            acts["blocks.0.mlp.post"][:, -1],
+        )
 
     for short, whole in zip(*both_ways(jax.random.key(0))):
         np.testing.assert_allclose(short, whole, atol=1e-5)
@@ -86,7 +89,7 @@ def test_measures_on_logits_that_are_cosines(monkeypatch):
     wave = np.stack([np.cos(2 * np.pi * 2 / p * (a + b)), np.sin(2 * np.pi * 2 / p * (a + b))]) * 2**0.5 / p
     remembered = remembered - wave.T @ (wave @ remembered)
     logits = jnp.asarray(rule + remembered + bias, jnp.float32)
-    monkeypatch.setattr(progress_measures, "answers", lambda *_: logits)
+    monkeypatch.setattr(progress_measures, "answer_logits", lambda *_: logits)
     keys = jnp.asarray([False, True, False])
     found = jax.jit(lambda key, mask: progress(init_modular(key, SMALL), mask, keys))(jax.random.key(0), mask)
 
@@ -101,9 +104,9 @@ def test_measures_on_logits_that_are_cosines(monkeypatch):
 def test_it_groks():
     """p = 53: all of the training pairs are known from the first 500 steps on, the others only after 3000; meanwhile
     the restricted loss falls, before the test loss does, and the embedding's frequencies become few."""
-    config = dataclasses.replace(ModularConfig(), recipe=dataclasses.replace(ModularConfig().recipe, steps=4500))
+    config = dataclasses.replace(ModularConfig(), training=dataclasses.replace(ModularConfig().training, steps=4500))
     models, mask, _ = train_modular(jax.random.key(0), config, every=500)
-    found = jax.jit(lambda models: jax.lax.map(lambda model: scores(model, mask, 53), models))(models)
+    found = jax.jit(lambda models: jax.lax.map(lambda model: evaluate_modular(model, mask, 53), models))(models)
     assert float(found["train_accuracy"][1]) == 1
     assert float(found["test_accuracy"][2]) < 0.5
     assert float(found["test_accuracy"][-1]) > 0.99

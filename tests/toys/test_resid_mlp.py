@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from jax_interp.surgery import Zero, at, edit, read
-from jax_interp.toys.features import sparse_features
 from jax_interp.toys.gated_pwl import GatedPWLConfig, gated_inputs, gated_pwl
 from jax_interp.toys.resid_mlp import (
     ResidMLPConfig,
@@ -21,6 +20,7 @@ from jax_interp.toys.resid_mlp import (
     naive_loss,
     resid_mlp_target,
 )
+from jax_interp.toys.toy_training import sparse_features
 
 
 @pytest.mark.parametrize(("layers", "d_mlp"), [(1, 6), (3, 5)])

@@ -10,34 +10,36 @@ import pytest
 from jax_interp.core.errors import UserError
 from jax_interp.surgery import read
 from jax_interp.toys.rotations import (
-    carried,
+    assign_slots,
+    circuit_state,
     expected_errors,
-    initial,
-    rotated,
+    initial_activations,
+    max_circuits,
+    rotate,
     rotation_errors,
     rotations,
+    slot_indicators,
     small_weights,
 )
-from jax_interp.toys.s_hot import assign, embeddings, most
 
 
 def test_how_many_circuits_fit():
-    assert most(250, 6) == 557
-    assert most(500, 5) == 3237
+    assert max_circuits(250, 6) == 557
+    assert max_circuits(500, 5) == 3237
     with pytest.raises(UserError, match=r"600 circuits of 6 slots.*557 do"):
-        assign(600, 250, 6)
+        assign_slots(600, 250, 6)
 
 
 @pytest.mark.parametrize(("n", "S"), [(250, 6), (60, 4), (77, 5), (9, 2)])
 def test_two_circuits_share_at_most_one_slot(n, S):
-    rows = assign(None, n, S)
+    rows = assign_slots(None, n, S)
     hot = np.eye(n, dtype=int)[rows].sum(axis=1)
     assert hot.max() == 1
     shared = hot @ hot.T
     np.testing.assert_array_equal(np.diag(shared), S)
     np.fill_diagonal(shared, 0)
     assert shared.max() <= 1
-    again = np.asarray(embeddings(jax.random.key(0), len(rows), n, S, 1)[0]).astype(int)
+    again = np.asarray(slot_indicators(jax.random.key(0), len(rows), n, S, 1)[0]).astype(int)
     assert sorted(map(tuple, again)) == sorted(map(tuple, hot))
 
 
@@ -62,12 +64,12 @@ def test_circuits_that_share_nothing_are_exact():
     assert int(jnp.max(jnp.sum(slots, axis=1))) == 1
     angle = jax.random.uniform(jax.random.key(1), (8, 4), maxval=6.28)
     active = jax.random.bernoulli(jax.random.key(2), 0.6, (8, 4))
-    a, x = initial(jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1), active)
+    a, x = initial_activations(jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1), active)
     _, acts = read(model, *(f"blocks.{layer}.post" for layer in range(3)))(a)
     for layer in range(3):
-        alpha, seen = carried(model.readout(acts[f"blocks.{layer}.post"], layer))
+        alpha, seen = circuit_state(model.readout(acts[f"blocks.{layer}.post"], layer))
         np.testing.assert_allclose(alpha, active, atol=1e-4)
-        np.testing.assert_allclose(seen, rotated(x, model.angles, layer + 1), atol=1e-4)
+        np.testing.assert_allclose(seen, rotate(x, model.angles, layer + 1), atol=1e-4)
     own = sum(model.circuit_weight(t, 1) for t in range(4))
     np.testing.assert_allclose(model.blocks[1].linear.weight, own, atol=1e-5)
     assert jnp.linalg.matrix_rank(model.circuit_weight(0, 1)) <= 4

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import multivariate_normal, norm
 
 from jax_interp.core.errors import UserError
-from jax_interp.toys.synthetic import firing, forest, shrinkage, toys, world
+from jax_interp.toys.synthetic import firing, forest, shrinkage, small_worlds, world
 
 N = 20_000
 draw = jax.jit(lambda key, w, n: w.sample(key, n), static_argnames="n")
@@ -42,7 +42,7 @@ def near_rates(codes, p):
 
 
 def test_sharkey_rates_and_strengths():
-    w, _, codes = sampled(partial(toys.sharkey, d=16, n_features=64, active=5.0, decay=0.97))
+    w, _, codes = sampled(partial(small_worlds.sharkey, d=16, n_features=64, active=5.0, decay=0.97))
     near_rates(codes, 0.97 ** np.arange(64) * 5 / 64)
     on = codes[codes > 0]
     assert on.mean() == pytest.approx(0.5, abs=0.01)
@@ -55,7 +55,9 @@ def test_sharkey_rates_and_strengths():
 
 @pytest.mark.slow
 def test_sharkey_features_that_fire_together_have_the_same_rates():
-    w, _, codes = sampled(toys.sharkey(jax.random.key(0), d=8, n_features=24, active=6.0, decay=0.97, together=True))
+    w, _, codes = sampled(
+        small_worlds.sharkey(jax.random.key(0), d=8, n_features=24, active=6.0, decay=0.97, together=True)
+    )
     near_rates(codes, 0.97 ** np.arange(24) * 6 / 24)
     pairs = np.corrcoef((codes > 0).T)[np.triu_indices(24, 1)]
     factor = np.asarray(w.codes.on.factor)
@@ -64,7 +66,7 @@ def test_sharkey_features_that_fire_together_have_the_same_rates():
 
 
 def test_tree_is_a_tree_with_a_true_l0_of_1_12():
-    w, _, codes = sampled(toys.tree)
+    w, _, codes = sampled(small_worlds.tree)
     on = codes > 0
     family = np.r_[0.15, [0.03] * 3]
     near_rates(codes, np.r_[np.tile(family, 3), [0.05] * 8])
@@ -81,7 +83,7 @@ def test_tree_is_a_tree_with_a_true_l0_of_1_12():
 
 @pytest.mark.parametrize("correlation", [0.4, -0.4])
 def test_sparse_but_wrong_fires_together_as_the_copula_says(correlation):
-    _, _, codes = sampled(partial(toys.sparse_but_wrong, correlation=correlation))
+    _, _, codes = sampled(partial(small_worlds.sparse_but_wrong, correlation=correlation))
     near_rates(codes, np.full(5, 0.4))
     on, threshold = codes > 0, norm.isf(0.4)
     together = lambda rho: multivariate_normal([0, 0], [[1, rho], [rho, 1]]).cdf([-threshold, -threshold])
@@ -94,7 +96,7 @@ def test_sparse_but_wrong_fires_together_as_the_copula_says(correlation):
 
 @pytest.mark.slow
 def test_fifty_correlated_features():
-    w, _, codes = sampled(toys.sparse_but_wrong_50(jax.random.key(0)))
+    w, _, codes = sampled(small_worlds.sparse_but_wrong_50(jax.random.key(0)))
     p = 0.345 * (49 - np.arange(50)) / 50 + 0.05
     near_rates(codes, p)
     assert p.sum() == pytest.approx(10.9525)

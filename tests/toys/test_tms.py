@@ -12,9 +12,7 @@ import pytest
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition import decompose
 from jax_interp.surgery import Zero, at, edit, read, sites
-from jax_interp.toys.features import one_active, sparse_features
 from jax_interp.toys.geometry import dimensionality, dimensions_per_feature, feature_norm, gaps, is_pentagon
-from jax_interp.toys.recipe import Recipe
 from jax_interp.toys.tms import (
     PRESETS,
     TIED,
@@ -26,8 +24,9 @@ from jax_interp.toys.tms import (
     train_tms,
     untie,
 )
+from jax_interp.toys.toy_training import ToyTraining, one_active, sparse_features
 
-CONFIG = TMSConfig(7, 3, draw="torch", draws_bias=True)
+CONFIG = TMSConfig(7, 3, weight_init="torch", random_bias=True)
 
 
 def test_the_formula_and_its_variants():
@@ -83,13 +82,13 @@ def test_presets_and_mistakes():
         preset("5-3")
     with pytest.raises(UserError, match="probability has 2 entries for instances=3"):
         TMSConfig(instances=3, probability=(0.1, 0.2))
-    rate = Recipe(101, 1, 1.0, "cosine", warm_up=10).rate
+    rate = ToyTraining(101, 1, 1.0, "cosine", warm_up=10).rate
     np.testing.assert_allclose([rate(0), rate(9), rate(50), rate(100)], [0.1, 0.98, 0.5, 0.0], atol=2e-3)
 
 
 def test_five_features_in_the_plane_make_a_pentagon():
     """Ten seeds at once: at least nine pentagons with the measured norm and bias, dimensions that sum to 2."""
-    config = TMSConfig(instances=10, recipe=Recipe(2000, 512))
+    config = TMSConfig(instances=10, training=ToyTraining(2000, 512))
     models = train_tms(jax.random.key(0), config)
     W = models.linear1.weight
     good = np.asarray(jax.vmap(is_pentagon)(W))
@@ -113,7 +112,7 @@ def test_forty_features_in_ten_dimensions_are_all_kept():
 def test_sparser_features_share_dimensions():
     """100 features, 20 dimensions: as many directions as dimensions at p = 1; antipodal pairs at p = .3 (D* = 1, 1/2).
     Some runs have a few features more in p = .3's pairs, 16 in 7 dimensions, say."""
-    config = TMSConfig(100, 20, instances=2, probability=(1.0, 0.3), recipe=Recipe(5000, 512))
+    config = TMSConfig(100, 20, instances=2, probability=(1.0, 0.3), training=ToyTraining(5000, 512))
     W = train_tms(jax.random.key(0), config).linear1.weight
     np.testing.assert_allclose(jax.vmap(dimensions_per_feature)(W), [1.0, 0.48], atol=0.03)
     D = np.asarray(jax.vmap(dimensionality)(W))

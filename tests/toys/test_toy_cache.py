@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from jax_interp.toys.cache import CacheError, cached
-from jax_interp.toys.recipe import Recipe
 from jax_interp.toys.tms import TMSConfig, tms_target
+from jax_interp.toys.toy_training import ToyTraining
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_target_is_trained_once(folder):
-    config = TMSConfig(3, 2, n_identity=1, recipe=Recipe(20, 16))
+    config = TMSConfig(3, 2, n_identity=1, training=ToyTraining(20, 16))
     first, again = tms_target(config), tms_target(config)
     (file,) = folder.glob("*.safetensors")
     assert file.name.startswith("tms-")
@@ -27,6 +29,23 @@ def test_a_target_is_trained_once(folder):
         np.testing.assert_array_equal(one, other)
     tms_target(config, seed=1)
     assert len(list(folder.glob("*.safetensors"))) == 2
+
+
+def test_a_file_with_earlier_field_names_is_found(folder):
+    config = TMSConfig(3, 2, random_bias=True, training=ToyTraining(20, 16))
+    first = tms_target(config)
+    (file,) = folder.glob("*.safetensors")
+    with safe_open(file, "np") as read:
+        header, arrays = read.metadata(), {name: read.get_tensor(name) for name in read.keys()}  # noqa: SIM118
+    asked = header["asked"]
+    for now, earlier in (("training", "recipe"), ("ToyTraining", "Recipe"), ("random_bias", "draws_bias")):
+        assert f'"{now}"' in asked
+        asked = asked.replace(f'"{now}"', f'"{earlier}"')
+    file.unlink()
+    save_file(arrays, folder / "tms-0123.safetensors", metadata=header | {"asked": asked})
+    again = tms_target(config)
+    assert not file.exists()
+    np.testing.assert_array_equal(first.linear1.weight, again.linear1.weight)
 
 
 def test_what_is_damaged_is_refused_by_name(folder):

@@ -13,10 +13,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from jax_interp.toys.synthetic.firing import Codes, Normal, Uniform, correlated, independent
-from jax_interp.toys.synthetic.world import World, gaussian_directions, orthonormal_directions
+from jax_interp.toys.synthetic.world import World, WorldModel, gaussian_directions, orthonormal_directions
+from jax_interp.toys.toy import TOYS, Toy
 
 
 def sharkey(
@@ -112,3 +113,16 @@ def sparse_but_wrong_50(key: Key[Array, ""], n_features: int = 50, d: int = 100,
     p = 0.345 * (n_features - 1 - np.arange(n_features)) / n_features + 0.05
     codes = Codes(correlated(jnp.asarray(p), C), Normal(jnp.ones(()), jnp.asarray(0.15)))
     return World(orthonormal_directions(direction_key, n_features, d), jnp.zeros((d,)), codes)
+
+
+@TOYS.register
+class WorldToy(Toy[WorldModel]):
+    """A world of known features as a model: token t is row t."""
+
+    name = "synthetic-world"
+
+    def example(self, key: Key[Array, ""]) -> WorldModel:
+        return WorldModel(sharkey(key, d=8, n_features=16), key)
+
+    def sample(self, model: WorldModel, key: Key[Array, ""], batch: int) -> Int[Array, "batch 3"]:
+        return jax.random.randint(key, (batch, 3), 0, 1000)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.surgery import Site, Zero, at, edit, read, run_blocks
+from jax_interp.toys.toy import TOYS, Toy
 
 LAYERS = 3
 READS = tuple(f"blocks.{i}.mlp_in" for i in range(LAYERS))
@@ -78,3 +79,16 @@ def hop_kept(model: Any, truth: BooleanModel) -> Float[Array, ""]:
     is_true = written(truth)
     lost = written(model) - written(edit(model, at(WRITES[1], Zero())))
     return jnp.sum(lost * is_true) / jnp.sum(is_true * is_true)
+
+
+@TOYS.register
+class BooleanCircuitToy(Toy[BooleanModel]):
+    """A circuit of three Boolean steps, one a layer; made by hand."""
+
+    name = "boolean-circuit"
+
+    def example(self, key: Key[Array, ""]) -> BooleanModel:
+        return boolean_model(key)
+
+    def sample(self, model: BooleanModel, key: Key[Array, ""], batch: int) -> Int[Array, "batch 1"]:
+        return jax.random.randint(key, (batch, 1), 0, 16)

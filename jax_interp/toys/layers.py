@@ -1,0 +1,94 @@
+"""The layers that toys are built of. Weights are `[d_in, d_out]`, as in the decoder; each layer is called with a scope.
+
+A layer that a decomposition puts in another's place has the same call, `layer(x, site)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jax_interp.surgery import Site
+
+WeightInit = Literal["xavier", "torch"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Linear:
+    """`x @ weight + bias`."""
+
+    weight: Float[Array, "d_in d_out"]
+    bias: Float[Array, "d_out"] | None = None
+
+    def __call__(self, x: Float[Array, "*batch d_in"], site: Site) -> Float[Array, "*batch d_out"]:
+        return _add_bias(x @ self.weight, self.bias)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transposed:
+    """Multiplication by the transpose of another layer's matrix, and a bias of its own.
+
+    It holds no matrix. The model passes that of the other layer, so a gradient sees one matrix.
+    """
+
+    bias: Float[Array, "d_out"] | None = None
+
+    def __call__(
+        self, x: Float[Array, "*batch d_in"], site: Site, weight: Float[Array, "d_out d_in"]
+    ) -> Float[Array, "*batch d_out"]:
+        return _add_bias(jnp.einsum("...i,oi->...o", x, weight), self.bias)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReluMLP:
+    """`relu(up(x))` through `down`, with biases where the two layers have them. Names `pre` and `post`."""
+
+    up: Any
+    down: Any
+
+    def __call__(self, x: Float[Array, "batch d_model"], site: Site) -> Float[Array, "batch d_model"]:
+        pre = site("pre", self.up(x, site / "up"), "batch neuron")
+        return self.down(site("post", jax.nn.relu(pre), "batch neuron"), site / "down")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ResidBlock:
+    """A block of a residual stream: `x + mlp(x)`. Names `resid_pre`, `mlp_out` and `resid_post`."""
+
+    mlp: Any
+
+    def __call__(self, x: Float[Array, "batch d_model"], site: Site) -> Float[Array, "batch d_model"]:
+        x = site("resid_pre", x, "batch d_model")
+        x = x + site("mlp_out", self.mlp(x, site / "mlp"), "batch d_model")
+        return site("resid_post", x, "batch d_model")
+
+
+def init_weight(key: Key[Array, ""], d_in: int, d_out: int, kind: WeightInit = "xavier") -> Float[Array, "d_in d_out"]:
+    """A random matrix.
+
+    Args:
+      key: random key.
+      d_in: rows.
+      d_out: columns.
+      kind: "xavier": N(0, 2 / (d_in + d_out)). "torch": uniform in ±1/√d_in, the default of `torch.nn.Linear`.
+    """
+    if kind == "torch":
+        return init_bias(key, d_in, (d_in, d_out))
+    return jax.random.normal(key, (d_in, d_out)) * (2 / (d_in + d_out)) ** 0.5
+
+
+def init_bias(key: Key[Array, ""], d_in: int, shape: tuple[int, ...]) -> Array:
+    """Uniform in ±1/√d_in, the default bias of `torch.nn.Linear`."""
+    return jax.random.uniform(key, shape, minval=-(d_in**-0.5), maxval=d_in**-0.5)
+
+
+def _add_bias(x: Array, bias: Array | None) -> Array:
+    return x if bias is None else x + jnp.expand_dims(bias, range(x.ndim - 1))
