@@ -23,8 +23,8 @@ from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.metrics import recovery
 from jax_interp.decomposition.presets import APD_PRESETS
 from jax_interp.toys.tms import tms_target
-from jax_interp.training import QUIET
 from jax_interp.toys.toy_training import sparse_features
+from jax_interp.training import QUIET
 from jax_interp.views.style import BLUE, INK, ORANGE, canvas, fading, styled
 
 

@@ -30,8 +30,8 @@ from jax_interp.decomposition.metrics.identity import matched
 from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import Trained, train_instances
 from jax_interp.toys.resid_mlp import ResidMLP, collapse, resid_mlp_target
-from jax_interp.training import RunTarget
 from jax_interp.toys.toy_training import sparse_features
+from jax_interp.training import RunTarget
 from jax_interp.views.style import BLUE, INK, canvas, fading, styled
 
 TARGETS = {  # the targets that SPD was published on

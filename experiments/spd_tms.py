@@ -31,9 +31,9 @@ from jax_interp.decomposition.metrics.identity import matched
 from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import Trained, train_instances
 from jax_interp.toys.tms import TMS, tms_target
-from jax_interp.training import QUIET
 from jax_interp.toys.toy import known_features
 from jax_interp.toys.toy_training import sparse_features
+from jax_interp.training import QUIET
 from jax_interp.views.style import BLUE, INK, canvas, fading, styled
 
 

@@ -19,8 +19,8 @@ from jax_interp.decomposition.metrics import recovery
 from jax_interp.recipes.decomposition import DecompositionRunConfig, HeldOut, Inputs
 from jax_interp.recipes.decomposition_method import Method
 from jax_interp.recipes.decomposition_page import Shown
-from jax_interp.training import Log, RunTarget
 from jax_interp.toys import known_features
+from jax_interp.training import Log, RunTarget
 
 
 def check(settings: APDConfig, inputs: Inputs) -> None:

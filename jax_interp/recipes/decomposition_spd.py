@@ -19,8 +19,8 @@ from jax_interp.decomposition.train import Trained, template, train_decompositio
 from jax_interp.recipes.decomposition import DecompositionRunConfig, Inputs
 from jax_interp.recipes.decomposition_method import Method
 from jax_interp.recipes.decomposition_page import page
-from jax_interp.training import Log, RunTarget
 from jax_interp.toys import KnownFeatures, known_features
+from jax_interp.training import Log, RunTarget
 
 
 def check(settings: DecompositionConfig, inputs: Inputs) -> None:

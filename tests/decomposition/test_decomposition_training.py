@@ -42,8 +42,8 @@ from jax_interp.decomposition.train import rate, record, start, train_step
 from jax_interp.models import Config, init
 from jax_interp.surgery import replan
 from jax_interp.toys.tms import TMSConfig, train_tms
-from jax_interp.training import QUIET, Log, SaveTo, open_run
 from jax_interp.toys.toy_training import ToyTraining
+from jax_interp.training import QUIET, Log, SaveTo, open_run
 
 TINY = DecompositionConfig(
     ("*",), C=4, tied=TIED, importance=ScalarGates(4), steps=6, batch=32, schedule=Schedule(1e-2), warm_up=None

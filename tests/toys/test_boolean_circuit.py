@@ -14,8 +14,8 @@ from jax_interp.dictionaries.replacement import replacement
 from jax_interp.dictionaries.training.config import Adam, CrossLayerConfig
 from jax_interp.dictionaries.training.cross_layer import train_cross_layer
 from jax_interp.surgery import read
-from jax_interp.training import QUIET
 from jax_interp.toys.boolean_circuit import READS, WRITES, A, B, C, boolean_model, hop_kept
+from jax_interp.training import QUIET
 
 TOKENS = jnp.arange(16)[None]
 BITS = (np.arange(16)[:, None] >> np.arange(4)) & 1
