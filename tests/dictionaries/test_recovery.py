@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jax_interp.dictionaries.activations import ReLU
-from jax_interp.dictionaries.evaluation import recovery as score
 from jax_interp.dictionaries.evaluation.controls import oracle, random_dictionary
+from jax_interp.dictionaries.evaluation.recovery import score
 from jax_interp.dictionaries.evaluation.similarity import mcc
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.toys.synthetic import sharkey, tree, two_models

@@ -9,7 +9,7 @@ import pytest
 
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import Adam, train_dictionary, variants
-from jax_interp.dictionaries.evaluation import recovery as score
+from jax_interp.dictionaries.evaluation.recovery import score
 from jax_interp.dictionaries.evaluation.similarity import cosines, match
 from jax_interp.surgery import read
 from jax_interp.toys.synthetic import as_model, sharkey, small_bench, tree, two_models
