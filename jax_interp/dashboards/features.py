@@ -1,35 +1,73 @@
-"""Looking at features: which fire on a token, what a feature fires on, what it writes.
+"""Which latents of a dictionary fire on a token, what a latent fires on, and what it writes.
 
-found = features_on_token(model, address, sae, batches, token=self_id)          found.features[0] fires most on it
-contexts = top_activations(model, address, sae, batches, features=found.features[:5], n=8)
-promoted, suppressed = logit_effect(sae, feature=17, unembed=W_U(fold_layernorm(model)), n=10)
+    found = features_on_token(model, address, sae, batches, token=tokenizer.id_of("self"))
+    windows = top_activations(model, address, sae, batches, features=found.features[:5], n=8)
+    promoted, suppressed = logit_effect(sae, feature=17, unembed=W_U(fold_layernorm(model)), n=10)
 
-`W_U` is that of jax_interp.analysis, tied or not; `fold_layernorm`, of jax_interp.models.processing, puts the
-final norm's weight into it.
+`W_U` is in `jax_interp.analysis`; `fold_layernorm`, in `jax_interp.models.processing`, multiplies the final norm's
+weight into the unembedding.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.dashboards.collector import Batches, collect
+from jax_interp.dashboards.statistics import OnToken, TokenContrast, TopWindows, Windows
 from jax_interp.data.harvest import Addresses, harvest
+from jax_interp.surgery.contract import Model
 
-Batches = Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]
+
+class Encoder(Protocol):
+    """The part of a dictionary that dashboards need."""
+
+    @property
+    def W_dec(self) -> Float[Array, "feature d"]: ...
+
+    def encode(self, x: Float[Array, "row d"]) -> Float[Array, "row feature"]: ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """The score function of a dictionary: its latents.
+
+    Args:
+      dictionary: the dictionary.
+      features: which latents; None: all.
+      address: what the dictionary reads.
+    """
+
+    dictionary: Encoder
+    features: Int[Array, " feature"] | None
+    address: Addresses = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, model: Model, tokens: Int[Array, "seq pos"]) -> Float[Array, "row feature"]:
+        latents = self.dictionary.encode(harvest(model, self.address, tokens))
+        return latents if self.features is None else latents[:, self.features]
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenFeatures:
-    """Features in descending order of `mean_on - mean_elsewhere`, the difference of mean activations at positions that
-    hold the token and at the other kept ones. `rate_*` are the fractions of those positions at which they fire."""
+    """Features that fire on one token more than elsewhere.
+
+    Args:
+      token: the token's id.
+      occurrences: how many kept positions hold it.
+      features: in descending order of `mean_on - mean_elsewhere`.
+      mean_on: mean activation at the token.
+      mean_elsewhere: mean activation at the other kept positions.
+      rate_on: fraction of positions of the token at which the feature fires.
+      rate_elsewhere: the same fraction of the other kept positions.
+    """
 
     token: int
     occurrences: int
@@ -40,127 +78,103 @@ class TokenFeatures:
     rate_elsewhere: Float[np.ndarray, " n"]
 
 
-@partial(jax.jit, static_argnames="address")
-def latents(
-    model: Any, dictionary: Any, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"], address: Addresses
-) -> Float[Array, "row feature"]:
-    """The dictionary's latents at `address`, 0 where not kept."""
-    z = dictionary.encode(harvest(model, address, tokens))
-    return jnp.where(keep.reshape(-1, 1), z, jnp.zeros((), z.dtype))
-
-
-@jax.jit
-def _sums(z: Float[Array, "row feature"], where: Bool[Array, " row"]) -> tuple[Array, Array]:
-    chosen = jnp.where(where[:, None], z.astype(jnp.float32), jnp.zeros((), jnp.float32))
-    return jnp.sum(chosen, axis=0), jnp.sum(chosen != 0, axis=0, dtype=jnp.int32)
-
-
 def features_on_token(
-    model: Any, address: Addresses, dictionary: Any, batches: Batches, token: int, n: int = 20
+    model: Model, address: Addresses, dictionary: Encoder, batches: Batches, token: int, n: int = 20
 ) -> TokenFeatures:
-    """The `n` features that tell `token` apart. UserError where no kept position holds it."""
-    sums, counts = [np.float64(0), np.float64(0)] * 2, np.zeros(2, np.int64)
-    for tokens, keep in batches:
-        tokens, keep = jnp.asarray(tokens), jnp.asarray(keep)
-        z = latents(model, dictionary, tokens, keep, address=address)
-        here = ((tokens == token) & keep).reshape(-1)
-        there = keep.reshape(-1) & ~here
-        added = [np.asarray(a, np.float64) for where in (here, there) for a in _sums(z, where)]
-        sums = [total + a for total, a in zip(sums, added, strict=True)]
-        counts += [int(here.sum()), int(there.sum())]
-    if not counts[0]:
-        raise UserError(f"token {token} stands at no kept position of these batches; choose another, or more text")
-    per = np.maximum(counts, 1)
-    mean_on, rate_on = sums[0] / per[0], sums[1] / per[0]
-    mean_elsewhere, rate_elsewhere = sums[2] / per[1], sums[3] / per[1]
-    best = np.argsort(mean_elsewhere - mean_on, kind="stable")[:n]
-    picked = (a[best] for a in (mean_on, mean_elsewhere, rate_on, rate_elsewhere))
-    return TokenFeatures(token, int(counts[0]), best, *picked)
+    """Find the features whose mean activation at a token exceeds the mean elsewhere the most.
 
+    Args:
+      model: the model that the dictionary was trained on.
+      address: what the dictionary reads.
+      dictionary: any dictionary, for raw activations.
+      batches: pairs `(tokens, keep)`.
+      token: the id of the token.
+      n: how many features.
 
-@dataclasses.dataclass(frozen=True)
-class Contexts:
-    """Where features fire hardest: for each feature its top positions in descending order of activation.
+    Returns:
+      The features, with their means and rates.
 
-    `tokens[f, i]` are the `before` tokens, the one fired on, and the `after` ones; -1 where the sequence has none or
-    they are not kept, and throughout where a feature fired fewer than n times (`values` is 0 there).
-    `activations[f, i]` are the feature's own at those tokens.
+    Raises:
+      UserError: no kept position holds the token.
     """
-
-    features: Int[np.ndarray, " feature"]
-    values: Float[np.ndarray, "feature n"]
-    tokens: Int[np.ndarray, "feature n window"]
-    activations: Float[np.ndarray, "feature n window"]
-    before: int
+    scores = Latents(dictionary, None, _static(address))
+    found: TokenContrast = collect(scores, model, batches, {"": OnToken(token)})[""]
+    if not found.count[0]:
+        raise UserError(f"token {token} stands at no kept position of these batches: choose another, or more text")
+    (mean_on, mean_elsewhere), (rate_on, rate_elsewhere) = found.mean, found.rate
+    best = np.argsort(mean_elsewhere - mean_on, kind="stable")[:n]
+    figures = (values[best] for values in (mean_on, mean_elsewhere, rate_on, rate_elsewhere))
+    return TokenFeatures(token, found.count[0], best, *figures)
 
 
 def top_activations(
-    model: Any,
+    model: Model,
     address: Addresses,
-    dictionary: Any,
+    dictionary: Encoder,
     batches: Batches,
     features: Sequence[int],
     n: int = 10,
     before: int = 12,
     after: int = 4,
-) -> Contexts:
-    """The `n` strongest activations of each of `features` over the batches, with their contexts; n · features windows
-    are kept, whatever the length of the data. Of equal activations the earlier one comes first."""
-    chosen, there_are = np.asarray(features, np.int32), dictionary.W_dec.shape[0]
-    if (chosen < 0).any() or (chosen >= there_are).any():
-        raise UserError(f"features {chosen.tolist()} of a dictionary of {there_are}: from 0 to {there_are - 1}")
-    width = before + 1 + after
-    best = (
-        jnp.zeros((len(chosen), n)),
-        jnp.full((len(chosen), n, width), -1, jnp.int32),
-        jnp.zeros((len(chosen), n, width)),
-    )
-    for tokens, keep in batches:
-        tokens, keep = jnp.asarray(tokens, jnp.int32), jnp.asarray(keep)
-        z = latents(model, dictionary, tokens, keep, address=address)
-        best = _merge(best, z, tokens, keep, jnp.asarray(chosen), before=before, after=after)
-    values, windows, activations = (np.asarray(a) for a in best)
-    windows = np.where(values[..., None] > 0, windows, -1)
-    return Contexts(chosen, values, windows, np.where(windows >= 0, activations, 0.0), before)
+) -> Windows:
+    """Find the strongest activations of some features, with the tokens around them.
+
+    Args:
+      model: the model that the dictionary was trained on.
+      address: what the dictionary reads.
+      dictionary: any dictionary, for raw activations.
+      batches: pairs `(tokens, keep)`.
+      features: which features.
+      n: windows for each feature.
+      before: tokens before the position that fires.
+      after: tokens after it.
+
+    Returns:
+      The windows, in the order of `features`. Of equal activations the earlier one comes first.
+
+    Raises:
+      UserError: the dictionary has no such feature, or there is no batch.
+    """
+    chosen, count = np.asarray(features, np.int32), dictionary.W_dec.shape[0]
+    if (chosen < 0).any() or (chosen >= count).any():
+        raise UserError(f"features {chosen.tolist()} of a dictionary of {count}: they go from 0 to {count - 1}")
+    scores = Latents(dictionary, jnp.asarray(chosen), _static(address))
+    return collect(scores, model, batches, {"": TopWindows(n, before, after)})[""]
 
 
-@partial(jax.jit, static_argnames=("before", "after"))
-def _merge(best: tuple, z: Array, tokens: Array, keep: Array, features: Array, before: int, after: int) -> tuple:
-    """The best so far and those of one batch, the better of both."""
-    n, (seqs, length) = best[0].shape[1], tokens.shape
-    own = z[:, features].T.astype(jnp.float32).reshape(len(features), seqs, length)
-    values, place = jax.lax.top_k(own.reshape(len(features), -1), min(n, seqs * length))
-    padding = ((0, 0), (before, after))
-    shown = jnp.pad(jnp.where(keep, tokens, -1), padding, constant_values=-1)
-    strength = jnp.pad(own, ((0, 0), *padding))
-    seq, column = place // length, (place % length)[..., None] + jnp.arange(before + 1 + after)[None, None, :]
-    windows = shown[seq[..., None], column]
-    activations = strength[jnp.arange(len(features))[:, None, None], seq[..., None], column]
-    both = [jnp.concatenate(pair, axis=1) for pair in zip(best, (values, windows, activations), strict=True)]
-    values, order = jax.lax.top_k(both[0], n)
-    pick = order[..., None]
-    return values, jnp.take_along_axis(both[1], pick, axis=1), jnp.take_along_axis(both[2], pick, axis=1)
+def _static(address: Addresses) -> Addresses:
+    return address if isinstance(address, str) else tuple(address)
 
 
 @dataclasses.dataclass(frozen=True)
 class LogitEffect:
-    """Tokens in the order of their change, and the changes of their logits."""
+    """Tokens in the order of the change of their logits, and these changes."""
 
     tokens: Int[np.ndarray, " n"]
     effects: Float[np.ndarray, " n"]
 
 
 def logit_effect(
-    dictionary: Any,
+    dictionary: Encoder,
     feature: int,
     unembed: Callable[[Float[Array, " d"]], Float[Array, " vocab"]] | Float[Array, "d vocab"],
     n: int = 10,
 ) -> tuple[LogitEffect, LogitEffect]:
-    """(promoted, suppressed): tokens whose logits a feature's direction moves most, straight through the unembedding.
+    """Find the tokens whose logits a feature's decoder direction changes most, straight through the unembedding.
 
-    `unembed` is a matrix, or a function of one vector; give it the final norm's weight folded in where there is one
-    (the norm's denominator, which depends on the rest of the residual stream, only scales the effects). The effects
-    are differences from their mean over the vocabulary: a constant added to every logit changes nothing.
+    Args:
+      dictionary: any dictionary.
+      feature: which feature.
+      unembed: a matrix, or a function of one vector. Where the model has a final norm, its weight should be multiplied
+        in; the norm's denominator depends on the rest of the residual stream and only scales the effects.
+      n: tokens in each direction.
+
+    Returns:
+      `(promoted, suppressed)`. Effects are differences from their mean over the vocabulary, since a constant added to
+      every logit changes nothing.
+
+    Raises:
+      UserError: the dictionary has no such feature.
     """
     if not 0 <= feature < dictionary.W_dec.shape[0]:
         raise UserError(f"feature {feature} of a dictionary of {dictionary.W_dec.shape[0]}")

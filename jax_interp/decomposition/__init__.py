@@ -11,7 +11,7 @@ apd/                 attribution-based decomposition, the first method of the fa
 metrics/, evaluate.py              against known answers, under masks, under adversaries; all figures of one run
 linearity/           the assumption itself under test
 capacity.py          how many components come alive as C grows
-strongest.py, dashboards.py        which components matter, and on which tokens of a text
+strongest.py                       which components matter
 clustering.py        which components make one mechanism
 attributions.py, interactions.py   which make a later one fire; an attention logit by pairs of them
 prune.py, edit_weights.py          the few that one prompt needs; weights changed by one

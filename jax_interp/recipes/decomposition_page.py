@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from jax_interp.core.errors import UserError
-from jax_interp.dashboards.components import Dashboards, TokenShares, dashboards
+from jax_interp.dashboards.components import WINDOWS, MatrixDashboard, component_dashboards
+from jax_interp.dashboards.statistics import TokenShares, Windows
 from jax_interp.decomposition.strongest import Strongest, strongest
 from jax_interp.decomposition.train import Trained
 from jax_interp.recipes.decomposition import HeldOut
@@ -54,16 +56,17 @@ def found_on(trained: Trained, held_out: HeldOut, shown: Shown) -> dict[str, Any
         found = strongest(trained, held_out.batches, shown.components or 40)
         matrices = [_matrix(name, one, [{}] * len(one.mean)) for name, one in found.items() if name not in twins]
         return {"rows": sum(int(np.sum(keep)) for _, keep in held_out.batches), "threshold": 0.1, "matrices": matrices}
-    found = dashboards(trained, held_out.batches, n=shown.components or 6, windows=shown.windows)
-    strings = {-1: None} | dict(enumerate(held_out.strings(range(len(found.tokens)))))
+    windows = dataclasses.replace(WINDOWS, k=shown.windows)
+    found = component_dashboards(trained, held_out.batches, n=shown.components or 6, windows=windows)
+    strings = {-1: None} | dict(enumerate(held_out.strings(range(len(found.token_counts)))))
     return {
-        "rows": int(found.tokens.sum()),
+        "rows": int(found.token_counts.sum()),
         "threshold": found.threshold,
-        "matrices": [_matrix(name, one, _cards(found, name, strings)) for name, one in found.strongest.items()],
+        "matrices": [_matrix(name, one.strongest, _cards(one, strings)) for name, one in found.matrices.items()],
         "passages": [
             {
                 "tokens": [strings[int(token)] for token in tokens],
-                "importance": {name: values[:, i] for name, values in found.passages.items()},
+                "importance": {name: one.passages[:, i] for name, one in found.matrices.items()},
             }
             for i, tokens in enumerate(found.passage_tokens)
         ],
@@ -79,19 +82,18 @@ def _matrix(name: str, one: Strongest, cards: Sequence[Mapping[str, Any]]) -> di
     }  # fmt: skip
 
 
-def _cards(found: Dashboards, name: str, strings: Mapping[int, str | None]) -> list[dict[str, Any]]:
-    text = found.texts[name]
+def _cards(found: MatrixDashboard, strings: Mapping[int, str | None]) -> list[dict[str, Any]]:
     return [
         {
-            "inputs": _tokens(text.inputs, i, strings),
-            "predicted": _tokens(text.predicted, i, strings),
+            "inputs": _tokens(found.inputs, i, strings),
+            "predicted": _tokens(found.predicted, i, strings),
             "windows": [
-                _window(text.windows, i, j, strings)
-                for j in range(text.windows.peak.shape[1])
-                if text.windows.peak[i, j] > 0
+                _window(found.windows, i, j, strings)
+                for j in range(found.windows.peak.shape[1])
+                if found.windows.peak[i, j] > 0
             ],
         }
-        for i in range(len(found.strongest[name].components))
+        for i in range(len(found.strongest.components))
     ]
 
 
@@ -101,12 +103,12 @@ def _tokens(shares: TokenShares, card: int, strings: Mapping[int, str | None]) -
     return [(strings[int(token)], float(share), float(lift)) for token, share, lift in both if lift > 1.1]
 
 
-def _window(windows: Any, card: int, i: int, strings: Mapping[int, str | None]) -> dict[str, Any]:
+def _window(windows: Windows, card: int, i: int, strings: Mapping[int, str | None]) -> dict[str, Any]:
     there = np.flatnonzero(windows.tokens[card, i] >= 0)
     span = slice(there[0], there[-1] + 1)
     return {
         "tokens": [strings[int(token)] for token in windows.tokens[card, i, span]],
-        "importance": windows.importance[card, i, span].tolist(),
-        "activation": windows.activation[card, i, span].tolist(),
+        "importance": windows.scores[card, i, span].tolist(),
+        "activation": windows.activations[card, i, span].tolist(),
         "peak": int(windows.before - there[0]),
     }

@@ -11,7 +11,8 @@ import pytest
 from tiny_tms import TIED, tiny
 
 from jax_interp.core.errors import UserError
-from jax_interp.dashboards.components import dashboards
+from jax_interp.dashboards.components import component_dashboards
+from jax_interp.dashboards.statistics import Passages, TopWindows
 from jax_interp.decomposition import Trained, decompose
 from jax_interp.decomposition.importance import ScalarGates, init_importance, read_inputs
 from jax_interp.decomposition.strongest import strongest
@@ -19,6 +20,7 @@ from jax_interp.models import Config, init
 
 CONFIG = Config(n_layers=2, d_model=8, n_heads=2, d_mlp=6, vocab_size=11, n_ctx=9)
 N, K, BEFORE, AFTER, TAU = 3, 5, 2, 1, 0.1
+WINDOWS = TopWindows(K, BEFORE, AFTER, one_per_sequence=True, threshold=TAU)
 
 
 def filled(shapes, seed=0):
@@ -51,9 +53,7 @@ def decomposed():
 @pytest.fixture(scope="module")
 def found(decomposed):
     trained, batches = decomposed
-    return dashboards(
-        trained, batches, n=N, windows=K, tokens=4, before=BEFORE, after=AFTER, passages=1, passage_length=5
-    )
+    return component_dashboards(trained, batches, n=N, windows=WINDOWS, tokens=4, passages=Passages(1, length=5))
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,9 @@ def slow(decomposed):
 
 def test_the_strongest(found, slow, decomposed):
     tokens, keep, _, values = slow
-    assert list(found.strongest) == [f"blocks.{layer}.{name}" for layer in range(2) for name in ("attn.o", "mlp.down")]
-    np.testing.assert_array_equal(found.tokens, np.bincount(tokens[keep], minlength=11))
-    for name, one in found.strongest.items():
+    assert list(found.matrices) == [f"blocks.{layer}.{name}" for layer in range(2) for name in ("attn.o", "mlp.down")]
+    np.testing.assert_array_equal(found.token_counts, np.bincount(tokens[keep], minlength=11))
+    for name, one in ((name, matrix.strongest) for name, matrix in found.matrices.items()):
         g = values[name][0][keep]
         rate = (g > TAU).mean(0)
         best = [c for c in np.argsort(-g.mean(0)) if rate[c] > 0][:N]
@@ -100,8 +100,8 @@ def test_the_strongest(found, slow, decomposed):
 def test_tokens(found, slow):
     """Shares and lifts of input tokens and of predicted ones, position by position."""
     tokens, keep, probability, values = slow
-    for name, text in found.texts.items():
-        for card, c in enumerate(found.strongest[name].components):
+    for name, text in found.matrices.items():
+        for card, c in enumerate(text.strongest.components):
             own, predicted, base, base_predicted = np.zeros((4, 11))
             for s, p in zip(*np.nonzero(keep)):
                 g = values[name][0][s, p, c]
@@ -120,8 +120,8 @@ def test_tokens(found, slow):
 def test_windows(found, slow):
     """The best position of each of the best sequences, over all batches, with what stands around it."""
     tokens, keep, _, values = slow
-    for name, text in found.texts.items():
-        for card, c in enumerate(found.strongest[name].components):
+    for name, text in found.matrices.items():
+        for card, c in enumerate(text.strongest.components):
             g, a = (np.where(keep, v[..., c], 0.0) for v in values[name])
             places = [max(range(9), key=lambda p, s=s: (g[s, p], abs(a[s, p]))) for s in range(6)]
             order = sorted(range(6), key=lambda s: (-g[s, places[s]], -abs(a[s, places[s]])))
@@ -137,32 +137,32 @@ def test_windows(found, slow):
                 for j, p in enumerate(range(places[s] - BEFORE, places[s] + AFTER + 1)):
                     there = 0 <= p < 9 and keep[s, p]
                     assert windows.tokens[card, i, j] == (tokens[s, p] if there else -1)
-                    np.testing.assert_allclose(windows.importance[card, i, j], g[s, p] if there else 0, atol=1e-5)
-                    np.testing.assert_allclose(windows.activation[card, i, j], a[s, p] if there else 0, atol=1e-4)
+                    np.testing.assert_allclose(windows.scores[card, i, j], g[s, p] if there else 0, atol=1e-5)
+                    np.testing.assert_allclose(windows.activations[card, i, j], a[s, p] if there else 0, atol=1e-4)
 
 
 def test_passages(found, slow):
     """The end of that sequence of the first batch on which the cards are most important."""
     tokens, keep, _, values = slow
     g = {name: np.where(keep[..., None], values[name][0], 0)[:2, -5:] for name in values}
-    g = {name: g[name][..., one.components] for name, one in found.strongest.items()}
+    g = {name: g[name][..., one.strongest.components] for name, one in found.matrices.items()}
     most = np.argmax(sum(v.sum((1, 2)) for v in g.values()))
     np.testing.assert_array_equal(found.passage_tokens[0], np.where(keep, tokens, -1)[most, -5:])
-    for name, shown in found.passages.items():
-        np.testing.assert_allclose(shown[:, 0], g[name][most].T, atol=1e-5)
+    for name, one in found.matrices.items():
+        np.testing.assert_allclose(one.passages[:, 0], g[name][most].T, atol=1e-5)
 
 
 def test_where_nothing_is_important(decomposed):
     trained, batches = decomposed
-    found = dashboards(trained, batches[:1], windows=K, before=BEFORE, after=AFTER, threshold=1.0)
-    assert {one.alive for one in found.strongest.values()} == {0}
-    assert {text.windows.tokens.shape for text in found.texts.values()} == {(0, K, BEFORE + 1 + AFTER)}
+    found = component_dashboards(trained, batches[:1], windows=dataclasses.replace(WINDOWS, threshold=1.0))
+    assert {one.strongest.alive for one in found.matrices.values()} == {0}
+    assert {one.windows.tokens.shape for one in found.matrices.values()} == {(0, K, BEFORE + 1 + AFTER)}
     assert found.passage_tokens.shape == (2, 9)
 
 
 def test_a_text_is_needed(decomposed):
     with pytest.raises(UserError, match="no batches"):
-        dashboards(decomposed[0], [])
+        component_dashboards(decomposed[0], [])
 
 
 def test_the_strongest_of_a_toy():

@@ -67,13 +67,13 @@ def test_the_strongest_activations_come_with_their_contexts():
     shown = np.pad(np.where(keep, tokens, -1), ((0, 0), (2, 1)), constant_values=-1)
     flat = np.where(keep, tokens, 0).ravel()
     order = np.argsort(-flat, kind="stable")[:9]
-    np.testing.assert_array_equal(contexts.values[0], flat[order])
+    np.testing.assert_array_equal(contexts.peak[0], flat[order])
     for i, place in enumerate(order):
         seq, pos = divmod(place, tokens.shape[1])
         window = shown[seq, pos : pos + 4]
         np.testing.assert_array_equal(contexts.tokens[0, i], window)
-        np.testing.assert_array_equal(contexts.activations[0, i], np.where(window >= 0, window, 0))
-    assert (contexts.values[1] == 0).all()  # a feature that never fires has no context
+        np.testing.assert_array_equal(contexts.scores[0, i], np.where(window >= 0, window, 0))
+    assert (contexts.peak[1] == 0).all()  # a feature that never fires has no context
     assert (contexts.tokens[1] == -1).all()
     with pytest.raises(UserError, match=f"from 0 to {len(model.E) - 1}"):
         top_activations(model, "embed", Loudness(model.E), BATCHES, features=[len(model.E)])

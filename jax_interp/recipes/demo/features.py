@@ -36,14 +36,14 @@ def find(config: DemoConfig, inputs: Inputs, sae: Any) -> dict[str, Any]:
     for i, feature in enumerate(shown):
         promoted, suppressed = logit_effect(sae, feature, unembedding(inputs.model), n=8)
         examples = [
-            _example(contexts.tokens[i, j], contexts.activations[i, j], contexts.before, tokenizer)
+            _example(contexts.tokens[i, j], contexts.scores[i, j], contexts.before, tokenizer)
             for j in range(config.contexts)
-            if contexts.values[i, j] > 0
+            if contexts.peak[i, j] > 0
         ]
         pages.append(
             rows[i]
             | {
-                "max": float(contexts.values[i].max()),
+                "max": float(contexts.peak[i].max()),
                 "contexts": examples,
                 "promoted": _pairs(promoted, tokenizer),
                 "suppressed": _pairs(suppressed, tokenizer),
