@@ -23,6 +23,7 @@ from jax_interp.analysis.weights import decoder
 from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
+from jax_interp.core.objectives import kl_divergence, log_probabilities
 from jax_interp.surgery import Activations, read
 from jax_interp.training import Log, RunTarget, SaveTo, fit
 
@@ -113,14 +114,14 @@ def kl_by_layer(
     too. Runs the model; surgeries on it act.
     """
     logits, acts = read(model, "blocks.*.resid_pre")(tokens)
-    target = jax.lax.stop_gradient(jax.nn.log_softmax(upcast(logits), axis=-1))
+    target = jax.lax.stop_gradient(log_probabilities(logits))
     weight = jnp.ones(tokens.shape, target.dtype) if keep is None else keep.astype(target.dtype)
     weight = weight / jnp.sum(weight)
 
     @jax.checkpoint
     def of_layer(one: TunedLens, resid: Float[Array, "batch pos d_model"]) -> Float[Array, ""]:
-        guess = jax.nn.log_softmax(readout(model, translate(one, resid)), axis=-1)
-        return jnp.sum(jnp.sum(jnp.exp(target) * (target - guess), axis=-1) * weight)
+        guess = log_probabilities(readout(model, translate(one, resid)))
+        return jnp.sum(kl_divergence(target, guess) * weight)
 
     stack = jax.lax.stop_gradient(upcast(acts["blocks.*.resid_pre"]))
     return jax.lax.map(lambda row: of_layer(*row), (lens, stack))

@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core import optimizers as optimizer
+from jax_interp.core.objectives import log_probabilities, negative_log_likelihood
 from jax_interp.decomposition.importance.inputs import PerMatrix, read_inputs
 from jax_interp.decomposition.losses.adversary import pgd, started
 from jax_interp.decomposition.losses.minimality import lp_minimality
@@ -79,8 +80,8 @@ def _pruned(config: PruneConfig, position: int, trained: Trained, tokens: Array,
     key = jax.random.key(config.seed)
 
     def cross_entropy(masks: Any) -> Array:
-        log_q = jax.nn.log_softmax(masked_output(model, masks, tokens)[:, position].astype(jnp.float32))
-        return -jnp.mean(jnp.take_along_axis(log_q, label[:, None], axis=1))
+        log_q = log_probabilities(masked_output(model, masks, tokens)[:, position])
+        return jnp.mean(negative_log_likelihood(log_q, label))
 
     def importance_of(phi: PerMatrix, sigmoid: Any) -> PerMatrix:
         return {name: living[name] * sigmoid(value) for name, value in phi.items()}

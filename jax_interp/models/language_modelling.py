@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core import optimizers as optimization
 from jax_interp.core.errors import UserError
+from jax_interp.core.objectives import cross_entropy, masked_mean
 
 Model = Callable[[Int[Array, "batch pos"]], Float[Array, "batch pos vocab"]]
 
@@ -116,24 +117,12 @@ class TrainState:
     opt: Any
 
 
-def token_losses(
-    logits: Float[Array, "batch pos vocab"], targets: Int[Array, "batch pos"]
-) -> Float[Array, "batch pos"]:
-    """-log p(target) in nats, in float32 at least, without forming the log-probabilities of the other tokens."""
-    logits = logits.astype(jnp.float64 if logits.dtype == jnp.float64 else jnp.float32)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
-
-
 def next_token_loss(
     model: Model, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length-1"] | None = None
 ) -> Float[Array, ""]:
     """The mean loss of predicting each token from those before it in its row; `mask` marks the targets that count."""
-    losses = token_losses(model(tokens[:, :-1]), tokens[:, 1:])
-    if mask is None:
-        return jnp.mean(losses)
-    weight = mask.astype(losses.dtype)
-    return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), jnp.asarray(1, losses.dtype))
+    losses = cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
+    return jnp.mean(losses) if mask is None else masked_mean(losses, mask, empty_is_zero=True)
 
 
 def init_state(model: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -154,7 +143,7 @@ def train_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[T
 
 @jax.jit
 def _losses(model: Model, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length-1"]:
-    return token_losses(model(tokens[:, :-1]), tokens[:, 1:])
+    return cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
 
 
 def per_token_losses(

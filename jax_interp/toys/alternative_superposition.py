@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core.config_json import reads_older_files
+from jax_interp.core.objectives import mean_squared_error
 from jax_interp.toys.layers import Linear, Transposed
 from jax_interp.toys.tms import TMS
 from jax_interp.toys.toy import TOYS, Toy
@@ -97,7 +98,7 @@ def evaluate(model: TMS) -> dict[str, Float[Array, ""]]:
     return {
         "accuracy": jnp.mean(jnp.argmax(y, axis=1) == jnp.arange(n)),
         "target_error": jnp.mean(jnp.abs(jnp.diag(y) - 1)),
-        "mse": jnp.mean((y - eye) ** 2),
+        "mse": mean_squared_error(eye, y, None),
         "mse_of_zero": jnp.asarray(1 / n),
         "norm": jnp.mean(norms),
         "norm_spread": jnp.std(norms),

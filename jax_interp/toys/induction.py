@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core.config_json import reads_older_files
+from jax_interp.core.objectives import log_probabilities, negative_log_likelihood
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.surgery import read
@@ -55,8 +56,7 @@ def repeated_sequences(
 
 def induction_loss(model: Decoder, tokens: Int[Array, "batch pos"], period: Int[Array, "batch"]) -> Float[Array, ""]:
     """Cross-entropy of the tokens that repetition tells, those from the second period on."""
-    logp = jax.nn.log_softmax(model(tokens)[:, :-1], axis=-1)
-    each = -jnp.take_along_axis(logp, tokens[:, 1:, None], axis=-1)[..., 0]
+    each = negative_log_likelihood(log_probabilities(model(tokens)[:, :-1]), tokens[:, 1:])
     return jnp.mean(each, where=jnp.arange(1, tokens.shape[1])[None] >= period[:, None])
 
 

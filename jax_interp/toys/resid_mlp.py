@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Key
 
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
+from jax_interp.core.objectives import mean_squared_error
 from jax_interp.surgery import Site, depth_of, run_blocks
 from jax_interp.toys.cache import cached
 from jax_interp.toys.layers import Linear, ReluMLP, ResidBlock, init_weight
@@ -102,7 +103,7 @@ def train_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig = ResidMLPConfig
 
     def loss(blocks: list, key: Array) -> Array:
         x = sparse_features(key, config.training.batch, config.n_features, config.probability, -1.0, 1.0)
-        return jnp.mean((in_features(dataclasses.replace(model, blocks=blocks), x) - label(x)) ** 2)
+        return mean_squared_error(label(x), in_features(dataclasses.replace(model, blocks=blocks), x), None)
 
     blocks, _ = jax.jit(lambda blocks, key: train(blocks, loss, config.training, key))(model.blocks, data)
     return dataclasses.replace(model, blocks=blocks)

@@ -15,6 +15,7 @@ import pytest
 from jax_interp.core import optimizers as optimization
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten
+from jax_interp.core.objectives import cross_entropy
 from jax_interp.data.batches import evaluation_windows
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
@@ -27,7 +28,6 @@ from jax_interp.models.language_modelling import (
     init_state,
     next_token_loss,
     repeated_tokens,
-    token_losses,
     train_step,
 )
 
@@ -39,7 +39,7 @@ def test_token_losses_and_masks():
     logits, tokens = rng.normal(size=(3, 5, 11)) * 4, rng.integers(0, 11, (3, 6))
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = -np.log(np.take_along_axis(p, tokens[:, 1:, None], -1)[..., 0])
-    ours = token_losses(jnp.asarray(logits, jnp.float32), jnp.asarray(tokens[:, 1:]))
+    ours = cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(tokens[:, 1:]))
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
     def model(_):
@@ -50,7 +50,7 @@ def test_token_losses_and_masks():
     masked = next_token_loss(model, jnp.asarray(tokens), jnp.asarray(mask))
     np.testing.assert_allclose(masked, expected[mask].mean(), rtol=1e-5)
     assert next_token_loss(model, jnp.asarray(tokens), jnp.zeros((3, 5), bool)) == 0
-    half = token_losses(jnp.asarray(logits, jnp.bfloat16), jnp.asarray(tokens[:, 1:]))
+    half = cross_entropy(jnp.asarray(logits, jnp.bfloat16), jnp.asarray(tokens[:, 1:]))
     assert half.dtype == jnp.float32
 
 

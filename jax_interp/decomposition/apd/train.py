@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
+from jax_interp.core.objectives import mean_squared_error
 from jax_interp.decomposition.apd.attributions import attributions, batch_top_k, component_masks
 from jax_interp.decomposition.apd.simplicity import lp_attribution, schatten
 from jax_interp.decomposition.components import Components, Decomposed, decompose
@@ -121,7 +122,7 @@ def losses(config: APDConfig, model: Decomposed, x: Any) -> tuple[Float[Array, "
             weights["activation_reconstruction"] = config.activation_reconstruction
         else:
             target, output = jax.lax.stop_gradient(model(x)), masked(x)
-        found["top_k_reconstruction"] = jnp.mean((output - target) ** 2)
+        found["top_k_reconstruction"] = mean_squared_error(target, output, None)
         weights["top_k_reconstruction"] = config.top_k_reconstruction
     if config.simplicity:
         found["simplicity"] = schatten(model, mask, config.rank, config.p)

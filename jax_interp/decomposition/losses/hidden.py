@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast
+from jax_interp.core.objectives import mean_squared_error
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.losses.scene import Scene
 from jax_interp.decomposition.masks import Masks, given, stochastic
@@ -25,9 +27,8 @@ def hidden_errors(scene: Scene, masks: Masks, relative: bool = False) -> dict[st
 
 def _error(target: Array, value: Array, name: str, relative: bool) -> Float[Array, "*layer"]:
     axes = (*row_axes(name, target), -1)
-    target, value = target.astype(jnp.float32), value.astype(jnp.float32)
-    error = jnp.mean((target - value) ** 2, axis=axes)
-    return error / jnp.mean(target**2, axis=axes) if relative else error
+    error = mean_squared_error(target, value, axes)
+    return error / jnp.mean(upcast(target) ** 2, axis=axes) if relative else error
 
 
 @dataclasses.dataclass(frozen=True)

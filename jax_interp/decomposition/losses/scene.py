@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.objectives import kl_divergence, log_probabilities, mean_squared_error
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.inputs import Importance, PerMatrix
 from jax_interp.decomposition.masks import Masks, Sampling, edits
@@ -66,8 +67,6 @@ def distance(compare: Compare, target: Array, output: Array) -> Float[Array, ""]
 
 def distances(compare: Compare, target: Array, output: Array) -> Float[Array, "batch ..."]:
     """`distance` row by row: the mean over the last axis of squares, or the KL divergence in nats."""
-    target, output = target.astype(jnp.float32), output.astype(jnp.float32)
     if compare == "mse":
-        return jnp.mean((target - output) ** 2, axis=-1)
-    log_p, log_q = jax.nn.log_softmax(target), jax.nn.log_softmax(output)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+        return mean_squared_error(target, output)
+    return kl_divergence(log_probabilities(target), log_probabilities(output))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_interp.core.objectives import log_probabilities, masked_mean, negative_log_likelihood
 from jax_interp.decomposition.importance.inputs import PerMatrix
 from jax_interp.decomposition.losses.hidden import hidden_errors
 from jax_interp.decomposition.losses.scene import Scene, distances
@@ -66,10 +67,8 @@ def mask_report(
 
 def cross_entropy(logits: Float[Array, "batch pos vocab"], labels: Int[Array, "batch pos"]) -> Float[Array, ""]:
     """Mean in nats over the positions whose label is not negative."""
-    log_q = jax.nn.log_softmax(logits.astype(jnp.float32))
-    chosen = jnp.take_along_axis(log_q, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
-    real = (labels >= 0).astype(jnp.float32)
-    return -jnp.sum(chosen * real) / jnp.sum(real)
+    losses = negative_log_likelihood(log_probabilities(logits), jnp.maximum(labels, 0))
+    return masked_mean(losses, labels >= 0)
 
 
 def hidden_report(scene: Scene, key: Array, relative: bool = True) -> dict[str, dict[str, Float[Array, "*layer"]]]:

@@ -17,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jax_interp.core.objectives import kl_divergence, negative_log_likelihood
 from jax_interp.dictionaries.evaluation import downstream
 from jax_interp.dictionaries.evaluation.downstream import CrossEntropy
 from jax_interp.dictionaries.evaluation.evaluate import Batches, Evaluation, evaluate, without_nan
@@ -99,7 +100,7 @@ def of_replacement(
         tokens, counted = jnp.asarray(tokens), downstream.predictions_kept(keep)
         clean = downstream.log_probabilities(model, tokens)
         log_p = downstream.log_probabilities(dataclasses.replace(local, where=jnp.asarray(keep)), tokens)
-        of_batch = downstream.cross_entropy(log_p, tokens), downstream.kl(clean, log_p)
+        of_batch = negative_log_likelihood(log_p, tokens[:, 1:]), kl_divergence(clean, log_p)
         entropies, divergences = (np.asarray(a, np.float64)[counted].sum() for a in of_batch)
         loss, divergence = loss + entropies / others.predictions, divergence + divergences / others.predictions
     score = lambda worst, ours, best: float("nan") if worst == best else float((worst - ours) / (worst - best))

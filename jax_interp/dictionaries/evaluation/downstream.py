@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_interp.core import objectives
+from jax_interp.core.objectives import kl_divergence, negative_log_likelihood
 from jax_interp.dictionaries.evaluation.reconstruction import output
 from jax_interp.surgery import Mean, Replace, Splice, at, edit, read
 
@@ -91,21 +93,8 @@ class CrossEntropy:
 
 @jax.jit
 def log_probabilities(model: Any, tokens: Int[Array, "seq pos"]) -> Float[Array, "seq predicted vocab"]:
-    """Of every next token, float32."""
-    return jax.nn.log_softmax(model(tokens)[:, :-1].astype(jnp.float32), axis=-1)
-
-
-@jax.jit
-def cross_entropy(
-    log_p: Float[Array, "seq predicted vocab"], tokens: Int[Array, "seq pos"]
-) -> Float[Array, "seq predicted"]:
-    return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
-
-
-@jax.jit
-def kl(p: Float[Array, "seq predicted vocab"], q: Float[Array, "seq predicted vocab"]) -> Float[Array, "seq predicted"]:
-    """KL(p ‖ q) from log probabilities."""
-    return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+    """Of every next token, in float32 at least."""
+    return objectives.log_probabilities(model(tokens)[:, :-1])
 
 
 def predictions_kept(keep: Bool[Array, "seq pos"]) -> np.ndarray:
@@ -115,9 +104,9 @@ def predictions_kept(keep: Bool[Array, "seq pos"]) -> np.ndarray:
 
 def check_identity(model: Any, address: Addresses, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"]) -> None:
     """Raise SelfCheckError unless splicing `Identity` gives the clean cross-entropies to the bit."""
-    clean = np.asarray(cross_entropy(log_probabilities(model, tokens), tokens))
+    clean = np.asarray(negative_log_likelihood(log_probabilities(model, tokens), tokens[:, 1:]))
     same = edit(model, *(at(one, Splice(Identity()), where=keep) for one in names(address)))
-    same = np.asarray(cross_entropy(log_probabilities(same, tokens), tokens))
+    same = np.asarray(negative_log_likelihood(log_probabilities(same, tokens), tokens[:, 1:]))
     if not np.array_equal(clean, same, equal_nan=True):
         raise SelfCheckError(
             f"splicing the identity at {address} changes the cross-entropy by up to {np.abs(clean - same).max():.3g} "
@@ -182,10 +171,10 @@ def of_batch(
         "mean": ablated(means),
     }
     reference = log_probabilities(model, tokens)
-    out = {"clean": cross_entropy(reference, tokens)}
+    out = {"clean": negative_log_likelihood(reference, tokens[:, 1:])}
     for name, variant in variants.items():
         log_p = log_probabilities(variant, tokens)
-        out |= {name: cross_entropy(log_p, tokens), f"kl_{name}": kl(reference, log_p)}
+        out |= {name: negative_log_likelihood(log_p, tokens[:, 1:]), f"kl_{name}": kl_divergence(reference, log_p)}
     return {name: np.asarray(a, np.float64) for name, a in jax.device_get(out).items()}
 
 

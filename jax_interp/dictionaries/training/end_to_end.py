@@ -37,15 +37,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
+from jax_interp.core.objectives import kl_divergence, log_probabilities, masked_mean, negative_log_likelihood
 from jax_interp.data.harvest import start_stream
-from jax_interp.dictionaries.evaluation import downstream
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.reconstruction import Kind
 from jax_interp.dictionaries.losses.term import Term, total
 from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
-from jax_interp.dictionaries.training.spliced import TrainingSplice, code_structure, kept_rows, masked_mean
+from jax_interp.dictionaries.training.spliced import TrainingSplice, code_structure, kept_rows
 from jax_interp.dictionaries.training.train import Learner, adam, init_learner, learn
 from jax_interp.dictionaries.training.warm_start import check_count, warm_start
 from jax_interp.surgery import at, edit, read
@@ -143,15 +143,11 @@ def output_loss(
 ) -> Float[Array, ""]:
     """KL from the clean prediction, mean over kept positions, or cross-entropy, mean over the predictions that are made
     at a kept position and of a kept token. NaN where there is none."""
-    log_q = _log_p(logits)
+    log_q = log_probabilities(logits)
     if output == "ce":
-        losses = downstream.cross_entropy(log_q[:, :-1], tokens)
+        losses = negative_log_likelihood(log_q[:, :-1], tokens[:, 1:])
         return masked_mean(losses, keep[:, :-1] & keep[:, 1:])
-    return masked_mean(downstream.kl(_log_p(clean), log_q), keep)
-
-
-def _log_p(logits: Any) -> Array:
-    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
+    return masked_mean(kl_divergence(log_probabilities(clean), log_q), keep)
 
 
 def downstream_loss(

@@ -58,8 +58,3 @@ def code_structure(dictionary: Dictionary, rows: int) -> Any:
     """The structure of the code of so many rows."""
     x = jax.ShapeDtypeStruct((rows, dictionary.d), dictionary.W_enc.dtype)
     return jax.tree.structure(jax.eval_shape(type(dictionary).training_code, dictionary, x))
-
-
-def masked_mean(values: Float[Array, "..."], keep: Bool[Array, "..."]) -> Float[Array, ""]:
-    """NaN where nothing is kept: `fit` stops at it and names the step."""
-    return jnp.sum(jnp.where(keep, values, jnp.zeros_like(values))) / jnp.sum(keep).astype(values.dtype)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jax_interp.core.objectives import log_probabilities
 from jax_interp.models import generate
 from jax_interp.surgery import Clamp, Splice, at, edit
 
@@ -23,7 +24,7 @@ LEAST = 0.005  # and what each has in some variant at least
 @jax.jit
 def last_log_probabilities(model: Any, tokens: Int[Array, "1 pos"]) -> Float[Array, " vocab"]:
     """Of the token after the prompt."""
-    return jax.nn.log_softmax(model(tokens)[0, -1].astype(jnp.float32))
+    return log_probabilities(model(tokens)[0, -1])
 
 
 def held(model: Any, address: str, sae: Any, feature: Any, value: Any) -> Any:
