@@ -151,8 +151,8 @@ class Decoder(nnx.Module):
     def _check_length(self, n: int) -> None:
         if self.pos_embed is not None and n > self.config.n_ctx:
             raise UserError(
-                f"{n} positions are more than the {self.config.n_ctx} that this model has learned (n_ctx): "
-                "give fewer tokens, or a smaller cache"
+                f"{n} positions were asked for, this model has learned {self.config.n_ctx} (n_ctx): give fewer tokens, "
+                "or a smaller cache"
             )
 
 

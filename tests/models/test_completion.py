@@ -15,7 +15,7 @@ from small_models import LLAMA_LIKE, peaky
 from jax_interp.core.errors import UserError
 from jax_interp.data.tokenizer import train_bpe
 from jax_interp.models import Sample, complete, generate, pad_left, stream_text
-from jax_interp.models.generation.completion import continuation, settled
+from jax_interp.models.generation.completion import continuation, stable_prefix
 from jax_interp.surgery import Add, at, edit
 
 PROMPTS = ["def push(self", "x", "return [item"]
@@ -78,8 +78,8 @@ def test_bytes_of_a_character_are_held_back(model, tokenizer):
 
 
 @given(st.text("ab\ufffd"), st.lists(st.text("ab", min_size=1), max_size=3))
-def test_what_is_settled_stays(text, stops):
-    sure = settled(text, stops)
+def test_what_is_stable_stays(text, stops):
+    sure = stable_prefix(text, stops)
     assert text.startswith(sure)
     rest = text[len(sure) :].rstrip("\ufffd")
     assert rest == "" or any(stop.startswith(rest) for stop in stops)

@@ -341,7 +341,7 @@ def test_what_cannot_be_generated_is_refused(model):
     prompt = jnp.asarray([PROMPTS[0]])
     with pytest.raises(UserError, match="without output=False"):
         generate(read(model, "embed", output=False), prompt, 3)
-    with pytest.raises(UserError, match="stream hands out tokens only"):
+    with pytest.raises(UserError, match="stream gives tokens only"):
         stream(read(model, "embed"), prompt, 3)
     with pytest.raises(UserError, match="repetition_penalty"):
         generate(model, prompt, 3, repetition_penalty=0.0)

@@ -1,1 +1,1 @@
-"""Writing with a model: sampling, streaming, and edits that act while it writes."""
+"""Generation: sampling, streaming, and edits that act while a model writes."""

@@ -2,145 +2,196 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Array
 
 from jax_interp.core.errors import UserError
+from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models.generation.generate import GREEDY, generate, pad_left, stream
-
-if TYPE_CHECKING:
-    from jax_interp.data.tokenizer import Tokenizer
+from jax_interp.models.generation.sampling import Chooser, Number
+from jax_interp.surgery.contract import Model
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after one prompt."""
+    """The continuation of one prompt."""
 
     text: str
-    """The new text, up to where it was stopped; what stopped it is left out."""
+    """The new text, without the stop that ended it."""
     tokens: list[int]
-    """The new tokens, without a stop token. With a stop string they go on to the token that completed it."""
+    """The new tokens, without a stop token. A stop string's tokens are included."""
     stopped_by: int | str | None
-    """The stop token or stop string that ended it; None: all tokens that were allowed were written."""
+    """The stop token or stop string that ended the text. None: all `n_new` tokens were written."""
 
 
 def complete(
-    model: Callable,
+    model: Model,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     n_new: int,
     *,
     bos: bool,
     stop: Sequence[int | str] = (),
-    choose: Callable = GREEDY,
+    choose: Chooser = GREEDY,
     key: Array | None = None,
-    repetition_penalty: Any = None,
+    repetition_penalty: Number | None = None,
 ) -> list[Completion]:
-    """A continuation of each prompt, of at most `n_new` tokens.
+    """Continue each prompt by at most `n_new` tokens.
 
-    `stop` has token ids and strings. Strings are found wherever they come about in the text, across tokens too; they
-    are looked for on the host after each token, so with them it runs token by token, and ends when all rows have ended.
-    The other arguments are `generate`'s; `bos` is the tokenizer's.
+    Args:
+      model: a `Decoder`, with any edits.
+      tokenizer: the tokenizer of the model.
+      prompts: texts.
+      n_new: the largest number of new tokens.
+      bos: whether the document-start token precedes each prompt.
+      stop: token ids and strings that end a text. A string is found wherever it occurs in the new text, across tokens
+        too. With strings the loop runs on the host, token by token; without, it is one compiled program.
+      choose: how a token is chosen, as in `generate`.
+      key: a PRNG key, for a chooser that draws.
+      repetition_penalty: makes tokens that are in the row already less likely, as in `generate`.
+
+    Returns:
+      One `Completion` for each prompt.
+
+    Raises:
+      UserError: as `generate`; also for a prompt or a stop that is not in a list, and an empty stop string.
+
+    Example:
+
+        (completion,) = complete(model, tokenizer, ["def mean(self"], 24, bos=True, stop=["\n\n"])
+        print(completion.text, completion.stopped_by)
     """
     if isinstance(prompts, str):
         raise UserError("complete takes a list of prompts: [prompt]")
     ids = tokenizer.encode_batch(prompts, bos=bos)
     tokens, mask = pad_left(ids)
-    how = {"mask": mask, "choose": choose, "key": key, "repetition_penalty": repetition_penalty}
-    stop_ids, stop_strings = _stops(stop)
+    options = {"mask": mask, "choose": choose, "key": key, "repetition_penalty": repetition_penalty}
+    stop_ids, stop_strings = _by_kind(stop)
     if not stop_strings:
-        rows = np.asarray(generate(model, tokens, n_new, stop=stop_ids, **how)).tolist()
-        return [_row(tokenizer, prompt, row, stop_ids, ()) for prompt, row in zip(ids, rows, strict=True)]
+        rows = np.asarray(generate(model, tokens, n_new, stop=stop_ids, **options)).tolist()
+        return [_completion(tokenizer, prompt, row, stop_ids, ()) for prompt, row in zip(ids, rows, strict=True)]
     rows: list[list[int]] = [[] for _ in ids]
-    open_rows = set(range(len(ids)))
-    for column in stream(model, tokens, n_new, stop=stop_ids, **how):
-        for i in sorted(open_rows):
+    unfinished = set(range(len(ids)))
+    for column in stream(model, tokens, n_new, stop=stop_ids, **options):
+        for i in sorted(unfinished):
             rows[i].append(int(column[i]))
-            if _row(tokenizer, ids[i], rows[i], stop_ids, stop_strings).stopped_by is not None:
-                open_rows.discard(i)
-        if not open_rows:
+            if _completion(tokenizer, ids[i], rows[i], stop_ids, stop_strings).stopped_by is not None:
+                unfinished.discard(i)
+        if not unfinished:
             break
-    return [_row(tokenizer, prompt, row, stop_ids, stop_strings) for prompt, row in zip(ids, rows, strict=True)]
+    return [_completion(tokenizer, prompt, row, stop_ids, stop_strings) for prompt, row in zip(ids, rows, strict=True)]
 
 
 def stream_text(
-    model: Callable,
+    model: Model,
     tokenizer: Tokenizer,
     prompt: str,
     n_new: int,
     *,
     bos: bool,
     stop: Sequence[int | str] = (),
-    choose: Callable = GREEDY,
+    choose: Chooser = GREEDY,
     key: Array | None = None,
-    repetition_penalty: Any = None,
+    repetition_penalty: Number | None = None,
 ) -> Iterator[str]:
-    """The text of `complete` for one prompt, in pieces as it comes: joined they are the same.
+    """The text of `complete` for one prompt, in parts, as soon as each is certain.
 
-    Held back until what follows decides: the bytes of a character that is not complete, and a text that may become a
-    stop string.
+    A part is certain when later tokens cannot change it: an incomplete character, and text that may become a stop
+    string, are held back.
+
+    Args:
+      model: a `Decoder`, with any edits.
+      tokenizer: the tokenizer of the model.
+      prompt: the text to continue.
+      n_new: as in `complete`, like all other arguments.
+      bos: whether the document-start token precedes the prompt.
+      stop: token ids and strings that end the text.
+      choose: how a token is chosen.
+      key: a PRNG key, for a chooser that draws.
+      repetition_penalty: makes tokens that are in the text already less likely.
+
+    Returns:
+      An iterator of strings. Joined, they are the text of the completion.
+
+    Example:
+
+        for part in stream_text(model, tokenizer, "def mean(self", 24, bos=True):
+            print(part, end="", flush=True)
     """
     ids = tokenizer.encode(prompt, bos=bos)
     tokens, _ = pad_left([ids])
-    stop_ids, stop_strings = _stops(stop)
+    stop_ids, stop_strings = _by_kind(stop)
     columns = stream(model, tokens, n_new, stop=stop_ids, choose=choose, key=key,
                      repetition_penalty=repetition_penalty)  # fmt: skip
 
-    def pieces():
-        row, said = [], 0
+    def parts() -> Iterator[str]:
+        row, n_given = [], 0
         for column in columns:
             row.append(int(column[0]))
-            now = _row(tokenizer, ids, row, stop_ids, stop_strings)
-            sure = now.text if now.stopped_by is not None or len(row) == n_new else settled(now.text, stop_strings)
-            if len(sure) > said:
-                yield sure[said:]
-                said = len(sure)
+            now = _completion(tokenizer, ids, row, stop_ids, stop_strings)
+            ended = now.stopped_by is not None or len(row) == n_new
+            certain = now.text if ended else stable_prefix(now.text, stop_strings)
+            if len(certain) > n_given:
+                yield certain[n_given:]
+                n_given = len(certain)
             if now.stopped_by is not None:
                 return
 
-    return pieces()
+    return parts()
 
 
-def settled(text: str, stop_strings: Sequence[str]) -> str:
-    """The part of a growing text that what follows cannot change: less an unfinished character (U+FFFD) at its end, and
-    an ending that begins a stop string."""
+def stable_prefix(text: str, stop_strings: Sequence[str]) -> str:
+    """The part of a growing text that later text cannot change.
+
+    It leaves out an incomplete character (U+FFFD) at the end, and an ending that is the beginning of a stop string.
+    """
     text = text.rstrip("\ufffd")
-    held = (n for stop in stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n]))
-    return text[: len(text) - max(held, default=0)]
+    begun = (n for stop in stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n]))
+    return text[: len(text) - max(begun, default=0)]
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """The text that `new` tokens add to those of `prompt`; a leading space that a tokenizer drops from a text that
-    begins with it is kept. Special tokens have no text."""
+    """The text that the tokens `new` add to those of `prompt`.
+
+    A leading space is kept, also where the tokenizer drops it at the start of a text. Special tokens have no text.
+
+    Raises:
+      UserError: a token is -1, which `generate` gives where logits are NaN.
+    """
     if min(new, default=0) < 0:
         raise UserError(
-            "the logits became NaN: an edit's index that is data may lie outside, or the weights are damaged"
+            "the logits became NaN: a traced index of an edit may be out of range, or the weights may be damaged"
         )
     before = tokenizer.decode(prompt, skip_special=True)
     return tokenizer.decode([*prompt, *new], skip_special=True)[len(before) :]
 
 
-def _row(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int], stop_ids: Sequence[int],
-         stop_strings: Sequence[str]) -> Completion:  # fmt: skip
-    """What a row of new tokens says, cut at the first stop."""
+def _completion(
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    new: Sequence[int],
+    stop_ids: Sequence[int],
+    stop_strings: Sequence[str],
+) -> Completion:
+    """The completion that a row of new tokens makes, cut at the first stop."""
     end = next((i for i, token in enumerate(new) if token in stop_ids), None)
     tokens = list(new if end is None else new[:end])
     text = continuation(tokenizer, prompt, tokens)
-    found = sorted((text.index(stop), -len(stop), stop) for stop in stop_strings if stop in text)
-    if found:  # the first; of several there, the longest
-        return Completion(text[: found[0][0]], tokens, found[0][2])
+    stops = sorted((text.index(stop), -len(stop), stop) for stop in stop_strings if stop in text)
+    if stops:  # the first, and of several at one place the longest
+        place, _, stop = stops[0]
+        return Completion(text[:place], tokens, stop)
     return Completion(text, tokens, None if end is None else new[end])
 
 
-def _stops(stop: Sequence[int | str]) -> tuple[list[int], list[str]]:
-    """Token ids and strings apart."""
+def _by_kind(stop: Sequence[int | str]) -> tuple[list[int], list[str]]:
+    """The token ids and the strings of `stop`."""
     if isinstance(stop, str):
         raise UserError(f"stop takes a list: [{stop!r}]")
-    strings = [one for one in stop if isinstance(one, str)]
+    strings = [s for s in stop if isinstance(s, str)]
     if "" in strings:
         raise UserError("a stop string must not be empty")
-    return [int(one) for one in stop if not isinstance(one, str)], strings
+    return [int(token) for token in stop if not isinstance(token, str)], strings

@@ -1,13 +1,13 @@
-"""Generation: a batch of prompts goes on token by token, with a KV cache.
+"""Generation: a batch of prompts is continued token by token, with a KV cache.
 
-`generate` is one compiled program, `stream` a loop over the same step that hands out tokens as they come. Both take any
-model that keeps `Decoder`'s way with a cache, under surgery too: edits act at the prompt's positions and at the new
-ones, which are absolute, and what is read is kept over all of them.
+`generate` is one compiled program. `stream` is a loop over the same step that yields tokens as they are chosen. Both
+take a `Decoder`, also under surgery: an edit acts on the positions of the prompt and on the new ones, and values that
+are read are kept for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,20 +16,26 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.models.cache import Cache, empty_cache
-from jax_interp.models.generation.generated_values import axes_of, check_edits, reads_of, with_room, written
-from jax_interp.models.generation.sampling import Greedy, penalized, seen_tokens
+from jax_interp.models.generation.generated_values import axes_of, check_edits, has_reads, padded, with_step
+from jax_interp.models.generation.sampling import Chooser, Greedy, Number, penalized, seen_tokens
+from jax_interp.surgery import Activations
+from jax_interp.surgery.contract import Model
 
 GREEDY = Greedy()
 
 
 def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "batch pos"], Bool[np.ndarray, "batch pos"]]:
-    """Prompts of different lengths as `(tokens, mask)`, all ending at the last column. Padding is token 0."""
+    """Prompts of different lengths as arrays `(tokens, mask)`, both `[batch, pos]`, padded on the left with token 0.
+
+    Raises:
+      UserError: a prompt has no token.
+    """
     if not prompts or not all(len(prompt) for prompt in prompts):
-        raise UserError("every prompt needs at least one token (a BOS, say)")
+        raise UserError("every prompt needs at least one token (a BOS, for example)")
     longest = max(map(len, prompts))
     tokens = np.zeros((len(prompts), longest), np.int32)
     mask = np.zeros((len(prompts), longest), bool)
@@ -40,168 +46,218 @@ def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "batch p
 
 
 def generate(
-    model: Callable,
+    model: Model,
     tokens: Int[Array | np.ndarray, "batch pos"],
     n_new: int,
     *,
     mask: Bool[Array | np.ndarray, "batch pos"] | None = None,
-    choose: Callable = GREEDY,
+    choose: Chooser = GREEDY,
     key: Array | None = None,
     stop: Sequence[int] = (),
-    repetition_penalty: Any = None,
+    repetition_penalty: Number | None = None,
 ) -> Any:
-    """`n_new` tokens after each prompt, `[batch, n_new]`; under `read(...)`, `(tokens, Activations)`.
+    """Continue each prompt by `n_new` tokens, as one compiled program.
+
+    Another `n_new`, or prompts of another shape, compile anew. Edits, the numbers of the chooser, the key, the penalty
+    and the stop tokens are data.
 
     Args:
-      model: a `Decoder`, edited or read as you like.
-      tokens, mask: the prompts; where they differ in length, padded (`pad_left`), `mask` saying what is real.
-      n_new: how many tokens are written. Changing it, or the prompts' shape, compiles anew; edits, the chooser's
-        numbers, the key, the penalty and the stop tokens are data.
-      choose: `Greedy()`, `Sample(temperature, top_k, top_p, min_p)`, or any callable pytree `(key, logits) -> tokens`.
-      key: for a chooser that draws; each step has a key of its own.
-      stop: token ids that end a row. From there on the row repeats the one it stopped at; the program ends when all
-        rows have stopped.
-      repetition_penalty: makes every token that stands in the row, prompt included, less likely before one is chosen
-        (`sampling.penalized`); 1 is none.
+      model: a `Decoder`, with any edits and reads.
+      tokens: the prompts, `[batch, pos]`. Prompts of different lengths are padded (`pad_left`).
+      n_new: the number of tokens to write.
+      mask: True where a token of the prompts is real; None: all are.
+      choose: how a token is chosen: `Greedy()`, `Sample(...)`, or any callable pytree `(key, logits) -> tokens`.
+      key: a PRNG key, for a chooser that draws. Each step derives a key of its own from it.
+      stop: token ids that end a row. The row then repeats its stop token. The program ends when all rows have stopped.
+      repetition_penalty: makes tokens that are in the row already, prompt included, less likely (see
+        `sampling.penalized`). 1 changes nothing.
 
-    What is read has `pos + n_new - 1` positions, those of the prompts' columns and then of the new tokens but the last:
-    that one is chosen from the values at the position before it, and never goes through the model. So it is with a stop
-    token: a row's values are zero at it and after. A key axis (`attn.pattern`) has the same length.
+    Returns:
+      The new tokens, `[batch, n_new]`. Where the model reads values: `(tokens, Activations)`. The values have
+      `pos + n_new - 1` positions, those of the prompts and of the new tokens but the last, which never goes through
+      the model. At a stop token and after it the values of a row are zero. A key axis (`attn.pattern`) has the same
+      length. A row whose logits are NaN, as after an edit with a traced index out of range, has tokens -1.
 
-    A row whose logits are NaN, as an edit's index that is data and outside makes them, gives tokens -1.
+    Raises:
+      UserError: the chooser draws and there is no key, `n_new` is less than 1, or an edit names a position that the
+        model never sees.
+
+    Example:
+
+        tokens, mask = pad_left([tokenizer.encode(text, bos=True) for text in texts])
+        steered = edit(model, at("blocks.3.resid_post", Add(vector)))
+        new = generate(steered, tokens, 20, mask=mask, choose=Sample(temperature=0.8), key=jax.random.key(0))
     """
-    tokens, how = _asked(model, tokens, n_new, choose, key, stop, repetition_penalty)
-    return _generate(model, tokens, n_new, mask, how)
+    tokens, sampling = _checked(model, tokens, n_new, choose, key, stop, repetition_penalty)
+    return _generate(model, tokens, n_new, mask, sampling)
 
 
 def stream(
-    model: Callable,
+    model: Model,
     tokens: Int[Array | np.ndarray, "batch pos"],
     n_new: int,
     *,
     mask: Bool[Array | np.ndarray, "batch pos"] | None = None,
-    choose: Callable = GREEDY,
+    choose: Chooser = GREEDY,
     key: Array | None = None,
     stop: Sequence[int] = (),
-    repetition_penalty: Any = None,
+    repetition_penalty: Number | None = None,
 ) -> Iterator[Int[np.ndarray, "batch"]]:
-    """The columns of what `generate` writes, one by one as they are chosen; the same tokens.
+    """The tokens that `generate` writes, one column at a time, as they are chosen.
 
-    It ends when all rows have stopped, or when you stop asking. One dispatch for each token.
+    It ends when all rows have stopped, or when the caller stops iterating. Each token is one dispatch.
+
+    Args:
+      model: a `Decoder`, with any edits.
+      tokens: as in `generate`, like all other arguments.
+      n_new: the number of tokens to write.
+      mask: True where a token of the prompts is real.
+      choose: how a token is chosen.
+      key: a PRNG key, for a chooser that draws.
+      stop: token ids that end a row.
+      repetition_penalty: makes tokens that are in the row already less likely.
+
+    Returns:
+      An iterator of token ids `[batch]`.
+
+    Raises:
+      UserError: as `generate`; also where the model reads values, which `stream` cannot return.
+
+    Example:
+
+        for column in stream(model, tokens, 20, mask=mask):
+            print(tokenizer.decode(column[:1]), end="", flush=True)
     """
-    if reads_of(model):
-        raise UserError("stream hands out tokens only: generate returns what is read too")
-    tokens, how = _asked(model, tokens, n_new, choose, key, stop, repetition_penalty)
+    if has_reads(model):
+        raise UserError("stream gives tokens only: use generate, which returns the values that are read as well")
+    tokens, sampling = _checked(model, tokens, n_new, choose, key, stop, repetition_penalty)
 
-    def columns():
-        state = _first(model, tokens, n_new, mask, how)
+    def columns() -> Iterator[np.ndarray]:
+        state = _first(model, tokens, n_new, mask, sampling)
         for i in range(n_new):
-            token, done = np.array(state.token), np.array(state.done)  # copies: the state's memory is used again
+            token, stopped = np.array(state.token), np.array(state.stopped)  # copies: the state's memory is donated
             yield token
-            if done.all() or i + 1 == n_new:
+            if stopped.all() or i + 1 == n_new:
                 return
-            state = _next(model, state, how)
+            state = _next(model, state, sampling)
 
     return columns()
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class How:
-    """What decides the next token besides the model: data, but for the chooser's kind."""
+class Sampling:
+    """What decides the next token besides the model. Everything is data, except the class of the chooser."""
 
-    choose: Callable
+    choose: Chooser
     key: Array
     stop: Int[Array | np.ndarray, "stops"]
-    penalty: Array | None
+    penalty: Float[Array, ""] | None
 
-    def pick(self, i: Int[Array, ""], logits: Array, seen: Array | None) -> Int[Array, "batch"]:
-        """The `i`-th token of every row."""
+    def next_token(
+        self, i: Int[Array, ""], logits: Float[Array, "batch 1 vocab"], seen: Bool[Array, "batch vocab"] | None
+    ) -> Int[Array, "batch"]:
+        """The `i`-th new token of every row."""
         logits = logits[:, 0].astype(jnp.float32)
         if seen is not None and self.penalty is not None:
             logits = penalized(logits, seen, self.penalty)
         token = self.choose(jax.random.fold_in(self.key, i), logits)
         return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), -1, token)
 
-    def stops(self, token: Int[Array, "batch"]) -> Bool[Array, "batch"]:
+    def is_stop(self, token: Int[Array, "batch"]) -> Bool[Array, "batch"]:
+        """Which rows stop at this token."""
         return jnp.any(token[:, None] == self.stop[None, :], axis=1)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class State:
-    """Generation after `i` tokens."""
+class GenerationState:
+    """The state after `count` new tokens."""
 
-    i: Int[Array, ""]
+    count: Int[Array, ""]
     token: Int[Array, "batch"]
-    """The last one of each row, not yet given to the model."""
-    done: Bool[Array, "batch"]
+    """The last token of each row. The model has not seen it yet."""
+    stopped: Bool[Array, "batch"]
     cache: Cache
     seen: Bool[Array, "batch vocab"] | None
-    """Which tokens stand in a row, where a penalty wants to know."""
+    """Which tokens are in each row already; None without a penalty."""
 
 
-def start(model: Any, tokens: Array, n_new: int, mask: Array | None, how: How, keyed: bool) -> tuple[State, Any]:
-    """Read the prompts and choose the first token; also gives what was read. `keyed`: a value with a key axis is read,
-    which is to have the cache's slots from the beginning."""
-    cache: Any = tokens.shape[1] + n_new - 1  # the last token is never given to the model
+def prefill(
+    model: Any, tokens: Array, n_new: int, mask: Array | None, sampling: Sampling, keyed: bool
+) -> tuple[GenerationState, Activations | None]:
+    """Run the prompts and choose the first token; also gives the values that are read.
+
+    `keyed`: a value with a key axis is read. Its key axis then has the slots of the whole cache from the start.
+    """
+    slots = tokens.shape[1] + n_new - 1  # the last token never goes through the model
+    cache: Cache | int = slots
     if keyed:
         real = jnp.ones_like(tokens) if mask is None else mask
-        cache = empty_cache(model.blocks, tokens, cache, jnp.sum(real, axis=1, keepdims=True, dtype=jnp.int32))
+        cache = empty_cache(model.blocks, tokens, slots, jnp.sum(real, axis=1, keepdims=True, dtype=jnp.int32))
     out = model(tokens, mask=mask, cache=cache, last_only=True)
-    (logits, cache), acts = out if reads_of(model) else (out, None)
-    seen = None if how.penalty is None else seen_tokens(tokens, mask, logits.shape[-1])
-    token = how.pick(jnp.int32(0), logits, seen).astype(tokens.dtype)
-    return State(jnp.int32(1), token, how.stops(token), cache, seen), acts
+    (logits, cache), acts = out if has_reads(model) else (out, None)
+    seen = None if sampling.penalty is None else seen_tokens(tokens, mask, logits.shape[-1])
+    token = sampling.next_token(jnp.int32(0), logits, seen).astype(tokens.dtype)
+    return GenerationState(jnp.int32(1), token, sampling.is_stop(token), cache, seen), acts
 
 
-def advance(model: Callable, state: State, how: How) -> tuple[State, Any]:
-    """Give the last tokens to the model and choose the next."""
+def decode_step(model: Model, state: GenerationState, sampling: Sampling) -> tuple[GenerationState, Activations | None]:
+    """Run the last tokens and choose the next; also gives the values that are read."""
     out = model(state.token[:, None], cache=state.cache, last_only=True)
-    (logits, cache), acts = out if reads_of(model) else (out, None)
+    (logits, cache), acts = out if has_reads(model) else (out, None)
     seen = state.seen
     if seen is not None:
         ids = jnp.arange(seen.shape[1], dtype=state.token.dtype)
         seen = seen | (ids[None, :] == state.token[:, None])
-    chosen = how.pick(state.i, logits, seen).astype(state.token.dtype)
-    token = jnp.where(state.done, state.token, chosen)
-    return State(state.i + 1, token, state.done | how.stops(token), cache, seen), acts
+    chosen = sampling.next_token(state.count, logits, seen).astype(state.token.dtype)
+    token = jnp.where(state.stopped, state.token, chosen)
+    return GenerationState(state.count + 1, token, state.stopped | sampling.is_stop(token), cache, seen), acts
 
 
 @partial(jax.jit, static_argnames="n_new")
-def _first(model, tokens, n_new, mask, how):
-    return start(model, tokens, n_new, mask, how, keyed=False)[0]
+def _first(model, tokens, n_new, mask, sampling):
+    return prefill(model, tokens, n_new, mask, sampling, keyed=False)[0]
 
 
 @partial(jax.jit, donate_argnames="state")
-def _next(model, state, how):
-    return advance(model, state, how)[0]
+def _next(model, state, sampling):
+    return decode_step(model, state, sampling)[0]
 
 
 @partial(jax.jit, static_argnames="n_new")
-def _generate(model, tokens, n_new, mask, how):
+def _generate(model, tokens, n_new, mask, sampling):
     axes = axes_of(model, tokens, mask)
-    state, acts = start(model, tokens, n_new, mask, how, keyed=any("key" in names for names in axes.values()))
-    kept = None if acts is None else with_room(acts, axes, n_new - 1)
+    keyed = any("key" in names for names in axes.values())
+    state, acts = prefill(model, tokens, n_new, mask, sampling, keyed)
+    values = None if acts is None else padded(acts, axes, n_new - 1)
 
-    def going(carry):
-        return (carry[0].i < n_new) & ~jnp.all(carry[0].done)
+    def unfinished(carry):
+        return (carry[0].count < n_new) & ~jnp.all(carry[0].stopped)
 
     def step(carry):
-        state, out, kept = carry
-        after, acts = advance(model, state, how)
-        if kept is not None:
-            kept = written(kept, acts, axes, tokens.shape[1] + state.i - 1, state.done)
-        return after, jax.lax.dynamic_update_index_in_dim(out, after.token, state.i, 0), kept
+        state, out, values = carry
+        after, acts = decode_step(model, state, sampling)
+        if values is not None:
+            values = with_step(values, acts, axes, tokens.shape[1] + state.count - 1, state.stopped)
+        return after, jax.lax.dynamic_update_index_in_dim(out, after.token, state.count, 0), values
 
     out = jnp.broadcast_to(state.token, (n_new, tokens.shape[0]))
-    state, out, kept = jax.lax.while_loop(going, step, (state, out, kept))
-    out = jnp.where(jnp.arange(n_new)[:, None] < state.i, out, state.token[None, :]).T
-    return out if kept is None else (out, kept)
+    state, out, values = jax.lax.while_loop(unfinished, step, (state, out, values))
+    out = jnp.where(jnp.arange(n_new)[:, None] < state.count, out, state.token[None, :]).T
+    return out if values is None else (out, values)
 
 
-def _asked(model, tokens, n_new, choose, key, stop, penalty) -> tuple[Array, How]:
-    """The tokens as an array and how to go on, or a UserError."""
+def _checked(
+    model: Model,
+    tokens: Array | np.ndarray,
+    n_new: int,
+    choose: Chooser,
+    key: Array | None,
+    stop: Sequence[int],
+    penalty: Number | None,
+) -> tuple[Array, Sampling]:
+    """The tokens as an array and the sampling. Raises `UserError` for what cannot be generated."""
     if n_new < 1:
         raise UserError(f"n_new={n_new} must be at least 1")
     if key is None:
@@ -214,5 +270,5 @@ def _asked(model, tokens, n_new, choose, key, stop, penalty) -> tuple[Array, How
     check_edits(model, tokens.shape[1], n_new)
     penalty = None if penalty is None else jnp.asarray(penalty, jnp.float32)
     if penalty is not None and not isinstance(penalty, jax.core.Tracer) and not (penalty > 0).all():
-        raise UserError(f"repetition_penalty={penalty} must be above 0; 1 is none")
-    return tokens, How(choose, key, np.asarray(stop, np.int32).reshape(-1), penalty)
+        raise UserError(f"repetition_penalty={penalty} must be above 0; 1 changes nothing")
+    return tokens, Sampling(choose, key, np.asarray(stop, np.int32).reshape(-1), penalty)

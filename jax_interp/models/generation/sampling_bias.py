@@ -1,8 +1,9 @@
-"""What sampling settings do to words: the distribution over words that a cut-down sampler has, beside the model's own.
+"""How sampling settings change the distribution over words.
 
-Temperature, top-k and top-p act on each token. A word of k tokens is sharpened k times, a word whose first token is
-shared gains the mass of all that share it, and a rare first token is cut with everything behind it. So the words drawn
-are not those of the word distribution at that temperature (B. Long, "Shorter tokens are more likely", 2025).
+Temperature, top-k and top-p act on single tokens. They sharpen a word of k tokens k times; a word gains the probability
+of all words that share its first token; and removing a rare first token removes every word that begins with it. So the
+sampled words do not follow the model's distribution over words at that temperature (B. Long, "Shorter tokens are more
+likely", 2025).
 """
 
 from __future__ import annotations
@@ -10,55 +11,81 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.models.generation.generate import generate
-from jax_interp.models.generation.sampling import Sample
+from jax_interp.models.generation.sampling import Chooser, Sample
+from jax_interp.surgery.contract import Model
 
 Word = Sequence[int]
+"""The tokens of a word."""
+
+
+class TokenDistribution(Protocol):
+    """A chooser whose distribution is known: `Greedy`, `Sample`."""
+
+    def log_probs(self, logits: Float[Array, "... vocab"], /) -> Float[Array, "... vocab"]:
+        """The log-probability of choosing each token."""
+        ...
 
 
 @dataclass(frozen=True)
 class WordBias:
-    """Probabilities of the same words, in the order they were given; each sums to at most 1, the rest being other text.
+    """Probabilities of words, in the order in which the words were given. The rest to 1 is other text.
 
-    `drawn` is over `plain` what the sampler favours; `tempered` is what the temperature would do to whole words.
+    `drawn / plain` is what the sampler does to each word. `tempered` is what the temperature would do to whole words.
     """
 
-    n_tokens: np.ndarray
+    n_tokens: Int[np.ndarray, "word"]
+    """Tokens of each word."""
     plain: Float[np.ndarray, "word"]
-    """Under the model as it is."""
+    """Under the model."""
     drawn: Float[np.ndarray, "word"]
     """Under the sampler, exactly."""
     tempered: Float[np.ndarray, "word"] | None
-    """`plain ** (1 / temperature)`, scaled to the sum of `plain`; None at temperature 0."""
+    """`plain ** (1 / temperature)`, scaled to the sum of `plain`. None at temperature 0."""
 
     @property
     def kl(self) -> float:
-        """KL(drawn ‖ plain) in nats over the words and, as one more, everything else."""
+        """KL(drawn ‖ plain) in nats. All other text counts as one more word."""
         q, p = (np.append(x, max(0.0, 1.0 - x.sum())) for x in (self.drawn, self.plain))
         kept = q > 0
         return float(np.sum(q[kept] * (np.log(q[kept]) - np.log(np.maximum(p[kept], 1e-300)))))
 
-    def mean(self, values: Sequence[float], under: str = "drawn") -> float:
-        """The mean of one value per word, its length say, over the words as `under` weighs them (`"plain"`, `"drawn"`,
-        `"tempered"`): `bias.mean(bias.n_tokens)` against `bias.mean(bias.n_tokens, "plain")`."""
+    def mean(self, values: Sequence[float], under: Literal["plain", "drawn", "tempered"] = "drawn") -> float:
+        """The mean over the words of one value per word, weighted by the probabilities `under`.
+
+        Example:
+
+            bias.mean(bias.n_tokens), bias.mean(bias.n_tokens, "plain")  # the mean length, sampled and under the model
+        """
         p = getattr(self, under)
         return float(np.sum(p * np.asarray(values, np.float64)) / np.sum(p))
 
 
-def word_bias(model: Callable, prompt: Word, words: Sequence[Word], choose: Sample) -> WordBias:
-    """What `choose` does to the probabilities of `words`, token sequences, after `prompt`: exact, by one forward pass
-    over all their prefixes.
+def word_bias(model: Callable[..., Array], prompt: Word, words: Sequence[Word], choose: Sample) -> WordBias:
+    """What a sampler does to the probabilities of words after a prompt: exact, from one forward pass.
 
-    No word may begin with another, or the two would not exclude each other; end them by a space's or a stop's token
-    where they would. `model` is any callable of tokens.
+    Args:
+      model: any callable from tokens `[batch, pos]` to logits `[batch, pos, vocab]`.
+      prompt: token ids.
+      words: the token ids of each word. No word may begin with another one, because the two would not exclude each
+        other: end such words by a space or stop token.
+      choose: the sampler.
+
+    Raises:
+      UserError: the prompt or a word has no token, or a word begins with another.
+
+    Example:
+
+        words = [tokenizer.encode(word, bos=False) for word in ("_name", "value", "get(")]
+        bias = word_bias(model, tokenizer.encode("return self.", bos=True), words, Sample(temperature=0.5))
     """
     plain = np.exp(word_log_probs(model, prompt, words, Sample()))
     drawn = np.exp(word_log_probs(model, prompt, words, choose))
@@ -69,11 +96,13 @@ def word_bias(model: Callable, prompt: Word, words: Sequence[Word], choose: Samp
     return WordBias(np.asarray([len(word) for word in words]), plain, drawn, tempered)
 
 
-def word_log_probs(model: Callable, prompt: Word, words: Sequence[Word], choose: Any) -> Float[np.ndarray, "word"]:
-    """The log-probability of each word after `prompt` when every token is drawn by `choose` (`Sample`, `Greedy`)."""
+def word_log_probs(
+    model: Callable[..., Array], prompt: Word, words: Sequence[Word], choose: TokenDistribution
+) -> Float[np.ndarray, "word"]:
+    """The log-probability of each word after `prompt`, when every token is drawn by `choose` (`Sample`, `Greedy`)."""
     _check(prompt, words)
     longest, n = max(map(len, words)), len(prompt)
-    rows = np.zeros((len(words), n + longest - 1), np.int32)  # a causal model does not see what stands after a word
+    rows = np.zeros((len(words), n + longest - 1), np.int32)  # a causal model does not see the padding after a word
     targets, real = np.zeros((len(words), longest), np.int32), np.zeros((len(words), longest), bool)
     for i, word in enumerate(words):
         rows[i, : n + len(word) - 1] = [*prompt, *word[:-1]]
@@ -83,10 +112,12 @@ def word_log_probs(model: Callable, prompt: Word, words: Sequence[Word], choose:
 
 
 def drawn_shares(
-    model: Callable, prompt: Word, words: Sequence[Word], choose: Callable, key: Array, n: int
+    model: Model, prompt: Word, words: Sequence[Word], choose: Chooser, key: Array, n: int
 ) -> Float[np.ndarray, "word"]:
-    """The share of each word among `n` texts that `generate` writes after `prompt`: what `word_bias` computes,
-    measured. Its standard error is sqrt(p (1 - p) / n)."""
+    """The share of each word among `n` texts that `generate` writes after `prompt`: `word_bias(...).drawn`, sampled.
+
+    The standard error of a share p is sqrt(p (1 - p) / n).
+    """
     _check(prompt, words)
     tokens = jnp.broadcast_to(jnp.asarray(prompt, jnp.int32), (n, len(prompt)))
     new = np.asarray(generate(model, tokens, max(map(len, words)), choose=choose, key=key))
@@ -104,4 +135,4 @@ def _check(prompt: Word, words: Sequence[Word]) -> None:
         raise UserError("the prompt and every word need at least one token")
     for one, other in pairwise(sorted(tuple(word) for word in words)):
         if other[: len(one)] == one:
-            raise UserError(f"the word {list(other)} begins with the word {list(one)}: they would be counted twice")
+            raise UserError(f"the word {list(other)} begins with the word {list(one)}: it would be counted twice")
