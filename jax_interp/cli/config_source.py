@@ -1,8 +1,10 @@
 """The config that a command runs, from its command line.
 
-jax-interp train-lm stdlib_tiny                    configs/stdlib_tiny.py
-jax-interp train-lm my/run.py                      any Python file that defines CONFIG
-jax-interp train-lm --config runs/x                runs/x/config.json; the run goes on in runs/x
+    jax-interp train-lm stdlib_tiny                    configs/stdlib_tiny.py
+    jax-interp train-lm my/run.py                      any Python file that defines CONFIG
+    jax-interp train-lm --config runs/x                runs/x/config.json
+
+A command that is given a run directory goes on with that run.
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
-"""Training a small language model from a config: text to tokens, the run, its evaluation, an export.
+"""The recipe of `train-lm`: a small language model from text, its training, evaluation and export.
 
     results = train_lm(CONFIG, "runs/stdlib-small")
 
-The directory then holds the run (config, log, checkpoints), `tokens/` (tokenizer and token stores), `results.json` and
-`export/`, a Hugging Face directory that `load` reads. Killed and called again it goes on and ends with the same bits.
+The run directory then holds the run (config, log, checkpoints), `tokens/` (tokenizer and token stores), `results.json`
+and `export/`, a Hugging Face directory that `load` reads. A run that was killed goes on when it is called again, and
+ends with the same bits.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -49,31 +51,33 @@ from jax_interp.training import Log, SaveTo, fit, open_run
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """A run of `train_lm`. The vocabulary is `text.vocab_size`, the context `model.n_ctx`."""
+    """A run of `train_lm`. `text.vocab_size` must be the model's; the context is `model.n_ctx`.
+
+    A schedule is pairs `(step, fraction)`: the fraction holds from that step on, and is 0 before the first.
+    """
 
     model: Config
     text: TextConfig = field(default_factory=TextConfig)
     optimization: Optimization = field(default_factory=Optimization)
     steps: int = 1000
     batch: int = 16
-    """Windows of `n_ctx` tokens a step."""
+    """Windows of `n_ctx` tokens in each step."""
     repeats: tuple[tuple[int, float], ...] = ()
-    """`(step, fraction)`: from that step on, the fraction of windows in which a stretch is said twice
-    (`repeat_stretches`); before the first, none."""
+    """Schedule of the windows in which one stretch occurs twice (`repeat_stretches`)."""
     random_repeats: tuple[tuple[int, float], ...] = ()
-    """Likewise, the fraction of windows that are nothing but random tokens said over and over (`random_repeats`)."""
+    """Schedule of the windows that are random tokens, repeated (`random_repeats`)."""
     documents: tuple[tuple[int, float], ...] = ()
-    """Likewise, the fraction of windows in which BOS takes the place of the first token (`begin_as_documents`)."""
+    """Schedule of the windows whose first token is replaced by BOS (`begin_as_documents`)."""
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 200
     evaluate_every: int = 200
     evaluate_windows: int = 64
-    """Validation windows used while training, spread over the split; the end uses all."""
+    """Validation windows used during training, evenly spread."""
     final_windows: int | None = None
-    """Validation windows used at the end, spread likewise; None: all of them, which bits per byte need."""
+    """Validation windows used at the end, evenly spread. None: all of them, which bits per byte need."""
     baseline_order: int | None = 5
-    """The Kneser-Ney n-gram that the validation loss is set beside; None: no baseline."""
+    """Order of the Kneser-Ney n-gram model that is measured for comparison. None: no baseline."""
     export_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
@@ -81,14 +85,10 @@ class LanguageModelConfig:
             raise UserError(
                 f"model.vocab_size={self.model.vocab_size} and text.vocab_size={self.text.vocab_size} must be equal"
             )
-        otherwise = {
-            "evaluate_windows": "",
-            "final_windows": ", or None for all",
-            "baseline_order": ", or None for none",
-        }
-        for name, instead in otherwise.items():
+        none_means = {"evaluate_windows": "", "final_windows": ", or None for all", "baseline_order": ", or None"}
+        for name, alternative in none_means.items():
             if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name}={value} must be at least 1{instead}")
+                raise UserError(f"{name}={value} must be at least 1{alternative}")
 
 
 MAY_DIFFER = (
@@ -101,59 +101,37 @@ MAY_DIFFER = (
     "baseline_order",
     "export_dtype",
 )
-"""What may change between the calls that make up one run."""
+"""Fields that may change between the calls that make up one run."""
 
 
 def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Run `config` in `run_dir`, from where it stopped if it did; returns and writes the final figures.
+    """Train a language model in a run directory, evaluate it and export it.
 
-    A resume with another config is refused but for `MAY_DIFFER`. Mind that `steps` also places the learning rate's
-    fall (`Optimization.decay`): to train on longer is the same run only if the fall had not begun.
+    Args:
+      config: the run. Between calls that continue one run only the fields in `MAY_DIFFER` may change. `steps` also
+        places the decay of the learning rate (`Optimization.decay`): more steps continue the same run only while the
+        decay has not begun.
+      run_dir: the run directory; a run that was stopped there goes on.
+      quiet: show no progress.
+
+    Returns:
+      The final figures, which are also written to `results.json`.
+
+    Raises:
+      UserError: the run directory holds another run, or there is too little text.
     """
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
         text = prepare_text(config.text, run.directory / "tokens")
         optimizer = config.optimization.build(config.steps)
-        state = init_state(init(config.model, jax.random.key(config.seed)), optimizer)
-        sampler = WindowSampler(text.train.tokens, config.batch, config.model.n_ctx + 1, seed=config.seed)
-
-        def batch_at(step: int) -> np.ndarray:
-            fraction = _share(config.repeats, step)
-            windows = repeat_stretches(sampler.batch_at(step), step, fraction=fraction, seed=config.seed)
-            windows = begin_as_documents(
-                windows,
-                step,
-                fraction=_share(config.documents, step),
-                bos_id=text.train.bos_id,
-                seed=config.seed,
-            )
-            return random_repeats(
-                windows,
-                step,
-                fraction=_share(config.random_repeats, step),
-                vocab_size=config.model.vocab_size,
-                bos_id=text.train.bos_id,
-                seed=config.seed,
-            )
-
-        few = some_windows(text.validation, config.model.n_ctx, config.evaluate_windows)
-
-        def evaluate(state: TrainState) -> dict[str, float]:
-            return summary(
-                {
-                    "loss": evaluate_text(state.model, few, bos_id=text.validation.bos_id)["loss"],
-                    "induction": _induction(state.model, config),
-                }
-            )
-
         state = fit(
             train_step(optimizer),
-            state,
-            batch_at,
+            init_state(init(config.model, jax.random.key(config.seed)), optimizer),
+            _training_batches(config, text),
             steps=config.steps,
             run=SaveTo(run, every=config.checkpoint_every, keep=2),
             log=Log(
                 every=config.log_every,
-                evaluate=evaluate,
+                evaluate=_evaluation(config, text),
                 evaluate_every=config.evaluate_every,
                 per_step={"tokens": config.batch * config.model.n_ctx},
                 shown=("loss", "eval.loss", "eval.induction.second_half"),
@@ -167,16 +145,48 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
         return results
 
 
-def _share(schedule: tuple[tuple[int, float], ...], step: int) -> float:
-    """The fraction that `((from step, fraction), ...)` gives at a step."""
-    return max((at, share) for at, share in ((-1, 0.0), *schedule) if at <= step)[1]
+def _training_batches(
+    config: LanguageModelConfig, text: PreparedText
+) -> Callable[[int], Int[np.ndarray, "batch length"]]:
+    """The batch of each step: windows of the training split, changed by the three schedules."""
+    sampler = WindowSampler(text.train.tokens, config.batch, config.model.n_ctx + 1, seed=config.seed)
+    bos_id, vocab_size, seed = text.train.bos_id, config.model.vocab_size, config.seed
+
+    def batch_at(step: int) -> np.ndarray:
+        repeats, documents, random = (
+            _scheduled(schedule, step) for schedule in (config.repeats, config.documents, config.random_repeats)
+        )
+        windows = repeat_stretches(sampler.batch_at(step), step, fraction=repeats, seed=seed)
+        windows = begin_as_documents(windows, step, fraction=documents, bos_id=bos_id, seed=seed)
+        return random_repeats(windows, step, fraction=random, vocab_size=vocab_size, bos_id=bos_id, seed=seed)
+
+    return batch_at
+
+
+def _scheduled(schedule: tuple[tuple[int, float], ...], step: int) -> float:
+    """The fraction that a schedule gives at a step."""
+    return max((start, fraction) for start, fraction in ((-1, 0.0), *schedule) if start <= step)[1]
+
+
+def _evaluation(config: LanguageModelConfig, text: PreparedText) -> Callable[[TrainState], dict[str, float]]:
+    """What is measured during training: the loss on some validation windows, and induction."""
+    windows = some_windows(text.validation, config.model.n_ctx, config.evaluate_windows)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        loss = evaluate_text(state.model, windows, bos_id=text.validation.bos_id)["loss"]
+        return summary({"loss": loss, "induction": _induction(state.model, config)})
+
+    return evaluate
 
 
 def export(model: Decoder, config: LanguageModelConfig, text: PreparedText, directory: Path) -> Decoder:
-    """Write `model` and its tokenizer for `load`; returns what `load` gives back, which is what is evaluated.
+    """Write a model and its tokenizer as a Hugging Face directory.
 
-    Matrices are rounded to `export_dtype` and norm weights are not, so that the file is small and still loads, and
-    computes, in float32 unless another dtype is asked for.
+    Matrices are rounded to `export_dtype` and norm weights are not. The file is then small, and still loads and
+    computes in float32 unless another dtype is asked for.
+
+    Returns:
+      The model that `load` reads from the directory, which is the one that is evaluated.
     """
     narrow = jnp.dtype(config.export_dtype)
     rounded = jax.tree.map(lambda x, matrix: x.astype(narrow) if matrix else x, model, decays(model))
@@ -186,10 +196,11 @@ def export(model: Decoder, config: LanguageModelConfig, text: PreparedText, dire
 
 
 def final_results(model: Decoder, config: LanguageModelConfig, text: PreparedText) -> dict[str, Any]:
-    """Validation loss, the baseline's on the same tokens, and the induction figures.
+    """Measure the validation loss, the baseline's loss on the same tokens, and induction.
 
-    Windows overlap by half and only their second half counts (but for the first), so every prediction has at least
-    `n_ctx / 2` tokens of context or all there is. Documents' first tokens, BOS, are not predicted by either.
+    Windows overlap by half. Of every window but the first only the second half counts, so that each prediction has at
+    least `n_ctx / 2` tokens of context, or all there are. Neither loss counts the prediction of BOS, the first token of
+    a document.
     """
     n_ctx, store, skip = config.model.n_ctx, text.validation, config.model.n_ctx // 2
     places = evaluation_windows(np.arange(store.tokens.size), n_ctx + 1, pad_id=0, overlap=skip + 1)  # a BOS is at 0
@@ -219,9 +230,16 @@ def final_results(model: Decoder, config: LanguageModelConfig, text: PreparedTex
 def kneser_ney_baseline(
     text: PreparedText, order: int = 5, places: Int[np.ndarray, " n"] | None = None
 ) -> dict[str, Any]:
-    """An interpolated modified Kneser-Ney model of the training split, on the validation split.
+    """Fit an interpolated modified Kneser-Ney model on the training split and measure it on the validation split.
 
-    With `places` only these tokens of it count, each after all of its document, and there are no bits per byte.
+    Args:
+      text: the text.
+      order: the n of the n-gram.
+      places: indices of the validation tokens that count; each is still predicted from all of its document before it.
+        None: all tokens, and then bits per byte are measured too.
+
+    Returns:
+      `model` (its name), `loss` in nats per token, `tokens` (how many counted), and `bits_per_byte`.
     """
     model = fit_kneser_ney(
         text.train.tokens, vocab_size=text.tokenizer.vocab_size, bos_id=text.train.bos_id, order=order
