@@ -43,7 +43,12 @@ def modules(room: str) -> list[str]:
 
 def api_page(room: str) -> str:
     """The Markdown of a room's page."""
-    return f"# {PACKAGE}.{room}\n\n" + "\n\n".join(f"::: {name}" for name in modules(room)) + "\n"
+    # A folder shows its docstring alone: what it exports is shown under the module that defines it.
+    entries = []
+    for name in modules(room):
+        is_folder = (ROOT / name.replace(".", "/")).is_dir()
+        entries.append(f"::: {name}" + ("\n    options:\n      members: false" if is_folder else ""))
+    return f"# {PACKAGE}.{room}\n\n" + "\n\n".join(entries) + "\n"
 
 
 def rooms() -> list[str]:
