@@ -8,11 +8,11 @@ weights as they stand: nothing need be folded first. All of it goes through `jax
 begins with questions.
 """
 
-from jax_interp.analysis.addresses import NEEDED, needed
-from jax_interp.analysis.attribution import direct_logit_attribution, logit_attrs, logit_directions
-from jax_interp.analysis.circuits import OV, QK, eigen_copying_score, full_OV, full_QK
+from jax_interp.analysis.addresses import NEEDED, needed, reads_activations
+from jax_interp.analysis.logit_attribution import direct_logit_attribution, logit_attrs, logit_directions
+from jax_interp.analysis.head_circuits import OV, QK, eigen_copying_score, full_OV, full_QK
 from jax_interp.analysis.composition import all_composition_scores, composition_baseline, composition_scores
-from jax_interp.analysis.decomposition import (
+from jax_interp.analysis.head_and_neuron_results import (
     accumulated_bias,
     get_full_resid_decomposition,
     stack_head_results,
@@ -29,7 +29,7 @@ from jax_interp.analysis.head_detectors import (
 )
 from jax_interp.analysis.lens import logit_lens
 from jax_interp.analysis.lens_storage import load_tuned_lens, save_tuned_lens
-from jax_interp.analysis.lens_tuned import (
+from jax_interp.analysis.lens_training import (
     TunedLens,
     TunedLensConfig,
     init_tuned_lens,
@@ -127,6 +127,7 @@ __all__ = [
     "norm_growth",
     "norm_into",
     "previous_token_pattern",
+    "reads_activations",
     "readout",
     "repeated_tokens",
     "save_tuned_lens",

@@ -1,62 +1,66 @@
-"""What to read for which analysis: `read(model, needed(model, logit_lens, direct_logit_attribution))`."""
+"""Which activations an analysis reads: `read(model, needed(model, logit_lens, direct_logit_attribution))`.
+
+An analysis declares what it may read where it is defined:
+
+    @reads_activations("blocks.*.attn.pattern")
+    def detect_head(acts, tokens, ...): ...
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from jax_interp.analysis.attribution import direct_logit_attribution, logit_attrs, logit_directions
-from jax_interp.analysis.decomposition import (
-    get_full_resid_decomposition,
-    stack_head_results,
-    stack_neuron_results,
-)
-from jax_interp.analysis.growth import norm_growth
-from jax_interp.analysis.head_detectors import detect_head, diagonal_scores
-from jax_interp.analysis.lens import logit_lens
-from jax_interp.analysis.lens_tuned import tuned_lens
-from jax_interp.analysis.neurons import activation_statistics
-from jax_interp.analysis.norm_at_scale import apply_ln_to_stack
-from jax_interp.analysis.residual import accumulated_resid, decompose_resid
 from jax_interp.analysis.weights import decoder
 from jax_interp.core.errors import UserError
-from jax_interp.surgery import sites
+from jax_interp.surgery import Model, sites
 
-_STREAM = ("blocks.*.resid_pre", "blocks.-1.resid_post")
-_COMPONENTS = ("embed", "pos_embed", "blocks.*.attn_out", "blocks.*.mlp_out")
-_HEADS = ("embed", "pos_embed", "blocks.*.attn.z", "blocks.*.ln1_post.scale", "blocks.-1.resid_post")
-_NEURONS = ("embed", "pos_embed", "blocks.*.mlp.post", "blocks.*.ln2_post.scale", "blocks.-1.resid_post")
-_FINAL = ("ln_final.scale",)
-_PATTERNS = ("blocks.*.attn.pattern",)
+Analysis = TypeVar("Analysis", bound=Callable[..., Any])
 
-NEEDED: dict[Callable, tuple[str, ...]] = {
-    accumulated_resid: (*_STREAM, "blocks.*.resid_mid"),
-    decompose_resid: _COMPONENTS,
-    stack_head_results: _HEADS,
-    stack_neuron_results: _NEURONS,
-    get_full_resid_decomposition: (*_HEADS, *_NEURONS, "blocks.*.mlp_out"),
-    apply_ln_to_stack: _FINAL,
-    logit_directions: _FINAL,
-    logit_attrs: _FINAL,
-    direct_logit_attribution: (*_COMPONENTS, *_HEADS, *_NEURONS, *_FINAL),
-    logit_lens: (*_STREAM, "blocks.*.resid_mid"),
-    tuned_lens: _STREAM,
-    norm_growth: (*_STREAM, "blocks.*.attn_out", "blocks.*.mlp_out"),
-    detect_head: _PATTERNS,
-    diagonal_scores: _PATTERNS,
-    activation_statistics: ("blocks.*.mlp.pre", "blocks.*.mlp.post"),
-}
-"""All that each function may read of a whole forward pass (`layer=None`), with its options."""
+NEEDED: dict[Callable[..., Any], tuple[str, ...]] = {}
+"""All that each analysis may read of a whole forward pass (`layer=None`), whatever its options."""
 
 
-def needed(model: Any, *functions: Callable) -> tuple[str, ...]:
-    """The addresses of this model that these analyses read: an address for `read`.
+def reads_activations(*sources: str | Callable[..., Any]) -> Callable[[Analysis], Analysis]:
+    """Function decorator: declare the activations that an analysis may read.
 
-    Everything that their options may ask for; a part of it is read by its addresses. What a model does not have
-    (position vectors, mid points of parallel blocks, norms after attention) is left out.
+    Args:
+      sources: addresses; or other analyses, for all that they read.
+    """
+    addresses: dict[str, None] = {}
+    for source in sources:
+        addresses |= dict.fromkeys((source,) if isinstance(source, str) else NEEDED[source])
+
+    def register(function: Analysis) -> Analysis:
+        NEEDED[function] = tuple(addresses)
+        return function
+
+    return register
+
+
+def needed(model: Model, *functions: Callable[..., Any]) -> tuple[str, ...]:
+    """The addresses in this model that some analyses read, to be given to `read`.
+
+    They are all that the functions may read, whatever their options. Values that the model does not have (position
+    vectors, mid points of parallel blocks, norms after attention) are left out.
+
+    Args:
+      model: a decoder, also under surgery.
+      functions: functions of `jax_interp.analysis` that take activations.
+
+    Returns:
+      Addresses.
+
+    Raises:
+      UserError: a function that reads no activations.
+
+    Example:
+
+        addresses = needed(model, logit_lens, direct_logit_attribution)
+        logits, acts = call(read(model, addresses), tokens)
     """
     for function in functions:
         if function not in NEEDED:
@@ -64,9 +68,9 @@ def needed(model: Any, *functions: Callable) -> tuple[str, ...]:
             raise UserError(f"{getattr(function, '__name__', function)!r} reads no activations; these do: {known}")
     exist = sites(decoder(model))(jax.ShapeDtypeStruct((1, 1), jnp.int32))
     wanted = dict.fromkeys(address for function in functions for address in NEEDED[function])
-    return tuple(address for address in wanted if _sample(address) in exist)
+    return tuple(address for address in wanted if _one_value(address) in exist)
 
 
-def _sample(address: str) -> str:
+def _one_value(address: str) -> str:
     """One of the values that an address names."""
     return address.replace("blocks.*.", "blocks.0.").replace("blocks.-1.", "blocks.0.")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jax_interp.analysis.addresses import reads_activations
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations
@@ -36,6 +37,7 @@ class NormGrowth:
         return (self.resid[last] / self.resid[first]) ** (1 / (last - first))
 
 
+@reads_activations("blocks.*.resid_pre", "blocks.-1.resid_post", "blocks.*.attn_out", "blocks.*.mlp_out")
 def norm_growth(
     acts: Activations,
     *,

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_interp.analysis.addresses import reads_activations
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations
@@ -16,6 +17,7 @@ HeadName = Literal["previous_token_head", "duplicate_token_head", "induction_hea
 ErrorMeasure = Literal["mul", "abs"]
 
 
+@reads_activations("blocks.*.attn.pattern")
 def detect_head(
     acts: Activations,
     tokens: Int[Array, "batch pos"],
@@ -85,6 +87,7 @@ PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
+@reads_activations("blocks.*.attn.pattern")
 def diagonal_scores(acts: Activations, offset: int) -> Float[Array, "layer head"]:
     """Each head's mean attention from a position to the one `offset` from it. Reads `blocks.*.attn.pattern`.
 

@@ -8,12 +8,14 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
+from jax_interp.analysis.addresses import reads_activations
 from jax_interp.analysis.parts import Parts, Pos
 from jax_interp.analysis.readout import readout
 from jax_interp.analysis.residual import accumulated_resid
 from jax_interp.surgery import Activations
 
 
+@reads_activations(accumulated_resid)
 def logit_lens(
     model: Any,
     acts: Activations,

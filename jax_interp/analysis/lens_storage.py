@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.analysis.lens_tuned import TunedLens
+from jax_interp.analysis.lens_training import TunedLens
 from jax_interp.core import config_json as configs
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jax_interp.analysis.norm_at_scale import frozen, norm_weight
-from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, by_layer, dense
+from jax_interp.analysis.addresses import reads_activations
+from jax_interp.analysis.norm_at_scale import NormAtScale, norm_weight
+from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, by_layer, with_dense_mlps
 from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations
 
@@ -48,19 +49,19 @@ def neuron_statistics(model: Any, *, null_dims: int | None = None) -> NeuronStat
 
     Raises `UserError` for mixtures of experts and models without MLPs.
     """
-    config = dense(model, "neuron statistics").config
+    config = with_dense_mlps(model, "neuron statistics").config
     centred = config.norm == "layernorm"
     before = by_layer(model, lambda block: block.ln1 if config.parallel == "one norm" else block.ln2)
     after = by_layer(model, lambda block: block.ln2_post)
 
     def read_by(weight: Float[Array, "layer d_model neuron"]) -> Float[Array, "layer neuron d_model"]:
         rows = jnp.swapaxes(upcast(weight), 1, 2)
-        return rows if before is None else jax.vmap(lambda norm, x: frozen(norm, None).pull(x))(before, rows)
+        return rows if before is None else jax.vmap(lambda norm, x: NormAtScale.of(norm, None).transpose(x))(before, rows)
 
     into = read_by(W_in(model))
     out = upcast(W_out(model))
     if after is not None:
-        out = jax.vmap(lambda norm, x: frozen(norm, None).linear(x))(after, out)
+        out = jax.vmap(lambda norm, x: NormAtScale.of(norm, None).linear(x))(after, out)
     out = out - jnp.mean(out, axis=-1, keepdims=True) if centred else out
 
     tokens = upcast(W_U(model)).T
@@ -98,6 +99,7 @@ class ActivationStatistics:
     """The share of tokens at which what enters the activation function is positive."""
 
 
+@reads_activations("blocks.*.mlp.pre", "blocks.*.mlp.post")
 def activation_statistics(acts: Activations, *, mask: Bool[Array, "batch pos"] | None = None) -> ActivationStatistics:
     """How neurons fire over what was read; `mask` is True at the tokens that count.
 

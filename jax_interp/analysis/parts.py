@@ -1,11 +1,11 @@
-"""`Parts`: rows that add up, each with a name; and what all files here need of arrays that were read."""
+"""`Parts`: labelled rows of one quantity; and how the analyses select layers and positions of what was read."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,33 @@ from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations, AddressError
 
 Pos = int | slice | Int[Array, ""] | Int[Array, "pos"] | None
-"""Which positions: an index (which may be data) drops the axis, a slice or several indices keep it, None takes all."""
+"""Which positions. An index, which may be data, drops the axis; a slice or several indices keep it; None takes all."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Parts:
-    """Named rows of one quantity: `values[i]` is that of `labels[i]`. Labels are structure, values are data.
+    """Labelled rows of one quantity: `values[i]` is the row of `labels[i]`. Labels are structure, values are data.
 
-    `parts["L1H3"]` is one row. `jax.tree.map(fn, parts)` keeps the names.
+    `jax.tree.map(fn, parts)` keeps the labels.
+
+    Args:
+      values: `[part, ...]`.
+      labels: one for each row, as TransformerLens writes them: "embed", "3_mlp_out", "L1H4", "L2N46".
+
+    Example:
+
+        parts = decompose_resid(model, acts)
+        parts["3_mlp_out"]      # one row
+        parts.sum()             # what the rows add up to
+        parts.top(5)            # the labels and means of the largest
     """
 
     values: Float[Array, "part ..."]
     labels: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
     def __getitem__(self, label: str) -> Float[Array, "..."]:
+        """The row of one label. Raises UserError with the nearest labels where there is none."""
         if label not in self.labels:
             near = difflib.get_close_matches(label, self.labels, 3) or self.labels[:8]
             raise UserError(f"no part {label!r} among {len(self.labels)}; there are {', '.join(near)}, ...")
@@ -45,13 +57,17 @@ class Parts:
         return f"Parts({names}: {getattr(self.values, 'dtype', '?')}{list(getattr(self.values, 'shape', ()))})"
 
     def sum(self) -> Float[Array, "..."]:
-        """All rows added up."""
+        """The sum of all rows."""
         return jnp.sum(self.values, axis=0)
 
     def top(self, k: int = 10) -> list[tuple[str, float]]:
-        """The `k` parts of largest magnitude with their values, means over the other axes. Not for use under jit."""
+        """The `k` rows whose mean over the other axes is largest in magnitude, `(label, mean)`. Not under `jit`."""
         means = np.asarray(self.values, np.float64).reshape(len(self), -1).mean(axis=1)
         return [(self.labels[i], float(means[i])) for i in np.argsort(-np.abs(means), kind="stable")[:k]]
+
+
+Rows = TypeVar("Rows", Parts, Array)
+"""A stack of rows `[part, ...]`, with labels or without."""
 
 
 def concatenate(*parts: Parts) -> Parts:
@@ -60,8 +76,22 @@ def concatenate(*parts: Parts) -> Parts:
     return Parts(values, tuple(label for part in parts for label in part.labels))
 
 
-def layers(acts: Activations, name: str, n: int) -> Float[Array, "layer ..."]:
-    """The block value `name` at layers 0 to n - 1. Raises `AddressError` where one was not read."""
+def map_rows(fn: Callable[[Array], Array], stack: Rows) -> Rows:
+    """`fn` of the values of a stack; labels stay."""
+    return jax.tree.map(fn, stack)
+
+
+def stack_layers(acts: Activations, name: str, n: int) -> Float[Array, "layer ..."]:
+    """The block value `name` at layers 0 to n - 1, stacked.
+
+    Args:
+      acts: what `read` returned.
+      name: the value's name within its block, "attn.z".
+      n: number of layers.
+
+    Raises:
+      AddressError: the value was not read at one of the layers.
+    """
     have = acts.layers(name)
     if missing := [layer for layer in range(n) if layer not in have]:
         raise AddressError(f"'{name}' was not read at layers {missing}: read 'blocks.*.{name}'")
@@ -69,8 +99,20 @@ def layers(acts: Activations, name: str, n: int) -> Float[Array, "layer ..."]:
     return upcast(rows if len(have) == n else rows[jnp.asarray([have.index(layer) for layer in range(n)], jnp.int32)])
 
 
-def at_pos(x: Array, pos: Pos, axis: int) -> Array:
-    """The positions `pos` of `x`, whose axis `axis` has them. An array's index outside gives NaN."""
+def select_positions(x: Array, pos: Pos, axis: int) -> Array:
+    """The positions `pos` of an array.
+
+    Args:
+      x: any array.
+      pos: which positions.
+      axis: the axis of `x` that has the positions.
+
+    Returns:
+      The selection. An index that is an array and lies outside gives NaN, since a compiled program cannot raise.
+
+    Raises:
+      UserError: an index that is a number lies outside.
+    """
     if pos is None:
         return x
     if isinstance(pos, (int, np.integer)):
@@ -83,15 +125,10 @@ def at_pos(x: Array, pos: Pos, axis: int) -> Array:
 
 
 def drops_axis(pos: Pos) -> bool:
-    """Whether `at_pos` leaves no position axis."""
+    """Whether `select_positions` leaves no position axis."""
     return pos is not None and not isinstance(pos, slice) and jnp.ndim(pos) == 0
 
 
-def over(x: Array, ndim: int) -> Array:
-    """With axes of length one before it, `ndim` in all."""
+def expand_to(x: Array, ndim: int) -> Array:
+    """`x` with leading axes of length one, `ndim` axes in all."""
     return jnp.expand_dims(x, range(ndim - x.ndim))
-
-
-def each(stack: Any, fn: Callable[[Array], Array]) -> Any:
-    """`fn` of the rows, whether they have names or not."""
-    return jax.tree.map(fn, stack)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_interp.analysis.circuits import OV
+from jax_interp.analysis.head_circuits import OV
 from jax_interp.analysis.norm_at_scale import norm_weight
-from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, decoder, dense
+from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, decoder, with_dense_mlps
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
 
@@ -52,7 +52,7 @@ def singular_vectors(
         _, s, v = OV(model)[layer, head].svd()
         rows = v.T
     else:
-        dense(model, f"kind={kind!r}")
+        with_dense_mlps(model, f"kind={kind!r}")
         if kind == "w_out":
             matrix = upcast(W_out(model)[layer])
         else:

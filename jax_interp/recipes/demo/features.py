@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jax_interp.analysis import W_U
-from jax_interp.analysis.norm_at_scale import frozen
+from jax_interp.analysis.norm_at_scale import NormAtScale
 from jax_interp.dashboards.features import features_on_token, logit_effect, top_activations
 from jax_interp.recipes.demo.config import DemoConfig
 from jax_interp.recipes.dictionary import Inputs
@@ -63,7 +63,7 @@ def find(config: DemoConfig, inputs: Inputs, sae: Any) -> dict[str, Any]:
 def unembedding(model: Any) -> Any:
     """A direction's effect on the logits, straight through the final norm: `[d] -> [vocab]`. Exact but for the norm's
     denominator, which scales all of them alike."""
-    norm, head = frozen(model.ln_final, None), W_U(model)
+    norm, head = NormAtScale.of(model.ln_final, None), W_U(model)
     return lambda direction: norm.linear(direction) @ head
 
 

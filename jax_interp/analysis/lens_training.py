@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_interp.analysis.addresses import reads_activations
 from jax_interp.analysis.parts import Parts, Pos
 from jax_interp.analysis.readout import readout
 from jax_interp.analysis.residual import accumulated_resid
@@ -54,6 +55,7 @@ def init_tuned_lens(model: Any) -> TunedLens:
     return TunedLens(jnp.zeros((n, d, d), dtype), jnp.zeros((n, d), dtype))
 
 
+@reads_activations("blocks.*.resid_pre", "blocks.-1.resid_post")
 def tuned_lens(
     model: Any,
     lens: TunedLens,
