@@ -9,17 +9,16 @@ begins with questions.
 """
 
 from jax_interp.analysis.addresses import NEEDED, needed, reads_activations
-from jax_interp.analysis.logit_attribution import direct_logit_attribution, logit_attrs, logit_directions
-from jax_interp.analysis.head_circuits import OV, QK, eigen_copying_score, full_OV, full_QK
 from jax_interp.analysis.composition import all_composition_scores, composition_baseline, composition_scores
+from jax_interp.analysis.factored_matrix import FactoredMatrix
+from jax_interp.analysis.growth import NormGrowth, norm_growth
 from jax_interp.analysis.head_and_neuron_results import (
     accumulated_bias,
     get_full_resid_decomposition,
     stack_head_results,
     stack_neuron_results,
 )
-from jax_interp.analysis.factored_matrix import FactoredMatrix
-from jax_interp.analysis.growth import NormGrowth, norm_growth
+from jax_interp.analysis.head_circuits import OV, QK, eigen_copying_score, full_OV, full_QK
 from jax_interp.analysis.head_detectors import (
     detect_head,
     diagonal_scores,
@@ -27,16 +26,9 @@ from jax_interp.analysis.head_detectors import (
     induction_pattern,
     previous_token_pattern,
 )
-from jax_interp.analysis.lens import logit_lens
-from jax_interp.analysis.lens_storage import load_tuned_lens, save_tuned_lens
-from jax_interp.analysis.lens_training import (
-    TunedLens,
-    TunedLensConfig,
-    init_tuned_lens,
-    kl_by_layer,
-    train_tuned_lens,
-    tuned_lens,
-)
+from jax_interp.analysis.lens import TunedLens, init_tuned_lens, kl_by_layer, logit_lens, tuned_lens
+from jax_interp.analysis.lens_training import TunedLensConfig, load_tuned_lens, save_tuned_lens, train_tuned_lens
+from jax_interp.analysis.logit_attribution import direct_logit_attribution, logit_attrs, logit_directions
 from jax_interp.analysis.neurons import (
     ActivationStatistics,
     NeuronStatistics,
@@ -127,8 +119,8 @@ __all__ = [
     "norm_growth",
     "norm_into",
     "previous_token_pattern",
-    "reads_activations",
     "readout",
+    "reads_activations",
     "repeated_tokens",
     "save_tuned_lens",
     "singular_vectors",

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_interp.analysis.head_circuits import OV, QK
 from jax_interp.analysis.factored_matrix import FactoredMatrix
+from jax_interp.analysis.head_circuits import OV, QK
 from jax_interp.analysis.weights import decoder
 from jax_interp.core.errors import UserError
 

@@ -246,7 +246,10 @@ def _biases(model: Model, acts: Activations, n_attn: int, n_mlp: int, pos: Pos) 
     """What output biases, and those of norms after attention and MLP, add to the stream."""
     shape = select_positions(acts["embed"], pos, 1).shape
     total = jnp.zeros(shape, upcast(acts["embed"]).dtype)
-    sources: tuple[tuple[str, int, Callable[[Model], Array]], ...] = (("ln1_post", n_attn, b_O), ("ln2_post", n_mlp, b_out))
+    sources: tuple[tuple[str, int, Callable[[Model], Array]], ...] = (
+        ("ln1_post", n_attn, b_O),
+        ("ln2_post", n_mlp, b_out),
+    )
     for name, n, biases in sources:
         if not n:
             continue

@@ -1,33 +1,145 @@
-"""The logit lens: what the model would predict if it stopped at each layer (nostalgebraist 2020)."""
+"""Lenses: what the model would predict if it stopped at each layer.
+
+The logit lens puts the stream of each layer through the final norm and the unembedding (nostalgebraist 2020). The tuned
+lens puts a learned affine map before that, one for each layer (Belrose et al. 2023).
+
+    parts = logit_lens(model, acts)
+    lens = train_tuned_lens(TunedLensConfig(steps=400), model, batch_at)
+    parts = tuned_lens(model, lens, acts)
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.analysis.addresses import reads_activations
 from jax_interp.analysis.parts import Parts, Pos
 from jax_interp.analysis.readout import readout
 from jax_interp.analysis.residual import accumulated_resid
-from jax_interp.surgery import Activations
+from jax_interp.analysis.weights import decoder
+from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast
+from jax_interp.core.objectives import kl_divergence, log_probabilities
+from jax_interp.surgery import Activations, Model, read
+
+Reduce = Callable[[Float[Array, "batch *pos vocab"]], Any]
+"""A function of one layer's logits."""
+
+
+def _identity(logits: Float[Array, "batch *pos vocab"]) -> Float[Array, "batch *pos vocab"]:
+    return logits
 
 
 @reads_activations(accumulated_resid)
 def logit_lens(
-    model: Any,
-    acts: Activations,
-    *,
-    incl_mid: bool = False,
-    pos: Pos = None,
-    keep: Callable[[Float[Array, "batch *pos vocab"]], Any] = lambda logits: logits,
+    model: Model, acts: Activations, *, incl_mid: bool = False, pos: Pos = None, reduce: Reduce = _identity
 ) -> Parts:
     """The logits that the stream gives at each layer, `0_pre` to `final_post`, which are the model's own.
 
-    Logits are `[part, batch, pos, vocab]`; where that is much, `keep` says what of each layer's is kept (an entropy,
-    a token's rank), and one layer's logits are in memory at a time. Reads what `accumulated_resid` reads.
+    Args:
+      model: a decoder, also under surgery.
+      acts: what `accumulated_resid` reads.
+      incl_mid: add the points between attention and MLP.
+      pos: which positions.
+      reduce: a function of each layer's logits, a token's rank or an entropy, whose results are returned in their
+        place. One layer's logits are in memory at a time.
+
+    Returns:
+      Logits, rows `[batch, *pos, vocab]`, or what `reduce` returns for them.
+
+    Raises:
+      UserError: a mid point is asked for and the model has none.
     """
     stack = accumulated_resid(model, acts, incl_mid=incl_mid, pos=pos)
-    return Parts(jax.lax.map(lambda resid: keep(readout(model, resid)), stack.values), stack.labels)
+    return Parts(jax.lax.map(lambda resid: reduce(readout(model, resid)), stack.values), stack.labels)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class TunedLens:
+    """One affine map for each layer: its input `x` becomes `x + x W + b`, in the basis of the last layer's output."""
+
+    weight: Float[Array, "layer d_model d_model"]
+    bias: Float[Array, "layer d_model"]
+
+    def __call__(self, stack: Float[Array, "layer *batch_pos d_model"]) -> Float[Array, "layer *batch_pos d_model"]:
+        """The inputs of all layers, each through its map."""
+        return jax.vmap(translate)(self, stack)
+
+
+def translate(one: TunedLens, x: Float[Array, "*batch_pos d_model"]) -> Float[Array, "*batch_pos d_model"]:
+    """`x` through the map of one layer (a lens without its layer axis)."""
+    return x + x @ one.weight + jnp.expand_dims(one.bias, range(x.ndim - 1))
+
+
+def init_tuned_lens(model: Model) -> TunedLens:
+    """A lens whose maps are all the identity: the logit lens. In float32, or float64 for a float64 model."""
+    config = decoder(model).config
+    n, d = config.n_layers, config.d_model
+    dtype = upcast(decoder(model).embed.weight[...]).dtype
+    return TunedLens(jnp.zeros((n, d, d), dtype), jnp.zeros((n, d), dtype))
+
+
+@reads_activations("blocks.*.resid_pre", "blocks.-1.resid_post")
+def tuned_lens(
+    model: Model, lens: TunedLens, acts: Activations, *, pos: Pos = None, reduce: Reduce = _identity
+) -> Parts:
+    """The logits that a tuned lens reads at each layer, `0_pre` to `final_post` (the model's own).
+
+    Args:
+      model: a decoder, also under surgery.
+      lens: trained for this model.
+      acts: what was read: `blocks.*.resid_pre` and `blocks.-1.resid_post`.
+      pos: which positions.
+      reduce: a function of each layer's logits, as in `logit_lens`.
+
+    Returns:
+      Logits, rows `[batch, *pos, vocab]`, or what `reduce` returns for them.
+
+    Raises:
+      UserError: the lens was trained for a model of another size.
+    """
+    stack = accumulated_resid(model, acts, pos=pos)
+    if lens.bias.shape[0] != len(stack) - 1 or lens.bias.shape[1] != stack.values.shape[-1]:
+        raise UserError(
+            f"this lens has maps {lens.weight.shape}, the model {len(stack) - 1} layers of "
+            f"{stack.values.shape[-1]}: it was trained for another"
+        )
+    rows = jnp.concatenate([lens(stack.values[:-1]), stack.values[-1:]])
+    return Parts(jax.lax.map(lambda resid: reduce(readout(model, resid)), rows), stack.labels)
+
+
+def kl_by_layer(
+    model: Model, lens: TunedLens, tokens: Int[Array, "batch pos"], keep: Bool[Array, "batch pos"] | None = None
+) -> Float[Array, "layer"]:
+    """`KL(model ‖ lens)` of each layer's prediction: what a tuned lens is trained on.
+
+    It runs the model, with the surgeries on it. One layer's logits are in memory at a time, in the backward pass too.
+
+    Args:
+      model: a decoder, also under surgery.
+      lens: a tuned lens; `init_tuned_lens(model)` for the logit lens.
+      tokens: token ids.
+      keep: True at the positions that count; None: all.
+
+    Returns:
+      The mean over tokens for each layer, in nats.
+    """
+    logits, acts = read(model, "blocks.*.resid_pre")(tokens)
+    target = jax.lax.stop_gradient(log_probabilities(logits))
+    weight = jnp.ones(tokens.shape, target.dtype) if keep is None else keep.astype(target.dtype)
+    weight = weight / jnp.sum(weight)
+
+    @jax.checkpoint
+    def of_layer(one: TunedLens, resid: Float[Array, "batch pos d_model"]) -> Float[Array, ""]:
+        prediction = log_probabilities(readout(model, translate(one, resid)))
+        return jnp.sum(kl_divergence(target, prediction) * weight)
+
+    stack = jax.lax.stop_gradient(upcast(acts["blocks.*.resid_pre"]))
+    return jax.lax.map(lambda row: of_layer(*row), (lens, stack))

@@ -1,88 +1,45 @@
-"""The tuned lens: the logit lens with an affine map learned for each layer (Belrose et al. 2023).
+"""Training a tuned lens, and a tuned lens on disk.
 
-lens = train_tuned_lens(TunedLensConfig(steps=400), model, batch_at)
-parts = tuned_lens(model, lens, acts)
+On disk a lens is `tuned_lens.safetensors` and `tuned_lens.json` in one directory. The JSON says which model the lens
+reads and how it was trained. It is written last and holds the digest of the tensors, and each file appears by one
+rename: a lens that is found is whole, or refused by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from jax_interp.analysis.addresses import reads_activations
-from jax_interp.analysis.parts import Parts, Pos
-from jax_interp.analysis.readout import readout
-from jax_interp.analysis.residual import accumulated_resid
-from jax_interp.analysis.weights import decoder
-from jax_interp.core import optimizers as optimizer
+from jax_interp.analysis.lens import TunedLens, init_tuned_lens, kl_by_layer
+from jax_interp.core import config_json, optimizers
+from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
-from jax_interp.core.layer import upcast
-from jax_interp.core.objectives import kl_divergence, log_probabilities
-from jax_interp.surgery import Activations, read
+from jax_interp.surgery import Model
 from jax_interp.training import Log, RunTarget, SaveTo, fit
 
+FORMAT = 1
+TENSORS, DESCRIPTION = "tuned_lens.safetensors", "tuned_lens.json"
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class TunedLens:
-    """For each layer's input `x`, `x + x W + b` in the basis of the last layer's output."""
-
-    weight: Float[Array, "layer d_model d_model"]
-    bias: Float[Array, "layer d_model"]
-
-    def __call__(self, stack: Float[Array, "layer *batch_pos d_model"]) -> Float[Array, "layer *batch_pos d_model"]:
-        """Each layer's input, translated."""
-        return jax.vmap(translate)(self, stack)
-
-
-def translate(one: TunedLens, x: Float[Array, "*batch_pos d_model"]) -> Float[Array, "*batch_pos d_model"]:
-    """`x` through the translator of one layer (a lens without its layer axis)."""
-    return x + x @ one.weight + jnp.expand_dims(one.bias, range(x.ndim - 1))
-
-
-def init_tuned_lens(model: Any) -> TunedLens:
-    """All maps the identity: the logit lens. float32, or float64 for a model that is."""
-    config = decoder(model).config
-    n, d = config.n_layers, config.d_model
-    dtype = upcast(decoder(model).embed.weight[...]).dtype
-    return TunedLens(jnp.zeros((n, d, d), dtype), jnp.zeros((n, d), dtype))
-
-
-@reads_activations("blocks.*.resid_pre", "blocks.-1.resid_post")
-def tuned_lens(
-    model: Any,
-    lens: TunedLens,
-    acts: Activations,
-    *,
-    pos: Pos = None,
-    keep: Callable[[Float[Array, "batch *pos vocab"]], Any] = lambda logits: logits,
-) -> Parts:
-    """The logits that the lens reads at each layer, `0_pre` to `final_post` (the model's own). As `logit_lens`.
-
-    Reads `blocks.*.resid_pre` and `blocks.-1.resid_post`.
-    """
-    stack = accumulated_resid(model, acts, pos=pos)
-    if lens.bias.shape[0] != len(stack) - 1 or lens.bias.shape[1] != stack.values.shape[-1]:
-        raise UserError(
-            f"this lens has maps {lens.weight.shape}, the model {len(stack) - 1} layers of "
-            f"{stack.values.shape[-1]}: it was trained for another"
-        )
-    rows = jnp.concatenate([lens(stack.values[:-1]), stack.values[-1:]])
-    return Parts(jax.lax.map(lambda resid: keep(readout(model, resid)), rows), stack.labels)
+Batch = Int[Array, "batch pos"] | tuple[Int[Array, "batch pos"], Bool[Array, "batch pos"]]
+"""Tokens, or (tokens, keep) where only some positions count."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TunedLensConfig:
-    """How a lens is trained: AdamW (decay pulls a map to the identity), the rate falling linearly to 0.
+    """How a tuned lens is trained: AdamW, whose decay pulls a map to the identity; the rate falls linearly to 0.
 
-    Belrose et al. take SGD with Nesterov momentum, 250 steps of 2¹⁸ tokens; Adam gets there on batches of any size.
+    Belrose et al. use SGD with Nesterov momentum, 250 steps of 2¹⁸ tokens. Adam works with batches of any size.
     """
 
     steps: int = 400
@@ -100,39 +57,26 @@ class TunedLensConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TunedLensState:
+    """The state of a training run."""
+
     lens: TunedLens
-    opt: Any
-
-
-def kl_by_layer(
-    model: Any,
-    lens: TunedLens,
-    tokens: Int[Array, "batch pos"],
-    keep: Bool[Array, "batch pos"] | None = None,
-) -> Float[Array, "layer"]:
-    """`KL(model ‖ lens)` of each layer's prediction in nats, the mean over tokens (where `keep`).
-
-    `init_tuned_lens(model)` has it for the logit lens. One layer's logits are in memory at a time, in the backward pass
-    too. Runs the model; surgeries on it act.
-    """
-    logits, acts = read(model, "blocks.*.resid_pre")(tokens)
-    target = jax.lax.stop_gradient(log_probabilities(logits))
-    weight = jnp.ones(tokens.shape, target.dtype) if keep is None else keep.astype(target.dtype)
-    weight = weight / jnp.sum(weight)
-
-    @jax.checkpoint
-    def of_layer(one: TunedLens, resid: Float[Array, "batch pos d_model"]) -> Float[Array, ""]:
-        guess = log_probabilities(readout(model, translate(one, resid)))
-        return jnp.sum(kl_divergence(target, guess) * weight)
-
-    stack = jax.lax.stop_gradient(upcast(acts["blocks.*.resid_pre"]))
-    return jax.lax.map(lambda row: of_layer(*row), (lens, stack))
+    opt: optax.OptState
 
 
 def train_step(
-    config: TunedLensConfig, state: TunedLensState, batch: Any, model: Any
+    config: TunedLensConfig, state: TunedLensState, batch: Batch, model: Model
 ) -> tuple[TunedLensState, dict[str, Any]]:
-    """One step on `tokens` or `(tokens, keep)`. The layers' losses are summed: each map learns by itself."""
+    """One step. The losses of the layers are summed, so each map learns by itself.
+
+    Args:
+      config: the optimizer's settings.
+      state: the lens and the optimizer's state.
+      batch: tokens, or (tokens, keep).
+      model: the model that the lens reads.
+
+    Returns:
+      The next state, and the metrics `kl` and `kl_by_layer` in nats.
+    """
     tokens, keep = batch if isinstance(batch, tuple) else (batch, None)
 
     def loss(lens: TunedLens) -> tuple[Array, Array]:
@@ -140,25 +84,37 @@ def train_step(
         return jnp.sum(kl), kl
 
     grad, kl = jax.grad(loss, has_aux=True)(state.lens)
-    lens, opt = optimizer.update(_optimizer(config), grad, state.opt, state.lens)
+    lens, opt = optimizers.update(_optimizer(config), grad, state.opt, state.lens)
     return TunedLensState(lens, opt), {"kl": jnp.mean(kl), "kl_by_layer": {f"{i}": value for i, value in enumerate(kl)}}
 
 
 def train_tuned_lens(
     config: TunedLensConfig,
-    model: Any,
-    batch_at: Callable[[int], Any],
+    model: Model,
+    batch_at: Callable[[int], Batch],
     *,
     run: RunTarget = None,
     log: Log = Log(),
 ) -> TunedLens:
-    """A lens for `model`, trained from the identity on `batch_at(0)`, `batch_at(1)`, ...: tokens `[batch, pos]`, or
-    (tokens, keep) where only some positions count.
+    """A tuned lens for a model, trained from the identity (Belrose et al. 2023, §2).
 
-    `run` and `log` are those of `training.fit`: a run that was killed goes on from its last checkpoint.
+    Args:
+      config: steps and optimizer.
+      model: a decoder, also under surgery.
+      batch_at: `batch_at(0)`, `batch_at(1)`, ... are the batches: tokens `[batch, pos]`, or (tokens, keep).
+      run: where the run is saved, as in `training.fit`. A run that was killed goes on from its last checkpoint.
+      log: what is shown and logged, as in `training.fit`.
+
+    Returns:
+      The trained lens.
+
+    Example:
+
+        lens = train_tuned_lens(TunedLensConfig(steps=400), model, batch_at, run="runs/lens")
+        save_tuned_lens("runs/lens", lens, model="gpt2")
     """
     lens = init_tuned_lens(model)
-    state = TunedLensState(lens, optimizer.init(_optimizer(config), lens))
+    state = TunedLensState(lens, optimizers.init(_optimizer(config), lens))
     log = log.with_defaults(shown=("kl",), title="tuned lens")
     step = partial(train_step, config)
     saving = SaveTo.of(run, config)
@@ -168,3 +124,83 @@ def train_tuned_lens(
 def _optimizer(config: TunedLensConfig) -> optax.GradientTransformation:
     rate = optax.linear_schedule(config.learning_rate, 0.0, config.steps)
     return optax.adamw(rate, weight_decay=config.weight_decay)
+
+
+def save_tuned_lens(directory: Path | str, lens: TunedLens, *, model: str, config: Any = None) -> Path:
+    """Write a tuned lens. A lens that is there is replaced.
+
+    Args:
+      directory: where to write it; made if it does not exist.
+      lens: the lens.
+      model: the name of the model that it was trained for.
+      config: any dataclass or JSON value to keep with it, its training config.
+
+    Returns:
+      The directory.
+
+    Raises:
+      UserError: the directory cannot be made.
+    """
+    import safetensors.numpy
+
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot save a tuned lens in {directory}: {error.strerror}") from error
+    arrays = {"weight": np.ascontiguousarray(lens.weight), "bias": np.ascontiguousarray(lens.bias)}
+    tensors = safetensors.numpy.save(arrays)
+    description = {
+        "format": FORMAT,
+        "model": model,
+        "n_layers": lens.bias.shape[0],
+        "d_model": lens.bias.shape[1],
+        "config": None if config is None else config_json.to_json(config),
+        "sha256": hashlib.sha256(tensors).hexdigest(),
+    }
+    atomic_write(directory / TENSORS, tensors)
+    atomic_write(directory / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    return directory
+
+
+def load_tuned_lens(directory: Path | str, *, model: str | None = None) -> TunedLens:
+    """The tuned lens that `save_tuned_lens` wrote, to the bit.
+
+    Args:
+      directory: where it was saved.
+      model: the name of the model that it should be of; None: not checked.
+
+    Raises:
+      UserError: there is no lens, it is of another model or in a later format, or its files are damaged.
+    """
+    import safetensors.numpy
+
+    directory = Path(directory)
+    try:
+        description = json.loads((directory / DESCRIPTION).read_text())
+        tensors = (directory / TENSORS).read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no tuned lens in {directory}: {Path(error.filename).name} is missing; save_tuned_lens writes "
+            f"{DESCRIPTION} and {TENSORS}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the tuned lens in {directory}: {error}") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise UserError(f"{directory / DESCRIPTION} is of another format; this version reads {FORMAT}")
+    if hashlib.sha256(tensors).hexdigest() != description.get("sha256"):
+        raise UserError(
+            f"{directory / TENSORS} is not the file that {DESCRIPTION} describes (SHA-256): it was cut short, altered, "
+            "or a save was interrupted between the two; save it again"
+        )
+    if model is not None and model != description.get("model"):
+        raise UserError(f"the lens in {directory} is of {description.get('model')!r}, not of {model!r}")
+    try:
+        arrays = safetensors.numpy.load(tensors)
+        weight, bias = jnp.asarray(arrays["weight"]), jnp.asarray(arrays["bias"])
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise UserError(f"{directory / TENSORS} holds no weight and bias: {error}") from error
+    n, d = description.get("n_layers"), description.get("d_model")
+    if weight.shape != (n, d, d) or bias.shape != (n, d):
+        raise UserError(f"{directory / TENSORS}: {weight.shape} and {bias.shape} are not maps of {n} layers of {d}")
+    return TunedLens(weight, bias)

@@ -56,7 +56,9 @@ def neuron_statistics(model: Any, *, null_dims: int | None = None) -> NeuronStat
 
     def read_by(weight: Float[Array, "layer d_model neuron"]) -> Float[Array, "layer neuron d_model"]:
         rows = jnp.swapaxes(upcast(weight), 1, 2)
-        return rows if before is None else jax.vmap(lambda norm, x: NormAtScale.of(norm, None).transpose(x))(before, rows)
+        return (
+            rows if before is None else jax.vmap(lambda norm, x: NormAtScale.of(norm, None).transpose(x))(before, rows)
+        )
 
     into = read_by(W_in(model))
     out = upcast(W_out(model))

@@ -50,8 +50,8 @@ def decoder(model: Model) -> DecoderLike:
         model = model.model
     if not isinstance(model, DecoderLike):
         raise UserError(
-            f"this analysis takes weights by their role, so it needs a decoder (config, embed, blocks, ln_final, unembed),"
-            f" as `load` returns; got {type(model).__name__}. Analyses that take activations only work on any arrays"
+            "this analysis takes weights by their role, so it needs a decoder (with config, embed, blocks, ln_final, "
+            f"unembed) as `load` returns; got {type(model).__name__}. Functions of activations alone take any arrays"
         )
     return model
 
@@ -182,8 +182,8 @@ def with_dense_mlps(model: Model, analysis: str) -> DecoderLike:
     inner = _with_mlp(model)
     if inner.config.n_experts:
         raise UserError(
-            f"{analysis} is of the neurons of a layer. This model has {inner.config.n_experts} experts in each layer, and "
-            f"a token uses {inner.config.experts_per_token} of them: take their weights by W_in, W_gate and W_out"
+            f"{analysis} is of the neurons of a layer. This model has {inner.config.n_experts} experts in each layer, "
+            f"and a token uses {inner.config.experts_per_token} of them: take their weights by W_in, W_gate and W_out"
         )
     return inner
 

@@ -28,7 +28,7 @@ from jax_interp.analysis import (
     train_tuned_lens,
     tuned_lens,
 )
-from jax_interp.analysis.lens_tuned import TunedLensState, _optimizer, train_step
+from jax_interp.analysis.lens_training import TunedLensState, _optimizer, train_step
 from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
 from jax_interp.surgery import Replace, at, edit, read
@@ -63,7 +63,7 @@ def test_a_row_is_what_the_model_says_of_that_stream(case, call, tokens):
 
 def test_keep_says_what_is_kept_of_each_layer(case, tokens):
     model, logits, acts = case
-    ranks = logit_lens(model, acts, keep=lambda logits: token_ranks(logits, tokens))
+    ranks = logit_lens(model, acts, reduce=lambda logits: token_ranks(logits, tokens))
     assert ranks.values.shape == (4, *tokens.shape)
     order = np.argsort(-np.asarray(logits), -1)
     wanted = [[list(order[b, p]).index(int(tokens[b, p])) for p in range(9)] for b in range(2)]
