@@ -216,7 +216,7 @@ def test_what_a_family_does_not_have(few):
 
 
 def test_what_is_no_decoder(few):
-    with pytest.raises(UserError, match="needs a decoder .*got function"):
+    with pytest.raises(UserError, match=r"needs a decoder .*got function"):
         decompose_resid(lambda x: x, few)
 
 
