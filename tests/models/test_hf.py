@@ -103,7 +103,7 @@ def test_a_revision_that_is_not_there_is_named(monkeypatch):
         raise OSError(f"Revision Not Found for url: {name} at {options['revision']}\nmore lines")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    with pytest.raises(UserError, match=r"'gpt2' is no directory.*Revision Not Found.*step7$"):
+    with pytest.raises(UserError, match=r"'gpt2' is not a directory.*Revision Not Found.*step7$"):
         load("gpt2", revision="step7")
 
 

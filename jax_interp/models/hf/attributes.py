@@ -1,4 +1,4 @@
-"""A `config.json`, read so that an attribute which nobody understood is an error and not a wrong model."""
+"""Reading a `config.json` so that an attribute that is not understood is an error, and not a wrong model."""
 
 from __future__ import annotations
 
@@ -18,22 +18,33 @@ IRRELEVANT: frozenset[str] = frozenset(
         *("id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params"),
     )
 )
-"""What no forward pass depends on in any family: token ids, dropout, labels, defaults of generation and training."""
+"""Attributes that no forward pass depends on: token ids, dropout, labels, defaults of generation and training."""
 
 
 class Attributes:
-    """The attributes of one `config.json`. A family takes those it understands; `close` refuses what is left."""
+    """The attributes of one `config.json`.
+
+    A family takes the attributes that it understands. `close` raises an error for those that are left.
+
+    Args:
+      values: the content of the file.
+      where: the name of the file, for messages.
+    """
 
     def __init__(self, values: Mapping[str, Any], where: str):
         self._values, self._where, self._seen = dict(values), where, set[str](IRRELEVANT)
 
     def take(self, name: str, *default: Any, also: Iterable[str] = ()) -> Any:
-        """The value of `name` (or of an older spelling in `also`), or the default where it is absent or null."""
+        """The value of `name`, or of an older name in `also`; the default where it is absent or null.
+
+        Raises:
+          UserError: it is absent and there is no default.
+        """
         names = (name, *also)
         self._seen.update(names)
-        for spelling in names:
-            if self._values.get(spelling) is not None:
-                return self._values[spelling]
+        for known in names:
+            if self._values.get(known) is not None:
+                return self._values[known]
         if default:
             return default[0]
         near = difflib.get_close_matches(name, self._values, n=1)
@@ -41,34 +52,34 @@ class Attributes:
         raise UserError(f"{self._where} does not give {name!r}{hint}")
 
     def without(self, *names: str) -> Attributes:
-        """The same attributes, but these; what is taken of either counts for both."""
+        """The same attributes without `names`. What is taken from one of the two objects counts for both."""
         rest = Attributes({k: v for k, v in self._values.items() if k not in names}, self._where)
         rest._seen = self._seen
         return rest
 
     def require(self, name: str, value: Any, why: str) -> None:
-        """Accept `name` only where it is absent or `value`."""
+        """Raise `UserError` where `name` has another value than `value`. `why` ends the message."""
         if (given := self.take(name, value)) != value:
             raise UserError(f"{self._where} has {name}={given!r}, supported is {value!r}: {why}")
 
     def choose(self, name: str, choices: Mapping[str, Any], *default: Any) -> Any:
-        """What `choices` makes of the value of `name`."""
+        """The entry of `choices` for the value of `name`. Raises `UserError` where it has none."""
         given = self.take(name, *default)
         if given not in choices:
             raise UserError(f"{self._where} has {name}={given!r}; supported are {', '.join(map(repr, choices))}")
         return choices[given]
 
     def ignore(self, *names: str) -> None:
-        """Attributes of this family that its forward pass does not depend on."""
+        """Accept attributes that the forward pass does not depend on."""
         self._seen.update(names)
 
     def close(self) -> None:
-        """Raise `UserError` for attributes that nothing above accounted for, unless they are null or false."""
+        """Raise `UserError` for attributes that were not taken, unless they are null or false."""
         if "auto_map" in self._values:
-            raise UserError(f"{self._where} names code of its own (auto_map): code from a checkpoint is never run")
+            raise UserError(f"{self._where} asks for its own code (auto_map): code from a checkpoint is never run")
         left = [f"{k}={self._values[k]!r}" for k in self._values if k not in self._seen and self._values[k]]
         if left:
             raise UserError(
-                f"{self._where} has attributes that are not understood, and might change what the model computes: "
-                f"{', '.join(left)}. Add them to the family's file once it does what they say"
+                f"{self._where} has attributes that are not understood and may change what the model computes: "
+                f"{', '.join(left)}. To support them, implement them in the file of the family"
             )

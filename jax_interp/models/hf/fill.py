@@ -1,6 +1,7 @@
-"""A model's parameters filled from stored tensors, one at a time, straight to where they live.
+"""Fills the parameters of a model from stored tensors, one at a time, each directly on its device.
 
-Beyond the model itself, host memory holds one tensor: of a stack, one layer's, written into place on the device.
+Besides the model, host memory holds one tensor. Of a stack that is the tensor of one layer, written into place on the
+device.
 """
 
 from __future__ import annotations
@@ -35,18 +36,20 @@ DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jn
 
 @dataclass(frozen=True)
 class Parameter:
-    """A leaf of a model: its name as families spell it, and the layers that it holds."""
+    """A leaf of a model."""
 
     name: str
+    """Its name in `Family.tensors`: `embed.weight`, `blocks.*.attn.q.weight`."""
     shape: tuple[int, ...]
-    """Of one layer."""
+    """The shape in one layer."""
     layers: range = range(1)
-    """Outside the blocks, one that nothing depends on."""
+    """The layers that the leaf holds. Outside the blocks: `range(1)`, which has no meaning."""
     stacked: bool = False
+    """Whether the leaf has a leading layer axis."""
 
 
 def parameters(model: Decoder) -> list[Parameter]:
-    """One for each leaf, in the order of `jax.tree.leaves`."""
+    """The parameters of a model, in the order of `jax.tree.leaves`."""
     segments = list(iter_segments(model))
     found = []
     for address, leaf in zip(addresses(model), jax.tree.leaves(model), strict=True):
@@ -69,24 +72,34 @@ def fill(
     mesh: Mesh | None,
     stacked: bool,
 ) -> Decoder:
-    """The model of `config` with the weights in `stored`, a checkpoint of `full` (which may have more layers).
+    """A model with the weights of a checkpoint.
 
-    Raises `UserError` that names what is missing, extra or misshaped, before anything is read.
+    Args:
+      config: of the model.
+      family: the layout of the checkpoint.
+      stored: the tensors of the checkpoint, by name.
+      full: the config of the checkpoint, which may have more layers.
+      dtype: of the parameters. None: that of the checkpoint, the widest where tensors differ.
+      mesh: where the parameters go. None: the default device.
+      stacked: one scanned `Stack` of blocks, or a list of blocks.
+
+    Raises:
+      UserError: a tensor is missing, extra, or of another shape or dtype. All are named, before anything is read.
     """
     abstract = jax.eval_shape(lambda key: init(config, key, stacked=stacked), jax.random.key(0))
-    table = family.tensors(config)
+    specs = family.tensors(config)
     stored = {name.removeprefix(family.prefix): tensor for name, tensor in stored.items()}
-    _check(family, table, parameters(abstract), stored, full)
-    used = {name for p in parameters(abstract) for layer in p.layers for name in table[p.name].names(layer, p.shape)}
-    if dtype is None:  # a file of several dtypes loads in the one that holds them all, however strict promotion is set
+    _check(family, specs, parameters(abstract), stored, full)
+    used = {name for p in parameters(abstract) for layer in p.layers for name in specs[p.name].names(layer, p.shape)}
+    if dtype is None:  # the one that holds all dtypes of the files, also under strict promotion
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.result_type(*{DTYPES[stored[name].dtype] for name in used})
-    dtype = _known(dtype)
+    dtype = _checked_dtype(dtype)
 
-    def read(tensor: TensorSpec, layer: int, shape: tuple[int, ...]) -> np.ndarray:
-        window = tensor.window(shape)
-        parts = [tensor.unpack(stored[name].read(window)) for name in tensor.names(layer, shape)]
-        return (np.stack(parts) if tensor.experts else parts[0]).astype(dtype, copy=False)
+    def read(spec: TensorSpec, layer: int, shape: tuple[int, ...]) -> np.ndarray:
+        window = spec.window(shape)
+        parts = [spec.unpack(stored[name].read(window)) for name in spec.names(layer, shape)]
+        return (np.stack(parts) if spec.experts else parts[0]).astype(dtype, copy=False)
 
     places = jax.tree.leaves(shardings(abstract, rules(config), mesh)) if mesh is not None else None
     leaves = []
@@ -94,25 +107,27 @@ def fill(
         for i, p in enumerate(parameters(abstract)):
             where = places[i] if places is not None else None
             if p.stacked:
-                rows = (read(table[p.name], layer, p.shape) for layer in p.layers)
+                rows = (read(specs[p.name], layer, p.shape) for layer in p.layers)
                 leaves.append(_stack(rows, (len(p.layers), *p.shape), dtype, where))
             else:
-                leaves.append(_arrived(jax.device_put(read(table[p.name], p.layers[0], p.shape), where)))
+                leaves.append(_on_device(jax.device_put(read(specs[p.name], p.layers[0], p.shape), where)))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
 def _stack(rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: Any, where: NamedSharding | None) -> Array:
-    """The rows as one array, each written into the buffer on the device before the next is read."""
+    """The rows as one array. Each is written into the buffer on the device before the next is read."""
     buffer = jnp.zeros(shape, dtype, device=where)
     row_where = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
-    for i in range(shape[0]):  # no name, and no `enumerate`, keeps a row while the next is read
-        buffer = _arrived(_put(buffer, jax.device_put(next(rows), row_where), np.int32(i)))
+    for i in range(shape[0]):  # no variable, and no `enumerate`, may keep a row alive while the next is read
+        buffer = _on_device(_put(buffer, jax.device_put(next(rows), row_where), np.int32(i)))
     return buffer
 
 
-def _arrived(array: Array) -> Array:
-    """Wait for it, and let go of what it was made from. Dispatch is asynchronous, and JAX holds on to host arrays until
-    Python next collects garbage: either way tensors would pile up in host memory. The youngest generation is enough.
+def _on_device(array: Array) -> Array:
+    """Wait for the array, and free the host memory that it was made from.
+
+    Dispatch is asynchronous, and JAX keeps host arrays until Python next collects garbage: without this, tensors would
+    accumulate in host memory. Collecting the youngest generation is enough.
     """
     jax.block_until_ready(array)
     gc.collect(0)
@@ -124,7 +139,7 @@ def _put(buffer: Array, row: Array, i: Array) -> Array:
     return jax.lax.dynamic_update_index_in_dim(buffer, row, i, axis=0)
 
 
-def _known(dtype: DTypeLike) -> np.dtype:
+def _checked_dtype(dtype: DTypeLike) -> np.dtype:
     names = [jnp.dtype(known).name for known in DTYPES.values()]
     try:
         found = jnp.dtype(dtype)
@@ -136,13 +151,14 @@ def _known(dtype: DTypeLike) -> np.dtype:
 
 
 def _check(
-    family: Family, table: Mapping[str, TensorSpec], wanted: list[Parameter], stored: dict[str, Stored], full: Config
+    family: Family, specs: Mapping[str, TensorSpec], wanted: list[Parameter], stored: dict[str, Stored], full: Config
 ) -> None:
+    """Raise `UserError` unless the stored tensors are those of the model."""
     missing, misshaped, kinds = [], [], []
     for p in wanted:
         for layer in p.layers:
-            shape = table[p.name].shape(p.shape)
-            for name in table[p.name].names(layer, p.shape):
+            shape = specs[p.name].shape(p.shape)
+            for name in specs[p.name].names(layer, p.shape):
                 if name not in stored:
                     missing.append(name)
                 elif stored[name].shape != shape:
@@ -152,14 +168,14 @@ def _check(
     experts = (full.n_experts,)
     known = {
         name
-        for tensor in family.tensors(full).values()
-        for i in range(full.n_layers)
-        for name in tensor.names(i, experts)
+        for spec in family.tensors(full).values()
+        for layer in range(full.n_layers)
+        for name in spec.names(layer, experts)
     }
     known |= {f"{family.head}.weight"} if full.tied_embedding else set()
     extra = [n for n in stored if n not in known and not any(re.fullmatch(r, n) for r in family.ignored)]
     problems = [
-        f"{what}: {_few(names)}"
+        f"{what}: {_listed(names)}"
         for what, names in (
             ("missing tensors", missing),
             ("tensors that this model does not have", extra),
@@ -169,9 +185,10 @@ def _check(
         if names
     ]
     if problems:
-        raise UserError(f"the checkpoint is not one of this {family.architecture}: {'; '.join(problems)}")
+        raise UserError(f"the checkpoint does not fit this {family.architecture}: {'; '.join(problems)}")
 
 
-def _few(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
+    """The first names, and the number of the others."""
     names = sorted(set(names))
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

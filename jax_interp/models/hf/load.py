@@ -1,4 +1,4 @@
-"""`load`: a model and its tokenizer from a directory in Hugging Face's layout, or from the hub."""
+"""`load`: reads a model and its tokenizer from a directory in Hugging Face's layout, or from the hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from jaxtyping import DTypeLike
 
 from jax_interp.core.config_json import from_json, to_json
 from jax_interp.core.errors import UserError
+from jax_interp.data.tokenizer import Tokenizer, load_tokenizer
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.attributes import Attributes
@@ -22,11 +22,8 @@ from jax_interp.models.hf.checkpoint import read_json, stored_tensors
 from jax_interp.models.hf.family import Family, family_of
 from jax_interp.models.hf.fill import fill
 
-if TYPE_CHECKING:
-    from jax_interp.data.tokenizer import Tokenizer
-
 PACKAGED = ("stdlib-small",)
-"""Models that come with the package."""
+"""Models that are part of the package."""
 FILES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")
 
 
@@ -40,21 +37,34 @@ def load(
     stacked: bool = True,
     local_files_only: bool = False,
 ) -> tuple[Decoder, Tokenizer | None]:
-    """`model, tokenizer = load(...)`: weights as they are, logits those of the reference implementation.
+    """Load a model and its tokenizer.
+
+    The weights are those of the file, unprocessed, and the logits are those of the reference implementation. Besides
+    the model, host memory holds one tensor at a time. Only JSON and safetensors are downloaded and read: no code, no
+    pickles.
 
     Args:
-      name_or_dir: a directory with `config.json`, `model.safetensors` (or an index of several) and maybe
-        `tokenizer.json`; the name of a packaged model (`stdlib-small`); or a name on the hub (`gpt2`), whose files are
-        downloaded to the usual cache. Only JSON and safetensors are fetched and read: no code, no pickles.
+      name_or_dir: the name of a packaged model (`stdlib-small`); a directory with `config.json`, `model.safetensors`
+        (or several with an index), and perhaps `tokenizer.json`; or a model of the hub (`gpt2`), which is downloaded
+        into Hugging Face's cache. A directory that exists goes before a name.
       revision: a branch, tag or commit of the hub's repository.
-      dtype: of the parameters, and so of the computation; default: the files', the widest where they differ.
-      mesh: where the parameters go, by `jax_interp.models.sharding.rules`; default: the default device.
-      first_n_layers: read that many blocks only; the final norm and the head follow directly.
-      stacked: one scanned `Stack` of blocks, or every block its own (`replan` changes it later).
-      local_files_only: of the hub's files, take what is in the cache and go nowhere.
+      dtype: of the parameters, and so of the computation. Default: that of the files, the widest where they differ.
+      mesh: where the parameters go, by `jax_interp.models.sharding.rules`. Default: the default device.
+      first_n_layers: load only the first layers. The final norm and the unembedding follow directly.
+      stacked: one scanned `Stack` of blocks, or a list of blocks. `replan` changes it later.
+      local_files_only: use the cache only, and do not connect to the hub.
 
-    The tokenizer is None where there is no `tokenizer.json`. Host memory beyond the model: one tensor. `UserError` for
-    an architecture, an attribute or a tensor that is not understood, and for files that are not what they should be.
+    Returns:
+      `(model, tokenizer)`. The tokenizer is None where there is no `tokenizer.json`.
+
+    Raises:
+      UserError: the model is not found; the files are damaged; or they have an architecture, an attribute or a tensor
+        that is not supported.
+
+    Example:
+
+        model, tokenizer = load("stdlib-small")
+        model, tokenizer = load("EleutherAI/pythia-70m", revision="step1000", dtype="bfloat16")
     """
     directory = _find(name_or_dir, revision, local_files_only)
     family, full, _ = _described(directory)
@@ -71,8 +81,20 @@ def load_shapes(
     stacked: bool = True,
     local_files_only: bool = False,
 ) -> Decoder:
-    """The model as `load` would give it, of shapes and dtypes only: what `sites`, `jax.eval_shape` and a plan of
-    shardings need. Reads (or fetches) `config.json` and nothing else; `dtype` is by default the one named there.
+    """The model that `load` would give, with shapes and dtypes but no weights.
+
+    It is enough for `sites`, `jax.eval_shape` and a plan of shardings. Only `config.json` is read or downloaded.
+
+    Args:
+      name_or_dir: as in `load`, like all other arguments.
+      revision: a branch, tag or commit of the hub's repository.
+      dtype: of the parameters. Default: the one that `config.json` names.
+      stacked: one scanned `Stack` of blocks, or a list of blocks.
+      local_files_only: use the cache only.
+
+    Example:
+
+        sites(load_shapes("gpt2"))(jax.ShapeDtypeStruct((1, 8), jnp.int32))
     """
     _, config, named = _described(_find(name_or_dir, revision, local_files_only, ("config.json",)))
     dtype = jnp.dtype(dtype or named or "float32")
@@ -80,7 +102,7 @@ def load_shapes(
 
 
 def _described(directory: Path) -> tuple[Family, Config, str | None]:
-    """What `config.json` tells: the family, the config, the dtype."""
+    """The family, the config and the dtype that `config.json` gives."""
     values = read_json(directory / "config.json")
     where = str(directory / "config.json")
     family = family_of(values, where)
@@ -90,19 +112,17 @@ def _described(directory: Path) -> tuple[Family, Config, str | None]:
     except UserError:
         raise
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:  # a string for a number, say
-        raise UserError(f"{where} has an attribute that is no {family.model_type} model's: {error}") from error
+        raise UserError(f"{where} has an attribute of the wrong type for {family.model_type}: {error}") from error
     attributes.close()
     try:
         from_json(Config, to_json(config))
     except UserError as error:
-        raise UserError(f"{where} gives a model of the wrong kind: {error}") from error
+        raise UserError(f"{where} has an attribute of the wrong type: {error}") from error
     dtype = values.get("dtype") or values.get("torch_dtype")
     return family, config, dtype if dtype in ("float16", "bfloat16", "float32", "float64") else None
 
 
 def _tokenizer(directory: Path) -> Tokenizer | None:
-    from jax_interp.data.tokenizer import load_tokenizer
-
     if not (directory / "tokenizer.json").is_file():
         return None
     named = read_json(directory / "config.json").get("bos_token_id")
@@ -112,16 +132,16 @@ def _tokenizer(directory: Path) -> Tokenizer | None:
 def _find(
     name_or_dir: str | Path, revision: str | None, local_files_only: bool, patterns: tuple[str, ...] = FILES
 ) -> Path:
-    """The directory that is meant. A directory that exists goes before a name."""
+    """The directory of a model, downloaded where it is a name on the hub."""
     name, directory = str(name_or_dir), Path(name_or_dir)
     with contextlib.suppress(RuntimeError):  # no such user: then it is no directory
         directory = directory.expanduser()
     if directory.is_dir() or name in PACKAGED:
         if revision is not None:
-            raise UserError(f"revision={revision!r} is for names on the hub; {name} is here")
+            raise UserError(f"revision={revision!r} is for models on the hub; {name} is a local directory")
         return directory if directory.is_dir() else Path(str(files("jax_interp") / "assets" / name))
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise UserError(f"there is no directory {name}, and it is no name on the hub either (name, or owner/name)")
+        raise UserError(f"there is no directory {name}, and it is not a name on the hub (name, or owner/name)")
     from huggingface_hub import snapshot_download
 
     try:
@@ -131,6 +151,6 @@ def _find(
     except Exception as error:  # of many libraries: no network, no such name, no such revision, no permission, no space
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{name!r} is no directory here, none of the packaged models ({', '.join(PACKAGED)}), and could not be "
-            f"fetched from the hub: {reason[0]}"
+            f"{name!r} is not a directory, not a packaged model ({', '.join(PACKAGED)}), and could not be fetched from "
+            f"the hub: {reason[0]}"
         ) from error

@@ -1,7 +1,8 @@
-"""`save`: a model as a directory that `load` and transformers read back to the same logits."""
+"""`save`: writes a model as a directory in Hugging Face's layout."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import numpy as np
 
 from jax_interp.core.atomic_write import sync
 from jax_interp.core.errors import UserError
+from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.checkpoint import INDEX, WEIGHTS
 from jax_interp.models.hf.family import Family, family_for
@@ -25,51 +27,69 @@ def save(
     model: Decoder,
     directory: str | Path,
     *,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     family: str | None = None,
     overwrite: bool = False,
     max_file_bytes: int = 5_000_000_000,
     header: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `config.json`, the weights as safetensors (several with an index where they exceed `max_file_bytes`), and
-    `tokenizer.json` where a tokenizer is given. Host memory: one file's tensors. `header` has further entries of
-    `config.json`, or others than would be written.
+    """Write a model as a directory that `load` and transformers read back to the same logits.
 
-    `family` is the layout to write in, by its `model_type`; default: the first that has such a model, so that Phi-3
-    without a window, say, becomes a Llama, whose logits are the same.
+    The directory has `config.json`, the weights as safetensors, and `tokenizer.json` where a tokenizer is given. It
+    appears whole or not at all: if the process is killed, the previous model is still there, or the next call restores
+    it. Besides the model, host memory holds the tensors of one file.
 
-    The directory appears whole or not at all. One that exists is replaced only with `overwrite`, and only where it
-    holds a model and no run; until then it stands, or comes back with the next call of a process that was killed
-    between. `UserError` for a model that no family has, an edited one too: what surgery adds has no place there.
+    Args:
+      model: a decoder without surgery. Surgery is saved apart from the model.
+      directory: where to write.
+      tokenizer: the tokenizer of the model.
+      family: `model_type` of the layout to write in. Default: the most general family that has such a model. A Phi-3
+        without a window, for example, is written as a Llama, whose logits are the same.
+      overwrite: replace a directory that exists. It must hold a model, and no run.
+      max_file_bytes: weights of more bytes are written as several files with an index.
+      header: entries of `config.json` to add or to replace.
+
+    Returns:
+      The directory, as an absolute path.
+
+    Raises:
+      UserError: no family has such a model, the model has parts that its config does not have, or `directory` exists
+        and cannot be replaced.
+
+    Example:
+
+        model, tokenizer = load("gpt2")
+        save(process(model), "gpt2-processed", tokenizer=tokenizer)
     """
     if not isinstance(model, Decoder):
         raise UserError(f"save takes a Decoder, got {type(model).__name__}: surgery is saved apart from the model")
     layout, values = family_for(model.config, family)
     _check_parts(model)
     dtype = jax.tree.leaves(model)[0].dtype.name
+    values = {"architectures": [layout.architecture], "model_type": layout.model_type, "dtype": dtype} | values
+    if tokenizer is not None and tokenizer.bos_id is not None:
+        values["bos_token_id"] = tokenizer.bos_id
     directory = Path(directory).resolve()
-    fresh, old = (directory.with_name(f".{directory.name}.{which}") for which in ("new", "old"))
-    if old.exists() and not directory.exists():
-        os.replace(old, directory)
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file: a model is saved as a directory, give another place")
-    if directory.exists() and any(directory.iterdir()) and not (overwrite and _is_model(directory)):
-        raise UserError(
-            f"{directory} exists: give another place, or overwrite=True"
-            if not overwrite
-            else f"{directory} exists and holds no model, or a run as well: give another place"
-        )
-    for left in (fresh, old):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        values = {"architectures": [layout.architecture], "model_type": layout.model_type, "dtype": dtype} | values
-        if getattr(tokenizer, "bos_id", None) is not None:
-            values["bos_token_id"] = tokenizer.bos_id
+    with _replacing(directory, overwrite) as fresh:
         _write_tensors(_tensors(model, layout), fresh, max_file_bytes)
         (fresh / "config.json").write_text(json.dumps(values | dict(header or {}), indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(str(fresh / "tokenizer.json"))
+    return directory
+
+
+@contextlib.contextmanager
+def _replacing(directory: Path, overwrite: bool) -> Iterator[Path]:
+    """A new directory to fill, which then takes the place of `directory`. An error leaves `directory` as it was."""
+    fresh, old = (directory.with_name(f".{directory.name}.{which}") for which in ("new", "old"))
+    if old.exists() and not directory.exists():  # a process was killed between the two renames below
+        os.replace(old, directory)
+    _check_replaceable(directory, overwrite)
+    for left in (fresh, old):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
         for file in fresh.iterdir():
             sync(file)
         sync(fresh)
@@ -83,50 +103,59 @@ def save(
         raise
     sync(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
-    return directory
 
 
-def _is_model(directory: Path) -> bool:
-    """Whether there is a model in it that may be replaced: a run's directory has a config.json too."""
+def _check_replaceable(directory: Path, overwrite: bool) -> None:
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise UserError(f"{directory} is a file: a model is saved as a directory, give another place")
+    if not any(directory.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"{directory} exists: give another place, or overwrite=True")
     has = lambda *names: any((directory / name).exists() for name in names)
-    return has("config.json") and has(WEIGHTS, INDEX) and not has("checkpoints", ".lock")
+    # The directory of a run has a config.json too.
+    if not (has("config.json") and has(WEIGHTS, INDEX)) or has("checkpoints", ".lock"):
+        raise UserError(f"{directory} exists and holds no model, or a run as well: give another place")
 
 
 def _check_parts(model: Decoder) -> None:
-    """Refuse a model whose parameters are not, one for one, those that its config makes."""
+    """Raise `UserError` unless the model has exactly the parameters of its config."""
 
-    def held(model: Decoder) -> dict[str, tuple[int, ...]]:
+    def shapes(model: Decoder) -> dict[str, tuple[int, ...]]:
         return {p.name.replace("*", str(layer), 1): p.shape for p in parameters(model) for layer in p.layers}
 
-    has, made = held(model), held(jax.eval_shape(lambda key: init(model.config, key), jax.random.key(0)))
-    if odd := [f"{name} {has.get(name, 'is missing')}" for name in has | made if has.get(name) != made.get(name)]:
+    has, wanted = shapes(model), shapes(jax.eval_shape(lambda key: init(model.config, key), jax.random.key(0)))
+    if odd := [f"{name} {has.get(name, 'is missing')}" for name in has | wanted if has.get(name) != wanted.get(name)]:
         shown = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
         raise UserError(
             f"the model's parameters are not those of its config: {shown}. Surgery is saved apart from the model; "
-            "save the model as it was, or undo what was put into it (a LoRA is folded in by its `merged`)"
+            "save the original model, or undo the surgery (`LoRA.merged` folds a LoRA into its weight)"
         )
 
 
 def _tensors(model: Decoder, family: Family) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors under the family's names, fused where it fuses them."""
-    table = family.tensors(model.config)
-    found: dict[str, list[tuple[TensorSpec, tuple[int, ...], Callable[[], np.ndarray]]]] = {}
+    """The stored tensors of a family, by name, with the parameters that it fuses put together."""
+    specs = family.tensors(model.config)
+    parts: dict[str, list[tuple[TensorSpec, tuple[int, ...], Callable[[], np.ndarray]]]] = {}
     for p, leaf in zip(parameters(model), jax.tree.leaves(model), strict=True):
-        tensor = table[p.name]
+        spec = specs[p.name]
         for i, layer in enumerate(p.layers):
-            for expert, name in enumerate(tensor.names(layer, p.shape)):
-                index = ((i,) if p.stacked else ()) + ((expert,) if tensor.experts else ())
-                part = lambda leaf=leaf, index=index: np.asarray(leaf[index])
-                found.setdefault(name, []).append((tensor, p.shape, part))
-    for name, parts in found.items():
-        tensor, shape, part = parts[0]
-        whole = np.empty(tensor.shape(shape), part().dtype)
-        for tensor, _, part in parts:
-            tensor.pack(part(), whole)
+            for expert, name in enumerate(spec.names(layer, p.shape)):
+                index = ((i,) if p.stacked else ()) + ((expert,) if spec.experts else ())
+                value = lambda leaf=leaf, index=index: np.asarray(leaf[index])
+                parts.setdefault(name, []).append((spec, p.shape, value))
+    for name, parts_of_tensor in parts.items():
+        spec, shape, value = parts_of_tensor[0]
+        whole = np.empty(spec.shape(shape), value().dtype)
+        for spec, _, value in parts_of_tensor:
+            spec.pack(value(), whole)
         yield family.stored_name(name), whole
 
 
 def _write_tensors(tensors: Iterator[tuple[str, np.ndarray]], directory: Path, max_file_bytes: int) -> None:
+    """Write the tensors to one file, or to several with an index where they exceed `max_file_bytes`."""
     from safetensors.numpy import save_file
 
     shards, batch, size, total = [], {}, 0, 0
