@@ -1,7 +1,7 @@
-"""Weight processing: pure functions model -> model that change what weights say and not what a model predicts.
+"""Weight processing: pure functions from a model to a model with the same predictions and simpler weights.
 
-Logits or log-probabilities stay; activations, and so ablations, do not: each function says which. `process` applies
-the usual ones in TransformerLens's order. Raw weights are what `load` gives.
+Logits or log-probabilities stay the same. Activations, and so ablations, may change: each function says which.
+`process` applies the usual functions, in TransformerLens's order.
 """
 
 from jax_interp.models.processing.centering import center_unembed, center_writing_weights

@@ -1,73 +1,74 @@
-"""What no prediction depends on, taken out: the mean of the stream before LayerNorms, the mean of the logits."""
+"""Centring: remove the mean of the residual stream, and the mean of the logits, on which no prediction depends."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from jax_interp.core.errors import UserError
 from jax_interp.models.block import Block
 from jax_interp.models.decoder import Decoder
-from jax_interp.models.processing.parts import copy, each_block, mean, put, untie, values_of
+from jax_interp.models.processing.parts import centred, copied, each_block, untie, values_of, with_value
 
 
 def center_writing_weights(model: Decoder) -> Decoder:
-    """The same logits from a residual stream without its mean over `d_model`, which LayerNorm takes out anyhow.
+    """Center the weights that write to the residual stream over `d_model`. The logits stay the same.
 
-    `embed`, `pos_embed`, `attn.o` and `mlp.down` (experts' too) lose their mean over `d_model`, weights and biases.
+    LayerNorm subtracts the mean of the stream in any case. The weights and biases of `embed`, `pos_embed`, `attn.o` and
+    `mlp.down` (also of experts) lose their mean over `d_model`.
 
     Changes: the values of the stream and what is added to it (`embed`, `attn_out`, `mlp_out`, `resid_*`), each by its
-    mean; nothing after a norm. A tied embedding becomes two, as the unembedding must stay what it was.
+    mean. Values after a norm stay. A tied embedding is untied, because the unembedding must stay the same.
 
-    Raises `UserError` unless all that reads the stream reads it through a LayerNorm: for RMSNorm, which keeps the
-    mean, for models without norms, and for norms that stand after attention and MLP.
+    Raises:
+      UserError: something reads the stream without a LayerNorm: RMSNorm keeps the mean, some models have no norms, and
+        in some the norms stand after attention and MLP.
     """
-    model = copy(model, "center_writing_weights")
+    model = copied(model, "center_writing_weights")
     config = model.config
     if config.norm != "layernorm":
         raise UserError(
-            f"center_writing_weights needs LayerNorm, which takes out the mean of the stream; norm={config.norm!r} "
-            "keeps it, and the logits would change. Leave this step out"
+            f"center_writing_weights needs LayerNorm, which subtracts the mean of the stream; norm={config.norm!r} "
+            "keeps it, so the logits would change. Leave this step out"
         )
     if config.norm_places != "before":
         raise UserError(
-            f"center_writing_weights needs norms before attention and MLP, these stand {config.norm_places!r}: what "
-            "is added to the stream is what a norm gives, and no weight to be centred"
+            f"center_writing_weights needs norms before attention and MLP, this model has norm_places="
+            f"{config.norm_places!r}: a norm writes to the stream, and its output cannot be centred by weights"
         )
     untie(model)
     for embedding in (model.embed, model.pos_embed):
         if embedding is not None:
-            embedding.weight = put(
-                embedding.weight, values_of(embedding.weight) - mean(values_of(embedding.weight), -1)
-            )
+            embedding.weight = with_value(embedding.weight, centred(values_of(embedding.weight), -1))
     each_block(model, _center_block)
     return model
 
 
 def center_unembed(model: Decoder) -> Decoder:
-    """The same log-probabilities from logits that have mean zero over the vocabulary: `W_U <- W_U - mean(W_U, axis=1)`.
+    """Center the unembedding over the vocabulary. The log-probabilities stay the same.
 
-    Changes: `logits`, by one number at each position, and so what a component adds to a logit by itself, which is now
-    what it adds beyond the average token's. Nothing else. A tied embedding becomes two.
+    `W_U <- W_U - mean(W_U, axis=1)`, and the same for the bias.
 
-    Raises `UserError` for a model with a softcap on its logits: a shift before tanh changes log-probabilities.
+    Changes: `logits`, by one number at each position, so that they have mean zero over the vocabulary. What a component
+    adds to a logit is then relative to what it adds to the average logit. A tied embedding is untied.
+
+    Raises:
+      UserError: the model has a softcap on its logits. A shift before tanh would change log-probabilities.
     """
-    model = copy(model, "center_unembed")
+    model = copied(model, "center_unembed")
     if model.config.logit_softcap:
         raise UserError(
-            f"center_unembed: this model caps its logits (logit_softcap={model.config.logit_softcap}), so that a shift "
-            "of all of them changes its predictions. Leave this step out"
+            f"center_unembed: this model caps its logits (logit_softcap={model.config.logit_softcap}), so a shift of "
+            "all logits would change its predictions. Leave this step out"
         )
     unembed = untie(model)
-    unembed.weight = put(unembed.weight, values_of(unembed.weight) - mean(values_of(unembed.weight), -1))
+    unembed.weight = with_value(unembed.weight, centred(values_of(unembed.weight), -1))
     if unembed.bias is not None:
-        unembed.bias = put(unembed.bias, values_of(unembed.bias) - mean(values_of(unembed.bias), -1))
+        unembed.bias = with_value(unembed.bias, centred(values_of(unembed.bias), -1))
     return model
 
 
 def _center_block(block: Block) -> None:
-    writers: list[Any] = [block.attn.o] + ([] if block.mlp is None else [block.mlp.down])
-    for writer in writers:
-        writer.weight = put(writer.weight, values_of(writer.weight) - mean(values_of(writer.weight), -1))
-        bias = getattr(writer, "bias", None)  # experts have none
-        if bias is not None:
-            writer.bias = put(bias, values_of(bias) - mean(values_of(bias), -1))
+    for writer in (block.attn.o, None if block.mlp is None else block.mlp.down):
+        if writer is None:
+            continue
+        writer.weight = with_value(writer.weight, centred(values_of(writer.weight), -1))
+        if writer.bias is not None:
+            writer.bias = with_value(writer.bias, centred(values_of(writer.bias), -1))

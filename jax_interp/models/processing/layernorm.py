@@ -1,43 +1,53 @@
-"""Norms without weights: what they scale and shift by is put into the matrices that read what they give."""
+"""`fold_layernorm`: the weights and biases of norms are folded into the matrices that read their outputs."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.linear import Linear
 from jax_interp.core.norms import Norm
 from jax_interp.models.block import Block
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder
 from jax_interp.models.mlp import MLP
-from jax_interp.models.processing.parts import copy, each_block, mean, put, reconfigure, untie, values_of, with_bias
+from jax_interp.models.moe import Experts, MixtureOfExperts
+from jax_interp.models.processing.parts import (
+    centred,
+    copied,
+    each_block,
+    ensure_bias,
+    reconfigure,
+    untie,
+    values_of,
+    with_value,
+)
 
 
 def fold_layernorm(model: Decoder) -> Decoder:
-    """The same logits from norms that only normalise: `W <- w[:, None] * W`, `b <- b + b_norm @ W`.
+    """Fold the weights and biases of norms into the matrices that read them. The logits stay the same.
 
-    After LayerNorm, whose output without weights has mean zero over `d_model`, `W` is centred over that axis too:
-    `W <- W - mean(W, axis=0)`. Folded are the norms before attention and MLP (for parallel blocks with one norm, into
-    what reads it on both sides), the final norm into the unembedding, and a norm of the neurons into `mlp.down`.
+    `b <- b + b_norm @ W` and `W <- w[:, None] * W`, where `w` and `b_norm` are those of the norm. The output of a
+    LayerNorm without weights has mean zero over `d_model`, so after a LayerNorm `W` is centred over that axis too:
+    `W <- W - mean(W, axis=0)`. Folded are the norms before attention and MLP (in parallel blocks with one norm, into
+    both), the final norm into the unembedding, and a norm of the neurons into `mlp.down`. Norms after attention or MLP
+    (`norm_places` "around" or "after") are read by no matrix. They keep their weights, as norms of queries and keys do.
 
-    Changes: every weight that reads the stream; `attn.q`, `mlp.pre` etc. have the same values to rounding, and so has
-    every named value, as `normalized` is before the norm's weights in the first place.
-    The config: `norm_affine=False` where all norms of the stream are folded, `tied_embedding=False`, and biases where
-    a LayerNorm's bias needs somewhere to go (`qkv_bias`, `mlp_bias`, `unembed_bias`). Norms that stand after attention
-    or MLP (`norm_places` "around", "after") feed no matrix and keep their weights, as q/k norms do; the config then
-    stays affine, and a folded norm has the weight that changes nothing.
+    Changes: every weight that reads the stream. Every named value stays the same up to rounding. In the config,
+    `tied_embedding` becomes False; `norm_affine` becomes False where all norms of the stream are folded, otherwise a
+    folded norm gets a weight that changes nothing; and `qkv_bias`, `mlp_bias` and `unembed_bias` become True where a
+    LayerNorm had a bias.
 
-    TransformerLens (4.3) does not centre `W_gate`, which is centred here like the rest.
+    TransformerLens (4.3) does not center `W_gate`. Here it is centred like the other matrices.
 
-    Raises `UserError` for a model without norms, and for experts behind a LayerNorm, which have no biases.
+    Raises:
+      UserError: the model has no norms, or its experts follow a LayerNorm, whose bias they cannot take.
     """
-    model = copy(model, "fold_layernorm")
+    model = copied(model, "fold_layernorm")
     config = model.config
     if config.norm == "none":
-        raise UserError("fold_layernorm: this model has no norms (config.norm is 'none'), there is nothing to fold")
+        raise UserError("fold_layernorm: this model has no norms (config.norm is 'none')")
     shifts = config.norm == "layernorm" and config.norm_affine
     inside = config.norm_places != "after"
     if config.n_experts and shifts:
@@ -66,35 +76,41 @@ def _fold_block(block: Block, config: Config) -> None:
     if isinstance(block.mlp, MLP):
         _fold(block.mlp.ln, [block.mlp.down], drop=drop)
         linears = [*network, block.mlp.down]
-        if any(linear.bias is not None for linear in linears):  # the config says it of all three at once
+        if any(linear.bias is not None for linear in linears):  # `mlp_bias` is one setting for all of them
             for linear in linears:
-                with_bias(linear)
+                ensure_bias(linear)
 
 
-def _readers(mlp: Any) -> list[Any]:
-    """What reads the stream in an MLP or a mixture of experts."""
+def _readers(mlp: MLP | MixtureOfExperts | None) -> list[Linear | Experts]:
+    """The maps that read the stream in an MLP or a mixture of experts."""
     if mlp is None:
         return []
-    return [part for part in (mlp.up, mlp.gate, getattr(mlp, "router", None)) if part is not None]
+    if isinstance(mlp, MixtureOfExperts):
+        return [mlp.up, mlp.gate, mlp.router]
+    return [mlp.up] if mlp.gate is None else [mlp.up, mlp.gate]
 
 
-def _fold(norm: Norm | None, readers: list[Any], *, drop: bool) -> None:
-    """Into each reader `[..., d_in, d_out]`; the norm loses its weights or gets those that change nothing."""
+def _fold(norm: Norm | None, readers: list[Linear | Experts], *, drop: bool) -> None:
+    """Fold a norm into each of `readers`, whose weights are `[..., d_in, d_out]`.
+
+    With `drop` the norm loses its weights, otherwise it gets weights that change nothing.
+    """
     if norm is None:
         return
     shift = None if norm.bias is None else values_of(norm.bias)
     for reader in readers:
         weight = values_of(reader.weight)
         if shift is not None:
-            with_bias(reader)
-            reader.bias = put(reader.bias, values_of(reader.bias) + jnp.sum(weight * shift[:, None], axis=-2))
+            ensure_bias(reader)
+            reader.bias = with_value(reader.bias, values_of(reader.bias) + jnp.sum(weight * shift[:, None], axis=-2))
         if norm.weight is not None:
             # The matrices of experts have one axis more.
             weight = weight * jnp.expand_dims(norm.multiplier(), (*range(weight.ndim - 2), -1))
-        reader.weight = put(reader.weight, weight - mean(weight, -2) if norm.centred else weight)
+        reader.weight = with_value(reader.weight, centred(weight, -2) if norm.centred else weight)
     if drop:
         norm.weight = nnx.static(None)
     elif norm.weight is not None:
-        norm.weight = put(norm.weight, jnp.full_like(values_of(norm.weight), 0 if norm.offset else 1))
+        norm.weight = with_value(norm.weight, jnp.full_like(values_of(norm.weight), 0 if norm.offset else 1))
     if norm.bias is not None:
-        norm.bias = nnx.static(None) if norm.weight is None else put(norm.bias, jnp.zeros_like(values_of(norm.bias)))
+        zeros = with_value(norm.bias, jnp.zeros_like(values_of(norm.bias)))
+        norm.bias = nnx.static(None) if norm.weight is None else zeros

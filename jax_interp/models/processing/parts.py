@@ -1,4 +1,4 @@
-"""A decoder rebuilt with other weights: a copy, changed block by block in whatever layout its blocks have."""
+"""What the processing functions share: a copy of a decoder, and changes to its parts in any layout of the blocks."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from jax_interp.models.decoder import Decoder
 from jax_interp.surgery import map_blocks
 
 
-def copy(model: Decoder, verb: str) -> Decoder:
-    """A copy that shares the arrays, to be given other ones. Raises `UserError` for what is no decoder."""
+def copied(model: Decoder, function: str) -> Decoder:
+    """A copy of the model that shares its arrays. Raises `UserError` where `model` is not a decoder."""
     if not isinstance(model, Decoder):
         raise UserError(
-            f"{verb} takes a Decoder, got {type(model).__name__}: process the model first, then read and edit it"
+            f"{function} takes a Decoder, got {type(model).__name__}: process the model first, then read and edit it"
         )
     return jax.tree.map(lambda leaf: leaf, model)
 
 
-def each_block(model: Decoder, change: Callable[[Block], Any]) -> None:
-    """Let `change` set parts of every block, one layer at a time, in whatever layout the blocks have."""
+def each_block(model: Decoder, change: Callable[[Block], object]) -> None:
+    """Apply `change`, which sets parts of a block, to every block in turn, in any layout of the blocks."""
 
     def changed(block: Block) -> Block:
         change(block)
@@ -40,25 +40,25 @@ def each_block(model: Decoder, change: Callable[[Block], Any]) -> None:
 
 
 def values_of(parameter: nnx.Param | None) -> Array:
-    """Its values in float32 at least, in which all processing is done."""
+    """The values of a parameter in float32 at least."""
     assert parameter is not None
     return upcast(parameter[...])
 
 
-def put(parameter: nnx.Param | None, value: Array) -> nnx.Param:
-    """A parameter with another value, of the old one's dtype."""
+def with_value(parameter: nnx.Param | None, value: Array) -> nnx.Param:
+    """A parameter with another value, in the dtype of the old one."""
     assert parameter is not None
     return nnx.Param(value.astype(parameter[...].dtype))
 
 
-def with_bias(linear: Linear) -> None:
-    """Give it a bias of zeros where it has none."""
+def ensure_bias(linear: Linear) -> None:
+    """Give a linear map a bias of zeros where it has none."""
     if linear.bias is None:
         linear.bias = nnx.data(nnx.Param(jnp.zeros_like(linear.weight[...][..., 0, :])))
 
 
 def untie(model: Decoder) -> Linear:
-    """The unembedding `[d_model, vocab]` as a part of its own, made from the embedding where that is used twice."""
+    """The unembedding `[d_model, vocab]`. Where it is tied, it is made from the embedding, and untied from it."""
     if model.unembed is None:
         weight = model.embed.weight[...].T
         unembed = jax.eval_shape(lambda key: Linear(key, *weight.shape, bias=False, std=1, dtype=weight.dtype), _KEY)
@@ -69,12 +69,14 @@ def untie(model: Decoder) -> Linear:
 
 
 def reconfigure(model: Decoder, **changes: Any) -> Config:
+    """Set the model's config with these fields changed."""
     model.config = dataclasses.replace(model.config, **changes)
     return model.config
 
 
-def mean(x: Float[Array, "..."], axis: int) -> Array:
-    return jnp.mean(x, axis=axis, keepdims=True)
+def centred(x: Float[Array, "..."], axis: int) -> Array:
+    """`x` minus its mean over an axis."""
+    return x - jnp.mean(x, axis=axis, keepdims=True)
 
 
 _KEY = jax.eval_shape(lambda: jax.random.key(0))

@@ -1,4 +1,4 @@
-"""The usual processing, in TransformerLens's order."""
+"""`process`: the usual processing, in TransformerLens's order."""
 
 from __future__ import annotations
 
@@ -10,15 +10,30 @@ from jax_interp.models.processing.layernorm import fold_layernorm
 
 
 def process(model: Decoder, *, factor_attention: bool = False) -> Decoder:
-    """What TransformerLens's `from_pretrained` makes of a model by default; the same log-probabilities.
+    """Process the weights of a model as TransformerLens's `from_pretrained` does by default.
 
-    `fold_layernorm`, `center_writing_weights`, `center_unembed`, `fold_value_bias` in this order, each where it
-    applies: no norms, nothing to fold; writing weights are centred before LayerNorms only; a capped unembedding is
-    left alone. Called by itself each raises where it does not apply. `factor_attention`, last, is asked for and so
-    raises. Another selection is a composition of the functions.
+    The log-probabilities stay the same. It applies `fold_layernorm`, `center_writing_weights`, `center_unembed` and
+    `fold_value_bias`, in this order, and leaves out those that do not apply to the model: `fold_layernorm` without
+    norms, `center_writing_weights` where LayerNorm does not precede attention and MLP, `center_unembed` with a softcap
+    on the logits. For another selection, compose the functions: each raises an error where it does not apply.
 
-    All of them compute in float32 at least and round to the model's dtype at their end. A processed model is no longer
-    one of its family: `save` writes it in TransformerLens's layout where that has such a model, and otherwise refuses.
+    All functions compute in float32 at least and round to the dtype of the model at the end. `save` writes a processed
+    model where a family has such models (TransformerLens's layout for a GPT-2), and raises an error otherwise.
+
+    Args:
+      model: a decoder without surgery.
+      factor_attention: also apply `factor_attention`, last.
+
+    Returns:
+      A new decoder. The given one is unchanged.
+
+    Raises:
+      UserError: `model` is not a `Decoder`, or `factor_attention` does not apply to it.
+
+    Example:
+
+        model, tokenizer = load("stdlib-small")
+        processed = process(model)
     """
     config = model.config
     if config.norm != "none":

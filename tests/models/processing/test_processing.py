@@ -222,12 +222,12 @@ def test_folding_twice_changes_nothing():
         (
             center_writing_weights,
             dataclasses.replace(GPT2_LIKE, norm_places="around"),
-            "these stand 'around'",
+            "norm_places='around'",
         ),
-        (factor_attention, LLAMA_LIKE, "rotary positions turn queries and keys"),
+        (factor_attention, LLAMA_LIKE, "rotary positions act between"),
         (factor_attention, dataclasses.replace(GPT2_LIKE, n_kv_heads=2), "share keys and values"),
         (factor_attention, dataclasses.replace(GPT2_LIKE, qk_norm="head"), "norms of queries and keys"),
-        (factor_attention, dataclasses.replace(GPT2_LIKE, d_head=40), "wider than the stream"),
+        (factor_attention, dataclasses.replace(GPT2_LIKE, d_head=40), "wider than the residual stream"),
     ],
 )
 def test_what_a_step_needs_is_said(step, config, message):
