@@ -6,7 +6,8 @@ Two CPU cores, under five minutes.
 """
 
 from jax_interp.dictionaries import Adam, variants
-from jax_interp.recipes.demo.config import DemoConfig, Pair
+from jax_interp.recipes.demo.config import DemoConfig
+from jax_interp.recipes.demo.patching import PromptPair
 from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 CONFIG = DemoConfig(
@@ -27,21 +28,21 @@ CONFIG = DemoConfig(
     new_tokens=48,
     strength=1.5,
     pairs=(
-        Pair(
+        PromptPair(
             name="an argument's name",
             clean="def push(self, item):\n        self._items.append(",
             corrupted="def push(self, value):\n        self._items.append(",
             clean_answer="item",
             corrupted_answer="value",
         ),
-        Pair(
+        PromptPair(
             name="an argument's name",
             clean="def f(data):\n    return len(",
             corrupted="def f(name):\n    return len(",
             clean_answer="data",
             corrupted_answer="name",
         ),
-        Pair(
+        PromptPair(
             name="a bracket to close",
             clean="x = [(1, 2), (3, 4",
             corrupted="x = [(1, 2), [3, 4",

@@ -1,1 +1,5 @@
-"""Circuits: which parts of a model carry a behaviour, found by patching one run with values of another."""
+"""Circuits: which parts of a model carry a behaviour."""
+
+from jax_interp.circuits.patching import LogitDifference, patch_grid
+
+__all__ = ["LogitDifference", "patch_grid"]

@@ -46,7 +46,7 @@ def render(results: Mapping[str, Any], evaluation_rows: Sequence[tuple[str, str,
         ),
         "patching": svg(
             heatmap.patching_map(
-                {patched["says"][name]: panel for name, panel in patched["panels"].items()},
+                {patched["titles"][name]: panel for name, panel in patched["panels"].items()},
                 patched["corrupted_tokens"],
                 patched["clean_tokens"],
                 "clean answer recovered",
@@ -60,7 +60,7 @@ def render(results: Mapping[str, Any], evaluation_rows: Sequence[tuple[str, str,
 
 def variant_labels(changed: Mapping[str, Any]) -> dict[str, str]:
     """Short names of the variants for a legend."""
-    return {"clean": "as it is", "ablated": "feature ablated", "clamped": f"feature held at {changed['value']:.3g}"}
+    return {"clean": "as it is", "ablated": "feature ablated", "clamped": f"feature clamped to {changed['value']:.3g}"}
 
 
 def grouped(value: float) -> str:

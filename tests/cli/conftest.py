@@ -16,7 +16,8 @@ from jax_interp.core import config_json as configs
 from jax_interp.data.tokenizer import train_bpe
 from jax_interp.dictionaries import Adam, variants
 from jax_interp.models import Config, init, save
-from jax_interp.recipes.demo.config import DemoConfig, Pair
+from jax_interp.recipes.demo.config import DemoConfig
+from jax_interp.recipes.demo.patching import PromptPair
 from jax_interp.recipes.dictionary import DictionaryRunConfig
 
 DOCUMENT = """class {name}:
@@ -93,7 +94,7 @@ def demo_json(run_config: DictionaryRunConfig, tmp_path_factory) -> Path:
         shown_features=2,
         contexts=3,
         strength=2.0,
-        pairs=(Pair("argument", "def push(self, item):", "def push(self, value):", "item", "value"),),
+        pairs=(PromptPair("argument", "def push(self, item):", "def push(self, value):", "item", "value"),),
     )
     path = tmp_path_factory.mktemp("configs") / "demo.json"
     path.write_text(configs.dumps(demo))

@@ -62,9 +62,9 @@ def results() -> dict[str, Any]:
         "intervention": {
             "feature": 7, "address": "blocks.1.resid_pre", "value": 8.0, "strength": 2.0, "prompt_tokens": 1,
             "columns": [
-                {"name": "clean", "says": "the model as it is", "texts": ["def", " f", "("]},
-                {"name": "ablated", "says": EVIL, "texts": ["def", " f", EVIL]},
-                {"name": "clamped", "says": "held", "texts": ["def", " g", "("]},
+                {"name": "clean", "description": "the model as it is", "texts": ["def", " f", "("]},
+                {"name": "ablated", "description": EVIL, "texts": ["def", " f", EVIL]},
+                {"name": "clamped", "description": "held", "texts": ["def", " g", "("]},
             ],
             "kl": {"clean": 0.0, "ablated": 0.5, "clamped": 1.5},
             "probabilities": [
@@ -77,7 +77,7 @@ def results() -> dict[str, Any]:
             "right": False, "preferred": False,
             "clean_difference": 2.5, "corrupted_difference": -1.0, "clean_tokens": ["def", EVIL, "("],
             "corrupted_tokens": ["def", "·g", "("],
-            "says": {"resid_pre": "residual stream before the block"},
+            "titles": {"resid_pre": "residual stream before the block"},
             "panels": {"resid_pre": [[0.0, 1.0, 0.1], [0.0, 0.5, -0.2]]},
         },
         "provenance": {

@@ -1,11 +1,12 @@
-"""A feature taken out, or held high, while the model writes.
+"""A feature ablated, or clamped high, while the model writes.
 
-The dictionary is spliced in with its error term, so that with the latent as it is the model is the model, and whatever
-changes is the feature's doing.
+The dictionary is spliced in with its error term. With the latents unchanged the spliced model is then the model itself,
+and every difference is the effect of the feature.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,88 +14,110 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_interp.core.objectives import log_probabilities
+from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models import generate
-from jax_interp.surgery import Clamp, Splice, at, edit
+from jax_interp.recipes.demo.config import DemoConfig
+from jax_interp.recipes.dictionary import Inputs
+from jax_interp.surgery import Clamp, Model, Splice, at, edit
+from jax_interp.surgery.contract import Dictionary
 
-SHOWN = 8  # tokens whose probabilities are compared at most,
-LEAST = 0.005  # and what each has in some variant at least
+MAX_TOKENS = 8
+"""At most so many tokens have their probabilities compared."""
+MIN_PROBABILITY = 0.005
+"""A compared token has at least this probability in some variant."""
 
 
 @jax.jit
-def last_log_probabilities(model: Any, tokens: Int[Array, "1 pos"]) -> Float[Array, " vocab"]:
-    """Of the token after the prompt."""
-    return log_probabilities(model(tokens)[0, -1])
+def last_log_probabilities(model: Model, tokens: Int[Array, "1 pos"]) -> Float[Array, " vocab"]:
+    """The log-probabilities of the token after the prompt."""
+    return jax.nn.log_softmax(model(tokens)[0, -1].astype(jnp.float32))
 
 
-def held(model: Any, address: str, sae: Any, feature: Any, value: Any) -> Any:
-    """The model with one feature of the dictionary at `address` held at `value` at every position. Feature and value
-    are data: changing them compiles nothing."""
+def clamp_feature(
+    model: Model, address: str, sae: Dictionary, feature: int | Int[Array, ""], value: float | Float[Array, ""]
+) -> Any:
+    """The model with one feature of the dictionary at `address` clamped to `value` at every position.
+
+    Feature and value are data: another one compiles nothing.
+    """
     spliced = edit(model, at(address, Splice(sae, error=True)))
     value = jnp.asarray(value, jnp.float32)
     return edit(spliced, at(f"{address}.latents", Clamp(value, value), feature=feature))
 
 
-def most_telling(model: Any, address: str, sae: Any, tokens: Int[Array, "1 pos"], features: list[int]) -> int:
-    """Of `features`, the one whose ablation moves the prediction after the prompt most (KL divergence)."""
+def most_influential(
+    model: Model, address: str, sae: Dictionary, tokens: Int[Array, "1 pos"], features: Sequence[int]
+) -> int:
+    """The feature whose ablation changes the prediction after the prompt most, by KL divergence."""
     clean = last_log_probabilities(model, tokens)
 
     @jax.jit
-    def moved(feature):
-        ablated = last_log_probabilities(held(model, address, sae, feature, 0.0), tokens)
+    def divergence(feature: Int[Array, ""]) -> Float[Array, ""]:
+        ablated = last_log_probabilities(clamp_feature(model, address, sae, feature, 0.0), tokens)
         return jnp.sum(jnp.exp(clean) * (clean - ablated))
 
-    return features[int(np.argmax([float(moved(jnp.asarray(feature, jnp.int32))) for feature in features]))]
+    return features[int(np.argmax([float(divergence(jnp.asarray(feature, jnp.int32))) for feature in features]))]
 
 
-def intervene(
-    model: Any, tokenizer: Any, address: str, sae: Any, prompt: str, features: list[int], maxima: dict[int, float],
-    strength: float, new_tokens: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Continuations and next-token probabilities with a feature as it is, at 0, and at `strength` times its largest
-    activation (`maxima`). The feature is the `most_telling` of `features`."""
-    ids = tokenizer.encode(prompt, bos=tokenizer.bos_id is not None)
+def intervene(config: DemoConfig, inputs: Inputs, sae: Dictionary, maxima: Mapping[int, float]) -> dict[str, Any]:
+    """Let the model write with a feature unchanged, ablated, and clamped high.
+
+    Args:
+      config: the demo's config: prompt, strength, number of tokens.
+      inputs: model and tokenizer.
+      sae: the trained dictionary.
+      maxima: the largest activation of each feature among which the `most_influential` is chosen.
+
+    Returns:
+      Plain values for the report: the texts, the probabilities of the next token, and KL divergences from the model.
+    """
+    model, tokenizer, address = inputs.model, inputs.tokenizer, config.dictionary.dictionary.reads[0]
+    ids = tokenizer.encode(config.prompt, bos=tokenizer.bos_id is not None)
     tokens = jnp.asarray([ids], jnp.int32)
-    feature = most_telling(model, address, sae, tokens, features)
-    value = strength * maxima[feature]
+    feature = most_influential(model, address, sae, tokens, list(maxima))
+    value = config.strength * maxima[feature]
+    clamped = f"feature {feature} clamped to {value:.3g}, {config.strength:g} times its largest activation"
     variants = {
-        "clean": (model, "the model as it is"),
-        "ablated": (held(model, address, sae, feature, 0.0), f"feature {feature} set to 0"),
-        "clamped": (
-            held(model, address, sae, feature, value),
-            f"feature {feature} held at {value:.3g}, {strength:g} times its largest activation",
-        ),
+        "clean": (model, "the model unchanged"),
+        "ablated": (clamp_feature(model, address, sae, feature, 0.0), f"feature {feature} set to 0"),
+        "clamped": (clamp_feature(model, address, sae, feature, value), clamped),
     }
-    stop = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
     columns, log_p = [], {}
-    for name, (variant, says) in variants.items():
-        new = np.asarray(generate(variant, tokens, new_tokens, stop=stop))[0].tolist()
-        new = new[: new.index(stop[0])] if stop and stop[0] in new else new
+    for name, (variant, description) in variants.items():
+        texts = continuation(variant, tokenizer, ids, config.new_tokens)
         log_p[name] = np.asarray(last_log_probabilities(variant, tokens), np.float64)
-        columns.append({"name": name, "says": says, "texts": pieces(tokenizer, ids, new)})
+        columns.append({"name": name, "description": description, "texts": texts})
     return {
         "feature": feature,
         "address": address,
         "value": value,
-        "strength": strength,
-        "prompt_tokens": len(pieces(tokenizer, ids, [])),
+        "strength": config.strength,
+        "prompt_tokens": len(token_texts(tokenizer, ids)),
         "columns": columns,
         "kl": {name: float(np.sum(np.exp(log_p["clean"]) * (log_p["clean"] - log_p[name]))) for name in log_p},
-        "probabilities": probabilities(log_p, tokenizer),
+        "probabilities": _probabilities(log_p, tokenizer),
     }
 
 
-def pieces(tokenizer: Any, prompt: list[int], new: list[int]) -> list[str]:
-    """The text as one string per token, special tokens left out. A token that is part of a character shows U+FFFD."""
-    return [tokenizer.decode([i]) for i in [*prompt, *new] if i not in tokenizer.special_ids]
+def continuation(model: Model, tokenizer: Tokenizer, prompt: Sequence[int], new_tokens: int) -> list[str]:
+    """The prompt and its likeliest continuation, up to the end of the document, as one string for each token."""
+    stop = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+    new = np.asarray(generate(model, jnp.asarray([prompt], jnp.int32), new_tokens, stop=stop))[0].tolist()
+    new = new[: new.index(stop[0])] if stop and stop[0] in new else new
+    return token_texts(tokenizer, [*prompt, *new])
 
 
-def probabilities(log_p: dict[str, np.ndarray], tokenizer: Any) -> list[dict[str, Any]]:
-    """The tokens that are likeliest in any variant, likeliest in the clean model first."""
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """One string for each token, special tokens left out. A token that is part of a character shows U+FFFD."""
+    return [tokenizer.decode([i]) for i in ids if i not in tokenizer.special_ids]
+
+
+def _probabilities(log_p: Mapping[str, np.ndarray], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The tokens that are likeliest in any variant, in descending order of their probability in the clean model."""
     p = {name: np.exp(values) for name, values in log_p.items()}
     highest = np.max(list(p.values()), axis=0)
-    best = np.argsort(-highest, kind="stable")[:SHOWN]
-    best = best[(highest[best] >= LEAST) | (np.arange(len(best)) < 2)]
+    best = np.argsort(-highest, kind="stable")[:MAX_TOKENS]
+    best = best[(highest[best] >= MIN_PROBABILITY) | (np.arange(len(best)) < 2)]
     best = best[np.argsort(-p["clean"][best], kind="stable")]
     texts = tokenizer.strings(best)
-    return [{"token": text} | {n: float(p[n][i]) for n in p} for text, i in zip(texts, best)]
+    return [{"token": text} | {name: float(p[name][i]) for name in p} for text, i in zip(texts, best)]

@@ -13,7 +13,7 @@ from jax_interp.training.runs import versions
 
 
 def provenance(config: Any, command: str) -> dict[str, Any]:
-    """Plain values for the report's last section."""
+    """Plain values for the last section of the report."""
     return {
         "command": command,
         "config": configs.dumps(config),
@@ -25,16 +25,17 @@ def provenance(config: Any, command: str) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that the package runs from, "+" where files differ from it; None if installed."""
+    """The commit of the repository that the package runs from, with "+" if files differ from it; None where the
+    package is installed."""
     repository = Path(__file__).resolve().parents[3]
     if not (repository / ".git").exists():
         return None
     git = ["git", "-C", str(repository)]
     try:
-        said = [
+        outputs = [
             subprocess.run([*git, *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
             for arguments in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         ]
     except (OSError, subprocess.SubprocessError):
         return None
-    return said[0] + ("+" if said[1] else "")
+    return outputs[0] + ("+" if outputs[1] else "")

@@ -1,18 +1,22 @@
-"""The demo from its config to its report, stage by stage, in one run directory."""
+"""The recipe of the demo: from its config to its report, stage by stage, in one run directory."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from jax_interp.circuits import patching
 from jax_interp.core.atomic_write import atomic_write
-from jax_interp.recipes import dictionary as dictionary_run
-from jax_interp.recipes.demo import features, intervention, writing
+from jax_interp.dictionaries.forms import Dictionary
+from jax_interp.recipes import dictionary as dictionary_recipe
+from jax_interp.recipes.demo import features, intervention, patching, writing
 from jax_interp.recipes.demo.config import DemoConfig
 from jax_interp.recipes.demo.provenance import provenance
+from jax_interp.recipes.dictionary import Inputs
 from jax_interp.training.metrics import read_log
 from jax_interp.views import tables
 from jax_interp.views.report import render
@@ -20,104 +24,140 @@ from jax_interp.views.report import render
 STAGES = 8
 
 
-class Teller:
-    """Says what is being done, stage by stage, and keeps the seconds each took."""
+class StagePrinter:
+    """Prints the stages and what they find, unless it is quiet, and measures how long each takes.
+
+    Attributes:
+      seconds: how long each finished stage took, by its title.
+    """
 
     def __init__(self, quiet: bool):
-        self.quiet, self.seconds, self._began, self._title = quiet, {}, time.monotonic(), ""
+        self.quiet = quiet
+        self.seconds: dict[str, float] = {}
 
-    def stage(self, title: str, says: str = "") -> None:
-        self.close()
-        self._began, self._title = time.monotonic(), title
-        number = len(self.seconds) + 1
-        self(f"\n[{number}/{STAGES}] {title}{': ' + says if says else ''}")
+    @contextlib.contextmanager
+    def stage(self, title: str, description: str) -> Iterator[None]:
+        start = time.monotonic()
+        self.print(f"\n[{len(self.seconds) + 1}/{STAGES}] {title}: {description}")
+        yield
+        self.seconds[title] = time.monotonic() - start
 
-    def close(self) -> None:
-        if self._title:
-            self.seconds[self._title] = time.monotonic() - self._began
-        self._title = ""
-
-    def __call__(self, text: str) -> None:
+    def print(self, text: str) -> None:
         if not self.quiet:
             print(text, flush=True)
 
+    def print_indented(self, text: str) -> None:
+        self.print("\n".join(f"      | {line}" for line in text.rstrip().splitlines()))
+
 
 def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, command: str = "") -> Path:
-    """Do all of it in `directory`; returns the path of the report. Raises UserError for what the config gets wrong."""
+    """Run the whole demo in a directory.
 
-    run, tell = config.dictionary, Teller(quiet)
-    tell.stage("Load", f"{run.model} and its text")
-    inputs = dictionary_run.inputs_for(run)
-    model, tokenizer = inputs.model, inputs.tokenizer
-    about = writing.about(run.model, model, inputs)
-    tell(f"      {about['parameters']:,} parameters in {about['n_layers']} blocks")
-    tell(f"      {about['train_tokens']:,} tokens to train on, {about['validation_tokens']:,} held out")
-    tokenizer.id_of(config.token)
-    for pair in config.pairs:
-        patching.encoded(pair, tokenizer)
+    Args:
+      config: what is done.
+      directory: where everything is kept: `dictionary/`, `results.json`, `report.html`.
+      quiet: print nothing.
+      command: the command line, for the report.
 
-    tell.stage("Write", "what the model makes of an opening")
-    opening = writing.continuation(model, tokenizer, config.opening, 2 * config.new_tokens)
-    tell(_indented("".join(opening["texts"])))
+    Returns:
+      The path of the report.
 
-    steps, tokens = run.dictionary.steps, run.tokens
-    tell.stage("Train", f"a dictionary of {run.dictionary.n_features:,} features on {run.dictionary.address}, "
-               f"{steps:,} steps of {tokens // steps:,} tokens")  # fmt: skip
-    sys.stdout.flush()
-    sae = dictionary_run.train(run, directory / "dictionary", inputs, quiet=quiet)
-
-    tell.stage("Evaluate", "on held-out text; splicing the identity must change nothing, which is checked first")
-    evaluation = dictionary_run.measure(run, sae, inputs, directory / "dictionary" / "evaluation.json").to_json()
-    if not quiet:
-        tables.evaluation(evaluation, title=f"{run.dictionary.address} of {run.model}")
-
-    tell.stage("Find", f"the features that tell {config.token!r} from other tokens")
-    found = features.find(config, inputs, sae)
-    for page in found["pages"]:
-        writes = " ".join(repr(text) for text, _ in page["promoted"][:4])
-        tell(f"      feature {page['feature']}: fires on {page['rate_on']:.0%} of {config.token!r} and "
-             f"{page['rate_elsewhere']:.1%} of other tokens; writes {writes}")  # fmt: skip
-
-    tell.stage("Intervene", "one feature ablated, then held high, while the model writes")
-    maxima = {page["feature"]: page["max"] for page in found["pages"]}
-    changed = intervention.intervene(
-        model, tokenizer, run.dictionary.reads[0], sae, config.prompt, list(maxima), maxima, config.strength,
-        config.new_tokens,
-    )  # fmt: skip
-    for column in changed["columns"]:
-        tell(f"  {column['says']}:\n{_indented(''.join(column['texts']))}")
-
-    tell.stage("Patch", "one prompt's activations into another's run, every layer and position at once")
-    patched = patching.patch(model, tokenizer, config.pairs)
-    a, b = patched["answers"]
-    tell(f"      {patched['name']}: logit of {a!r} minus that of {b!r} is {patched['clean_difference']:+.2f} on the "
-         f"clean prompt, {patched['corrupted_difference']:+.2f} on the corrupted one")  # fmt: skip
-    if not patched["preferred"]:
-        tell("      the model does not tell this pair apart: read the map with care")
-
-    tell.stage("Report", "one page, nothing fetched")
-    results = {
-        "model": about,
-        "opening": opening,
-        "dictionary": {
-            "name": f"{type(run.dictionary.activation).__name__} sparse autoencoder",
-            "address": run.dictionary.address, "tokens": tokens, "steps": steps,
-            "n_features": run.dictionary.n_features, "k": run.dictionary.activation.k,
-            "d": about["d_model"], "records": read_log(directory / "dictionary" / "metrics.jsonl"),
-        },
-        "evaluation": evaluation,
-        "features": found,
-        "intervention": changed,
-        "patching": patched,
-        "provenance": provenance(config, command) | {"seconds": dict(tell.seconds)},
-    }  # fmt: skip
-    atomic_write(directory / "results.json", json.dumps(results, indent=1) + "\n")
-    report = atomic_write(directory / "report.html", render(results, tables.evaluation_rows(evaluation)))
-    tell.close()
-    tell(f"      {sum(tell.seconds.values()):.0f} s in all: "
-         + ", ".join(f"{name.lower()} {seconds:.0f} s" for name, seconds in tell.seconds.items()))  # fmt: skip
+    Raises:
+      UserError: something in the config is wrong: the token, the prompts, the address, the model.
+    """
+    out, run = StagePrinter(quiet), config.dictionary
+    results: dict[str, Any] = {}
+    with out.stage("Load", f"{run.model} and its text"):
+        inputs = _load(config)
+        results["model"] = writing.describe(run.model, inputs)
+        _print_model(results["model"], out)
+    with out.stage("Write", "the model continues an opening"):
+        results["opening"] = writing.write(inputs.model, inputs.tokenizer, config.opening, 2 * config.new_tokens)
+        out.print_indented("".join(results["opening"]["texts"]))
+    sae = _train(config, inputs, directory, out)
+    with out.stage("Evaluate", "on held-out text; first a check that splicing in the identity changes nothing"):
+        evaluated = dictionary_recipe.measure(run, sae, inputs, directory / "dictionary" / "evaluation.json").to_json()
+        if not quiet:
+            tables.evaluation(evaluated, title=f"{run.dictionary.address} of {run.model}")
+    with out.stage("Find", f"features that fire on {config.token!r} and not on other tokens"):
+        results["features"] = features.find(config, inputs, sae)
+        _print_features(results["features"], out)
+    with out.stage("Intervene", "one feature ablated, then clamped high, while the model writes"):
+        maxima = {page["feature"]: page["max"] for page in results["features"]["pages"]}
+        results["intervention"] = intervention.intervene(config, inputs, sae, maxima)
+        for column in results["intervention"]["columns"]:
+            out.print(f"  {column['description']}:")
+            out.print_indented("".join(column["texts"]))
+    with out.stage("Patch", "values of one prompt's run put into another's, every layer and position at once"):
+        results["patching"] = patching.patch(inputs.model, inputs.tokenizer, config.pairs)
+        _print_patching(results["patching"], out)
+    with out.stage("Report", "one page that fetches nothing"):
+        results["dictionary"] = _dictionary(config, results["model"]["d_model"], directory)
+        results["evaluation"] = evaluated
+        results["provenance"] = provenance(config, command) | {"seconds": dict(out.seconds)}
+        report = _write(results, directory)
+    each = ", ".join(f"{name.lower()} {seconds:.0f} s" for name, seconds in out.seconds.items())
+    out.print(f"      {sum(out.seconds.values()):.0f} s in all: {each}")
     return report
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"      | {line}" for line in text.rstrip().splitlines())
+def _load(config: DemoConfig) -> Inputs:
+    """Model and text. What is wrong with the token or the prompts is raised here, before anything is trained."""
+    inputs = dictionary_recipe.inputs_for(config.dictionary)
+    inputs.tokenizer.id_of(config.token)
+    for pair in config.pairs:
+        patching.encode_pair(pair, inputs.tokenizer)
+    return inputs
+
+
+def _train(config: DemoConfig, inputs: Inputs, directory: Path, out: StagePrinter) -> Dictionary:
+    run, steps = config.dictionary, config.dictionary.dictionary.steps
+    trained = f"a dictionary of {run.dictionary.n_features:,} features on {run.dictionary.address}"
+    with out.stage("Train", f"{trained}, {steps:,} steps of {run.tokens // steps:,} tokens"):
+        sys.stdout.flush()
+        return dictionary_recipe.train(run, directory / "dictionary", inputs, quiet=out.quiet)
+
+
+def _print_model(model: Mapping[str, Any], out: StagePrinter) -> None:
+    out.print(f"      {model['parameters']:,} parameters in {model['n_layers']} blocks")
+    out.print(f"      {model['train_tokens']:,} tokens to train on, {model['validation_tokens']:,} held out")
+
+
+def _print_features(found: Mapping[str, Any], out: StagePrinter) -> None:
+    for page in found["pages"]:
+        promoted = " ".join(repr(text) for text, _ in page["promoted"][:4])
+        out.print(
+            f"      feature {page['feature']}: fires on {page['rate_on']:.0%} of {found['token']!r} and "
+            f"{page['rate_elsewhere']:.1%} of other tokens; promotes {promoted}"
+        )
+
+
+def _print_patching(patched: Mapping[str, Any], out: StagePrinter) -> None:
+    answer, other = patched["answers"]
+    clean, corrupted = patched["clean_difference"], patched["corrupted_difference"]
+    out.print(
+        f"      {patched['name']}: logit of {answer!r} minus logit of {other!r} is {clean:+.2f} on the clean prompt, "
+        f"{corrupted:+.2f} on the corrupted one"
+    )
+    if not patched["preferred"]:
+        out.print("      the model does not tell these prompts apart: read the map with care")
+
+
+def _dictionary(config: DemoConfig, d: int, directory: Path) -> dict[str, Any]:
+    """The dictionary and its training log, for the report."""
+    trained = config.dictionary.dictionary
+    return {
+        "name": f"{type(trained.activation).__name__} sparse autoencoder",
+        "address": trained.address,
+        "tokens": config.dictionary.tokens,
+        "steps": trained.steps,
+        "n_features": trained.n_features,
+        "k": getattr(trained.activation, "k", None),
+        "d": d,
+        "records": read_log(directory / "dictionary" / "metrics.jsonl"),
+    }
+
+
+def _write(results: dict[str, Any], directory: Path) -> Path:
+    atomic_write(directory / "results.json", json.dumps(results, indent=1) + "\n")
+    return atomic_write(directory / "report.html", render(results, tables.evaluation_rows(results["evaluation"])))
