@@ -40,9 +40,9 @@ def ours(sizes):
     import jax.numpy as jnp
 
     from jax_interp.decomposition import DecompositionConfig, Schedule
-    from jax_interp.decomposition.importance import ScalarGates
+    from jax_interp.decomposition.importance import ScalarMLP
     from jax_interp.decomposition.losses import ImportanceMinimality, StochasticLayerwise, StochasticReconstruction
-    from jax_interp.decomposition.train import instances_step, start
+    from jax_interp.decomposition.train import SPD, init_state
     from jax_interp.toys.layers import Linear, ReluMLP, ResidBlock, Transposed
     from jax_interp.toys.resid_mlp import ResidMLP, collapse
     from jax_interp.toys.tms import TIED, TMS
@@ -52,15 +52,15 @@ def ours(sizes):
     tms = TMS(Linear(jnp.asarray(W)), [], Transposed(jnp.asarray(b)))
     resid = ResidMLP(Linear(jnp.asarray(E)), [ResidBlock(ReluMLP(Linear(jnp.asarray(up)), Linear(jnp.asarray(down))))])
     losses = lambda p, c: (ImportanceMinimality(c, p), StochasticReconstruction(), StochasticLayerwise())
-    gates = ScalarGates(sizes["hidden"])
+    gates = ScalarMLP(sizes["hidden"])
     batch, C = sizes["tms"]["batch"], sizes["tms"]["C"]
     config = DecompositionConfig(("linear1",), C=C, tied=TIED, importance=gates, losses=losses(1.0, 3e-3), batch=batch)
     yield _work("TMS 5-2", config, tms, partial(sparse_features, batch=batch, n=5, probability=0.05))
 
     draw, count = partial(sparse_features, batch=batch, n=5, probability=0.05), itertools.count()
     example, seeds = jax.eval_shape(draw, jax.random.key(0)), jnp.arange(sizes["seeds"], dtype=jnp.uint32)
-    states = jax.jit(jax.vmap(lambda seed: start(config, tms, example, seed=seed)))(seeds)
-    together = jax.jit(instances_step(config, draw), donate_argnums=0)
+    states = jax.jit(jax.vmap(lambda seed: init_state(config, tms, example, seed=seed)))(seeds)
+    together = jax.jit(SPD.instances_step(config, draw), donate_argnums=0)
     held = {"state": states}
 
     def step():
@@ -83,10 +83,10 @@ def _work(name, config, target, sample, flops=None):
 
     import jax
 
-    from jax_interp.decomposition.train import sampled_step, start
+    from jax_interp.decomposition.train import SPD, init_state
 
-    state = start(config, target, jax.eval_shape(sample, jax.random.key(0)))
-    advance = jax.jit(partial(sampled_step, config, sample), donate_argnums=0)
+    state = init_state(config, target, jax.eval_shape(sample, jax.random.key(0)))
+    advance = jax.jit(partial(SPD.sampled_step, config, sample), donate_argnums=0)
     held = {"state": state}
 
     def step():

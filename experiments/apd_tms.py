@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.experiment import Results, Row
 from jax_interp.decomposition.apd import apd_instances
-from jax_interp.decomposition.apd.train import losses
+from jax_interp.decomposition.apd.losses import apd_losses
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.metrics import recovery
 from jax_interp.decomposition.presets import APD_PRESETS
@@ -47,7 +47,7 @@ def run(config: Config) -> Results:
     parts = jnp.einsum("sfcm,scmd->scfd", V, U)
     found = [recovery(one, target.linear1.weight) for one in parts]
     x = sparse_features(jax.random.key(99), 1 << 16, 5, 0.05)
-    total = lambda pair: losses(settings, Decomposed(target, {"linear1": pair}, settings.tied), x)[0]
+    total = lambda pair: apd_losses(settings, Decomposed(target, {"linear1": pair}, settings.tied), x)[0]
     loss = np.asarray(jax.lax.map(total, pair))
     mmcs, ml2r = (np.array([float(getattr(run, name)) for run in found]) for name in ("mmcs", "ml2r"))
     right = mmcs > 0.995

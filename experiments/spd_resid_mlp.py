@@ -25,8 +25,7 @@ from experiments.spd_tms import oracle_error
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.evaluate import linearity_of
-from jax_interp.decomposition.metrics import dense_error, identity_error, probe
-from jax_interp.decomposition.metrics.identity import matched
+from jax_interp.decomposition.metrics import dense_error, identity_error, match_components, one_hot_inputs
 from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import Trained, train_instances
 from jax_interp.toys.resid_mlp import ResidMLP, collapse, resid_mlp_target
@@ -84,7 +83,7 @@ def measured(trained: Trained, name: str) -> dict[str, Any]:
     """The figures of one run: importances `[layer, feature, C]` on one-hot probes, and what they say."""
     target: ResidMLP = trained.model.target
     n, neurons = target.embed.weight.shape[0], target.blocks[0].mlp.up.weight.shape[1]
-    importance = jax.device_get(trained.importance(probe(n)).lower)
+    importance = jax.device_get(trained.importance(one_hot_inputs(n)).lower)
     x = sparse_features(jax.random.key(99), 256, n, 0.01, -1.0)
     report = linearity_of(preset(name), trained, x, samples=2, adversary_steps=(20,), pairs=4)
     reading, writing = np.asarray(importance[UP]), np.asarray(importance[DOWN])
@@ -99,7 +98,7 @@ def measured(trained: Trained, name: str) -> dict[str, Any]:
 
 def _by_feature(g: np.ndarray) -> np.ndarray:
     """The columns that are matched to features, in the features' order, then the others by mass."""
-    rows, columns = matched(g)
+    rows, columns = match_components(g)
     others = np.setdiff1d(np.arange(g.shape[1]), columns)
     return np.concatenate([columns[np.argsort(rows)], others[np.argsort(-g[:, others].sum(0))]])
 

@@ -25,9 +25,15 @@ from experiments.experiment import Results, Row
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition import decomposition_linearity
 from jax_interp.decomposition.evaluate import linearity_of
-from jax_interp.decomposition.linearity import ideal, needed
-from jax_interp.decomposition.metrics import alive, dense_error, identity_error, probe, recovery
-from jax_interp.decomposition.metrics.identity import matched
+from jax_interp.decomposition.linearity import oracle_decomposition, oracle_importance
+from jax_interp.decomposition.metrics import (
+    alive,
+    dense_error,
+    identity_error,
+    match_components,
+    one_hot_inputs,
+    recovery,
+)
 from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import Trained, train_instances
 from jax_interp.toys.tms import TMS, tms_target
@@ -112,11 +118,11 @@ def measured(trained: Trained, one: Decomposition) -> dict[str, Any]:
     """The figures of one run."""
     target: TMS = trained.model.target
     n = target.linear1.weight.shape[0]
-    importance = jax.device_get(trained.importance(probe(n)).lower)
+    importance = jax.device_get(trained.importance(one_hot_inputs(n)).lower)
     truth = recovery(trained.model.of("linear1"), target.linear1.weight)
     x = sparse_features(jax.random.key(99), 64, n, 0.05)
     report = linearity_of(preset(one.preset), trained, x, samples=2, adversary_steps=(20,), pairs=4)
-    rows, columns = matched(np.asarray(importance["linear1"]))
+    rows, columns = match_components(np.asarray(importance["linear1"]))
     others = np.setdiff1d(np.arange(importance["linear1"].shape[1]), columns)
     shown = {"": importance["linear1"][:, np.concatenate([columns[np.argsort(rows)], others])][:, : 2 * n]}
     for name in set(importance) - {"linear1", "linear2"}:
@@ -136,10 +142,10 @@ def oracle_error(trained: Trained, x: Any) -> float | None:
     """The strict error of the known answer: each feature's own parts of the weights, needed where it is on. None where
     there is no such answer."""
     known = known_features(trained.model.target)
-    oracle = None if known is None else ideal(trained.model, known.parts)
+    oracle = None if known is None else oracle_decomposition(trained.model, known.parts)
     if oracle is None:
         return None
-    return decomposition_linearity(oracle, needed(oracle, x), x, samples=2, pairs=4).strict.relative
+    return decomposition_linearity(oracle, oracle_importance(oracle, x), x, samples=2, pairs=4).strict.relative
 
 
 def _title(one: Decomposition) -> str:

@@ -26,9 +26,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_interp.core.errors import UserError
 from jax_interp.dashboards.collector import Scores, collect
 from jax_interp.dashboards.statistics import InputTokens, Passages, PredictedTokens, TokenShares, TopWindows, Windows
-from jax_interp.decomposition.importance.inputs import inner
+from jax_interp.decomposition.importance.base import inner_activations
 from jax_interp.decomposition.matrices import is_stacked
-from jax_interp.decomposition.strongest import Strongest, concrete, looked_at, strongest
+from jax_interp.decomposition.top_components import TopComponents, layer_address, target_and_importance, top_components
 from jax_interp.decomposition.train import Trained
 
 WINDOWS = TopWindows(8, before=20, after=20, one_per_sequence=True, threshold=0.1)
@@ -48,7 +48,7 @@ class MatrixDashboard:
       passages: the importances on `ComponentDashboards.passage_tokens`.
     """
 
-    strongest: Strongest
+    strongest: TopComponents
     inputs: TokenShares
     predicted: TokenShares
     windows: Windows
@@ -102,7 +102,7 @@ def component_dashboards(
     if not len(batches):
         raise UserError("there are no batches: what components are important for is found on a text")
     threshold = float(windows.threshold)
-    chosen = strongest(trained, batches, n, threshold)
+    chosen = top_components(trained, batches, n, threshold)
     places, rows = _places(trained, chosen)
     statistics = {"inputs": InputTokens(), "predicted": PredictedTokens(), "windows": windows, "passages": passages}
     found = collect(ComponentScores(places), trained, batches, statistics)
@@ -133,8 +133,8 @@ class ComponentScores:
     places: dict[str, tuple[Int[Array, " unit"], Int[Array, " unit"]]]
 
     def __call__(self, trained: Trained, tokens: Int[Array, "seq pos"]) -> Scores:
-        logits, inputs, importances = looked_at(trained, tokens)
-        inner_activations = inner(trained.model, inputs)
+        logits, inputs, importances = target_and_importance(trained, tokens)
+        inner = inner_activations(trained.model, inputs)
         scores, activations = [], []
         for name in sorted(self.places):
             layers, components = self.places[name]
@@ -142,7 +142,7 @@ class ComponentScores:
             U = stacked(trained.model.of(name).U.astype(jnp.float32))
             norm = jnp.linalg.norm(U, axis=-1)[layers, components]
             scores.append(stacked(importances[name])[layers, :, :, components])
-            a = stacked(inner_activations[name]).astype(jnp.float32)[layers, :, :, components]
+            a = stacked(inner[name]).astype(jnp.float32)[layers, :, :, components]
             activations.append(a * norm[:, None, None])
         by_row = lambda parts: jnp.concatenate(parts).reshape(sum(map(len, parts)), tokens.size).T
         return Scores(by_row(scores), by_row(activations), logits)
@@ -157,12 +157,14 @@ def _rows_of(values: Arrays, own: slice) -> Arrays:
     return dataclasses.replace(values, **arrays)
 
 
-def _places(trained: Trained, chosen: dict[str, Strongest]) -> tuple[dict[str, tuple[Array, Array]], dict[str, slice]]:
+def _places(
+    trained: Trained, chosen: dict[str, TopComponents]
+) -> tuple[dict[str, tuple[Array, Array]], dict[str, slice]]:
     """Of every entry the layers and components of its units; and where the units of each matrix are among all."""
     places, rows, first = {}, {}, 0
     for entry in sorted(trained.model.names):
         depth = trained.model.of(entry).V.shape[0] if is_stacked(entry) else None
-        names = [concrete(entry, layer) for layer in (range(depth) if depth is not None else [None])]
+        names = [layer_address(entry, layer) for layer in (range(depth) if depth is not None else [None])]
         layers = np.concatenate([np.full(len(chosen[name].components), i) for i, name in enumerate(names)])
         components = np.concatenate([chosen[name].components for name in names])
         places[entry] = (jnp.asarray(layers, jnp.int32), jnp.asarray(components, jnp.int32))

@@ -1,9 +1,9 @@
-"""Which subcomponents of one matrix make those of a later one fire (VPD 2026).
+"""Attributions between components: which components of one matrix activate those of a later matrix (VPD 2026).
 
-    attr(c' → c) = (∂a_c / ∂a_c')* · a_c' · g_c'          a = x V, g the importance
+    attr(c' → c) = (∂a_c / ∂a_c')* · a_c' · g_c'          a = x V, g the importance of c'
 
-The star: no gradient goes through other matrices that were taken apart, whose components are nodes of their own. Norms,
-activation functions and attention's pattern stay differentiable, so an edge is what c' does to c directly.
+The star means that no gradient goes through other decomposed matrices, whose components are nodes of their own. Norms,
+activation functions and attention patterns stay differentiable. An edge is thus the direct effect of c' on c.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.decomposition.matrices import is_stacked, layer_address
 from jax_interp.surgery import Add, at, depth_of, edit, read, sites
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """An edit: the value as a constant."""
+    """An edit: the value without its gradient."""
 
     def __call__(self, x: Array) -> Array:
         return jax.lax.stop_gradient(x)
 
 
 def matrices_of(model: Decomposed) -> list[str]:
-    """Every decomposed matrix by its concrete address, layer by layer."""
+    """The addresses of all decomposed matrices, layers apart."""
     found = []
     for name in model.names:
-        layers = range(depth_of(model.blocks)) if is_stacked(name) else [None]
-        found += [name if layer is None else name.replace("*", str(layer), 1) for layer in layers]
+        found += [layer_address(name, i) for i in (range(depth_of(model.blocks)) if is_stacked(name) else [None])]
     return found
 
 
@@ -47,16 +46,16 @@ def _linearised(model: Decomposed, source: str, target: str, x: Any) -> tuple[Ar
     cut = edit(model, *stops)
     inner = read(model, f"{source}.components", output=False)(x)[f"{source}.components"]
 
-    def later(moved: Array) -> Array:
-        changed = edit(cut, at(f"{source}.components", Add(moved)))
+    def target_activations(added: Array) -> Array:
+        changed = edit(cut, at(f"{source}.components", Add(added)))
         return read(changed, f"{target}.components")(x)[1][f"{target}.components"]
 
-    reached, pull = jax.vjp(later, jnp.zeros_like(inner))
+    reached, pull = jax.vjp(target_activations, jnp.zeros_like(inner))
     return inner, reached, lambda cotangent: pull(cotangent)[0]
 
 
 def _check_order(model: Decomposed, source: str, target: str, x: Any) -> None:
-    """Raises UserError where the source is not before the target: nothing of the target would depend on it."""
+    """Raises UserError where the source does not come before the target, which then cannot depend on it."""
     names = matrices_of(model)
     for name in (source, target):
         if name not in names:
@@ -64,8 +63,8 @@ def _check_order(model: Decomposed, source: str, target: str, x: Any) -> None:
     order = list(sites(model)(x))
     if order.index(f"{source}.components") >= order.index(f"{target}.components"):
         raise UserError(
-            f"attributions from {source!r} to {target!r}: the target comes no later than the source, and depends on "
-            "nothing of it. Give the earlier matrix as the source"
+            f"attributions from {source!r} to {target!r}: the target comes no later than the source, and does not "
+            "depend on it. Give the earlier matrix as the source"
         )
 
 
@@ -78,10 +77,22 @@ def local_attributions(
     component: int,
     position: int | None = None,
 ) -> Float[Array, "*rows C_source"]:
-    """What each source component at each row adds to one component of the target (at one position, where given).
+    """What each source component contributes to one target component, row by row.
 
-    Raises UserError where the source does not come before the target. Matrices side by side, as a layer's queries and
-    keys, do nothing to one another: zeros.
+    Args:
+      model: the decomposed model.
+      source, target: addresses of decomposed matrices, layers apart (`blocks.0.mlp.down`).
+      importance: importances of the source's components.
+      x: inputs of the model.
+      component: index of the target component.
+      position: of the target; None: the sum over positions.
+
+    Returns:
+      Attributions of the source's components. Matrices that read the same value (queries and keys of a layer) do not
+      affect each other: zeros.
+
+    Raises:
+      UserError: a matrix is not decomposed, or the source does not come before the target.
     """
     inner, reached, pull = _linearised(model, source, target, x)
     chosen = jnp.zeros_like(reached)
@@ -97,8 +108,15 @@ def edge_attributions(
     x: Any,
     absolute: bool = False,
 ) -> Float[Array, "C_target C_source"]:
-    """Over a dataset: `Σ attr / (Σ g_c' · RMS(a_c))`, with `absolute` of |a_c|. A backward pass a target component.
-    Raises UserError as `local_attributions` does."""
+    """Attributions over a dataset: `Σ attr / (Σ g_c' · RMS(a_c))`. They cost a backward pass for each target component.
+
+    Args:
+      model, source, target, importance, x: as in `local_attributions`.
+      absolute: attribute |a_c| instead of a_c.
+
+    Raises:
+      UserError: as in `local_attributions`.
+    """
     inner, reached, pull = _linearised(model, source, target, x)
     rows = tuple(range(inner.ndim - 1))
 

@@ -1,13 +1,13 @@
-"""The capacity sweep: how many components are alive as there are more of them to be had.
+"""The capacity sweep: how many components are alive as C grows.
 
-A decomposition that finds what is in the network has as many alive at every C beyond that; one whose number grows with
-C splits what it finds (VPD 2026: 0.5 to 4 times C, the number alive flat).
+A decomposition that finds the mechanisms of a network has the same number of live components at every C that is large
+enough. A number that grows with C means that mechanisms are split. (VPD 2026: flat from 0.5 to 4 times C.)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,17 @@ from jax_interp.core.errors import UserError
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.metrics import alive
 from jax_interp.decomposition.train import Trained, train_instances
+from jax_interp.decomposition.training_run import Sample
 
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """One capacity: `factor` times the config's C, and of each run the number of components alive by matrix."""
+    """The runs of one capacity.
+
+    factor: the multiple of the config's C.
+    C: the number of components.
+    alive: by matrix, how many of them are alive in each run.
+    """
 
     factor: float
     C: int | dict[str, int]
@@ -32,7 +38,7 @@ class Capacity:
 
     @property
     def total(self) -> Int[np.ndarray, " instance"]:
-        """Over all matrices and layers, twins of tied ones included."""
+        """The number of live components of each run, over all matrices and layers, twins included."""
         return np.sum([counts.reshape(len(counts), -1).sum(axis=1) for counts in self.alive.values()], axis=0)
 
 
@@ -41,33 +47,50 @@ def capacity_sweep(
     model: Any,
     x: Array,
     *,
-    sample: Callable[[Array], Any],
+    sample: Sample,
     factors: Sequence[float] = (0.5, 1.0, 2.0, 4.0),
     seeds: Sequence[int] = (0,),
     threshold: float = 0.1,
     run: Path | str | None = None,
     **options: Any,
 ) -> list[Capacity]:
-    """Train at `factors` times the config's C (rounded, at least 1), every seed each time, and count the components
-    whose importance is above `threshold` somewhere on `x`. As long as all runs together; each capacity compiles a
-    program of its own. With `run=` each goes on in a directory of its own there, `C0.5`, `C1`, ...; `options` go to
-    `train_instances`."""
+    """Train at several multiples of the config's C and count the live components.
+
+    It takes as long as all runs together. Each capacity compiles its own program.
+
+    Args:
+      config: of all runs.
+      model: the target.
+      x: inputs on which components are counted.
+      sample: `sample(key)` draws a batch.
+      factors: multiples of C; the products are rounded, and at least 1.
+      seeds: each is trained at each capacity.
+      threshold: a component is alive where its importance is above this somewhere on `x`.
+      run: a directory; each capacity is saved in its own directory there (`C0.5`, `C1`, ...).
+      **options: of `train_instances`.
+
+    Returns:
+      One `Capacity` for each factor.
+
+    Raises:
+      UserError: there are no factors, or one is not above 0.
+    """
     if not factors or min(factors) <= 0:
-        raise UserError(f"factors={tuple(factors)}: what C is multiplied by, one number or more above 0")
+        raise UserError(f"factors={tuple(factors)}: C is multiplied by them; give at least one, each above 0")
     found = []
     for factor in factors:
-        more = lambda C, factor=factor: max(round(C * factor), 1)
-        C = more(config.C) if isinstance(config.C, int) else {name: more(count) for name, count in config.C.items()}
-        place = None if run is None else Path(run) / f"C{factor:g}"
+        scale = lambda C, factor=factor: max(round(C * factor), 1)
+        C = scale(config.C) if isinstance(config.C, int) else {name: scale(count) for name, count in config.C.items()}
+        directory = None if run is None else Path(run) / f"C{factor:g}"
         runs = train_instances(
-            dataclasses.replace(config, C=C), model, seeds=seeds, sample=sample, run=place, **options
+            dataclasses.replace(config, C=C), model, seeds=seeds, sample=sample, run=directory, **options
         )
-        found.append(Capacity(factor, C, alive_of(runs, x, threshold)))
+        found.append(Capacity(factor, C, count_alive(runs, x, threshold)))
     return found
 
 
-def alive_of(runs: Trained, x: Array, threshold: float = 0.1) -> dict[str, Int[np.ndarray, "instance *layer"]]:
-    """By matrix the number of components alive on `x` in each run of `train_instances`."""
+def count_alive(runs: Trained, x: Array, threshold: float = 0.1) -> dict[str, Int[np.ndarray, "instance *layer"]]:
+    """For each matrix the number of components alive on `x`, in each run that `train_instances` returned."""
     return {name: np.asarray(count) for name, count in _counts(runs, x, threshold).items()}
 
 

@@ -1,9 +1,10 @@
-"""Clusters of subcomponents that fire together, by minimum description length (VPD 2026; after SPD's clustering).
+"""Clusters of components that are important together, by minimum description length (VPD 2026).
 
     L = Σ_i s_i (log2 k + α r_i)        s_i rows on which cluster i is on, r_i its rank, k clusters
 
-Merging two clusters that are on together saves naming both; where one is on without the other it costs the other's
-rank. The greedy run goes on to one cluster and is cut where its description was shortest.
+Merging two clusters that are on together saves the bits that name one of them. Where one is on without the other, it
+costs the other's rank. The greedy run merges down to one cluster; the result is the stage with the shortest
+description.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from jax_interp.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Clustering:
-    """`owner[c]` is the cluster of component c where the description was shortest; `lengths` its length, in bits over
-    all rows, after each merge (the first entry: none)."""
+    """Clusters of components.
+
+    owner: the cluster of each component, at the stage with the shortest description.
+    lengths: the description length in bits over all rows, before the first merge and after each merge.
+    """
 
     owner: Int[np.ndarray, " component"]
     lengths: Float[np.ndarray, " merges"]
@@ -33,7 +37,14 @@ def description_length(
     alpha: float,
     ranks: np.ndarray | None = None,
 ) -> float:
-    """`Σ_i s_i (log2 k + α r_i)`, a cluster being on where any of its components is."""
+    """`Σ_i s_i (log2 k + α r_i)`. A cluster is on where any of its components is on.
+
+    Args:
+      on: which components are on at which rows.
+      owner: the cluster of each component.
+      alpha: the weight of ranks.
+      ranks: of the components; None: 1 each.
+    """
     ranks = np.ones(on.shape[1]) if ranks is None else np.asarray(ranks, float)
     groups = np.unique(owner)
     return float(
@@ -45,8 +56,16 @@ def description_length(
 
 
 def merge_cost(s_i: Any, s_j: Any, s_both: Any, total: float, k: int, r_i: Any, r_j: Any, alpha: float) -> Any:
-    """How much longer the description gets by a merge. `s_both` counts rows on which either is on, `total` is Σ s.
-    Numbers of one merge, or arrays of many."""
+    """How much longer the description becomes by a merge. Numbers for one merge, or arrays for many.
+
+    Args:
+      s_i, s_j: the numbers of rows on which each cluster is on.
+      s_both: the number of rows on which either is on.
+      total: Σ s over all clusters.
+      k: the number of clusters.
+      r_i, r_j: their ranks.
+      alpha: the weight of ranks.
+    """
     rest = total - s_i - s_j
     shorter = rest * (math.log2(k - 1) - math.log2(k)) if k > 1 else 0.0
     name = s_both * math.log2(k - 1) if k > 1 else 0.0
@@ -62,15 +81,28 @@ def cluster(
     gamma: float | None = None,
     seed: int = 0,
 ) -> Clustering:
-    """Merge clusters two by two down to one, each time the pair that costs least, and keep the best of all stages.
+    """Merge clusters pairwise down to one, the cheapest pair first, and return the best of all stages.
 
-    With `gamma` the pair of rank J among the candidates is taken with probability proportional to e^(-γ J) (VPD has
-    .2): several seeds then tell which clusters are stable. Components that are never on stay alone and cost nothing.
-    Cost: components² numbers at each merge, components³ in all; five hundred take seconds.
+    It takes components³ operations: seconds for five hundred.
+
+    Args:
+      importance: lower importances on a dataset.
+      alpha: the weight of ranks.
+      threshold: components are on where their importance is above this.
+      ranks: of the components; None: 1 each.
+      gamma: where given, the candidate in place J is merged with probability proportional to e^(-γ J) (VPD: .2).
+        Several seeds then show which clusters are stable.
+      seed: of these random choices.
+
+    Returns:
+      The clusters. Components that are never on stay alone.
+
+    Raises:
+      UserError: the importances are not a matrix, or no component is ever on.
     """
     on = np.asarray(importance) > threshold
     if on.ndim != 2:
-        raise UserError(f"importances to cluster by are [row, component], got shape {on.shape}")
+        raise UserError(f"importances for clustering are [row, component], got shape {on.shape}")
     rng = np.random.default_rng(seed)
     groups = [[c] for c in range(on.shape[1]) if on[:, c].any()]
     if not groups:

@@ -1,18 +1,18 @@
-"""Components: a linear map as a sum of rank-one parts and what they leave over, each with a mask.
+"""Components: a linear map as a sum of rank-one components and a rest Δ, each with a mask.
 
     W = sum_c V[:, c] U[c, :] + Δ          Δ = W - V U, so that nothing is lost while V and U are still wrong
 
-`decompose(model, "blocks.*.mlp", C=512, key=key)` is model surgery: the model with each chosen matrix in this form. The
-target's weights stay in it as they are, in `target`; V and U are in `components`, the part that is trained. Each
-decomposed matrix names, below its own address,
+`decompose(model, "blocks.*.mlp", C=512, key=key)` is model surgery: it returns the model with each selected matrix in
+this form. The target's weights stay unchanged in `target`. V and U are in `components`, which is trained. Each
+decomposed matrix has these named values below its own address:
 
-    input        what the matrix reads, of an embedding indices
-    components   the inner activations x @ V, "... component": a mask is an edit of them, `Scale(mask)`
-    delta        the coefficient of Δ, one for each row, 1 as it is: `Zero()` leaves Δ out
-    output       what comes out, bias and all
+    input        what the matrix reads; for an embedding, token ids
+    components   the inner activations x @ V, "... component"; a mask is an edit of them, `Scale(mask)`
+    delta        the coefficient of Δ, one for each row; it is 1, and `Zero()` turns Δ off
+    output       the output, bias included
 
-With no edit at `components` or `delta` the output is the target's own, to the bit. Bushnaq, Braun & Sharkey 2025
-(arXiv 2506.20790); Δ as in Bushnaq et al. 2026.
+Without an edit at `components` or `delta` the output equals the target's bit by bit. See Bushnaq, Braun & Sharkey 2025
+(SPD, arXiv 2506.20790); Δ is from Bushnaq et al. 2026 (VPD).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
-from jax_interp.decomposition.matrices import check_tied, chosen, is_stacked, matrices, weight_of
+from jax_interp.decomposition.matrices import check_tied, is_stacked, matrices, select_matrices, weight_of
 from jax_interp.surgery import Site
 from jax_interp.surgery.select import replace, replace_each
 from jax_interp.surgery.taps import static
@@ -39,7 +39,7 @@ Init = Literal["normal", "unit"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Components:
-    """The rank-one parts of one matrix, `V[:, c] U[c, :]`; of it in every layer where there is a layer axis."""
+    """The rank-one components of one matrix, `V[:, c] U[c, :]`; with a leading layer axis for a stacked entry."""
 
     V: Float[Array, "*layer d_in C"]
     U: Float[Array, "*layer C d_out"]
@@ -50,18 +50,27 @@ class Components:
 
     @property
     def T(self) -> Components:
-        """Those of the transposed matrix."""
+        """The components of the transposed matrix."""
         return Components(jnp.swapaxes(self.U, -1, -2), jnp.swapaxes(self.V, -1, -2))
 
     def product(self, like: Array | None = None) -> Float[Array, "*layer d_in d_out"]:
-        """The sum of the parts, split over a mesh with explicit axes as `like` is; without it, whole."""
+        """The sum of the components, V U.
+
+        Args:
+          like: an array whose sharding the product gets, on a mesh with explicit axes; None: replicated.
+        """
         whole = None if spec_of(self.V) is None else jax.P(*[None] * self.V.ndim)
         out = whole if like is None else spec_of(like)
         return jnp.einsum("...ic,...co->...io", self.V, self.U, out_sharding=out)
 
     def inner(self, x: Array, dtype: Any = None) -> Float[Array, "*layer_and_rows C"]:
-        """The inner activations x V of what the matrix reads, in this dtype or that of x; of `[layer, ..., d_in]` where
-        V has a layer axis. Of indices, which an embedding reads, rows of V: NaN outside, as the target's are."""
+        """The inner activations x V.
+
+        Args:
+          x: what the matrix reads, `[..., d_in]`, or `[layer, ..., d_in]` where V has a layer axis. Token ids, which an
+            embedding reads, give rows of V; ids outside the vocabulary give NaN, as they do in the target.
+          dtype: of the result; None: that of x.
+        """
         rows, components = spec_of(x), (spec_of(self.V) or (None,))[-1]
         if jnp.issubdtype(x.dtype, jnp.integer):
             out = None if rows is None else jax.P(*rows, components)
@@ -75,11 +84,12 @@ class Components:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DecomposedLinear:
-    """What stands in the place of a linear map (`weight` `[d_in, d_out]`, called as `linear(x, site, ...)`), or of an
-    embedding, whose `x` are indices of rows.
+    """A decomposed linear map, in the place of the map (`weight` `[d_in, d_out]`, called as `linear(x, site, ...)`). It
+    also replaces an embedding, whose `x` are token ids.
 
-    `m_Δ y + (m a - m_Δ a) U + (1 - m_Δ) b`, with a = x V and b the bias: three products, and exactly y where both masks
-    are 1. With Δ off nothing of y is in it, so that rounding is that of the components and not of the target's output.
+    The output is `m_Δ y + (m a - m_Δ a) U + (1 - m_Δ) b`, with a = x V, y the target's output and b the bias. It costs
+    three products and equals y exactly where both masks are 1. With Δ off it contains nothing of y, so rounding errors
+    are those of the components and not of the target's output.
     """
 
     linear: Any
@@ -98,11 +108,11 @@ class DecomposedLinear:
             delta = site("delta", _row_of_ones(inner), f"{axes} one")
             change = _product(edited - delta * inner, self.components.U.astype(inner.dtype), like=y)
             y = delta * y + change
-            y = y if self.bias is None else y + (jnp.ones_like(delta) - delta) * over(self.bias, y)
+            y = y if self.bias is None else y + (jnp.ones_like(delta) - delta) * broadcast_bias(self.bias, y)
         return site("output", y, f"{axes} d_out")
 
     def attend(self, x: Array) -> Array:
-        """A tied unembedding stays the target's."""
+        """A tied unembedding uses the target's weights."""
         return self.linear.attend(x)
 
     @property
@@ -117,11 +127,13 @@ class DecomposedLinear:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decomposed:
-    """A model with some of its matrices taken apart. Called like the model; made by `decompose`.
+    """A model with some of its matrices decomposed. It is called like the model; `decompose` makes it.
 
-    `target` is frozen by whoever trains `components` alone: gradients are asked for with respect to those. An entry of
-    `tied` (name, twin) says that the twin's matrix is the transpose of the other's and so are its components: one pair
-    of V and U. Attributes of the target (`config`, `blocks`) are reachable.
+    Attributes of the target (`config`, `blocks`) are attributes of it too.
+
+    target: the model. To train the components, differentiate with respect to `components` alone.
+    components: V and U by entry.
+    tied: pairs (name, twin): the twin's matrix is the transpose of the other's, and shares its V and U.
     """
 
     target: Any
@@ -130,31 +142,31 @@ class Decomposed:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The decomposed matrices, twins of tied ones included, sorted as strings: the order in which a pytree's dict
-        comes out of `jax.jit`, whatever order it was made in."""
+        """The entries of the decomposed matrices, twins included, sorted as strings. This is the order in which a dict
+        comes out of `jax.jit`."""
         return tuple(sorted([*self.components, *(twin for _, twin in self.tied)]))
 
     def of(self, name: str) -> Components:
-        """The components of one entry, transposed for a twin."""
+        """The components of one matrix; for a twin, the transposed ones."""
         for one, twin in self.tied:
             if twin == name:
                 return self.components[one].T
         return self.components[name]
 
     def weight(self, name: str) -> Float[Array, "*layer d_in d_out"]:
-        """The target's matrix."""
+        """The target's weights of one matrix."""
         for one, twin in self.tied:
             if twin == name:
                 return jnp.swapaxes(weight_of(self.target, one), -1, -2)
         return weight_of(self.target, name)
 
     def delta(self, name: str) -> Float[Array, "*layer d_in d_out"]:
-        """What the components leave over, W - V U, in float32."""
+        """The rest Δ = W - V U of one matrix, in float32."""
         weight = self.weight(name).astype(jnp.float32)
         return weight - self.of(name).product(like=weight).astype(jnp.float32)
 
     def with_parts(self) -> Any:
-        """The target with its matrices replaced by `DecomposedLinear`: what is called."""
+        """The target with `DecomposedLinear` in place of its matrices. `__call__` calls this model."""
         model = self.target
         for name in self.names:
             parts = self.of(name)
@@ -182,16 +194,31 @@ def decompose(
     tied: Sequence[tuple[str, str]] = (),
     init: Init = "normal",
 ) -> Decomposed:
-    """The model with the matrices that `matrices` means (see `matrices.chosen`) decomposed into `C` components each.
+    """The model with some of its matrices decomposed into `C` components each.
 
-    C: one number, or patterns with theirs, the first match counting: `{"blocks.*.attn.*": 512, "*": 3072}`.
-    tied: pairs (name, twin): the twin's matrix is the transpose of the other's, and shares its V and U.
-      Raises UserError where it is not.
-    init: "normal": V ~ N(0, 1/√d_in), U ~ N(0, 1/√C). "unit" (SPD 2025): columns of V and rows of U of norm one, then
-      U[c] scaled by ⟨V[:, c] U[c], W⟩. A layer's draw depends on the key and its address, not on the model's layout.
+    Args:
+      model: any model that keeps the surgery contract.
+      matrices: one pattern of addresses, or several (see `matrices.select_matrices`).
+      C: the number of components of every matrix; or numbers by pattern, of which the first match counts:
+        `{"blocks.*.attn.*": 512, "*": 3072}`.
+      key: random key of the initial V and U. A layer's values depend on the key and its address, and not on how the
+        model's blocks are laid out.
+      tied: pairs (name, twin): the twin's matrix is the transpose of the other's, and shares its V and U.
+      init: "normal": V ~ N(0, 1/√d_in), U ~ N(0, 1/√C). "unit" (SPD 2025): columns of V and rows of U have norm one,
+        then U[c] is scaled by ⟨V[:, c] U[c], W⟩.
+
+    Returns:
+      The decomposed model. Without masks its output equals the model's bit by bit.
+
+    Raises:
+      UserError: a pattern selects no matrix, C does not name one, or a twin is not the transpose.
+
+    Example:
+        parts = decompose(model, "blocks.*.mlp", C=512, key=jax.random.key(0))
+        logits, acts = read(parts, "blocks.*.mlp.up.components")(tokens)
     """
     twins = {twin: one for one, twin in tied}
-    names = [name for name in chosen(model, matrices) if name not in twins]
+    names = [name for name in select_matrices(model, matrices) if name not in twins]
     for twin, one in twins.items():
         if one not in names:
             raise UserError(f"tied=({one!r}, {twin!r}): {one!r} is none of the decomposed {', '.join(names)}")
@@ -238,13 +265,13 @@ def _draw(weight: Float[Array, "d_in d_out"], C: int, key: Array, init: Init) ->
     return Components(V, U * jnp.einsum("ic,co,io->c", V, U, weight.astype(jnp.float32))[:, None])
 
 
-def over(bias: Any, y: Array) -> Array:
-    """A bias as something to add to the last axes of `y`: of as many axes, and of its dtype."""
+def broadcast_bias(bias: Any, y: Array) -> Array:
+    """The bias with as many axes as `y` and its dtype, so that the two can be added."""
     return jnp.expand_dims(bias[...], range(y.ndim - bias.ndim)).astype(y.dtype)
 
 
 def spec_of(x: Array) -> Any:
-    """The sharding that a value's type carries; None where types carry none."""
+    """The partition spec in a value's type, on a mesh with explicit axes; None elsewhere."""
     sharding = jax.typeof(x).sharding
     return sharding.spec if not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit else None
 

@@ -1,4 +1,4 @@
-"""All figures of a trained decomposition on one batch, as plain data."""
+"""All figures of a trained decomposition on one batch, as JSON values."""
 
 from __future__ import annotations
 
@@ -14,27 +14,24 @@ from jaxtyping import Array, Bool
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.importance import causal_importance, read_inputs
-from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.linearity import (
-    Ablatable,
     Figure,
     Grid,
     LinearityReport,
+    MaskedFunction,
     composite_grid,
     decomposition_linearity,
-    needed,
-    of_decomposition,
-    over,
-    side_by_side,
+    importance_matrix,
+    mask_decomposition,
+    oracle_importance,
 )
-from jax_interp.decomposition.losses import Scene
+from jax_interp.decomposition.losses import LossInputs, LossSettings
 from jax_interp.decomposition.losses.faithfulness import faithfulness, relative_faithfulness
-from jax_interp.decomposition.losses.scene import Compare
-from jax_interp.decomposition.masks import Sampling
-from jax_interp.decomposition.metrics import alive, hidden_report, l0, mask_report, pgd_curve, probe, spectrum
+from jax_interp.decomposition.metrics import alive, hidden_report, l0, mask_report, one_hot_inputs, pgd_curve, spectrum
 from jax_interp.decomposition.train import Trained
 
-ALIVE = 0.1  # a component is not alive by less, however low the threshold
+ALIVE = 0.1  # a component with smaller importances is not alive, however low the threshold
 
 
 def evaluate(
@@ -47,41 +44,52 @@ def evaluate(
     adversary_steps: Sequence[int] = (20, 40, 80, 160, 320),
     threshold: float = 0.0,
 ) -> dict[str, Any]:
-    """Faithfulness; errors under six kinds of masks and along the adversary's steps; hidden activations; how many
-    components are important and alive. `labels` as in `mask_report`. JSON values; per-layer figures are lists.
+    """The figures of a trained decomposition on one batch.
 
-    threshold: above which a component is important on a row, in L0 and in rounded masks; and alive, where it is above
-      0.1 as well on some row. Of a sigmoid that never gets to 0 ("normal") every component is above 0.
+    Args:
+      config: of the run.
+      trained: the decomposition.
+      x: the batch.
+      labels: for a language model the next tokens, as in `mask_report`.
+      key: random key of masks; None: key 1.
+      adversary_steps: numbers of ascent steps.
+      threshold: a component is important on a row where its importance is above this (in L0 and in rounded masks), and
+        alive where its importance is above this and above 0.1 on some row. A sigmoid that never reaches 0 ("normal")
+        needs a threshold above 0.
+
+    Returns:
+      JSON values: faithfulness, errors under six kinds of masks and along the adversary's steps, errors of hidden
+      activations, L0, numbers of live components, mean importances. Figures by layer are lists.
     """
     key = jax.random.key(1) if key is None else key
-    alike = (config.delta, config.sampling, config.compare)
-    found = _figures(trained, x, labels, key, threshold, alike, tuple(adversary_steps))
+    settings = LossSettings(config.delta, config.sampling, config.compare)
+    found = _figures(trained, x, labels, key, threshold, settings, tuple(adversary_steps))
     return jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), found)
 
 
-@partial(jax.jit, static_argnames=("alike", "adversary_steps"))
+@partial(jax.jit, static_argnames=("settings", "adversary_steps"))
 def _figures(
     trained: Trained,
     x: Array,
     labels: Array | None,
     key: Array,
     threshold: Any,
-    alike: tuple[bool, Sampling, Compare],
+    settings: LossSettings,
     adversary_steps: tuple[int, ...],
 ) -> dict[str, Any]:
     output, inputs, hidden = read_inputs(trained.model, x, outputs=True)
-    importance = causal_importance(trained.gates(trained.model, inputs), trained.sigmoid)
-    scene = Scene(trained.model, (x,), output, importance, hidden, 1.0, *alike)
+    importance = causal_importance(trained.ci_fn(trained.model, inputs), trained.sigmoid)
+    of_batch = LossInputs(trained.model, (x,), output, importance, hidden, 1.0, settings)
     one, two, three = jax.random.split(key, 3)
-    lower = scene.importance.lower
-    masks = mask_report(scene, one, labels, threshold)
+    lower = of_batch.lower
+    masks = mask_report(of_batch, one, labels, threshold)
     found = {
         "faithfulness": faithfulness(trained.model),
         "relative_faithfulness": relative_faithfulness(trained.model),
         "error": masks.error,
         "error_unrecovered": masks.error_unrecovered,
-        "pgd": dict(zip(map(str, adversary_steps), pgd_curve(scene, two, adversary_steps))),
-        "hidden": hidden_report(scene, three),
+        "pgd": dict(zip(map(str, adversary_steps), pgd_curve(of_batch, two, adversary_steps))),
+        "hidden": hidden_report(of_batch, three),
         "l0": l0(lower, threshold),
         "alive": {name: jnp.sum(on, axis=-1) for name, on in alive(lower, jnp.maximum(threshold, ALIVE)).items()},
         "spectrum": spectrum(lower),
@@ -92,14 +100,21 @@ def _figures(
 def linearity_of(
     config: DecompositionConfig, trained: Trained, x: Array, *, oracle: Decomposed | None = None, **options: Any
 ) -> LinearityReport:
-    """The linearity report of a trained decomposition on `x`, its Δ among the parts where it was trained with one. With
-    `oracle` (see `linearity.ideal`), of inputs that are features, every figure has its excess over the oracle's.
-    `options` as in `linearity.linearity`, `threshold` as in `evaluate` among them."""
+    """The linearity report of a trained decomposition.
+
+    Args:
+      config: of the run. Δ is a part where the run has one.
+      trained: the decomposition.
+      x: a batch.
+      oracle: the known right decomposition (`linearity.oracle_decomposition`), for inputs that are features. Figures
+        then have their excess over the oracle's.
+      **options: of `linearity.linearity`, with `threshold` as in `evaluate`.
+    """
     importance = _lower(trained, x)
     report = decomposition_linearity(trained.model, importance, x, delta=config.delta, **options)
     if oracle is None:
         return report
-    return over(report, decomposition_linearity(oracle, needed(oracle, x), x, **options))
+    return report.with_excess(decomposition_linearity(oracle, oracle_importance(oracle, x), x, **options))
 
 
 _lower = jax.jit(lambda trained, x: trained.importance(x).lower)
@@ -114,50 +129,69 @@ def composites_of(
     oracle: Decomposed | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """`composites` of a decomposed model whose inputs are features, each owning the parts whose importance is above
-    `threshold` on its one-hot probe, beside those of `oracle` (see `linearity.ideal`)."""
-    x = probe(n_features)
+    """`composites` of a decomposed model whose inputs are features.
 
-    def owned(model: Decomposed, importance: PerMatrix, delta: bool) -> Owned:
-        importance_of_parts = side_by_side(model, importance, delta=delta)
-        return of_decomposition(model, delta=delta), np.asarray(importance_of_parts) > threshold
+    Args:
+      config: of the run. Δ is a part where the run has one.
+      trained: the decomposition.
+      n_features: the number of inputs.
+      threshold: a feature needs the parts with an importance above this on its one-hot input.
+      oracle: the known right decomposition, or None.
+      **options: of `composites`.
+    """
+    x = one_hot_inputs(n_features)
 
-    least = None if oracle is None else owned(oracle, needed(oracle, x), False)
-    return composites(owned(trained.model, _lower(trained, x), config.delta), least, **options)
+    def with_owners(model: Decomposed, importance: PerMatrix, delta: bool) -> OwnedParts:
+        importance_of_parts = importance_matrix(model, importance, delta=delta)
+        return mask_decomposition(model, delta=delta), np.asarray(importance_of_parts) > threshold
+
+    known = None if oracle is None else with_owners(oracle, oracle_importance(oracle, x), False)
+    return composites(with_owners(trained.model, _lower(trained, x), config.delta), known, **options)
 
 
-Owned = tuple[Ablatable, Bool[np.ndarray, "feature part"]]  # parts, and which of them each feature needs
+OwnedParts = tuple[MaskedFunction, Bool[np.ndarray, "feature part"]]
+"""A function with parts, and which of the parts each feature needs."""
 
 
 def composites(
-    parts: Owned,
-    oracle: Owned | None = None,
+    parts: OwnedParts,
+    oracle: OwnedParts | None = None,
     *,
     active: Sequence[int] = (1, 2),
     key: Array | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Mechanistic faithfulness: `composite_grid`, with its `options`, of `active` features at a time. JSON values, row
-    by row: the error over ‖f(x)‖², and its excess over the oracle's."""
+    """Mechanistic faithfulness on composite inputs, see `composite_grid`.
+
+    Args:
+      parts: the parts, and which of them each feature needs.
+      oracle: the same of the known right decomposition, or None.
+      active: how many features are on at a time.
+      key: random key; None: key 2.
+      **options: of `composite_grid`.
+
+    Returns:
+      JSON values, row by row: the error over ‖f(x)‖², and its excess over the oracle's.
+    """
     key = jax.random.key(2) if key is None else key
 
-    def grid(parts: Owned, count: int) -> Grid:
-        able, owner = parts
-        return composite_grid(able.run, able.target, owner, jnp.eye(len(owner)), key, active=count, **options)
+    def grid(parts: OwnedParts, count: int) -> Grid:
+        masked, owner = parts
+        return composite_grid(masked.run, masked.target, owner, jnp.eye(len(owner)), key, active=count, **options)
 
     found = []
     for k in active:
         rows = grid(parts, k).rows()
-        least = [None] * len(rows)
+        known = [None] * len(rows)
         if oracle is not None:
-            least = [value for _, value in grid(oracle, k).rows()]
-        for (name, value), other in zip(rows, least, strict=True):
+            known = [value for _, value in grid(oracle, k).rows()]
+        for (name, value), other in zip(rows, known, strict=True):
             excess = None if value is None or other is None else value - other
             found.append({"name": f"{k} on, {name}", "normalised": value, "excess": excess})
     return found
 
 
-def plain(report: LinearityReport) -> list[dict[str, Any]]:
+def report_rows(report: LinearityReport) -> list[dict[str, Any]]:
     """A linearity report as JSON values, row by row."""
     rows = []
     for name, value in report.rows():

@@ -2,8 +2,8 @@
 
     logit(i, j) = scale Σ_{c, c'} (x_i V_q)_c  U_q[c]ᵀ R_{j-i} U_k[c']  (V_kᵀ x_j)_{c'}      for each head
 
-Where V U is the whole matrix (or Δ is kept as one more part) and queries and keys have neither bias nor norm, the sum
-over all pairs is the logit itself. Rotary positions are linear, so each part is rotated like the whole.
+The sum over all pairs equals the logit where V U is the whole matrix (`with_delta` adds Δ as more components) and
+queries and keys have neither bias nor norm. Rotary positions are linear, so each component is rotated like the whole.
 """
 
 from __future__ import annotations
@@ -30,10 +30,22 @@ def pair_interactions(
     kv_heads: int | None = None,
     query: int = -1,
 ) -> Float[Array, "batch head C_q key C_k"]:
-    """Data-dependent interactions of one query position with every key, in units of the logit before the softmax.
+    """Interactions of one query position with every key, in units of the logit before the softmax (VPD 2026).
 
-    `rotate` turns `[batch, pos, head, d_head]` by its positions, as the model does. Summed over both component axes it
-    is the attention logit of what the components make of queries and keys.
+    Args:
+      queries, keys: the components of one layer's query and key matrices.
+      x: what both matrices read.
+      n_heads: the number of query heads.
+      scale: of the logit, usually 1/√d_head.
+      rotate: turns `[batch, pos, head, d_head]` by its positions, as the model does.
+      kv_heads: the number of key heads; None: `n_heads`.
+      query: the query's position.
+
+    Returns:
+      Interactions. Their sum over both component axes is the attention logit of the components.
+
+    Raises:
+      UserError: the components are of several layers.
     """
     kv_heads = n_heads if kv_heads is None else kv_heads
     q = _parts(queries, x, n_heads, rotate)[:, query % x.shape[1]]  # batch C head d_head
@@ -53,10 +65,19 @@ def static_interactions(
     offsets: int,
     kv_heads: int | None = None,
 ) -> Float[Array, "head C_q C_k offset"]:
-    """`(sign_q ‖V_q‖ U_q)ᵀ R_τ (sign_k ‖V_k‖ U_k)` for each head and offset τ = 0 .. offsets - 1, standardised over all
-    pairs and offsets of a head (VPD 2026). Signs are those of a component's mean activation.
+    """Data-independent interactions: `(sign_q ‖V_q‖ U_q)ᵀ R_τ (sign_k ‖V_k‖ U_k)`, standardised over all pairs and
+    offsets of a head (VPD 2026).
 
-    `rotate_by(u, τ)` turns vectors by τ positions.
+    Args:
+      queries, keys: the components of one layer's query and key matrices.
+      q_sign, k_sign: the signs of the components' mean activations.
+      n_heads: the number of query heads.
+      rotate_by: `rotate_by(u, τ)` turns vectors by τ positions.
+      offsets: offsets τ are 0 .. offsets - 1.
+      kv_heads: the number of key heads; None: `n_heads`.
+
+    Raises:
+      UserError: the components are of several layers.
     """
     kv_heads = n_heads if kv_heads is None else kv_heads
 
@@ -72,8 +93,8 @@ def static_interactions(
     return (found - jnp.mean(found, axes, keepdims=True)) / jnp.std(found, axes, keepdims=True)
 
 
-def with_rest(parts: Components, weight: Float[Array, "d_in d_out"]) -> Components:
-    """The components and Δ = W - V U as further ones: exactly W together. Δ is written as `Σ_i e_i Δ[i]`."""
+def with_delta(parts: Components, weight: Float[Array, "d_in d_out"]) -> Components:
+    """The components with Δ = W - V U as more components, `Σ_i e_i Δ[i]`. Their sum is W."""
     rest = weight - parts.product()
     return Components(
         jnp.concatenate([parts.V, jnp.eye(weight.shape[0], dtype=parts.V.dtype)], axis=1),
@@ -82,7 +103,7 @@ def with_rest(parts: Components, weight: Float[Array, "d_in d_out"]) -> Componen
 
 
 def _parts(parts: Components, x: Array, heads: int, rotate: Rotate) -> Float[Array, "batch pos C head d_head"]:
-    """What each component adds to queries or keys, rotated."""
+    """The contributions of each component to queries or keys, rotated."""
     _check_one_layer(parts)
     U = parts.U.reshape(parts.C, heads, -1).astype(x.dtype)
     made = jnp.einsum("bpi,ic,cnh->bpcnh", x, parts.V.astype(x.dtype), U)

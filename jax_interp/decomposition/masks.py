@@ -1,8 +1,8 @@
-"""Masks: what each component, and the rest Δ, is multiplied with at each row. A set of masks is a list of edits.
+"""Masks: what each component, and the rest Δ, is multiplied by at each row. A set of masks is a list of edits.
 
     masked = edit(model, *edits(masks))          # or masked_output(model, masks, x)
 
-Mask names are entries (`linear1`, `blocks.*.mlp.up`); an entry that is missing keeps the target's weights.
+Masks are dicts by entry (`linear1`, `blocks.*.mlp.up`). A matrix without a mask keeps the target's weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.matrices import is_stacked, row_axes
 from jax_interp.surgery import Each, Scale, at, edit
 from jax_interp.surgery.taps import Edit
@@ -27,7 +27,8 @@ Sampling = Literal["continuous", "binomial"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """Of one entry: `components` `[*layer, batch, ..., C]`, and `delta` `[*layer, batch, ..., 1]` or one number."""
+    """The mask of one matrix: `components` `[*layer, batch, ..., C]`, and `delta` `[*layer, batch, ..., 1]` or one
+    number."""
 
     components: Float[Array, "*layer_and_rows C"]
     delta: Float[Array, "*layer_and_rows 1"] | Float[Array, ""]
@@ -37,7 +38,7 @@ Masks = Mapping[str, Mask]
 
 
 def edits(masks: Masks) -> list[Edit]:
-    """The edits that put masks into a decomposed model."""
+    """The edits that apply masks to a decomposed model: `edit(model, *edits(masks))`."""
     found: list[Edit] = []
     for name, mask in masks.items():
         each = Each if is_stacked(name) else lambda fn: fn
@@ -47,21 +48,37 @@ def edits(masks: Masks) -> list[Edit]:
 
 
 def masked_output(model: Decomposed, masks: Masks, *args: Any, **kwargs: Any) -> Any:
-    """The model's output with these masks."""
+    """The model's output under masks.
+
+    Args:
+      model: the decomposed model.
+      masks: by entry; a matrix without a mask keeps the target's weights.
+      *args: what the model is called with.
+      **kwargs: its keyword arguments.
+
+    Example:
+        x = jnp.ones((4, 5))
+        off = {"linear1": Mask(jnp.zeros((4, 20)), jnp.zeros(()))}
+        y = masked_output(parts, off, x)
+    """
     return edit(model, *edits(masks))(*args, **kwargs)
 
 
-def given(values: PerMatrix, delta: float = 0.0) -> dict[str, Mask]:
-    """Masks of these component values, and one number for every Δ."""
+def masks_from_values(values: PerMatrix, delta: float = 0.0) -> dict[str, Mask]:
+    """Masks with these values of the components, and one number for every Δ."""
     return {name: Mask(value, jnp.asarray(delta, value.dtype)) for name, value in values.items()}
 
 
-def stochastic(
+def stochastic_masks(
     key: Key[Array, ""], importance: PerMatrix, *, delta: bool = True, sampling: Sampling = "continuous"
 ) -> dict[str, Mask]:
-    """m = g + (1 - g) r with r ~ U[0, 1), or r ~ Bernoulli(1/2), fresh for every row, layer and component.
+    """Random masks m = g + (1 - g) r (SPD 2025), with a new r for every row, layer and component.
 
-    Δ has importance 0: its mask is r itself; without `delta` it is left out.
+    Args:
+      key: random key.
+      importance: lower importances g, `[*layer, batch, ..., C]` for each matrix.
+      delta: whether there is a Δ component. Its importance is 0, so its mask is r itself; without it Δ is off.
+      sampling: r ~ U[0, 1) ("continuous"), or r ~ Bernoulli(1/2) ("binomial").
     """
     draw = lambda key, shape: (
         jax.random.uniform(key, shape)
@@ -72,11 +89,17 @@ def stochastic(
     for i, (name, g) in enumerate(importance.items()):
         width = g.shape[-1] + delta
         sources[name] = draw(jax.random.fold_in(key, i), (*g.shape[:-1], width))
-    return between(importance, sources)
+    return masks_from_sources(importance, sources)
 
 
-def between(importance: PerMatrix, sources: PerMatrix) -> dict[str, Mask]:
-    """m = g + (1 - g) r for given r `[*layer, #batch, ..., C or C + 1]`; the last channel, if there, is Δ's mask."""
+def masks_from_sources(importance: PerMatrix, sources: PerMatrix) -> dict[str, Mask]:
+    """Masks m = g + (1 - g) r.
+
+    Args:
+      importance: lower importances g, `[*layer, batch, ..., C]` for each matrix.
+      sources: r in [0, 1], `[*layer, batch or 1, ..., C]`, or with C + 1 at the end, the last being Δ's mask. Without
+        it Δ is off.
+    """
     found = {}
     for name, g in importance.items():
         C, r = g.shape[-1], sources[name].astype(g.dtype)
@@ -86,8 +109,13 @@ def between(importance: PerMatrix, sources: PerMatrix) -> dict[str, Mask]:
     return found
 
 
-def routed(masks: Masks, routes: Mapping[str, Bool[Array, "*layer_and_rows"]]) -> dict[str, Mask]:
-    """Masks where a row is routed to the components; elsewhere the target's weights (all masks 1)."""
+def route_masks(masks: Masks, routes: Mapping[str, Bool[Array, "*layer_and_rows"]]) -> dict[str, Mask]:
+    """The masks at rows that are routed to the components; the target's weights (masks of 1) at all others.
+
+    Args:
+      masks: by entry.
+      routes: by entry, `[*layer, batch, ...]`: which rows are routed to the components.
+    """
     found = {}
     for name, mask in masks.items():
         on = routes[name][..., None]
@@ -98,7 +126,7 @@ def routed(masks: Masks, routes: Mapping[str, Bool[Array, "*layer_and_rows"]]) -
 
 
 def subset_routes(key: Key[Array, ""], importance: PerMatrix) -> dict[str, Bool[Array, "*layer_and_rows"]]:
-    """For each row a uniformly random k-subset of all matrices, k ~ U{1, ..., number of matrices} (VPD 2026)."""
+    """For each row a uniformly random subset of k matrices, with k ~ U{1, ..., number of matrices} (VPD 2026)."""
     counts = {name: g.shape[0] if is_stacked(name) else 1 for name, g in importance.items()}
     total = sum(counts.values())
     name, g = next(iter(importance.items()))
@@ -106,20 +134,20 @@ def subset_routes(key: Key[Array, ""], importance: PerMatrix) -> dict[str, Bool[
     first, second = jax.random.split(key)
     k = jax.random.randint(first, rows, 1, total + 1)
     rank = jnp.argsort(jnp.argsort(jax.random.uniform(second, (total, *rows)), axis=0), axis=0)
-    return _shared_out(rank < k[None], counts)
+    return _split_routes(rank < k[None], counts)
 
 
 def bernoulli_routes(
     key: Key[Array, ""], importance: PerMatrix, probability: float
 ) -> dict[str, Bool[Array, "*layer_and_rows"]]:
-    """Each matrix of each row by itself, with this probability."""
+    """For each row each matrix independently, with this probability."""
     return {
         name: jax.random.bernoulli(jax.random.fold_in(key, i), probability, g.shape[:-1])
         for i, (name, g) in enumerate(importance.items())
     }
 
 
-def _shared_out(routes: Bool[Array, "matrix batch ..."], counts: Mapping[str, int]) -> dict[str, Array]:
+def _split_routes(routes: Bool[Array, "matrix batch ..."], counts: Mapping[str, int]) -> dict[str, Array]:
     found, first = {}, 0
     for name, count in counts.items():
         part = routes[first : first + count]

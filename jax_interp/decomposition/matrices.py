@@ -1,11 +1,13 @@
-"""Which matrices of a model a pattern means: every part with a two-dimensional `weight`, by its address.
+"""Which matrices of a model a pattern selects. A matrix is a part with a two-dimensional `weight`.
 
-    blocks.*.mlp.up           of all blocks: one entry, its arrays stacked over layers however the blocks are laid out
-    blocks.3.attn.q           of one block, which must be unrolled
-    linear1, hidden_layers.0  outside the blocks
+An *entry* is the name under which a matrix is decomposed:
 
-A pattern is such an address with globs in its parts (`blocks.*.attn.?`, `*`, `linear*`). One that ends before the
-matrix means all below it (`blocks.*.mlp`).
+    blocks.*.mlp.up           one entry for all blocks: its arrays are stacked over layers, in every layout of blocks
+    blocks.3.attn.q           a matrix of one block, which must be unrolled
+    linear1, hidden_layers.0  a matrix outside the blocks
+
+A pattern is an address with globs in its parts (`blocks.*.attn.?`, `*`, `linear*`). A pattern that ends before a matrix
+selects all matrices below it (`blocks.*.mlp`).
 """
 
 from __future__ import annotations
@@ -45,12 +47,21 @@ def matrices(model: Any) -> dict[str, tuple[int, ...]]:
             part[1] = str(segment.layers.start)
         if len(leaf.shape) == 2 and part:
             found[".".join(part)] = leaf.shape
-    return dict(sorted(found.items(), key=lambda item: order_of(item[0])))
+    return dict(sorted(found.items(), key=lambda item: address_order(item[0])))
 
 
-def chosen(model: Any, patterns: str | Sequence[str]) -> list[str]:
-    """The entries that the patterns mean, in the order of the model: `blocks.*.mlp.up` where all blocks have the matrix
-    in one shape, otherwise one entry a block. Raises UserError for a pattern that means nothing.
+def select_matrices(model: Any, patterns: str | Sequence[str]) -> list[str]:
+    """The entries that patterns select, in the order of the model.
+
+    Args:
+      model: any model that keeps the surgery contract.
+      patterns: one pattern, or several.
+
+    Returns:
+      `blocks.*.mlp.up` where all blocks are selected and have the matrix in one shape; otherwise one entry per block.
+
+    Raises:
+      UserError: a pattern selects nothing.
     """
     have = matrices(model)
     wanted: list[str] = []
@@ -76,13 +87,18 @@ def chosen(model: Any, patterns: str | Sequence[str]) -> list[str]:
 
 
 def is_stacked(name: str) -> bool:
-    """Whether an entry stands for all layers, its arrays carrying a leading layer axis."""
+    """Whether an entry is of all layers. Its arrays then have a leading layer axis."""
     return name.startswith("blocks.*.")
 
 
 def row_axes(name: str, values: Any) -> tuple[int, ...]:
     """Which axes of an entry's values `[*layer, *rows, last]` are its rows."""
     return tuple(range(1 if is_stacked(name) else 0, values.ndim - 1))
+
+
+def layer_address(name: str, layer: int | None) -> str:
+    """The address of one layer of a stacked entry (`blocks.2.mlp.up`); the entry itself for None."""
+    return name if layer is None else name.replace("*", str(layer), 1)
 
 
 def weight_of(model: Any, name: str) -> Array:
@@ -93,10 +109,13 @@ def weight_of(model: Any, name: str) -> Array:
 
 
 def check_tied(model: Any, tied: Sequence[tuple[str, str]]) -> None:
-    """Raises UserError where a twin is no part of the model, or has a matrix that is not the transpose of the other's.
+    """Check that the matrices of every pair (name, twin) are transposes of each other.
 
-    Values are compared to the bit; shapes alone inside `jax.jit`, where there are no values yet, and where other
-    processes hold some of them. A twin without a matrix of its own is one that is called with the other's.
+    Values are compared bit by bit. Inside `jax.jit`, and where other processes hold some of the values, shapes alone
+    are compared. A twin without a matrix of its own uses the other's, and passes.
+
+    Raises:
+      UserError: a twin is no part of the model, or its matrix is not the transpose of the other's.
     """
     for one, twin in tied:
         try:
@@ -141,11 +160,12 @@ def _matches(pattern: str, address: str) -> bool:
     return len(wanted) <= len(parts) and all(fnmatch.fnmatchcase(part, want) for part, want in zip(parts, wanted))
 
 
-def order_of(address: str) -> tuple:
+def address_order(address: str) -> tuple:
+    """A sort key of addresses: numbers in them count as numbers."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in address.split("."))
 
 
 def _short(have: dict[str, Any]) -> list[str]:
-    """The addresses with layers left out, each once."""
+    """The addresses without layer numbers, each once."""
     names = (a if a.split(".")[0] != "blocks" else ".".join(["blocks", "*", *a.split(".")[2:]]) for a in have)
     return list(dict.fromkeys(names))

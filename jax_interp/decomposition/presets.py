@@ -1,8 +1,8 @@
-"""Published runs as configs, each marked with what it follows: "yaml" (configuration or code) or "paper" (its text).
-They differ in places; the configuration is what was run.
+"""Published runs as configs.
 
-Names of matrices are those of the toys of this package: `linear1`, `hidden_layers.0`, `blocks.*.mlp.up` (`mlp_in` in
-the publications), `blocks.*.mlp.down` (`mlp_out`).
+The `source` of each says what it follows: "yaml" (configuration or code) or "paper" (the text). The two differ in
+places; the configuration is what was run. Matrices have the names of this package's toys: `linear1`, `hidden_layers.0`,
+`blocks.*.mlp.up` (`mlp_in` in the publications), `blocks.*.mlp.down` (`mlp_out`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition.apd import APDConfig
 from jax_interp.decomposition.config import DecompositionConfig, Schedule, WarmUp
-from jax_interp.decomposition.importance import GlobalGates, ScalarGates, SharedGates, TransformerGates
+from jax_interp.decomposition.importance import GlobalMLP, GlobalTransformer, ScalarMLP, SharedMLP
 from jax_interp.decomposition.losses import (
-    Adversary,
+    AdamAdversary,
     Faithfulness,
     ImportanceMinimality,
-    Merged,
+    MixedReconstruction,
     PersistentPGD,
     PGDReconstruction,
     SmoothL0,
@@ -32,13 +32,13 @@ STOCHASTIC = (StochasticReconstruction(), StochasticLayerwise())
 
 
 def _toy(source: str, C: int, p: float, beta: float, steps: int, **changes) -> DecompositionConfig:
-    """The toy recipe of 2026: Δ, 200 steps of warm-up, stochastic losses of weight 1, a cosine to 0."""
+    """The toy recipe of 2026: Δ, 200 warm-up steps, stochastic losses of weight 1, a cosine schedule to 0."""
     losses = (ImportanceMinimality(beta, p=p), *STOCHASTIC)
     return replace(DecompositionConfig(C=C, losses=losses, steps=steps, source=source), **changes)
 
 
 def _v1(source: str, C: int, p: float, beta: float, steps: int, rate: float, kind, **changes) -> DecompositionConfig:
-    """SPD 2025: no Δ, faithfulness as a loss, both sigmoids leaking forward, components as drawn by `unit`."""
+    """SPD 2025: no Δ, faithfulness as a loss, sigmoids that leak forward, `init="unit"`."""
     losses = (Faithfulness(), ImportanceMinimality(beta, p=p, eps=0.0), *STOCHASTIC)
     config = DecompositionConfig(
         C=C, init="unit", sigmoid="leaky_hard_v1", delta=False, warm_up=None, losses=losses, steps=steps,
@@ -58,23 +58,23 @@ _TIED_HERE = "V and U tied as the target is, which theirs are not"
 
 
 def _merged(C: int, hidden: int, minimality: float, steps: int, rate: float, **changes) -> DecompositionConfig:
-    """The JAX line of 2026: smooth L0 with half its coefficient on frequency, one forward for stochastic masks of
-    subsets and for those of an adversary with sources for each place in the batch."""
+    """The JAX code of 2026: smooth L0 with half its coefficient on frequency, and `MixedReconstruction` with subsets
+    and an adversary that has sources for each place in the batch."""
     config = DecompositionConfig(
-        C=C, importance=SharedGates((hidden,)), warm_up=WarmUp(200, 0.01, 0.0),
+        C=C, importance=SharedMLP((hidden,)), warm_up=WarmUp(200, 0.01, 0.0),
         losses=(
             Faithfulness(1.0, relative=True),
             SmoothL0(minimality, frequency=0.5, reference=32_768),
-            Merged(1.0, 0.5, Adversary("per_batch_per_position", b1=0.01, b2=0.99), subset=True),
+            MixedReconstruction(1.0, 0.5, AdamAdversary("per_batch_per_position", b1=0.01, b2=0.99), subset=True),
         ),
         steps=steps, schedule=Schedule(rate, "cosine", final=0.1), clip=1.0, importance_clip=1.0, source=_JAX_LINE,
     )  # fmt: skip
     return replace(config, **changes)
 
 
-def _vpd(C: dict[str, int], gates: TransformerGates, rate: float, minimality: float) -> DecompositionConfig:
+def _vpd(C: dict[str, int], ci_fn: GlobalTransformer, rate: float, minimality: float) -> DecompositionConfig:
     return DecompositionConfig(
-        matrices=("blocks.*.attn", "blocks.*.mlp"), C=C, importance=gates, warm_up=WarmUp(400, 1e-3, 0.0),
+        matrices=("blocks.*.attn", "blocks.*.mlp"), C=C, importance=ci_fn, warm_up=WarmUp(400, 1e-3, 0.0),
         losses=(
             ImportanceMinimality(minimality, p=2.0, p_final=0.4, frequency=0.5),
             StochasticSubset(0.5),
@@ -92,17 +92,17 @@ PRESETS: dict[str, DecompositionConfig] = {
     "tms_40_10": _toy(_YAML, 200, 2.0, 1e-4, 10_000, **_TMS),
     "tms_40_10_id": _toy(_YAML, 200, 2.0, 1e-4, 20_000, **_TMS_ID),
     "resid_mlp1": _toy(_YAML, 100, 2.0, 1e-5, 20_000, **_RESID, schedule=Schedule(2e-3, "constant")),
-    "resid_mlp1_global": _toy(_YAML, 100, 2.0, 1e-5, 20_000, **_RESID, importance=GlobalGates((400, 300)),
+    "resid_mlp1_global": _toy(_YAML, 100, 2.0, 1e-5, 20_000, **_RESID, importance=GlobalMLP((400, 300)),
                               schedule=Schedule(2e-3, "constant")),
     "resid_mlp2": _toy(
-        _YAML, 400, 2.0, 1e-4, 25_000, **_RESID, importance=SharedGates((256,)), schedule=Schedule(3e-4),
+        _YAML, 400, 2.0, 1e-4, 25_000, **_RESID, importance=SharedMLP((256,)), schedule=Schedule(3e-4),
         losses=(
             ImportanceMinimality(1e-4, p=2.0),
             StochasticSubset(2.0),
             PGDReconstruction(2.0, steps=1, step_size=1.0, subset=True),
         ),
     ),
-    "resid_mlp3": _toy(_YAML, 500, 2.0, 1e-5, 50_000, **_RESID, importance=ScalarGates(128)),
+    "resid_mlp3": _toy(_YAML, 500, 2.0, 1e-5, 50_000, **_RESID, importance=ScalarMLP(128)),
     "tms_5_2_v1": _v1(_SPD_YAML, 20, 1.0, 3e-3, 40_000, 1e-3, "quarter_cosine", **_TMS),
     "tms_5_2_id_v1": _v1(_SPD_YAML, 20, 1.0, 3e-3, 40_000, 1e-3, "quarter_cosine", **_TMS_ID),
     "tms_40_10_v1": _v1(_SPD_YAML, 200, 2.0, 1e-4, 40_000, 1e-3, "quarter_cosine", **_TMS),
@@ -111,24 +111,24 @@ PRESETS: dict[str, DecompositionConfig] = {
     "resid_mlp2_v1": _v1(_SPD_YAML, 400, 2.0, 2e-5, 50_000, 1e-3, "quarter_cosine", **_RESID),
     "resid_mlp2_v1_paper": _v1(_SPD_PAPER, 400, 2.0, 1e-5, 50_000, 1e-3, "quarter_cosine", **_RESID),
     "resid_mlp3_v1": _v1(_SPD_YAML, 500, 2.0, 5e-6, 100_000, 1e-3, "quarter_cosine", **_RESID,
-                         importance=ScalarGates(128)),
+                         importance=ScalarMLP(128)),
     "resid_mlp3_v1_paper": _v1(_SPD_PAPER, 500, 2.0, 5e-6, 200_000, 1e-3, "constant", **_RESID,
-                               importance=ScalarGates(128)),
+                               importance=ScalarMLP(128)),
     "tms_5_2_merged": _merged(20, 50, 8e-4, 20_000, 1e-3, **_TMS, source=f"{_JAX_LINE}; {_TIED_HERE}"),
     "resid_mlp1_merged": _merged(200, 400, 1e-6, 50_000, 2e-3, **_RESID),
-    "tms_5_5": DecompositionConfig(  # what that line is tested with
-        **_TMS, C=5, importance=SharedGates((16,)), warm_up=WarmUp(150, 0.01, 0.0),
+    "tms_5_5": DecompositionConfig(  # the test of that code
+        **_TMS, C=5, importance=SharedMLP((16,)), warm_up=WarmUp(150, 0.01, 0.0),
         losses=(Faithfulness(1.0, relative=True), ImportanceMinimality(3e-3, p=1.0), *STOCHASTIC),
         steps=3_000, batch=2048, schedule=Schedule(1e-3, "constant"), clip=0.01,
         source=f"{_JAX_LINE}, its own test; {_TIED_HERE}",
     ),
     "pile_4l": _vpd(
         {"*.mlp.up": 3072, "*.mlp.down": 3584, "*.attn.[qk]": 512, "*": 1024},
-        TransformerGates(2048, 8, 16, 8192, remat=True), 5e-5, 2e-4,
+        GlobalTransformer(2048, 8, 16, 8192, remat=True), 5e-5, 2e-4,
     ),
     "simplestories_2l": _vpd(
         {"*.mlp.up": 1152, "*.mlp.down": 960, "*.attn.[qk]": 288, "*.attn.v": 384, "*": 480},
-        TransformerGates(512, 4, 8, 2048, remat=True), 3e-4, 1e-3,
+        GlobalTransformer(512, 4, 8, 2048, remat=True), 3e-4, 1e-3,
     ),
 }  # fmt: skip
 
@@ -164,7 +164,7 @@ APD_PRESETS: dict[str, APDConfig] = {
 
 
 def preset(name: str) -> DecompositionConfig:
-    """A published run by name. Raises UserError with the names there are."""
+    """A published run of SPD or a successor by name. Raises UserError with all names."""
     if name not in PRESETS:
         raise UserError(f"there is no decomposition preset {name!r}: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,8 +1,8 @@
-"""The components that one prompt needs: importances of its own, made as small as the prediction allows (VPD 2026).
+"""Pruning: the components that one prompt needs. Its importances are made as small as the prediction allows (VPD 2026).
 
-Without an adversary such a search ends in tiny, seductive graphs that do not do what they seem to: a few components
-that give the right answer while all others are off at once, in the one combination that was tried. Here the others are
-at random, and among those that the importance function calls alive an adversary looks for the worst.
+Without an adversary the result is a tiny graph that looks right and is not: a few components that give the right answer
+in the one combination of masks that was tried. Here the masks of all other components are random, and an adversary
+searches for the worst masks of those that the importance function calls alive.
 """
 
 from __future__ import annotations
@@ -18,18 +18,24 @@ from jaxtyping import Array, Float, Int
 
 from jax_interp.core import optimizers as optimizer
 from jax_interp.core.objectives import log_probabilities, negative_log_likelihood
-from jax_interp.decomposition.importance.inputs import PerMatrix, read_inputs
-from jax_interp.decomposition.losses.adversary import pgd, started
+from jax_interp.decomposition.importance.base import PerMatrix, read_inputs
+from jax_interp.decomposition.losses.adversaries import init_sources, pgd
 from jax_interp.decomposition.losses.minimality import lp_minimality
-from jax_interp.decomposition.masks import between, masked_output, stochastic
-from jax_interp.decomposition.sigmoids import SIGMOIDS
+from jax_interp.decomposition.masks import masked_output, masks_from_sources, stochastic_masks
+from jax_interp.decomposition.sigmoids import sigmoid_pair
 from jax_interp.decomposition.train import Trained
 
 
 @dataclasses.dataclass(frozen=True)
 class PruneConfig:
-    """`reconstruction` weighs the cross-entropy of the wanted token, half under random and half under adversarial
-    masks; `adversary_steps=0` leaves the adversary out."""
+    """The settings of `prune`.
+
+    steps, learning_rate: of Adam on the importances.
+    reconstruction: the weight of the label's cross-entropy, half under random and half under adversarial masks.
+    minimality, p: the weight and exponent of `lp_minimality`.
+    adversary_steps, adversary_step_size: of the sign ascent; 0 steps: no adversary.
+    delta: whether there is a Δ component.
+    """
 
     steps: int = 300
     learning_rate: float = 0.05
@@ -45,14 +51,18 @@ class PruneConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """`importance` are the prompt's own; the losses cross-entropies, by step, under random and adversarial masks."""
+    """The result of `prune`.
+
+    importance: the prompt's importances by entry.
+    stochastic_loss, adversarial_loss: the label's cross-entropy by step, under random and under adversarial masks.
+    """
 
     importance: PerMatrix
     stochastic_loss: Float[Array, " step"]
     adversarial_loss: Float[Array, " step"]
 
     def nodes(self, threshold: float = 0.0) -> dict[str, Array]:
-        """Which components at which positions are left."""
+        """Which components at which positions have an importance above the threshold."""
         return {name: g > threshold for name, g in self.importance.items()}
 
 
@@ -63,19 +73,28 @@ def prune(
     config: PruneConfig = PruneConfig(),
     position: int = -1,
 ) -> Pruned:
-    """Importances of these prompts that keep `label` likely at `position`, starting from those of the importance
-    function. Components that it calls dead at a position stay dead; their masks are random all along, those of the
-    living the adversary may set. Another prompt of the same shape compiles nothing."""
+    """Find importances of these prompts that are as small as possible while the label stays likely.
+
+    The search starts from the importance function's values. Components that it calls dead at a position stay dead, with
+    random masks; the adversary sets the masks of the others. Another prompt of the same shape compiles nothing.
+
+    Args:
+      trained: the decomposition of a language model.
+      tokens: the prompts.
+      label: the token that is predicted for each prompt.
+      config: of the search.
+      position: where the label is predicted.
+    """
     return Pruned(*_pruned(config, position, trained, tokens, label))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _pruned(config: PruneConfig, position: int, trained: Trained, tokens: Array, label: Array) -> Any:
     model = trained.model
-    lower, upper = SIGMOIDS[trained.sigmoid]
+    lower, upper = sigmoid_pair(trained.sigmoid)
     _, inputs, _ = read_inputs(model, tokens)
-    gates = jax.lax.stop_gradient(trained.gates(model, inputs))
-    living = {name: (g > 0).astype(jnp.float32) for name, g in gates.items()}
+    initial = jax.lax.stop_gradient(trained.ci_fn(model, inputs))
+    live = {name: (g > 0).astype(jnp.float32) for name, g in initial.items()}
     adam = optax.adam(config.learning_rate)
     key = jax.random.key(config.seed)
 
@@ -84,34 +103,34 @@ def _pruned(config: PruneConfig, position: int, trained: Trained, tokens: Array,
         return jnp.mean(negative_log_likelihood(log_q, label))
 
     def importance_of(phi: PerMatrix, sigmoid: Any) -> PerMatrix:
-        return {name: living[name] * sigmoid(value) for name, value in phi.items()}
+        return {name: live[name] * sigmoid(value) for name, value in phi.items()}
 
     def losses(phi: PerMatrix, key: Array) -> tuple[Array, tuple[Array, Array]]:
         g = importance_of(phi, lower)
-        draw, start = jax.random.split(key)
-        random = cross_entropy(stochastic(draw, g, delta=config.delta))
-        worst = cross_entropy(worst_masks(g, start)) if config.adversary_steps else random
+        draw, for_sources = jax.random.split(key)
+        random = cross_entropy(stochastic_masks(draw, g, delta=config.delta))
+        worst = cross_entropy(worst_masks(g, for_sources)) if config.adversary_steps else random
         total = config.reconstruction * 0.5 * (random + worst)
         return total + config.minimality * lp_minimality(importance_of(phi, upper), config.p), (random, worst)
 
     def worst_masks(g: PerMatrix, key: Array) -> Any:
-        still = jax.lax.stop_gradient(g)
-        fixed = started(key, g, "random", "unique_per_datapoint", config.delta)
+        constant = jax.lax.stop_gradient(g)
+        fixed = init_sources(key, g, "random", "unique_per_datapoint", config.delta)
 
-        def sources(r: PerMatrix) -> PerMatrix:  # the adversary moves the living; the dead and Δ stay as drawn
-            wide = {n: jnp.pad(on, [(0, 0)] * (on.ndim - 1) + [(0, int(config.delta))]) for n, on in living.items()}
+        def sources(r: PerMatrix) -> PerMatrix:  # dead ones and Δ keep their random values
+            wide = {n: jnp.pad(on, [(0, 0)] * (on.ndim - 1) + [(0, int(config.delta))]) for n, on in live.items()}
             return {n: wide[n] * r[n] + (1 - wide[n]) * fixed[n] for n in r}
 
-        climb = lambda r: cross_entropy(between(still, sources(r)))
+        climb = lambda r: cross_entropy(masks_from_sources(constant, sources(r)))
         r = pgd(climb, fixed, config.adversary_steps, config.adversary_step_size)
-        return between(g, jax.lax.stop_gradient(sources(r)))
+        return masks_from_sources(g, jax.lax.stop_gradient(sources(r)))
 
     def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
         phi, opt = carry
-        grads, seen = jax.grad(losses, has_aux=True)(phi, jax.random.fold_in(key, number))
-        return optimizer.update(adam, grads, opt, phi), seen
+        grads, losses_by_step = jax.grad(losses, has_aux=True)(phi, jax.random.fold_in(key, number))
+        return optimizer.update(adam, grads, opt, phi), losses_by_step
 
-    phi = {name: g.astype(jnp.float32) for name, g in gates.items()}
+    phi = {name: g.astype(jnp.float32) for name, g in initial.items()}
     numbers = jnp.arange(config.steps, dtype=jnp.uint32)
-    (phi, _), seen = jax.lax.scan(step, (phi, optimizer.init(adam, phi)), numbers)
-    return importance_of(phi, lower), *seen
+    (phi, _), losses_by_step = jax.lax.scan(step, (phi, optimizer.init(adam, phi)), numbers)
+    return importance_of(phi, lower), *losses_by_step

@@ -1,4 +1,4 @@
-"""Where V and U live on a mesh: rules beside those of the target (`jax_interp.training.sharding`).
+"""Sharding of V and U on a mesh: rules in addition to those of the target (`jax_interp.training.sharding`).
 
 with jax.set_mesh(mesh):
     place = lambda state: shard(state, state_rules(state, target), mesh)
@@ -8,32 +8,44 @@ with jax.set_mesh(mesh):
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from jax.sharding import PartitionSpec as P
 
 from jax_interp.core.errors import UserError
-from jax_interp.decomposition.components import Decomposed
+from jax_interp.decomposition.components import Components, Decomposed
 from jax_interp.decomposition.train import TrainState
 from jax_interp.training.sharding import Rules, matches
 
 
 def rules(model: Decomposed, target: Rules) -> Rules:
-    """The rules of V and U, also in the optimizer's moments, and the target's after them: what a matrix reads and
-    writes is split as its weight is, components over `tensor` where its inputs are not. Importance functions are the
-    user's to place; `("**", P())` as a last rule replicates them.
+    """The rules of a decomposed model: those of V and U and their optimizer moments, then the target's.
+
+    What a matrix reads and writes is split as its weight is. Components are split over `tensor`, where its inputs are
+    not. Importance functions have no rule here; `("**", P())` as a last rule replicates them.
+
+    Args:
+      model: the decomposed model.
+      target: the target's rules.
+
+    Raises:
+      UserError: no rule of the target matches a decomposed matrix.
     """
     return [*_of_components(model.components, target), *target]
 
 
 def state_rules(state: TrainState, target: Rules) -> Rules:
-    """The rules of a training state: V, U and their moments as `rules` has them, by those of the target. Importance
-    functions and the sources of adversaries are on every device; a rule before these says otherwise.
+    """The rules of a training state: V, U and their moments as in `rules`; everything else is on every device.
+
+    Rules that you put before these decide otherwise.
+
+    Args:
+      state: the training state.
+      target: the target's rules.
     """
     return [*_of_components(state.components, target), ("**", P())]
 
 
-def _of_components(components: Mapping[str, Any], target: Rules) -> list[tuple[str, P]]:
+def _of_components(components: Mapping[str, Components], target: Rules) -> list[tuple[str, P]]:
     return [(f"{name}.{part}", spec) for name in components for part, spec in _split(name, target)]
 
 
@@ -44,7 +56,7 @@ def _split(name: str, target: Rules) -> list[tuple[str, P]]:
             inner = () if "tensor" in reads else ("tensor",)
             kept = tuple(axis for axis in writes if axis not in inner)
             return [("V", P(reads or None, inner or None)), ("U", P(inner or None, kept or None))]
-    raise UserError(f"no rule of the target decides {name}.weight, so none does V and U")
+    raise UserError(f"no rule of the target matches {name}.weight, so V and U have none either")
 
 
 def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
-"""A trained decomposition on disk: one safetensors file of V, U and the importance function, its config in the header.
-
-The target's weights are not in it: they are loaded as they always are.
+"""A trained decomposition on disk: one safetensors file of V, U and the importance function, with the config in its
+header. The target's weights are not in it.
 """
 
 from __future__ import annotations
@@ -17,41 +16,58 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten, unflatten
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
-from jax_interp.decomposition.importance import init_importance
 from jax_interp.decomposition.matrices import check_tied
-from jax_interp.decomposition.train import Trained, template
+from jax_interp.decomposition.train import Trained, initial_decomposition
 
 T = TypeVar("T")
 
 
 def save_decomposition(path: Path | str, trained: Trained, config: DecompositionConfig) -> None:
-    """Write `components.<entry>.V`, `.U` and `gates.…`."""
-    write_tree(path, {"components": trained.model.components, "gates": trained.gates}, config)
+    """Save V, U and the importance function as one safetensors file, with the config in its header.
+
+    Tensors are called `components.<entry>.V`, `components.<entry>.U` and `gates.…`.
+
+    Args:
+      path: of the file. It is written whole or not at all.
+      trained: the decomposition.
+      config: of its run.
+    """
+    write_tree(path, {"components": trained.model.components, "gates": trained.ci_fn}, config)
 
 
 def load_decomposition(path: Path | str, model: Any) -> tuple[Trained, DecompositionConfig]:
-    """What `save_decomposition` wrote, of this target. Raises UserError where the file is another one's."""
+    """Load what `save_decomposition` wrote.
+
+    Args:
+      path: the file.
+      model: the target that was decomposed.
+
+    Returns:
+      The decomposition and its config.
+
+    Raises:
+      UserError: there is no such file, or it belongs to another method or another model.
+    """
     flat, config = read_tree(path, DecompositionConfig)
 
     def blank(model: Any) -> Any:
-        parts = template(config, model)
-        gates = init_importance(config.importance, jax.random.key(0), parts)
-        return {"components": parts.components, "gates": gates}
+        parts = initial_decomposition(config, model)
+        return {"components": parts.components, "gates": config.importance.init(jax.random.key(0), parts)}
 
     check_tied(model, config.tied)
-    tree = filled(path, jax.eval_shape(blank, model), flat)
+    tree = fill_tree(path, jax.eval_shape(blank, model), flat)
     return Trained(Decomposed(model, tree["components"], config.tied), tree["gates"], config.sigmoid), config
 
 
 def write_tree(path: Path | str, tree: Any, config: Any) -> None:
-    """Write a pytree's leaves by address, and the config in the header."""
+    """Write the leaves of a pytree by address, and the config in the header."""
     from safetensors.flax import save
 
     atomic_write(Path(path), save(dict(flatten(tree)), metadata={"config": json.dumps(configs.to_json(config))}))
 
 
 def read_tree(path: Path | str, kind: type[T]) -> tuple[dict[str, Any], T]:
-    """The leaves by address, and the config. Raises UserError where the file is none, or its config is no `kind`."""
+    """The leaves by address, and the config. Raises UserError for no such file, or a config of another kind."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -65,8 +81,8 @@ def read_tree(path: Path | str, kind: type[T]) -> tuple[dict[str, Any], T]:
     return flat, configs.from_json(kind, json.loads(header["config"]), f"the config in {path}")
 
 
-def filled(path: Path | str, tree: Any, flat: dict[str, Any]) -> Any:
-    """The pytree of this structure with these leaves. Raises UserError where they are of other shapes."""
+def fill_tree(path: Path | str, tree: Any, flat: dict[str, Any]) -> Any:
+    """A pytree with the structure of `tree` and these leaves. Raises UserError where shapes differ."""
     want = {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
     have = {name: tuple(leaf.shape) for name, leaf in flat.items()}
     if want != have:

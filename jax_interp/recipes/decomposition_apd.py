@@ -11,10 +11,11 @@ import numpy as np
 
 from jax_interp.decomposition.apd import APDConfig, TrainedAPD, load_apd, save_apd, train_apd, with_threshold
 from jax_interp.decomposition.apd.evaluate import evaluate_apd, features_of_apd, linearity_of_apd
+from jax_interp.decomposition.apd.losses import apd_losses
 from jax_interp.decomposition.apd.spectrum import products, spectra
-from jax_interp.decomposition.apd.train import losses, template
-from jax_interp.decomposition.evaluate import plain
-from jax_interp.decomposition.linearity import ideal
+from jax_interp.decomposition.apd.train import initial_decomposition
+from jax_interp.decomposition.evaluate import report_rows
+from jax_interp.decomposition.linearity import oracle_decomposition
 from jax_interp.decomposition.metrics import recovery
 from jax_interp.recipes.decomposition import DecompositionRunConfig, HeldOut, Inputs
 from jax_interp.recipes.decomposition_method import Method
@@ -26,7 +27,7 @@ from jax_interp.training import Log, RunTarget
 def check(settings: APDConfig, inputs: Inputs) -> None:
     assert inputs.sample is not None  # of toys, which the config asks for
     x = inputs.sample(jax.random.key(0))
-    jax.eval_shape(lambda model: losses(settings, template(settings, model), x), inputs.model)
+    jax.eval_shape(lambda model: apd_losses(settings, initial_decomposition(settings, model), x), inputs.model)
 
 
 def train(
@@ -42,11 +43,11 @@ def measure(settings: APDConfig, config: DecompositionRunConfig, trained: Traine
     """Every figure of the trained decomposition, as JSON values."""
     x, _ = inputs.held_out(config.evaluate_rows)
     result, known = evaluate_apd(settings, trained, x), known_features(inputs.model)
-    oracle = None if known is None else ideal(trained.model, known.parts)
+    oracle = None if known is None else oracle_decomposition(trained.model, known.parts)
     report = linearity_of_apd(
         trained, x[: config.linearity_rows], oracle=oracle, adversary_steps=config.adversary_steps
     )
-    result["linearity"] = plain(report)
+    result["linearity"] = report_rows(report)
     if known is not None:
         active = [k for k in (1, 2) if k <= known.count]
         result |= features_of_apd(

@@ -12,7 +12,7 @@ import numpy as np
 from jax_interp.core.errors import UserError
 from jax_interp.dashboards.components import WINDOWS, MatrixDashboard, component_dashboards
 from jax_interp.dashboards.statistics import TokenShares, Windows
-from jax_interp.decomposition.strongest import Strongest, strongest
+from jax_interp.decomposition.top_components import TopComponents, top_components
 from jax_interp.decomposition.train import Trained
 from jax_interp.recipes.decomposition import HeldOut
 
@@ -53,7 +53,7 @@ def found_on(trained: Trained, held_out: HeldOut, shown: Shown) -> dict[str, Any
     """The strongest components as `views.component_cards` takes them."""
     if held_out.strings is None:
         twins = {twin for _, twin in trained.model.tied}
-        found = strongest(trained, held_out.batches, shown.components or 40)
+        found = top_components(trained, held_out.batches, shown.components or 40)
         matrices = [_matrix(name, one, [{}] * len(one.mean)) for name, one in found.items() if name not in twins]
         return {"rows": sum(int(np.sum(keep)) for _, keep in held_out.batches), "threshold": 0.1, "matrices": matrices}
     windows = dataclasses.replace(WINDOWS, k=shown.windows)
@@ -73,7 +73,7 @@ def found_on(trained: Trained, held_out: HeldOut, shown: Shown) -> dict[str, Any
     }
 
 
-def _matrix(name: str, one: Strongest, cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _matrix(name: str, one: TopComponents, cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     figures = zip(one.components, one.mean, one.rate)
     own = [{"component": int(c), "mean": float(mean), "rate": float(rate)} for c, mean, rate in figures]
     return {

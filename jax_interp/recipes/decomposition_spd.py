@@ -10,12 +10,12 @@ import numpy as np
 
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
-from jax_interp.decomposition.evaluate import composites_of, evaluate, linearity_of, plain
-from jax_interp.decomposition.linearity import ideal
+from jax_interp.decomposition.evaluate import composites_of, evaluate, linearity_of, report_rows
+from jax_interp.decomposition.linearity import oracle_decomposition
 from jax_interp.decomposition.matrices import is_stacked
-from jax_interp.decomposition.metrics import pattern_errors, probe, recovery
+from jax_interp.decomposition.metrics import one_hot_inputs, pattern_errors, recovery
 from jax_interp.decomposition.storage import load_decomposition, save_decomposition
-from jax_interp.decomposition.train import Trained, template, train_decomposition
+from jax_interp.decomposition.train import Trained, initial_decomposition, train_decomposition
 from jax_interp.recipes.decomposition import DecompositionRunConfig, Inputs
 from jax_interp.recipes.decomposition_method import Method
 from jax_interp.recipes.decomposition_page import page
@@ -24,7 +24,7 @@ from jax_interp.training import Log, RunTarget
 
 
 def check(settings: DecompositionConfig, inputs: Inputs) -> None:
-    jax.eval_shape(partial(template, settings), inputs.model)
+    jax.eval_shape(partial(initial_decomposition, settings), inputs.model)
 
 
 def train(
@@ -42,9 +42,9 @@ def measure(
     result = evaluate(settings, trained, x, labels=labels, adversary_steps=steps, threshold=threshold)
     few = {"samples": 2, "ks": (1, 4), "adversary_steps": (20,), "pairs": 16} if labels is not None else {}
     known = known_features(inputs.model)
-    oracle = None if known is None else ideal(trained.model, known.parts)
+    oracle = None if known is None else oracle_decomposition(trained.model, known.parts)
     x = x[: config.linearity_rows]
-    result["linearity"] = plain(linearity_of(settings, trained, x, oracle=oracle, threshold=threshold, **few))
+    result["linearity"] = report_rows(linearity_of(settings, trained, x, oracle=oracle, threshold=threshold, **few))
     return result if known is None else result | against(known, settings, trained, oracle, threshold)
 
 
@@ -59,7 +59,7 @@ def against(
     mechanistic faithfulness on composite inputs, and how well the directions of TMS were found."""
     model, active = trained.model, [k for k in (1, 2) if k <= known.count]
     few = {"threshold": threshold, "samples": 32, "cap": 16, "feature_sets": 32}
-    importance = jax.device_get(trained.importance(probe(known.count)).lower)
+    importance = jax.device_get(trained.importance(one_hot_inputs(known.count)).lower)
     probes = {name: np.asarray(g, float).round(4).tolist() for name, g in importance.items()}
     result: dict[str, Any] = {
         "probe": {

@@ -14,10 +14,10 @@ from jax_interp.cli.decompose import train
 from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition import DecompositionConfig, Trained
-from jax_interp.decomposition.importance import ScalarGates, init_importance
-from jax_interp.decomposition.linearity import ideal
+from jax_interp.decomposition.importance import ScalarMLP
+from jax_interp.decomposition.linearity import oracle_decomposition
 from jax_interp.decomposition.losses import ImportanceMinimality
-from jax_interp.decomposition.train import template
+from jax_interp.decomposition.train import initial_decomposition
 from jax_interp.models import load
 from jax_interp.recipes.decomposition import DecompositionRunConfig, HeldOut, Inputs, inputs_for, next_tokens
 from jax_interp.recipes.decomposition_spd import against, measure
@@ -28,8 +28,8 @@ from jax_interp.toys.toy import known_features
 
 def drawn(settings: DecompositionConfig, target) -> Trained:
     """A decomposition as it is drawn, before any step."""
-    parts = template(settings, target)
-    return Trained(parts, init_importance(settings.importance, jax.random.key(0), parts), settings.sigmoid)
+    parts = initial_decomposition(settings, target)
+    return Trained(parts, settings.importance.init(jax.random.key(0), parts), settings.sigmoid)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_what_a_run_cannot_be(field, value, said):
     ],
 )
 def test_what_cannot_be_done_is_refused_before_there_is_a_directory(command, model, text, tmp_path, matrix, rows, said):
-    settings = DecompositionConfig((matrix,), C=2, importance=ScalarGates(2), batch=2, steps=1)
+    settings = DecompositionConfig((matrix,), C=2, importance=ScalarMLP(2), batch=2, steps=1)
     config = DecompositionRunConfig(settings, target=str(model), text=str(text), context=16, evaluate_rows=rows)
     path = tmp_path / "run.json"
     path.write_text(configs.dumps(config))
@@ -96,18 +96,18 @@ def test_labels_of_held_out_text_leave_special_tokens_out(model, text):
 def test_toys_are_measured_whatever_is_decomposed(toy):
     """Only an inserted identity of TMS; both matrices of a residual MLP."""
     if toy == "identity":
-        settings = DecompositionConfig(("hidden_layers.0",), C=3, importance=ScalarGates(2))
+        settings = DecompositionConfig(("hidden_layers.0",), C=3, importance=ScalarMLP(2))
         target = insert_identity(init_tms(jax.random.key(0), TMSConfig(3, 2)))
         probed, expected = {"hidden_layers.0"}, {"hidden_layers.0": "dense, 2 components"}
     else:
-        settings = DecompositionConfig(("blocks.*.mlp",), C=3, importance=ScalarGates(2))
+        settings = DecompositionConfig(("blocks.*.mlp",), C=3, importance=ScalarMLP(2))
         target = init_resid_mlp(jax.random.key(0), ResidMLPConfig(3, 3, n_layers=1, d_mlp=2, identity=True))
         probed = {"blocks.0.mlp.up", "blocks.0.mlp.down"}
         expected = {"blocks.*.mlp.up": "identity", "blocks.*.mlp.down": "dense, 2 components"}
     trained = drawn(settings, target)
     known = known_features(target)
     assert known is not None
-    found = against(known, settings, trained, ideal(trained.model, known.parts))
+    found = against(known, settings, trained, oracle_decomposition(trained.model, known.parts))
     assert set(found["probe"]) == probed
     assert {name: one["pattern"] for name, one in found["pattern_errors"].items()} == expected
     assert [row["name"] for row in found["composites"]][::4] == ["1 on, needed parts alone", "2 on, needed parts alone"]
@@ -117,7 +117,7 @@ def test_toys_are_measured_whatever_is_decomposed(toy):
 
 def test_one_threshold_is_of_every_figure(monkeypatch):
     """Whatever counts importances gets the config's; a run of before there was one has 0."""
-    settings = DecompositionConfig(("linear1",), C=3, importance=ScalarGates(2))
+    settings = DecompositionConfig(("linear1",), C=3, importance=ScalarMLP(2))
     target, seen = init_tms(jax.random.key(0), TMSConfig(3, 2)), {}
     for name in ("evaluate", "linearity_of", "composites_of"):
         real, few = getattr(module, name), {"linearity_of": {"samples": 1, "ks": (1,), "adversary_steps": (1,)}}
@@ -137,7 +137,7 @@ def test_one_threshold_is_of_every_figure(monkeypatch):
 
 def test_a_run_goes_on_with_another_threshold(tmp_path):
     settings = DecompositionConfig(
-        ("linear1",), C=3, importance=ScalarGates(2), warm_up=None, losses=(ImportanceMinimality(),), steps=1, batch=4
+        ("linear1",), C=3, importance=ScalarMLP(2), warm_up=None, losses=(ImportanceMinimality(),), steps=1, batch=4
     )
     config, inputs = DecompositionRunConfig(settings), inputs_of(init_tms(jax.random.key(0), TMSConfig(3, 2)))
     train(config, inputs, tmp_path, quiet=True)

@@ -83,7 +83,7 @@ def test_what_a_run_leaves(finished):
 
 def test_what_was_trained_is_loaded(finished):
     """Of the target at hand, and as the last checkpoint has it."""
-    from jax_interp.decomposition.apd.train import start
+    from jax_interp.decomposition.apd.train import init_state
     from jax_interp.training import QUIET, SaveTo, fit
 
     target = drawn("5-2", 0)
@@ -91,7 +91,7 @@ def test_what_was_trained_is_loaded(finished):
     assert settings == CONFIG.decomposition
     state = fit(
         lambda *_: pytest.fail("no step is left"),
-        start(settings, target),
+        init_state(settings, target),
         steps=settings.steps,
         run=SaveTo(finished, CONFIG),
         log=QUIET,

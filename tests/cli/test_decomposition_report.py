@@ -13,9 +13,9 @@ from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
 from jax_interp.data.text import text_for
 from jax_interp.decomposition import DecompositionConfig, Trained
-from jax_interp.decomposition.importance import ScalarGates, init_importance
+from jax_interp.decomposition.importance import ScalarMLP
 from jax_interp.decomposition.storage import save_decomposition
-from jax_interp.decomposition.train import template
+from jax_interp.decomposition.train import initial_decomposition
 from jax_interp.models import load, save
 from jax_interp.recipes.decomposition import DecompositionRunConfig
 from jax_interp.recipes.run_inputs import fingerprint, same_inputs
@@ -30,13 +30,13 @@ EVALUATION = {
 @pytest.fixture
 def finished(tmp_path, model, text):
     """The directory of a run, its decomposition as it was drawn."""
-    settings = DecompositionConfig(("blocks.*.mlp.up",), C=6, importance=ScalarGates(2), batch=2, steps=1)
+    settings = DecompositionConfig(("blocks.*.mlp.up",), C=6, importance=ScalarMLP(2), batch=2, steps=1)
     config = DecompositionRunConfig(settings, target=str(model), text=str(text), context=16, evaluate_rows=4)
 
     @jax.jit
     def drawn(target):
-        parts = template(settings, target)
-        return Trained(parts, init_importance(settings.importance, jax.random.key(0), parts), settings.sigmoid)
+        parts = initial_decomposition(settings, target)
+        return Trained(parts, settings.importance.init(jax.random.key(0), parts), settings.sigmoid)
 
     run = tmp_path / "run"
     run.mkdir()

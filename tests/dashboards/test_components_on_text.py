@@ -14,8 +14,8 @@ from jax_interp.core.errors import UserError
 from jax_interp.dashboards.components import component_dashboards
 from jax_interp.dashboards.statistics import Passages, TopWindows
 from jax_interp.decomposition import Trained, decompose
-from jax_interp.decomposition.importance import ScalarGates, init_importance, read_inputs
-from jax_interp.decomposition.strongest import strongest
+from jax_interp.decomposition.importance import ScalarMLP, read_inputs
+from jax_interp.decomposition.top_components import top_components
 from jax_interp.models import Config, init
 
 CONFIG = Config(n_layers=2, d_model=8, n_heads=2, d_mlp=6, vocab_size=11, n_ctx=9)
@@ -37,12 +37,12 @@ def decomposed():
     def made():
         model = init(CONFIG, jax.random.key(0))
         parts = decompose(model, ("blocks.*.attn.o", "blocks.*.mlp.down"), C=5, key=jax.random.key(1))
-        return Trained(parts, init_importance(ScalarGates(3), jax.random.key(2), parts))
+        return Trained(parts, ScalarMLP(3).init(jax.random.key(2), parts))
 
     trained = filled(jax.eval_shape(made))
     dead = lambda gate: dataclasses.replace(gate, bo=jnp.asarray(np.where(np.arange(5) == 4, -100, gate.bo - 0.7)))
-    gates = {name: dead(gate) for name, gate in trained.gates.gates.items()}
-    trained = dataclasses.replace(trained, gates=dataclasses.replace(trained.gates, gates=gates))
+    gates = {name: dead(gate) for name, gate in trained.ci_fn.gates.items()}
+    trained = dataclasses.replace(trained, ci_fn=dataclasses.replace(trained.ci_fn, gates=gates))
     rng = np.random.default_rng(0)
     batches = [(rng.integers(0, 11, (2, 9)).astype(np.int32), rng.random((2, 9)) < 0.8) for _ in range(3)]
     for i, (tokens, _) in enumerate(batches):
@@ -168,12 +168,12 @@ def test_a_text_is_needed(decomposed):
 def test_the_strongest_of_a_toy():
     def made():
         parts = decompose(tiny(), "linear1", C=4, key=jax.random.key(1), tied=TIED)
-        return Trained(parts, init_importance(ScalarGates(3), jax.random.key(2), parts))
+        return Trained(parts, ScalarMLP(3).init(jax.random.key(2), parts))
 
     trained = filled(jax.eval_shape(made))
     x = np.random.default_rng(1).random((16, 5)).astype(np.float32)
     g = jax.device_get(jax.jit(lambda trained, x: trained.importance(x).lower)(trained, x))
-    found = strongest(trained, [(x[:8], np.ones(8, bool)), (x[8:], np.ones(8, bool))], n=2)
+    found = top_components(trained, [(x[:8], np.ones(8, bool)), (x[8:], np.ones(8, bool))], n=2)
     assert list(found) == ["linear1", "linear2"]
     for name, one in found.items():
         best = [c for c in np.argsort(-g[name].mean(0)) if (g[name][:, c] > TAU).any()][:2]

@@ -17,9 +17,9 @@ from jax_interp.decomposition.attributions import edge_attributions, local_attri
 from jax_interp.decomposition.clustering import cluster, description_length, merge_cost
 from jax_interp.decomposition.components import Components, Decomposed
 from jax_interp.decomposition.edit_weights import add_rank_one, redirect_component, scale_component
-from jax_interp.decomposition.interactions import pair_interactions, static_interactions, with_rest
-from jax_interp.decomposition.losses.adversary import pgd, started
-from jax_interp.decomposition.masks import between
+from jax_interp.decomposition.interactions import pair_interactions, static_interactions, with_delta
+from jax_interp.decomposition.losses.adversaries import init_sources, pgd
+from jax_interp.decomposition.masks import masks_from_sources
 from jax_interp.decomposition.matrices import weight_of
 from jax_interp.decomposition.prune import PruneConfig, _pruned, prune
 from jax_interp.models import Config, Rope, init
@@ -47,7 +47,7 @@ def test_interactions_sum_to_the_attention_logit():
         x, scores = (
             read(parts, a, output=False)(tokens)[a] for a in ("blocks.1.attn.q.input", "blocks.1.attn.attn_scores")
         )
-        q, k = (with_rest(layer(name), parts.weight(name)[1]) for name in names)
+        q, k = (with_delta(layer(name), parts.weight(name)[1]) for name in names)
         pairs = pair_interactions(q, k, x, n_heads=4, kv_heads=2, scale=4**-0.5,
                                   rotate=lambda v: rotate(v, context.rotation, adjacent=False))  # fmt: skip
         return scores[:, :, -1], pairs
@@ -276,10 +276,10 @@ def attacked(parts, importance, tokens, label):
     """The cross-entropy of the last token under the worst masks that forty steps find, from four starts."""
 
     def cross_entropy(r):
-        logits = masked_output(parts, between(importance, r), tokens)[:, -1]
+        logits = masked_output(parts, masks_from_sources(importance, r), tokens)[:, -1]
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1).mean()
 
-    start = lambda key: started(key, importance, "random", "unique_per_datapoint", False)
+    start = lambda key: init_sources(key, importance, "random", "unique_per_datapoint", False)
     worst = lambda key: cross_entropy(pgd(cross_entropy, start(key), 40, 0.1))
     return jnp.max(jax.lax.map(worst, jax.random.split(jax.random.key(5), 4)))
 
@@ -304,8 +304,8 @@ def test_pruning_keeps_what_a_prompt_needs():
 def test_pruning_another_prompt_compiles_nothing():
     """And what the importance function calls dead stays dead, by the sigmoid that it was trained with."""
     trained, config = by_input(sigmoid="hard"), PruneConfig(steps=2, adversary_steps=1)
-    dead = {name: g.at[:, :, :3].set(-1.0) for name, g in trained.gates.values.items()}
-    trained = dataclasses.replace(trained, gates=Fixed(dead))
+    dead = {name: g.at[:, :, :3].set(-1.0) for name, g in trained.ci_fn.values.items()}
+    trained = dataclasses.replace(trained, ci_fn=Fixed(dead))
     before = _pruned._cache_size()
     for tokens in (TOKENS[:1], TOKENS[1:]):
         found = prune(trained, tokens, tokens[:, 0], config)

@@ -22,19 +22,18 @@ from jax_interp.decomposition.apd import (
     save_apd,
     with_threshold,
 )
-from jax_interp.decomposition.apd.ablatable import of_components
-from jax_interp.decomposition.apd.evaluate import evaluate_apd, features_of_apd, linearity_of_apd
-from jax_interp.decomposition.apd.simplicity import lp_attribution
+from jax_interp.decomposition.apd.evaluate import evaluate_apd, features_of_apd, linearity_of_apd, mask_components
+from jax_interp.decomposition.apd.losses import apd_losses, lp_attribution
 from jax_interp.decomposition.apd.spectrum import products, spectra
-from jax_interp.decomposition.apd.train import apd_step, losses, start, template
+from jax_interp.decomposition.apd.train import apd_step, init_state, initial_decomposition
 from jax_interp.decomposition.components import Components, Decomposed
 from jax_interp.decomposition.config import DecompositionConfig, Schedule
-from jax_interp.decomposition.linearity import ideal
+from jax_interp.decomposition.linearity import oracle_decomposition
 from jax_interp.decomposition.masks import Mask, masked_output
 from jax_interp.decomposition.matrices import weight_of
 from jax_interp.decomposition.storage import load_decomposition, save_decomposition
 from jax_interp.decomposition.train import Trained
-from jax_interp.decomposition.train import template as spd_template
+from jax_interp.decomposition.train import initial_decomposition as spd_template
 from jax_interp.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
 
 TOP_K = 0.211
@@ -67,7 +66,7 @@ def test_losses_and_gradients_are_the_equations():
     """Scores, mask, each loss and the gradient; float32, so up to its rounding."""
     model, config = pentagon(), APDConfig(tied=TIED, top_k=TOP_K)
     x = sparse(jax.random.key(5), 512)
-    pair = start(config, model, seed=3).components["linear1"]
+    pair = init_state(config, model, seed=3).components["linear1"]
     A, B = pair.V.reshape(5, config.C, config.rank).transpose(1, 0, 2), pair.U.reshape(config.C, config.rank, 2)
     (total, (found, scores, mask)), expected = jax.value_and_grad(
         lambda A, B: written_out(config, A, B, x, model.linear1.weight, model.linear2.bias), (0, 1), has_aux=True
@@ -78,7 +77,7 @@ def test_losses_and_gradients_are_the_equations():
     assert (np.asarray(batch_top_k(got, TOP_K)) == np.asarray(mask)).all()
 
     (loss, metrics), grads = jax.value_and_grad(
-        lambda pair: losses(config, Decomposed(model, {"linear1": pair}, TIED), x), has_aux=True
+        lambda pair: apd_losses(config, Decomposed(model, {"linear1": pair}, TIED), x), has_aux=True
     )(pair)
     np.testing.assert_allclose(loss, total, rtol=1e-5)
     for name, value in found.items():
@@ -91,7 +90,7 @@ def test_losses_and_gradients_are_the_equations():
 def test_components_start_xavier_normal():
     """A_c `[5, 3]` and B_c `[3, 2]` with deviation √(2 / (d_in + d_out)) each; of many components, to 3 %."""
     config = APDConfig(tied=TIED, C=400)
-    pair = start(config, pentagon()).components["linear1"]
+    pair = init_state(config, pentagon()).components["linear1"]
     assert np.isclose(float(pair.V.std()), (2 / 8) ** 0.5, rtol=0.03)
     assert np.isclose(float(pair.U.std()), (2 / 5) ** 0.5, rtol=0.03)
 
@@ -104,7 +103,7 @@ def test_attributions_are_slopes_of_the_output():
         (pentagon(), APDConfig(tied=TIED)),
         (layers, APDConfig(("blocks.*.mlp",), C=3, rank=2)),
     ):
-        parts = template(config, model, 1)
+        parts = initial_decomposition(config, model, 1)
         x = sparse(jax.random.key(2), 16, n=5 if config.tied else 4, p=0.5)
 
         def output(m, parts=parts, config=config, x=x):
@@ -149,7 +148,7 @@ def test_a_perfect_decomposition_has_no_errors():
     assert set(found["singular_values"]) == {"linear1"}, "a twin's are the same"
 
     W = trained.model.target.linear1.weight
-    oracle = ideal(trained.model, {"linear1": (jnp.eye(5), W), "linear2": (W.T, jnp.eye(5))})
+    oracle = oracle_decomposition(trained.model, {"linear1": (jnp.eye(5), W), "linear2": (W.T, jnp.eye(5))})
     few = {"samples": 2, "ks": (1,), "adversary_steps": (4,), "pairs": 4}
     report = linearity_of_apd(trained, x, oracle=oracle, **few)
     near([report.strict.normalised, report.all_on.normalised, report.scrub.normalised], 0)
@@ -165,7 +164,7 @@ def test_a_perfect_decomposition_has_no_errors():
 
 def test_a_threshold_keeps_the_top_k_of_its_batch():
     config, x = APDConfig(tied=TIED, top_k=0.4), sparse(jax.random.key(1), 64, p=0.3)
-    model = template(config, pentagon(), 2)
+    model = initial_decomposition(config, pentagon(), 2)
     trained = with_threshold(config, model, x)
     kept = np.asarray(jax.jit(TrainedAPD.kept)(trained, x))
     np.testing.assert_array_equal(kept, jax.jit(lambda m, x: batch_top_k(attributions(m, 3, x), 0.4))(model, x))
@@ -176,8 +175,8 @@ def test_a_threshold_keeps_the_top_k_of_its_batch():
 def test_components_are_taken_away_whole():
     """What is run with a component off is the model without its product in every matrix, of every layer."""
     model = init_resid_mlp(jax.random.key(0), ResidMLPConfig(4, 6, n_layers=2, d_mlp=3))
-    parts = template(APDConfig(("blocks.*.mlp",), C=3, rank=2), model, 1)
-    able, x = of_components(parts, 2, least=1e-6), jax.random.normal(jax.random.key(3), (5, 4))
+    parts = initial_decomposition(APDConfig(("blocks.*.mlp",), C=3, rank=2), model, 1)
+    able, x = mask_components(parts, 2, least=1e-6), jax.random.normal(jax.random.key(3), (5, 4))
     assert able.count == 3
     assert able.ranks.tolist() == [2 * 4] * 3
     mask = jnp.array([1.0, 0.0, 1.0])
@@ -198,7 +197,7 @@ def test_components_are_taken_away_whole():
 def test_a_saved_decomposition_is_the_same(tmp_path):
     config, x = APDConfig(tied=TIED, top_k=0.4), sparse(jax.random.key(1), 64)
     model = pentagon()
-    trained = with_threshold(config, template(config, model, 2), x)
+    trained = with_threshold(config, initial_decomposition(config, model, 2), x)
     path = tmp_path / "apd.safetensors"
     save_apd(path, trained, config)
     loaded, settings = load_apd(path, model)
@@ -255,7 +254,7 @@ def test_attributions_and_activations_of_stacked_blocks():
     change of output for a small share of it added, by central differences in float64. And the neurons of the model of
     the components kept, mean square over rows and neurons of all layers."""
     model, x = resid()
-    parts = Decomposed(model, start(RESID, model, seed=1).components)
+    parts = Decomposed(model, init_state(RESID, model, seed=1).components)
     exact = lambda name: np.asarray(weight_of(model, name), np.float64)
     up, down = exact("blocks.*.mlp.up"), exact("blocks.*.mlp.down")
 
@@ -271,7 +270,7 @@ def test_attributions_and_activations_of_stacked_blocks():
     got = attributions(parts, 2, x)
     np.testing.assert_allclose(got, np.stack(want, axis=1), rtol=1e-4, atol=1e-6)
 
-    _, found = losses(RESID, parts, x)
+    _, found = apd_losses(RESID, parts, x)
     mask = np.asarray(batch_top_k(got, 1.0), np.float64)
     assert mask.sum() == 5
     kept = lambda P: np.einsum("bc,clio->lbio", mask, P)
@@ -295,7 +294,7 @@ def test_unit_norm_keeps_to_the_sphere():
     moment is a tenth of, is at right angles to them; U is as it would be."""
     model, x = resid()
     config = dataclasses.replace(RESID, unit_norm=True, schedule=Schedule(1e-3, "constant"))
-    state = start(config, model, seed=1)
+    state = init_state(config, model, seed=1)
     after, _ = jax.jit(partial(apd_step, config))(state, x, model)
     has_moments = lambda part: hasattr(part, "mu")
     moment = next(filter(has_moments, jax.tree.leaves(after.opt, is_leaf=has_moments))).mu

@@ -14,9 +14,9 @@ from tiny_tms import TIED, Tiny, sparse, tiny
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition import Components, DecompositionConfig, decompose, masked_output, train_instances
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.linearity.ablatable import of_decomposition, side_by_side
+from jax_interp.decomposition.linearity.masked_function import importance_matrix, mask_decomposition
 from jax_interp.decomposition.masks import Mask, edits
-from jax_interp.decomposition.matrices import chosen, matrices
+from jax_interp.decomposition.matrices import matrices, select_matrices
 from jax_interp.models import Config, init
 from jax_interp.surgery import Scale, Zero, at, edit, grad_at, read, replan
 from jax_interp.toys.layers import Linear
@@ -31,12 +31,13 @@ def test_what_patterns_mean():
     assert matrices(model)["blocks.1.mlp.up"] == (8, 12)
     assert {"embed", "unembed"} <= set(matrices(model))
     assert not [name for name in matrices(model) if "ln" in name]
-    assert chosen(model, "blocks.*.mlp") == [f"blocks.*.mlp.{n}" for n in ("down", "gate", "up")]
-    assert chosen(model, ["blocks.*.attn.[qk]", "unembed"]) == ["blocks.*.attn.k", "blocks.*.attn.q", "unembed"]
-    assert set(chosen(replan(model, "*"), "blocks.1.mlp.up")) == {"blocks.1.mlp.up"}
+    assert select_matrices(model, "blocks.*.mlp") == [f"blocks.*.mlp.{n}" for n in ("down", "gate", "up")]
+    keys_and_queries = ["blocks.*.attn.k", "blocks.*.attn.q", "unembed"]
+    assert select_matrices(model, ["blocks.*.attn.[qk]", "unembed"]) == keys_and_queries
+    assert set(select_matrices(replan(model, "*"), "blocks.1.mlp.up")) == {"blocks.1.mlp.up"}
     assert list(matrices(tiny())) == ["linear1", "linear2"]
     with pytest.raises(UserError, match=r"no matrix matches 'blocks.*mpl'.*blocks\.\*\.mlp\.up"):
-        chosen(model, "blocks.*.mpl")
+        select_matrices(model, "blocks.*.mpl")
     with pytest.raises(UserError, match="C=-1 for 'linear1': a matrix has at least 1"):
         decompose(tiny(), "linear1", C=-1, key=jax.random.key(0))
     with pytest.raises(UserError, match="C says nothing for 'linear1'"):
@@ -164,8 +165,8 @@ def test_one_order_of_matrices_inside_jit_and_out():
     strict = np.mean(((masked - right) @ ends.T) ** 2)
     for one in (parts, jax.jit(lambda parts: parts)(parts)):
         assert one.names == parts.names
-        of, data = of_decomposition(one), jnp.asarray(x, jnp.float32)
-        error = jnp.mean((of.run(side_by_side(one, importance), data) - of.target(data)) ** 2)
+        of, data = mask_decomposition(one), jnp.asarray(x, jnp.float32)
+        error = jnp.mean((of.run(importance_matrix(one, importance), data) - of.target(data)) ** 2)
         np.testing.assert_allclose(error, strict, rtol=1e-4)
 
 

@@ -11,7 +11,7 @@ from tiny_tms import TIED, sparse, tiny
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition import Components, decompose
 from jax_interp.decomposition.importance import Importance, read_inputs
-from jax_interp.decomposition.losses import ImportanceMasked, Scene, Unmasked
+from jax_interp.decomposition.losses import ImportanceMasked, LossInputs, LossSettings, Unmasked
 from jax_interp.decomposition.metrics import (
     agreement,
     alive,
@@ -103,12 +103,14 @@ def test_stochastic_masks_of_reports_are_those_of_training():
     lower = {"linear1": jnp.zeros((1, 1))}
     output, _, hidden = read_inputs(parts, x, outputs=True)
     for sampling in ("binomial", "continuous"):
-        scene = Scene(parts, (x,), output, Importance(lower, lower, lower), hidden, 1.0, False, sampling)
-        errors = mask_report(scene, KEY).error
+        batch = LossInputs(
+            parts, (x,), output, Importance(lower, lower, lower), hidden, 1.0, LossSettings(False, sampling)
+        )
+        errors = mask_report(batch, KEY).error
         ends = [float(errors["zero"]), float(errors["unmasked"])]
         assert ends[0] != pytest.approx(ends[1], rel=1e-2)
         assert any(float(errors["stochastic"]) == pytest.approx(end) for end in ends) == (sampling == "binomial")
-        found = float(hidden_report(scene, KEY, relative=False)["stochastic"]["linear1"])
+        found = float(hidden_report(batch, KEY, relative=False)["stochastic"]["linear1"])
         own = x @ parts.of("linear1").product()  # 0 or all of it in place of x @ W
         ends = [float(jnp.mean((hidden["linear1"] - kept * own) ** 2)) for kept in (0.0, 1.0)]
         assert any(found == pytest.approx(end) for end in ends) == (sampling == "binomial")
@@ -120,19 +122,19 @@ def test_reports_under_masks():
     rng = np.random.default_rng(0)
     lower = {n: jnp.asarray(rng.random((8, 4)), jnp.float32) for n in parts.names}
     output, _, hidden = read_inputs(parts, x, outputs=True)
-    scene = Scene(parts, (x,), output, Importance(lower, lower, lower), hidden)
-    report = mask_report(scene, KEY)
+    batch = LossInputs(parts, (x,), output, Importance(lower, lower, lower), hidden)
+    report = mask_report(batch, KEY)
     assert set(report.error) == {"ci", "unmasked", "stochastic", "random", "rounded", "zero"}
-    np.testing.assert_allclose(report.error["ci"], ImportanceMasked()(scene, KEY), rtol=1e-5)
-    np.testing.assert_allclose(report.error["unmasked"], Unmasked()(scene, KEY), rtol=1e-5)
+    np.testing.assert_allclose(report.error["ci"], ImportanceMasked()(batch, KEY), rtol=1e-5)
+    np.testing.assert_allclose(report.error["unmasked"], Unmasked()(batch, KEY), rtol=1e-5)
     np.testing.assert_allclose(report.error["rounded"], report.error["unmasked"], rtol=1e-5)  # all above 0
     assert float(report.error_unrecovered["zero"]) == 1
-    by_hidden = hidden_report(scene, KEY)
+    by_hidden = hidden_report(batch, KEY)
     assert set(by_hidden) == {"stochastic", "ci"}
     assert set(by_hidden["ci"]) == {"linear1", "linear2"}
-    curve = pgd_curve(scene, KEY, steps=(5, 20))
+    curve = pgd_curve(batch, KEY, steps=(5, 20))
     assert curve.shape == (2,)
-    assert float(pgd_error(scene, KEY)) > float(report.error["stochastic"])
+    assert float(pgd_error(batch, KEY)) > float(report.error["stochastic"])
     logits = jnp.log(jnp.asarray([[[0.25, 0.75], [0.5, 0.5]]]))
     np.testing.assert_allclose(cross_entropy(logits, jnp.asarray([[1, -1]])), -np.log(0.75), rtol=1e-6)
 
@@ -151,8 +153,10 @@ def test_cross_entropies_and_what_is_not_recovered():
     labels = np.array([0, 3, -1, 2, 2, 1, 4, 0])
     given = {n: jnp.asarray(g, jnp.float32) for n, g in lower.items()}
     output, _, hidden = read_inputs(parts, x, outputs=True)
-    scene = Scene(parts, (x,), output, Importance(given, given, given), hidden, compare="kl")
-    report = mask_report(scene, KEY, jnp.asarray(labels), threshold=0.5)
+    batch = LossInputs(
+        parts, (x,), output, Importance(given, given, given), hidden, settings=LossSettings(compare="kl")
+    )
+    report = mask_report(batch, KEY, jnp.asarray(labels), threshold=0.5)
     X, V, U, W, b = (
         np.asarray(m, float)
         for m in (x, parts.of("linear1").V, parts.of("linear1").U, model.linear1.weight, model.linear2.bias)
@@ -186,12 +190,12 @@ def test_hidden_errors_over_mean_squares():
     parts = decompose(model, "*", C=4, key=jax.random.key(1), tied=TIED)
     half = {n: jnp.full((8, 4), 0.5) for n in parts.names}
     output, _, hidden = read_inputs(parts, x, outputs=True)
-    scene = Scene(parts, (x,), output, Importance(half, half, half), hidden)
+    batch = LossInputs(parts, (x,), output, Importance(half, half, half), hidden)
     X, W, b = (np.asarray(m, float) for m in (x, model.linear1.weight, model.linear2.bias))
     VU = np.asarray(parts.of("linear1").product(), float)
     right, got = (X @ W, X @ W @ W.T + b), (X @ VU / 2, X @ VU @ VU.T / 4 + b)
     for relative in (False, True):
-        found = hidden_report(scene, KEY, relative)["ci"]
+        found = hidden_report(batch, KEY, relative)["ci"]
         for name, y, z in zip(("linear1", "linear2"), right, got, strict=True):
             want = np.mean((y - z) ** 2) / (np.mean(y**2) if relative else 1)
             np.testing.assert_allclose(found[name], want, rtol=1e-4, err_msg=name)

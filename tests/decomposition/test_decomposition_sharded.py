@@ -13,9 +13,9 @@ from tiny_tms import TIED, tiny
 
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition import Components, Decomposed, DecompositionConfig, Schedule, WarmUp, decompose
-from jax_interp.decomposition.importance import GlobalGates, ScalarGates, SharedGates, TransformerGates, VectorGates
+from jax_interp.decomposition.importance import GlobalMLP, GlobalTransformer, ScalarMLP, SharedMLP, VectorMLP
 from jax_interp.decomposition.losses import (
-    Adversary,
+    AdamAdversary,
     Faithfulness,
     HiddenReconstruction,
     ImportanceMinimality,
@@ -24,9 +24,9 @@ from jax_interp.decomposition.losses import (
     StochasticLayerwise,
     StochasticSubset,
 )
-from jax_interp.decomposition.masks import masked_output, stochastic
+from jax_interp.decomposition.masks import masked_output, stochastic_masks
 from jax_interp.decomposition.sharding import rules, state_rules
-from jax_interp.decomposition.train import start, train_decomposition, train_step
+from jax_interp.decomposition.train import init_state, train_decomposition, train_step
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.sharding import rules as target_rules
@@ -44,7 +44,7 @@ def test_masked_loss_and_gradients_on_a_mesh(explicit):
     tokens = jax.random.randint(jax.random.key(1), (8, 12), 0, CONFIG.vocab_size)
     parts = decompose(model, ["blocks.*.attn", "blocks.*.mlp"], C=8, key=jax.random.key(2))
     importance = {name: jnp.zeros((2, 8, 12, 8)) for name in parts.names}
-    masks = jax.device_get(stochastic(jax.random.key(3), importance))
+    masks = jax.device_get(stochastic_masks(jax.random.key(3), importance))
 
     @jax.jit
     def value_and_grad(parts, masks, tokens):
@@ -68,13 +68,13 @@ def test_masked_loss_and_gradients_on_a_mesh(explicit):
 SMALL = Config(n_layers=2, d_model=8, n_heads=2, d_mlp=16, vocab_size=32, n_ctx=8)
 RECIPE = DecompositionConfig(
     ("blocks.*.attn", "blocks.*.mlp"), C=4, steps=10, batch=4, warm_up=None, compare="kl",
-    importance=TransformerGates(8, 1, 2, 16),
-    losses=(ImportanceMinimality(), StochasticSubset(), PersistentPGD(adversary=Adversary(warm_up_steps=1)),
+    importance=GlobalTransformer(8, 1, 2, 16),
+    losses=(ImportanceMinimality(), StochasticSubset(), PersistentPGD(adversary=AdamAdversary(warm_up_steps=1)),
             Faithfulness()),
 )  # fmt: skip
 BY_LAYER = dataclasses.replace(
-    RECIPE, matrices=("blocks.*.mlp",), importance=ScalarGates(2),
-    losses=(StochasticLayerwise(), PersistentPGD(adversary=Adversary(warm_up_steps=1), subset=True)),
+    RECIPE, matrices=("blocks.*.mlp",), importance=ScalarMLP(2),
+    losses=(StochasticLayerwise(), PersistentPGD(adversary=AdamAdversary(warm_up_steps=1), subset=True)),
 )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ EVERY = [
             importance=importance,
             losses=(Faithfulness(relative=True), HiddenReconstruction(), PGDReconstruction(steps=1, subset=True)),
         )
-        for importance in (SharedGates((3,)), VectorGates(2), GlobalGates((3,)))
+        for importance in (SharedMLP((3,)), VectorMLP(2), GlobalMLP((3,)))
     ),
 ]
 
@@ -103,7 +103,7 @@ def test_a_training_step_on_a_mesh(config, explicit):
     are 2e-7 apart."""
     model = jax.tree.map(lambda w: 4.0 * w if w.ndim > 2 else w, init(SMALL, jax.random.key(0)))
     tokens = jax.random.randint(jax.random.key(1), (4, 6), 0, SMALL.vocab_size)
-    state = start(config, model, tokens)
+    state = init_state(config, model, tokens)
     step = jax.jit(partial(train_step, config))
     gradients = lambda after: (after.opt_components, after.opt_gates, [own.first for own in after.sources])
     after, metrics = step(state, tokens, model)
@@ -156,7 +156,7 @@ def test_a_training_step_traces_on_explicit_axes(config):
     """They are part of the types, so what they forbid shows without computing anything."""
     model = jax.eval_shape(partial(init, SMALL), jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((4, 6), jnp.int32)
-    state = jax.eval_shape(partial(start, config), model, tokens)
+    state = jax.eval_shape(partial(init_state, config), model, tokens)
     mesh = abstract_mesh(data=2, fsdp=2, tensor=2)
     with jax.sharding.use_abstract_mesh(mesh):
         state = abstract(state, state_rules(state, target_rules(SMALL)), mesh)
@@ -168,9 +168,9 @@ def test_a_training_step_traces_on_explicit_axes(config):
 
 def test_a_step_of_a_toy_traces_with_components_split():
     """Rows without positions go through the scalar gates' own backward pass, which sums over them."""
-    config = DecompositionConfig(tied=TIED, C=4, importance=ScalarGates(2), warm_up=None)
+    config = DecompositionConfig(tied=TIED, C=4, importance=ScalarMLP(2), warm_up=None)
     x, model = jax.ShapeDtypeStruct((16, 5), jnp.float32), tiny()
-    state = jax.eval_shape(partial(start, config), model, x)
+    state = jax.eval_shape(partial(init_state, config), model, x)
     mesh = abstract_mesh(data=2, fsdp=2, tensor=2)
     split = [("linear1.V", jax.P(None, "tensor")), ("linear1.U", jax.P("tensor", None)), ("**", jax.P())]
     with jax.sharding.use_abstract_mesh(mesh):
@@ -190,5 +190,5 @@ def test_rules_of_v_and_u():
     both = ("fsdp", "tensor")
     assert of("a.weight", both, None) == [jax.P(both, None), jax.P(None, None)]
     assert of("a.weight", None, both) == [jax.P(None, "tensor"), jax.P("tensor", "fsdp")]
-    with pytest.raises(UserError, match=r"no rule of the target decides a\.weight"):
+    with pytest.raises(UserError, match=r"no rule of the target matches a\.weight"):
         of("b.weight")

@@ -15,30 +15,30 @@ from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition import DecompositionConfig, Schedule, decompose, train_decomposition, train_instances
 from jax_interp.decomposition.apd import APDConfig, apd_instances, train_apd
-from jax_interp.decomposition.capacity import alive_of, capacity_sweep
+from jax_interp.decomposition.capacity import capacity_sweep, count_alive
 from jax_interp.decomposition.components import Components, Decomposed
 from jax_interp.decomposition.importance import (
-    GlobalGates,
-    ScalarGates,
-    SharedGates,
-    TransformerGates,
-    VectorGates,
-    init_importance,
+    GlobalMLP,
+    GlobalTransformer,
+    ScalarMLP,
+    SharedMLP,
+    VectorMLP,
     read_inputs,
 )
 from jax_interp.decomposition.losses import (
-    Adversary,
+    AdamAdversary,
     Faithfulness,
-    Merged,
+    MixedReconstruction,
     PersistentPGD,
     SmoothL0,
     StochasticReconstruction,
     StochasticSubset,
 )
 from jax_interp.decomposition.masks import Mask, masked_output
-from jax_interp.decomposition.metrics import alive, identity_error, probe, recovery
+from jax_interp.decomposition.metrics import alive, identity_error, one_hot_inputs, recovery
 from jax_interp.decomposition.presets import preset
-from jax_interp.decomposition.train import rate, record, start, train_step
+from jax_interp.decomposition.train import init_state, train_step
+from jax_interp.decomposition.training_run import rate, run_record
 from jax_interp.models import Config, init
 from jax_interp.surgery import replan
 from jax_interp.toys.tms import TMSConfig, train_tms
@@ -46,7 +46,7 @@ from jax_interp.toys.toy_training import ToyTraining
 from jax_interp.training import QUIET, Log, SaveTo, open_run
 
 TINY = DecompositionConfig(
-    ("*",), C=4, tied=TIED, importance=ScalarGates(4), steps=6, batch=32, schedule=Schedule(1e-2), warm_up=None
+    ("*",), C=4, tied=TIED, importance=ScalarMLP(4), steps=6, batch=32, schedule=Schedule(1e-2), warm_up=None
 )
 ALL_SORTS = dataclasses.replace(
     TINY,
@@ -54,8 +54,8 @@ ALL_SORTS = dataclasses.replace(
         Faithfulness(relative=True),
         SmoothL0(),
         StochasticSubset(),
-        PersistentPGD(adversary=Adversary(rate_warm_up=0.0), subset=True),
-        Merged(adversary=Adversary(scope="single_source", rate_warm_up=0.0)),
+        PersistentPGD(adversary=AdamAdversary(rate_warm_up=0.0), subset=True),
+        MixedReconstruction(adversary=AdamAdversary(scope="single_source", rate_warm_up=0.0)),
     ),
     clip=1.0,
 )
@@ -74,7 +74,7 @@ def test_importance_functions_in_numpy():
     exact = lambda tree: jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
     X, V = np.asarray(x, np.float64), np.asarray(parts.of("linear1").V, np.float64)
 
-    scalar = init_importance(ScalarGates(3), jax.random.key(2), parts)
+    scalar = ScalarMLP(3).init(jax.random.key(2), parts)
     g = exact(scalar.gates["linear1"])
     want = (gelu((X @ V)[..., None] * g.wi + g.bi) * g.wo).sum(-1) + g.bo
     np.testing.assert_allclose(scalar(parts, inputs)["linear1"], want, rtol=1e-4, atol=1e-5)
@@ -92,11 +92,11 @@ def test_importance_functions_in_numpy():
             return ((gelu((X @ V)[..., None] * moved.wi + moved.bi) * moved.wo).sum(-1) + moved.bo) * weight
 
         np.testing.assert_allclose(getattr(grads, name)[at], (off(1e-5) - off(-1e-5)).sum() / 2e-5, rtol=1e-3)
-    vector = init_importance(VectorGates(3), jax.random.key(2), parts)
+    vector = VectorMLP(3).init(jax.random.key(2), parts)
     g = exact(vector.gates["linear1"])
     want = (gelu(np.einsum("bi,cih->bch", X, g.wi)) * g.wo).sum(-1)
     np.testing.assert_allclose(vector(parts, inputs)["linear1"], want, rtol=1e-4, atol=1e-5)
-    shared = init_importance(SharedGates((3,)), jax.random.key(2), parts)
+    shared = SharedMLP((3,)).init(jax.random.key(2), parts)
     first, last = exact(shared.networks["linear1"])
     want = gelu(X @ first.weight) @ last.weight
     np.testing.assert_allclose(shared(parts, inputs)["linear1"], want, rtol=1e-4, atol=1e-5)
@@ -107,13 +107,13 @@ def test_importance_functions_of_a_language_model():
     config = Config(n_layers=3, d_model=8, n_heads=2, d_mlp=12, vocab_size=17, n_ctx=8, tied_embedding=False)
     stacked = init(config, jax.random.key(0))
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 17, (2, 5)), jnp.int32)
-    kinds = (ScalarGates(3), VectorGates(3), SharedGates((3,)), GlobalGates((5,)), TransformerGates(8, 2, 2, 16))
+    kinds = (ScalarMLP(3), VectorMLP(3), SharedMLP((3,)), GlobalMLP((5,)), GlobalTransformer(8, 2, 2, 16))
 
     @jax.jit
     def all_of(model, tokens):
         parts = decompose(model, "blocks.*.mlp", C=4, key=jax.random.key(1))
         _, inputs, _ = read_inputs(parts, tokens)
-        return [init_importance(kind, jax.random.key(2), parts)(parts, inputs) for kind in kinds]
+        return [kind.init(jax.random.key(2), parts)(parts, inputs) for kind in kinds]
 
     for one, other in zip(all_of(stacked, tokens), all_of(replan(stacked, "*"), tokens), strict=True):
         for name in ("blocks.*.mlp.up", "blocks.*.mlp.down"):
@@ -177,9 +177,9 @@ def test_a_run_directory_is_of_one_call(tmp_path):
     with pytest.raises(UserError, match=r"seeds: .*0, 1.* -> .*5, 6"):
         many(seeds=(5, 6))
     for named, kept in {
-        "coefficients: ": record(place, config, model, (0, 1), 2 * weights),
-        "coefficients: .* -> null": record(place, config, model, (0, 1)),
-        "targets: ": record(place, config, other, (0, 1), weights),
+        "coefficients: ": run_record(place, config, model, (0, 1), 2 * weights),
+        "coefficients: .* -> null": run_record(place, config, model, (0, 1)),
+        "targets: ": run_record(place, config, other, (0, 1), weights),
     }.items():
         with pytest.raises(UserError, match=named), open_run(place, kept.config):
             pass
@@ -230,8 +230,8 @@ def test_shapes_of_importances_of_a_language_model():
     def all_of(key, tokens, layout):
         parts = decompose(replan(init(config, key), layout), "blocks.*.mlp", C=4, key=key)
         _, inputs, _ = read_inputs(parts, tokens)
-        kinds = (ScalarGates(3), VectorGates(3), SharedGates((3,)), GlobalGates((5,)), TransformerGates(8, 2, 2, 16))
-        return [init_importance(kind, key, parts)(parts, inputs) for kind in kinds]
+        kinds = (ScalarMLP(3), VectorMLP(3), SharedMLP((3,)), GlobalMLP((5,)), GlobalTransformer(8, 2, 2, 16))
+        return [kind.init(key, parts)(parts, inputs) for kind in kinds]
 
     for layout in ((), "*"):
         for found in jax.eval_shape(partial(all_of, layout=layout), jax.random.key(0), tokens):
@@ -254,7 +254,7 @@ def test_an_embedding_trains():
     model = init(Config(n_layers=1, d_model=8, n_heads=2, d_mlp=8, vocab_size=17, n_ctx=8), KEY)
     draw, seen = lambda key: jax.random.randint(key, (2, 5), 0, 17), []
     config = DecompositionConfig(
-        ("embed",), C=8, steps=30, batch=2, warm_up=None, schedule=Schedule(3e-2), importance=ScalarGates(2),
+        ("embed",), C=8, steps=30, batch=2, warm_up=None, schedule=Schedule(3e-2), importance=ScalarMLP(2),
         losses=(Faithfulness(relative=True), StochasticReconstruction()), compare="kl",
     )  # fmt: skip
     found = train_decomposition(config, model, sample=draw, log=Log(every=1, on_record=seen.append, quiet=True))
@@ -263,9 +263,9 @@ def test_an_embedding_trains():
     assert found.importance(tokens).lower["embed"].shape == (2, 5, 8)
     on = {"embed": Mask(jnp.ones((2, 5, 8)), jnp.ones((2, 5, 1)))}
     np.testing.assert_allclose(masked_output(found.model, on, tokens), model(tokens), rtol=1e-5, atol=1e-6)
-    for gates in (VectorGates(2), SharedGates((3,)), GlobalGates((3,)), TransformerGates(8, 1, 2, 16)):
+    for gates in (VectorMLP(2), SharedMLP((3,)), GlobalMLP((3,)), GlobalTransformer(8, 1, 2, 16)):
         with pytest.raises(UserError, match="'embed' reads indices"):
-            start(dataclasses.replace(config, importance=gates), model, tokens)
+            init_state(dataclasses.replace(config, importance=gates), model, tokens)
 
 
 def test_half_precision_is_of_forwards_alone():
@@ -275,7 +275,7 @@ def test_half_precision_is_of_forwards_alone():
         TINY, matrices=("linear1",), tied=(), C=20, compute="bfloat16",
         losses=(Faithfulness(), Faithfulness(relative=True), StochasticReconstruction()),
     )  # fmt: skip
-    state = start(config, model, sparse(KEY, 8, 40))
+    state = init_state(config, model, sparse(KEY, 8, 40))
     W = np.asarray(model.linear1.weight, np.float64)
     pair = Components(jnp.asarray(W * (1 + 1e-3), jnp.float32), jnp.eye(20))
     state = dataclasses.replace(state, components={"linear1": pair})
@@ -309,7 +309,7 @@ def test_the_capacity_sweep(tmp_path):
     np.testing.assert_array_equal(found.total, sum(found.alive.values()))
     runs = jax.tree.map(lambda leaf: leaf[None], own)
     for threshold, count in ((-1.0, 4), (1.0, 0)):
-        np.testing.assert_array_equal(list(alive_of(runs, x, threshold).values()), [[count], [count]])
+        np.testing.assert_array_equal(list(count_alive(runs, x, threshold).values()), [[count], [count]])
     with pytest.raises(UserError, match="above 0"):
         capacity_sweep(config, tiny(), x, factors=(1, 0), **options)
 
@@ -339,7 +339,7 @@ def test_the_pentagon_is_found(seed):
     model = pentagon()
     config = DecompositionConfig(("linear1",), C=20, tied=TIED, steps=10_000, batch=1024, seed=seed)
     trained = train_decomposition(config, model, sample=partial(sparse, batch=1024), log=QUIET)
-    importance = trained.importance(probe(5)).lower
+    importance = trained.importance(one_hot_inputs(5)).lower
     assert {name: identity_error(g, 0.1) for name, g in importance.items()} == {"linear1": 0, "linear2": 0}
     truth = recovery(trained.model.of("linear1"), model.linear1.weight)
     assert float(truth.mmcs) >= 0.999
@@ -353,7 +353,7 @@ def test_as_many_dimensions_as_features():
     target = train_tms(jax.random.key(0), TMSConfig(5, 5, training=ToyTraining(2000, 2048)))
     config = preset("tms_5_5")
     trained = train_decomposition(config, target, sample=partial(sparse, batch=config.batch), log=QUIET)
-    importance = trained.importance(probe(5)).lower
+    importance = trained.importance(one_hot_inputs(5)).lower
     assert {name: identity_error(g, 0.2) for name, g in importance.items()} == {"linear1": 0, "linear2": 0}
 
 

@@ -12,8 +12,8 @@ from tiny_tms import pentagon, tiny
 
 from jax_interp.decomposition import DecompositionConfig, Trained, decompose, decomposition_linearity
 from jax_interp.decomposition.evaluate import composites_of
-from jax_interp.decomposition.linearity import needed
 from jax_interp.decomposition.linearity import oracle as oracles
+from jax_interp.decomposition.linearity import oracle_importance
 from jax_interp.decomposition.metrics import pattern_errors
 from jax_interp.toys.layers import Linear, Transposed
 from jax_interp.toys.resid_mlp import ResidMLPConfig, collapse, init_resid_mlp
@@ -32,9 +32,9 @@ def tms(n=5, m=2):
     return dataclasses.replace(model, linear1=Linear(known.linear1.weight), linear2=Transposed(known.linear2.bias))
 
 
-def ideal(parts):
+def oracle_decomposition(parts):
     known = known_features(parts.target)
-    return None if known is None else oracles.ideal(parts, known.parts)
+    return None if known is None else oracles.oracle_decomposition(parts, known.parts)
 
 
 def errors(parts, importance):
@@ -76,12 +76,12 @@ def test_the_features_of_tms_as_parts(is_tied):
     model, x = tms(), np.array([[0.5, 0, 0, 0, 0], [0, 0.3, 0, 0.9, 0], [0, 0, 0, 0, 0]], np.float32)
     model = model if is_tied else untie(model)
     parts = decompose(model, "linear*", C=3, key=jax.random.key(2), tied=TIED if is_tied else ())
-    oracle = ideal(parts)
+    oracle = oracle_decomposition(parts)
     assert oracle is not None
     W, b = (np.asarray(a, np.float64) for a in (model.linear1.weight, model.linear2.bias))
     right = np.maximum(x @ W @ W.T + b, 0)
     kept = np.maximum((x > 0) * (x @ W @ W.T) + b, 0)
-    got = decomposition_linearity(oracle, needed(oracle, jnp.asarray(x)), jnp.asarray(x), **FEW)
+    got = decomposition_linearity(oracle, oracle_importance(oracle, jnp.asarray(x)), jnp.asarray(x), **FEW)
     np.testing.assert_allclose(got.strict.normalised, ((kept - right) ** 2).sum() / (right**2).sum(), rtol=1e-4)
     assert got.all_on.normalised < 1e-10
     assert max(got.faithfulness.values()) < 1e-6
@@ -93,13 +93,13 @@ def test_the_features_of_a_residual_mlp_as_parts(collapsed):
     read. Without part 2, feature 2 reaches no neuron."""
     model = collapse(resid_mlp()) if collapsed else resid_mlp()
     parts = decompose(model, "blocks.*.mlp", C=3, key=jax.random.key(2))
-    oracle = ideal(parts)
+    oracle = oracle_decomposition(parts)
     assert oracle is not None
     assert oracle.names == ("blocks.*.mlp.up",)
     x = jnp.asarray([[0.5, 0, -0.3, 0], [0, 0, 0.7, 0]])
-    got = decomposition_linearity(oracle, needed(oracle, x), x, **FEW)
+    got = decomposition_linearity(oracle, oracle_importance(oracle, x), x, **FEW)
     assert got.strict.normalised < 1e-8
-    without = needed(oracle, x)["blocks.*.mlp.up"].at[..., 2].set(0.0)
+    without = oracle_importance(oracle, x)["blocks.*.mlp.up"].at[..., 2].set(0.0)
     got = decomposition_linearity(oracle, {"blocks.*.mlp.up": without}, x, **FEW)
     W_E, W_in, W_out = (
         np.asarray(a, np.float64)
@@ -111,7 +111,7 @@ def test_the_features_of_a_residual_mlp_as_parts(collapsed):
 
 
 def test_where_no_ideal_is_known():
-    of = lambda model, matrices: ideal(decompose(model, matrices, C=2, key=jax.random.key(0)))
+    of = lambda model, matrices: oracle_decomposition(decompose(model, matrices, C=2, key=jax.random.key(0)))
     assert of(insert_identity(tms()), "hidden_layers.0") is None
     assert of(resid_mlp(2), "blocks.*.mlp") is None
     assert of(tiny(), "linear1") is None
@@ -120,7 +120,7 @@ def test_where_no_ideal_is_known():
 def test_composites_of_the_ideal_itself():
     """Its errors on composites are the table's for the pentagon (a fifth is allowed, as the table is of another
     model), and nothing over the oracle's."""
-    model = ideal(decompose(tms(), "linear1", C=3, key=jax.random.key(2), tied=TIED))
+    model = oracle_decomposition(decompose(tms(), "linear1", C=3, key=jax.random.key(2), tied=TIED))
     assert model is not None
     gates = lambda _, inputs: dict.fromkeys(model.names, 2 * (inputs["linear1"] > 0).astype(jnp.float32))
     trained = Trained(model, jax.tree_util.Partial(gates))

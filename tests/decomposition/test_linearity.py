@@ -13,8 +13,8 @@ from tiny_tms import TIED, pentagon
 
 from jax_interp.decomposition import Components, WeightParts, decomposition_linearity, weight_linearity
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.linearity import composite_grid, of_decomposition, of_weights
-from jax_interp.decomposition.linearity.report import _pairs
+from jax_interp.decomposition.linearity import composite_grid, mask_decomposition, mask_weights
+from jax_interp.decomposition.linearity.measure import _pairs
 
 V3 = np.array([[1, 0], [-0.5, 3**0.5 / 2], [-0.5, -(3**0.5) / 2]])
 OUTER = np.einsum("ci,cj->cij", V3, V3)
@@ -103,7 +103,7 @@ def oracle_and_svd():
 
 
 def grids(parts, owner, active):
-    ablatable = of_decomposition(parts)
+    ablatable = mask_decomposition(parts)
     owner = np.pad(owner, ((0, 0), (0, 5 - owner.shape[1])))
     run = lambda mask, x: ablatable.run(jnp.concatenate([mask, mask], axis=1), x)  # of linear1 and of its twin
     return composite_grid(run, ablatable.target, owner, jnp.eye(5), jax.random.key(0), active=active)
@@ -201,5 +201,5 @@ def test_weights_that_do_not_add_up_can_still_be_mechanistically_faithful():
     assert grid.strict < 1e-12
     assert grid.removed == pytest.approx(0, abs=1e-12)
     doubled = WeightParts(5 * jnp.eye(2), 5 * jnp.stack([jnp.eye(2), jnp.eye(2)]))
-    bad = of_weights(f, doubled)
+    bad = mask_weights(f, doubled)
     assert dataclasses.asdict(bad)["faithfulness"]["theta"] == pytest.approx(1.0)

@@ -19,12 +19,12 @@ from jax_interp.decomposition import (
     decomposition_linearity,
     weight_linearity,
 )
-from jax_interp.decomposition.capacity import alive_of
+from jax_interp.decomposition.capacity import count_alive
 from jax_interp.decomposition.components import Decomposed, decompose
 from jax_interp.decomposition.evaluate import composites_of, evaluate, linearity_of
-from jax_interp.decomposition.importance import ScalarGates, init_importance
-from jax_interp.decomposition.linearity import composite_grid, of_decomposition, of_weights
-from jax_interp.decomposition.linearity.report import _union
+from jax_interp.decomposition.importance import ScalarMLP
+from jax_interp.decomposition.linearity import composite_grid, mask_decomposition, mask_weights
+from jax_interp.decomposition.linearity.measure import _union
 
 # 5 I₂ and features at 120 degrees, v_i · v_j = -1/2: three parts 5 v vᵀ, each needed on its own v alone. With a set S
 # of others on as well the output is off by Σ_S 5 v_j (v_j · x), whose square over ‖5 x‖² is 1/4 ‖Σ_S v_j‖².
@@ -117,10 +117,10 @@ def test_ranks_are_counted_against_the_matrix():
             model = Tiny(Linear(jnp.asarray(whole, jnp.float32)), Linear(jnp.eye(3)))
             pair = Components(jnp.asarray(whole - rest, jnp.float32), jnp.eye(3))
             tiny_too = Components(jnp.pad(pair.V, ((0, 0), (0, 1))), jnp.concatenate([pair.U, jnp.ones((1, 3))]))
-            found = of_decomposition(Decomposed(model, {"linear1": tiny_too}), delta=True).ranks
+            found = mask_decomposition(Decomposed(model, {"linear1": tiny_too}), delta=True).ranks
             np.testing.assert_array_equal(found, [1, 1, 1, 0, rank])
             weights = WeightParts(jnp.asarray(whole), jnp.asarray(np.stack([whole - rest, rest])))
-            np.testing.assert_array_equal(of_weights(f, weights).ranks, [3, rank])
+            np.testing.assert_array_equal(mask_weights(f, weights).ranks, [3, rank])
 
 
 def test_each_set_of_parts_is_run_once():
@@ -138,7 +138,7 @@ def test_each_set_of_parts_is_run_once():
 
 def drawn(sigmoid="leaky_hard", seed=0, model=None) -> Trained:
     parts = decompose(pentagon() if model is None else model, "linear1", C=4, key=jax.random.key(seed), tied=TIED)
-    return Trained(parts, init_importance(ScalarGates(2), jax.random.key(seed), parts), sigmoid)
+    return Trained(parts, ScalarMLP(2).init(jax.random.key(seed), parts), sigmoid)
 
 
 CONFIG = DecompositionConfig(C=4, tied=TIED)
@@ -156,7 +156,7 @@ def test_a_second_decomposition_of_one_shape_compiles_nothing(caplog):
             evaluate(CONFIG, trained, x, adversary_steps=(1,), **few)
             linearity_of(CONFIG, trained, x, samples=1, ks=(1,), adversary_steps=(1,), pairs=1, **few)
             composites_of(CONFIG, trained, 5, samples=2, cap=2, feature_sets=2, **few)
-            alive_of(many, x, threshold)
+            count_alive(many, x, threshold)
         return [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
 
     assert measure(0, 0.0)

@@ -14,39 +14,40 @@ from jax_interp.decomposition import Components, Mask, decompose, masked_output
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance import Importance, read_inputs
 from jax_interp.decomposition.losses import (
-    Adversary,
+    AdamAdversary,
     Faithfulness,
     HiddenReconstruction,
     ImportanceMasked,
     ImportanceMinimality,
-    Merged,
+    LossInputs,
+    LossSettings,
+    MixedReconstruction,
     PersistentPGD,
     PGDReconstruction,
-    Scene,
     SmoothL0,
     StochasticLayerwise,
     StochasticReconstruction,
     StochasticSubset,
     Unmasked,
 )
-from jax_interp.decomposition.losses.adversary import Sources, pgd, source_shape, spread, started
+from jax_interp.decomposition.losses.adversaries import Sources, init_sources, pgd, source_shape, tile_sources
+from jax_interp.decomposition.losses.base import distance
 from jax_interp.decomposition.losses.faithfulness import warm_up
 from jax_interp.decomposition.losses.minimality import annealed
-from jax_interp.decomposition.losses.scene import distance
-from jax_interp.decomposition.masks import between, routed, stochastic, subset_routes
+from jax_interp.decomposition.masks import masks_from_sources, route_masks, stochastic_masks, subset_routes
 from jax_interp.decomposition.sigmoids import SIGMOIDS, lower_leaky
 
 KEY = jax.random.key(0)
 ROWS = 8
 
 
-def a_scene(**options) -> Scene:
+def loss_inputs(**options) -> LossInputs:
     model, x = tiny(), sparse(KEY, batch=ROWS, p=0.7)
     parts = decompose(model, "*", C=4, key=jax.random.key(1), tied=TIED)
     rng = np.random.default_rng(0)
     lower = {n: jnp.asarray(rng.random((ROWS, 4)), jnp.float32) for n in parts.names}
     output, _, hidden = read_inputs(parts, x, outputs=True)
-    return Scene(parts, (x,), output, Importance(lower, lower, lower), hidden, **options)
+    return LossInputs(parts, (x,), output, Importance(lower, lower, lower), hidden, **options)
 
 
 def test_sigmoids_and_their_backward():
@@ -71,22 +72,22 @@ def test_faithfulness():
     model = tiny(2, 3)
     model = dataclasses.replace(model, linear1=dataclasses.replace(model.linear1, weight=jnp.ones((2, 3))))
     parts = Decomposed(model, {"linear1": Components(jnp.ones((2, 1)), jnp.full((1, 3), 0.5))}, TIED)
-    scene = dataclasses.replace(a_scene(), model=parts)
-    np.testing.assert_allclose(Faithfulness()(scene, KEY), 0.25, rtol=1e-6)
-    np.testing.assert_allclose(Faithfulness(relative=True)(scene, KEY), 0.25, rtol=1e-6)
+    batch = dataclasses.replace(loss_inputs(), model=parts)
+    np.testing.assert_allclose(Faithfulness()(batch, KEY), 0.25, rtol=1e-6)
+    np.testing.assert_allclose(Faithfulness(relative=True)(batch, KEY), 0.25, rtol=1e-6)
     far = decompose(tiny(), "linear1", C=4, key=KEY)
     near = warm_up(far, 100, 0.03, 0.0)
-    ratio = Faithfulness()(dataclasses.replace(scene, model=near), KEY) / Faithfulness()(
-        dataclasses.replace(scene, model=far), KEY
+    ratio = Faithfulness()(dataclasses.replace(batch, model=near), KEY) / Faithfulness()(
+        dataclasses.replace(batch, model=far), KEY
     )
     assert float(ratio) < 1e-2
 
 
 def test_minimality():
-    scene = a_scene()
+    batch = loss_inputs()
     upper = {"linear1": jnp.asarray([[0.5, 0.0], [1.0, 0.25]]), "blocks.*.up": jnp.full((3, 2, 1), 0.5)}
-    scene = dataclasses.replace(scene, importance=Importance(upper, upper, upper), progress=0.5)
-    of = lambda loss: float(loss(scene, KEY))
+    batch = dataclasses.replace(batch, importance=Importance(upper, upper, upper), progress=0.5)
+    of = lambda loss: float(loss(batch, KEY))
     assert of(ImportanceMinimality(p=1.0)) == pytest.approx((0.5 + 1.25) / 2 + 3 * 0.5)
     assert of(ImportanceMinimality(p=2.0)) == pytest.approx((0.25 + 1 + 0.0625) / 2 + 3 * 0.25)
     # halfway from 2 to 1
@@ -107,10 +108,10 @@ def test_masks_and_routes():
 
     @jax.jit
     def made():
-        masks, routes = stochastic(KEY, lower), subset_routes(KEY, lower)
-        flips = stochastic(KEY, lower, sampling="binomial", delta=False)["linear1"]
+        masks, routes = stochastic_masks(KEY, lower), subset_routes(KEY, lower)
+        flips = stochastic_masks(KEY, lower, sampling="binomial", delta=False)["linear1"]
         sources = {n: jnp.full((*g.shape[:-2], 1, g.shape[-1] + 1), 0.5) for n, g in lower.items()}
-        return masks, flips, routes, routed(masks, routes)["linear1"], between(lower, sources)
+        return masks, flips, routes, route_masks(masks, routes)["linear1"], masks_from_sources(lower, sources)
 
     masks, flips, routes, sent, halfway = jax.device_get(made())
     assert masks["linear1"].delta.shape == (2000, 1)
@@ -131,16 +132,16 @@ def test_masks_and_routes():
 
 def test_reconstruction_losses():
     """All against the error of masks put in by hand."""
-    scene = a_scene()
-    lower, target = scene.importance.lower, np.asarray(scene.output, float)
+    batch = loss_inputs()
+    lower, target = batch.importance.lower, np.asarray(batch.output, float)
     run = jax.jit(masked_output)
 
     def error(masks):
-        return float(np.mean((np.asarray(run(scene.model, masks, *scene.args), float) - target) ** 2))
+        return float(np.mean((np.asarray(run(batch.model, masks, *batch.args), float) - target) ** 2))
 
-    drawn = lambda key: stochastic(key, lower)
+    drawn = lambda key: stochastic_masks(key, lower)
     first = jax.random.fold_in(KEY, 0)
-    close = lambda loss, want: np.testing.assert_allclose(loss(scene, KEY), want, rtol=1e-4)
+    close = lambda loss, want: np.testing.assert_allclose(loss(batch, KEY), want, rtol=1e-4)
     close(StochasticReconstruction(), error(drawn(first)))
     close(StochasticReconstruction(samples=2), (error(drawn(first)) + error(drawn(jax.random.fold_in(KEY, 1)))) / 2)
     close(StochasticLayerwise(), np.mean([error({n: m}) for n, m in drawn(first).items()]))
@@ -148,7 +149,7 @@ def test_reconstruction_losses():
     close(ImportanceMasked(), error({n: Mask(g, jnp.zeros(())) for n, g in lower.items()}))
     draw, route = jax.random.split(first)
     subset = StochasticSubset()
-    close(subset, error(routed(drawn(draw), subset.routes(scene, route))))
+    close(subset, error(route_masks(drawn(draw), subset.routes(batch.lower, route))))
     everywhere = StochasticSubset(routing="static_probability", probability=1.0)
     close(everywhere, error(drawn(draw)))
     # logits, by KL
@@ -157,8 +158,8 @@ def test_reconstruction_losses():
     np.testing.assert_allclose(distance("kl", jnp.asarray(np.log(p)), jnp.asarray(np.log(q) + 3)), want, rtol=1e-4)
     # hidden: at both matrices, the second one's input being off too
     ones = {n: Mask(g, jnp.zeros(())) for n, g in lower.items()}
-    V, U = (np.asarray(m, float) for m in (scene.model.of("linear1").V, scene.model.of("linear1").U))
-    x, W = np.asarray(scene.args[0], float), np.asarray(scene.model.target.linear1.weight, float)
+    V, U = (np.asarray(m, float) for m in (batch.model.of("linear1").V, batch.model.of("linear1").U))
+    x, W = np.asarray(batch.args[0], float), np.asarray(batch.model.target.linear1.weight, float)
     h = (x @ V * np.asarray(ones["linear1"].components)) @ U
     y = (h @ U.T * np.asarray(ones["linear2"].components)) @ V.T
     want = (np.mean((h - x @ W) ** 2) + np.mean((y - x @ W @ W.T) ** 2)) / 2
@@ -167,40 +168,43 @@ def test_reconstruction_losses():
 
 def test_remat_recomputes_every_masked_forward():
     """One checkpointed forward in the program of each loss, and the same gradients."""
-    plain = a_scene()
+    plain = loss_inputs()
     for loss in (HiddenReconstruction(), StochasticReconstruction()):
         grads = {}
         for remat in (False, True):
-            scene = dataclasses.replace(plain, remat=remat)
-            moved = lambda pairs, scene=scene: dataclasses.replace(
-                scene, model=dataclasses.replace(scene.model, components=pairs)
+            batch = dataclasses.replace(plain, settings=LossSettings(remat=remat))
+            moved = lambda pairs, batch=batch: dataclasses.replace(
+                batch, model=dataclasses.replace(batch.model, components=pairs)
             )
             of = lambda pairs, moved=moved, loss=loss: loss(moved(pairs), KEY)
-            equations = jax.make_jaxpr(of)(scene.model.components).eqns
+            equations = jax.make_jaxpr(of)(batch.model.components).eqns
             assert sum("prevent_cse" in equation.params for equation in equations) == remat
-            grads[remat] = jax.grad(of)(scene.model.components)["linear1"]
+            grads[remat] = jax.grad(of)(batch.model.components)["linear1"]
         np.testing.assert_allclose(grads[True].V, grads[False].V, rtol=1e-5, atol=1e-7)
 
 
 def test_adversaries():
-    scene = a_scene()
-    adversary = Adversary(warm_up_steps=2, rate_warm_up=0.0, learning_rate=0.1)
+    batch = loss_inputs()
+    adversary = AdamAdversary(warm_up_steps=2, rate_warm_up=0.0, learning_rate=0.1)
     loss = PersistentPGD(adversary=adversary)
 
     @jax.jit
     def values():
         ascents = [
-            [PGDReconstruction(steps=n, scope=scope)(scene, KEY) for n in (0, 10)]
+            [PGDReconstruction(steps=n, scope=scope)(batch, KEY) for n in (0, 10)]
             for scope in ("unique_per_datapoint", "shared_across_batch")
         ]
-        state = adversary.start(KEY, scene.importance.lower, True)
-        after = adversary.before(lambda key, raw: loss(scene, key, raw), KEY, state, 1.0)
-        merged = [Merged(adversarial=p, adversary=adversary)(scene, KEY, after.raw) for p in (1.0, 0.0)]
-        some = [Merged(adversarial=p, adversary=adversary, subset=True)(scene, KEY, after.raw) for p in (1.0, 0.0)]
-        masks = stochastic(jax.random.split(KEY)[0], scene.importance.lower)
-        routes = subset_routes(jax.random.fold_in(KEY, 2), scene.importance.lower)
-        drawn = [scene.error(masks), scene.error(routed(masks, routes))]
-        return ascents, after.count, [loss(scene, KEY, s.raw) for s in (state, after)], merged, some, drawn
+        state = adversary.init(KEY, batch.importance.lower, True)
+        after = adversary.warm_up(lambda key, raw: loss(batch, key, raw), KEY, state, 1.0)
+        merged = [MixedReconstruction(adversarial=p, adversary=adversary)(batch, KEY, after.raw) for p in (1.0, 0.0)]
+        some = [
+            MixedReconstruction(adversarial=p, adversary=adversary, subset=True)(batch, KEY, after.raw)
+            for p in (1.0, 0.0)
+        ]
+        masks = stochastic_masks(jax.random.split(KEY)[0], batch.importance.lower)
+        routes = subset_routes(jax.random.fold_in(KEY, 2), batch.importance.lower)
+        drawn = [batch.error(masks), batch.error(route_masks(masks, routes))]
+        return ascents, after.count, [loss(batch, KEY, s.raw) for s in (state, after)], merged, some, drawn
 
     ascents, count, persistent, merged, some, drawn = values()
     for before, after in ascents:
@@ -218,7 +222,7 @@ def test_adversaries():
     assert shape("broadcast_across_batch") == (1, 6, 4)
     assert shape("repeat_across_batch") == (2, 6, 4)
     assert shape("single_source", "blocks.*.up") == (4, 1, 4)
-    tiled = spread({"linear1": jnp.arange(2.0)[:, None]}, {"linear1": jnp.zeros((5, 1))})
+    tiled = tile_sources({"linear1": jnp.arange(2.0)[:, None]}, {"linear1": jnp.zeros((5, 1))})
     np.testing.assert_array_equal(tiled["linear1"][:, 0], [0, 1, 0, 1, 0])
 
     # Adam's first step moves by the rate along the sign, and stays in [0, 1]
@@ -245,27 +249,27 @@ def test_ascent_in_numpy():
 def test_what_an_adversary_finds_is_a_constant_to_the_decomposition(subset):
     """The value and the gradients, of V and U and of importances, are those under its last sources given as they are:
     none goes through its steps. With `subset` the ascent and the loss are of the same random routes."""
-    scene = a_scene()
-    lower, start = scene.importance.lower, jax.random.split(KEY)[0]
-    routes = StochasticSubset().routes(scene, jax.random.split(KEY)[1])
+    batch = loss_inputs()
+    lower, start = batch.importance.lower, jax.random.split(KEY)[0]
+    routes = StochasticSubset().routes(batch.lower, jax.random.split(KEY)[1])
     assert not all(bool(on.all()) for on in routes.values())
     loss = PGDReconstruction(steps=3, step_size=1e-3, scope="unique_per_datapoint", subset=subset)
 
     def moved(pairs, g):
-        model = dataclasses.replace(scene.model, components=pairs)
-        return dataclasses.replace(scene, model=model, importance=Importance(g, g, g))
+        model = dataclasses.replace(batch.model, components=pairs)
+        return dataclasses.replace(batch, model=model, importance=Importance(g, g, g))
 
-    def under(scene, r):
-        masks = between(scene.importance.lower, r)
-        return scene.error(routed(masks, routes) if subset else masks)
+    def under(batch, r):
+        masks = masks_from_sources(batch.importance.lower, r)
+        return batch.error(route_masks(masks, routes) if subset else masks)
 
     @jax.jit
     def both():
-        r = started(start, lower, "random", "unique_per_datapoint", True)
+        r = init_sources(start, lower, "random", "unique_per_datapoint", True)
         for _ in range(3):
-            grads = jax.grad(lambda r: under(scene, r))(r)
+            grads = jax.grad(lambda r: under(batch, r))(r)
             r = jax.tree.map(lambda r, g: jnp.clip(r + 1e-3 * jnp.sign(g), 0, 1), r, grads)
-        args, wrt = (scene.model.components, lower), (0, 1)
+        args, wrt = (batch.model.components, lower), (0, 1)
         found = jax.value_and_grad(lambda *at: loss(moved(*at), KEY), wrt)(*args)
         return found, jax.value_and_grad(lambda *at: under(moved(*at), r), wrt)(*args)
 
@@ -276,10 +280,10 @@ def test_what_an_adversary_finds_is_a_constant_to_the_decomposition(subset):
 
 def test_a_persistent_adversary_of_a_subset():
     """The error of its masks where rows are routed to them, and of the target's weights elsewhere."""
-    scene, adversary = a_scene(), Adversary()
-    raw = adversary.start(KEY, scene.importance.lower, True).raw
-    masks = between(scene.importance.lower, raw)
-    routes = StochasticSubset().routes(scene, KEY)
-    both = [PersistentPGD(adversary=adversary, subset=subset)(scene, KEY, raw) for subset in (False, True)]
-    np.testing.assert_allclose(both, [scene.error(masks), scene.error(routed(masks, routes))], rtol=1e-5)
+    batch, adversary = loss_inputs(), AdamAdversary()
+    raw = adversary.init(KEY, batch.importance.lower, True).raw
+    masks = masks_from_sources(batch.importance.lower, raw)
+    routes = StochasticSubset().routes(batch.lower, KEY)
+    both = [PersistentPGD(adversary=adversary, subset=subset)(batch, KEY, raw) for subset in (False, True)]
+    np.testing.assert_allclose(both, [batch.error(masks), batch.error(route_masks(masks, routes))], rtol=1e-5)
     assert float(both[0]) != pytest.approx(float(both[1]), rel=1e-2)

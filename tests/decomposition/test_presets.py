@@ -9,13 +9,19 @@ import pytest
 from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition.apd import APDConfig
-from jax_interp.decomposition.apd.train import start
+from jax_interp.decomposition.apd.train import init_state
 from jax_interp.decomposition.config import DecompositionConfig, Schedule, WarmUp
-from jax_interp.decomposition.importance import SharedGates
-from jax_interp.decomposition.losses import Faithfulness, ImportanceMinimality, Merged, PersistentPGD, SmoothL0
-from jax_interp.decomposition.losses.adversary import source_shape
+from jax_interp.decomposition.importance import SharedMLP
+from jax_interp.decomposition.losses import (
+    Faithfulness,
+    ImportanceMinimality,
+    MixedReconstruction,
+    PersistentPGD,
+    SmoothL0,
+)
+from jax_interp.decomposition.losses.adversaries import source_shape
 from jax_interp.decomposition.presets import APD_PRESETS, PRESETS, preset
-from jax_interp.decomposition.train import template
+from jax_interp.decomposition.train import initial_decomposition
 from jax_interp.toys.gated_pwl import gated_pwl
 from jax_interp.toys.resid_mlp import PRESETS as RESID
 from jax_interp.toys.resid_mlp import init_resid_mlp
@@ -54,8 +60,8 @@ def test_the_published_numbers():
     smooth = next(loss for loss in merged.losses if isinstance(loss, SmoothL0))
     assert row(merged) == (200, 50_000, 2048, 2e-3)
     assert (smooth.coefficient, smooth.coefficient * smooth.frequency) == (1e-6, 5e-7)
-    assert merged.importance == SharedGates((400,))
-    both = next(loss for loss in preset("tms_5_2_merged").losses if isinstance(loss, Merged))
+    assert merged.importance == SharedMLP((400,))
+    both = next(loss for loss in preset("tms_5_2_merged").losses if isinstance(loss, MixedReconstruction))
     adversary = both.adversary
     assert (both.coefficient, both.adversarial, both.subset) == (1, 0.5, True)
     assert (adversary.b1, adversary.b2, adversary.learning_rate, adversary.rate_warm_up) == (0.01, 0.99, 0.01, 0.025)
@@ -64,7 +70,7 @@ def test_the_published_numbers():
     gate = preset("tms_5_5")
     assert row(gate) == (5, (1.0, 3e-3), 3_000, 2048, 1e-3)
     assert (gate.clip, gate.warm_up.steps, gate.schedule.kind) == (0.01, 150, "constant")
-    assert gate.importance == SharedGates((16,))
+    assert gate.importance == SharedMLP((16,))
     for name in ("tms_5_2_merged", "tms_5_5"):  # what is not as theirs is
         assert "tied" in preset(name).source
     v1, new, pile = preset("tms_5_2_v1"), preset("tms_5_2"), preset("pile_4l")
@@ -100,7 +106,7 @@ def test_apd_presets_fit_their_toys():
     }
     for name, (make, rank) in toys.items():
         config = APD_PRESETS[name]
-        begin = lambda key, config=config, make=make: start(config, make(key))
+        begin = lambda key, config=config, make=make: init_state(config, make(key))
         pairs = jax.eval_shape(begin, jax.random.key(0)).components
         assert set(pairs) == ({"linear1"} if "tms" in name else {"blocks.*.mlp.down", "blocks.*.mlp.up"})
         for pair in pairs.values():
@@ -123,7 +129,8 @@ def test_presets_fit_their_toys():
         "resid_mlp3": lambda key: init_resid_mlp(key, RESID["3-layer"]),
     }  # fmt: skip
     for name, make in toys.items():
-        parts = jax.eval_shape(lambda key, name=name, make=make: template(preset(name), make(key)), jax.random.key(0))
+        drawn = lambda key, name=name, make=make: initial_decomposition(preset(name), make(key))
+        parts = jax.eval_shape(drawn, jax.random.key(0))
         tied = ("linear1", "linear2") if "tms" in name else ("blocks.*.mlp.down", "blocks.*.mlp.up")
         assert set(tied) <= set(parts.names)
         assert ("hidden_layers.0" in parts.names) == name.endswith("_id")

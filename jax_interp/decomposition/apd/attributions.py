@@ -1,4 +1,4 @@
-"""First-order attributions of a target's outputs to components, and the components that are kept for them."""
+"""First-order attributions of the target's outputs to components, and the top k of them."""
 
 from __future__ import annotations
 
@@ -9,70 +9,79 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.importance.inputs import PerMatrix, inner
-from jax_interp.decomposition.masks import Mask, given
+from jax_interp.decomposition.importance.base import PerMatrix, inner_activations
+from jax_interp.decomposition.masks import Mask, masks_from_values
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.surgery import Add, Each, at, edit, read
 
 
 def attributions(model: Decomposed, rank: int, x: Any) -> Float[Array, "batch C"]:
-    """`A_c = Σ_o (Σ_l ⟨∂f_o/∂z_l, P_{c,l} a_l⟩)²`, with a_l what matrix l reads in the target and z_l what it puts out.
+    """Attributions `A_c = Σ_o (Σ_l ⟨∂f_o/∂z_l, P_{c,l} a_l⟩)²` (APD 2025).
 
-    Components of rank `rank`. Gradients and activations are the target's and constants; what is returned can be
-    differentiated with respect to V and U. One forward pass and one backward for each output.
+    a_l is what matrix l reads in the target, z_l its output, P_{c,l} component c's part of it. Gradients and
+    activations are the target's, as constants; the result is differentiable in V and U. It costs one forward pass, and
+    one backward pass for each output.
+
+    Args:
+      model: the decomposed model.
+      rank: of the components.
+      x: a batch.
     """
-    inputs, slopes = jax.lax.stop_gradient(_slopes(model, x))
+    inputs, gradients = jax.lax.stop_gradient(_output_gradients(model, x))
     total: Any = 0.0
-    for name, a in inner(model, inputs).items():
+    for name, a in inner_activations(model, inputs).items():
         U = model.of(name).U
         a, U = a.reshape(*a.shape[:-1], -1, rank), U.reshape(*U.shape[:-2], -1, rank, U.shape[-1])
-        # what a component writes comes first: each output's slope then meets C vectors, and not C · rank
+        # first what each component writes: the product with gradients is then over C vectors, not C · rank
         if is_stacked(name):
             written = jnp.einsum("l...cm,lcmd->l...cd", a, U)
-            total = total + jnp.einsum("ol...d,l...cd->o...c", slopes[name], written)
+            total = total + jnp.einsum("ol...d,l...cd->o...c", gradients[name], written)
         else:
             written = jnp.einsum("...cm,cmd->...cd", a, U)
-            total = total + jnp.einsum("o...d,...cd->o...c", slopes[name], written)
+            total = total + jnp.einsum("o...d,...cd->o...c", gradients[name], written)
     return jnp.sum(total**2, axis=0)
 
 
-def _slopes(model: Decomposed, x: Any) -> tuple[PerMatrix, PerMatrix]:
-    """What each matrix reads, and d output / d (its output) `[output, *layer, batch, d_out]`. Rows are independent, so
-    one backward pass serves a whole batch for one output."""
+def _output_gradients(model: Decomposed, x: Any) -> tuple[PerMatrix, PerMatrix]:
+    """What each matrix reads, and d output / d (its output), `[output, *layer, batch, d_out]`. Rows are independent, so
+    one backward pass is enough for one output of a whole batch."""
     names = [f"{name}.output" for name in model.names]
     output, acts = read(model, *names, *(f"{name}.input" for name in model.names))(x)
 
-    def moved(deltas: dict[str, Array]) -> Array:
-        put = [at(n, Each(Add(d)) if is_stacked(n) else Add(d)) for n, d in deltas.items()]
-        return edit(model, *put)(x)
+    def with_added(deltas: dict[str, Array]) -> Array:
+        additions = [at(n, Each(Add(d)) if is_stacked(n) else Add(d)) for n, d in deltas.items()]
+        return edit(model, *additions)(x)
 
-    _, pull = jax.vjp(moved, {name: jnp.zeros_like(acts[name]) for name in names})
+    _, pull = jax.vjp(with_added, {name: jnp.zeros_like(acts[name]) for name in names})
     width = output.shape[-1]
     rows = jnp.broadcast_to(
         jnp.expand_dims(jnp.eye(width, dtype=output.dtype), range(1, output.ndim)), (width, *output.shape)
     )
-    slopes = jax.vmap(lambda row: pull(row)[0])(rows)
+    gradients = jax.vmap(lambda row: pull(row)[0])(rows)
     return (
         {name: acts[f"{name}.input"] for name in model.names},
-        {name: slopes[f"{name}.output"] for name in model.names},
+        {name: gradients[f"{name}.output"] for name in model.names},
     )
 
 
 def batch_top_k(attributions: Float[Array, "batch C"], k: float) -> Bool[Array, "batch C"]:
-    """The `int(k · batch)` largest of the whole batch: k a row on average, and k may be a fraction. Those equal to the
-    least of them are kept too; a component that a row attributes nothing to is not, however few others there are."""
-    return (attributions >= least_kept(attributions, k)) & (attributions > 0)
+    """Which attributions are among the `int(k · batch)` largest of the whole batch.
+
+    k is an average over rows and may be a fraction. Attributions equal to the smallest kept one are kept too. An
+    attribution of 0 is never kept.
+    """
+    return (attributions >= top_k_threshold(attributions, k)) & (attributions > 0)
 
 
-def least_kept(attributions: Float[Array, "batch C"], k: float) -> Float[Array, ""]:
-    """The smallest of the `int(k · batch)` largest."""
+def top_k_threshold(attributions: Float[Array, "batch C"], k: float) -> Float[Array, ""]:
+    """The smallest of the `int(k · batch)` largest attributions of the batch."""
     count = max(int(k * attributions.shape[0]), 1)
-    flat = jax.lax.optimization_barrier(attributions.reshape(-1))  # fused with its neighbours a top-k is slow
+    flat = jax.lax.optimization_barrier(attributions.reshape(-1))  # a top-k that is fused with its neighbours is slow
     return jax.lax.optimization_barrier(jax.lax.top_k(flat, count)[0])[-1]
 
 
 def component_masks(model: Decomposed, mask: Float[Array, "batch C"], rank: int) -> dict[str, Mask]:
-    """Masks of all matrices for those of components; Δ is left out."""
+    """The masks of all matrices for masks of components. Δ is off."""
     wide = jnp.repeat(mask, rank, axis=-1)
     layers = {name: (model.of(name).V.shape[0],) if is_stacked(name) else () for name in model.names}
-    return given({name: jnp.broadcast_to(wide, (*layers[name], *wide.shape)) for name in model.names})
+    return masks_from_values({name: jnp.broadcast_to(wide, (*layers[name], *wide.shape)) for name in model.names})

@@ -1,7 +1,8 @@
-"""All figures of an APD decomposition on one batch, as plain data."""
+"""All figures of an APD decomposition on one batch, as JSON values."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,23 +10,40 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_interp.decomposition.apd.ablatable import of_components
 from jax_interp.decomposition.apd.attributions import component_masks
+from jax_interp.decomposition.apd.config import APDConfig
+from jax_interp.decomposition.apd.losses import apd_losses
 from jax_interp.decomposition.apd.spectrum import spectra
-from jax_interp.decomposition.apd.train import APDConfig, losses
 from jax_interp.decomposition.apd.trained import TrainedAPD
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.evaluate import composites
-from jax_interp.decomposition.linearity import LinearityReport, linearity, over
+from jax_interp.decomposition.linearity import (
+    DecompositionForward,
+    LinearityReport,
+    MaskedForward,
+    MaskedFunction,
+    linearity,
+    mask_decomposition,
+)
+from jax_interp.decomposition.linearity.masked_function import layer_count
+from jax_interp.decomposition.losses.base import distance
 from jax_interp.decomposition.losses.faithfulness import faithfulness, relative_faithfulness
-from jax_interp.decomposition.losses.scene import distance
 from jax_interp.decomposition.masks import masked_output
-from jax_interp.decomposition.metrics import identity_error, probe
+from jax_interp.decomposition.metrics import identity_error, one_hot_inputs
 
 
 def evaluate_apd(config: APDConfig, trained: TrainedAPD, x: Array) -> dict[str, Any]:
-    """Faithfulness, the parameter match; every loss; errors with the top k, all and none of the components; on what
-    share of rows each is kept (`rate`), and its singular values in every matrix. JSON values."""
+    """The figures of a trained decomposition on one batch.
+
+    Args:
+      config: of the run.
+      trained: the decomposition.
+      x: the batch.
+
+    Returns:
+      JSON values: faithfulness, every loss, errors with the top k, all and none of the components, L0, the share of
+      rows on which each component is kept (`rate`), and its singular values in every matrix.
+    """
 
     @jax.jit
     def figures(trained: TrainedAPD, x: Array) -> dict[str, Any]:
@@ -36,7 +54,7 @@ def evaluate_apd(config: APDConfig, trained: TrainedAPD, x: Array) -> dict[str, 
             kind: distance("mse", output, masked_output(model, component_masks(model, mask, trained.rank), x))
             for kind, mask in masks.items()
         }
-        loss, terms = losses(config, model, x)
+        loss, terms = apd_losses(config, model, x)
         return {
             "faithfulness": faithfulness(model),
             "relative_faithfulness": relative_faithfulness(model),
@@ -57,30 +75,86 @@ def evaluate_apd(config: APDConfig, trained: TrainedAPD, x: Array) -> dict[str, 
 def linearity_of_apd(
     trained: TrainedAPD, x: Array, *, oracle: Decomposed | None = None, **options: Any
 ) -> LinearityReport:
-    """The linearity report on `x` with the components as parts and those that are kept as the needed ones. With
-    `oracle` (see `linearity.ideal`), whose components are features, every figure has its excess over the oracle's."""
-    report = linearity(of_components(trained.model, trained.rank), jax.jit(TrainedAPD.kept)(trained, x), x, **options)
+    """The linearity report, with components as parts and the kept ones as the needed ones.
+
+    Args:
+      trained: the decomposition.
+      x: a batch.
+      oracle: the known right decomposition (`linearity.oracle_decomposition`), whose components are features. Figures
+        then have their excess over the oracle's.
+      **options: of `linearity.linearity`.
+    """
+    masked = mask_components(trained.model, trained.rank)
+    report = linearity(masked, jax.jit(TrainedAPD.kept)(trained, x), x, **options)
     if oracle is None:
         return report
-    return over(report, linearity(of_components(oracle, 1), _on(x), x, **options))
+    return report.with_excess(linearity(mask_components(oracle, 1), _features_on(x), x, **options))
 
 
 def features_of_apd(
     trained: TrainedAPD, n_features: int, *, oracle: Decomposed | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Of a model whose inputs are features, on one-hot probes: the attributions on each feature's (`probe`), how far
-    the components kept there are from one for each feature (`identity_error`), and `composites`, each feature owning
-    the components that are kept. JSON values."""
-    x = probe(n_features)
+    """Figures of a model whose inputs are features, on one-hot inputs.
+
+    Args:
+      trained: the decomposition.
+      n_features: the number of inputs.
+      oracle: the known right decomposition, or None.
+      **options: of `evaluate.composites`.
+
+    Returns:
+      JSON values: the attributions on each feature's input (`probe`), how far the kept components are from one for each
+      feature (`identity_error`), and `composites`, where a feature needs the components that are kept.
+    """
+    x = one_hot_inputs(n_features)
     scores, kept = jax.device_get(jax.jit(lambda trained, x: (trained.attributions(x), trained.kept(x)))(trained, x))
-    parts = of_components(trained.model, trained.rank), np.asarray(kept) > 0
-    least = None if oracle is None else (of_components(oracle, 1), np.asarray(_on(x)) > 0)
+    own = mask_components(trained.model, trained.rank), np.asarray(kept) > 0
+    known = None if oracle is None else (mask_components(oracle, 1), np.asarray(_features_on(x)) > 0)
     return {
         "probe": [[float(f"{score:.4g}") for score in row] for row in scores],
         "identity_error": identity_error(kept),
-        "composites": composites(parts, least, **options),
+        "composites": composites(own, known, **options),
     }
 
 
-def _on(x: Float[Array, "batch feature"]) -> Float[Array, "batch feature"]:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class ComponentsForward(MaskedForward):
+    """A decomposed model with one mask for the `rank` neighbouring subcomponents of every matrix that are one
+    component."""
+
+    subcomponents: DecompositionForward
+    rank: int = dataclasses.field(metadata={"static": True})
+
+    def run(self, mask: Float[Array, "batch C"], x: Array) -> Array:
+        return self.subcomponents.run(self._repeat(mask), x)
+
+    def target(self, x: Array) -> Array:
+        return self.subcomponents.target(x)
+
+    def resampled(self, keep: Float[Array, "batch C"], x: Array, donor: Array) -> Array:
+        return self.subcomponents.resampled(self._repeat(keep), x, donor)
+
+    def _repeat(self, mask: Float[Array, "batch C"]) -> Float[Array, "batch part"]:
+        model = self.subcomponents.model
+        copies = sum(layer_count(model, name) for name in model.names)
+        return jnp.tile(jnp.repeat(mask, self.rank, axis=-1), (1, copies))
+
+
+def mask_components(model: Decomposed, rank: int, least: float = 0.05) -> MaskedFunction:
+    """The components of a decomposed model as the parts of the linearity suite. Δ is off, except in the target.
+
+    Args:
+      model: the decomposed model.
+      rank: of its components.
+      least: a component's rank is the number of its singular values, over all matrices, that are at least `least` times
+        the largest of any component in that matrix. (No trained singular value is exactly 0.)
+    """
+    values = [one.values for one in spectra(model, rank, model.names).values()]
+    ranks = np.sum([(one > least * max(one.max(), 1e-30)).sum(axis=1) for one in values], axis=0)
+    whole = mask_decomposition(model)
+    return MaskedFunction(ComponentsForward(DecompositionForward(model), rank), whole.faithfulness, ranks)
+
+
+def _features_on(x: Float[Array, "batch feature"]) -> Float[Array, "batch feature"]:
     return (x != 0).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Components as matrices, and their singular values: how much of each is of rank one."""
+"""Components as matrices, and their singular values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.matrices import is_stacked, order_of
-from jax_interp.decomposition.strongest import concrete
+from jax_interp.decomposition.matrices import address_order, is_stacked, layer_address
 
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
-    """Of one matrix: every component's singular values, as many as its rank, in descending order, and the vectors of
-    the first: what it mostly reads and writes, the entry of `reads` that is largest in size above zero."""
+    """The singular values of all components in one matrix, and the first singular vectors of each.
+
+    values: in descending order, as many as the rank.
+    reads, writes: the first singular vectors. Signs are such that the entry of `reads` with the largest size is
+      positive.
+    """
 
     values: Float[np.ndarray, "C rank"]
     reads: Float[np.ndarray, "C d_in"]
@@ -26,7 +29,7 @@ class Spectrum:
 
 
 def products(model: Decomposed, rank: int) -> dict[str, Float[Array, "*layer C d_in d_out"]]:
-    """The components of every entry as matrices, P_c = A_c B_c."""
+    """The components of every matrix as matrices, P_c = A_c B_c."""
     found = {}
     for name in model.names:
         V, U = model.of(name).V, model.of(name).U
@@ -36,15 +39,20 @@ def products(model: Decomposed, rank: int) -> dict[str, Float[Array, "*layer C d
 
 
 def spectra(model: Decomposed, rank: int, names: Collection[str] | None = None) -> dict[str, Spectrum]:
-    """Of the matrices of these entries, each by its concrete address (`blocks.0.mlp.up`). None: of all but the twins of
-    tied ones, which have the same."""
+    """The spectra of matrices by address, layers apart (`blocks.0.mlp.up`).
+
+    Args:
+      model: the decomposed model.
+      rank: of its components.
+      names: entries; None: all except twins, which have the same values.
+    """
     found = {}
     names = model.components if names is None else names
     for name, parts in jax.device_get(products(model, rank)).items():
         if name in names:
             for layer, part in enumerate(parts) if is_stacked(name) else [(None, parts)]:
-                found[concrete(name, layer)] = _spectrum(np.asarray(part, np.float64), rank)
-    return dict(sorted(found.items(), key=lambda item: order_of(item[0])))
+                found[layer_address(name, layer)] = _spectrum(np.asarray(part, np.float64), rank)
+    return dict(sorted(found.items(), key=lambda item: address_order(item[0])))
 
 
 def _spectrum(parts: Float[np.ndarray, "C d_in d_out"], rank: int) -> Spectrum:

@@ -1,10 +1,9 @@
-"""Training an APD decomposition."""
+"""Training an APD decomposition (Braun, Bushnaq, Heimersheim, Mendel & Sharkey 2025, arXiv 2501.14926)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,77 +11,31 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core import optimizers as optimizer
-from jax_interp.core.errors import UserError
-from jax_interp.core.objectives import mean_squared_error
-from jax_interp.decomposition.apd.attributions import attributions, batch_top_k, component_masks
-from jax_interp.decomposition.apd.simplicity import lp_attribution, schatten
+from jax_interp.core.leaves import PyTree
+from jax_interp.decomposition.apd.config import APDConfig
+from jax_interp.decomposition.apd.losses import apd_losses
 from jax_interp.decomposition.components import Components, Decomposed, decompose
-from jax_interp.decomposition.config import Schedule
-from jax_interp.decomposition.losses.faithfulness import faithfulness
-from jax_interp.decomposition.masks import edits
-from jax_interp.decomposition.matrices import check_tied
-from jax_interp.decomposition.train import adam, check_batch, record
-from jax_interp.surgery import edit, read
+from jax_interp.decomposition.training_run import Sample, Trainer, adam, check_batch, example_of, run_record
 from jax_interp.training import Log, RunTarget, fit
-
-
-@dataclasses.dataclass(frozen=True)
-class APDConfig:
-    """The defaults are the paper's for TMS 5-2. With `top_k=None` minimality is `lp` of attributions, of all
-    components, and nothing is masked."""
-
-    matrices: tuple[str, ...] = ("linear1",)
-    tied: tuple[tuple[str, str], ...] = ()
-    C: int = 5
-    rank: int = 3
-    top_k: float | None = 0.211
-    parameter_match: float = 1.0
-    top_k_reconstruction: float = 1.0
-    activation_reconstruction: float = 0.0
-    activations: tuple[str, ...] = ()
-    """Addresses of the hidden activations to be reconstructed."""
-    simplicity: float = 0.7
-    p: float = 1.0
-    lp: float = 0.0
-    lp_power: float = 1.0
-    init_scale: float = 1.0
-    unit_norm: bool = False
-    """Columns of V (A of the paper) are of norm one, and their gradients at right angles to them."""
-    steps: int = 20_000
-    batch: int = 2048
-    schedule: Schedule = dataclasses.field(default_factory=lambda: Schedule(0.03, "constant", warm_up=0.05))
-    seed: int = 0
-    source: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.matrices:
-            raise UserError('matrices=(): name at least one matrix, or "*" for all')
-        for name in ("C", "rank", "steps", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: at least 1")
-        if self.top_k is not None and not 0 < self.top_k <= self.C:
-            raise UserError(f"top_k={self.top_k}: of C={self.C} components above 0 and at most all are kept on a row")
-        if self.activation_reconstruction and not self.activations:
-            raise UserError(
-                f"activation_reconstruction={self.activation_reconstruction} without activations=: name the hidden "
-                "values that are to be reconstructed"
-            )
-        if self.activation_reconstruction and self.top_k is None:
-            raise UserError("activation_reconstruction= needs a top_k=: without one nothing is masked")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class APDState:
+    """All that the next step depends on: V and U by entry, the optimizer's state, the run's key, the steps done."""
+
     components: dict[str, Components]
-    opt: Any
+    opt: PyTree
     key: Key[Array, ""]
     step: Int[Array, ""]
 
 
-def template(config: APDConfig, model: Any, seed: Any = None) -> Decomposed:
-    """The model decomposed as the config says, as drawn: Xavier-normal A `[d_in, rank]` and B `[rank, d_out]` for each
-    component, times `init_scale`."""
+def initial_decomposition(config: APDConfig, model: Any, seed: Any = None) -> Decomposed:
+    """The model decomposed as the config says, with initial components.
+
+    A `[d_in, rank]` and B `[rank, d_out]` of each component are Xavier-normal, times `init_scale`. `seed` replaces the
+    config's.
+    """
     key = jax.random.key(config.seed if seed is None else seed)
     wide = decompose(model, config.matrices, C=config.C * config.rank, key=key, tied=config.tied)
     scaled = {}
@@ -95,73 +48,52 @@ def template(config: APDConfig, model: Any, seed: Any = None) -> Decomposed:
     return dataclasses.replace(wide, components=scaled)
 
 
-def start(config: APDConfig, model: Any, *, seed: Any = None) -> APDState:
-    """The state before the first step."""
-    components = template(config, model, seed).components
+def init_state(config: APDConfig, model: Any, example: PyTree = None, seed: Any = None) -> APDState:
+    """The state before the first step.
+
+    Args:
+      config: of the run.
+      model: the target.
+      example: not used.
+      seed: an integer or a traced one; None: the config's.
+    """
+    components = initial_decomposition(config, model, seed).components
     opt = optimizer.init(adam(config.schedule, config.steps, None), components)
     key = jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2)
     return APDState(components, opt, key, jnp.zeros((), jnp.int32))
 
 
-def losses(config: APDConfig, model: Decomposed, x: Any) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The weighted sum, and each loss by name."""
-    scores = attributions(model, config.rank, x)
-    found: dict[str, Array] = {"parameter_match": faithfulness(model)}
-    weights = {"parameter_match": config.parameter_match}
-    mask = jnp.ones_like(scores)
-    if config.top_k is not None:
-        mask = jax.lax.stop_gradient(batch_top_k(scores, config.top_k)).astype(scores.dtype)
-    if config.top_k is not None and (config.top_k_reconstruction or config.activation_reconstruction):
-        masked = edit(model, *edits(component_masks(model, mask, config.rank)))
-        if config.activation_reconstruction:
-            target, right = jax.lax.stop_gradient(read(model, *config.activations)(x))
-            output, acts = read(masked, *config.activations)(x)
-            sizes = [acts[name].size for name in acts]
-            off = sum(jnp.sum((acts[name] - right[name]) ** 2) for name in acts)
-            found["activation_reconstruction"] = jnp.asarray(off) / sum(sizes)
-            weights["activation_reconstruction"] = config.activation_reconstruction
-        else:
-            target, output = jax.lax.stop_gradient(model(x)), masked(x)
-        found["top_k_reconstruction"] = mean_squared_error(target, output, None)
-        weights["top_k_reconstruction"] = config.top_k_reconstruction
-    if config.simplicity:
-        found["simplicity"] = schatten(model, mask, config.rank, config.p)
-        weights["simplicity"] = config.simplicity
-    if config.lp:
-        outputs = jax.eval_shape(model, x).shape[-1]
-        found["lp"] = lp_attribution(scores, outputs, config.lp_power)
-        weights["lp"] = config.lp
-    return sum((weights[name] * value for name, value in found.items()), jnp.zeros(())), found
-
-
-def apd_step(config: APDConfig, state: APDState, x: Any, target: Any) -> tuple[APDState, dict[str, Array]]:
-    """One step on the batch `x`."""
+def apd_step(config: APDConfig, state: APDState, x: PyTree, target: Any) -> tuple[APDState, dict[str, Array]]:
+    """One step on the batch `x`: the state after it, and metrics (the total loss and every loss)."""
     components = state.components
     if config.unit_norm:
-        components = {name: Components(_unit(pair.V), pair.U) for name, pair in components.items()}
-    total = lambda pairs: losses(config, Decomposed(target, pairs, config.tied), x)
+        components = {name: Components(_unit_columns(pair.V), pair.U) for name, pair in components.items()}
+    total = lambda pairs: apd_losses(config, Decomposed(target, pairs, config.tied), x)
     (loss, metrics), grads = jax.value_and_grad(total, has_aux=True)(components)
     if config.unit_norm:
-        grads = {n: Components(_across(g.V, components[n].V), g.U) for n, g in grads.items()}
+        grads = {n: Components(_at_right_angles(g.V, components[n].V), g.U) for n, g in grads.items()}
     components, opt = optimizer.update(adam(config.schedule, config.steps, None), grads, state.opt, components)
     return APDState(components, opt, state.key, state.step + 1), {"loss": loss, **metrics}
 
 
-def train_apd(
-    config: APDConfig,
-    model: Any,
-    *,
-    sample: Callable[[Array], Any],
-    run: RunTarget = None,
-    log: Log = Log(),
-) -> Decomposed:
-    """The decomposed model, its components `rank` neighbouring subcomponents each, after `config.steps` steps on
-    `sample(key)`. `run` and `log` are as in `training.fit`."""
-    check_batch(config.batch, jax.eval_shape(sample, jax.random.key(0)))
-    log = log.with_defaults(title="APD", every=100)
-    step = partial(_sampled, config, sample)
-    saving = record(run, config, model)
-    state = fit(step, start(config, model), steps=config.steps, run=saving, frozen=(model,), log=log)
+def train_apd(config: APDConfig, model: Any, *, sample: Sample, run: RunTarget = None, log: Log = Log()) -> Decomposed:
+    """Train an APD decomposition, from the start or from the last checkpoint of `run`.
+
+    Args:
+      config: what is trained, see `APDConfig`.
+      model: the target: a toy model, since attributions cost a backward pass for each output.
+      sample: `sample(key)` draws a batch of `config.batch` rows inside the step.
+      run: where and how often the run is saved, as in `training.fit`.
+      log: what is logged and shown, as in `training.fit`.
+
+    Returns:
+      The decomposed model. Each component is `rank` neighbouring subcomponents of every matrix.
+
+    Raises:
+      UserError: a pattern selects no matrix; the data has another number of rows; `run` belongs to another config or
+        target.
+    """
+    state = APD.train(config, model, sample=sample, run=run, log=log)
     return Decomposed(model, state.components, config.tied)
 
 
@@ -170,31 +102,39 @@ def apd_instances(
     model: Any,
     *,
     seeds: Sequence[int],
-    sample: Callable[[Array], Any],
+    sample: Sample,
     run: RunTarget = None,
     log: Log = Log(),
 ) -> dict[str, Components]:
-    """The components of one run a seed, under one `vmap`: a leading instance axis. `run` goes on only with the config,
-    seeds and model that it was begun with."""
-    check_batch(config.batch, jax.eval_shape(sample, jax.random.key(0)))
-    check_tied(model, config.tied)  # inside jit weights have no values to compare
-    state = jax.jit(jax.vmap(lambda seed, model: start(config, model, seed=seed), (0, None)))(
-        jnp.asarray(seeds, jnp.uint32), model
-    )
-    step = jax.vmap(partial(_sampled, config, sample), (0, None, None))
+    """Train one APD decomposition for each seed, under one `vmap`.
+
+    Args:
+      config, model, sample, run, log: as in `train_apd`.
+      seeds: one for each instance. `run` goes on only with the config, seeds and model of its beginning.
+
+    Returns:
+      V and U by entry, with a leading instance axis.
+    """
+    example = example_of(sample)
+    check_batch(config.batch, example)
+    state = APD.init_instances(config, model, seeds=seeds, models=False, example=example)
+    step = APD.instances_step(config, sample, at_once=len(seeds))
     log = log.with_defaults(title=f"{len(seeds)} APD runs", shown=(), every=100)
-    saving = record(run, config, model, seeds)
+    saving = run_record(run, config, model, seeds)
     return fit(step, state, steps=config.steps, run=saving, frozen=(model,), log=log).components
 
 
-def _sampled(config: APDConfig, sample: Any, state: APDState, number: Any, target: Any) -> tuple[APDState, Any]:
-    return apd_step(config, state, sample(jax.random.fold_in(state.key, state.step)), target)
-
-
-def _unit(V: Float[Array, "*layer d_in C"]) -> Float[Array, "*layer d_in C"]:
+def _unit_columns(V: Float[Array, "*layer d_in C"]) -> Float[Array, "*layer d_in C"]:
     return V / jnp.maximum(jnp.linalg.norm(V, axis=-2, keepdims=True), 1e-12)
 
 
-def _across(grad: Array, V: Array) -> Array:
+def _at_right_angles(grad: Array, V: Array) -> Array:
     """The gradient without its component along V."""
     return grad - jnp.sum(grad * V, axis=-2, keepdims=True) * V
+
+
+def _data_key(state: APDState) -> Array:
+    return jax.random.fold_in(state.key, state.step)
+
+
+APD = Trainer("APD", ("loss",), init_state, apd_step, _data_key)

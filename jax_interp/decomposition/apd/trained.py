@@ -1,25 +1,35 @@
-"""What APD leaves: a decomposed model, and from which attribution on a component is kept."""
+"""A trained APD decomposition: its model and its threshold; and the file that it is saved in."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_interp.decomposition.apd.attributions import attributions, least_kept
-from jax_interp.decomposition.apd.train import APDConfig
+from jax_interp.decomposition.apd.attributions import attributions, top_k_threshold
+from jax_interp.decomposition.apd.config import APDConfig
+from jax_interp.decomposition.apd.train import initial_decomposition
 from jax_interp.decomposition.components import Decomposed
+from jax_interp.decomposition.matrices import check_tied
+from jax_interp.decomposition.storage import fill_tree, read_tree, write_tree
 from jax_interp.surgery.taps import static
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainedAPD:
-    """`model` with `rank` neighbouring subcomponents for each component. Those with an attribution of at least
-    `threshold` are kept: a number, so that one input has a mask without a batch around it."""
+    """A decomposed model and the attribution from which on a component is kept.
+
+    Training keeps the top k of a batch. A fixed threshold makes the mask of one input independent of the others.
+
+    model: each component is `rank` neighbouring subcomponents of every matrix.
+    threshold: components with an attribution of at least this are kept.
+    rank: of the components.
+    """
 
     model: Decomposed
     threshold: Float[Array, ""]
@@ -27,9 +37,11 @@ class TrainedAPD:
 
     @property
     def C(self) -> int:
+        """The number of components."""
         return next(iter(self.model.components.values())).C // self.rank
 
     def attributions(self, x: Any) -> Float[Array, "batch C"]:
+        """The attributions of the output to the components, see `attributions.attributions`."""
         return attributions(self.model, self.rank, x)
 
     def kept(self, x: Any) -> Float[Array, "batch C"]:
@@ -39,11 +51,47 @@ class TrainedAPD:
 
 
 def with_threshold(config: APDConfig, model: Decomposed, x: Any) -> TrainedAPD:
-    """The trained model with the threshold at which the components kept on `x` are the batch's top k; all of them where
-    the config has no `top_k`."""
+    """The trained decomposition with the threshold that keeps the top k of one batch.
+
+    Args:
+      config: of the run; without a `top_k` all components are kept.
+      model: what `train_apd` returned.
+      x: the batch.
+    """
     if config.top_k is None:
         return TrainedAPD(model, jnp.zeros((), jnp.float32), config.rank)
     k = config.top_k
-    threshold = jax.jit(lambda model, x: least_kept(attributions(model, config.rank, x), k))(model, x)
-    above_zero = jnp.finfo(threshold.dtype).tiny  # as `batch_top_k`, it keeps nothing for an attribution of nothing
+    threshold = jax.jit(lambda model, x: top_k_threshold(attributions(model, config.rank, x), k))(model, x)
+    above_zero = jnp.finfo(threshold.dtype).tiny  # like `batch_top_k`, keep no component with an attribution of 0
     return TrainedAPD(model, jnp.maximum(threshold, above_zero), config.rank)
+
+
+def save_apd(path: Path | str, trained: TrainedAPD, config: APDConfig) -> None:
+    """Save V, U and the threshold as one safetensors file, with the config in its header.
+
+    The target's weights are not saved.
+    """
+    write_tree(path, {"components": trained.model.components, "threshold": trained.threshold}, config)
+
+
+def load_apd(path: Path | str, model: Any) -> tuple[TrainedAPD, APDConfig]:
+    """Load what `save_apd` wrote.
+
+    Args:
+      path: the file.
+      model: the target that was decomposed.
+
+    Returns:
+      The decomposition and its config.
+
+    Raises:
+      UserError: there is no such file, or it belongs to another method or another model.
+    """
+    flat, config = read_tree(path, APDConfig)
+
+    def blank(model: Any) -> Any:
+        return {"components": initial_decomposition(config, model).components, "threshold": jnp.zeros((), jnp.float32)}
+
+    check_tied(model, config.tied)
+    tree = fill_tree(path, jax.eval_shape(blank, model), flat)
+    return TrainedAPD(Decomposed(model, tree["components"], config.tied), tree["threshold"], config.rank), config

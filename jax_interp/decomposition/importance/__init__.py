@@ -1,23 +1,30 @@
-"""Causal importance: from what a matrix reads to how needed each of its components is.
+"""Causal importance functions (`ci_fn`): from what a matrix reads to how needed each of its components is.
 
-    config = ScalarGates(hidden=16)
-    gates = init_importance(config, key, decomposed)
-    values = gates(decomposed, inputs)           # {entry: [*layer, batch, ..., C]} before the sigmoid
+    config = ScalarMLP(hidden=16)
+    ci_fn = config.init(key, decomposed)
+    values = ci_fn(decomposed, inputs)           # {entry: [*layer, batch, ..., C]} before the sigmoid
 
-`inputs` are what the *target* computes (`read_inputs`), never masked activations. A config is a frozen dataclass; what
-it makes is a pytree of parameters, callable as above.
+A config is a frozen dataclass; `init` makes a pytree of parameters from it, which is called as above. Every file of
+this folder registers its configs in `IMPORTANCE_FUNCTIONS`.
 """
 
-from jax_interp.decomposition.importance.everything import GlobalGates
-from jax_interp.decomposition.importance.inputs import Importance, causal_importance, init_importance, read_inputs
-from jax_interp.decomposition.importance.scalar import ScalarGates
-from jax_interp.decomposition.importance.shared import SharedGates
-from jax_interp.decomposition.importance.transformer import TransformerGates
-from jax_interp.decomposition.importance.vector import VectorGates
+from jax_interp.core.registry import discover
+from jax_interp.decomposition.importance.base import (
+    IMPORTANCE_FUNCTIONS,
+    Importance,
+    ImportanceConfig,
+    ImportanceFunction,
+    causal_importance,
+    read_inputs,
+)
+from jax_interp.decomposition.importance.scalar_mlp import ScalarMLP
+from jax_interp.decomposition.importance.shared_mlp import GlobalMLP, SharedMLP
+from jax_interp.decomposition.importance.transformer import GlobalTransformer
+from jax_interp.decomposition.importance.vector_mlp import VectorMLP
 
-ImportanceConfig = ScalarGates | VectorGates | SharedGates | GlobalGates | TransformerGates
+discover(__name__, __path__)
 
 __all__ = [
-    "GlobalGates", "Importance", "ImportanceConfig", "ScalarGates", "SharedGates", "TransformerGates", "VectorGates",
-    "causal_importance", "init_importance", "read_inputs",
+    "IMPORTANCE_FUNCTIONS", "GlobalMLP", "GlobalTransformer", "Importance", "ImportanceConfig", "ImportanceFunction",
+    "ScalarMLP", "SharedMLP", "VectorMLP", "causal_importance", "read_inputs",
 ]  # fmt: skip

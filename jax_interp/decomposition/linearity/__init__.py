@@ -1,35 +1,37 @@
-"""Is weight linearity real? Decompositions assume that weights are a sum of parts of which each input needs few. Here
-that is under test, for any decomposition.
+"""Tests of weight linearity: the assumption that weights are a sum of parts, of which each input needs few.
 
     report = weight_linearity(f, WeightParts(theta, parts), importance, data, oracle=...)     # any f(theta, x)
     report = decomposition_linearity(model, importance, data)                                 # of `decompose`
     print(report)
 
-Two strengths (StefanHex 2025): *mechanistic faithfulness* asks that for every pattern of ablations there are weights
-that behave right (`composite_grid`, of any function from masks to behaviour), *weight linearity* also that those
-weights add up (everything else here). Reconstruction figures alone certify neither: an SVD whose parts are declared
+There are two strengths (StefanHex 2025). *Mechanistic faithfulness*: for every pattern of ablations there are weights
+that behave right; `composite_grid` tests it for any function from masks to behaviour. *Weight linearity*: those weights
+also add up; everything else here tests it. Reconstruction errors alone certify neither: an SVD whose parts are declared
 always needed scores zero on all of them.
+
+masked_function.py   a function that can be run with any of its parts masked
+measure.py           all figures of one decomposition
+report.py            the report that holds them
+grid.py              composite inputs of known features
+oracle.py            the known right decomposition of toys
 """
 
-from jax_interp.decomposition.linearity.ablatable import (
-    Ablatable,
-    WeightParts,
-    of_decomposition,
-    of_weights,
-    side_by_side,
-)
 from jax_interp.decomposition.linearity.grid import Grid, composite_grid
-from jax_interp.decomposition.linearity.oracle import ideal, needed
-from jax_interp.decomposition.linearity.report import (
-    Figure,
-    LinearityReport,
-    decomposition_linearity,
-    linearity,
-    over,
-    weight_linearity,
+from jax_interp.decomposition.linearity.masked_function import (
+    DecompositionForward,
+    MaskedForward,
+    MaskedFunction,
+    WeightParts,
+    importance_matrix,
+    mask_decomposition,
+    mask_weights,
 )
+from jax_interp.decomposition.linearity.measure import decomposition_linearity, linearity, weight_linearity
+from jax_interp.decomposition.linearity.oracle import oracle_decomposition, oracle_importance
+from jax_interp.decomposition.linearity.report import Figure, LinearityReport
 
 __all__ = [
-    "Ablatable", "Figure", "Grid", "LinearityReport", "WeightParts", "composite_grid", "decomposition_linearity",
-    "ideal", "linearity", "needed", "of_decomposition", "of_weights", "over", "side_by_side", "weight_linearity",
+    "DecompositionForward", "Figure", "Grid", "LinearityReport", "MaskedForward", "MaskedFunction", "WeightParts",
+    "composite_grid", "decomposition_linearity", "importance_matrix", "linearity", "mask_decomposition",
+    "mask_weights", "oracle_decomposition", "oracle_importance", "weight_linearity",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Composite inputs of known features: what every set of parts should do to them."""
+"""The composite grid: inputs made of known features, run with many sets of parts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jax_interp.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Relative squared errors (sum over rows and outputs, over the same sum of the right output's squares).
+    """Squared errors, divided by the squares of the right output (both summed over rows and outputs).
 
-    strict: with exactly the parts of the features that are on, against f(x); the mean over sets of features.
-    superset_mean, superset_max: with those and any others.
-    removed: with some feature's part missing, against f of the features whose parts are there ("mechanism removed");
-    None where no such case was met.
+    strict: with exactly the parts that the active features need, against f(x); the mean over sets of features.
+    superset_mean, superset_max: with those parts and any others.
+    removed: with some needed part missing, against f of the features whose parts are all there ("mechanism removed");
+      None where there was no such case.
     """
 
     strict: float
@@ -31,7 +31,7 @@ class Grid:
     removed: float | None
 
     def rows(self) -> list[tuple[str, float | None]]:
-        """Every entry by name, in order."""
+        """All entries with their names, in order."""
         names = ("needed parts alone", "and any others, mean", "and any others, worst", "mechanism removed")
         return list(zip(names, (self.strict, self.superset_mean, self.superset_max, self.removed)))
 
@@ -50,13 +50,26 @@ def composite_grid(
     low: float = 0.2,
     high: float = 1.0,
 ) -> Grid:
-    """For each set A of `active` features (of `feature_sets` random ones where there are more), inputs
-    `Σ_{i in A} t_i features[i]` with t ~ U[low, high].
+    """Run composite inputs with many sets of parts (mechanistic faithfulness).
 
-    `owner[i]` are the parts that feature i needs, S(A) their union. All sets T of parts are gone through that contain
-    S(A), and as many that do not, up to `cap` of each (chosen at random where there are more). `run(mask, x)` may be
-    any function from sets of parts to behaviour: its weights need not add up, which is how mechanistic faithfulness
-    alone is measured.
+    For each set A of features the inputs are `Σ_{i in A} t_i features[i]` with t ~ U[low, high]. S(A) is the union of
+    the parts that its features need. The function is run with sets of parts that contain S(A), and with sets that do
+    not.
+
+    Args:
+      run: `run(mask, x)`, any function from sets of parts to behaviour. Its weights need not add up.
+      target: the right behaviour.
+      owner: which parts each feature needs.
+      features: the input of each feature.
+      key: random key of inputs and sets.
+      active: how many features are on at a time.
+      samples: inputs for each set of features.
+      cap: at most so many sets of parts of each of the two kinds; random ones where there are more.
+      feature_sets: so many random sets of features where there are more; None: all.
+      low, high: the range of t.
+
+    Raises:
+      UserError: `active` is not between 1 and the number of features.
     """
     owner = np.asarray(owner, bool)
     n, parts = owner.shape
@@ -80,18 +93,18 @@ def composite_grid(
             partial = np.zeros_like(amplitude)
             partial[:, kept] = amplitude[:, kept]
             right = np.asarray(target(jnp.asarray(partial) @ features), np.float64)
-            removed.append(_relative(run, T, x, right, over=y))
+            removed.append(_relative(run, T, x, right, scale=y))
     return Grid(float(np.mean(strict)), float(np.mean(supersets)), worst, float(np.mean(removed)) if removed else None)
 
 
-def _relative(run: Callable, T: np.ndarray, x: Array, right: np.ndarray, over: np.ndarray | None = None) -> float:
+def _relative(run: Callable, T: np.ndarray, x: Array, right: np.ndarray, scale: np.ndarray | None = None) -> float:
     mask = jnp.broadcast_to(jnp.asarray(T, jnp.float32), (x.shape[0], len(T)))
     error = np.asarray(run(mask, x), np.float64) - right
-    return float((error**2).sum() / max(((right if over is None else over) ** 2).sum(), 1e-30))
+    return float((error**2).sum() / max(((right if scale is None else scale) ** 2).sum(), 1e-30))
 
 
 def _features(n: int, active: int, count: int | None, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """All sets of `active` of n features, or `count` different ones at random where there are more."""
+    """All sets of `active` of n features, or `count` different random ones where there are more."""
     total = math.comb(n, active)
     if count is None or total <= count:
         return list(itertools.combinations(range(n), active))
@@ -107,7 +120,7 @@ def _features(n: int, active: int, count: int | None, rng: np.random.Generator) 
 def _sets(
     parts: int, needed: np.ndarray, cap: int, rng: np.random.Generator, containing: bool
 ) -> list[Bool[np.ndarray, " part"]]:
-    """Sets of parts that contain what is needed, the first of them that alone; or sets that lack some of it."""
+    """Sets of parts that contain all needed ones (first the needed ones alone), or sets that lack some of them."""
     free = np.flatnonzero(~needed) if containing else np.arange(parts)
     if 2 ** min(len(free), 40) <= 4 * cap:
         every = list(itertools.product([False, True], repeat=len(free)))

@@ -1,4 +1,4 @@
-"""The decomposition that is known to be right, where features are known: what every figure's excess is over."""
+"""The oracle: the decomposition that is known to be right, where features are known."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.decomposition.components import Components, Decomposed
-from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.matrices import is_stacked
 
 
-def ideal(
+def oracle_decomposition(
     model: Decomposed, parts: Mapping[str, tuple[Float[Array, "d_in feature"], Float[Array, "feature d_out"]]]
 ) -> Decomposed | None:
-    """The target with the features themselves as parts of the matrices that `model` decomposes: component i is feature
-    i's. `parts` has V and U by patterns of addresses; a matrix that none names stays whole. None where all would.
+    """The target with known features as components, in the matrices that `model` decomposes.
+
+    Args:
+      model: a decomposed model.
+      parts: V and U by patterns of addresses; component i belongs to feature i. A matrix that no pattern names is not
+        decomposed.
+
+    Returns:
+      The decomposed model, or None where no pattern names a matrix.
     """
     pairs = {}
     for name in model.components:
@@ -28,8 +35,8 @@ def ideal(
     return Decomposed(model.target, pairs, tuple(pair for pair in model.tied if pair[0] in pairs)) if pairs else None
 
 
-def needed(oracle: Decomposed, x: Float[Array, "batch feature"]) -> PerMatrix:
-    """The importances of `ideal`'s components: 1 where their feature is on."""
+def oracle_importance(oracle: Decomposed, x: Float[Array, "batch feature"]) -> PerMatrix:
+    """The importances of the oracle's components: 1 where their feature is on, 0 elsewhere."""
     on = (x != 0).astype(jnp.float32)
     return {
         name: jnp.broadcast_to(on, (*oracle.of(name).V.shape[:-2], *on.shape)) if is_stacked(name) else on

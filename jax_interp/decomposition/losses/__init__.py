@@ -1,45 +1,36 @@
-"""Losses: each a frozen dataclass with its coefficient and options, called on a `Scene`; the functions beside them are
-the formulas alone.
+"""Loss terms: each a frozen dataclass with its coefficient and options, called on `LossInputs`.
 
 faithfulness.py     components add up to the target's weights
 minimality.py       few components are important
-reconstruction.py   the masked model does what the target does: stochastic, layerwise, subset, unmasked, CI-masked
-hidden.py           ... at every decomposed matrix's output
-adversarial.py      ... for the worst masks: projected gradient ascent, fresh or persistent; merged
-adversary.py        who looks for those
+reconstruction.py   the masked model does what the target does: stochastic, layerwise, subset, unmasked, masked by
+                    importances, and at every decomposed matrix's output
+adversarial.py      ... under the worst masks: projected gradient ascent, fresh, persistent, or mixed
+adversaries.py      the adversaries that find those masks
+base.py             the base class, its registry, and the inputs of all terms
+
+Every file of this folder registers its terms in `LOSSES`. A term in a file of your own is available to configs as soon
+as that file is imported.
 """
 
-from jax_interp.decomposition.losses.adversarial import Merged, PersistentPGD, PGDReconstruction
-from jax_interp.decomposition.losses.adversary import Adversary
+from jax_interp.core.registry import discover
+from jax_interp.decomposition.losses.adversarial import MixedReconstruction, PersistentPGD, PGDReconstruction
+from jax_interp.decomposition.losses.adversaries import ADVERSARIES, AdamAdversary, Adversary
+from jax_interp.decomposition.losses.base import LOSSES, Loss, LossInputs, LossSettings
 from jax_interp.decomposition.losses.faithfulness import Faithfulness
-from jax_interp.decomposition.losses.hidden import HiddenReconstruction
 from jax_interp.decomposition.losses.minimality import ImportanceMinimality, SmoothL0
 from jax_interp.decomposition.losses.reconstruction import (
+    HiddenReconstruction,
     ImportanceMasked,
     StochasticLayerwise,
     StochasticReconstruction,
     StochasticSubset,
     Unmasked,
 )
-from jax_interp.decomposition.losses.scene import Scene
 
-Loss = (
-    Faithfulness
-    | ImportanceMinimality
-    | SmoothL0
-    | StochasticReconstruction
-    | StochasticLayerwise
-    | StochasticSubset
-    | Unmasked
-    | ImportanceMasked
-    | HiddenReconstruction
-    | PGDReconstruction
-    | PersistentPGD
-    | Merged
-)
+discover(__name__, __path__)
 
 __all__ = [
-    "Adversary", "Faithfulness", "HiddenReconstruction", "ImportanceMasked", "ImportanceMinimality", "Loss", "Merged",
-    "PGDReconstruction", "PersistentPGD", "Scene", "SmoothL0", "StochasticLayerwise", "StochasticReconstruction",
-    "StochasticSubset", "Unmasked",
+    "ADVERSARIES", "LOSSES", "AdamAdversary", "Adversary", "Faithfulness", "HiddenReconstruction", "ImportanceMasked",
+    "ImportanceMinimality", "Loss", "LossInputs", "LossSettings", "MixedReconstruction", "PGDReconstruction",
+    "PersistentPGD", "SmoothL0", "StochasticLayerwise", "StochasticReconstruction", "StochasticSubset", "Unmasked",
 ]  # fmt: skip

@@ -1,26 +1,34 @@
-"""Reconstruction under the worst masks that importances allow: PGD, persistent PGD, and merged."""
+"""Reconstruction under the worst masks that the importances allow: fresh, persistent, or mixed with random masks."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from jax_interp.decomposition.importance.inputs import PerMatrix
-from jax_interp.decomposition.losses.adversary import Adversary, held, pgd, started
-from jax_interp.decomposition.losses.reconstruction import StochasticSubset
-from jax_interp.decomposition.losses.scene import Scene
-from jax_interp.decomposition.masks import Mask, between, routed, stochastic
+from jax_interp.core.config_json import reads_older_files
+from jax_interp.decomposition.importance.base import PerMatrix
+from jax_interp.decomposition.losses.adversaries import AdamAdversary, Adversary, init_sources, pgd
+from jax_interp.decomposition.losses.base import LOSSES, Loss, LossInputs
+from jax_interp.decomposition.masks import Mask, masks_from_sources, route_masks, subset_routes
 from jax_interp.decomposition.matrices import is_stacked
 
 
+@LOSSES.register
 @dataclasses.dataclass(frozen=True)
-class PGDReconstruction:
-    """Fresh sources at every batch: `steps` of size `step_size` along the gradient's sign. With `subset` at each row a
-    random subset of the matrices is masked, the same all through the ascent."""
+class PGDReconstruction(Loss):
+    """The error under a fresh adversary: sign ascent on the sources, begun anew for every batch.
+
+    The found sources are constants for the gradient of the loss.
+
+    steps, step_size: of the ascent.
+    init: the sources before the first step.
+    scope: which rows share sources.
+    subset: mask a random subset of the matrices at each row. The subset is the same during the whole ascent.
+    """
 
     coefficient: float = 1.0
     steps: int = 20
@@ -29,66 +37,78 @@ class PGDReconstruction:
     scope: Literal["unique_per_datapoint", "shared_across_batch"] = "shared_across_batch"
     subset: bool = False
 
-    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
-        start, route = jax.random.split(key)
-        routes = StochasticSubset().routes(scene, route) if self.subset else None
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
+        for_sources, for_routes = jax.random.split(key)
+        routes = subset_routes(for_routes, inputs.lower) if self.subset else None
 
-        def error(scene: Scene, r: PerMatrix) -> Float[Array, ""]:
-            masks = between(scene.importance.lower, r)
-            return scene.error(masks if routes is None else routed(masks, routes))
+        def error(inputs: LossInputs, r: PerMatrix) -> Float[Array, ""]:
+            masks = masks_from_sources(inputs.lower, r)
+            return inputs.error(masks if routes is None else route_masks(masks, routes))
 
-        still = held(scene)
-        r = started(start, scene.importance.lower, self.init, self.scope, scene.delta)
-        r = pgd(lambda r: error(still, r), r, self.steps, self.step_size)
-        return error(scene, jax.lax.stop_gradient(r))
+        constant = inputs.stop_gradient()
+        r = init_sources(for_sources, inputs.lower, self.init, self.scope, inputs.settings.delta)
+        r = pgd(lambda r: error(constant, r), r, self.steps, self.step_size)
+        return error(inputs, jax.lax.stop_gradient(r))
 
 
+@LOSSES.register
 @dataclasses.dataclass(frozen=True)
-class PersistentPGD:
-    """Under a persistent adversary's masks, of all matrices or (`subset`) of a random subset at each row.
+class PersistentPGD(Loss):
+    """The error under a persistent adversary's masks (VPD 2026).
 
-    `sources` are the adversary's raw values: the gradient with respect to them is what its outer step climbs along.
+    The gradient with respect to the sources is what the adversary's last step of a batch climbs along.
+
+    adversary: it keeps its sources in the training state.
+    subset: mask a random subset of the matrices at each row.
     """
 
     coefficient: float = 0.5
-    adversary: Adversary = dataclasses.field(default_factory=Adversary)
+    adversary: Adversary = dataclasses.field(default_factory=AdamAdversary)
     subset: bool = False
 
-    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
-        lower = scene.importance.lower
-        masks = between(lower, self.adversary.values(sources, lower))
-        return scene.error(routed(masks, StochasticSubset().routes(scene, key)) if self.subset else masks)
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
+        assert sources is not None
+        masks = masks_from_sources(inputs.lower, self.adversary.values(sources, inputs.lower))
+        return inputs.error(route_masks(masks, subset_routes(key, inputs.lower)) if self.subset else masks)
 
 
+@LOSSES.register
+@reads_older_files(called=("Merged",))
 @dataclasses.dataclass(frozen=True)
-class Merged:
-    """One forward for both: each example is masked by the persistent adversary with probability `adversarial`, and
-    stochastically otherwise (the 2026 JAX line); with `subset` then at each row a random subset of the matrices."""
+class MixedReconstruction(Loss):
+    """The error under masks that are adversarial for some examples and stochastic for the others, in one forward pass
+    (the JAX code of 2026).
+
+    adversarial: the probability that an example gets the persistent adversary's masks.
+    adversary: it keeps its sources in the training state.
+    subset: examples with stochastic masks mask a random subset of the matrices at each row.
+    """
 
     coefficient: float = 1.0
     adversarial: float = 0.5
-    adversary: Adversary = dataclasses.field(default_factory=lambda: Adversary(scope="broadcast_across_batch"))
+    adversary: Adversary = dataclasses.field(default_factory=lambda: AdamAdversary(scope="broadcast_across_batch"))
     subset: bool = False
+    metric: ClassVar[str | None] = "Merged"  # its name in the logs of existing runs
 
-    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
-        draw, pick = jax.random.split(key)
-        lower: PerMatrix = scene.importance.lower
-        worst = between(lower, self.adversary.values(sources, lower))
-        drawn = stochastic(draw, lower, delta=scene.delta, sampling=scene.sampling)
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
+        assert sources is not None
+        for_masks, for_examples = jax.random.split(key)
+        worst = masks_from_sources(inputs.lower, self.adversary.values(sources, inputs.lower))
+        drawn = inputs.stochastic_masks(for_masks)
         if self.subset:
-            drawn = routed(drawn, StochasticSubset().routes(scene, jax.random.fold_in(key, 2)))
-        on = jax.random.bernoulli(pick, self.adversarial, scene.output.shape[:1])
-        return scene.error({name: _chosen(on, worst[name], drawn[name], name) for name in lower})
+            drawn = route_masks(drawn, subset_routes(jax.random.fold_in(key, 2), inputs.lower))
+        on = jax.random.bernoulli(for_examples, self.adversarial, inputs.output.shape[:1])
+        return inputs.error({name: _select(on, worst[name], drawn[name], name) for name in inputs.lower})
 
 
-def _chosen(on: Array, one: Mask, other: Mask, name: str) -> Mask:
-    """The first mask for examples that are on, the other for the rest."""
+def _select(on: Array, one: Mask, other: Mask, name: str) -> Mask:
+    """The first mask for examples that are on, the second for the rest."""
     stacked = is_stacked(name)
 
-    def pick(a: Array, b: Array) -> Array:
+    def select(a: Array, b: Array) -> Array:
         if not a.ndim:
             return a
         at = jnp.expand_dims(on, [*([0] if stacked else []), *range(1 + stacked, a.ndim)])
         return jnp.where(at, a, b)
 
-    return Mask(pick(one.components, other.components), pick(one.delta, other.delta))
+    return Mask(select(one.components, other.components), select(one.delta, other.delta))

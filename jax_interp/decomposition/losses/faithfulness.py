@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from jax_interp.core import optimizers as optimizer
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.losses.scene import Scene
+from jax_interp.decomposition.importance.base import PerMatrix
+from jax_interp.decomposition.losses.base import LOSSES, Loss, LossInputs
 
 
 def faithfulness(model: Decomposed) -> Float[Array, ""]:
@@ -22,7 +22,7 @@ def faithfulness(model: Decomposed) -> Float[Array, ""]:
 
 
 def relative_faithfulness(model: Decomposed) -> Float[Array, ""]:
-    """The mean over matrices of `‖W - V U‖²_F / ‖W‖²_F` (the 2026 JAX line)."""
+    """The mean over matrices of `‖W - V U‖²_F / ‖W‖²_F` (the JAX code of 2026)."""
     ratios = []
     for name in model.names:
         delta, weight = model.delta(name), model.weight(name).astype(jnp.float32)
@@ -31,17 +31,26 @@ def relative_faithfulness(model: Decomposed) -> Float[Array, ""]:
     return jnp.mean(jnp.concatenate(ratios))
 
 
+@LOSSES.register
 @dataclasses.dataclass(frozen=True)
-class Faithfulness:
+class Faithfulness(Loss):
+    """`faithfulness`, or `relative_faithfulness` where `relative`."""
+
     coefficient: float = 1.0
     relative: bool = False
 
-    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
-        return relative_faithfulness(scene.model) if self.relative else faithfulness(scene.model)
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
+        return relative_faithfulness(inputs.model) if self.relative else faithfulness(inputs.model)
 
 
 def warm_up(model: Decomposed, steps: int, learning_rate: float, weight_decay: float) -> Decomposed:
-    """The model after `steps` of AdamW on its components for faithfulness alone."""
+    """The model after AdamW on V and U with faithfulness as the only loss.
+
+    Args:
+      model: the decomposed model.
+      steps: the number of steps.
+      learning_rate, weight_decay: of AdamW.
+    """
     adam = optax.adamw(learning_rate, weight_decay=weight_decay)
 
     def loss(components, target):

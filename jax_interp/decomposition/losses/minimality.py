@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from jax_interp.decomposition.importance.inputs import PerMatrix
-from jax_interp.decomposition.losses.scene import Scene
+from jax_interp.decomposition.importance.base import PerMatrix
+from jax_interp.decomposition.losses.base import LOSSES, Loss, LossInputs
 from jax_interp.decomposition.matrices import row_axes
 
 
 def annealed(
     start: float, end: float | None, progress: Float[Array, ""] | float, first: float = 0.0, last: float = 1.0
 ) -> Float[Array, ""]:
-    """`start` until the fraction `first` of the run, then linearly to `end` at the fraction `last`."""
+    """A value that changes linearly during the run.
+
+    Args:
+      start: the value up to the fraction `first` of the run.
+      end: the value from the fraction `last` on; None: `start` all along.
+      progress: step / steps, from 0 to 1.
+      first, last: fractions of the run.
+    """
     if end is None:
         return jnp.asarray(start, jnp.float32)
     along = jnp.clip((jnp.asarray(progress, jnp.float32) - first) / max(last - first, 1e-9), 0.0, 1.0)
     return start + (end - start) * along
 
 
-def by_component(values: Array, name: str) -> Float[Array, "*layer C"]:
-    """The sum over rows."""
+def sum_over_rows(values: Array, name: str) -> Float[Array, "*layer C"]:
+    """The sum over the rows of one matrix's values `[*layer, *rows, C]`."""
     return jnp.sum(values, axis=row_axes(name, values))
 
 
-def rows_of(values: Array, name: str) -> int:
+def row_count(values: Array, name: str) -> int:
+    """The number of rows of one matrix's values `[*layer, *rows, C]`."""
     return math.prod(values.shape[axis] for axis in row_axes(name, values))
 
 
@@ -38,17 +45,23 @@ def lp_minimality(
 ) -> Float[Array, ""]:
     """`(1/rows) Σ_l Σ_c [s_c + frequency · s_c log2(1 + s_c)]`, with `s_c = Σ_rows (upper + eps)^p`.
 
-    With frequency 0 the mean over rows of `Σ_l Σ_c upper^p` (SPD 2025); the other term is of the torch line of 2026,
-    and depends on the size of the batch.
+    With frequency 0 this is the mean over rows of `Σ_l Σ_c upper^p` (SPD 2025). The frequency term is of the torch code
+    of 2026; it depends on the size of the batch.
+
+    Args:
+      upper: upper importances.
+      p: the exponent.
+      frequency: the weight of the frequency term.
+      eps: added to importances, so that the gradient is finite at 0 for p < 1.
     """
     total = jnp.zeros(())
     for name, u in upper.items():
         u = u.astype(jnp.float32) + eps
         traced = not isinstance(p, (int, float))
-        s = by_component(u if not traced and p == 1 else u * u if not traced and p == 2 else u**p, name)
+        s = sum_over_rows(u if not traced and p == 1 else u * u if not traced and p == 2 else u**p, name)
         if frequency:
             s = s * (1 + frequency * jnp.log2(1 + s))
-        total = total + jnp.sum(s) / rows_of(u, name)
+        total = total + jnp.sum(s) / row_count(u, name)
     return total
 
 
@@ -57,24 +70,26 @@ def smooth_l0(upper: PerMatrix, gamma: Float[Array, ""] | float) -> Float[Array,
     total = jnp.zeros(())
     for name, g in upper.items():
         square = g.astype(jnp.float32) ** 2
-        total = total + jnp.sum(square / (square + gamma * gamma)) / rows_of(g, name)
+        total = total + jnp.sum(square / (square + gamma * gamma)) / row_count(g, name)
     return total
 
 
 def frequency_penalty(upper: PerMatrix, gamma: Float[Array, ""] | float, reference: int) -> Float[Array, ""]:
-    """`Σ_l Σ_c f_c log2(1 + reference · f_c)`, f_c the mean over rows of `g² / (g² + γ²)`: it does not depend on the
-    size of the batch."""
+    """`Σ_l Σ_c f_c log2(1 + reference · f_c)`, f_c the mean over rows of `g² / (g² + γ²)`.
+
+    It does not depend on the size of the batch."""
     total = jnp.zeros(())
     for name, g in upper.items():
         square = g.astype(jnp.float32) ** 2
-        f = by_component(square / (square + gamma * gamma), name) / rows_of(g, name)
+        f = sum_over_rows(square / (square + gamma * gamma), name) / row_count(g, name)
         total = total + jnp.sum(f * jnp.log2(1 + reference * f))
     return total
 
 
+@LOSSES.register
 @dataclasses.dataclass(frozen=True)
-class ImportanceMinimality:
-    """Lp, with p annealed from `p` to `p_final` between the fractions `anneal` of the run."""
+class ImportanceMinimality(Loss):
+    """`lp_minimality` (SPD 2025), with p annealed from `p` to `p_final` between the fractions `anneal` of the run."""
 
     coefficient: float = 3e-3
     p: float = 1.0
@@ -83,15 +98,19 @@ class ImportanceMinimality:
     frequency: float = 0.0
     eps: float = 1e-12
 
-    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
-        p = self.p if self.p_final is None else annealed(self.p, self.p_final, scene.progress, *self.anneal)
-        return lp_minimality(scene.importance.upper, p, self.frequency, self.eps)
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
+        p = self.p if self.p_final is None else annealed(self.p, self.p_final, inputs.progress, *self.anneal)
+        return lp_minimality(inputs.importance.upper, p, self.frequency, self.eps)
 
 
+@LOSSES.register
 @dataclasses.dataclass(frozen=True)
-class SmoothL0:
-    """Smooth L0, γ annealed from `gamma` to `gamma_final` over the run, and a frequency penalty of its own weight,
-    `frequency` times what `coefficient` is. γ² keeps a gradient at importances near it, which Lp with p < 1 lacks."""
+class SmoothL0(Loss):
+    """`smooth_l0` with γ annealed from `gamma` to `gamma_final`, and `frequency` times `frequency_penalty`
+    (the JAX code of 2026).
+
+    γ² keeps a gradient at small importances, which Lp with p < 1 lacks.
+    """
 
     coefficient: float = 8e-4
     gamma: float = 1.0
@@ -100,9 +119,9 @@ class SmoothL0:
     frequency: float = 0.5
     reference: int = 32_768
 
-    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
-        gamma = annealed(self.gamma, self.gamma_final, scene.progress, *self.anneal)
-        loss = smooth_l0(scene.importance.upper, gamma)
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
+        gamma = annealed(self.gamma, self.gamma_final, inputs.progress, *self.anneal)
+        loss = smooth_l0(inputs.importance.upper, gamma)
         if self.frequency:
-            loss = loss + self.frequency * frequency_penalty(scene.importance.upper, gamma, self.reference)
+            loss = loss + self.frequency * frequency_penalty(inputs.importance.upper, gamma, self.reference)
         return loss

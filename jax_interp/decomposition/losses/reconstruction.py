@@ -1,38 +1,51 @@
-"""Reconstruction: with components masked, the model does what the target does."""
+"""Reconstruction: with components masked, the model still does what the target does."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
-from jax_interp.decomposition.losses.scene import Scene
-from jax_interp.decomposition.masks import Mask, bernoulli_routes, given, routed, stochastic, subset_routes
-from jax_interp.decomposition.matrices import is_stacked
+from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast
+from jax_interp.core.objectives import mean_squared_error
+from jax_interp.decomposition.importance.base import PerMatrix
+from jax_interp.decomposition.losses.base import LOSSES, Loss, LossInputs
+from jax_interp.decomposition.masks import (
+    Mask,
+    Masks,
+    bernoulli_routes,
+    masks_from_values,
+    route_masks,
+    subset_routes,
+)
+from jax_interp.decomposition.matrices import is_stacked, layer_address, row_axes
 from jax_interp.surgery import iter_segments
 
 
-def averaged(samples: int, key: Array, loss: Any) -> Float[Array, ""]:
-    """The mean of `loss(key)` over so many keys."""
+def mean_over_samples(samples: int, key: Array, loss: Callable[[Array], Array]) -> Float[Array, ""]:
+    """The mean of `loss(key)` over `samples` keys."""
     keys = [jax.random.fold_in(key, i) for i in range(samples)]
     return sum((loss(k) for k in keys), jnp.zeros(())) / samples
 
 
-def layerwise(scene: Scene, masks: dict[str, Mask]) -> Float[Array, ""]:
-    """The mean over matrices of the error with that one masked and all others the target's."""
+def layerwise_error(inputs: LossInputs, masks: dict[str, Mask]) -> Float[Array, ""]:
+    """The mean over matrices, layers apart, of the error with this matrix masked alone."""
     total, count = jnp.zeros(()), 0
     for name, mask in masks.items():
         if not is_stacked(name):
-            total, count = total + scene.error({name: mask}), count + 1
+            total, count = total + inputs.error({name: mask}), count + 1
             continue
         depth = mask.components.shape[0]
-        if not any(segment.stacked for segment in iter_segments(scene.model)):  # each layer is a place of its own
+        if not any(segment.stacked for segment in iter_segments(inputs.model)):
+            # unrolled: each layer has its own address
             for layer in range(depth):
                 one_layer = jax.tree.map(lambda m, at=layer: m[at] if m.ndim else m, mask)
-                total = total + scene.error({name.replace("*", str(layer), 1): one_layer})
+                total = total + inputs.error({layer_address(name, layer): one_layer})
             count += depth
             continue
         layers = jnp.arange(depth, dtype=jnp.int32)
@@ -41,76 +54,123 @@ def layerwise(scene: Scene, masks: dict[str, Mask]) -> Float[Array, ""]:
             on = jnp.broadcast_to(
                 jnp.expand_dims(layers == layer, range(1, mask.components.ndim - 1)), mask.components.shape[:-1]
             )
-            return scene.error(routed({name: mask}, {name: on}))
+            return inputs.error(route_masks({name: mask}, {name: on}))
 
         total, count = total + jnp.sum(jax.lax.map(one, layers)), count + depth
     return total / count
 
 
+@LOSSES.register
 @dataclasses.dataclass(frozen=True)
-class StochasticReconstruction:
-    """All matrices masked at once by m = g + (1 - g) r."""
+class StochasticReconstruction(Loss):
+    """The error with all matrices masked at once by random m = g + (1 - g) r (SPD 2025), `samples` times."""
 
     coefficient: float = 1.0
     samples: int = 1
 
-    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
-        return averaged(self.samples, key, lambda key: scene.error(_drawn(scene, key)))
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
+        return mean_over_samples(self.samples, key, lambda key: inputs.error(inputs.stochastic_masks(key)))
 
 
+@LOSSES.register
 @dataclasses.dataclass(frozen=True)
-class StochasticLayerwise:
-    """One matrix at a time, the mean over matrices; a draw of its own."""
+class StochasticLayerwise(Loss):
+    """The error with one matrix masked at a time, the mean over matrices (SPD 2025). It draws its own masks."""
 
     coefficient: float = 1.0
     samples: int = 1
 
-    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
-        return averaged(self.samples, key, lambda key: layerwise(scene, _drawn(scene, key)))
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
+        return mean_over_samples(self.samples, key, lambda key: layerwise_error(inputs, inputs.stochastic_masks(key)))
 
 
+@LOSSES.register
 @dataclasses.dataclass(frozen=True)
-class StochasticSubset:
-    """A random subset of the matrices masked at each row: of uniform size, or each by itself with `probability`."""
+class StochasticSubset(Loss):
+    """The error with a random subset of the matrices masked at each row (VPD 2026).
+
+    routing: "uniform_k_subset": subsets of uniformly random size. "static_probability": each matrix independently,
+      with `probability`.
+    """
 
     coefficient: float = 0.5
     samples: int = 1
     routing: Literal["uniform_k_subset", "static_probability"] = "uniform_k_subset"
     probability: float = 0.5
 
-    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
         def one(key: Array) -> Float[Array, ""]:
-            draw, route = jax.random.split(key)
-            return scene.error(routed(_drawn(scene, draw), self.routes(scene, route)))
+            for_masks, for_routes = jax.random.split(key)
+            return inputs.error(route_masks(inputs.stochastic_masks(for_masks), self.routes(inputs.lower, for_routes)))
 
-        return averaged(self.samples, key, one)
+        return mean_over_samples(self.samples, key, one)
 
-    def routes(self, scene: Scene, key: Array) -> dict[str, Array]:
-        lower = scene.importance.lower
+    def routes(self, lower: PerMatrix, key: Array) -> dict[str, Array]:
+        """Which matrices are masked at which rows."""
         if self.routing == "uniform_k_subset":
             return subset_routes(key, lower)
         return bernoulli_routes(key, lower, self.probability)
 
 
+@LOSSES.register
 @dataclasses.dataclass(frozen=True)
-class Unmasked:
-    """All components on, Δ left out."""
+class Unmasked(Loss):
+    """The error with all components on and Δ off."""
 
     coefficient: float = 1.0
 
-    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
-        return scene.error(given({name: jnp.ones_like(g) for name, g in scene.importance.lower.items()}))
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
+        return inputs.error(masks_from_values({name: jnp.ones_like(g) for name, g in inputs.lower.items()}))
 
 
+@LOSSES.register
 @dataclasses.dataclass(frozen=True)
-class ImportanceMasked:
-    """Masks equal to the importances, Δ left out. As a training loss it rewards importances that carry values."""
+class ImportanceMasked(Loss):
+    """The error with masks equal to the importances and Δ off.
+
+    As a training loss it rewards importances that carry the values of activations.
+    """
 
     coefficient: float = 1.0
 
-    def __call__(self, scene: Scene, key: Array, sources: Any = None) -> Float[Array, ""]:
-        return scene.error(given(scene.importance.lower))
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
+        return inputs.error(masks_from_values(inputs.lower))
 
 
-def _drawn(scene: Scene, key: Array) -> dict[str, Mask]:
-    return stochastic(key, scene.importance.lower, delta=scene.delta, sampling=scene.sampling)
+def hidden_errors(inputs: LossInputs, masks: Masks, relative: bool = False) -> dict[str, Float[Array, "*layer"]]:
+    """For each matrix the mean squared error of its output under masks.
+
+    Args:
+      inputs: with the target's outputs of all matrices in `hidden`.
+      masks: of the matrices that are masked.
+      relative: divide by the target's mean square.
+
+    Raises:
+      UserError: `inputs.hidden` is None.
+    """
+    if inputs.hidden is None:
+        raise UserError("LossInputs.hidden is None: read_inputs(..., outputs=True) gives the matrices' outputs")
+    acts = inputs.masked(masks, *(f"{name}.output" for name in inputs.hidden))
+    return {name: _error(target, acts[f"{name}.output"], name, relative) for name, target in inputs.hidden.items()}
+
+
+def _error(target: Array, value: Array, name: str, relative: bool) -> Float[Array, "*layer"]:
+    axes = (*row_axes(name, target), -1)
+    error = mean_squared_error(target, value, axes)
+    return error / jnp.mean(upcast(target) ** 2, axis=axes) if relative else error
+
+
+@LOSSES.register
+@dataclasses.dataclass(frozen=True)
+class HiddenReconstruction(Loss):
+    """The mean over matrices of `hidden_errors`, under stochastic masks or masks equal to the importances."""
+
+    coefficient: float = 1.0
+    masks: Literal["stochastic", "importance"] = "stochastic"
+    relative: bool = False
+    needs_hidden: ClassVar[bool] = True
+
+    def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
+        masks = inputs.stochastic_masks(key) if self.masks == "stochastic" else masks_from_values(inputs.lower)
+        errors = hidden_errors(inputs, masks, self.relative)
+        return jnp.mean(jnp.concatenate([jnp.atleast_1d(error) for error in errors.values()]))

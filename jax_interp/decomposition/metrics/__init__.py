@@ -1,19 +1,26 @@
-"""What a decomposition is worth.
+"""Metrics of a decomposition.
 
-identity.py     one-hot probes: importances a permutation of the identity, or a dense block
-sparsity.py     how many components are important, how many are alive
-masks.py        outputs under six kinds of masks: KL, cross-entropy and the share not recovered; hidden activations
-adversary.py    the worst masks, and the curve over steps
+importance.py   how many components are important and alive; importances on one-hot inputs against known patterns
+masks.py        outputs under six kinds of masks: KL, cross-entropy and the share not recovered; hidden activations; the
+                worst masks, and the curve over the adversary's steps
 truth.py        against known directions: MMCS, ML2R; agreement of two runs
 """
 
-from jax_interp.decomposition.metrics.adversary import pgd_curve, pgd_error
-from jax_interp.decomposition.metrics.identity import dense_error, identity_error, pattern_errors, probe
-from jax_interp.decomposition.metrics.masks import MaskReport, hidden_report, mask_report
-from jax_interp.decomposition.metrics.sparsity import alive, l0, spectrum
+from jax_interp.decomposition.metrics.importance import (
+    alive,
+    dense_error,
+    identity_error,
+    l0,
+    match_components,
+    one_hot_inputs,
+    pattern_errors,
+    spectrum,
+)
+from jax_interp.decomposition.metrics.masks import MaskReport, hidden_report, mask_report, pgd_curve, pgd_error
 from jax_interp.decomposition.metrics.truth import Recovery, agreement, recovery
 
 __all__ = [
     "MaskReport", "Recovery", "agreement", "alive", "dense_error", "hidden_report", "identity_error", "l0",
-    "mask_report", "pattern_errors", "pgd_curve", "pgd_error", "probe", "recovery", "spectrum",
+    "mask_report", "match_components", "one_hot_inputs", "pattern_errors", "pgd_curve", "pgd_error", "recovery",
+    "spectrum",
 ]  # fmt: skip

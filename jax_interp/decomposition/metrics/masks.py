@@ -1,26 +1,32 @@
-"""What the model does under masks that importances allow, and under some that they do not."""
+"""The model's output and hidden activations under masks: six kinds of masks, and the worst masks an adversary finds."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core.objectives import log_probabilities, masked_mean, negative_log_likelihood
-from jax_interp.decomposition.importance.inputs import PerMatrix
-from jax_interp.decomposition.losses.hidden import hidden_errors
-from jax_interp.decomposition.losses.scene import Scene, distances
-from jax_interp.decomposition.masks import Mask, Sampling, given, masked_output, stochastic
+from jax_interp.decomposition.importance.base import PerMatrix
+from jax_interp.decomposition.losses.adversarial import PGDReconstruction
+from jax_interp.decomposition.losses.base import LossInputs, distances
+from jax_interp.decomposition.losses.reconstruction import hidden_errors
+from jax_interp.decomposition.masks import Mask, Sampling, masked_output, masks_from_values, stochastic_masks
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MaskReport:
-    """By kind of mask: `error` against the target's output (KL or MSE, as the scene compares); for language models
-    `ce`, the cross-entropy, and `ce_unrecovered = (ce - ce_target) / (ce_zero - ce_target)`. `error_unrecovered` is the
-    error over that of zero masks."""
+    """Errors by kind of mask (see `evaluation_masks`).
+
+    error: the distance from the target's output, KL or MSE by the settings.
+    error_unrecovered: the error divided by that of zero masks.
+    ce: for language models the cross-entropy, and the target's under "target".
+    ce_unrecovered: `(ce - ce_target) / (ce_zero - ce_target)`.
+    """
 
     error: dict[str, Float[Array, ""]]
     error_unrecovered: dict[str, Float[Array, ""]]
@@ -28,51 +34,92 @@ class MaskReport:
     ce_unrecovered: dict[str, Float[Array, ""]] | None = None
 
 
-def six_masks(
+def evaluation_masks(
     key: Array, importance: PerMatrix, delta: bool, threshold: float | Array = 0.0, sampling: Sampling = "continuous"
 ) -> dict[str, dict[str, Mask]]:
-    """Importances themselves, all on, stochastic by `sampling`, uniform at random, rounded at `threshold`, and all off.
-    Δ is part of the stochastic masks only, as it is of training."""
+    """The six kinds of masks of an evaluation.
+
+    Args:
+      key: random key.
+      importance: lower importances.
+      delta: whether stochastic masks include Δ, as those of training do. Δ is off in all other masks.
+      threshold: where "rounded" masks round.
+      sampling: the distribution of "stochastic" masks.
+
+    Returns:
+      Masks by kind: "ci" (the importances), "unmasked" (all on), "stochastic", "random" (uniform), "rounded", "zero".
+    """
     first, second = jax.random.split(key)
     ones = {name: jnp.ones_like(g) for name, g in importance.items()}
     keys = {name: jax.random.fold_in(second, i) for i, name in enumerate(importance)}
+    random = {n: jax.random.uniform(keys[n], g.shape).astype(g.dtype) for n, g in importance.items()}
     return {
-        "ci": given(importance),
-        "unmasked": given(ones),
-        "stochastic": stochastic(first, importance, delta=delta, sampling=sampling),
-        "random": given({n: jax.random.uniform(keys[n], g.shape).astype(g.dtype) for n, g in importance.items()}),
-        "rounded": given({name: (g > threshold).astype(g.dtype) for name, g in importance.items()}),
-        "zero": given({name: jnp.zeros_like(g) for name, g in importance.items()}),
+        "ci": masks_from_values(importance),
+        "unmasked": masks_from_values(ones),
+        "stochastic": stochastic_masks(first, importance, delta=delta, sampling=sampling),
+        "random": masks_from_values(random),
+        "rounded": masks_from_values({name: (g > threshold).astype(g.dtype) for name, g in importance.items()}),
+        "zero": masks_from_values({name: jnp.zeros_like(g) for name, g in importance.items()}),
     }
 
 
 def mask_report(
-    scene: Scene, key: Array, labels: Int[Array, "batch pos"] | None = None, threshold: float | Array = 0.0
+    inputs: LossInputs, key: Array, labels: Int[Array, "batch pos"] | None = None, threshold: float | Array = 0.0
 ) -> MaskReport:
-    """Errors under six masks. With `labels` (the next token of each position, negative where there is none) also
-    cross-entropies."""
+    """Errors under six kinds of masks.
+
+    Args:
+      inputs: a batch, see `LossInputs`.
+      key: random key of the masks.
+      labels: for a language model the next token of each position, negative where there is none; adds cross-entropies.
+      threshold: of the rounded masks.
+    """
     error, ce = {}, {}
-    for kind, masks in six_masks(key, scene.importance.lower, scene.delta, threshold, scene.sampling).items():
-        output = masked_output(scene.model, masks, *scene.args)
-        error[kind] = jnp.mean(distances(scene.compare, scene.output, output))
+    settings = inputs.settings
+    for kind, masks in evaluation_masks(key, inputs.lower, settings.delta, threshold, settings.sampling).items():
+        output = masked_output(inputs.model, masks, *inputs.args)
+        error[kind] = jnp.mean(distances(settings.compare, inputs.output, output))
         if labels is not None:
             ce[kind] = cross_entropy(output, labels)
     share = {kind: value / error["zero"] for kind, value in error.items()}
     if labels is None:
         return MaskReport(error, share)
-    ce["target"] = cross_entropy(scene.output, labels)
+    ce["target"] = cross_entropy(inputs.output, labels)
     worst = ce["zero"] - ce["target"]
     return MaskReport(error, share, ce, {k: (v - ce["target"]) / worst for k, v in ce.items() if k != "target"})
 
 
 def cross_entropy(logits: Float[Array, "batch pos vocab"], labels: Int[Array, "batch pos"]) -> Float[Array, ""]:
-    """Mean in nats over the positions whose label is not negative."""
+    """The mean cross-entropy in nats over the positions whose label is not negative."""
     losses = negative_log_likelihood(log_probabilities(logits), jnp.maximum(labels, 0))
     return masked_mean(losses, labels >= 0)
 
 
-def hidden_report(scene: Scene, key: Array, relative: bool = True) -> dict[str, dict[str, Float[Array, "*layer"]]]:
-    """By kind of mask (stochastic, ci) and matrix: the error of its output, over its mean square where `relative`."""
-    lower = scene.importance.lower
-    kinds = {"stochastic": stochastic(key, lower, delta=scene.delta, sampling=scene.sampling), "ci": given(lower)}
-    return {kind: hidden_errors(scene, masks, relative) for kind, masks in kinds.items()}
+def hidden_report(
+    inputs: LossInputs, key: Array, relative: bool = True
+) -> dict[str, dict[str, Float[Array, "*layer"]]]:
+    """Errors of the matrices' outputs by kind of mask ("stochastic", "ci") and matrix, see `hidden_errors`."""
+    kinds = {"stochastic": inputs.stochastic_masks(key), "ci": masks_from_values(inputs.lower)}
+    return {kind: hidden_errors(inputs, masks, relative) for kind, masks in kinds.items()}
+
+
+def pgd_error(inputs: LossInputs, key: Array, attack: PGDReconstruction | None = None) -> Float[Array, ""]:
+    """The error under a fresh adversary.
+
+    Args:
+      inputs: a batch, see `LossInputs`.
+      key: random key of the initial sources.
+      attack: the adversary; default: 20 steps of 0.1 from random sources shared across the batch (VPD 2026).
+    """
+    return (PGDReconstruction() if attack is None else attack)(inputs.stop_gradient(), key)
+
+
+def pgd_curve(
+    inputs: LossInputs, key: Array, steps: Sequence[int] = (20, 40, 80, 160, 320), travel: float = 2.0
+) -> Float[Array, " count"]:
+    """`pgd_error` for several numbers of steps, with steps times step size equal to `travel`.
+
+    The error of a decomposition that is faithful only to the adversary of its training rises sharply with the number
+    of steps.
+    """
+    return jnp.stack([pgd_error(inputs, key, PGDReconstruction(steps=n, step_size=travel / n)) for n in steps])

@@ -1,4 +1,4 @@
-"""Components against directions that are known, and against those of another run."""
+"""Components compared with known directions, and with the components of another run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Components
-from jax_interp.decomposition.metrics.identity import matched
+from jax_interp.decomposition.metrics.importance import match_components
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Recovery:
-    """For each known direction the cosine of the most similar component (`cosine`) and its norm over the direction's
-    (`ratio`). MMCS and ML2R are their means (APD 2025)."""
+    """How well known directions were found (APD 2025).
+
+    cosine: for each direction the cosine with the most similar component; `mmcs` is the mean.
+    ratio: that component's norm divided by the direction's; `ml2r` is the mean.
+    owner: the index of that component.
+    """
 
     cosine: Float[Array, " feature"]
     ratio: Float[Array, " feature"]
@@ -26,21 +30,26 @@ class Recovery:
 
     @property
     def mmcs(self) -> Array:
+        """The mean max cosine similarity."""
         return jnp.mean(self.cosine)
 
     @property
     def ml2r(self) -> Array:
+        """The mean L2 ratio."""
         return jnp.mean(self.ratio)
 
 
 def recovery(
     parts: Float[Array, "C feature d"] | Components, truth: Float[Array, "feature d"], least: float = 0.1
 ) -> Recovery:
-    """Rows of each component `parts[c]` against the rows of `truth`, a matrix `[feature, d]`.
+    """Compare the rows of each component with known directions.
 
-    A component whose row is shorter than `least` times the known one does not take part: a dead component has a
-    direction too, and one that happens to fit would be chosen and give a ratio near 0. Where none is long enough, all
-    take part. `least=0` is the published definition.
+    Args:
+      parts: the components as matrices, or as V and U.
+      truth: one direction for each feature.
+      least: components whose row is shorter than `least` times the known one are left out. Without this, a dead
+        component that happens to have the right direction would be chosen and give a ratio near 0. Where no component
+        is long enough, all are compared. 0 is the published definition.
     """
     if isinstance(parts, Components):
         parts = jnp.einsum("fc,cd->cfd", parts.V, parts.U)
@@ -49,20 +58,27 @@ def recovery(
     dots = jnp.einsum("cfd,fd->cf", parts, truth)
     cosine = dots / jnp.maximum(norm * size[None], tiny)
     long_enough = norm >= least * size[None]
-    taking_part = jnp.where(long_enough | ~jnp.any(long_enough, axis=0, keepdims=True), cosine, -jnp.inf)
-    owner = jnp.argmax(taking_part, axis=0)
+    compared = jnp.where(long_enough | ~jnp.any(long_enough, axis=0, keepdims=True), cosine, -jnp.inf)
+    owner = jnp.argmax(compared, axis=0)
     pick = lambda values: jnp.take_along_axis(values, owner[None], axis=0)[0]
     return Recovery(pick(cosine), pick(norm) / jnp.maximum(size, tiny), owner)
 
 
 def agreement(one: Components, other: Components, least: float = 0.1) -> dict[str, Float[np.ndarray, "*layer"]]:
-    """How far two runs found the same: the mean, over components of the first that are at least `least` of its largest,
-    of the cosine with their match in the second of V, of U, and of the rank-one products; of each layer where there are
-    layers.
+    """How far two runs found the same components: mean cosines of matched components.
 
-    There is one match for all three: one to one, so that the cosines of the products add up to the most. V and U are
-    compared there, without their signs, and may have closer ones among other components. A component without a match
-    counts as 0.
+    Components are matched one to one, so that the cosines of their rank-one products have the largest sum. V and U are
+    compared for the same pairs, without their signs. A component without a match counts as 0.
+
+    Args:
+      one, other: components of the same matrix from two runs.
+      least: components whose norm is below `least` times the run's largest are left out.
+
+    Returns:
+      The mean cosines of "V", "U" and "product" over the first run's components: numbers, or one for each layer.
+
+    Raises:
+      UserError: the matrices have different shapes.
     """
     shapes = [(c.V.shape[:-1], c.U.shape[:-2] + c.U.shape[-1:]) for c in (one, other)]
     if shapes[0] != shapes[1]:
@@ -84,7 +100,7 @@ def _agreement(
     unit = lambda rows: rows / np.maximum(np.linalg.norm(rows, axis=0, keepdims=True), 1e-30)
     units = [(unit(V)[:, k], unit(U.T)[:, k]) for (V, U), k in zip(pairs, keep)]
     v, u = (units[0][i].T @ units[1][i] for i in (0, 1))
-    rows, columns = matched(v * u)
+    rows, columns = match_components(v * u)
     count = keep[0].sum()
     mean = lambda values: float(values[rows, columns].sum() / count)
     return {"V": mean(np.abs(v)), "U": mean(np.abs(u)), "product": mean(v * u)}

@@ -1,10 +1,10 @@
-"""A function that can be run with any of its parts taken away: what the linearity suite works on."""
+"""Functions that can be run with any of their parts masked: what the linearity suite works on."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,46 +14,76 @@ from jaxtyping import Array, Float
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.importance.inputs import PerMatrix
+from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.masks import Mask, masked_output
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.surgery import Each, Scale, at, edit
 
-TOLERANCE = 1e-3  # of the largest singular value: what training leaves over is far above float32's rounding
+TOLERANCE = 1e-3  # of the largest singular value; residues of training are far above float32's rounding
+
+
+class MaskedForward:
+    """Base class of pytrees that run a function with its parts masked.
+
+    Attributes:
+      can_resample: whether `resampled` is implemented.
+    """
+
+    can_resample: ClassVar[bool] = False
+
+    def run(self, mask: Float[Array, "batch part"], x: Array) -> Array:
+        """The output with each part multiplied by its mask, row by row."""
+        raise NotImplementedError
+
+    def target(self, x: Array) -> Array:
+        """The output of the whole function."""
+        raise NotImplementedError
+
+    def resampled(self, keep: Float[Array, "batch part"], x: Array, donor: Array) -> Array:
+        """The output where parts that are not kept have the activations of row `donor[i]` in place of row i's."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class Ablatable:
-    """`run(mask [batch, part], x)` is the output with parts multiplied by their masks, `target(x)` that of the whole.
+class MaskedFunction:
+    """A function, the parts of its weights, and what is known about them.
 
-    `of` is a pytree with these two as methods, and `resampled(keep, x, donor)` where activations of parts that are not
-    kept can be replaced by those of row `donor[i]`. It is an argument of what is compiled, so a second decomposition of
-    one shape compiles nothing. `faithfulness` is ‖Σθ_c - θ‖ / ‖θ‖ by matrix, `ranks` that of each part by `ranks_of`.
+    forward: a pytree, so it is an argument of compiled programs. A second decomposition of the same shape compiles
+      nothing.
+    faithfulness: ‖Σθ_c - θ‖ / ‖θ‖ by matrix.
+    ranks: the rank of each part, see `ranks_of`.
     """
 
-    of: Any
+    forward: MaskedForward
     faithfulness: Mapping[str, float]
     ranks: np.ndarray
 
     @property
     def count(self) -> int:
+        """The number of parts."""
         return len(self.ranks)
 
     def run(self, mask: Float[Array, "batch part"], x: Array) -> Array:
-        return _run(self.of, mask, x)
+        """The output with each part multiplied by its mask, row by row."""
+        return _run(self.forward, mask, x)
 
     def target(self, x: Array) -> Array:
-        return _target(self.of, x)
+        """The output of the whole function."""
+        return _target(self.forward, x)
 
 
-_run = jax.jit(lambda of, mask, x: of.run(mask, x))
-_target = jax.jit(lambda of, x: of.target(x))
+_run = jax.jit(lambda forward, mask, x: forward.run(mask, x))
+_target = jax.jit(lambda forward, x: forward.target(x))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class WeightParts:
-    """Weights θ (any pytree) and parts of them, the same pytree with a leading part axis, that should add up to it."""
+    """Weights and their parts, which should add up to them.
+
+    target: θ, any pytree.
+    parts: the same pytree with a leading part axis on every leaf.
+    """
 
     target: Any
     parts: Any
@@ -61,8 +91,8 @@ class WeightParts:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class OfWeights:
-    """`f(theta, x)` with theta a masked sum of parts, another one for each row."""
+class WeightsForward(MaskedForward):
+    """`f(theta, x)` with theta the masked sum of parts, a different sum for each row."""
 
     weights: WeightParts
     f: Callable[[Any, Array], Array] = dataclasses.field(metadata={"static": True})
@@ -78,30 +108,40 @@ class OfWeights:
         return self.f(self.weights.target, x)
 
 
-def of_weights(f: Callable[[Any, Array], Array], weights: WeightParts) -> Ablatable:
-    """`f(theta, x)`, x `[batch, ...]`, with theta the masked sum of the parts. Every row gets weights of its own, so
-    this is for small models."""
+def mask_weights(f: Callable[[Any, Array], Array], weights: WeightParts) -> MaskedFunction:
+    """`f(theta, x)` with theta the masked sum of the parts. Every row has its own weights, so this is for small models.
+
+    Args:
+      f: any function of weights and inputs x `[batch, ...]`.
+      weights: the weights and their parts.
+    """
     target, parts = flatten(weights.target), flatten(weights.parts)
-    off = {}
+    errors = {}
     for name, theta in target.items():
         whole = np.asarray(theta, np.float64)
-        off[name or "theta"] = float(
+        errors[name or "theta"] = float(
             np.linalg.norm(np.asarray(parts[name], np.float64).sum(0) - whole) / max(np.linalg.norm(whole), 1e-30)
         )
-    return Ablatable(OfWeights(weights, f), off, sum_of_ranks(target, parts))
+    return MaskedFunction(WeightsForward(weights, f), errors, sum_of_ranks(target, parts))
 
 
 def ranks_of(whole: Float[np.ndarray, "d_in d_out"], parts: Iterable[Float[np.ndarray, " value"]]) -> np.ndarray:
-    """The numerical rank of each part of one matrix, given its singular values: how many are above `TOLERANCE` times
-    the largest of the matrix and of all parts. A Δ that training has made small has then none, though it is no float32
-    zero anywhere."""
+    """The numerical rank of each part of one matrix.
+
+    Only singular values above `TOLERANCE` times the largest of the matrix and of all parts count. A Δ that training has
+    made small then has rank 0, although it is exactly zero nowhere.
+
+    Args:
+      whole: the matrix.
+      parts: the singular values of each part.
+    """
     parts = list(parts)
     largest = max([np.linalg.norm(whole, 2), *(values.max(initial=0.0) for values in parts)])
     return np.array([np.sum(values > TOLERANCE * largest) for values in parts], int)
 
 
 def sum_of_ranks(target: Mapping[str, Any], parts: Mapping[str, Any]) -> np.ndarray:
-    """The rank of every part, over all its matrices (a vector counts as one, zero as none)."""
+    """The sum of each part's ranks over all matrices. A vector has rank 1, or 0 where it is zero."""
     total: Any = 0
     for name, value in parts.items():
         array, whole = np.asarray(value, np.float64), np.asarray(target[name], np.float64)
@@ -114,14 +154,15 @@ def sum_of_ranks(target: Mapping[str, Any], parts: Mapping[str, Any]) -> np.ndar
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class OfDecomposition:
-    """A decomposed model with its subcomponents side by side; with `delta` each matrix's Δ after its components.
+class DecompositionForward(MaskedForward):
+    """A decomposed model. Its parts are the subcomponents of all matrices; with `delta`, each matrix's Δ follows them.
 
-    Δ has no inner activation that another row could lend: `resampled` drops it where it is not kept, as `run` does.
+    Δ has no inner activation that could be resampled: `resampled` turns it off where it is not kept, as `run` does.
     """
 
     model: Decomposed
     delta: bool = dataclasses.field(default=False, metadata={"static": True})
+    can_resample: ClassVar[bool] = True
 
     def run(self, mask: Float[Array, "batch part"], x: Array) -> Array:
         return masked_output(self.model, self.masks(mask, x), x)
@@ -132,20 +173,20 @@ class OfDecomposition:
     def resampled(self, keep: Float[Array, "batch part"], x: Array, donor: Array) -> Array:
         edits = []
         for name, mask in self.masks(keep, x).items():
-            borrow, delta = Borrow(mask.components, donor), Scale(mask.delta)
+            resample, delta = Resample(mask.components, donor), Scale(mask.delta)
             if is_stacked(name):
                 layers = mask.components.shape[0]
-                borrow = Each(Borrow(mask.components, jnp.broadcast_to(donor, (layers, *donor.shape))))
+                resample = Each(Resample(mask.components, jnp.broadcast_to(donor, (layers, *donor.shape))))
                 delta = Each(delta)
-            edits += [at(f"{name}.components", borrow), at(f"{name}.delta", delta)]
+            edits += [at(f"{name}.components", resample), at(f"{name}.delta", delta)]
         return edit(self.model, *edits)(x)
 
     def masks(self, flat: Float[Array, "batch part"], x: Array) -> dict[str, Mask]:
-        """One mask for each row, the same at all positions, matrix by matrix."""
+        """Masks by matrix: one for each row, the same at all positions."""
         rows = x.shape[1:-1] if jnp.issubdtype(x.dtype, jnp.floating) else x.shape[1:]
         found, first = {}, 0
         for name in self.model.names:
-            C, layers = self.model.of(name).C, layers_of(self.model, name)
+            C, layers = self.model.of(name).C, layer_count(self.model, name)
             width = C + self.delta
             block = flat[:, first : first + width * layers].reshape(flat.shape[0], layers, width)
             first += width * layers
@@ -157,30 +198,35 @@ class OfDecomposition:
         return found
 
 
-def layers_of(model: Decomposed, name: str) -> int:
+def layer_count(model: Decomposed, name: str) -> int:
+    """How many matrices an entry stands for."""
     return model.of(name).V.shape[0] if is_stacked(name) else 1
 
 
-def of_decomposition(model: Decomposed, *, delta: bool = False) -> Ablatable:
-    """The subcomponents of all matrices side by side, matrix by matrix in the order of `model.names`, layer by layer;
-    with `delta` each matrix's Δ after its components, otherwise Δ is left out of all runs but the target's."""
-    off, ranks = {}, []
+def mask_decomposition(model: Decomposed, *, delta: bool = False) -> MaskedFunction:
+    """The subcomponents of a decomposed model as parts, in the order of `model.names`, layer by layer.
+
+    Args:
+      model: the decomposed model.
+      delta: whether each matrix's Δ is one more part, after its components. Otherwise Δ is off, except in the target.
+    """
+    errors, ranks = {}, []
     for name in model.names:
         weight, rest = (np.asarray(jax.device_get(m), np.float64) for m in (model.weight(name), model.delta(name)))
-        off[name] = float(np.linalg.norm(rest) / max(np.linalg.norm(weight), 1e-30))
+        errors[name] = float(np.linalg.norm(rest) / max(np.linalg.norm(weight), 1e-30))
         V, U = (np.asarray(jax.device_get(m), np.float64) for m in (model.of(name).V, model.of(name).U))
         size = np.linalg.norm(V, axis=-2) * np.linalg.norm(U, axis=-1)
         stack = lambda m, axes: m.reshape(-1, *m.shape[-axes:])
         for whole, left, sizes in zip(stack(weight, 2), stack(rest, 2), stack(size, 1), strict=True):
             parts = [*sizes[:, None], *([np.linalg.svd(left, compute_uv=False)] if delta else [])]
             ranks += list(ranks_of(whole, parts))
-    return Ablatable(OfDecomposition(model, delta), off, np.asarray(ranks))
+    return MaskedFunction(DecompositionForward(model, delta), errors, np.asarray(ranks))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Borrow:
-    """An edit: inner activations where `keep` is 1, those of the row `donor[i]` where it is 0."""
+class Resample:
+    """An edit: inner activations where `keep` is 1, and those of row `donor[i]` where it is 0."""
 
     keep: Array
     donor: Array
@@ -189,10 +235,16 @@ class Borrow:
         return self.keep.astype(a.dtype) * a + (1 - self.keep.astype(a.dtype)) * jnp.take(a, self.donor, axis=0)
 
 
-def side_by_side(model: Decomposed, importance: PerMatrix, *, delta: bool = False) -> Float[Array, "row part"]:
-    """Importances as one row of parts for each row of data, in the order of `of_decomposition`; Δ has importance 0.
+def importance_matrix(model: Decomposed, importance: PerMatrix, *, delta: bool = False) -> Float[Array, "row part"]:
+    """Importances as a matrix over the parts of `mask_decomposition`.
 
-    Values with positions have one row for each example: the largest importance over its positions.
+    Args:
+      model: the decomposed model.
+      importance: lower importances by entry. Of values with positions the largest over each example's positions counts.
+      delta: whether Δ is a part. Its importance is 0.
+
+    Raises:
+      UserError: the model has no decomposed matrices.
     """
     columns = []
     for name in model.names:

@@ -1,0 +1,99 @@
+"""The most important components of each matrix on given inputs, by their mean importance."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_interp.decomposition.importance import causal_importance, read_inputs
+from jax_interp.decomposition.importance.base import PerMatrix
+from jax_interp.decomposition.matrices import address_order, is_stacked, layer_address
+from jax_interp.decomposition.train import Trained
+
+Batches = Sequence[tuple[Any, Bool[Array, "*rows"]]]
+"""Batches of model inputs, and which of their rows count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TopComponents:
+    """The components of one matrix with the largest mean importance, in that order.
+
+    C: how many components the matrix has.
+    alive: how many of them are important at some row.
+    components: their indices. Components that are never important are not among them.
+    mean: their mean importances over all rows.
+    rate: the fractions of rows at which their importances are above the threshold.
+    V, U: what they read and write.
+    """
+
+    C: int
+    alive: int
+    components: Int[np.ndarray, " card"]
+    mean: Float[np.ndarray, " card"]
+    rate: Float[np.ndarray, " card"]
+    V: Float[np.ndarray, "card d_in"]
+    U: Float[np.ndarray, "card d_out"]
+
+
+def top_components(trained: Trained, batches: Batches, n: int = 6, threshold: float = 0.1) -> dict[str, TopComponents]:
+    """The most important components of every matrix on these batches.
+
+    Args:
+      trained: the decomposition.
+      batches: pairs of model inputs and which of their rows count. Importances are summed on the device.
+      n: how many components of each matrix.
+      threshold: a component counts as important at a row where its importance is above this.
+
+    Returns:
+      `TopComponents` by address, layers apart (`blocks.2.mlp.up`).
+
+    Example:
+        top_components(trained, [(x, jnp.ones(x.shape[:-1], bool))])["linear1"].components
+    """
+    sums: dict[str, Any] = {}
+    rows = 0
+    for x, keep in batches:
+        keep = jnp.asarray(keep)
+        added = jax.device_get(_totals(trained, jnp.asarray(x), keep, threshold))
+        sums = {name: sums.get(name, 0.0) + np.asarray(both, np.float64) for name, both in added.items()}
+        rows += int(np.sum(keep))
+    found = {}
+    for name, both in sums.items():
+        parts = jax.device_get(trained.model.of(name))
+        for layer in range(both.shape[1]) if is_stacked(name) else [None]:
+            total, count = both if layer is None else both[:, layer]
+            V, U = (parts.V, parts.U) if layer is None else (parts.V[layer], parts.U[layer])
+            best = np.argsort(-total, kind="stable")
+            best = best[count[best] > 0][:n]
+            mean, rate = total[best] / max(rows, 1), count[best] / max(rows, 1)
+            alive = int(np.sum(count > 0))
+            found[layer_address(name, layer)] = TopComponents(len(total), alive, best, mean, rate, V.T[best], U[best])
+    return dict(sorted(found.items(), key=lambda item: address_order(item[0])))
+
+
+def target_and_importance(trained: Trained, x: Array) -> tuple[Array, PerMatrix, PerMatrix]:
+    """The target's output, what each matrix reads, and the lower importances with negative values set to 0 (leaky
+    sigmoids give such values)."""
+    output, inputs, _ = read_inputs(trained.model, x)
+    lower = causal_importance(trained.ci_fn(trained.model, inputs), trained.sigmoid).lower
+    positive = {name: jnp.maximum(g.astype(jnp.float32), 0.0) for name, g in lower.items()}
+    return output, inputs, positive
+
+
+@jax.jit
+def _totals(trained: Trained, x: Array, keep: Bool[Array, "*rows"], threshold: Any) -> PerMatrix:
+    """For each entry `[2, *layer, C]`: sums of importances over kept rows, and numbers of rows with important ones."""
+    kept = keep.reshape(-1).astype(jnp.float32)
+
+    def count(name: str, g: Float[Array, "*layer_and_rows C"]) -> Float[Array, "two *layer C"]:
+        flat = g.reshape(*g.shape[: 1 if is_stacked(name) else 0], -1, g.shape[-1])
+        on = (flat > threshold).astype(jnp.float32)
+        return jnp.stack([jnp.einsum("...rc,r->...c", both, kept) for both in (flat, on)])
+
+    return {name: count(name, g) for name, g in target_and_importance(trained, x)[2].items()}

@@ -1,0 +1,198 @@
+"""What the trainers of all decomposition methods share: the loop over one run or many, its record, learning rates."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import PyTree
+from jax_interp.decomposition.config import MethodConfig, Schedule
+from jax_interp.decomposition.matrices import check_tied
+from jax_interp.training import Log, Run, RunTarget, SaveTo, fit
+from jax_interp.training.fingerprint import fingerprints
+
+Sample = Callable[[Key[Array, ""]], PyTree]
+"""`sample(key)` draws one batch."""
+BatchAt = Callable[[int], PyTree]
+"""`batch_at(step)` gives one batch."""
+Config = TypeVar("Config", bound=MethodConfig)
+
+
+class State(Protocol):
+    """A training state: any pytree with the number of steps done in `step`."""
+
+    @property
+    def step(self) -> Int[Array, ""]: ...
+
+
+S = TypeVar("S", bound=State)
+Step = Callable[[S, Any, Any], tuple[S, dict[str, Array]]]
+"""`step(state, batch or step number, target)` gives the next state and metrics, as `training.fit` takes it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer(Generic[Config, S]):
+    """What differs between decomposition methods.
+
+    title: on the progress display.
+    shown: metrics on the progress display.
+    init: `init(config, model, example, seed)`, the state before the first step. `example` is a batch or its type; a
+      seed of None is the config's.
+    step: `step(config, state, x, target)`, one step on the batch x: `(state, metrics)`.
+    data_key: the random key of the batch of the next step.
+    """
+
+    title: str
+    shown: tuple[str, ...]
+    init: Callable[[Config, Any, Any, Any], S]
+    step: Callable[[Config, S, Any, Any], tuple[S, dict[str, Array]]]
+    data_key: Callable[[S], Key[Array, ""]]
+
+    def sampled_step(self, config: Config, sample: Sample, state: S, number: Any, target: Any) -> tuple[S, Any]:
+        """`step` on `sample(key)`, drawn inside the same program. `number` is not used."""
+        return self.step(config, state, sample(self.data_key(state)), target)
+
+    def train(
+        self,
+        config: Config,
+        model: Any,
+        *,
+        sample: Sample | None = None,
+        batch_at: BatchAt | None = None,
+        run: RunTarget = None,
+        place: Callable[[S], S] | None = None,
+        log: Log = Log(),
+    ) -> S:
+        """The state after a whole run, see `train_decomposition`."""
+        if (sample is None) == (batch_at is None):
+            raise UserError(
+                "a decomposition draws its data by sample(key), or is given batch_at(number): one of the two"
+            )
+        if sample is not None:
+            step, example = partial(self.sampled_step, config, sample), example_of(sample)
+        else:
+            assert batch_at is not None
+            step, example = partial(self.step, config), batch_at(0)
+        check_batch(config.batch, example)
+        state = self.init(config, model, example, None)
+        state = state if place is None else place(state)
+        log = log.with_defaults(shown=self.shown, title=self.title, every=100)
+        saving = run_record(run, config, model)
+        return fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log)
+
+    def init_instances(self, config: Config, targets: Any, *, seeds: Sequence[int], models: bool, example: Any) -> S:
+        """Initial states of many runs, with a leading instance axis."""
+        if config.tied:  # weights have no values to compare inside jit
+            for i in range(len(seeds) if models else 1):
+                check_tied(jax.tree.map(lambda leaf, i=i: leaf[i], targets) if models else targets, config.tied)
+        init = lambda seed, model: self.init(config, model, example, seed)
+        return jax.jit(jax.vmap(init, (0, 0 if models else None)))(jnp.asarray(seeds, jnp.uint32), targets)
+
+    def instances_step(self, config: Config, sample: Sample, at_once: int | None = None, models: bool = False) -> Step:
+        """`sampled_step` of states with a leading instance axis.
+
+        Args:
+          config: the config of all instances.
+          sample: draws each instance's batch, by the instance's own key.
+          at_once: how many instances are under one `vmap`; the others follow in the same step. None: all, and on a CPU
+            one, because the arrays of many instances leave its caches.
+          models: whether targets have an instance axis too.
+        """
+        if at_once is None and jax.default_backend() == "cpu":
+            at_once = 1
+
+        def step(state: S, number: Any, target: Any) -> tuple[S, dict[str, Array]]:
+            one = lambda both: self.sampled_step(config, sample, both[0], number, both[1] if models else target)
+            return jax.lax.map(one, (state, target if models else ()), batch_size=at_once or state.step.shape[0])
+
+        return step
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run directory belongs to. It is stored as the directory's config, so nothing else can go on there.
+
+    config: the config of the method.
+    targets: a hash of the target's weights.
+    seeds, coefficients: of many instances, one row for each.
+    """
+
+    config: Any
+    targets: str
+    seeds: tuple[int, ...] | None = None
+    coefficients: tuple[tuple[float, ...], ...] | None = None
+
+
+def run_record(
+    run: RunTarget,
+    config: Any,
+    targets: PyTree,
+    seeds: Sequence[int] | None = None,
+    coefficients: Float[Array, "instance loss"] | None = None,
+) -> SaveTo:
+    """`run` with a `RunRecord` as the config to store; unchanged where nothing is saved and where the run is open."""
+    saving = SaveTo.of(run)
+    if saving.run is None or isinstance(saving.run, Run):
+        return saving
+    prints = json.dumps(fingerprints(jax.tree.map(jnp.asarray, targets)))
+    rows = None if coefficients is None else tuple(tuple(row) for row in np.asarray(coefficients, np.float64).tolist())
+    record = RunRecord(
+        config,
+        hashlib.sha256(prints.encode()).hexdigest()[:16],
+        None if seeds is None else tuple(int(seed) for seed in seeds),
+        rows,
+    )
+    return SaveTo.of(saving, record)
+
+
+def example_of(sample: Sample) -> PyTree:
+    """The types of a batch."""
+    return jax.eval_shape(sample, jax.random.key(0))
+
+
+def check_batch(batch: int, example: PyTree) -> None:
+    """Check that the data has as many rows as the config says, which is what a run records. Raises UserError."""
+    have = {leaf.shape[0] for leaf in jax.tree.leaves(example)}
+    if have != {batch}:
+        rows = " and ".join(map(str, sorted(have)))
+        raise UserError(
+            f"batch={batch} in the config, and {rows} rows in what is trained on: give both the same number"
+        )
+
+
+def rate(schedule: Schedule, steps: int) -> Callable[[Any], Array]:
+    """The learning rate of step 0, 1, ... of `steps`."""
+    up = int(schedule.warm_up * steps)
+
+    def at(count: Any) -> Array:
+        t = jnp.asarray(count, jnp.float32)
+        along = jnp.clip((t - up) / max(steps - up - 1, 1), 0.0, 1.0)
+        if schedule.kind == "cosine":
+            factor = schedule.final + (1 - schedule.final) * 0.5 * (1 + jnp.cos(math.pi * along))
+        elif schedule.kind == "quarter_cosine":
+            factor = jnp.cos(0.5 * math.pi * along)
+        elif schedule.kind == "linear":
+            factor = 1 + (schedule.final - 1) * along
+        else:
+            factor = jnp.ones_like(t)
+        return schedule.rate * factor * (jnp.minimum(1.0, (t + 1) / up) if up else 1.0)
+
+    return at
+
+
+def adam(schedule: Schedule, steps: int, clip: float | None) -> optax.GradientTransformation:
+    """Adam by this schedule, after clipping to the norm `clip`."""
+    chain = [optax.clip_by_global_norm(clip)] if clip else []
+    return optax.chain(*chain, optax.adam(rate(schedule, steps)))
