@@ -27,15 +27,15 @@ class Code(Protocol):
 
     def dense(self, n_features: int) -> Float[Array, "row feature"]: ...
 
-    def total(self, weight: Float[Array, " feature"]) -> Float[Array, ""]:
+    def weighted_sum(self, weight: Float[Array, " feature"]) -> Float[Array, ""]:
         """Σ over rows and features of z · weight."""
         ...
 
-    def fires(self, n_features: int) -> Int[Array, " feature"]:
+    def firing_counts(self, n_features: int) -> Int[Array, " feature"]:
         """In how many rows each feature is on."""
         ...
 
-    def keep(self, on: Bool[Array, " feature"]) -> Self:
+    def mask_features(self, on: Bool[Array, " feature"]) -> Self:
         """The code without the features that are not `on`."""
         ...
 
@@ -54,20 +54,20 @@ class DenseCode:
     def dense(self, n_features):
         return self.values
 
-    def total(self, weight):
+    def weighted_sum(self, weight):
         return jnp.sum(jnp.sum(self.values, axis=0) * weight)
 
-    def fires(self, n_features):
+    def firing_counts(self, n_features):
         return jnp.sum(self.values != 0, axis=0, dtype=jnp.int32)
 
-    def keep(self, on):
-        return self.valued(jnp.where(on[None, :], self.values, jnp.zeros((), self.values.dtype)))
+    def mask_features(self, on):
+        return self.with_values(jnp.where(on[None, :], self.values, jnp.zeros((), self.values.dtype)))
 
-    def valued(self, values: Float[Array, "row feature"]) -> Self:
+    def with_values(self, values: Float[Array, "row feature"]) -> Self:
         """Other values at the same pre-activations."""
         return dataclasses.replace(self, values=values)
 
-    def of_features(self, numbers: Float[Array, " feature"]) -> Float[Array, "1 feature"]:
+    def gather(self, numbers: Float[Array, " feature"]) -> Float[Array, "1 feature"]:
         """One number a feature, to go with `values` and `pre`."""
         return numbers[None, :]
 
@@ -87,13 +87,13 @@ class RowCode:
     def dense(self, n_features):
         return sparse.to_dense(self.values, self.indices, n_features)
 
-    def total(self, weight):
+    def weighted_sum(self, weight):
         return jnp.sum(self.values * weight[self.indices])
 
-    def fires(self, n_features):
+    def firing_counts(self, n_features):
         return jnp.zeros((n_features,), jnp.int32).at[self.indices].add((self.values != 0).astype(jnp.int32))
 
-    def keep(self, on):
+    def mask_features(self, on):
         zero = jnp.zeros((), self.values.dtype)
         return dataclasses.replace(self, values=jnp.where(on[self.indices], self.values, zero))
 
@@ -118,20 +118,20 @@ class BatchCode:
         zeros = jnp.zeros((self.n_rows, n_features), self.values.dtype)
         return zeros.at[self.rows, self.features].add(self.values, mode="drop")
 
-    def total(self, weight):
-        return jnp.sum(self.values * self.of_features(weight))
+    def weighted_sum(self, weight):
+        return jnp.sum(self.values * self.gather(weight))
 
-    def fires(self, n_features):
+    def firing_counts(self, n_features):
         on = (self.values != 0).astype(jnp.int32)
         return jnp.zeros((n_features,), jnp.int32).at[self.features].add(on, mode="drop")
 
-    def keep(self, on):
-        return self.valued(jnp.where(self.of_features(on), self.values, jnp.zeros((), self.values.dtype)))
+    def mask_features(self, on):
+        return self.with_values(jnp.where(self.gather(on), self.values, jnp.zeros((), self.values.dtype)))
 
-    def valued(self, values: Float[Array, " entry"]) -> Self:
+    def with_values(self, values: Float[Array, " entry"]) -> Self:
         return dataclasses.replace(self, values=values)
 
-    def of_features(self, numbers: Shaped[Array, " feature"]) -> Shaped[Array, " entry"]:
+    def gather(self, numbers: Shaped[Array, " feature"]) -> Shaped[Array, " entry"]:
         """The number of each entry's feature, to go with `values`."""
         return numbers.at[self.features].get(mode="clip")
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Pursued:
+class PursuitCode:
     """`values` at `indices`, at most k a row; an unused place has value 0 (and index 0). `error[i]` is ‖residual‖²
     after i + 1 steps: that of the code found with at most i + 1 atoms, for i < k."""
 
@@ -33,7 +33,7 @@ class Pursued:
 @partial(jax.jit, static_argnames=("k", "extra_steps"))
 def gradient_pursuit(
     x: Float[Array, "row d"], W_dec: Float[Array, "feature d"], k: int, extra_steps: int = 0
-) -> Pursued:
+) -> PursuitCode:
     """Codes of `x` (without bias) over the atoms `W_dec`, of any norms. `extra_steps` more gradient steps on the atoms
     chosen come closer to the least squares on them. One [row, feature] product a step."""
     rows = x.shape[0]
@@ -58,7 +58,7 @@ def gradient_pursuit(
 
     start = (jnp.zeros((rows, k), x.dtype), jnp.zeros((rows, k), jnp.int32), jnp.zeros((rows, k), bool), x)
     (values, indices, _, _), error = jax.lax.scan(step, start, jnp.arange(k + extra_steps))
-    return Pursued(values, indices, error)
+    return PursuitCode(values, indices, error)
 
 
 @jax.tree_util.register_dataclass

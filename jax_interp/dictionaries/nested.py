@@ -27,7 +27,7 @@ def decode_nested(
         levels = [z[:, begin:end] @ W[begin:end] for begin, end in zip([0, *ends], ends)]
     else:
         place, begin = jnp.arange(len(W), dtype=jnp.int32), [0, *ends]
-        levels = [code.keep((place >= begin[i]) & (place < ends[i])).decode(W) for i in range(len(ends))]
+        levels = [code.mask_features((place >= begin[i]) & (place < ends[i])).decode(W) for i in range(len(ends))]
     sums = levels[:1]
     for level in levels[1:]:
         sums.append(sums[-1] + level)

@@ -57,7 +57,7 @@ def gradient_of(config, dictionary, x, y, few):
         dead = jnp.arange(M) % 7 == 0
         forward = Forward(dictionary, x, y, code, y_hat, dead, number(5.0), number(0.8), jax.random.key(0))
         value, parts = total(config.loss, forward)
-        return value, (parts, code.fires(M))
+        return value, (parts, code.firing_counts(M))
 
     return jax.jit(lambda d: gradient.loss_and_grad(config, config.loss, loss_of, d, x))(dictionary), loss_of
 
@@ -94,12 +94,12 @@ def test_the_way_is_chosen_by_how_many_take_part(monkeypatch):
 
     spoil = lambda code: dataclasses.replace(code, values=code.values * jnp.nan, pre=code.pre * jnp.nan)
     few, many = -1.5, 2.0
-    real = gradient.dense_given, gradient.entries_given
-    monkeypatch.setattr(gradient, "dense_given", lambda *args: spoil(real[0](*args)))
+    real = gradient.dense_code_from_pre, gradient.entry_code_from_pre
+    monkeypatch.setattr(gradient, "dense_code_from_pre", lambda *args: spoil(real[0](*args)))
     assert np.isfinite(loss(few))
     assert np.isnan(loss(many))
-    monkeypatch.setattr(gradient, "dense_given", real[0])
-    monkeypatch.setattr(gradient, "entries_given", lambda *args: spoil(real[1](*args)))
+    monkeypatch.setattr(gradient, "dense_code_from_pre", real[0])
+    monkeypatch.setattr(gradient, "entry_code_from_pre", lambda *args: spoil(real[1](*args)))
     assert np.isnan(loss(few))
     assert np.isfinite(loss(many))
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.dictionaries.activations.select import first_places
+from jax_interp.dictionaries.activations.select import first_true_positions
 from jax_interp.dictionaries.codes import BatchCode, DenseCode, EntryCode, RowCode
 from jax_interp.dictionaries.nested import decode_nested
 
@@ -23,7 +23,7 @@ def codes():
     of_rows = rng.standard_normal((ROWS, 5))
     of_rows_dense = np.zeros((ROWS, M))
     np.put_along_axis(of_rows_dense, indices, of_rows, axis=1)
-    rows, features = first_places(jnp.asarray(z != 0), 200)
+    rows, features = first_true_positions(jnp.asarray(z != 0), 200)
     entries = np.append(z[z != 0], np.zeros(200 - (z != 0).sum()))
     pre = jnp.zeros(200)
     return {

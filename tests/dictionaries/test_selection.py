@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jax_interp.dictionaries.activations.select import batch_top_k, first_places
+from jax_interp.dictionaries.activations.select import batch_top_k, first_true_positions
 
 KINDS = {
     "any": lambda x: x,
@@ -48,7 +48,7 @@ def test_a_limit_keeps_the_largest_and_leaves_places_over():
 @hypothesis.settings(max_examples=25, deadline=None)
 def test_first_places(seed, columns, share, n):
     mask = np.random.default_rng(seed).random((9, columns)) < share
-    rows, features = jax.jit(first_places, static_argnums=1)(jnp.asarray(mask), n)
+    rows, features = jax.jit(first_true_positions, static_argnums=1)(jnp.asarray(mask), n)
     want = np.argwhere(mask)[:n]
     np.testing.assert_array_equal(np.stack([rows, features], 1)[: len(want)], want)
     assert (np.asarray(rows)[len(want) :] == 9).all()
@@ -56,13 +56,13 @@ def test_first_places(seed, columns, share, n):
 
 
 @pytest.mark.parametrize("features", [2048, 4000, 4008, 4093])
-@pytest.mark.parametrize("of", ["batch_top_k", "first_places"])
+@pytest.mark.parametrize("of", ["batch_top_k", "first_true_positions"])
 def test_selection_costs_far_less_than_the_encoder(of, features):
     """Whatever the number of features divides by, and on either side of where groups serve."""
     rows, d, k = 64, 512, 64
     select = {
         "batch_top_k": lambda x: batch_top_k(x, k),
-        "first_places": lambda x: first_places(x > 1, rows * k),
+        "first_true_positions": lambda x: first_true_positions(x > 1, rows * k),
     }[of]
     cost = jax.jit(select).lower(jnp.zeros((rows, features))).compile().cost_analysis() or {}
     assert cost["flops"] < 0.05 * 2 * rows * d * features

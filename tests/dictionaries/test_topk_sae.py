@@ -180,8 +180,8 @@ def test_all_entries_on_one_feature_are_all_counted():
 
 def test_sorting_by_pairs_agrees_with_sorting_packed_words():
     indices = jax.random.randint(jax.random.key(0), (50, 4), 0, 1000)
-    packed = sums.sorted_entries(indices.reshape(-1), 1000)
-    pairs = sums.sorted_entries(indices.reshape(-1), 2**31 - 1)  # too many features for one 32-bit word
+    packed = sums.sort_entries(indices.reshape(-1), 1000)
+    pairs = sums.sort_entries(indices.reshape(-1), 2**31 - 1)  # too many features for one 32-bit word
     for a, b in zip(packed, pairs, strict=True):
         np.testing.assert_array_equal(a, b)
 

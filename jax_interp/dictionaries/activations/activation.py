@@ -7,7 +7,7 @@ A new activation is one file of this folder (or of your own):
     @dataclasses.dataclass(frozen=True)
     class Squared(ElementwiseActivation):
         def decide(self, dictionary, code):
-            return code.valued(jax.nn.relu(code.pre) ** 2)
+            return code.with_values(jax.nn.relu(code.pre) ** 2)
 
 A config names an activation, and `init` makes from it what the dictionary holds. Where nothing is learnt, both are the
 same object. Where something is learnt, they may be two classes: `JumpReLU` in the config, `Jump` in the dictionary.

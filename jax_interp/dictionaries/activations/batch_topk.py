@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations.activation import ACTIVATIONS, Activation, SelectiveActivation
 from jax_interp.dictionaries.activations.jumprelu import Jump
-from jax_interp.dictionaries.activations.pre import centred, of_bias, of_centre
+from jax_interp.dictionaries.activations.pre import bias_gradient, centre_gradient, subtract_centre
 from jax_interp.dictionaries.activations.select import batch_top_k, nth_largest
-from jax_interp.dictionaries.activations.topk import masked, row_norms
+from jax_interp.dictionaries.activations.topk import encode_masked, row_norms
 from jax_interp.dictionaries.codes import BatchCode, DenseCode
 from jax_interp.dictionaries.sharding import feature_shards
 from jax_interp.dictionaries.sparse.products import entries_outer
@@ -64,7 +64,7 @@ class BatchTopK(SelectiveActivation):
         if feature_shards() > 1:
             norms = row_norms(dictionary.W_dec) if self.weighted else None
             n = x.shape[0] * (self.k if self.limit is None else self.limit)
-            return masked(dictionary, x, norms, lambda score: nth_largest(score, n))
+            return encode_masked(dictionary, x, norms, lambda score: nth_largest(score, n))
         W_enc, b_enc = dictionary.W_enc, dictionary.b_enc
         norms = row_norms(dictionary.W_dec) if self.weighted else None
         if norms is not None:
@@ -73,13 +73,13 @@ class BatchTopK(SelectiveActivation):
         entries: Any = _encode_batch(self.k, self.kernels, x, W_enc, b_enc, centre, self.limit)
         values, rows, features = entries
         code = BatchCode(values, rows, features, x.shape[0], self.kernels)
-        return code if norms is None else code.valued(values / code.of_features(norms))
+        return code if norms is None else code.with_values(values / code.gather(norms))
 
     def observe(self, dictionary: Dictionary, code: BatchCode | DenseCode) -> BatchTopK:
         """With the threshold moved towards the least value that is on in this batch."""
         values = code.values
         if self.weighted:
-            values = values * code.of_features(row_norms(dictionary.W_dec))
+            values = values * code.gather(row_norms(dictionary.W_dec))
         least = jnp.min(jnp.where(values > 0, values, jnp.asarray(jnp.inf, values.dtype)))
         followed = self.decay * self.threshold + (1 - self.decay) * least
         now = jnp.where(self.threshold < 0, least, followed)
@@ -129,7 +129,7 @@ def _encode_batch(
     centre: Float[Array, " d"] | None,
     limit: Float[Array, ""] | None,
 ) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
-    values, rows, features = batch_top_k(centred(x, centre) @ W_enc + b_enc[None, :], k, limit)
+    values, rows, features = batch_top_k(subtract_centre(x, centre) @ W_enc + b_enc[None, :], k, limit)
     return jax.nn.relu(values), rows, features
 
 
@@ -142,11 +142,11 @@ def _backward(k, kernels, residuals, cotangents):
     x, W_enc, centre, values, rows, features = residuals
     g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
-    g_b_enc = of_bias(g, rows, features, len(x), n_features)
-    g_W_enc = entries_outer(g, rows, features, centred(x, centre), n_features, True, kernels)
+    g_b_enc = bias_gradient(g, rows, features, len(x), n_features)
+    g_W_enc = entries_outer(g, rows, features, subtract_centre(x, centre), n_features, True, kernels)
     z = jnp.zeros((len(x), n_features), g.dtype).at[rows, features].add(g, mode="drop")
     g_x = z @ W_enc.T  # dropped where not asked for
-    return g_x, g_W_enc, g_b_enc, of_centre(g_b_enc, W_enc, centre), None
+    return g_x, g_W_enc, g_b_enc, centre_gradient(g_b_enc, W_enc, centre), None
 
 
 _encode_batch.defvjp(_forward, _backward)

@@ -47,9 +47,9 @@ class Gate(ElementwiseActivation):
     per_feature = ("r_mag", "b_mag")
 
     def decide(self, dictionary: Dictionary, code: PreCode) -> PreCode:
-        linear = code.pre - code.of_features(dictionary.b_enc)
-        magnitude = jax.nn.relu(linear * code.of_features(jnp.exp(self.r_mag)) + code.of_features(self.b_mag))
-        return code.valued(jnp.where(code.pre > 0, magnitude, jnp.zeros_like(magnitude)))
+        linear = code.pre - code.gather(dictionary.b_enc)
+        magnitude = jax.nn.relu(linear * code.gather(jnp.exp(self.r_mag)) + code.gather(self.b_mag))
+        return code.with_values(jnp.where(code.pre > 0, magnitude, jnp.zeros_like(magnitude)))
 
     def scaled(self, factor: Float[Array, "..."]) -> Gate:
         return dataclasses.replace(self, b_mag=self.b_mag * factor)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations.activation import ACTIVATIONS, SelectiveActivation
-from jax_interp.dictionaries.activations.topk import encode_at, masked
+from jax_interp.dictionaries.activations.topk import encode_masked, encode_selected
 from jax_interp.dictionaries.codes import DenseCode, RowCode
 from jax_interp.dictionaries.sharding import feature_shards
 
@@ -46,11 +46,11 @@ class GroupMax(SelectiveActivation):
                 groups = score.reshape(-1, self.k, group)
                 return jnp.broadcast_to(jnp.max(groups, axis=2, keepdims=True), groups.shape).reshape(score.shape)
 
-            return masked(dictionary, x, None, least)
+            return encode_masked(dictionary, x, None, least)
 
         def largest(pre):
             groups = pre.reshape(pre.shape[0], self.k, group)
             indices = jnp.argmax(groups, axis=2) + group * jnp.arange(self.k)[None, :]
             return jnp.take_along_axis(pre, indices, axis=1, mode="promise_in_bounds"), indices
 
-        return encode_at(largest, dictionary, x, kernels=self.kernels)
+        return encode_selected(largest, dictionary, x, kernels=self.kernels)

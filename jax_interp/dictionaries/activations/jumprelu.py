@@ -114,8 +114,8 @@ class Jump(ElementwiseActivation):
         return jnp.exp(self.log_threshold)
 
     def decide(self, dictionary: Dictionary, code: PreCode) -> PreCode:
-        threshold = jnp.broadcast_to(code.of_features(self.threshold), code.pre.shape)
-        return code.valued(jump(code.pre, threshold, self.bandwidth))
+        threshold = jnp.broadcast_to(code.gather(self.threshold), code.pre.shape)
+        return code.with_values(jump(code.pre, threshold, self.bandwidth))
 
     def takes_part(self, dictionary: Dictionary, pre: Float[Array, "row feature"]) -> Bool[Array, "row feature"]:
         """What is on, and what is near its threshold: the kernel sees that far."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_interp.dictionaries.activations.select import first_places
+from jax_interp.dictionaries.activations.select import first_true_positions
 from jax_interp.dictionaries.codes import DenseCode, EntryCode
 from jax_interp.dictionaries.sparse.products import entries_outer
 
@@ -31,29 +31,31 @@ def dense_pre(dictionary: Dictionary, x: Float[Array, "row d"]) -> DenseCode:
     return DenseCode(pre, pre)
 
 
-def dense_given(pre: Float[Array, "row feature"], dictionary: Dictionary, x: Float[Array, "row d"]) -> DenseCode:
+def dense_code_from_pre(
+    pre: Float[Array, "row feature"], dictionary: Dictionary, x: Float[Array, "row d"]
+) -> DenseCode:
     """`dense_pre` where `pre` has been computed, with its gradient. No forward-mode derivative."""
     x = x.astype(dictionary.W_enc.dtype)
     pre = _given(pre, x, dictionary.W_enc, dictionary.b_enc, dictionary.b_dec if dictionary.centred else None)
     return DenseCode(pre, pre)
 
 
-def entries_given(
+def entry_code_from_pre(
     pre: Float[Array, "row feature"], takes_part: Bool[Array, "row feature"], n: int, dictionary: Dictionary, x: Array
 ) -> EntryCode:
     """The entries of `pre` that take part, at most `n` of them, with a gradient that touches nothing else."""
-    rows, features = first_places(takes_part, n)
+    rows, features = first_true_positions(takes_part, n)
     inside = pre.at[rows, features].get(mode="fill", fill_value=ABSENT)
     centre, x = dictionary.b_dec if dictionary.centred else None, x.astype(dictionary.W_enc.dtype)
     values: Any = _entries_given(inside, rows, features, x, dictionary.W_enc, dictionary.b_enc, centre)
     return EntryCode(values=values, rows=rows, features=features, n_rows=pre.shape[0], pre=values)
 
 
-def centred(x: Float[Array, "row d"], centre: Float[Array, " d"] | None) -> Float[Array, "row d"]:
+def subtract_centre(x: Float[Array, "row d"], centre: Float[Array, " d"] | None) -> Float[Array, "row d"]:
     return x if centre is None else x - centre[None, :]
 
 
-def of_bias(
+def bias_gradient(
     g: Float[Array, "*entry"], rows: Int[Array, "*entry"], features: Int[Array, "*entry"], n_rows: int, n_features: int
 ) -> Float[Array, " feature"]:
     """The gradient of `b_enc` from that of entries, none of which is there twice; those of the feature one past the end
@@ -69,7 +71,7 @@ def of_bias(
     return jax.lax.platform_dependent(g, rows, features, cpu=scattered, default=dense)
 
 
-def of_centre(
+def centre_gradient(
     g_b_enc: Float[Array, " feature"], W_enc: Float[Array, "d feature"], centre: Float[Array, " d"] | None
 ) -> Float[Array, " d"] | None:
     """The gradient of the centre from that of `b_enc`: one product of a matrix with a vector, where autodiff of
@@ -89,9 +91,9 @@ def _given_forward(pre, x, W_enc, b_enc, centre):
 def _given_backward(residuals, g):
     x, W_enc, centre = residuals
     # Turned round before the product, which takes a CPU half as long: left to itself XLA reads x by columns.
-    turned = jax.lax.optimization_barrier(centred(x, centre).T)
+    turned = jax.lax.optimization_barrier(subtract_centre(x, centre).T)
     g_b_enc = jnp.sum(g, axis=0)
-    return None, g @ W_enc.T, turned @ g, g_b_enc, of_centre(g_b_enc, W_enc, centre)
+    return None, g @ W_enc.T, turned @ g, g_b_enc, centre_gradient(g_b_enc, W_enc, centre)
 
 
 _given.defvjp(_given_forward, _given_backward)
@@ -109,11 +111,11 @@ def _entries_forward(inside, rows, features, x, W_enc, b_enc, centre):
 def _entries_backward(residuals, g):
     rows, features, x, W_enc, centre = residuals
     n_features = W_enc.shape[1]
-    g_b_enc = of_bias(g, rows, features, x.shape[0], n_features)
-    g_W_enc = entries_outer(g, rows, features, centred(x, centre), n_features, transpose=True)
+    g_b_enc = bias_gradient(g, rows, features, x.shape[0], n_features)
+    g_W_enc = entries_outer(g, rows, features, subtract_centre(x, centre), n_features, transpose=True)
     z = jnp.zeros((x.shape[0], n_features), g.dtype).at[rows, features].add(g, mode="drop")
     g_x = z @ W_enc.T  # dropped where not asked for
-    return None, None, None, g_x, g_W_enc, g_b_enc, of_centre(g_b_enc, W_enc, centre)
+    return None, None, None, g_x, g_W_enc, g_b_enc, centre_gradient(g_b_enc, W_enc, centre)
 
 
 _entries_given.defvjp(_entries_forward, _entries_backward)

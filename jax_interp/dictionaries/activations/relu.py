@@ -23,4 +23,4 @@ class ReLU(ElementwiseActivation):
     cross_layer = True
 
     def decide(self, dictionary: Dictionary, code: PreCode) -> PreCode:
-        return code.valued(jax.nn.relu(code.pre))
+        return code.with_values(jax.nn.relu(code.pre))

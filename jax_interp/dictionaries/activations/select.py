@@ -87,41 +87,41 @@ def batch_top_k(
     n = k * rows
     if limit is not None:
         wanted = jnp.clip(jnp.round(limit * rows), 1, n).astype(jnp.int32)
-        chosen = _batch_top(x, n, wanted)
+        chosen = _batch_top_k(x, n, wanted)
         real = jnp.arange(n, dtype=jnp.int32) < wanted
         fill = (jnp.zeros((), x.dtype), jnp.int32(rows), jnp.int32(x.shape[1]))
         values, of_row, feature = (jnp.where(real, a, a_fill) for a, a_fill in zip(chosen, fill))
         return values, of_row, feature
-    return _batch_top(x, n, n)
+    return _batch_top_k(x, n, n)
 
 
-def _batch_top(x: Float[Array, "row feature"], n: int, wanted: Any) -> tuple[Array, Array, Array]:
+def _batch_top_k(x: Float[Array, "row feature"], n: int, wanted: Any) -> tuple[Array, Array, Array]:
     """The `wanted` largest in `n` places; what is in the places after them means nothing."""
     rows, features = x.shape
     if rows * features < 2 * n * GROUP:
-        chosen_rows, chosen_features, _ = _places(_largest(x, wanted), n)
+        chosen_rows, chosen_features, _ = _true_positions(_largest_mask(x, wanted), n)
         return x[chosen_rows, chosen_features], chosen_rows, chosen_features
     groups = -(-features // GROUP)
     # The last group filled up with what is never among the largest finite numbers.
     whole = jnp.pad(x, ((0, 0), (0, -features % GROUP)), constant_values=-jnp.inf)
     maxima = jax.lax.optimization_barrier(whole.reshape(rows, groups, GROUP).max(-1))
-    of_row, group, _ = _places(_largest(maxima, n), n)
+    of_row, group, _ = _true_positions(_largest_mask(maxima, n), n)
     members = whole.reshape(rows * groups, GROUP).at[of_row * groups + group].get(mode="promise_in_bounds")
     members = jax.lax.optimization_barrier(members)
-    which, place, _ = _places(_largest(members, wanted), n)
+    which, place, _ = _true_positions(_largest_mask(members, wanted), n)
     at = lambda a: a.at[which].get(mode="promise_in_bounds")
     values = members.at[which, place].get(mode="promise_in_bounds")
     return values, at(of_row), at(group) * GROUP + place
 
 
-def first_places(mask: Bool[Array, "row feature"], n: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
+def first_true_positions(mask: Bool[Array, "row feature"], n: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
     """(rows, features) of the first `n` that are True, in the order in which they stand in `mask`; places left over are
     one past the end. `mask` is read once."""
-    row, feature, real = _places(mask, n)
+    row, feature, real = _true_positions(mask, n)
     return jnp.where(real, row, mask.shape[0]), jnp.where(real, feature, mask.shape[1])
 
 
-def _largest(x: Float[Array, "row column"], n: Any) -> Bool[Array, "row column"]:
+def _largest_mask(x: Float[Array, "row column"], n: Any) -> Bool[Array, "row column"]:
     """Where the `n` largest are: exactly `n` of them, of equal ones the first."""
     least = nth_largest(x.reshape(-1), n)  # one long row: XLA's CPU backend counts short ones half as fast
     above, equal = x > least, x == least
@@ -151,7 +151,7 @@ def nth_largest(x: Float[Array, "*place"], n: Any) -> Float[Array, ""]:
     return jax.lax.bitcast_convert_type(jnp.where(found & top != 0, found ^ top, ~found), x.dtype)
 
 
-def _places(
+def _true_positions(
     mask: Bool[Array, "row column"], n: int
 ) -> tuple[Int[Array, " entry"], Int[Array, " entry"], Bool[Array, " entry"]]:
     """(row, column) of each of the first `n` that are True, in their order, and whether there is such a one: a place

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.dictionaries.activations.activation import ACTIVATIONS, SelectiveActivation
-from jax_interp.dictionaries.activations.pre import centred, of_bias, of_centre
+from jax_interp.dictionaries.activations.pre import bias_gradient, centre_gradient, subtract_centre
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.codes import DenseCode, RowCode
 from jax_interp.dictionaries.sharding import feature_shards
@@ -46,8 +46,8 @@ class TopK(SelectiveActivation):
     def encode(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> RowCode | DenseCode:
         norms = row_norms(dictionary.W_dec) if self.weighted else None
         if feature_shards() > 1:
-            return masked(dictionary, x, norms, self._least)
-        code = encode_at(lambda pre: top_k(pre, self.k), dictionary, x, norms, self.kernels)
+            return encode_masked(dictionary, x, norms, self._least)
+        code = encode_selected(lambda pre: top_k(pre, self.k), dictionary, x, norms, self.kernels)
         if self.limit is None:
             return code
         on = jnp.arange(self.k).astype(self.limit.dtype)[None, :] < self.limit
@@ -64,7 +64,7 @@ class TopK(SelectiveActivation):
         return dataclasses.replace(self, weighted=False)  # the pre-activation is that product then
 
 
-def masked(
+def encode_masked(
     dictionary: Dictionary, x: Float[Array, "row d"], norms: Array | None, least: Callable[[Array], Array]
 ) -> DenseCode:
     """The positive pre-activations whose score reaches `least(score)`, dense: how a code is kept on a mesh whose
@@ -84,7 +84,7 @@ def row_norms(W: Float[Array, "feature d"]) -> Float[Array, " feature"]:
 Select = Callable[[Array], tuple[Array, Array]]
 
 
-def encode_at(
+def encode_selected(
     select: Select,
     dictionary: Dictionary,
     x: Float[Array, "row d"],
@@ -97,13 +97,13 @@ def encode_at(
     if norms is not None:
         W_enc, b_enc = W_enc * norms[None, :], b_enc * norms
     centre = dictionary.b_dec if dictionary.centred else None
-    entries: Any = _encode_at(select, kernels, x, W_enc, b_enc, centre)
+    entries: Any = _encode_selected(select, kernels, x, W_enc, b_enc, centre)
     values, indices = entries
     return RowCode(values if norms is None else values / norms[indices], indices, kernels)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _encode_at(
+def _encode_selected(
     select: Select,
     kernels: bool,
     x: Float[Array, "row d"],
@@ -111,12 +111,12 @@ def _encode_at(
     b_enc: Float[Array, " feature"],
     centre: Float[Array, " d"] | None,
 ) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
-    values, indices = select(centred(x, centre) @ W_enc + b_enc[None, :])
+    values, indices = select(subtract_centre(x, centre) @ W_enc + b_enc[None, :])
     return jax.nn.relu(values), indices
 
 
 def _forward(select, kernels, x, W_enc, b_enc, centre):
-    entries: Any = _encode_at(select, kernels, x, W_enc, b_enc, centre)
+    entries: Any = _encode_selected(select, kernels, x, W_enc, b_enc, centre)
     values, indices = entries
     return (values, indices), (x, W_enc, centre, values, indices)
 
@@ -126,10 +126,10 @@ def _backward(select, kernels, residuals, cotangents):
     g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
     rows = jnp.broadcast_to(jnp.arange(len(x), dtype=indices.dtype)[:, None], indices.shape)
-    g_b_enc = of_bias(g, rows, indices, len(x), n_features)
-    g_W_enc = sparse_outer(g, indices, centred(x, centre), n_features, transpose=True, kernels=kernels)
+    g_b_enc = bias_gradient(g, rows, indices, len(x), n_features)
+    g_W_enc = sparse_outer(g, indices, subtract_centre(x, centre), n_features, transpose=True, kernels=kernels)
     g_x = sparse_matmul(g, indices, W_enc.T, kernels)  # dropped where not asked for
-    return g_x, g_W_enc, g_b_enc, of_centre(g_b_enc, W_enc, centre)
+    return g_x, g_W_enc, g_b_enc, centre_gradient(g_b_enc, W_enc, centre)
 
 
-_encode_at.defvjp(_forward, _backward)
+_encode_selected.defvjp(_forward, _backward)

@@ -17,15 +17,15 @@ from jaxtyping import Array, Float
 from jax_interp.dictionaries.activations.activation import Activation
 from jax_interp.dictionaries.codes import DenseCode, EntryCode
 from jax_interp.dictionaries.losses.forward import Forward, pre_code
-from jax_interp.dictionaries.losses.reconstruction import Kind, of_error
-from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, needs_gate, warmed
+from jax_interp.dictionaries.losses.reconstruction import Kind, squared_error_loss
+from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, needs_gate, warmed_up
 
 
 def _gate(forward: Forward, term: Term) -> DenseCode | EntryCode:
     """A code of max(π, 0)."""
     needs_gate(term, forward.dictionary.activation)
     code = pre_code(forward, term)
-    return code.valued(jax.nn.relu(code.pre))
+    return code.with_values(jax.nn.relu(code.pre))
 
 
 @TERMS.register
@@ -40,7 +40,7 @@ class GateL1(Term):
         needs_gate(self, activation)
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        return warmed(self.coefficient, forward, self.warmup) * jnp.sum(_gate(forward, self).values) / forward.rows
+        return warmed_up(self.coefficient, forward, self.warmup) * jnp.sum(_gate(forward, self).values) / forward.rows
 
 
 @TERMS.register
@@ -60,4 +60,4 @@ class FrozenDecoder(Term):
         error = forward.y - y_hat - b_dec[None, :]
         if forward.dictionary.W_skip is not None:
             error = error - jax.lax.stop_gradient(forward.x @ forward.dictionary.W_skip)
-        return self.coefficient * of_error(error, forward, self.kind)
+        return self.coefficient * squared_error_loss(error, forward, self.kind)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.activations.activation import Activation
 from jax_interp.dictionaries.losses.forward import Forward, dense_code
-from jax_interp.dictionaries.losses.reconstruction import Kind, of_squares
+from jax_interp.dictionaries.losses.reconstruction import Kind, reduce_squares
 from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, needs_pre_activations
 
 
@@ -43,5 +43,5 @@ class GhostGradients(Term):
         ghost = ghost * fixed(length / (2 * norm(ghost) + 1e-6))
         off = (ghost - residual) ** 2 / jnp.where(length > 0, length, jnp.ones_like(length))
         size = fixed(residual**2 / (off + 1e-6))
-        term = self.coefficient * of_squares(size * off, forward, self.kind)
+        term = self.coefficient * reduce_squares(size * off, forward, self.kind)
         return jnp.where(jnp.any(forward.dead), term, jnp.zeros((), pre.dtype))

@@ -25,11 +25,11 @@ from jax_interp.dictionaries.nested import decode_nested
 Kind = Literal["fvu", "sse", "mse"]
 
 
-def of_error(error: Float[Array, "row d"], forward: Forward, kind: Kind) -> Float[Array, ""]:
-    return of_squares(error * error, forward, kind)
+def squared_error_loss(error: Float[Array, "row d"], forward: Forward, kind: Kind) -> Float[Array, ""]:
+    return reduce_squares(error * error, forward, kind)
 
 
-def of_squares(squares: Float[Array, "row d"], forward: Forward, kind: Kind) -> Float[Array, ""]:
+def reduce_squares(squares: Float[Array, "row d"], forward: Forward, kind: Kind) -> Float[Array, ""]:
     sse = jnp.sum(squares) / forward.rows
     if kind == "fvu":
         return sse / forward.variance
@@ -54,7 +54,7 @@ class Reconstruction(Term):
     kind: Kind = "fvu"
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        return self.coefficient * of_error(forward.error, forward, self.kind)
+        return self.coefficient * squared_error_loss(forward.error, forward, self.kind)
 
     def sse_divisor(self, variance: Float[Array, ""], width: int) -> Float[Array, ""] | float:
         return divisor(self.kind, variance, width)
@@ -93,8 +93,8 @@ class Matryoshka(Term):
         if dictionary.W_skip is not None:
             base = base - forward.x @ dictionary.W_skip
         explained = decode_nested(forward.code, dictionary.W_dec, self._ends(forward))
-        losses = [of_error(base - part, forward, self.kind) for part in explained]
-        losses.append(of_error(forward.error, forward, self.kind))
+        losses = [squared_error_loss(base - part, forward, self.kind) for part in explained]
+        losses.append(squared_error_loss(forward.error, forward, self.kind))
         return self.coefficient * jnp.mean(jnp.stack(losses))
 
     def sse_divisor(self, variance: Float[Array, ""], width: int) -> Float[Array, ""] | float:
@@ -129,4 +129,4 @@ class MultiTopK(Term):
         activation = dictionary.activation.widened(self.factor, dictionary.n_features, forward.x.dtype)
         wider = dataclasses.replace(dictionary, activation=activation)
         y_hat = wider.reconstruct(activation.encode_batch(wider, forward.x), forward.x)
-        return self.coefficient * of_error(forward.y - y_hat, forward, self.kind)
+        return self.coefficient * squared_error_loss(forward.y - y_hat, forward, self.kind)

@@ -17,7 +17,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations.activation import Activation
 from jax_interp.dictionaries.forms.dictionary import site_norms
 from jax_interp.dictionaries.losses.forward import Forward, pre_code
-from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, needs_pre_activations, warmed
+from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, needs_pre_activations, warmed_up
 
 Weight = Literal["none", "l1_of_norms", "l2_of_norms"]
 
@@ -48,8 +48,8 @@ class L1(Term):
     warmup: float = 0.05
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        penalty = forward.code.total(feature_weights(forward, self.weight)) / forward.rows
-        return warmed(self.coefficient, forward, self.warmup) * penalty
+        penalty = forward.code.weighted_sum(feature_weights(forward, self.weight)) / forward.rows
+        return warmed_up(self.coefficient, forward, self.warmup) * penalty
 
 
 @TERMS.register
@@ -84,4 +84,4 @@ class AnnealedLp(Term):
         powered = jnp.where(on, jnp.exp(p * jnp.log(jnp.where(on, jnp.maximum(f, 1e-6), 1.0))), 0.0)
         penalty, plain = jnp.sum(powered) / forward.rows, jnp.sum(f) / forward.rows
         c = jax.lax.stop_gradient(plain / jnp.maximum(penalty, 1e-12))
-        return warmed(self.coefficient, forward, self.warmup) * c * penalty
+        return warmed_up(self.coefficient, forward, self.warmup) * c * penalty

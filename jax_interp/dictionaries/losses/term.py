@@ -102,7 +102,7 @@ def snake(name: str) -> str:
     return "_".join(name[a:b] for a, b in zip([0, *cut], [*cut, len(name)])).lower()
 
 
-def warmed(coefficient: float, forward: Forward, warmup: float) -> Any:
+def warmed_up(coefficient: float, forward: Forward, warmup: float) -> Any:
     """The coefficient, rising linearly from 0 over the first `warmup` of the run."""
     return coefficient * jnp.minimum(forward.progress / warmup, 1.0) if warmup else coefficient
 

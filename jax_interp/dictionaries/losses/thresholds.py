@@ -26,7 +26,7 @@ from jax_interp.dictionaries.losses.term import (
     coefficient_only,
     needs_pre_activations,
     needs_thresholds,
-    warmed,
+    warmed_up,
 )
 
 
@@ -40,7 +40,7 @@ def mean_l0(forward: Forward, term: Term) -> Float[Array, ""]:
     """The mean number of latents on; its gradient reaches only the thresholds."""
     activation = _jump(forward, term)
     code = pre_code(forward, term)
-    threshold = jnp.broadcast_to(code.of_features(activation.threshold), code.pre.shape)
+    threshold = jnp.broadcast_to(code.gather(activation.threshold), code.pre.shape)
     on: Any = step(code.pre, threshold, activation.bandwidth)
     return jnp.sum(on) / forward.rows
 
@@ -58,7 +58,7 @@ class L0(Term):
         needs_thresholds(self, activation)
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        return warmed(self.coefficient, forward, self.warmup) * mean_l0(forward, self)
+        return warmed_up(self.coefficient, forward, self.warmup) * mean_l0(forward, self)
 
 
 @TERMS.register
@@ -82,7 +82,7 @@ class TargetL0(Term):
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         excess = mean_l0(forward, self) / self.target - 1
-        return warmed(self.coefficient, forward, self.warmup) * excess * excess
+        return warmed_up(self.coefficient, forward, self.warmup) * excess * excess
 
 
 @TERMS.register
@@ -102,8 +102,8 @@ class Tanh(Term):
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         code = pre_code(forward, self)
-        f = code.values * code.of_features(feature_weights(forward, "l2_of_norms"))
-        return warmed(self.coefficient, forward, self.warmup) * jnp.sum(jnp.tanh(self.scale * f)) / forward.rows
+        f = code.values * code.gather(feature_weights(forward, "l2_of_norms"))
+        return warmed_up(self.coefficient, forward, self.warmup) * jnp.sum(jnp.tanh(self.scale * f)) / forward.rows
 
 
 @TERMS.register

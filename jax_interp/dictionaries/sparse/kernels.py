@@ -1,7 +1,7 @@
 """Two Pallas kernels for NVIDIA GPUs (the Triton backend), of which `sparse.py` makes its products there, if asked to:
 
-    weighted_sums   Σ over the entries of a target of values[e] · rows[source[e]]    z @ W, and z.T @ g by feature
-    dots            a[of_a[e]] · b[of_b[e]] for each entry                           (g @ W.T) at the entries
+    segment_sum_kernel   Σ over the entries of a target of values[e] · rows[source[e]]    z @ W, and z.T @ g by feature
+    dot_kernel            a[of_a[e]] · b[of_b[e]] for each entry                           (g @ W.T) at the entries
 
 Neither builds a dense code, nor a block of gathered rows outside registers. What is read is one row of d numbers an
 entry: 8192 rows with 64 latents at d 4096 are 2 · 10⁹ numbers, where the dense product that they replace does
@@ -35,7 +35,7 @@ COLUMNS = 512
 COMPILER = triton.CompilerParams(num_warps=4)
 
 
-def weighted_sums(
+def segment_sum_kernel(
     values: Float[Array, " entry"],
     source: Int[Array, " entry"],
     edges: Int[Array, " target_and_one"],
@@ -51,7 +51,7 @@ def weighted_sums(
         out_shape=jax.ShapeDtypeStruct((targets, d), rows.dtype),
         grid=(targets, pl.cdiv(d, columns)),
         compiler_params=COMPILER,
-        name="weighted_sums",
+        name="segment_sum_kernel",
     )(values, source, edges, rows)
 
 
@@ -75,7 +75,7 @@ def _sum_entries(values: Any, source: Any, edges: Any, rows: Any, out: Any, *, c
     triton.store(out.at[target, column], jnp.sum(total, axis=0).astype(out.dtype), mask=inside)
 
 
-def dots(
+def dot_kernel(
     a: Float[Array, "n d"], of_a: Int[Array, " entry"], b: Float[Array, "m d"], of_b: Int[Array, " entry"]
 ) -> Float[Array, " entry"]:
     """a[of_a[e]] · b[of_b[e]] for each entry e."""
@@ -84,7 +84,7 @@ def dots(
         out_shape=jax.ShapeDtypeStruct(of_a.shape, a.dtype),
         grid=(pl.cdiv(of_a.size, ENTRIES),),
         compiler_params=COMPILER,
-        name="dots",
+        name="dot_kernel",
     )(a, of_a, b, of_b)
 
 

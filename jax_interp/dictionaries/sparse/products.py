@@ -24,11 +24,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.dictionaries.sparse.segment_sum import (
-    sorted_entries,
-    sum_of_rows,
-    sums_by_kernel,
-    sums_by_target,
-    transposed,
+    block_transpose,
+    gathered_row_sum,
+    segment_sum,
+    segment_sum_on_gpu,
+    sort_entries,
 )
 
 # `sparse_dot` on CPU gathers [ROWS, k, d] at a time: a block must stay in cache.
@@ -53,17 +53,17 @@ def sparse_matmul(
 
     def gathered(values, indices, W):
         of_rows = lambda v, i: jnp.einsum("nk,nkd->nd", v, W.at[i].get(mode="promise_in_bounds"))
-        return _by_blocks(of_rows, _at_a_time(indices.shape[1] * W.shape[1], len(values)), values, indices)
+        return _map_blocks(of_rows, _block_rows(indices.shape[1] * W.shape[1], len(values)), values, indices)
 
     def by_kernel(values, indices, W):
-        from jax_interp.dictionaries.sparse.kernels import weighted_sums
+        from jax_interp.dictionaries.sparse.kernels import segment_sum_kernel
 
         rows, k = indices.shape
         edges = jnp.arange(rows + 1, dtype=jnp.int32) * k
-        return weighted_sums(values.reshape(-1), indices.reshape(-1), edges, W)
+        return segment_sum_kernel(values.reshape(-1), indices.reshape(-1), edges, W)
 
     chosen = _on_cuda(kernels, by_kernel)
-    return jax.lax.platform_dependent(values, indices, W, cpu=sum_of_rows, default=gathered, **chosen)
+    return jax.lax.platform_dependent(values, indices, W, cpu=gathered_row_sum, default=gathered, **chosen)
 
 
 def _on_cuda(kernels: bool, product: Callable[..., Array]) -> dict[str, Callable[..., Array]]:
@@ -72,13 +72,13 @@ def _on_cuda(kernels: bool, product: Callable[..., Array]) -> dict[str, Callable
     return {"cuda": product} if kernels and jax.sharding.get_abstract_mesh().empty else {}
 
 
-def _at_a_time(numbers: int, rows: int) -> int:
+def _block_rows(numbers: int, rows: int) -> int:
     """How many of `rows` rows, each of which gathers so many numbers, to take at a time. On a mesh all: what a device
     has of them cannot be told here, and cutting an axis that devices share would bring it together."""
     return max(GATHERED // numbers, 1) if jax.sharding.get_abstract_mesh().empty else rows
 
 
-def _by_blocks(of_rows: Callable[..., Array], size: int, *arrays: Array) -> Array:
+def _map_blocks(of_rows: Callable[..., Array], size: int, *arrays: Array) -> Array:
     """`of_rows(*arrays)`, `size` rows at a time."""
     n = len(arrays[0])
     if size >= n:
@@ -95,15 +95,15 @@ def sparse_dot(
 
     def gathered(size, g, indices, W):
         of_rows = lambda g, i: jnp.einsum("nd,nkd->nk", g, W.at[i].get(mode="promise_in_bounds"))
-        return _by_blocks(of_rows, size, g, indices)
+        return _map_blocks(of_rows, size, g, indices)
 
     def by_kernel(g, indices, W):
-        from jax_interp.dictionaries.sparse.kernels import dots
+        from jax_interp.dictionaries.sparse.kernels import dot_kernel
 
         rows = jnp.repeat(jnp.arange(len(g), dtype=jnp.int32), indices.shape[1])
-        return dots(g, rows, W, indices.reshape(-1)).reshape(indices.shape)
+        return dot_kernel(g, rows, W, indices.reshape(-1)).reshape(indices.shape)
 
-    elsewhere = partial(gathered, _at_a_time(indices.shape[1] * W.shape[1], len(g)))
+    elsewhere = partial(gathered, _block_rows(indices.shape[1] * W.shape[1], len(g)))
     chosen = _on_cuda(kernels, by_kernel)
     return jax.lax.platform_dependent(g, indices, W, cpu=partial(gathered, ROWS), default=elsewhere, **chosen)
 
@@ -128,16 +128,16 @@ def sparse_outer(
         return g.T @ z if transpose else z.T @ g
 
     def by_feature(sums, values, indices, g):
-        features, origin = sorted_entries(indices.reshape(-1), n_features)
+        features, origin = sort_entries(indices.reshape(-1), n_features)
         values = values.reshape(-1).at[origin].get(mode="promise_in_bounds")
         return sums(values, origin // indices.shape[1], features, g, n_features)
 
     def by_trees(values, indices, g):
-        out = by_feature(sums_by_target, values, indices, g)
-        return transposed(out) if transpose else out
+        out = by_feature(segment_sum, values, indices, g)
+        return block_transpose(out) if transpose else out
 
     def by_kernel(values, indices, g):
-        out = by_feature(sums_by_kernel, values, indices, g)
+        out = by_feature(segment_sum_on_gpu, values, indices, g)
         return out.T if transpose else out
 
     chosen = _on_cuda(kernels, by_kernel)
@@ -175,13 +175,13 @@ def entries_dot(
     """`g @ W.T` at the entries only. Of an entry one past the end the answer means nothing."""
     rows, features = jnp.minimum(rows, len(g) - 1), jnp.minimum(features, len(W) - 1)
     products = lambda rows, features: jnp.sum(g[rows] * W.at[features].get(mode="promise_in_bounds"), axis=1)
-    gathered = lambda size, rows, features: _by_blocks(products, size, rows, features)
-    elsewhere = _at_a_time(W.shape[1], len(rows))
+    gathered = lambda size, rows, features: _map_blocks(products, size, rows, features)
+    elsewhere = _block_rows(W.shape[1], len(rows))
 
     def by_kernel(rows, features):
-        from jax_interp.dictionaries.sparse.kernels import dots
+        from jax_interp.dictionaries.sparse.kernels import dot_kernel
 
-        return dots(g, rows, W, features)
+        return dot_kernel(g, rows, W, features)
 
     chosen = _on_cuda(kernels, by_kernel)
     return jax.lax.platform_dependent(
@@ -206,16 +206,16 @@ def entries_outer(
         return g.T @ z if transpose else z.T @ g
 
     def by_feature(sums, values, rows, features, g):
-        features, origin = sorted_entries(features, n_features + 1)
+        features, origin = sort_entries(features, n_features + 1)
         take = lambda a: a.at[origin].get(mode="promise_in_bounds")
         return sums(take(values), take(rows), features, g, n_features)
 
     def by_trees(values, rows, features, g):
-        out = by_feature(sums_by_target, values, rows, features, g)
-        return transposed(out) if transpose else out
+        out = by_feature(segment_sum, values, rows, features, g)
+        return block_transpose(out) if transpose else out
 
     def by_kernel(values, rows, features, g):
-        out = by_feature(sums_by_kernel, values, rows, features, g)
+        out = by_feature(segment_sum_on_gpu, values, rows, features, g)
         return out.T if transpose else out
 
     chosen = _on_cuda(kernels, by_kernel)
@@ -238,10 +238,10 @@ def decode_entries(
         return jnp.zeros((n_rows, W.shape[0]), values.dtype).at[rows, features].add(values, mode="drop") @ W
 
     def by_trees(values, rows, features, W):
-        return sums_by_target(values, features, rows, W, n_rows)
+        return segment_sum(values, features, rows, W, n_rows)
 
     def by_kernel(values, rows, features, W):
-        return sums_by_kernel(values, features, rows, W, n_rows)
+        return segment_sum_on_gpu(values, features, rows, W, n_rows)
 
     chosen = _on_cuda(kernels, by_kernel)
     return jax.lax.platform_dependent(values, rows, features, W_dec, cpu=by_trees, default=dense, **chosen)

@@ -1,8 +1,8 @@
 """Sums of weighted rows by target: the arithmetic below `sparse.py`.
 
-    sum_of_rows       each target has k entries                                     CPU
-    sums_by_target    ... as many as it has, which are sorted by target             CPU
-    sums_by_kernel    the same                                                      NVIDIA GPUs, by `kernels.py`
+    gathered_row_sum       each target has k entries                                     CPU
+    segment_sum    ... as many as it has, which are sorted by target             CPU
+    segment_sum_on_gpu    the same                                                      NVIDIA GPUs, by `kernels.py`
 
 All are deterministic.
 """
@@ -16,16 +16,16 @@ from jaxtyping import Array, Float, Int
 # Terms added up in one fused loop. XLA's CPU backend turns `acc + w * W[i]` into a vectorised loop over rows and d, in
 # parallel, four times as fast as a gathered [rows, k, d] block contracted in cache; more terms at once only make the
 # loop slower to compile.
-TERMS = 8
+UNROLLED_TERMS = 8
 # Beyond so many terms the groups are a loop: written out, 256 terms take seconds to compile, and run no faster.
-WRITTEN_OUT = 16
-# `sums_by_target` adds the entries of a target BRANCHING at a time.
+MAX_UNROLLED_TERMS = 16
+# `segment_sum` adds the entries of a target BRANCHING at a time.
 BRANCHING = 16
 # Features whose gradients are turned from rows into columns at a time.
-BLOCK = 64
+TRANSPOSE_BLOCK = 64
 
 
-def sum_of_rows(
+def gathered_row_sum(
     values: Float[Array, "row k"], indices: Int[Array, "row k"], W: Float[Array, "feature d"]
 ) -> Float[Array, "row d"]:
     """Row r is Σ over j of values[r, j] W[indices[r, j]], for XLA's CPU backend."""
@@ -40,18 +40,18 @@ def sum_of_rows(
         return jax.lax.optimization_barrier(total)
 
     def group(i, total):
-        part = lambda a: jax.lax.dynamic_slice_in_dim(a, i * TERMS, TERMS, axis=1)
+        part = lambda a: jax.lax.dynamic_slice_in_dim(a, i * UNROLLED_TERMS, UNROLLED_TERMS, axis=1)
         return added(total, part(values), part(indices))
 
-    looped = k // TERMS if k > WRITTEN_OUT else 0
+    looped = k // UNROLLED_TERMS if k > MAX_UNROLLED_TERMS else 0
     if looped:
         total = jax.lax.fori_loop(0, looped, group, total)
-    for begin in range(looped * TERMS, k, TERMS):
-        total = added(total, values[:, begin : begin + TERMS], indices[:, begin : begin + TERMS])
+    for begin in range(looped * UNROLLED_TERMS, k, UNROLLED_TERMS):
+        total = added(total, values[:, begin : begin + UNROLLED_TERMS], indices[:, begin : begin + UNROLLED_TERMS])
     return total
 
 
-def sums_by_target(
+def segment_sum(
     values: Float[Array, " entry"],
     source: Int[Array, " entry"],
     target: Int[Array, " entry"],
@@ -60,10 +60,10 @@ def sums_by_target(
 ) -> Float[Array, "target d"]:
     """Row t of the result is Σ values[e] rows[source[e]] over the entries whose target is t; `target` ascends.
 
-    Sums of up to BRANCHING entries are `sum_of_rows` again; a target with more entries gets several partial sums,
+    Sums of up to BRANCHING entries are `gathered_row_sum` again; a target with more entries gets several partial sums,
     which are summed in the same way until every target has at most BRANCHING left. Shapes do not depend on how
     unevenly entries are spread, only the number of rounds does (its logarithm)."""
-    ends = edges(target, n_targets)
+    ends = segment_offsets(target, n_targets)
     branch = jnp.arange(BRANCHING, dtype=jnp.int32)[None, :]
     n_partial = n_targets + target.size // BRANCHING  # one unfilled sum a target, at the most
 
@@ -80,20 +80,20 @@ def sums_by_target(
         return begin, sums, jnp.where(real, item, 0), real
 
     first, count, item, real = grouped(ends[:-1], ends[1:] - ends[:-1])
-    partial_sums = sum_of_rows(jnp.where(real, values[item], jnp.zeros((), values.dtype)), source[item], rows)
+    partial_sums = gathered_row_sum(jnp.where(real, values[item], jnp.zeros((), values.dtype)), source[item], rows)
 
     def add_up(carry):
         first, count, rows = carry
         first, count, item, real = grouped(first, count)
-        return first, count, sum_of_rows(real.astype(rows.dtype), item, rows)
+        return first, count, gathered_row_sum(real.astype(rows.dtype), item, rows)
 
     carry = (first, count, partial_sums)
     first, count, rows = jax.lax.while_loop(lambda carry: jnp.max(carry[1]) > BRANCHING, add_up, carry)
     real = branch < count[:, None]
-    return sum_of_rows(real.astype(rows.dtype), jnp.where(real, first[:, None] + branch, 0), rows)
+    return gathered_row_sum(real.astype(rows.dtype), jnp.where(real, first[:, None] + branch, 0), rows)
 
 
-def sums_by_kernel(
+def segment_sum_on_gpu(
     values: Float[Array, " entry"],
     source: Int[Array, " entry"],
     target: Int[Array, " entry"],
@@ -102,33 +102,31 @@ def sums_by_kernel(
 ) -> Float[Array, "target d"]:
     """The same on an NVIDIA GPU."""
     # Importing Pallas takes long: only those who ask for the kernel wait for it.
-    from jax_interp.dictionaries.sparse.kernels import weighted_sums
+    from jax_interp.dictionaries.sparse.kernels import segment_sum_kernel
 
-    return weighted_sums(values, source, edges(target, n_targets), rows)
+    return segment_sum_kernel(values, source, segment_offsets(target, n_targets), rows)
 
 
-def edges(target: Int[Array, " entry"], n_targets: int) -> Int[Array, " target_and_one"]:
+def segment_offsets(target: Int[Array, " entry"], n_targets: int) -> Int[Array, " target_and_one"]:
     """Where the entries of each target begin, and where the last one's end."""
     return jnp.searchsorted(target, jnp.arange(n_targets + 1, dtype=jnp.int32)).astype(jnp.int32)
 
 
-def transposed(rows: Float[Array, "feature d"]) -> Float[Array, "d feature"]:
+def block_transpose(rows: Float[Array, "feature d"]) -> Float[Array, "d feature"]:
     """`rows.T`, turned round block by block: asked for a transpose, XLA would have the sums above write their results
     with a stride, several times slower than the sums themselves."""
     n, d = rows.shape
-    rows = jnp.pad(rows, ((0, -n % BLOCK), (0, 0)))
+    rows = jnp.pad(rows, ((0, -n % TRANSPOSE_BLOCK), (0, 0)))
 
     def turn(block, out):
-        part = jax.lax.dynamic_slice(rows, (block * BLOCK, 0), (BLOCK, d))
-        return jax.lax.dynamic_update_slice(out, part.T, (0, block * BLOCK))
+        part = jax.lax.dynamic_slice(rows, (block * TRANSPOSE_BLOCK, 0), (TRANSPOSE_BLOCK, d))
+        return jax.lax.dynamic_update_slice(out, part.T, (0, block * TRANSPOSE_BLOCK))
 
-    out = jax.lax.fori_loop(0, len(rows) // BLOCK, turn, jnp.zeros((d, len(rows)), rows.dtype))[:, :n]
+    out = jax.lax.fori_loop(0, len(rows) // TRANSPOSE_BLOCK, turn, jnp.zeros((d, len(rows)), rows.dtype))[:, :n]
     return jax.lax.optimization_barrier(out)
 
 
-def sorted_entries(
-    features: Int[Array, " entry"], n_features: int
-) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
+def sort_entries(features: Int[Array, " entry"], n_features: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
     """(features in ascending order, where each entry came from), stable."""
     n = features.size
     bits = max(n - 1, 1).bit_length()

@@ -133,7 +133,7 @@ def learn_cross_layer(
     if None not in observed:
         sources = [dataclasses.replace(s, activation=a) for s, a in zip(updated.sources, observed, strict=True)]
         updated = dataclasses.replace(updated, sources=tuple(sources))
-    fires = jnp.stack([code.fires(config.n_features) for code in codes])
+    fires = jnp.stack([code.firing_counts(config.n_features) for code in codes])
     since_fired = jnp.where(fires > 0, 0, jnp.minimum(learner.since_fired, 2**30) + rows.shape[0])
     step = learner.step + 1
     centred = y - jnp.mean(y, axis=0, keepdims=True)

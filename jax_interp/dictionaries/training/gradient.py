@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jax_interp.dictionaries.activations.pre import dense_given, entries_given
+from jax_interp.dictionaries.activations.pre import dense_code_from_pre, entry_code_from_pre
 from jax_interp.dictionaries.codes import Code
 from jax_interp.dictionaries.losses.term import Term
 from jax_interp.dictionaries.training.config import DictionaryConfig
@@ -47,14 +47,14 @@ def loss_and_grad(
     if not activation.elementwise:
         return through(lambda dictionary: dictionary.training_code(x))
     pre = jax.lax.stop_gradient(dictionary.linear(x) + dictionary.b_enc[None, :])
-    by_products = lambda: through(lambda one: one.activation.decide(one, dense_given(pre, one, x)))
+    by_products = lambda: through(lambda one: one.activation.decide(one, dense_code_from_pre(pre, one, x)))
     lengths = list_lengths(config, terms)
     if not lengths:
         return by_products()
     takes_part = activation.takes_part(dictionary, pre)
 
     def by_lists(n: int) -> Callable[[], Any]:
-        return lambda: through(lambda one: one.activation.decide(one, entries_given(pre, takes_part, n, one, x)))
+        return lambda: through(lambda one: one.activation.decide(one, entry_code_from_pre(pre, takes_part, n, one, x)))
 
     sizes = [length * x.shape[0] for length in lengths]
     count = jnp.sum(takes_part, dtype=jnp.int32)

@@ -171,7 +171,7 @@ def joint_step(
         activation = forward.dictionary.activation.observe(forward.dictionary, forward.code)
         if activation is not None:
             updated[i] = dataclasses.replace(updated[i], activation=activation)
-        fires = forward.code.fires(one.n_features)
+        fires = forward.code.firing_counts(one.n_features)
         since_fired.append(jnp.where(fires > 0, 0, jnp.minimum(before, 2**30) + kept))
         each[str(i)] = {
             "fvu": jnp.sum(forward.error**2) / (forward.variance * forward.rows),

@@ -141,7 +141,7 @@ def learn(
         forward = Forward(dictionary, x, y, code, y_hat, dead, written, progress, term_key)
         value, parts = total(terms, forward)
         observed = dictionary.activation.observe(dictionary, code)
-        return value, (parts, code.fires(config.n_features), observed, forward.error)
+        return value, (parts, code.firing_counts(config.n_features), observed, forward.error)
 
     with jax.default_matmul_precision(PRECISION[config.matmul]) if config.matmul else contextlib.nullcontext():
         (value, (parts, fires, observed, error)), grad = loss_and_grad(config, terms, loss_of, dictionary, x)
