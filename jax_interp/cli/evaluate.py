@@ -18,7 +18,7 @@ from jax_interp.core import config_json as configs
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
 from jax_interp.data.harvest import values
-from jax_interp.dictionaries.evaluation.downstream import names
+from jax_interp.dictionaries.evaluation.downstream import address_tuple
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 from jax_interp.dictionaries.storage import Saved, load_dictionary
 from jax_interp.dictionaries.training.config import DictionaryConfig
@@ -85,7 +85,7 @@ def directory_of(path: Path) -> Path:
 
 def check_fit(model: Any, saved: Saved, name: str) -> None:
     """UserError where the values of the model `name` have other widths than those the dictionary was trained on."""
-    reads, writes = names(saved.address), names(saved.writes or saved.address)
+    reads, writes = address_tuple(saved.address), address_tuple(saved.writes or saved.address)
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     found = [v.shape[1] for v in jax.eval_shape(lambda m, t: values(m, reads + writes, t), model, tokens)]
     into, out = found[: len(reads)], found[len(reads) :]

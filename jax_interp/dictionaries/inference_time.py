@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_interp.dictionaries.sparse_coder import SparseCoder
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,7 @@ def gradient_pursuit(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Pursuit:
+class Pursuit(SparseCoder):
     """A decoder with gradient pursuit for its encoder."""
 
     W_dec: Float[Array, "feature d"]
@@ -77,6 +79,9 @@ class Pursuit:
         z = jnp.zeros((flat.shape[0], self.W_dec.shape[0]), code.values.dtype)
         z = z.at[jnp.arange(flat.shape[0])[:, None], code.indices].add(code.values)
         return z.reshape(*x.shape[:-1], -1)
+
+    def directions(self) -> Float[Array, "feature d"]:
+        return self.W_dec
 
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d"]:
         x_hat = z.astype(self.W_dec.dtype) @ self.W_dec

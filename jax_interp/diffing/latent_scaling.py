@@ -10,7 +10,7 @@ with Y a model's reconstruction x̂ (ν^r = β^r_other / β^r_reference, high: d
 x - (x̂ - f_j d_j^model) (ν^ε likewise, high: shrinkage). Biases are in x̂, as in the published code.
 
     sums = None
-    for h in pairs: sums = totals.add(sums, scaling_sums(crosscoder, h))
+    for h in pairs: sums = add_batch(sums, scaling_sums(crosscoder, h))
     scaling = latent_scaling_of(sums, crosscoder.W_dec)
     truly_exclusive(scaling)
 

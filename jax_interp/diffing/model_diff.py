@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.data.harvest import columns, harvest, values
-from jax_interp.dictionaries.evaluation import totals
+from jax_interp.dictionaries.evaluation.batch_sums import sum_batches
 from jax_interp.dictionaries.forms.dictionary import Dictionary, check_one_width
 from jax_interp.dictionaries.training.normalisation import fold_scale
 from jax_interp.diffing import latent_scaling
@@ -88,13 +88,13 @@ def compare(
     if len(batches):
         of_each = jax.eval_shape(lambda pair, tokens: values(pair, PAIR, tokens), pair, batches[0][0])
         check_one_width(PAIR, [value.shape[1] for value in of_each])
-    moments = totals.over(_kept(pair, batches), _moments)
+    moments = sum_batches(_kept(pair, batches), _moments)
     mean_square = moments["square"] / moments["rows"]
     scale = np.sqrt(crosscoder.W_dec.shape[1] / 2 / mean_square)
     spread = scale**2 * (mean_square - np.sum((moments["sum"] / moments["rows"]) ** 2, axis=1))
     scaled = in_scaled_units(crosscoder, jnp.asarray(scale, crosscoder.W_dec.dtype))
     factors = jnp.asarray(np.repeat(scale, crosscoder.W_dec.shape[1] // 2)[None], jnp.float32)
-    sums = totals.over(_kept(pair, batches), lambda rows: _sums(scaled, rows.astype(jnp.float32) * factors))
+    sums = sum_batches(_kept(pair, batches), lambda rows: _sums(scaled, rows.astype(jnp.float32) * factors))
     scaling = latent_scaling.latent_scaling_of(sums["scaling"], scaled.W_dec)
     difference = latent_scaling.norm_difference(scaled.W_dec)
     kinds = latent_scaling.classes(difference)

@@ -24,7 +24,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.data.harvest import Addresses, harvest, values
 from jax_interp.data.text import Text, text_for
 from jax_interp.dictionaries.evaluation.cross_layer import CrossLayerEvaluation, evaluate_cross_layer
-from jax_interp.dictionaries.evaluation.downstream import names
+from jax_interp.dictionaries.evaluation.downstream import address_tuple
 from jax_interp.dictionaries.evaluation.evaluate import Evaluation, evaluate
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
@@ -189,8 +189,8 @@ def measure(
     batches = inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences)
     reads, writes = address or config.dictionary.address, writes or config.dictionary.writes
     if isinstance(sae, CrossLayer):
-        targets = None if writes is None else names(writes)
-        result = evaluate_cross_layer(inputs.model, names(reads), sae, batches, targets)
+        targets = None if writes is None else address_tuple(writes)
+        result = evaluate_cross_layer(inputs.model, address_tuple(reads), sae, batches, targets)
     else:
         result = evaluate(inputs.model, reads, sae, batches, writes=writes)
     if write_to is not None:

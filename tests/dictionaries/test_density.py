@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.dictionaries.evaluation.density import density_of
-from jax_interp.dictionaries.evaluation.reconstruction import add_sums, sums_of_batch
+from jax_interp.dictionaries.evaluation.reconstruction import add_batch_sums, batch_sums
+from jax_interp.dictionaries.evaluation.sparsity import Density
 
-of_batch = jax.jit(partial(sums_of_batch, SimpleNamespace(encode=lambda x: x, decode=lambda z: z)))
+of_batch = jax.jit(partial(batch_sums, SimpleNamespace(encode=lambda x: x, decode=lambda z: z)))
 
 
 def density(codes, keep, batches):
     total = None
     for rows, kept in zip(np.array_split(codes, batches), np.array_split(keep, batches)):
         rows = jnp.asarray(rows, jnp.float32)
-        total = add_sums(total, of_batch(rows, jnp.asarray(kept), jnp.zeros(codes.shape[1])))
-    return density_of(total)
+        total = add_batch_sums(total, of_batch(rows, jnp.asarray(kept), jnp.zeros(codes.shape[1])))
+    return Density.from_sums(total)
 
 
 def test_dead_depends_on_the_window():

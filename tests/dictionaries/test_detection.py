@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.dictionaries.evaluation import totals
-from jax_interp.dictionaries.evaluation.detection import detection_of, hits
+from jax_interp.dictionaries.evaluation.batch_sums import add_batch
+from jax_interp.dictionaries.evaluation.recovery import Detection, detection_counts
 
 
 def test_detection_by_hand():
@@ -19,8 +19,8 @@ def test_detection_by_hand():
     feature = jnp.asarray([0, 1, 2, 0])  # latent 3 never fires
     counts = None
     for part in np.array_split(np.arange(100), 4):
-        counts = totals.add(counts, hits(jnp.asarray(z[part]), jnp.asarray(codes[part]), feature))
-    found = detection_of(counts)
+        counts = add_batch(counts, detection_counts(jnp.asarray(z[part]), jnp.asarray(codes[part]), feature))
+    found = Detection.from_counts(counts)
     np.testing.assert_allclose(found.precision, [0.5, 1, 0, 0])
     np.testing.assert_allclose(found.recall, [0.5, 0.5, 0, 0])
     np.testing.assert_allclose(found.f1, [0.5, 2 / 3, 0, 0])

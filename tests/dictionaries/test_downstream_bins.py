@@ -25,14 +25,14 @@ def losses(shape):
 
 def test_bins_and_scores_equal_sums_by_hand():
     keep = RNG.random((6, 21)) < 0.9
-    counted = downstream.predictions_kept(keep)
+    counted = downstream.prediction_mask(keep)
     batch = losses(counted.shape)
     total, context = None, None
     for part in (slice(0, 4), slice(4, 6)):
         some = {name: a[part] for name, a in batch.items()}
         total = downstream.add_by_position(total, some, counted[part])
-        context = downstream.add_by(context, some, counted[part], downstream.context_length(keep[part]))
-    got = downstream.cross_entropy_of(total, context)
+        context = downstream.add_by_index(context, some, counted[part], downstream.context_length(keep[part]))
+    got = downstream.CrossEntropy.from_sums(total, context)
     mean = {name: a[counted].mean() for name, a in batch.items()}
     assert got.predictions == counted.sum()
     assert got.recovered_zero == pytest.approx((mean["zero"] - mean["spliced"]) / (mean["zero"] - mean["clean"]))
@@ -62,9 +62,9 @@ def test_the_mean_of_scores_is_not_the_score_of_the_means():
     counted, total, each = np.ones((1, 4), bool), None, []
     for batch in (easy, hard):
         total = downstream.add_by_position(total, batch, counted)
-        each.append(downstream.cross_entropy_of(downstream.add_by_position(None, batch, counted)).recovered_zero)
+        each.append(downstream.CrossEntropy.from_sums(downstream.add_by_position(None, batch, counted)).recovered_zero)
     assert np.mean(each) == pytest.approx(0.745)
-    assert downstream.cross_entropy_of(total).recovered_zero == pytest.approx((6.1 - 1.1) / (6.1 - 1))
+    assert downstream.CrossEntropy.from_sums(total).recovered_zero == pytest.approx((6.1 - 1.1) / (6.1 - 1))
 
 
 @jax.tree_util.register_dataclass

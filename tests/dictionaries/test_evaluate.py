@@ -18,12 +18,12 @@ from jax_interp.dictionaries.activations import TopK
 from jax_interp.dictionaries.evaluation.downstream import Identity, SelfCheckError, check_identity
 from jax_interp.dictionaries.evaluation.evaluate import evaluate
 from jax_interp.dictionaries.evaluation.reconstruction import (
-    add_sums,
-    density_of,
-    mean_of,
-    reconstruction_of,
-    sums_of_batch,
+    Reconstruction,
+    add_batch_sums,
+    batch_sums,
+    mean_from_sums,
 )
+from jax_interp.dictionaries.evaluation.sparsity import Density
 from jax_interp.dictionaries.forms import Dictionary, init_sae
 from jax_interp.surgery import read
 
@@ -36,16 +36,16 @@ def to_itself(decode, encode=lambda x: x):
 
 
 def sums(dictionary, *arrays):
-    return jax.jit(partial(sums_of_batch, dictionary))(*arrays)
+    return jax.jit(partial(batch_sums, dictionary))(*arrays)
 
 
 def measure(dictionary, x, keep=None, chunks=3):
     """The streamed figures of `dictionary` over the rows `x`."""
     keep = np.ones(len(x), bool) if keep is None else keep
-    total, of_batch = None, jax.jit(partial(sums_of_batch, dictionary))
+    total, of_batch = None, jax.jit(partial(batch_sums, dictionary))
     for rows, kept in zip(np.array_split(x, chunks), np.array_split(keep, chunks)):
         rows = jnp.asarray(rows, jnp.float32)
-        total = add_sums(total, of_batch(rows, jnp.asarray(kept), jnp.asarray(SHIFT, jnp.float32)))
+        total = add_batch_sums(total, of_batch(rows, jnp.asarray(kept), jnp.asarray(SHIFT, jnp.float32)))
     return total
 
 
@@ -57,9 +57,11 @@ SHIFT = X[:10].mean(0)
 
 def test_invariants_of_the_fraction_of_variance_unexplained():
     mean = X.mean(0)
-    exact = reconstruction_of(measure(to_itself(lambda z: z), X))
+    exact = Reconstruction.from_sums(measure(to_itself(lambda z: z), X))
     assert exact.fvu == exact.sse == 0
-    constant = reconstruction_of(measure(to_itself(lambda z: jnp.broadcast_to(jnp.asarray(mean, z.dtype), z.shape)), X))
+    constant = Reconstruction.from_sums(
+        measure(to_itself(lambda z: jnp.broadcast_to(jnp.asarray(mean, z.dtype), z.shape)), X)
+    )
     np.testing.assert_allclose(constant.fvu, 1, rtol=1e-5)
     np.testing.assert_allclose(constant.mse_d * 24, constant.sse)
     noisy = to_itself(lambda z: z + 0.3)
@@ -67,19 +69,19 @@ def test_invariants_of_the_fraction_of_variance_unexplained():
         scaled = to_itself(lambda z, factor=factor: z + jnp.float32(0.3 * factor))
         total = None
         x = jnp.asarray(factor * X, jnp.float32)
-        total = add_sums(total, sums(scaled, x, jnp.ones(700, bool), x.mean(0)))
+        total = add_batch_sums(total, sums(scaled, x, jnp.ones(700, bool), x.mean(0)))
         want = 24 * 0.3**2 / ((X - mean) ** 2).sum(1).mean()
-        np.testing.assert_allclose(reconstruction_of(total).fvu, want, rtol=1e-4)
-    np.testing.assert_allclose(reconstruction_of(measure(noisy, X)).sse, 24 * 0.3**2, rtol=1e-4)
+        np.testing.assert_allclose(Reconstruction.from_sums(total).fvu, want, rtol=1e-4)
+    np.testing.assert_allclose(Reconstruction.from_sums(measure(noisy, X)).sse, 24 * 0.3**2, rtol=1e-4)
 
 
 def test_a_large_mean_costs_no_digits():
     x = (RNG.standard_normal((500, 8)) + 3000).astype(np.float32)
     x64 = x.astype(np.float64)
-    total = add_sums(None, sums(to_itself(lambda z: z - 0.5), jnp.asarray(x), jnp.ones(500, bool), x[0]))
+    total = add_batch_sums(None, sums(to_itself(lambda z: z - 0.5), jnp.asarray(x), jnp.ones(500, bool), x[0]))
     want = 8 * 0.25 / ((x64 - x64.mean(0)) ** 2).sum(1).mean()
-    np.testing.assert_allclose(reconstruction_of(total).fvu, want, rtol=1e-5)
-    np.testing.assert_allclose(mean_of(total, x[0]), x64.mean(0), rtol=1e-7)
+    np.testing.assert_allclose(Reconstruction.from_sums(total).fvu, want, rtol=1e-5)
+    np.testing.assert_allclose(mean_from_sums(total, x[0]), x64.mean(0), rtol=1e-7)
 
 
 def test_the_wrong_published_variants_differ():
@@ -87,8 +89,10 @@ def test_the_wrong_published_variants_differ():
     SAEBench 0.6.0), variant 2 centres the residual (dictionary_learning)."""
     noise = RNG.standard_normal(X.shape)
     table = jnp.asarray(X + noise + 0.7, jnp.float32)
-    total = add_sums(None, sums(to_itself(lambda z: table), jnp.asarray(X, jnp.float32), jnp.ones(700, bool), SHIFT))
-    ours = 1 - reconstruction_of(total).fvu
+    total = add_batch_sums(
+        None, sums(to_itself(lambda z: table), jnp.asarray(X, jnp.float32), jnp.ones(700, bool), SHIFT)
+    )
+    ours = 1 - Reconstruction.from_sums(total).fvu
     residual = noise + 0.7
     true = 1 - (residual**2).sum() / ((X - X.mean(0)) ** 2).sum()
     np.testing.assert_allclose(ours, true, rtol=1e-4)
@@ -101,14 +105,14 @@ def test_the_wrong_published_variants_differ():
 
 @pytest.mark.parametrize("c", [0.25, 1.0, 1.7])
 def test_gamma_of_a_rescaled_reconstruction_is_the_factor(c):
-    figures = reconstruction_of(measure(to_itself(lambda z: jnp.float32(c) * z), X))
+    figures = Reconstruction.from_sums(measure(to_itself(lambda z: jnp.float32(c) * z), X))
     np.testing.assert_allclose([figures.gamma, figures.l2_ratio, figures.cosine], [c, c, 1], rtol=1e-5)
 
 
 def test_gamma_is_one_for_a_projection_which_the_norm_ratio_calls_shrinkage():
     basis = jnp.asarray(np.linalg.qr(RNG.standard_normal((24, 6)))[0], jnp.float32)
     centred = X - OFFSET
-    figures = reconstruction_of(measure(to_itself(lambda z: z @ basis.T, lambda x: x @ basis), centred))
+    figures = Reconstruction.from_sums(measure(to_itself(lambda z: z @ basis.T, lambda x: x @ basis), centred))
     np.testing.assert_allclose(figures.gamma, 1, rtol=1e-4)
     assert figures.l2_ratio < 0.9
     sse = ((centred - centred @ np.asarray(basis) @ np.asarray(basis).T) ** 2).sum(1).mean()
@@ -127,8 +131,8 @@ def test_sparsity_and_density_of_a_known_code():
     total = None
     for rows, kept in zip(np.array_split(codes, 4), np.array_split(keep, 4)):
         batch = sums(dictionary, jnp.asarray(rows, jnp.float32), jnp.asarray(kept), jnp.zeros(5))
-        total = add_sums(total, batch)
-    figures, density = reconstruction_of(total), density_of(total)
+        total = add_batch_sums(total, batch)
+    figures, density = Reconstruction.from_sums(total), Density.from_sums(total)
     assert figures.tokens == density.window == 999
     np.testing.assert_allclose(figures.l0, (999 + 100 + 5) / 999)
     np.testing.assert_allclose(figures.l1, (2 * 999 + 3 * 100 + 5) / 999, rtol=1e-6)
@@ -146,7 +150,7 @@ def test_rescaling_a_latent_changes_only_the_plain_l1():
     factor = jnp.linspace(0.5, 3, 96)
     scaled = Dictionary(sae.W_enc, sae.b_enc, sae.W_dec / factor[:, None], sae.b_dec, sae.activation)
     shrunk = SimpleNamespace(encode=lambda x: sae.encode(x) * factor[None], decode=scaled.decode, W_dec=scaled.W_dec)
-    a, b = (dataclasses.asdict(reconstruction_of(measure(d, X - OFFSET))) for d in (sae, shrunk))
+    a, b = (dataclasses.asdict(Reconstruction.from_sums(measure(d, X - OFFSET))) for d in (sae, shrunk))
     assert abs(a.pop("l1") - b.pop("l1")) > 0.1
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-4, err_msg=name)

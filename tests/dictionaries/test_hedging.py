@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jax_interp.core.errors import UserError
-from jax_interp.dictionaries.evaluation.hedging import nth_projection
+from jax_interp.dictionaries.evaluation.sparsity import nth_projection
 from jax_interp.toys.synthetic import sparse_but_wrong
 
 

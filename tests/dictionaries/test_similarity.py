@@ -11,7 +11,7 @@ import pytest
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.evaluation.similarity import (
     cosines,
-    found,
+    fraction_found,
     match,
     max_cosine,
     mcc,
@@ -71,8 +71,8 @@ def test_uniqueness_and_what_is_found():
     truth = jnp.eye(4)
     tilted = jnp.asarray([[1.0, 0, 0, 0], [0.9, 0.1, 0, 0], [0, 0, -1.0, 0], [0, 0.6, 0, 0.8]])
     assert uniqueness(tilted, truth) == 3 / 4  # features 0, 0, 2 and 3
-    assert found(tilted, truth, 0.9) == 1 / 4  # feature 2 points the other way, 3 only to .8
-    assert found(tilted, truth, 0.79) == 2 / 4
+    assert fraction_found(tilted, truth, 0.9) == 1 / 4  # feature 2 points the other way, 3 only to .8
+    assert fraction_found(tilted, truth, 0.79) == 2 / 4
     assert mmcs(truth, tilted) == pytest.approx((1 + 0.6 + 0 + 0.8) / 4, abs=1e-6)
 
 

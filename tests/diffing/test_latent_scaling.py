@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jax_interp.core.errors import UserError
-from jax_interp.dictionaries.evaluation import totals
+from jax_interp.dictionaries.evaluation.batch_sums import add_batch
 from jax_interp.diffing.latent_scaling import (
     classes,
     latent_scaling_of,
@@ -45,7 +45,7 @@ def test_beta_equals_least_squares(reference):
     h = RNG.standard_normal((90, 2, 6))
     sums = None
     for part in np.array_split(h, 3):
-        sums = totals.add(sums, scaling_sums(crosscoder, jnp.asarray(part, jnp.float32), reference))
+        sums = add_batch(sums, scaling_sums(crosscoder, jnp.asarray(part, jnp.float32), reference))
     scaling = latent_scaling_of(sums, crosscoder.W_dec, reference)
     f = np.asarray(crosscoder.encode(jnp.asarray(h, jnp.float32)), np.float64)
     W, b = np.asarray(crosscoder.W_dec, np.float64), np.asarray(crosscoder.b_dec, np.float64)
@@ -76,13 +76,13 @@ def test_complete_shrinkage_is_seen_through():
     np.testing.assert_array_equal(classes(position).only_0, [False, True, True])
     np.testing.assert_array_equal(classes(position).shared, [True, False, False])
     pairs = world.sample(jax.random.key(1), 500)[0].reshape(500, 2, 8)
-    sums = totals.add(None, scaling_sums(crosscoder, pairs, reference=0))
+    sums = add_batch(None, scaling_sums(crosscoder, pairs, reference=0))
     scaling = latent_scaling_of(sums, W_dec, reference=0)
     np.testing.assert_allclose(scaling.nu_error, [1, 0.3, 0], atol=1e-5)
     np.testing.assert_allclose(scaling.nu_reconstruction, [1, 0, 0], atol=1e-5)
     np.testing.assert_array_equal(truly_exclusive(scaling), [False, False, True])
     # NaN for a latent that never fires, which is in no class
-    silent = totals.add(None, scaling_sums(crosscoder, jnp.zeros((4, 2, 8)), reference=0))
+    silent = add_batch(None, scaling_sums(crosscoder, jnp.zeros((4, 2, 8)), reference=0))
     assert np.isnan(latent_scaling_of(silent, W_dec, reference=0).nu_error).all()
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,15 +28,16 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.unit_rows import unit_rows
 from jax_interp.dictionaries.activations import Jump, TopK
 from jax_interp.dictionaries.activations.select import top_k
-from jax_interp.dictionaries.evaluation import totals
+from jax_interp.dictionaries.evaluation.batch_sums import sum_batches
 from jax_interp.dictionaries.forms import Dictionary, init_sae
+from jax_interp.dictionaries.sparse_coder import EncoderDecoder, SparseCoder, as_sparse_coder
 
 Rows = Iterable[Float[Array, "row d"]]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Basis:
+class Basis(SparseCoder):
     """z = (x - b_dec) W_decᵀ, signed, all of it or the `k` entries of the largest |z|; x̂ = z W_dec + b_dec. The rows of
     `W_dec` are orthonormal."""
 
@@ -53,6 +53,9 @@ class Basis:
             on = jnp.zeros(z.shape, bool).at[jnp.arange(len(z))[:, None], indices].set(True)
             z = jnp.where(on, z, jnp.zeros_like(z))
         return z.reshape(*x.shape[:-1], -1)
+
+    def directions(self) -> Float[Array, "feature d"]:
+        return self.W_dec
 
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d"]:
         return _linear(z, self.W_dec, self.b_dec)
@@ -71,11 +74,11 @@ def random_dictionary(
     return init_sae(key, d, n_features, TopK(k).init(n_features, jnp.float32), b_dec)
 
 
-def random_like(key: Key[Array, ""], dictionary: Any) -> Any:
+def random_like(key: Key[Array, ""], dictionary: Dictionary) -> Dictionary:
     """`dictionary` with random directions: each feature's encoder column and decoder row keep their norms and point the
     same random way; biases and activation stay. L0 stays with TopK and BatchTopK only; with thresholds report it."""
     W_enc, W_dec = dictionary.W_enc, dictionary.W_dec
-    if W_dec.ndim != 2 or W_enc.shape != W_dec.shape[::-1] or getattr(dictionary, "W_skip", None) is not None:
+    if not dictionary.is_autoencoder():
         raise UserError(
             f"random_like takes W_enc [d, feature] and W_dec [feature, d] without a skip, not {W_enc.shape} and "
             f"{W_dec.shape}: a form that reads and writes different values needs a control of its own"
@@ -88,31 +91,32 @@ def random_like(key: Key[Array, ""], dictionary: Any) -> Any:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Refit:
+class Refit(SparseCoder):
     """The codes of `encoder`, any dictionary, under another decoder."""
 
-    encoder: Any
+    encoder: EncoderDecoder
     W_dec: Float[Array, "feature d"]
     b_dec: Float[Array, " d"]
 
     def encode(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch feature"]:
         return self.encoder.encode(x)
 
+    def directions(self) -> Float[Array, "feature d"]:
+        return self.W_dec
+
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d"]:
         return _linear(z, self.W_dec, self.b_dec)
 
 
-def check_sae(dictionary: Any, what: str) -> None:
-    """UserError for a dictionary that writes something else than it reads, as far as its weights show it."""
-    W_enc, W_dec = getattr(dictionary, "W_enc", None), dictionary.W_dec
-    other = W_enc is not None and W_enc.shape != W_dec.shape[::-1]
-    if other or getattr(dictionary, "W_skip", None) is not None:
+def check_sae(dictionary: EncoderDecoder, what: str) -> None:
+    """Raises UserError for a dictionary that writes another value than it reads, as far as its weights show."""
+    if not as_sparse_coder(dictionary).is_autoencoder():
         raise UserError(
             f"{what} can be fitted for an SAE, from the rows that it reads; this dictionary writes another value"
         )
 
 
-def refit(dictionary: Any, rows: Rows, ridge: float = 1e-6) -> Refit:
+def refit(dictionary: EncoderDecoder, rows: Rows, ridge: float = 1e-6) -> Refit:
     """`dictionary` with the decoder and bias of least Σ‖x - x̂‖² for its codes: what training the decoder alone ends at.
     Normal equations, (feature + 1)² floats; `ridge` times the mean square of a latent keeps dead and redundant latents
     at 0. For SAEs, as it is x that is fitted to."""
@@ -125,7 +129,7 @@ def refit(dictionary: Any, rows: Rows, ridge: float = 1e-6) -> Refit:
         exact = jax.lax.Precision.HIGHEST
         return jnp.matmul(z.T, z, precision=exact), jnp.matmul(z.T, x, precision=exact)
 
-    gram, cross = totals.over(rows, lambda x: of_batch(dictionary, x))
+    gram, cross = sum_batches(rows, lambda x: of_batch(dictionary, x))
     penalty = np.full(len(gram), ridge * np.trace(gram[:-1, :-1]) / max(len(gram) - 1, 1) + 1e-30)
     penalty[-1] = 0.0  # not on the bias
     W = np.linalg.solve(gram + np.diag(penalty), cross)
@@ -150,7 +154,7 @@ def principal_components(rows: Rows, k: int) -> Basis:
         x = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
         return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
 
-    moments = totals.over(rows, of_batch)
+    moments = sum_batches(rows, of_batch)
     n, d = moments[-1, -1], len(moments) - 1
     if not 0 < k <= d:
         raise UserError(f"k={k} principal components of {d} dimensions: from 1 to {d}")

@@ -97,7 +97,7 @@ def of_replacement(
     local = replacement(model, reads, writes, dictionary)
     loss = divergence = 0.0
     for tokens, keep in batches:
-        tokens, counted = jnp.asarray(tokens), downstream.predictions_kept(keep)
+        tokens, counted = jnp.asarray(tokens), downstream.prediction_mask(keep)
         clean = downstream.log_probabilities(model, tokens)
         log_p = downstream.log_probabilities(dataclasses.replace(local, where=jnp.asarray(keep)), tokens)
         of_batch = negative_log_likelihood(log_p, tokens[:, 1:]), kl_divergence(clean, log_p)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core import objectives
 from jax_interp.core.objectives import kl_divergence, negative_log_likelihood
-from jax_interp.dictionaries.evaluation.reconstruction import output
+from jax_interp.dictionaries.sparse_coder import EncoderDecoder, SparseCoder, as_sparse_coder
 from jax_interp.surgery import Mean, Replace, Splice, at, edit, read
 
 Addresses = str | Sequence[str]
@@ -31,7 +31,7 @@ Addresses = str | Sequence[str]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Identity:
+class Identity(SparseCoder):
     """The dictionary that changes nothing: what the spliced model is checked with."""
 
     def encode(self, x: Array) -> Array:
@@ -47,48 +47,131 @@ class SelfCheckError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Binned:
-    """Means over the predictions with edges[i] <= position (or context length) < edges[i + 1]: bins 0, 1, 2-3, 4-7, …;
-    NaN where there is none."""
+    """Losses by position or by context length, in bins 0, 1, 2-3, 4-7, …
+
+    Bin i has the predictions with edges[i] <= position (or context length) < edges[i + 1]. Every figure is a mean over
+    the predictions of a bin, NaN where there is none.
+    """
 
     edges: list[int]
+    """Edges of the bins: one more than there are bins."""
     predictions: list[int]
+    """Number of predictions."""
     clean: list[float]
+    """Cross-entropy of the model itself, in nats."""
     spliced: list[float]
+    """Cross-entropy with the dictionary spliced in, in nats."""
     zero_ablated: list[float]
+    """Cross-entropy with 0 in place of the value, in nats."""
     mean_ablated: list[float]
+    """Cross-entropy with the mean in place of the value, in nats."""
     kl_spliced: list[float]
+    """KL from the clean prediction with the dictionary spliced in, in nats."""
     recovered_zero: list[float]
+    """(zero_ablated - spliced) / (zero_ablated - clean)."""
     recovered_mean: list[float]
+    """(mean_ablated - spliced) / (mean_ablated - clean)."""
+
+    @classmethod
+    def from_sums(cls, total: Mapping[str, np.ndarray]) -> Self:
+        """From sums by position or by context length. Empty bins at both ends are left out."""
+        length = len(total["count"])
+        edges = np.array([0] + [2**i for i in range(max(length - 1, 1).bit_length() + 1)])
+        sums = {name: np.array([a[i:j].sum() for i, j in itertools.pairwise(edges)]) for name, a in total.items()}
+        some = np.flatnonzero(sums["count"])
+        low, high = (some[0], some[-1] + 1) if len(some) else (0, 0)
+        mean = {name: a.tolist() for name, a in _means({name: a[low:high] for name, a in sums.items()}).items()}
+        return cls(
+            edges=edges[low : high + 1].tolist(),
+            predictions=sums["count"][low:high].astype(int).tolist(),
+            clean=mean["clean"],
+            spliced=mean["spliced"],
+            zero_ablated=mean["zero"],
+            mean_ablated=mean["mean"],
+            kl_spliced=mean["kl_spliced"],
+            recovered_zero=mean["recovered_zero"],
+            recovered_mean=mean["recovered_mean"],
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
-    """Means over the predictions. `recovered_*` = (ablated - spliced) / (ablated - clean), of means: 1 as good as
-    untouched, 0 no better than ablation. Mean ablation hurts less than zero ablation, so its score is lower.
-    `kl_score_*` = 1 - KL spliced / KL ablated. A list `*_by_position` has the mean at each position that predictions
-    are made from, NaN where there is none; `recovered_*_by_position` is the score of these means.
+    """Losses of the model and of its variants, in nats per prediction.
+
+    "Spliced" has what the dictionary writes in place of the value, "zero" and "mean" have 0 and the mean over kept
+    tokens. `recovered_*` and `kl_score_*` are scores of means: 1 where splicing changes nothing, 0 where it is no
+    better than the ablation. Mean ablation hurts less than zero ablation, so scores against it are lower.
     """
 
     predictions: int
+    """Number of predictions: positions that are kept and whose next position is kept."""
     clean: float
+    """Cross-entropy of the model itself."""
     spliced: float
+    """Cross-entropy with the dictionary spliced in."""
     zero_ablated: float
+    """Cross-entropy with 0 in place of the value."""
     mean_ablated: float
+    """Cross-entropy with the mean in place of the value."""
     recovered_zero: float
+    """(zero_ablated - spliced) / (zero_ablated - clean): "loss recovered" against zero ablation."""
     recovered_mean: float
+    """(mean_ablated - spliced) / (mean_ablated - clean): "loss recovered" against mean ablation."""
     kl_spliced: float
+    """KL(clean ‖ spliced) of the next token's distribution."""
     kl_zero_ablated: float
+    """KL(clean ‖ zero-ablated)."""
     kl_mean_ablated: float
+    """KL(clean ‖ mean-ablated)."""
     kl_score_zero: float
+    """1 - kl_spliced / kl_zero_ablated."""
     kl_score_mean: float
+    """1 - kl_spliced / kl_mean_ablated."""
     clean_by_position: list[float]
+    """`clean` at each position that a prediction is made from; NaN where there is none."""
     spliced_by_position: list[float]
+    """`spliced` by position."""
     zero_by_position: list[float]
+    """`zero_ablated` by position."""
     mean_by_position: list[float]
+    """`mean_ablated` by position."""
     recovered_zero_by_position: list[float]
+    """The score of these means, against zero ablation."""
     recovered_mean_by_position: list[float]
+    """The score of these means, against mean ablation."""
     position_bins: Binned
+    """Losses in bins of positions."""
     context_bins: Binned | None
+    """Losses in bins of context lengths: the number of kept tokens that a prediction is made from. It differs from the
+    position where padding stands on the left."""
+
+    @classmethod
+    def from_sums(cls, total: Mapping[str, np.ndarray], by_context: Mapping[str, np.ndarray] | None = None) -> Self:
+        """From sums by position, and by context length for `context_bins`."""
+        mean = {name: float(a) for name, a in _means({name: a.sum() for name, a in total.items()}).items()}
+        at = {name: a.tolist() for name, a in _means(total).items()}
+        return cls(
+            predictions=int(total["count"].sum()),
+            clean=mean["clean"],
+            spliced=mean["spliced"],
+            zero_ablated=mean["zero"],
+            mean_ablated=mean["mean"],
+            recovered_zero=mean["recovered_zero"],
+            recovered_mean=mean["recovered_mean"],
+            kl_spliced=mean["kl_spliced"],
+            kl_zero_ablated=mean["kl_zero"],
+            kl_mean_ablated=mean["kl_mean"],
+            kl_score_zero=mean["kl_score_zero"],
+            kl_score_mean=mean["kl_score_mean"],
+            clean_by_position=at["clean"],
+            spliced_by_position=at["spliced"],
+            zero_by_position=at["zero"],
+            mean_by_position=at["mean"],
+            recovered_zero_by_position=at["recovered_zero"],
+            recovered_mean_by_position=at["recovered_mean"],
+            position_bins=Binned.from_sums(total),
+            context_bins=None if by_context is None else Binned.from_sums(by_context),
+        )
 
 
 @jax.jit
@@ -97,7 +180,7 @@ def log_probabilities(model: Any, tokens: Int[Array, "seq pos"]) -> Float[Array,
     return objectives.log_probabilities(model(tokens)[:, :-1])
 
 
-def predictions_kept(keep: Bool[Array, "seq pos"]) -> np.ndarray:
+def prediction_mask(keep: Bool[Array, "seq pos"]) -> np.ndarray:
     kept = np.asarray(keep, bool)
     return kept[:, :-1] & kept[:, 1:]
 
@@ -105,7 +188,7 @@ def predictions_kept(keep: Bool[Array, "seq pos"]) -> np.ndarray:
 def check_identity(model: Any, address: Addresses, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"]) -> None:
     """Raise SelfCheckError unless splicing `Identity` gives the clean cross-entropies to the bit."""
     clean = np.asarray(negative_log_likelihood(log_probabilities(model, tokens), tokens[:, 1:]))
-    same = edit(model, *(at(one, Splice(Identity()), where=keep) for one in names(address)))
+    same = edit(model, *(at(one, Splice(Identity()), where=keep) for one in address_tuple(address)))
     same = np.asarray(negative_log_likelihood(log_probabilities(same, tokens), tokens[:, 1:]))
     if not np.array_equal(clean, same, equal_nan=True):
         raise SelfCheckError(
@@ -115,40 +198,48 @@ def check_identity(model: Any, address: Addresses, tokens: Int[Array, "seq pos"]
         )
 
 
-def names(addresses: Addresses) -> tuple[str, ...]:
+def address_tuple(addresses: Addresses) -> tuple[str, ...]:
     return (addresses,) if isinstance(addresses, str) else tuple(addresses)
 
 
-def spliced(model: Any, address: str, dictionary: Any, keep: Bool[Array, "seq pos"]) -> Any:
+def splice(model: Any, address: str, dictionary: EncoderDecoder, keep: Bool[Array, "seq pos"]) -> Any:
     """The model with the dictionary's reconstruction in place of the value, where `keep`."""
     return edit(model, at(address, Splice(dictionary), where=keep))
 
 
-def replaced(
-    model: Any, reads: Addresses, writes: Addresses, dictionary: Any, tokens: Array, keep: Bool[Array, "seq pos"]
+def splice_written(
+    model: Any,
+    reads: Addresses,
+    writes: Addresses,
+    dictionary: EncoderDecoder,
+    tokens: Array,
+    keep: Bool[Array, "seq pos"],
 ) -> Any:
     """The model with what the dictionary makes of the clean run's `reads` in place of each of `writes`, where `keep`:
     the splice of a transcoder, and of a crosscoder, all of whose values are replaced at once."""
-    parts = _written(model, dictionary, tokens, reads=names(reads), writes=names(writes))
-    return edit(model, *(at(one, Replace(part), where=keep) for one, part in zip(names(writes), parts, strict=True)))
+    parts = _written(model, dictionary, tokens, reads=address_tuple(reads), writes=address_tuple(writes))
+    return edit(
+        model, *(at(one, Replace(part), where=keep) for one, part in zip(address_tuple(writes), parts, strict=True))
+    )
 
 
 @partial(jax.jit, static_argnames=("reads", "writes"))
 def _written(
-    model: Any, dictionary: Any, tokens: Array, reads: tuple[str, ...], writes: tuple[str, ...]
+    model: Any, dictionary: EncoderDecoder, tokens: Array, reads: tuple[str, ...], writes: tuple[str, ...]
 ) -> list[Array]:
     values = read(model, *dict.fromkeys(reads + writes), output=False)(tokens)
     x = jnp.concatenate([values[one].reshape(tokens.size, -1) for one in reads], axis=1)
-    y_hat = output(dictionary, x, dictionary.encode(x))
+    coder = as_sparse_coder(dictionary)
+    y_hat = coder.output(x, coder.encode(x))
     ends = np.cumsum([values[one].size // tokens.size for one in writes])
     parts = jnp.split(y_hat, ends[:-1].tolist(), axis=1)
     return [part.reshape(values[one].shape) for one, part in zip(writes, parts, strict=True)]
 
 
-def of_batch(
+def batch_losses(
     model: Any,
     address: Addresses,
-    dictionary: Any,
+    dictionary: EncoderDecoder,
     tokens: Array,
     keep: Array,
     mean: Float[Array, " d_out"],
@@ -156,12 +247,12 @@ def of_batch(
 ) -> dict[str, np.ndarray]:
     """Per-prediction cross-entropies and KLs of each variant, float64 [seq, predicted] on the host. `mean` is that of
     what is written, side by side where these are several values."""
-    keep, targets = jnp.asarray(keep), names(writes or address)
+    keep, targets = jnp.asarray(keep), address_tuple(writes or address)
     shapes = jax.eval_shape(read(model, *dict.fromkeys(targets), output=False), tokens)
     if writes is None and isinstance(address, str) and len(shapes[address].shape) == 3:
-        with_dictionary = spliced(model, address, dictionary, keep)
+        with_dictionary = splice(model, address, dictionary, keep)
     else:  # another value, several of them, or one with heads, which the dictionary takes together
-        with_dictionary = replaced(model, address, targets, dictionary, tokens, keep)
+        with_dictionary = splice_written(model, address, targets, dictionary, tokens, keep)
     ends = np.cumsum([shapes[one].size // tokens.size for one in targets])
     means = [part.reshape(shapes[one].shape[2:]) for one, part in zip(targets, jnp.split(mean, ends[:-1].tolist()))]
     ablated = lambda values: edit(model, *(at(one, Mean(v), where=keep) for one, v in zip(targets, values)))
@@ -187,10 +278,10 @@ def add_by_position(
     total: dict[str, np.ndarray] | None, batch: dict[str, np.ndarray], counted: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Sums over sequences, by position; batches may differ in length."""
-    return add_by(total, batch, counted, np.broadcast_to(np.arange(counted.shape[1]), counted.shape))
+    return add_by_index(total, batch, counted, np.broadcast_to(np.arange(counted.shape[1]), counted.shape))
 
 
-def add_by(
+def add_by_index(
     total: dict[str, np.ndarray] | None, batch: dict[str, np.ndarray], counted: np.ndarray, place: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Sums of what is counted, by the whole number `place` [seq, predicted]."""
@@ -203,58 +294,9 @@ def add_by(
     return {name: longer(total[name]) + a for name, a in sums.items()}
 
 
-def cross_entropy_of(total: dict[str, np.ndarray], by_context: dict[str, np.ndarray] | None = None) -> CrossEntropy:
-    """From sums by position, and by context length for `context_bins`."""
-    mean = {name: float(a) for name, a in _means({name: a.sum() for name, a in total.items()}).items()}
-    at = {name: a.tolist() for name, a in _means(total).items()}
-    return CrossEntropy(
-        predictions=int(total["count"].sum()),
-        clean=mean["clean"],
-        spliced=mean["spliced"],
-        zero_ablated=mean["zero"],
-        mean_ablated=mean["mean"],
-        recovered_zero=mean["recovered_zero"],
-        recovered_mean=mean["recovered_mean"],
-        kl_spliced=mean["kl_spliced"],
-        kl_zero_ablated=mean["kl_zero"],
-        kl_mean_ablated=mean["kl_mean"],
-        kl_score_zero=mean["kl_score_zero"],
-        kl_score_mean=mean["kl_score_mean"],
-        clean_by_position=at["clean"],
-        spliced_by_position=at["spliced"],
-        zero_by_position=at["zero"],
-        mean_by_position=at["mean"],
-        recovered_zero_by_position=at["recovered_zero"],
-        recovered_mean_by_position=at["recovered_mean"],
-        position_bins=binned(total),
-        context_bins=None if by_context is None else binned(by_context),
-    )
-
-
-def without_first(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def without_position_0(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Sums by position without those of position 0, whose activations are of another kind in most models."""
     return {name: np.concatenate([np.zeros_like(a[:1]), a[1:]]) for name, a in total.items()}
-
-
-def binned(total: dict[str, np.ndarray]) -> Binned:
-    """Of sums by position or context length; bins at both ends that nothing fell into are left out."""
-    length = len(total["count"])
-    edges = np.array([0] + [2**i for i in range(max(length - 1, 1).bit_length() + 1)])
-    sums = {name: np.array([a[i:j].sum() for i, j in itertools.pairwise(edges)]) for name, a in total.items()}
-    some = np.flatnonzero(sums["count"])
-    low, high = (some[0], some[-1] + 1) if len(some) else (0, 0)
-    mean = {name: a.tolist() for name, a in _means({name: a[low:high] for name, a in sums.items()}).items()}
-    return Binned(
-        edges=edges[low : high + 1].tolist(),
-        predictions=sums["count"][low:high].astype(int).tolist(),
-        clean=mean["clean"],
-        spliced=mean["spliced"],
-        zero_ablated=mean["zero"],
-        mean_ablated=mean["mean"],
-        kl_spliced=mean["kl_spliced"],
-        recovered_zero=mean["recovered_zero"],
-        recovered_mean=mean["recovered_mean"],
-    )
 
 
 def _means(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -23,20 +23,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.data.harvest import values
-from jax_interp.dictionaries.evaluation import downstream, totals
-from jax_interp.dictionaries.evaluation.density import Density, OfSource, density_by_source, density_of
+from jax_interp.dictionaries.evaluation import downstream
+from jax_interp.dictionaries.evaluation.batch_sums import add_batch
 from jax_interp.dictionaries.evaluation.downstream import Addresses, CrossEntropy
-from jax_interp.dictionaries.evaluation.published import Published, published_of
+from jax_interp.dictionaries.evaluation.published import Published
 from jax_interp.dictionaries.evaluation.reconstruction import (
     Reconstruction,
-    add_sums,
+    add_batch_sums,
+    batch_sums,
     fvu_by_value,
-    kept_mean,
-    less_sums,
-    mean_of,
-    reconstruction_of,
-    sums_of_batch,
+    masked_mean,
+    mean_from_sums,
+    subtract_sums,
 )
+from jax_interp.dictionaries.evaluation.sparsity import Density, SourceSparsity, sparsity_by_source
+from jax_interp.dictionaries.sparse_coder import EncoderDecoder, as_sparse_coder
 
 Batches = Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]
 
@@ -51,7 +52,9 @@ class Figures:
 
 
 def evaluate_rows(
-    dictionary: Any, rows: Iterable[Float[Array, "row d"]], written: Iterable[Float[Array, "row d_out"]] | None = None
+    dictionary: EncoderDecoder,
+    rows: Iterable[Float[Array, "row d"]],
+    written: Iterable[Float[Array, "row d_out"]] | None = None,
 ) -> Figures:
     """Measure `dictionary` on activations at hand, without their model; `written` is what a transcoder should make of
     them. Batches of one shape compile once, for all dictionaries of one form. UserError where there are no rows."""
@@ -59,11 +62,11 @@ def evaluate_rows(
     for x, y in zip(rows, itertools.repeat(None) if written is None else written, strict=written is not None):
         keep = jnp.ones((x.shape[0],), bool)
         if shift is None:
-            shift = kept_mean(x if y is None else y, keep)
-        total = add_sums(total, _add(dictionary, x, keep, shift, y))
+            shift = masked_mean(x if y is None else y, keep)
+        total = add_batch_sums(total, _batch_sums(dictionary, x, keep, shift, y))
     if total is None:
         raise UserError("no rows: give an iterable of [row, d] arrays that has not been used up")
-    return Figures(reconstruction_of(total), density_of(total), published_of(total))
+    return Figures(Reconstruction.from_sums(total), Density.from_sums(total), Published.from_sums(total))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Evaluation:
     cross_entropy_after_first: CrossEntropy | None
     published: Published
     fvu_by_value: dict[str, float]
-    by_source: tuple[OfSource, ...] = ()
+    by_source: tuple[SourceSparsity, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As nested dicts and lists of JSON values; NaN becomes None."""
@@ -92,7 +95,11 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any, address: Addresses, dictionary: Any, batches: Batches, writes: Addresses | None = None
+    model: Any,
+    address: Addresses,
+    dictionary: EncoderDecoder,
+    batches: Batches,
+    writes: Addresses | None = None,
 ) -> Evaluation:
     """Measure `dictionary` (anything with encode and decode) at `address` over `batches`, which are gone through twice:
     once for the activations, running the model up to `address` only, and once for the loss, in four variants.
@@ -113,36 +120,37 @@ def evaluate(
     shift, total, first, widths = _sums(model, address, dictionary, batches, writes)
     if not total["tokens"]:
         raise UserError(f"keep is False at every position of all {len(batches)} batches: nothing to measure")
-    mean = jnp.asarray(mean_of(total, shift), jnp.float32)
+    mean = jnp.asarray(mean_from_sums(total, shift), jnp.float32)
     by_position, by_context = None, None
     for tokens, keep in batches:
-        of_batch = downstream.of_batch(model, address, dictionary, jnp.asarray(tokens), keep, mean, writes)
-        counted = downstream.predictions_kept(keep)
-        by_position = downstream.add_by_position(by_position, of_batch, counted)
-        by_context = downstream.add_by(by_context, of_batch, counted, downstream.context_length(keep))
+        losses = downstream.batch_losses(model, address, dictionary, jnp.asarray(tokens), keep, mean, writes)
+        counted = downstream.prediction_mask(keep)
+        by_position = downstream.add_by_position(by_position, losses, counted)
+        by_context = downstream.add_by_index(by_context, losses, counted, downstream.context_length(keep))
     assert by_position is not None
     if not by_position["count"].sum():
         raise UserError("no two neighbouring positions are kept in any batch: there is no prediction to measure")
-    later = downstream.without_first(by_position)
+    n_sources = as_sparse_coder(dictionary).n_sources
+    later = downstream.without_position_0(by_position)
     return Evaluation(
         address=address,
-        reconstruction=reconstruction_of(total),
-        density=density_of(total),
-        cross_entropy=downstream.cross_entropy_of(by_position, by_context),
-        reconstruction_after_first=None if first is None else reconstruction_of(less_sums(total, first)),
-        cross_entropy_after_first=None if first is None else downstream.cross_entropy_of(later),
-        published=published_of(total),
+        reconstruction=Reconstruction.from_sums(total),
+        density=Density.from_sums(total),
+        cross_entropy=CrossEntropy.from_sums(by_position, by_context),
+        reconstruction_after_first=None if first is None else Reconstruction.from_sums(subtract_sums(total, first)),
+        cross_entropy_after_first=None if first is None else CrossEntropy.from_sums(later),
+        published=Published.from_sums(total),
         fvu_by_value=fvu_by_value(total, widths),
-        by_source=density_by_source(total, dictionary.n_sources) if hasattr(dictionary, "n_sources") else (),
+        by_source=sparsity_by_source(total, n_sources) if n_sources else (),
     )
 
 
 def _sums(
-    model: Any, address: Addresses, dictionary: Any, batches: Batches, writes: Addresses | None
+    model: Any, address: Addresses, dictionary: EncoderDecoder, batches: Batches, writes: Addresses | None
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, Any] | None, dict[str, int]]:
     """(shift, totals, totals of position 0 alone or None where there is no sense in leaving it out, width of each value
     written) of the pass over activations. The shift of the second moments is the first batch's mean."""
-    reads, targets = downstream.names(address), downstream.names(writes or address)
+    reads, targets = downstream.address_tuple(address), downstream.address_tuple(writes or address)
     of_targets = jax.eval_shape(lambda model, tokens: values(model, targets, tokens), model, jnp.asarray(batches[0][0]))
     widths = {name: part.shape[1] for name, part in zip(targets, of_targets, strict=True)}
     shift, total, first = None, None, None
@@ -150,18 +158,18 @@ def _sums(
         x, y = _rows(model, jnp.asarray(tokens), reads, targets if writes else ())
         of_row = jnp.asarray(keep).reshape(-1)
         if shift is None:
-            shift = kept_mean(x if y is None else y, of_row)
-        total = add_sums(total, _add(dictionary, x, of_row, shift, y))
+            shift = masked_mean(x if y is None else y, of_row)
+        total = add_batch_sums(total, _batch_sums(dictionary, x, of_row, shift, y))
         if np.asarray(keep)[:, 0].any():
             x, y, of_row = (None if a is None else a[:: tokens.shape[1]] for a in (x, y, of_row))
-            first = totals.add(first, _add(dictionary, x, of_row, shift, y))
+            first = add_batch(first, _batch_sums(dictionary, x, of_row, shift, y))
     assert total is not None
     if first is not None and first["tokens"] == total["tokens"]:
         first = None
     return np.asarray(shift), total, first, widths
 
 
-_add = jax.jit(sums_of_batch)
+_batch_sums = jax.jit(batch_sums)
 
 
 @partial(jax.jit, static_argnames=("reads", "writes"))

@@ -7,7 +7,7 @@ with everything.
                             larger b it is high for any a, so look at both directions
     mcc(a, b)               mean |cosine| of the best one-to-one assignment (O'Neill et al. 2025; SynthSAEBench)
     uniqueness(a, truth)    how many different true features are some row's nearest, over the number of rows
-    found(a, truth, .9)     fraction of true features that some row has a cosine of at least .9 with
+    fraction_found(a, truth, .9)  fraction of true features that some row has a cosine of at least .9 with
     stability(a, b, ...)    of the same run with other seeds
 
 Chance level, for m Gaussian directions in d dimensions: a row's largest cosine is about sqrt(2 ln m / d).
@@ -106,7 +106,7 @@ def uniqueness(latents: Directions, truth: Directions) -> float:
     return len(np.unique(nearest)) / len(nearest)
 
 
-def found(latents: Directions, truth: Directions, threshold: float = 0.9) -> float:
+def fraction_found(latents: Directions, truth: Directions, threshold: float = 0.9) -> float:
     """The fraction of true features that some latent has a cosine of at least `threshold` with. Their mean cosine, the
     "ground-truth recall", is `mmcs(truth, latents)`."""
     return float(np.mean(np.asarray(max_cosine(truth, latents)[0]) >= threshold))

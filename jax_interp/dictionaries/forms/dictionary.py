@@ -18,11 +18,12 @@ from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.codes import Code
+from jax_interp.dictionaries.sparse_coder import SparseCoder
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Dictionary:
+class Dictionary(SparseCoder):
     """A row of `W_dec` is a feature's direction. `centred`: whether b_dec is subtracted from the input.
 
     `encode`, `decode` and `__call__` take any leading axes and compute in the dictionary's dtype; `__call__` answers in
@@ -80,6 +81,17 @@ class Dictionary:
         """`z W_dec + b_dec`: of a dictionary with a skip, what the latents contribute."""
         flat = z.reshape(-1, z.shape[-1]).astype(self.W_dec.dtype) @ self.W_dec + self.b_dec[None, :]
         return flat.reshape(*z.shape[:-1], flat.shape[-1])
+
+    def output(self, x: Float[Array, "row d_in"], z: Float[Array, "row feature"]) -> Float[Array, "row d_out"]:
+        """What it writes for `x`, whose latents are `z`: `decode(z)`, and the skip from `x`."""
+        y_hat = self.decode(z)
+        return y_hat if self.W_skip is None else y_hat + x.astype(self.W_skip.dtype) @ self.W_skip
+
+    def directions(self) -> Float[Array, "feature d_out"]:
+        return self.W_dec
+
+    def is_autoencoder(self) -> bool:
+        return self.W_enc.shape == self.W_dec.shape[::-1] and self.W_skip is None
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         shape, x = x.shape, self._heads_together(x)

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
+from jax_interp.dictionaries.sparse_coder import SparseCoder
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SideBySide:
+class SideBySide(SparseCoder):
     """Values of sources (all of one width), latents of sources and values of targets side by side in the last axis."""
 
     dictionary: CrossLayer

@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_interp.dictionaries.evaluation import totals
+from jax_interp.dictionaries.evaluation.batch_sums import sum_batches
 from jax_interp.dictionaries.evaluation.controls import check_sae
-from jax_interp.dictionaries.evaluation.reconstruction import output
+from jax_interp.dictionaries.sparse_coder import SparseCoder, as_sparse_coder
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rescaled:
+class Rescaled(SparseCoder):
     """`dictionary` with latent i multiplied by `scale[i]` (a scalar: all of them)."""
 
     dictionary: Any
@@ -51,7 +51,13 @@ class Rescaled:
 
     def output(self, x: Float[Array, "row d"], z: Float[Array, "row feature"]) -> Float[Array, "row d_out"]:
         """What it makes of `x`, whose codes are `z`: a skip stays as it is."""
-        return output(self.dictionary, x, z)
+        return as_sparse_coder(self.dictionary).output(x, z)
+
+    def directions(self) -> Array | None:
+        return as_sparse_coder(self.dictionary).directions()
+
+    def is_autoencoder(self) -> bool:
+        return as_sparse_coder(self.dictionary).is_autoencoder()
 
 
 def rescaled(dictionary: Any, scale: Float[np.ndarray, "..."] | float) -> Rescaled:
@@ -68,7 +74,7 @@ def global_scale(dictionary: Any, rows: Iterable[Float[Array, "row d"]]) -> floa
         x_hat, x = z @ dictionary.W_dec.astype(jnp.float32), _without_bias(dictionary, x)
         return jnp.sum(x_hat * x), jnp.sum(x_hat * x_hat)
 
-    cross, square = totals.over(rows, lambda x: of_batch(dictionary, x))
+    cross, square = sum_batches(rows, lambda x: of_batch(dictionary, x))
     return float(cross / square) if square else 1.0
 
 
@@ -90,7 +96,7 @@ def latent_scales(
         aligned = jnp.matmul(_without_bias(dictionary, x), D.T, precision=exact)
         return jnp.matmul(z.T, z, precision=exact), jnp.sum(z * aligned, axis=0)
 
-    gram, right = totals.over(rows, lambda x: of_batch(dictionary, x))
+    gram, right = sum_batches(rows, lambda x: of_batch(dictionary, x))
     D = np.asarray(dictionary.W_dec, np.float64)
     A = gram * (D @ D.T)
     strength = ridge * max(np.trace(A) / len(A), 1e-30)

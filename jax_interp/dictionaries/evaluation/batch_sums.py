@@ -1,0 +1,40 @@
+"""Sums over batches: float32 within a batch, on the device; float64 (or int64) over batches, on the host.
+
+A float32 sum over millions of tokens would lose the digits that the figures are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from jax_interp.core.errors import UserError
+
+
+def add_batch(total: PyTree[np.ndarray] | None, batch: PyTree[Array]) -> PyTree[np.ndarray]:
+    """The sum with one more batch.
+
+    Args:
+      total: the sum so far, None at first.
+      batch: what the batch adds, a pytree of arrays.
+    """
+    batch = jax.tree.map(_wide, jax.device_get(batch))
+    return batch if total is None else jax.tree.map(np.add, total, batch)
+
+
+def sum_batches(rows: Iterable[Array], of_batch: Callable[[Array], PyTree[Array]]) -> PyTree[np.ndarray]:
+    """The sum of `of_batch(x)` over the batches `rows`. Raises UserError where there are none."""
+    total = None
+    for x in rows:
+        total = add_batch(total, of_batch(x))
+    if total is None:
+        raise UserError("no rows: give an iterable of [row, d] arrays that has not been used up")
+    return total
+
+
+def _wide(a: np.ndarray) -> np.ndarray:
+    a = np.asarray(a)
+    return a.astype(np.int64 if a.dtype.kind == "i" else np.float64)

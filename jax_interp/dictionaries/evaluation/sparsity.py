@@ -1,0 +1,141 @@
+"""How often features fire, which never do, and whether too few fire."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_interp.core.errors import UserError
+from jax_interp.dictionaries.forms.dictionary import Dictionary
+
+NEVER = np.iinfo(np.int32).max  # stands for "did not fire" in `first_fired`
+
+
+@dataclasses.dataclass(frozen=True)
+class Density:
+    """How often features fire. The density of a feature is the fraction of tokens on which it fires."""
+
+    features: int
+    """Number of features."""
+    window: int
+    """Number of tokens that were counted."""
+    dead: int
+    """Features that fired on none of the `window` tokens. A longer window finds fewer, so compare equal windows."""
+    above_1_percent: int
+    """Features that fire on more than 1 % of the tokens."""
+    above_10_percent: int
+    """Features that fire on more than 10 % of the tokens."""
+    log10_edges: list[float]
+    """Edges of the histogram, in log10 of the density."""
+    counts: list[int]
+    """Features with a density in [log10_edges[i], log10_edges[i + 1]). Dead features are in no bin."""
+    windows: list[int]
+    """Numbers of tokens: powers of two from 512 up, and `window`."""
+    dead_by_window: list[int]
+    """Features that did not fire on the first `windows[i]` tokens. Use it beside a figure published for that window."""
+    l0_share_above_1_percent: float
+    """The part of all firings that features above 1 % have (SAEBench's "normalized" figure)."""
+    l0_share_above_10_percent: float
+    """The same for features above 10 %."""
+    l0_share_of_top_per_mille: float
+    """The part of all firings that the densest 0.1 % of features have."""
+    l0_share_of_top_1_percent: float
+    """The same for the densest 1 %."""
+    l0_share_of_top_10_percent: float
+    """The same for the densest 10 %."""
+
+    @classmethod
+    def from_sums(cls, total: Mapping[str, np.ndarray], bins_per_decade: int = 4) -> Self:
+        """From the sums over batches `tokens`, `fires` and `first_fired` (reconstruction.py)."""
+        n, fires = int(total["tokens"]), total["fires"]
+        density = fires[fires > 0] / n
+        first = -int(np.ceil(np.log10(max(n, 2))))
+        edges = np.linspace(first, 0, -first * bins_per_decade + 1)
+        # counted by index, so that a density of exactly 1 falls into the last bin
+        place = np.clip(np.searchsorted(edges, np.log10(density), side="right") - 1, 0, len(edges) - 2)
+        windows = [int(w) for w in 2 ** np.arange(9, 62) if w < n] + [n]
+        descending = np.sort(fires)[::-1]
+        share = lambda some: float(some.sum() / fires.sum()) if fires.sum() else float("nan")
+        top = lambda fraction: share(descending[: max(round(fraction * len(fires)), 1)])
+        return cls(
+            features=len(fires),
+            window=n,
+            dead=int((fires == 0).sum()),
+            above_1_percent=int((fires > 0.01 * n).sum()),
+            above_10_percent=int((fires > 0.1 * n).sum()),
+            log10_edges=edges.tolist(),
+            counts=np.bincount(place, minlength=len(edges) - 1).tolist(),
+            windows=windows,
+            dead_by_window=[int((total["first_fired"] >= w).sum()) for w in windows],
+            l0_share_above_1_percent=share(fires[fires > 0.01 * n]),
+            l0_share_above_10_percent=share(fires[fires > 0.1 * n]),
+            l0_share_of_top_per_mille=top(0.001),
+            l0_share_of_top_1_percent=top(0.01),
+            l0_share_of_top_10_percent=top(0.1),
+        )
+
+
+def first_fired(on: Bool[Array, "row feature"], keep: Bool[Array, " row"]) -> Int[Array, " feature"]:
+    """The index, among the kept rows, of the first on which each feature fires. NEVER where it fires on none."""
+    number = jnp.cumsum(keep, dtype=jnp.int32) - 1
+    where = jnp.where(on, number[:, None], jnp.full((), NEVER, jnp.int32))
+    return jnp.min(where, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSparsity:
+    """The latents of one source of a cross-layer dictionary."""
+
+    l0: float
+    """Mean number of its latents that are on, per token."""
+    dead: int
+    """Latents of it that fired on no token."""
+
+
+def sparsity_by_source(total: Mapping[str, np.ndarray], n_sources: int) -> tuple[SourceSparsity, ...]:
+    """The figures of each of `n_sources` sources, whose latents stand side by side."""
+    n, fires = int(total["tokens"]), total["fires"].reshape(n_sources, -1)
+    return tuple(SourceSparsity(float(source.sum() / n), int((source == 0).sum())) for source in fires)
+
+
+def nth_projection(dictionary: Dictionary, rows: Iterable[Float[Array, "row d"]], n: float) -> float:
+    """The n-th decoder projection, which shows whether a dictionary is too sparse (Chanin et al. 2025,
+    arXiv:2508.16560).
+
+    A dictionary with fewer latents on than there are features mixes correlated features into each other, for a lower
+    squared error. Its decoder rows then point a little in every direction, and the (n·rows)-th largest of all
+    projections (x - b_dec)·d_i is larger than it need be. Among dictionaries trained at several L0, the one with the
+    smallest value is near the right L0:
+
+        for k, sae in trained.items():
+            print(k, nth_projection(sae, rows, n=20))
+
+    Args:
+      dictionary: has `W_dec` [feature, d] and `b_dec` [d].
+      rows: batches of activations. Each gives one value, and their mean is returned.
+      n: per row; the same for all dictionaries, about the largest L0 in question. From 0 to below the number of
+        features.
+
+    Raises:
+      UserError: `n` is out of range, or there are no rows.
+    """
+    features = dictionary.W_dec.shape[0]
+    if not 0 <= n < features:
+        raise UserError(f"n={n}: from 0 to below the number of features, {features}")
+    each = [np.asarray(_projections(dictionary, x)).reshape(-1) for x in rows]
+    if not each:
+        raise UserError("no rows: give an iterable of [row, d] arrays that has not been used up")
+    place = [round(n * len(p) / features) for p in each]
+    return float(np.mean([np.partition(p, len(p) - 1 - i)[len(p) - 1 - i] for p, i in zip(each, place)]))
+
+
+@jax.jit
+def _projections(dictionary: Dictionary, x: Float[Array, "row d"]) -> Float[Array, "row feature"]:
+    x = x.astype(jnp.float32) - dictionary.b_dec.astype(jnp.float32)[None, :]
+    return x @ dictionary.W_dec.astype(jnp.float32).T
