@@ -1,11 +1,11 @@
-"""Reading a model: pure functions of the activations that `read` returned, and of weights.
+"""Analysis of a model: pure functions of its weights and of the activations that `read` returned.
 
     logits, acts = call(read(model, needed(model, direct_logit_attribution)), tokens)
     direct_logit_attribution(model, acts, answer, other, unit="head").top(10)
 
-Every stack is a `Parts`, rows with TransformerLens's labels, and every decomposition sums to what it decomposes, for
-weights as they stand: nothing need be folded first. All of it goes through `jax.jit` and `jax.vmap`. docs/analysis.md
-begins with questions.
+A stack is a `Parts`: rows with TransformerLens's labels. Every decomposition sums to what it decomposes, with the raw
+weights: nothing need be folded first. All functions work under `jax.jit` and `jax.vmap`. docs/analysis.md goes through
+them by the questions that they answer.
 """
 
 from jax_interp.analysis.addresses import NEEDED, needed, reads_activations

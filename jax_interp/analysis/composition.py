@@ -1,12 +1,13 @@
 """Whether heads read what earlier heads write: composition scores (Elhage et al. 2021, "Virtual attention heads").
 
-A score is `‖W_OV¹ M‖ / (‖W_OV¹‖ ‖M‖)` in Frobenius norms, M being what the later head does with it: its QK circuit
-(its query, "Q"), the transpose ("K"), or its OV circuit ("V").
+The score is `‖W_OV M‖ / (‖W_OV‖ ‖M‖)` in Frobenius norms. W_OV is the OV circuit of the earlier head. M is what the
+later head does with it: its QK circuit (it is read as a query, "Q"), the transpose of that ("K"), or its OV circuit
+("V").
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,29 @@ from jax_interp.analysis.factored_matrix import FactoredMatrix
 from jax_interp.analysis.head_circuits import OV, QK
 from jax_interp.analysis.weights import decoder
 from jax_interp.core.errors import UserError
+from jax_interp.surgery import Model
 
 Mode = Literal["Q", "K", "V"]
 
 
 def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Array, "*left *right"]:
-    """`‖left right‖ / (‖left‖ ‖right‖)` of every pair of entries of their leading axes, left's axes first.
+    """`‖left right‖ / (‖left‖ ‖right‖)` of every pair of matrices.
 
-    Rotations do not matter to the norms, so each matrix is reduced to one of its inner dimension on the outer side
-    first; one row of pairs is in memory at a time.
+    Rotations do not change the norms, so each matrix is first reduced to its inner dimension on the outer side. One
+    row of pairs is in memory at a time.
+
+    Args:
+      left: matrices `[*left, d, e]`.
+      right: matrices `[*right, e, f]`.
+
+    Returns:
+      Scores, left's leading axes first.
+
+    Raises:
+      UserError: the shapes do not allow the product.
     """
     if left.rdim != right.ldim:
-        raise UserError(f"matrices of shapes {left.shape} and {right.shape} cannot follow each other")
+        raise UserError(f"matrices of shapes {left.shape} and {right.shape} cannot be multiplied")
     of_left, of_right = left.reduced_left(), right.T.reduced_left()
     a = of_left.reshape(-1, *of_left.shape[-2:])
     b = jnp.swapaxes(of_right.reshape(-1, *of_right.shape[-2:]), -1, -2)
@@ -40,11 +52,20 @@ def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Arr
     return scores.reshape(*left.shape[:-2], *right.shape[:-2])
 
 
-def all_composition_scores(model: Any, mode: Mode) -> Float[Array, "layer head later_layer later_head"]:
-    """Scores of all pairs of heads; zero unless the second stands in a later layer.
+def all_composition_scores(model: Model, mode: Mode) -> Float[Array, "layer head later_layer later_head"]:
+    """Composition scores of all pairs of heads; zero unless the second head is in a later layer.
 
-    `scores[l1, h1, l2, h2]`: how much head h2 of layer l2 reads, with its queries ("Q"), keys ("K") or values ("V"),
-    of what head h1 of layer l1 writes. Compare with `composition_baseline`: unrelated heads do not score 0.
+    Compare with `composition_baseline`: unrelated heads do not score 0.
+
+    Args:
+      model: a decoder, also under surgery.
+      mode: what the later head reads with: queries ("Q"), keys ("K") or values ("V").
+
+    Returns:
+      `scores[l1, h1, l2, h2]`: how much head h2 of layer l2 reads of what head h1 of layer l1 writes.
+
+    Raises:
+      UserError: an unknown mode.
     """
     n_layers = decoder(model).config.n_layers
     scores = composition_scores(OV(model), _reader(model, mode))
@@ -54,9 +75,19 @@ def all_composition_scores(model: Any, mode: Mode) -> Float[Array, "layer head l
 
 
 def composition_baseline(
-    model: Any, mode: Mode, key: Key[Array, ""], samples: int = 64
+    model: Model, mode: Mode, key: Key[Array, ""], samples: int = 64
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean and standard deviation of the score of random heads: Gaussian factors of this model's shapes."""
+    """The composition score of random heads: Gaussian factors of this model's shapes.
+
+    Args:
+      model: gives the shapes.
+      mode: as in `all_composition_scores`.
+      key: random key.
+      samples: number of pairs of heads.
+
+    Returns:
+      Mean and standard deviation of the score.
+    """
     shapes = [
         jax.ShapeDtypeStruct(x.shape[-2:], jnp.float32) for m in (OV(model), _reader(model, mode)) for x in m.pair
     ]
@@ -70,7 +101,7 @@ def composition_baseline(
     return jnp.mean(scores), jnp.std(scores)
 
 
-def _reader(model: Any, mode: Mode) -> FactoredMatrix:
+def _reader(model: Model, mode: Mode) -> FactoredMatrix:
     if mode not in get_args(Mode):
         raise UserError(f"mode={mode!r}: choose from {', '.join(get_args(Mode))}")
     return OV(model) if mode == "V" else QK(model) if mode == "Q" else QK(model).T

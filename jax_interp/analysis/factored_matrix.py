@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, ArrayLike, Complex, Float
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
@@ -17,48 +17,65 @@ from jax_interp.core.layer import upcast
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class FactoredMatrix:
-    """The matrix `A @ B` of low rank, `[..., ldim, rdim]`, held by its factors; leading axes broadcast.
+    """The matrix `A @ B` of low rank, `[..., ldim, rdim]`, stored as its two factors.
 
-    `@` on either side gives another (a vector gives a vector), `[...]` indexes leading axes, rows and columns, `.T`
-    transposes, and singular values, eigenvalues and the norm cost what the inner dimension costs: for a head's OV
-    circuit in GPT-2, matrices of 64 and not of 768 or 50,257. Names are TransformerLens's. A pytree of two arrays.
+    `@` on either side gives another `FactoredMatrix` (a vector gives a vector); `[...]` indexes leading axes, rows and
+    columns. Singular values, eigenvalues and the norm are computed in the inner dimension: for a head's OV circuit in
+    GPT-2, of matrices of size 64, not 768 or 50,257. The names are those of TransformerLens. A pytree of two arrays.
+
+    Args:
+      A: left factors `[*lead, ldim, mdim]`.
+      B: right factors `[*lead, mdim, rdim]`; the leading axes of the two broadcast.
+
+    Raises:
+      UserError: the factors have no inner dimension in common.
+
+    Example:
+
+        ov = FactoredMatrix(W_V(model), W_O(model))     # [layer, head, d_model, d_model]
+        ov[3, 1].S                                      # singular values of one head
+        W_E(model) @ ov[3, 1] @ W_U(model)              # [vocab, vocab], still factored
     """
 
     A: Float[Array, "*lead ldim mdim"]
     B: Float[Array, "*lead mdim rdim"]
 
-    __array_ufunc__ = None  # so that a NumPy array on the left leaves `@` to this class
+    __array_ufunc__ = None  # a NumPy array on the left then leaves `@` to this class
 
     def __post_init__(self):
-        a, b = (
-            getattr(self.A, "shape", ()),
-            getattr(self.B, "shape", ()),
-        )  # JAX also fills pytrees with what is no array
+        # JAX also fills pytrees with objects that have no shape.
+        a, b = getattr(self.A, "shape", ()), getattr(self.B, "shape", ())
         if a and b and len(a) > 1 and len(b) > 1 and a[-1] != b[-2]:
             raise UserError(f"factors of shapes {a} and {b} have no inner dimension in common")
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the product, leading axes first."""
         return (*self._lead, self.A.shape[-2], self.B.shape[-1])
 
     @property
     def ndim(self) -> int:
+        """The number of axes of the product."""
         return len(self.shape)
 
     @property
     def ldim(self) -> int:
+        """Rows of the product."""
         return self.A.shape[-2]
 
     @property
     def mdim(self) -> int:
+        """The inner dimension."""
         return self.A.shape[-1]
 
     @property
     def rdim(self) -> int:
+        """Columns of the product."""
         return self.B.shape[-1]
 
     @property
     def pair(self) -> tuple[Array, Array]:
+        """`(A, B)`."""
         return self.A, self.B
 
     @property
@@ -68,20 +85,27 @@ class FactoredMatrix:
 
     @property
     def BA(self) -> Float[Array, "*lead mdim mdim"]:
-        """The product the other way round. Raises `UserError` unless the matrix is square."""
+        """The product in the other order, `[mdim, mdim]`. Raises UserError unless the matrix is square."""
         if self.ldim != self.rdim:
             raise UserError(f"BA needs a square matrix, this one is {self.shape}")
         return _matmul(self.B, self.A)
 
     @property
     def T(self) -> FactoredMatrix:
+        """The transpose, factored."""
         return FactoredMatrix(jnp.swapaxes(self.B, -1, -2), jnp.swapaxes(self.A, -1, -2))
 
     def svd(
         self,
     ) -> tuple[Float[Array, "*lead ldim mdim"], Float[Array, "*lead mdim"], Float[Array, "*lead rdim mdim"]]:
-        """`U, S, V` with `U diag(S) Vᵀ` the matrix: QR of both factors, and the SVD of what is small. Of 16-bit factors
-        in float32. Where mdim exceeds ldim or rdim, as many singular values as the smallest of the three."""
+        """The singular value decomposition: `U diag(S) Vᵀ` is the matrix.
+
+        A QR decomposition of both factors, and the SVD of the small product of the two R. Factors of 16 bits are
+        computed in float32.
+
+        Returns:
+          `U, S, V`. There are as many singular values as the smallest of ldim, mdim and rdim.
+        """
         (qa, ra), (qb, rb) = (
             jnp.linalg.qr(upcast(self.A)),
             jnp.linalg.qr(jnp.swapaxes(upcast(self.B), -1, -2)),
@@ -91,27 +115,30 @@ class FactoredMatrix:
 
     @property
     def U(self) -> Float[Array, "*lead ldim mdim"]:
+        """Left singular vectors, as columns."""
         return self.svd()[0]
 
     @property
     def S(self) -> Float[Array, "*lead mdim"]:
+        """Singular values, largest first."""
         return self.svd()[1]
 
     @property
     def V(self) -> Float[Array, "*lead rdim mdim"]:
+        """Right singular vectors, as columns."""
         return self.svd()[2]
 
     @property
     def eigenvalues(self) -> Complex[Array, "*lead mdim"]:
-        """Those of the matrix that may differ from zero, in no order: the eigenvalues of BA, which is small."""
+        """The eigenvalues that can differ from zero, in no order: those of BA, which is small."""
         return jnp.linalg.eigvals(upcast(self.BA))
 
     def norm(self) -> Float[Array, "*lead"]:
-        """Frobenius norm: `‖A B‖ = ‖R B‖` for `A = Q R`."""
+        """The Frobenius norm: `‖A B‖ = ‖R B‖` for `A = Q R`."""
         return jnp.linalg.norm(self.reduced_left(), axis=(-2, -1))
 
     def reduced_left(self) -> Float[Array, "*lead mdim rdim"]:
-        """A small matrix that is this one up to a rotation of its rows: the same scalar products between columns."""
+        """This matrix up to a rotation of its rows, `[mdim, rdim]`: scalar products between columns are the same."""
         return _matmul(jnp.linalg.qr(upcast(self.A), mode="r"), upcast(self.B))
 
     def collapse_l(self) -> Float[Array, "*lead mdim rdim"]:
@@ -125,24 +152,24 @@ class FactoredMatrix:
         return u * s[..., None, :]
 
     def make_even(self) -> FactoredMatrix:
-        """The same matrix with factors of the same singular values, `U √S` and `√S Vᵀ`."""
+        """The same matrix with factors of equal singular values, `U √S` and `√S Vᵀ`."""
         u, s, v = self.svd()
         root = jnp.sqrt(s)
         return FactoredMatrix(u * root[..., None, :], root[..., :, None] * jnp.swapaxes(v, -1, -2))
 
     def get_corner(self, k: int = 3) -> Float[Array, "..."]:
-        """The first `k` rows and columns (and entries of leading axes), to look at."""
+        """The first `k` rows and columns (and entries of leading axes), multiplied out."""
         corner = self[(*(slice(k) for _ in self._lead), slice(k), slice(k))]
         return corner.AB
 
     def unsqueeze(self, axis: int) -> FactoredMatrix:
-        """With another leading axis of length one."""
+        """The same matrices with a leading axis of length one at `axis`. Raises UserError for an axis outside."""
         if not 0 <= axis <= len(self._lead):
             raise UserError(f"axis {axis} is not among the {len(self._lead)} leading axes of {self.shape}")
         a, b = self._broadcast()
         return FactoredMatrix(jnp.expand_dims(a, axis), jnp.expand_dims(b, axis))
 
-    def __matmul__(self, other: Any) -> Any:
+    def __matmul__(self, other: FactoredMatrix | ArrayLike) -> Any:
         if isinstance(other, FactoredMatrix):
             return FactoredMatrix(self.A, _matmul(_matmul(self.B, other.A), other.B))
         other = jnp.asarray(other)
@@ -150,13 +177,13 @@ class FactoredMatrix:
             return _apply(self.A, _apply(self.B, other))
         return FactoredMatrix(self.A, _matmul(self.B, other))
 
-    def __rmatmul__(self, other: Any) -> Any:
+    def __rmatmul__(self, other: ArrayLike) -> Any:
         other = jnp.asarray(other)
         if other.ndim == 1:
             return self.T @ other
         return FactoredMatrix(_matmul(other, self.A), self.B)
 
-    def __mul__(self, scalar: Any) -> FactoredMatrix:
+    def __mul__(self, scalar: ArrayLike) -> FactoredMatrix:
         if jnp.ndim(scalar):
             raise UserError(f"* takes a number, got shape {jnp.shape(scalar)}; matrices are multiplied with @")
         return FactoredMatrix(self.A * jnp.asarray(scalar, self.A.dtype), self.B)
@@ -164,7 +191,7 @@ class FactoredMatrix:
     __rmul__ = __mul__
 
     def __getitem__(self, index: Any) -> FactoredMatrix:
-        """Leading axes, then rows, then columns. An integer for a row or column keeps an axis of length one."""
+        """Index leading axes, then rows, then columns. An integer for a row or column keeps an axis of length one."""
         index = index if isinstance(index, tuple) else (index,)
         if any(i is None for i in index):
             raise UserError("FactoredMatrix takes no new axes in an index: unsqueeze adds a leading one")
@@ -190,7 +217,7 @@ class FactoredMatrix:
 
 
 def _kept(index: Any) -> Any:
-    """A row or column index that keeps its axis."""
+    """The index of a row or column as one that keeps its axis."""
     if isinstance(index, (int, np.integer)):
         return slice(int(index), None if index == -1 else int(index) + 1)
     return index[None] if hasattr(index, "ndim") and index.ndim == 0 else index

@@ -17,20 +17,30 @@ from jax_interp.surgery import Activations
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class NormGrowth:
-    """Norms over d_model, their geometric means over positions."""
+    """Norms over d_model, as geometric means over positions."""
 
     resid: Float[Array, "layer_and_last"]
-    """Of the stream before each layer, and after the last."""
+    """The norm of the stream before each layer, and after the last."""
     attn_out: Float[Array, "layer"] | None
+    """The norm of what each layer's attention adds; None where it was not read."""
     mlp_out: Float[Array, "layer"] | None
+    """The norm of what each layer's MLP adds; None where it was not read."""
 
     @property
     def by_layer(self) -> Float[Array, "layer"]:
-        """The factor by which each layer makes the stream longer."""
+        """The factor by which each layer multiplies the norm of the stream."""
         return self.resid[1:] / self.resid[:-1]
 
     def rate(self, first: int = 0, last: int | None = None) -> Float[Array, ""]:
-        """The mean factor for each layer from before layer `first` to before layer `last` (None: after the last)."""
+        """The geometric mean of the factors of several layers.
+
+        Args:
+          first: the stream before this layer is the start.
+          last: the stream before this layer is the end; None: after the last layer.
+
+        Raises:
+          UserError: `last` does not come after `first`, or one of them is outside.
+        """
         last = self.resid.shape[0] - 1 if last is None else last
         if not 0 <= first < last < self.resid.shape[0]:
             raise UserError(f"from layer {first} to {last}: this stream has the points 0 to {self.resid.shape[0] - 1}")
@@ -45,11 +55,17 @@ def norm_growth(
     exclude_bos: bool = True,
     centred: bool = False,
 ) -> NormGrowth:
-    """Norms of the stream and of what each layer's attention and MLP add to it.
+    """Norms of the stream, and of what each layer's attention and MLP add to it (Heimersheim & Turner 2023).
 
-    The first token of each row, whose norm is often a hundred times the others', is left out unless `exclude_bos` is
-    False. `mask` is True at real tokens. `centred`: of what LayerNorm sees, the mean over d_model taken out.
-    Reads `blocks.*.resid_pre`, `blocks.-1.resid_post`, and of `blocks.*.attn_out`, `blocks.*.mlp_out` what is there.
+    Args:
+      acts: what was read: `blocks.*.resid_pre`, `blocks.-1.resid_post`; and `blocks.*.attn_out`, `blocks.*.mlp_out` for
+        their norms.
+      mask: True at real tokens, where rows are padded.
+      exclude_bos: leave out the first token of each row, whose norm is often a hundred times that of the others.
+      centred: subtract the mean over d_model first, as LayerNorm does.
+
+    Raises:
+      UserError: one position was read, and `exclude_bos` leaves it out.
     """
     last = upcast(acts["blocks.-1.resid_post"])
     counted = jnp.ones(last.shape[:2], bool) if mask is None else mask

@@ -1,4 +1,4 @@
-"""Which heads attend in a given way: to the previous token, to the same token, to what followed it (induction)."""
+"""Which heads attend in a given way: to the previous token, to the same token, to the token after it (induction)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,29 @@ def detect_head(
     error_measure: ErrorMeasure = "mul",
     mask: Bool[Array, "batch pos"] | None = None,
 ) -> Float[Array, "layer head"]:
-    """How well each head's attention matches a pattern; the mean over the batch. Reads `blocks.*.attn.pattern`.
+    """How well each head's attention matches a pattern, as in TransformerLens (which rounds "abs" to three digits).
 
-    "mul": the share of a head's attention that falls where the pattern is 1, 0 to 1. "abs": one minus the absolute
-    difference, summed over keys and averaged over positions, -1 to 1; patterns may then say how much attention.
-    `exclude_bos` leaves attention to the first position out, `exclude_current_token` that of a token to itself.
-    `detection_pattern` is a name or any lower triangular pattern, for all rows or for each. `mask` is True at real
-    tokens where rows are padded; the first real one then counts as BOS. As TransformerLens (which rounds "abs" to three
-    digits).
+    Args:
+      acts: what was read: `blocks.*.attn.pattern`.
+      tokens: the token ids that the model was given.
+      detection_pattern: a name; or a lower triangular pattern, `[pos, key]` for all rows or `[batch, pos, key]`.
+      exclude_bos: leave out attention to the first position.
+      exclude_current_token: leave out attention of a token to itself.
+      error_measure: "mul": the share of a head's attention that falls where the pattern is 1, from 0 to 1. "abs": one
+        minus the absolute difference, summed over keys and averaged over positions, from -1 to 1; the pattern then says
+        how much attention.
+      mask: True at real tokens, where rows are padded. The first real token then counts as BOS.
+
+    Returns:
+      Scores `[layer, head]`, the mean over the batch.
+
+    Raises:
+      UserError: an unknown name or measure, or a pattern of another shape.
+
+    Example:
+
+        acts = call(read(model, needed(model, detect_head), output=False), tokens)
+        detect_head(acts, tokens, "induction_head")
     """
     if error_measure not in get_args(ErrorMeasure):
         raise UserError(f"error_measure={error_measure!r}: choose from {', '.join(get_args(ErrorMeasure))}")
@@ -48,8 +63,8 @@ def detect_head(
         counted = counted & ~jnp.eye(tokens.shape[-1], dtype=bool)[None]
     counted = counted.astype(pattern.dtype)
     if error_measure == "mul":
-        found = jnp.einsum("lbhqk,bqk,bqk->lhb", pattern, wanted, counted)
-        scores = found / jnp.einsum("lbhqk,bqk->lhb", pattern, counted)
+        hits = jnp.einsum("lbhqk,bqk,bqk->lhb", pattern, wanted, counted)
+        scores = hits / jnp.einsum("lbhqk,bqk->lhb", pattern, counted)
     else:
         off = jnp.abs(pattern - wanted[None, :, None]) * counted[None, :, None]
         rows = jnp.sum(real.astype(pattern.dtype), axis=-1)
@@ -60,7 +75,7 @@ def detect_head(
 def previous_token_pattern(
     tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None = None
 ) -> Float[Array, "batch pos key"]:
-    """1 at the token before each; the first token's row is empty. `mask` as in `detect_head`, here and below."""
+    """1 at the token before each token; the first token's row is empty. `mask`: True at real tokens."""
     n = tokens.shape[-1]
     return _both_real(jnp.broadcast_to(jnp.eye(n, k=-1), (*tokens.shape, n)), mask)
 
@@ -68,7 +83,7 @@ def previous_token_pattern(
 def duplicate_token_pattern(
     tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None = None
 ) -> Float[Array, "batch pos key"]:
-    """1 at every earlier position of the same token."""
+    """1 at every earlier position of the same token. `mask`: True at real tokens."""
     same = tokens[:, :, None] == tokens[:, None, :]
     return _both_real(jnp.tril(same, k=-1).astype(jnp.float32), mask)
 
@@ -76,7 +91,7 @@ def duplicate_token_pattern(
 def induction_pattern(
     tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None = None
 ) -> Float[Array, "batch pos key"]:
-    """1 at every position that follows an earlier one of the same token."""
+    """1 at every position after an earlier position of the same token. `mask`: True at real tokens."""
     return jnp.tril(jnp.pad(duplicate_token_pattern(tokens, mask)[:, :, :-1], ((0, 0), (0, 0), (1, 0))))
 
 
@@ -89,9 +104,19 @@ PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
 
 @reads_activations("blocks.*.attn.pattern")
 def diagonal_scores(acts: Activations, offset: int) -> Float[Array, "layer head"]:
-    """Each head's mean attention from a position to the one `offset` from it. Reads `blocks.*.attn.pattern`.
+    """Each head's mean attention from a position to the position `offset` from it.
 
     On `repeated_tokens` of length n: -1 finds previous-token heads, -n duplicate-token heads, 1 - n induction heads.
+
+    Args:
+      acts: what was read: `blocks.*.attn.pattern`.
+      offset: 0 or negative.
+
+    Returns:
+      Means over batch and positions, `[layer, head]`.
+
+    Raises:
+      UserError: an offset to a later position, or longer than the sequence.
     """
     pattern = upcast(acts.stack("attn.pattern"))
     if not -pattern.shape[-1] < offset <= 0:

@@ -1,13 +1,12 @@
-"""What neurons are by their weights, and how they fire.
+"""Statistics of neurons: of their weights, and of how they fire.
 
-Weights are taken as they act: with the weights of the norms that stand beside them, and without the mean over d_model
-where a LayerNorm takes it out. Nothing need be folded first.
+Weights are multiplied by those of the norms beside them, and centred over d_model where a LayerNorm subtracts the mean.
+Nothing need be folded first.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,37 +16,48 @@ from jax_interp.analysis.addresses import reads_activations
 from jax_interp.analysis.norm_at_scale import NormAtScale, norm_weight
 from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, by_layer, with_dense_mlps
 from jax_interp.core.layer import upcast
-from jax_interp.surgery import Activations
+from jax_interp.surgery import Activations, Model
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class NeuronStatistics:
-    """Of every neuron. `logit_*` are moments over the vocabulary of `cos(w_out, w_U[token])`, the logit that a unit of
-    the neuron's output gives each token for the length of both: what a neuron promotes shows as skew and kurtosis
-    (Gurnee et al. 2024), and one that moves no token against another has almost no variance.
+    """Statistics of every neuron's weights.
 
-    Entropy neurons (Stolfo et al. 2024) are those of large `out_norm` and small `logit_variance` in the last layers:
-    they write where the unembedding does not look (`null_fraction` near 1) and act through the final norm's scale.
+    `logit_*` are moments over the vocabulary of `cos(w_out, w_U[token])`, the logit that the neuron gives each token in
+    units of the two norms. A neuron that promotes a few tokens has large skew and kurtosis (Gurnee et al. 2024). A
+    neuron that moves no token against another has almost no variance.
+
+    Entropy neurons (Stolfo et al. 2024) have a large `out_norm` and a small `logit_variance`, in the last layers. They
+    write where the unembedding is small (`null_fraction` near 1), and act through the scale of the final norm.
     """
 
     in_norm: Float[Array, "layer neuron"]
+    """The norm of the input weights."""
     gate_norm: Float[Array, "layer neuron"] | None
+    """The norm of the gate's weights; None where MLPs are not gated."""
     out_norm: Float[Array, "layer neuron"]
+    """The norm of the output weights."""
     in_out_cosine: Float[Array, "layer neuron"]
     """Positive where a neuron strengthens the direction it reads, negative where it erases it."""
     logit_variance: Float[Array, "layer neuron"]
     logit_skew: Float[Array, "layer neuron"]
+    """Third standardised moment: 0 for a symmetric distribution."""
     logit_kurtosis: Float[Array, "layer neuron"]
     """Fourth standardised moment: 3 for a normal distribution."""
     null_fraction: Float[Array, "layer neuron"]
-    """The share of the output's norm in the `null_dims` directions in which the unembedding is smallest."""
+    """The share of the output's norm in the `null_dims` directions where the unembedding is smallest."""
 
 
-def neuron_statistics(model: Any, *, null_dims: int | None = None) -> NeuronStatistics:
-    """Statistics of all neurons from weights alone. `null_dims`: default d_model / 64, 12 in GPT-2.
+def neuron_statistics(model: Model, *, null_dims: int | None = None) -> NeuronStatistics:
+    """Statistics of the weights of all neurons.
 
-    Raises `UserError` for mixtures of experts and models without MLPs.
+    Args:
+      model: a decoder, also under surgery.
+      null_dims: directions that count as the null space of the unembedding; default d_model / 64 (12 in GPT-2).
+
+    Raises:
+      UserError: the model has no MLPs, or mixtures of experts.
     """
     config = with_dense_mlps(model, "neuron statistics").config
     centred = config.norm == "layernorm"
@@ -91,21 +101,23 @@ def neuron_statistics(model: Any, *, null_dims: int | None = None) -> NeuronStat
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ActivationStatistics:
-    """Of every neuron's activation over the tokens."""
+    """Statistics of every neuron's activation over tokens."""
 
     mean: Float[Array, "layer neuron"]
     variance: Float[Array, "layer neuron"]
     skew: Float[Array, "layer neuron"]
     kurtosis: Float[Array, "layer neuron"]
     rate: Float[Array, "layer neuron"] | None
-    """The share of tokens at which what enters the activation function is positive."""
+    """The share of tokens at which the pre-activation is positive; None where it was not read."""
 
 
 @reads_activations("blocks.*.mlp.pre", "blocks.*.mlp.post")
 def activation_statistics(acts: Activations, *, mask: Bool[Array, "batch pos"] | None = None) -> ActivationStatistics:
-    """How neurons fire over what was read; `mask` is True at the tokens that count.
+    """How often and how strongly neurons fire.
 
-    Reads `blocks.*.mlp.post` and, for the rate, `blocks.*.mlp.pre` where it is there.
+    Args:
+      acts: what was read: `blocks.*.mlp.post`; and `blocks.*.mlp.pre` for the rate.
+      mask: True at the tokens that count; None: all.
     """
     post = upcast(acts.stack("mlp.post"))
     counted = jnp.ones(post.shape[1:3], post.dtype) if mask is None else mask.astype(post.dtype)
@@ -123,7 +135,12 @@ def activation_statistics(acts: Activations, *, mask: Bool[Array, "batch pos"] |
 def central_moments(
     x: Float[Array, "*rows n"], weight: Float[Array, "n"] | None = None
 ) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"], Float[Array, "*rows"]]:
-    """Variance, skew and kurtosis (3 for a normal distribution) over the last axis, with weights that sum to 1."""
+    """Variance, skew and kurtosis (3 for a normal distribution) over the last axis.
+
+    Args:
+      x: samples on the last axis.
+      weight: of each sample, summing to 1; None: equal.
+    """
     n = x.shape[-1]
     weight = jnp.full(n, 1 / n, x.dtype) if weight is None else weight
     weight = weight.reshape((1,) * (x.ndim - 1) + (n,))

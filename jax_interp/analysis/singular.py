@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax_interp.analysis.norm_at_scale import norm_weight
 from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, decoder, with_dense_mlps
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
+from jax_interp.surgery import Model
 
 Kind = Literal["OV", "w_in", "w_gate", "w_out"]
 
@@ -21,7 +22,7 @@ Kind = Literal["OV", "w_in", "w_gate", "w_out"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class SingularVectors:
-    """The leading singular directions of a matrix, on the side of the residual stream. Signs mean nothing."""
+    """The leading singular directions of a matrix, on the side of the residual stream. Their signs mean nothing."""
 
     values: Float[Array, "vector"]
     """Singular values, largest first."""
@@ -31,13 +32,25 @@ class SingularVectors:
 
 
 def singular_vectors(
-    model: Any, kind: Kind, layer: int, head: int | None = None, *, num_vectors: int = 10
+    model: Model, kind: Kind, layer: int, head: int | None = None, *, num_vectors: int = 10
 ) -> SingularVectors:
-    """The leading singular vectors of one matrix in the residual stream and what they say in the vocabulary.
+    """The leading singular vectors of one matrix, and their logits; `SVDInterpreter` in TransformerLens.
 
-    "OV": what a head writes most of. "w_in" (and "w_gate"): what an MLP's neurons read, the weight of the norm before
-    it put in. "w_out": what they write. `top_tokens(singular_vectors(...).logits, tokenizer)` lists tokens.
-    TransformerLens's `SVDInterpreter`.
+    Args:
+      model: a decoder, also under surgery.
+      kind: "OV": what a head writes. "w_in" or "w_gate": what an MLP's neurons read, times the weight of the norm
+        before the MLP. "w_out": what they write.
+      layer: the layer.
+      head: the head, for "OV".
+      num_vectors: how many vectors.
+
+    Raises:
+      UserError: no such kind, layer or head; MLPs that are mixtures of experts or not gated.
+
+    Example:
+
+        found = singular_vectors(model, "OV", layer=2, head=3)
+        top_tokens(found.logits, tokenizer)
     """
     if kind not in get_args(Kind):
         raise UserError(f"kind={kind!r}: choose from {', '.join(get_args(Kind))}")
@@ -46,7 +59,7 @@ def singular_vectors(
         raise UserError(f"layer={layer}: this model has layers 0 to {config.n_layers - 1}")
     if (kind == "OV") != (head is not None) or (head is not None and not 0 <= head < config.n_heads):
         raise UserError(
-            f"kind='OV' takes a head from 0 to {config.n_heads - 1}, and nothing else does; got head={head}"
+            f"kind='OV' takes a head from 0 to {config.n_heads - 1}, and no other kind takes one; got head={head}"
         )
     if kind == "OV":
         _, s, v = OV(model)[layer, head].svd()

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from jax_interp.core import optimizers
 from jax_interp.core.config_json import reads_older_files
@@ -48,7 +48,7 @@ class ToyTraining:
         if self.steps < 1 or self.batch < 1 or self.warm_up < 0:
             raise UserError(f"steps={self.steps}, batch={self.batch} are at least 1, warm_up={self.warm_up} at least 0")
 
-    def rate(self, step: int | Int[Array, ""]) -> Float[Array, ""]:
+    def rate(self, step: ArrayLike) -> Float[Array, ""]:
         """The learning rate of a step, counted from 0."""
         t = jnp.asarray(step, jnp.float32)
         done = jnp.clip(t / max(self.steps - 1, 1), 0.0, 1.0)
