@@ -12,7 +12,7 @@ import pytest
 def test_the_page_runs():
     names = pages.run("evaluating-dictionaries.md")
     assert jax.tree.structure(names["same"]) == jax.tree.structure(names["small"])
-    assert (names["contexts"].values[0] >= 0).all()
+    assert (names["contexts"].peak[0] >= 0).all()
     a_downloaded_one(names["from_tensors"])
     fvu = names["fvu"]
     assert fvu["principal components"] < fvu["neurons"]

@@ -19,7 +19,7 @@ from jax_interp.dictionaries.activations import BatchTopK, ReLU
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses import L1, Forward, Reconstruction, total
 from jax_interp.dictionaries.training.config import Adam
-from jax_interp.diffing.model_diff import PAIR, Pair, compare, in_scaled_units
+from jax_interp.diffing.crosscoder_diff import PAIR_ADDRESSES, ModelPair, in_scaled_units, model_diff
 from jax_interp.surgery import Add, Site, at, edit, read, sites
 from jax_interp.toys.synthetic.shrinkage import shrunk
 from jax_interp.training import QUIET, Log, SaveTo
@@ -93,14 +93,14 @@ def test_what_each_loss_leaves_of_a_weaker_copy(norm):
 def pair_of(shift=3.0):
     """The toy, and the toy with a direction added after some tokens: the one thing that the second has of its own."""
     base = toy()
-    return Pair(base, edit(base, at(ADDRESS, Add(shift * jnp.ones(16) / 4))), ADDRESS)
+    return ModelPair(base, edit(base, at(ADDRESS, Add(shift * jnp.ones(16) / 4))), ADDRESS)
 
 
 def test_a_pair_is_a_model_whose_values_are_the_two_models():
     pair = pair_of()
     tokens, _ = batch_at(0)
-    assert list(sites(pair)(tokens)) == list(PAIR)
-    both = jax.jit(lambda pair: harvest(pair, PAIR, tokens))(pair)
+    assert list(sites(pair)(tokens)) == list(PAIR_ADDRESSES)
+    both = jax.jit(lambda pair: harvest(pair, PAIR_ADDRESSES, tokens))(pair)
     for i, model in enumerate((pair.base, pair.tuned)):
         want = jax.jit(read(model, ADDRESS, output=False))(tokens)[ADDRESS].reshape(-1, 16)
         np.testing.assert_allclose(both[:, 16 * i : 16 * (i + 1)], want, atol=1e-5)
@@ -145,14 +145,16 @@ def known_pair():
     second model's activations are five times as long throughout."""
     rng, W = np.random.default_rng(2), np.asarray(known_crosscoder().W_dec).reshape(8, 2, 16)
     z = (rng.random((1000, 8)) < 0.15) * rng.uniform(0.5, 1, (1000, 8))
-    return Pair(Table(jnp.asarray(z @ W[:, 0], jnp.float32)), Table(jnp.asarray(5 * z @ W[:, 1], jnp.float32)), "value")
+    return ModelPair(
+        Table(jnp.asarray(z @ W[:, 0], jnp.float32)), Table(jnp.asarray(5 * z @ W[:, 1], jnp.float32)), "value"
+    )
 
 
 def test_known_features_are_found_shared_and_exclusive():
     pair, sae = known_pair(), known_crosscoder()
     factors = jnp.repeat(jnp.asarray([1.0, 5.0]), 16)
     raw = dataclasses.replace(sae, W_enc=sae.W_enc / factors[:, None], W_dec=sae.W_dec * factors[None])
-    found = compare(raw, pair, [batch_at(i) for i in range(3)])
+    found = model_diff(raw, pair, [batch_at(i) for i in range(3)])
     assert found.counts == {"only_0": 1, "shared": 5, "only_1": 2, "exclusive": 2}
     assert found.exclusive[6:].all()
     np.testing.assert_allclose(found.cosine[:5], np.ones(5), rtol=1e-5)
@@ -161,31 +163,31 @@ def test_known_features_are_found_shared_and_exclusive():
     W = np.asarray(raw.W_dec).copy()
     W[0, :16] = 0
     shrunk_one = dataclasses.replace(raw, W_dec=jnp.asarray(W))
-    again = compare(shrunk_one, pair, [batch_at(i) for i in range(3)])
+    again = model_diff(shrunk_one, pair, [batch_at(i) for i in range(3)])
     assert again.classes.only_1[0]
     assert not again.exclusive[0]
     with pytest.raises(UserError, match="two written values"):
-        compare(dataclasses.replace(raw, write_sites=1), pair, [batch_at(0)])
+        model_diff(dataclasses.replace(raw, write_sites=1), pair, [batch_at(0)])
     with pytest.raises(UserError, match="no rows"):
-        compare(raw, pair, [(batch_at(0)[0], jnp.zeros((8, 16), bool))])
+        model_diff(raw, pair, [(batch_at(0)[0], jnp.zeros((8, 16), bool))])
 
 
 def test_values_of_two_widths_are_refused_not_cut_in_the_middle():
     """24 and 8 columns would pass for 16 and 16."""
     wide, narrow = (Table(jax.random.normal(jax.random.key(d), (40, d))) for d in (24, 8))
-    pair = Pair(wide, narrow, "value")
+    pair = ModelPair(wide, narrow, "value")
     with pytest.raises(UserError, match="model_0 24, model_1 8"):
-        compare(known_crosscoder(), pair, [batch_at(0)])
+        model_diff(known_crosscoder(), pair, [batch_at(0)])
     for config in (
-        variants.batch_topk_crosscoder(PAIR, 2, n_features=12, steps=2, buffer=256),
+        variants.batch_topk_crosscoder(PAIR_ADDRESSES, 2, n_features=12, steps=2, buffer=256),
         dataclasses.replace(
-            variants.topk("model_0", 2, n_features=12, steps=2, buffer=256), writes=PAIR, centred=False
+            variants.topk("model_0", 2, n_features=12, steps=2, buffer=256), writes=PAIR_ADDRESSES, centred=False
         ),
     ):
         with pytest.raises(UserError, match="model_0 24, model_1 8"):
             train_dictionary(config, pair, batch_at, log=QUIET)
     # several values may be read, of any widths, where one is written
-    both = dataclasses.replace(config, address=PAIR, writes="model_1")
+    both = dataclasses.replace(config, address=PAIR_ADDRESSES, writes="model_1")
     assert train_dictionary(both, pair, batch_at, log=QUIET).W_enc.shape == (32, 12)
 
 
@@ -200,7 +202,7 @@ def test_two_models_are_trained_on_at_once_and_resume_to_the_bit(kind, tmp_path)
             raise Killed
 
     recipe, strength = (variants.crosscoder, 0.02) if kind == "l1" else (variants.batch_topk_crosscoder, 2)
-    config = recipe(PAIR, strength, n_features=12, steps=600, buffer=2000, optimizer=Adam(learning_rate=0.01))
+    config = recipe(PAIR_ADDRESSES, strength, n_features=12, steps=600, buffer=2000, optimizer=Adam(learning_rate=0.01))
     pair, many_at = known_pair(), lambda i: batch_at(i, vocab=1000)
     with pytest.raises(Killed):
         train_dictionary(
@@ -218,7 +220,7 @@ def test_two_models_are_trained_on_at_once_and_resume_to_the_bit(kind, tmp_path)
     )
     for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
-    found = compare(whole, pair, [many_at(1000 + i) for i in range(8)])
+    found = model_diff(whole, pair, [many_at(1000 + i) for i in range(8)])
     assert max(found.fvu) < 0.02
     assert found.counts | {"shared": 0} == {"only_0": 1, "shared": 0, "only_1": 2, "exclusive": 2}
     W, truth = (np.asarray(one.W_dec, np.float64).reshape(-1, 2, 16) for one in (whole, known_crosscoder()))

@@ -10,15 +10,7 @@ import numpy as np
 import pytest
 
 from jax_interp.core.errors import UserError
-from jax_interp.dictionaries.evaluation.batch_sums import add_batch
-from jax_interp.diffing.latent_scaling import (
-    classes,
-    latent_scaling_of,
-    norm_difference,
-    relative_norms,
-    scaling_sums,
-    truly_exclusive,
-)
+from jax_interp.diffing import classify, latent_scaling, norm_difference, relative_norms, truly_exclusive
 from jax_interp.toys.synthetic.shrinkage import shrunk, two_models
 
 RNG = np.random.default_rng(0)
@@ -43,10 +35,8 @@ def test_beta_equals_least_squares(reference):
     arrays = (RNG.standard_normal(shape) for shape in ((2, 6, 5), (5, 2, 6), (2, 6)))
     crosscoder = Crosscoder(*(jnp.asarray(a, jnp.float32) for a in arrays))
     h = RNG.standard_normal((90, 2, 6))
-    sums = None
-    for part in np.array_split(h, 3):
-        sums = add_batch(sums, scaling_sums(crosscoder, jnp.asarray(part, jnp.float32), reference))
-    scaling = latent_scaling_of(sums, crosscoder.W_dec, reference)
+    parts = (jnp.asarray(part, jnp.float32) for part in np.array_split(h, 3))
+    scaling = latent_scaling(crosscoder, parts, reference)
     f = np.asarray(crosscoder.encode(jnp.asarray(h, jnp.float32)), np.float64)
     W, b = np.asarray(crosscoder.W_dec, np.float64), np.asarray(crosscoder.b_dec, np.float64)
     x_hat = np.einsum("nf,fsd->nsd", f, W) + b
@@ -73,17 +63,16 @@ def test_complete_shrinkage_is_seen_through():
     crosscoder = Crosscoder(W_enc, W_dec, jnp.zeros((2, 8)))
     position = relative_norms(W_dec)
     np.testing.assert_allclose(position, [0.5, 0, 0])
-    np.testing.assert_array_equal(classes(position).only_0, [False, True, True])
-    np.testing.assert_array_equal(classes(position).shared, [True, False, False])
+    np.testing.assert_array_equal(classify(position).only_0, [False, True, True])
+    np.testing.assert_array_equal(classify(position).shared, [True, False, False])
     pairs = world.sample(jax.random.key(1), 500)[0].reshape(500, 2, 8)
-    sums = add_batch(None, scaling_sums(crosscoder, pairs, reference=0))
-    scaling = latent_scaling_of(sums, W_dec, reference=0)
+    scaling = latent_scaling(crosscoder, [pairs], reference=0)
     np.testing.assert_allclose(scaling.nu_error, [1, 0.3, 0], atol=1e-5)
     np.testing.assert_allclose(scaling.nu_reconstruction, [1, 0, 0], atol=1e-5)
     np.testing.assert_array_equal(truly_exclusive(scaling), [False, False, True])
     # NaN for a latent that never fires, which is in no class
-    silent = add_batch(None, scaling_sums(crosscoder, jnp.zeros((4, 2, 8)), reference=0))
-    assert np.isnan(latent_scaling_of(silent, W_dec, reference=0).nu_error).all()
+    silent = latent_scaling(crosscoder, [jnp.zeros((4, 2, 8))], reference=0)
+    assert np.isnan(silent.nu_error).all()
 
 
 def test_the_two_published_norm_formulas_are_not_the_same():
