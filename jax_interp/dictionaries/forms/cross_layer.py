@@ -16,16 +16,27 @@ forms. Decoders are a triangle: S sources of m features with d columns hold m·d
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.codes import Code
 from jax_interp.dictionaries.forms.dictionary import Dictionary, site_norms
+from jax_interp.dictionaries.forms.form import (
+    FORMS,
+    Arrays,
+    Description,
+    Form,
+    check_shapes,
+    describe_activation,
+    optional_shapes,
+    read_activation,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -36,7 +47,7 @@ class Source:
     W_enc: Float[Array, "d_in feature"]
     b_enc: Float[Array, " feature"]
     W_dec: Float[Array, "feature target d_out"]
-    activation: Any
+    activation: Activation
     W_skip: Float[Array, "d_in d_out"] | None = None
 
     @property
@@ -59,9 +70,10 @@ class Source:
         return self.dictionary.encode(x)
 
 
+@FORMS.register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class CrossLayer:
+class CrossLayer(Form):
     """One source for each target. `encode` and `decode` take any axes between the first and the last, and compute in
     the dictionary's dtype; `__call__` answers in that of `x`."""
 
@@ -103,6 +115,33 @@ class CrossLayer:
             out = out + x.reshape(-1, x.shape[-1]).astype(skip.dtype) @ skip
         return out.reshape(*z[target].shape[:-1], out.shape[-1])
 
+    def describe(self) -> tuple[Description, Arrays]:
+        activations, arrays = [], {}
+        for i, source in enumerate(self.sources):
+            settings, own = describe_activation(source.activation)
+            weights = {"W_enc": source.W_enc, "b_enc": source.b_enc, "W_dec": source.W_dec, "W_skip": source.W_skip}
+            own |= {name: a for name, a in weights.items() if a is not None}
+            arrays |= {f"sources.{i}.{name}": a for name, a in own.items()}
+            activations.append(settings)
+        description = {
+            "d_in": self.sources[0].W_enc.shape[0],
+            "d_out": self.b_dec.shape[1],
+            "n_features": self.n_features,
+            "targets": [source.W_dec.shape[1] for source in self.sources],
+            "activation": activations,
+        }
+        return description, arrays | {"b_dec": self.b_dec}
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], arrays: Arrays) -> Self:
+        targets, activations = description["targets"], description["activation"]
+        check_shapes(arrays, {"b_dec": (len(targets), description["d_out"])})
+        sources = [
+            _read_source(description, settings, written, arrays, f"sources.{i}.")
+            for i, (written, settings) in enumerate(zip(targets, activations, strict=True))
+        ]
+        return cls(tuple(sources), arrays["b_dec"])
+
     def reconstruct(
         self, codes: Sequence[Code], x: Sequence[Float[Array, "row d_in"]]
     ) -> list[Float[Array, "row d_out"]]:
@@ -116,6 +155,17 @@ class CrossLayer:
             if source.W_skip is not None:
                 out[i] = out[i] + x[i] @ source.W_skip
         return out
+
+
+def _read_source(description: Mapping[str, Any], settings: Any, written: int, arrays: Arrays, prefix: str) -> Source:
+    """The source whose arrays have names that begin with `prefix`; it writes so many targets."""
+    d_in, d_out, m = (description[name] for name in ("d_in", "d_out", "n_features"))
+    shapes = {"W_enc": (d_in, m), "b_enc": (m,), "W_dec": (m, written, d_out)}
+    named = {prefix + name: shape for name, shape in shapes.items()}
+    check_shapes(arrays, named | optional_shapes(arrays, prefix, d_in, d_out, m))
+    own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+    weights = {name: own[name] for name in shapes}
+    return Source(**weights, activation=read_activation(settings, own), W_skip=own.get("W_skip"))
 
 
 def n_targets(n_sources: int, source: int, window: int | None = None) -> int:

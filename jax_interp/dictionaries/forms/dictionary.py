@@ -9,21 +9,33 @@ side in the last axis (`write_sites` says how many); a cross-layer transcoder is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
+from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.codes import Code
+from jax_interp.dictionaries.forms.form import (
+    FORMS,
+    Arrays,
+    Description,
+    Form,
+    check_shapes,
+    describe_activation,
+    optional_shapes,
+    read_activation,
+)
 from jax_interp.dictionaries.sparse_coder import SparseCoder
 
 
+@FORMS.register
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Dictionary(SparseCoder):
+class Dictionary(SparseCoder, Form):
     """A row of `W_dec` is a feature's direction. `centred`: whether b_dec is subtracted from the input.
 
     `encode`, `decode` and `__call__` take any leading axes and compute in the dictionary's dtype; `__call__` answers in
@@ -35,7 +47,7 @@ class Dictionary(SparseCoder):
     b_enc: Float[Array, " feature"]
     W_dec: Float[Array, "feature d_out"]
     b_dec: Float[Array, " d_out"]
-    activation: Any
+    activation: Activation
     W_skip: Float[Array, "d_in d_out"] | None = None
     centred: bool = dataclasses.field(default=True, metadata={"static": True})
     write_sites: int = dataclasses.field(default=1, metadata={"static": True})
@@ -99,6 +111,33 @@ class Dictionary(SparseCoder):
         y = self.reconstruct(self.code(rows), rows).astype(x.dtype)
         by_head = x.shape != shape and y.shape[-1] == self.d  # written as it was read
         return y.reshape(shape if by_head else (*x.shape[:-1], y.shape[-1]))
+
+    def describe(self) -> tuple[Description, Arrays]:
+        settings, arrays = describe_activation(self.activation)
+        weights = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "W_skip": self.W_skip}
+        description = {
+            "d_in": self.d,
+            "d_out": self.W_dec.shape[1],
+            "n_features": self.n_features,
+            "centred": self.centred,
+            "write_sites": self.write_sites,
+            "activation": settings,
+        }
+        arrays |= {name: a for name, a in weights.items() if a is not None}
+        return description, arrays | {"b_dec": self.b_dec}
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], arrays: Arrays) -> Self:
+        d_in, d_out, m = (description[name] for name in ("d_in", "d_out", "n_features"))
+        shapes = {"W_enc": (d_in, m), "b_enc": (m,), "W_dec": (m, d_out), "b_dec": (d_out,)}
+        check_shapes(arrays, shapes | optional_shapes(arrays, "", d_in, d_out, m))
+        return cls(
+            **{name: arrays[name] for name in shapes},
+            activation=read_activation(description.get("activation"), arrays),
+            W_skip=arrays.get("W_skip"),
+            centred=description["centred"],
+            write_sites=description["write_sites"],
+        )
 
     def _heads_together(self, x: Float[Array, "..."]) -> Float[Array, "*batch d_in"]:
         if x.shape[-1] != self.d and x.ndim > 1 and x.shape[-2] * x.shape[-1] == self.d:

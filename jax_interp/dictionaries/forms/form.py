@@ -1,0 +1,93 @@
+"""The base class of forms: what a dictionary must say of itself to be saved and loaded (storage.py).
+
+A new form is one file of this folder that registers itself:
+
+    @FORMS.register
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class MyForm(Form): ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from jax_interp.core.errors import UserError
+from jax_interp.core.registry import Registry
+from jax_interp.dictionaries.activations import ACTIVATIONS, Activation
+
+Description = dict[str, Any]
+"""JSON values by name."""
+Arrays = dict[str, Array]
+Shape = tuple[int, ...]
+
+
+class Form:
+    """Base class of forms. A subclass is a frozen dataclass and a pytree, with a `b_dec`."""
+
+    b_dec: Array
+
+    def describe(self) -> tuple[Description, Arrays]:
+        """What `from_description` needs: sizes and settings as JSON values, and the arrays by name."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved: it has no describe")
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any], arrays: Arrays) -> Self:
+        """The dictionary that `describe` described. Raises UserError where an array is missing or has another shape
+        than described; KeyError, TypeError or ValueError where the description is not one."""
+        raise NotImplementedError(f"{cls.__name__} cannot be loaded: it has no from_description")
+
+
+FORMS = Registry("form of dictionary", Form)
+
+
+def describe_activation(activation: Activation) -> tuple[Description, Arrays]:
+    """An activation's class name and settings as JSON values, and its arrays by name."""
+    known = _saved_classes()
+    if type(activation) not in known.values():
+        raise UserError(f"cannot save the activation {type(activation).__name__}: known are {', '.join(known)}")
+    fields = {field.name: getattr(activation, field.name) for field in dataclasses.fields(activation)}  # type: ignore[arg-type]
+    arrays = {name: a for name, a in fields.items() if isinstance(a, (jax.Array, np.ndarray))}
+    settings = {name: value for name, value in fields.items() if name not in arrays}
+    return {"type": type(activation).__name__} | settings, {f"activation.{name}": a for name, a in arrays.items()}
+
+
+def read_activation(settings: Any, arrays: Arrays) -> Activation:
+    """The activation that `describe_activation` described. Raises UserError for one that this version does not know."""
+    known = _saved_classes()
+    kind = known.get(str(settings.get("type"))) if isinstance(settings, dict) else None
+    if kind is None:
+        raise UserError(f"the activation {settings!r} is not known; this version knows {', '.join(known)}")
+    fields = {name: value for name, value in settings.items() if name != "type"}
+    fields |= {name.removeprefix("activation."): a for name, a in arrays.items() if name.startswith("activation.")}
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise UserError(f"the activation {settings!r} does not fit {kind.__name__}: {error}") from error
+
+
+def check_shapes(arrays: Arrays, shapes: Mapping[str, Shape]) -> None:
+    """Raises UserError where an array is missing or has another shape."""
+    for name, shape in shapes.items():
+        if name not in arrays or arrays[name].shape != shape:
+            found = arrays[name].shape if name in arrays else f"missing; it has {', '.join(sorted(arrays))}"
+            raise UserError(f"{name} should have shape {shape} and is {found}")
+
+
+def optional_shapes(arrays: Arrays, prefix: str, d_in: int, d_out: int, n_features: int) -> dict[str, Shape]:
+    """The shapes of arrays that a part may have besides its weights: `W_skip`, and the arrays of its activation, which
+    hold one number for each feature or one for all."""
+    skip = {prefix + "W_skip": (d_in, d_out)} if prefix + "W_skip" in arrays else {}
+    of_activation = {name: a for name, a in arrays.items() if name.startswith(prefix + "activation.")}
+    return skip | {name: a.shape if a.size == 1 else (n_features,) for name, a in of_activation.items()}
+
+
+def _saved_classes() -> dict[str, type[Activation]]:
+    """The classes of activations that a dictionary can hold, by name."""
+    return {kind.trained_class().__name__: kind.trained_class() for kind in ACTIVATIONS}
