@@ -8,8 +8,6 @@ rename: a lens that is found is whole, or refused by name.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,19 +15,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int
 
 from jax_interp.analysis.lens import TunedLens, init_tuned_lens, kl_by_layer
 from jax_interp.core import config_json, optimizers
-from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
+from jax_interp.core.tensor_files import FLOATS, read_described, write_described
 from jax_interp.surgery import Model
 from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 FORMAT = 1
-TENSORS, DESCRIPTION = "tuned_lens.safetensors", "tuned_lens.json"
 
 Batch = Int[Array, "batch pos"] | tuple[Int[Array, "batch pos"], Bool[Array, "batch pos"]]
 """Tokens, or (tokens, keep) where only some positions count."""
@@ -141,26 +137,14 @@ def save_tuned_lens(directory: Path | str, lens: TunedLens, *, model: str, confi
     Raises:
       UserError: the directory cannot be made.
     """
-    import safetensors.numpy
-
-    directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot save a tuned lens in {directory}: {error.strerror}") from error
-    arrays = {"weight": np.ascontiguousarray(lens.weight), "bias": np.ascontiguousarray(lens.bias)}
-    tensors = safetensors.numpy.save(arrays)
     description = {
         "format": FORMAT,
         "model": model,
         "n_layers": lens.bias.shape[0],
         "d_model": lens.bias.shape[1],
         "config": None if config is None else config_json.to_json(config),
-        "sha256": hashlib.sha256(tensors).hexdigest(),
     }
-    atomic_write(directory / TENSORS, tensors)
-    atomic_write(directory / DESCRIPTION, json.dumps(description, indent=2) + "\n")
-    return directory
+    return write_described(directory, "tuned_lens", {"weight": lens.weight, "bias": lens.bias}, description)
 
 
 def load_tuned_lens(directory: Path | str, *, model: str | None = None) -> TunedLens:
@@ -173,34 +157,13 @@ def load_tuned_lens(directory: Path | str, *, model: str | None = None) -> Tuned
     Raises:
       UserError: there is no lens, it is of another model or in a later format, or its files are damaged.
     """
-    import safetensors.numpy
-
-    directory = Path(directory)
-    try:
-        description = json.loads((directory / DESCRIPTION).read_text())
-        tensors = (directory / TENSORS).read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no tuned lens in {directory}: {Path(error.filename).name} is missing; save_tuned_lens writes "
-            f"{DESCRIPTION} and {TENSORS}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the tuned lens in {directory}: {error}") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise UserError(f"{directory / DESCRIPTION} is of another format; this version reads {FORMAT}")
-    if hashlib.sha256(tensors).hexdigest() != description.get("sha256"):
-        raise UserError(
-            f"{directory / TENSORS} is not the file that {DESCRIPTION} describes (SHA-256): it was cut short, altered, "
-            "or a save was interrupted between the two; save it again"
-        )
+    description, arrays = read_described(directory, "tuned_lens", formats=(FORMAT,), what="tuned lens", dtypes=FLOATS)
     if model is not None and model != description.get("model"):
         raise UserError(f"the lens in {directory} is of {description.get('model')!r}, not of {model!r}")
-    try:
-        arrays = safetensors.numpy.load(tensors)
-        weight, bias = jnp.asarray(arrays["weight"]), jnp.asarray(arrays["bias"])
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise UserError(f"{directory / TENSORS} holds no weight and bias: {error}") from error
+    if set(arrays) != {"weight", "bias"}:
+        raise UserError(f"the tuned lens in {directory} has {', '.join(arrays)} in place of weight and bias")
+    weight, bias = jnp.asarray(arrays["weight"]), jnp.asarray(arrays["bias"])
     n, d = description.get("n_layers"), description.get("d_model")
     if weight.shape != (n, d, d) or bias.shape != (n, d):
-        raise UserError(f"{directory / TENSORS}: {weight.shape} and {bias.shape} are not maps of {n} layers of {d}")
+        raise UserError(f"{directory}: {weight.shape} and {bias.shape} are not maps of {n} layers of {d}")
     return TunedLens(weight, bias)

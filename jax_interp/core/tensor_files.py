@@ -3,7 +3,7 @@
     write_tensors("parts.safetensors", {"V": V, "U": U}, {"config": text})      one file, with strings in its header
     file = read_tensors("parts.safetensors")                                    file.arrays, file.header
     write_described("runs/sae", "dictionary", arrays, {"format": 2, ...})       dictionary.safetensors, dictionary.json
-    description, arrays = read_described("runs/sae", "dictionary", formats=(2,))
+    description, arrays = read_described("runs/sae", "dictionary", formats=(2,), what="dictionary")
 
 Every file appears whole, by one rename. Nothing in a file is trusted: headers are checked by `safetensors` (lengths,
 offsets, overlaps), pickles do not exist in this format, and names of tensors are never used as paths. A file that is
@@ -26,9 +26,8 @@ import numpy as np
 from jax_interp.core.atomic_write import atomic_write, replacing
 from jax_interp.core.errors import UserError
 
-DTYPES = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64".split()
-)
+FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
+DTYPES = FLOATS | {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "complex64"}
 """The dtypes that are written, and read back to the bit."""
 
 
@@ -75,7 +74,10 @@ def write_tensors(
         with replacing(path) as temporary:
             # order="C": the writer stores the buffer of an array as it lies in memory
             contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+            temporary.touch()
+            mode = temporary.stat().st_mode  # by the umask; the writer makes a file that its owner alone may read
             numpy.save_file(contiguous, temporary, metadata=None if header is None else dict(header))
+            temporary.chmod(mode)
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or error
         raise TensorFileError(f"cannot write {str(path)!r}: {why}; give another place") from error
@@ -159,7 +161,7 @@ def write_described(
 
 
 def read_described(
-    directory: Path | str, stem: str, formats: Collection[int], what: str
+    directory: Path | str, stem: str, *, formats: Collection[int], what: str, dtypes: Collection[str] = DTYPES
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Read what `write_described` wrote.
 
@@ -168,12 +170,14 @@ def read_described(
       stem: the name of both files.
       formats: the values of "format" that the caller reads.
       what: what the pair is called in messages ("dictionary").
+      dtypes: the dtypes that the arrays may have.
 
     Returns:
       The description, and the arrays by name.
 
     Raises:
-      TensorFileError: a file is missing, the format is another one, or the tensors are not those that are described.
+      TensorFileError: a file is missing, the format is another one, the tensors are not those that are described, or
+        their dtype is not allowed.
     """
     described, tensors = (Path(directory) / f"{stem}.{suffix}" for suffix in ("json", "safetensors"))
     for path in (described, tensors):
@@ -193,7 +197,13 @@ def read_described(
             f"{tensors} is not the file that {described.name} describes (SHA-256): it was cut short, altered, or a "
             "save was interrupted between the two; save it again"
         )
-    return description, read_tensors(tensors).arrays
+    arrays = read_tensors(tensors).arrays
+    for name, array in arrays.items():
+        if str(array.dtype) not in dtypes:
+            raise TensorFileError(
+                f"{tensors}: {name!r} has dtype {array.dtype}; a {what} has {', '.join(sorted(dtypes))}"
+            )
+    return description, arrays
 
 
 def read_json(path: Path) -> dict[str, Any]:

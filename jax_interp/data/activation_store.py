@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jax_interp.core.atomic_write import atomic_write, sync
+from jax_interp.core.atomic_write import atomic_write, replacing
 from jax_interp.core.errors import UserError
 from jax_interp.data.harvest import EMPTY_BATCHES, Addresses, harvest, values
 from jax_interp.data.permutation import shuffled
@@ -166,13 +165,8 @@ def _write_shard(directory: Path, index: int, shard: tuple, dtype: str) -> dict[
         what = "are not finite" if not np.isfinite(raw).all() else f"exceed {dtype}'s range: ask for dtype='float32'"
         raise UserError(f"activations of shard {index} {what}")
     name = f"shard-{index:05d}.npy"
-    temporary = directory / f".{name}.tmp"
-    with open(temporary, "wb") as file:
+    with replacing(directory / name) as temporary, open(temporary, "wb") as file:
         np.save(file, rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, directory / name)
-    sync(directory)
     exact = rows.astype(np.float64)
     return {
         "file": name,

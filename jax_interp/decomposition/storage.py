@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from jax_interp.core import config_json as configs
-from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten, unflatten
+from jax_interp.core.tensor_files import TensorFileError, read_tensors, write_tensors
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.matrices import check_tied
@@ -61,24 +62,19 @@ def load_decomposition(path: Path | str, model: Any) -> tuple[Trained, Decomposi
 
 def write_tree(path: Path | str, tree: Any, config: Any) -> None:
     """Write the leaves of a pytree by address, and the config in the header."""
-    from safetensors.flax import save
-
-    atomic_write(Path(path), save(dict(flatten(tree)), metadata={"config": json.dumps(configs.to_json(config))}))
+    write_tensors(path, flatten(tree), {"config": json.dumps(configs.to_json(config))})
 
 
 def read_tree(path: Path | str, kind: type[T]) -> tuple[dict[str, Any], T]:
     """The leaves by address, and the config. Raises UserError for no such file, or a config of another kind."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(str(path), framework="flax") as file:
-            header = file.metadata() or {}
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, OSError) as error:
+        file = read_tensors(path)
+    except TensorFileError as error:
         raise UserError(f"no decomposition at {path}: {error}") from error
-    if "config" not in header:
+    if "config" not in file.header:
         raise UserError(f"{path} holds no decomposition: its header has no config")
-    return flat, configs.from_json(kind, json.loads(header["config"]), f"the config in {path}")
+    flat = {name: jnp.asarray(array) for name, array in file.arrays.items()}
+    return flat, configs.from_json(kind, json.loads(file.header["config"]), f"the config in {path}")
 
 
 def fill_tree(path: Path | str, tree: Any, flat: dict[str, Any]) -> Any:

@@ -12,8 +12,6 @@ for the arrays of its activation. A `CrossLayer` has the same of each source l a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.core import config_json as configs
-from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
+from jax_interp.core.tensor_files import FLOATS, read_described, write_described
 from jax_interp.dictionaries.forms import FORMS, Dictionary, Form
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 
@@ -70,15 +68,7 @@ def save_dictionary(
     Raises:
       UserError: the directory cannot be made, or the activation is not registered.
     """
-    import safetensors.numpy
-
-    directory = Path(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot save a dictionary in {directory}: {error.strerror}") from error
     form, arrays = dictionary.describe()
-    tensors = safetensors.numpy.save({name: np.asarray(a, order="C") for name, a in arrays.items()})
     description = {
         "format": FORMAT,
         "form": type(dictionary).__name__,
@@ -88,11 +78,8 @@ def save_dictionary(
         "writes": writes,
         "model": model,
         "config": None if config is None else configs.to_json(config),
-        "sha256": hashlib.sha256(tensors).hexdigest(),
     }
-    atomic_write(directory / TENSORS, tensors)
-    atomic_write(directory / DESCRIPTION, json.dumps(description, indent=2) + "\n")
-    return directory
+    return write_described(directory, "dictionary", arrays, description)
 
 
 def load_dictionary(directory: Path | str) -> Saved:
@@ -105,32 +92,10 @@ def load_dictionary(directory: Path | str) -> Saved:
       UserError: there is no dictionary, its format is of a later version, its form or activation is not known, or
         tensors are damaged, missing or of other shapes than described.
     """
-    import safetensors
-
     directory = Path(directory)
     described = directory / DESCRIPTION
-    try:
-        description = json.loads(described.read_text())
-        tensors = (directory / TENSORS).read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no dictionary in {directory}: {Path(error.filename).name} is missing; save_dictionary writes "
-            f"{DESCRIPTION} and {TENSORS}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {described}: {error}") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        found = description.get("format") if isinstance(description, dict) else description
-        raise UserError(f"{described} has format {found!r}; this version reads {FORMAT}")
-    if hashlib.sha256(tensors).hexdigest() != description.get("sha256"):
-        raise UserError(
-            f"{directory / TENSORS} is not the file that {DESCRIPTION} describes (SHA-256): it was cut short, altered, "
-            "or a save was interrupted between the two; save it again"
-        )
-    try:
-        arrays = {name: jnp.asarray(_array(entry)) for name, entry in safetensors.deserialize(tensors)}
-    except (safetensors.SafetensorError, KeyError) as error:
-        raise UserError(f"{directory / TENSORS} is not a safetensors file of floats: {error}") from error
+    description, found = read_described(directory, "dictionary", formats=(FORMAT,), what="dictionary", dtypes=FLOATS)
+    arrays = {name: jnp.asarray(array) for name, array in found.items()}
     form = description.get("form", "Dictionary")
     if form not in FORMS.names():
         raise UserError(f"{described} has the form {form!r}; this version knows {' and '.join(FORMS.names())}")
@@ -145,9 +110,3 @@ def load_dictionary(directory: Path | str) -> Saved:
         raise UserError(f"{described} does not describe a dictionary: {reason}; save it again") from error
     address, writes = (tuple(a) if isinstance(a, list) else a for a in place)
     return Saved(dictionary, address, model, config, writes)
-
-
-def _array(entry: dict[str, Any]) -> np.ndarray:
-    # safetensors' own numpy loader does not know bfloat16
-    dtype = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}[entry["dtype"]]
-    return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])

@@ -10,8 +10,8 @@ from typing import Any
 
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
+from jax_interp.core.tensor_files import read_json
 from jax_interp.data.text import Text
-from jax_interp.models.hf.checkpoint import read_json
 from jax_interp.training.fingerprint import fingerprints
 
 

@@ -6,7 +6,6 @@ knows are made from it, the built-in ones and the dataclasses given as `types=`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.tensor_files import TensorFileError, read_tensors, write_tensors
 from jax_interp.surgery.edits import EDITS
 from jax_interp.surgery.region import Region, Span
 from jax_interp.surgery.taps import Each, Edit
@@ -38,41 +38,25 @@ def save_edits(path: str | os.PathLike, *edits: Edit | Iterable) -> Path:
     The callables must be frozen dataclasses of arrays, as the built-in edits are; `SavingError` names what is not, and
     says why a file cannot be written.
     """
-    from safetensors.flax import save
-
     arrays: dict[str, jax.Array] = {}
     structure = [_encode(one, f"{i}", arrays) for i, one in enumerate(flat_edits(edits))]
     header = {"surgery": json.dumps({"format": _FORMAT, "edits": structure})}
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(save(arrays, metadata=header))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SavingError(f"cannot write edits to {str(path)!r}: {error.strerror}; give another place") from error
-    finally:
-        with contextlib.suppress(OSError):  # there is none after a success, nor where the folder cannot be
-            temporary.unlink()
-    return path
+        return write_tensors(Path(path), arrays, header)
+    except TensorFileError as error:
+        raise SavingError(f"the edits are not saved: {error}") from error
 
 
 def load_edits(path: str | os.PathLike, types: Iterable[type] = ()) -> tuple[Edit, ...]:
     """Read edits back, bit for bit. `types` are the dataclasses that the file may hold besides the built-in edits."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise SavingError(f"there is no file {str(path)!r} to load edits from")
     try:
-        with safe_open(path, framework="flax") as file:
-            header = json.loads((file.metadata() or {}).get("surgery", "null"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise SavingError(f"{str(path)!r} is damaged or is not a safetensors file: {error}") from error
+        file = read_tensors(path)
+        header = json.loads(file.header.get("surgery", "null"))
+    except TensorFileError as error:
+        raise SavingError(f"cannot load edits: {error}") from error
+    except json.JSONDecodeError as error:
+        raise SavingError(f"{str(path)!r} is damaged: its header is not JSON: {error}") from error
+    arrays = {name: jnp.asarray(array) for name, array in file.arrays.items()}
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise SavingError(f"{str(path)!r} holds no edits that this version reads (format {_FORMAT}); save_edits does")
     known = {kind.__name__: kind for kind in (*_KNOWN, *types)}

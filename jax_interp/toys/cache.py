@@ -16,10 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jax_interp.core.atomic_write import atomic_write
+import jax.numpy as jnp
+
 from jax_interp.core.config_json import to_json, upgrade
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten, unflatten
+from jax_interp.core.tensor_files import TensorFileError, read_header, read_tensors, write_tensors
 from jax_interp.core.user_cache import user_cache
 from jax_interp.training.fingerprint import fingerprints
 
@@ -61,39 +63,30 @@ def cached(kind: str, config: Any, seed: int, template: T, make: Callable[[], T]
 
 def _earlier_file(path: Path, asked: dict[str, Any]) -> Path:
     """The file that an earlier version wrote of the same config under other field names; `path` if there is none."""
-    from safetensors import SafetensorError, safe_open
-
     for other in path.parent.glob(f"{asked['kind']}-*.safetensors"):
-        with contextlib.suppress(SafetensorError, OSError, json.JSONDecodeError), safe_open(other, "flax") as file:
-            if upgrade(json.loads((file.metadata() or {}).get("asked", "null"))) == asked:
+        with contextlib.suppress(TensorFileError, json.JSONDecodeError):
+            if upgrade(json.loads(read_header(other).get("asked", "null"))) == asked:
                 return other
     return path
 
 
 def _write(path: Path, asked: dict[str, Any], tree: Any) -> None:
-    from safetensors.flax import save
-
-    flat = flatten(tree)
     header = {"asked": json.dumps(asked), "fingerprints": json.dumps(fingerprints(tree))}
-    atomic_write(path, save(dict(flat), metadata=header))
+    write_tensors(path, flatten(tree), header)
 
 
 def _read(path: Path, asked: dict[str, Any], template: T) -> T:
-    from safetensors import SafetensorError, safe_open
-
     def refuse(why: str) -> CacheError:
         return CacheError(f"the cached toy {str(path)!r} {why}: delete it and it is trained again")
 
     try:
-        with safe_open(path, framework="flax") as file:
-            header = file.metadata() or {}
-            flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        says, marks = json.loads(header.get("asked", "null")), json.loads(header.get("fingerprints", "null"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        file = read_tensors(path)
+        says, marks = (json.loads(file.header.get(name, "null")) for name in ("asked", "fingerprints"))
+    except (TensorFileError, json.JSONDecodeError) as error:
         raise refuse(f"is damaged ({error})") from error
     if upgrade(says) != asked:
         raise refuse("holds another config than its name says")
-    want = flatten(template)
+    want, flat = flatten(template), {name: jnp.asarray(array) for name, array in file.arrays.items()}
     if {name: (x.shape, x.dtype) for name, x in want.items()} != {name: (x.shape, x.dtype) for name, x in flat.items()}:
         raise refuse("does not have the arrays of this model")
     tree = unflatten(template, flat)

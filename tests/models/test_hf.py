@@ -515,7 +515,7 @@ def test_a_merged_model_is_saved(tmp_path):
 
 def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("safetensors.numpy.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         save(peaky(LLAMA_LIKE), tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 

@@ -124,9 +124,9 @@ def test_others_may_read_the_file_as_the_umask_says(tmp_path):
 
 def test_a_place_that_cannot_be_is_named_and_nothing_is_left(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SavingError, match=r"cannot write edits to '.*e\.safetensors'"):
+    with pytest.raises(SavingError, match=r"cannot write '.*e\.safetensors'"):
         save_edits(tmp_path / "file" / "e.safetensors", at("embed", Zero()))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(SavingError, match="cannot write edits"):
+    with pytest.raises(SavingError, match="cannot write"):
         save_edits(tmp_path / "folder", at("embed", Zero()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

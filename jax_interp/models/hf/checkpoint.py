@@ -6,14 +6,13 @@ Nothing in a file is trusted: names in an index are file names of this directory
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.tensor_files import is_file_name, open_tensors, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -29,31 +28,15 @@ class Stored:
 
     def read(self, window: tuple[slice, ...]) -> np.ndarray:
         """That part of the tensor, alone."""
-        with _open(self.file) as handle:
+        with open_tensors(self.file) as handle:
             return handle.get_slice(self.name)[window]
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises `UserError` for a file that is missing or is not one."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        beside = sorted(path.name for path in file.parent.glob("*"))[:10]
-        raise UserError(
-            f"there is no {file.name} in {file.parent} (which has {', '.join(beside) or 'nothing'})"
-        ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file} should hold a JSON object, it holds a {type(value).__name__}")
-    return value
 
 
 def stored_tensors(directory: Path) -> dict[str, Stored]:
     """Every tensor of the checkpoint by name. Reads headers only."""
     found: dict[str, Stored] = {}
     for file, names in _files(directory).items():
-        with _open(file) as handle:
+        with open_tensors(file) as handle:
             have = set(handle.keys())
             if missing := sorted((names if names is not None else have) - have):
                 raise UserError(f"{INDEX} says that {file.name} holds {missing[0]!r}, it does not")
@@ -79,7 +62,7 @@ def _files(directory: Path) -> dict[Path, set[str] | None]:
     files: dict[Path, set[str] | None] = {}
     for tensor, name in weight_map.items():
         # A bare name cannot leave the directory. Links are followed: the hub's cache is made of them.
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+        if not is_file_name(name, ".safetensors"):
             raise UserError(
                 f"{directory / INDEX} places {tensor!r} in {name!r}, which is no safetensors file beside it"
             )
@@ -89,12 +72,3 @@ def _files(directory: Path) -> dict[Path, set[str] | None]:
         assert names is not None
         names.add(tensor)
     return files
-
-
-def _open(file: Path):
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(file, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a whole safetensors file: {error}") from None

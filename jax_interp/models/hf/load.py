@@ -14,11 +14,12 @@ from jaxtyping import DTypeLike
 
 from jax_interp.core.config_json import from_json, to_json
 from jax_interp.core.errors import UserError
+from jax_interp.core.tensor_files import read_json
 from jax_interp.data.tokenizer import Tokenizer, load_tokenizer
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.attributes import Attributes
-from jax_interp.models.hf.checkpoint import read_json, stored_tensors
+from jax_interp.models.hf.checkpoint import stored_tensors
 from jax_interp.models.hf.family import Family, family_of
 from jax_interp.models.hf.fill import fill
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from jax_interp.core.atomic_write import sync
 from jax_interp.core.errors import UserError
+from jax_interp.core.tensor_files import write_tensors
 from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.checkpoint import INDEX, WEIGHTS
@@ -156,14 +157,12 @@ def _tensors(model: Decoder, family: Family) -> Iterator[tuple[str, np.ndarray]]
 
 def _write_tensors(tensors: Iterator[tuple[str, np.ndarray]], directory: Path, max_file_bytes: int) -> None:
     """Write the tensors to one file, or to several with an index where they exceed `max_file_bytes`."""
-    from safetensors.numpy import save_file
-
     shards, batch, size, total = [], {}, 0, 0
 
     def flush():
         if batch:
             shards.append((directory / f"part-{len(shards)}", sorted(batch)))
-            save_file(dict(batch), shards[-1][0], metadata={"format": "pt"})
+            write_tensors(shards[-1][0], batch, {"format": "pt"})
             batch.clear()
 
     for name, array in tensors:
