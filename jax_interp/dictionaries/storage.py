@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
