@@ -1,4 +1,8 @@
-"""A small model of each family, as `transformers` makes it: what parity is shown on, and the table in the docs."""
+"""A small model of each family: what the laws, the parity tests and the table in docs/models.md run over.
+
+A registered family without a case here gets one with the attributes of a Llama. If its attributes have other names, add
+a case.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,10 @@ MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 ROPES = {"full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
          "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}}  # fmt: skip
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+LENS = {"n_layers": 2, "d_model": 48, "n_heads": 4, "d_head": 12, "n_ctx": 64, "d_vocab": 101, "act_fn": None,
+        "normalization_type": "LN", "attn_only": True}  # fmt: skip
+
+REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("GPT2LMHeadModel", GPT2),
     "GPT-2, inner size, exact gelu": ("GPT2LMHeadModel", GPT2 | {"n_inner": 56, "activation_function": "gelu"}),
     "GPT-Neo": ("GPTNeoForCausalLM", NEO | {"attention_types": [[["global", "local"], 2]]}),
@@ -65,6 +72,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                  "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
     "StableLM, parallel": ("StableLmForCausalLM", GROUPED | {"use_parallel_residual": True}),
 }  # fmt: skip
+"""Those that transformers has too: {case: (architecture, the values of its `config.json`)}."""
+
+_OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "TransformerLens, attention only": ("HookedTransformer", LENS),
+    "TransformerLens, SoLU": ("HookedTransformer", LENS | {"attn_only": False, "d_mlp": 80, "act_fn": "solu_ln"}),
+}
+_WITH_A_CASE = {architecture for architecture, _ in (REFERENCES | _OTHERS).values()}
+_OTHERS |= {f.model_type: (f.architecture, GROUPED) for f in families() if f.architecture not in _WITH_A_CASE}
+CASES = REFERENCES | _OTHERS
 
 
 def config_of(case: str) -> Config:
@@ -78,11 +94,11 @@ def family_of_case(case: str) -> Family:
 
 
 def reference(case: str) -> Any:
-    """The model of `transformers`, float32, eager attention, with weights so large that attention is peaky."""
+    """The model of transformers: float32, eager attention, weights so large that attention is peaky."""
     import torch
     import transformers
 
-    architecture, values = CASES[case]
+    architecture, values = REFERENCES[case]
     model_class = getattr(transformers, architecture)
     config_class = model_class.config_class
     large = 6 if case == "GPT-Neo" else 10  # whose scores are not divided by sqrt(d_head)

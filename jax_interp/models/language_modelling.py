@@ -1,7 +1,7 @@
-"""Next-token prediction: the objective, the training step, and what a trained language model is judged by.
+"""Next-token prediction: the loss, the training step, and the evaluation of a trained language model.
 
-Everything takes a model that maps tokens `[batch, pos]` to logits `[batch, pos, vocab]`; nothing here knows the class.
-Losses are in nats per predicted token unless a name says bits.
+A model is any pytree that maps tokens `[batch, pos]` to logits `[batch, pos, vocab]`. Losses are in nats per predicted
+token, unless the name says bits.
 """
 
 from __future__ import annotations
@@ -15,39 +15,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jax_interp.core import optimizers as optimization
 from jax_interp.core.errors import UserError
 from jax_interp.core.objectives import cross_entropy, masked_mean
 
-Model = Callable[[Int[Array, "batch pos"]], Float[Array, "batch pos vocab"]]
+LanguageModel = Callable[[Int[Array, "batch pos"]], Float[Array, "batch pos vocab"]]
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with a linear warm-up and a decay to `final` times the peak, the gradient's global norm clipped.
+    """AdamW with a linear warm-up, a cosine decay, and a bound on the global norm of the gradient.
 
-    Norm weights and biases are not decayed. With `muon`, the blocks' matrices are stepped by Muon instead (Jordan et
-    al. 2024: momentum, orthogonalised), each layer's on its own; embeddings, norms and biases stay with AdamW.
+    Weight decay does not act on norms and biases. With `muon`, the matrices of the blocks are trained by Muon instead
+    (Jordan et al. 2024: momentum, orthogonalised), each layer by itself. Embeddings, norms and biases stay with AdamW.
     """
 
     learning_rate: float = 2.5e-3
+    """The peak."""
     warmup: int = 100
-    """Steps from 0 to the peak."""
+    """Steps in which the learning rate rises from 0 to the peak."""
     final: float = 0.1
     """The learning rate at the last step, as a fraction of the peak."""
     decay: float = 1.0
-    """The fraction of all steps over which the learning rate falls (cosine), at the end; until then it stays."""
+    """The fraction of all steps, at the end, in which the learning rate falls. Before, it stays at the peak."""
     weight_decay: float = 0.1
+    """AdamW's."""
     clip: float = 1.0
+    """The largest global norm of the gradient."""
     b1: float = 0.9
+    """AdamW's decay of the first moment."""
     b2: float = 0.98
+    """AdamW's decay of the second moment."""
     muon: float | None = None
-    """Muon's peak learning rate for the blocks' matrices, 0.02 say; None: AdamW for everything."""
+    """The peak learning rate of Muon for the matrices of the blocks, for example 0.02. None: AdamW for everything."""
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of `steps`. Raises `UserError` where the warm-up leaves nothing over."""
+        """The optax optimizer for a run of `steps`. Raises `UserError` where the warm-up is as long as the run."""
         if not 0 <= self.warmup < steps:
             raise UserError(f"warmup={self.warmup} must be at least 0 and less than steps={steps}")
         if not 0 < self.decay <= 1:
@@ -75,32 +80,33 @@ class Optimization:
         return optax.chain(optax.clip_by_global_norm(self.clip), step)
 
 
-def block_matrices(params: Any) -> Any:
-    """For each leaf that Muon steps, which of its axes are the matrix's (a stacked leaf has a layer axis before them);
-    None for every other leaf: embeddings, norms, biases.
-    """
+def block_matrices(params: PyTree) -> PyTree:
+    """For each leaf that Muon trains, the axes of its matrices: the last two, after a layer axis in a stack. None for
+    other leaves."""
 
-    def matrix(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        of_a_linear = _is_matrix(path) and _names(path)[0] == "blocks"
-        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if of_a_linear else None
+    def matrix(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
+        in_block = _is_matrix(path) and _names(path)[0] == "blocks"
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if in_block else None
 
     return jax.tree_util.tree_map_with_path(matrix, params)
 
 
-def _by_muon_or_adamw(params: Any) -> Any:
+def _by_muon_or_adamw(params: PyTree) -> PyTree:
     kinds = block_matrices(params)
     is_kind = lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
     return jax.tree.map(lambda kind: "adamw" if kind is None else "muon", kinds, is_leaf=is_kind)
 
 
-def decays(params: Any) -> Any:
-    """True for the leaves that weight decay applies to: all but norms and biases."""
+def decays(params: PyTree) -> PyTree:
+    """True for the leaves that weight decay acts on: all but norms and biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: _is_matrix(path), params)
 
 
 def _is_matrix(path: tuple) -> bool:
-    """Whether a leaf is no norm's (`ln1`, `ln_final`, `q_norm`) and no bias. By name and not by rank, since the leaves
-    of stacked layers have an axis more."""
+    """Whether a leaf is neither a bias nor part of a norm (`ln1`, `ln_final`, `q_norm`).
+
+    It is decided by name and not by rank, because the leaves of stacked layers have one more axis.
+    """
     return not any(name.startswith("ln") or name.endswith("_norm") or name == "bias" for name in _names(path))
 
 
@@ -111,27 +117,43 @@ def _names(path: tuple) -> list[str]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What a step changes: the model and its optimizer's state. The data cursor is the step number itself."""
+    """What a training step changes. The step number, which is also the position in the data, is kept by the loop."""
 
-    model: Any
-    opt: Any
+    model: PyTree
+    opt: PyTree
+    """The state of the optimizer."""
 
 
 def next_token_loss(
-    model: Model, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length-1"] | None = None
+    model: LanguageModel, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length-1"] | None = None
 ) -> Float[Array, ""]:
-    """The mean loss of predicting each token from those before it in its row; `mask` marks the targets that count."""
+    """The mean cross-entropy of each next token, given the tokens before it in its row.
+
+    Args:
+      model: a language model.
+      tokens: `[batch, length]`.
+      mask: True for the targets that count, `[batch, length - 1]`. None: all count.
+    """
     losses = cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
     return jnp.mean(losses) if mask is None else masked_mean(losses, mask, empty_is_zero=True)
 
 
-def init_state(model: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """The state at step 0."""
     return TrainState(model, optimization.init(optimizer, model))
 
 
 def train_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """`(state, tokens [batch, context + 1]) -> (state, {"loss", "grad_norm"})`, pure; the loss is before the update."""
+    """The pure training step `(state, tokens) -> (state, {"loss": ..., "grad_norm": ...})`.
+
+    `tokens` is `[batch, context + 1]`. The loss is that before the update.
+
+    Example:
+
+        optimizer = Optimization().build(steps)
+        step, state = jax.jit(train_step(optimizer)), init_state(model, optimizer)
+        state, metrics = step(state, tokens)
+    """
 
     def step(state: TrainState, tokens: Int[Array, "batch length"]) -> tuple[TrainState, dict[str, Array]]:
         loss, grads = jax.value_and_grad(next_token_loss)(state.model, tokens)
@@ -142,14 +164,14 @@ def train_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[T
 
 
 @jax.jit
-def _losses(model: Model, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length-1"]:
+def _losses(model: LanguageModel, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length-1"]:
     return cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
 
 
 def per_token_losses(
-    model: Model, tokens: Int[np.ndarray, "rows length"], *, batch: int = 16
+    model: LanguageModel, tokens: Int[np.ndarray, "rows length"], *, batch: int = 16
 ) -> Float[np.ndarray, "rows length-1"]:
-    """The loss of every next token of every row, float32 on the host; compiled once per row length."""
+    """The loss of every next token of every row, float32, on the host. It compiles once for each row length."""
     rows = len(tokens)
     padded = np.concatenate([tokens, np.repeat(tokens[:1], -rows % batch, axis=0)])
     parts = [np.asarray(_losses(model, jnp.asarray(padded[i : i + batch]))) for i in range(0, len(padded), batch)]
@@ -157,7 +179,7 @@ def per_token_losses(
 
 
 def evaluate_text(
-    model: Model,
+    model: LanguageModel,
     tokens: Int[np.ndarray, "rows length"],
     *,
     bos_id: int,
@@ -165,15 +187,20 @@ def evaluate_text(
     skip: int = 0,
     batch: int = 16,
 ) -> dict[str, Any]:
-    """Loss on windows of text.
+    """The loss on windows of text.
 
-    tokens      windows in which `bos_id` starts documents and fills what is left over: such targets do not count.
-    text_bytes  the UTF-8 length of the text of the counted targets, for `bits_per_byte`.
-    skip        targets at the start of every window but the first row's that do not count (they were counted in the
-                window before, when windows overlap).
+    Args:
+      model: a language model.
+      tokens: windows `[rows, length]`. `bos_id` starts documents and fills the rest. It does not count as a target.
+      bos_id: the document-start token.
+      text_bytes: the UTF-8 length of the text of the targets that count, for `bits_per_byte`.
+      skip: the number of first targets that do not count, in every row but the first. They are those that a window
+        shares with the one before, where windows overlap.
+      batch: rows of one forward pass.
 
-    Returns `loss` (mean over counted targets), `perplexity`, `tokens`, `bits_per_byte`, and `loss_by_position`, the
-    mean over rows for each number of tokens of context, from 1.
+    Returns:
+      `loss` (the mean over the targets that count), `perplexity`, `tokens` (their number), `bits_per_byte`, and
+      `loss_by_position`, the mean over rows for each number of tokens of context, from 1.
     """
     losses = per_token_losses(model, tokens, batch=batch).astype(np.float64)
     counted = tokens[:, 1:] != bos_id
@@ -189,9 +216,10 @@ def evaluate_text(
 def repeated_tokens(
     key: Array, *, vocab_size: int, bos_id: int | None, rows: int, length: int
 ) -> Int[np.ndarray, "rows 2*length(+1)"]:
-    """Rows of `length` tokens, uniform over the vocabulary without BOS, said twice, after BOS where there is one.
+    """Rows of `length` random tokens that are repeated once: `[BOS, a, b, c, a, b, c]`.
 
-    Nothing but the first saying predicts the second, so it measures in-context copying (Olsson et al. 2022).
+    Only the first half predicts the second, so the loss on the second half measures in-context copying (Olsson et al.
+    2022). The tokens are uniform over the vocabulary without BOS. With `bos_id=None` rows begin without BOS.
     """
     drawn = np.asarray(jax.random.randint(key, (rows, length), 0, vocab_size - (bos_id is not None)))
     if bos_id is None:
@@ -201,15 +229,27 @@ def repeated_tokens(
 
 
 def evaluate_induction(
-    model: Model, key: Array, *, vocab_size: int, bos_id: int | None, rows: int = 64, length: int = 64
+    model: LanguageModel, key: Array, *, vocab_size: int, bos_id: int | None, rows: int = 64, length: int = 64
 ) -> dict[str, float]:
-    """Loss on the two halves of repeated random tokens (`repeated_tokens`).
+    """The loss on the two halves of repeated random tokens (`repeated_tokens`).
 
-    `second_half` leaves out its first token, which nothing announces. `score` is first minus second, nats per token.
-    Raises UserError for a `length` under 2, where nothing of it is left.
+    Args:
+      model: a language model.
+      key: for the tokens.
+      vocab_size: the number of token ids.
+      bos_id: the document-start token, if there is one.
+      rows: the number of rows.
+      length: the number of tokens in each half.
+
+    Returns:
+      `first_half`; `second_half`, without its first token, which cannot be predicted; and `score`, the first minus the
+      second. All in nats per token.
+
+    Raises:
+      UserError: `length` is less than 2.
     """
     if length < 2:
-        raise UserError(f"length={length}: a stretch that is said twice has at least 2 tokens")
+        raise UserError(f"length={length}: a half needs at least 2 tokens, because the first one is not predictable")
     tokens = repeated_tokens(key, vocab_size=vocab_size, bos_id=bos_id, rows=rows, length=length)
     losses = per_token_losses(model, tokens).astype(np.float64)
     first, second = losses[:, : losses.shape[1] - length], losses[:, -(length - 1) :]
@@ -221,7 +261,7 @@ def evaluate_induction(
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a nested result that fit on a line: `{"text.loss": ..., "induction.score": ...}`."""
+    """The single numbers of a nested result, flat: `{"text.loss": ..., "induction.score": ...}`. Lists are left out."""
     out = {}
     for name, value in results.items():
         if isinstance(value, Mapping):

@@ -1,7 +1,4 @@
-"""Models in the layout of llama2.c (Karpathy): one `.bin` of weights and one of a tokenizer.
-
-`model, tokenizer = load_llama2c("stories260K.bin", "tok512.bin")`. The tokenizer decodes; it encodes nothing.
-"""
+"""Models in the layout of llama2.c (Karpathy): one `.bin` file of weights and one of a tokenizer."""
 
 from __future__ import annotations
 
@@ -26,25 +23,41 @@ BOS, EOS = 1, 2
 
 @dataclass(frozen=True)
 class PieceTokenizer:
-    """The pieces of a llama2.c tokenizer: `pieces[id]` are bytes, with a space where a word starts."""
+    """A llama2.c tokenizer. It decodes only."""
 
     pieces: tuple[bytes, ...]
+    """The bytes of each token id, with a space where a word starts."""
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
-        """What the tokens after BOS stand for; the space that starts a text is not part of it."""
-        found = [self.pieces[int(token)] for token in tokens if int(token) not in (BOS, EOS)]
-        return b"".join(found[:1]).removeprefix(b" ") + b"".join(found[1:])
+        """The bytes of the tokens. BOS, EOS and the space that starts a text are left out."""
+        decoded = [self.pieces[int(token)] for token in tokens if int(token) not in (BOS, EOS)]
+        return b"".join(decoded[:1]).removeprefix(b" ") + b"".join(decoded[1:])
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of the tokens; bytes that are no character become U+FFFD."""
+        """The text of the tokens. Bytes that are not a character become U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", errors="replace")
 
 
 def load_llama2c(weights: str | Path, tokenizer: str | Path | None = None) -> tuple[Decoder, PieceTokenizer | None]:
-    """The model, stacked, in float32, and its tokenizer where one is given. `UserError` for files of another layout.
+    """Load a model of llama2.c: stacked, in float32.
 
-    The file's rotary pairs are adjacent features (2i, 2i+1), ours are (i, i + half): features of queries and keys are
-    reordered within each head, which changes no score.
+    In the file rotary pairs are adjacent features (2i, 2i + 1), here they are (i, i + half). The features of queries
+    and keys are reordered within each head, which changes no score.
+
+    Args:
+      weights: the file of the model.
+      tokenizer: the file of the tokenizer.
+
+    Returns:
+      `(model, tokenizer)`. The tokenizer is None where no file is given.
+
+    Raises:
+      UserError: a file is missing or has another layout.
+
+    Example:
+
+        model, tokenizer = load_llama2c("stories260K.bin", "tok512.bin")
+        print(tokenizer.decode(generate(model, jnp.array([[1]]), 100)[0]))
     """
     data = _bytes(weights)
     config, offset = _config(data, weights)
@@ -53,7 +66,7 @@ def load_llama2c(weights: str | Path, tokenizer: str | Path | None = None) -> tu
     for name, shape in _layout(config):
         size = math.prod(shape)
         if len(data) < offset + 4 * size:
-            raise UserError(f"{weights} ends within {name}: {len(data)} bytes")
+            raise UserError(f"{weights} ends within {name}: it has only {len(data)} bytes")
         array = np.frombuffer(data, "<f4", size, offset).reshape(shape)
         offset += 4 * size
         if name.endswith(("attn.q.weight", "attn.k.weight")):
@@ -62,13 +75,16 @@ def load_llama2c(weights: str | Path, tokenizer: str | Path | None = None) -> tu
             array = array.swapaxes(-1, -2)
         leaves[name] = jnp.asarray(array, jnp.float32)
     if offset != len(data):
-        raise UserError(f"{weights} has {len(data)} bytes, a model of its header {offset}")
+        raise UserError(f"{weights} has {len(data)} bytes; the model that its header describes has {offset}")
     leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith("rotary")}
     return unflatten(abstract, leaves), None if tokenizer is None else _tokenizer(tokenizer, config.vocab_size)
 
 
 def _config(data: bytes, where: str | Path) -> tuple[Config, int]:
-    """Seven int32: dim, hidden, layers, heads, key/value heads, vocabulary (negative: no tied head), context."""
+    """The config, and where it ends.
+
+    The header is seven int32: d_model, d_mlp, layers, heads, key/value heads, vocabulary (negative: untied), context.
+    """
     if len(data) < 28:
         raise UserError(f"{where} has {len(data)} bytes, fewer than the header of a llama2.c model")
     d_model, d_mlp, n_layers, n_heads, n_kv_heads, vocab_size, n_ctx = struct.unpack("<7i", data[:28])
@@ -91,7 +107,7 @@ def _config(data: bytes, where: str | Path) -> tuple[Config, int]:
 
 
 def _layout(c: Config) -> list[tuple[str, tuple[int, ...]]]:
-    """The file's arrays in order: our address, and the shape there (weights `[out, in]`, layers first)."""
+    """The arrays of the file in order: the address here, and the shape there (layers first, weights `[out, in]`)."""
     width, kv_width, half = c.n_heads * c.d_head, c.n_kv_heads * c.d_head, c.d_head // 2
     blocks = (
         ("ln1", (c.d_model,)),
@@ -108,7 +124,7 @@ def _layout(c: Config) -> list[tuple[str, tuple[int, ...]]]:
         ("embed.weight", (c.vocab_size, c.d_model)),
         *((f"blocks.0.block.{name}.weight", (c.n_layers, *shape)) for name, shape in blocks),
         ("ln_final.weight", (c.d_model,)),
-        ("rotary.cos", (c.n_ctx, half)),  # of the base 10,000: computed here
+        ("rotary.cos", (c.n_ctx, half)),  # of base 10,000; not read, `rotation` computes them
         ("rotary.sin", (c.n_ctx, half)),
         *([] if c.tied_embedding else [("unembed.weight", (c.vocab_size, c.d_model))]),
     ]
@@ -121,7 +137,10 @@ def _half_split(weight: np.ndarray, d_head: int) -> np.ndarray:
 
 
 def _tokenizer(path: str | Path, vocab_size: int) -> PieceTokenizer:
-    """int32 longest piece, then for each: float32 score, int32 length, bytes (`<0x0A>` for a byte of its own)."""
+    """The file has an int32 (the longest piece), then for each piece a float32 score, an int32 length, and its bytes.
+
+    A piece `<0x0A>` stands for one byte.
+    """
     data, offset, pieces = _bytes(path), 4, []
     try:
         for _ in range(vocab_size):

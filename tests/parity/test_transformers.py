@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from family_cases import CASES, family_of_case, reference
+from family_cases import REFERENCES, family_of_case, reference
 
 from jax_interp.models import generate, load, save
 from jax_interp.models.hf.attributes import Attributes
@@ -25,7 +25,7 @@ transformers = pytest.importorskip("transformers", reason="parity needs torch an
 ATOL = 5e-5
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=REFERENCES)
 def pair(request, tmp_path_factory):
     """A model of transformers and ours from its files."""
     theirs = reference(request.param)
@@ -35,10 +35,10 @@ def pair(request, tmp_path_factory):
     return theirs, model
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", REFERENCES)
 def test_our_defaults_are_theirs(case):
     """What a `config.json` leaves out means what it means to them."""
-    architecture, values = CASES[case]
+    architecture, values = REFERENCES[case]
     family = family_of_case(case)
     whole = getattr(transformers, architecture).config_class(**values).to_dict()
     assert family.read(Attributes(values, case)) == family.read(Attributes(whole, case))
