@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-import jax_interp.recipes.decomposition_spd as module
-from jax_interp.cli.decompose import train
+import jax_interp.recipes.decomposition.spd as module
 from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition import DecompositionConfig, Trained
@@ -19,8 +18,10 @@ from jax_interp.decomposition.linearity import oracle_decomposition
 from jax_interp.decomposition.losses import ImportanceMinimality
 from jax_interp.decomposition.train import initial_decomposition
 from jax_interp.models import load
-from jax_interp.recipes.decomposition import DecompositionRunConfig, HeldOut, Inputs, inputs_for, next_tokens
-from jax_interp.recipes.decomposition_spd import against, measure
+from jax_interp.recipes.decomposition import DecompositionRunConfig, inputs_for, train
+from jax_interp.recipes.decomposition.inputs import next_tokens
+from jax_interp.recipes.decomposition.method import HeldOut, Inputs
+from jax_interp.recipes.decomposition.spd import SPD, measure_known_features
 from jax_interp.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
 from jax_interp.toys.tms import TMSConfig, init_tms, insert_identity
 from jax_interp.toys.toy import known_features
@@ -35,15 +36,15 @@ def drawn(settings: DecompositionConfig, target) -> Trained:
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("adversary_steps", (), "adversary_steps=\\(\\): one number or more"),
+        ("adversary_steps", (), "adversary_steps=\\(\\): give one number or more"),
         ("adversary_steps", (5, 0), "each at least 1"),
         ("evaluate_rows", 0, "evaluate_rows=0 must be at least 1"),
         ("linearity_rows", 0, "linearity_rows=0 must be at least 1"),
         ("log_every", 0, "log_every=0 must be at least 1"),
         ("checkpoint_every", -1, "checkpoint_every=-1 must be at least 1"),
         ("context", 1, "context=1 leaves nothing to predict"),
-        ("threshold", 1.0, "threshold=1.0: importances are from 0 to 1"),
-        ("threshold", -0.1, "threshold=-0.1: importances are from 0 to 1"),
+        ("threshold", 1.0, "threshold=1.0 must be at least 0 and below 1"),
+        ("threshold", -0.1, "threshold=-0.1 must be at least 0 and below 1"),
     ],
 )
 def test_what_a_run_cannot_be(field, value, said):
@@ -107,7 +108,7 @@ def test_toys_are_measured_whatever_is_decomposed(toy):
     trained = drawn(settings, target)
     known = known_features(target)
     assert known is not None
-    found = against(known, settings, trained, oracle_decomposition(trained.model, known.parts))
+    found = measure_known_features(known, settings, trained, oracle_decomposition(trained.model, known.parts))
     assert set(found["probe"]) == probed
     assert {name: one["pattern"] for name, one in found["pattern_errors"].items()} == expected
     assert [row["name"] for row in found["composites"]][::4] == ["1 on, needed parts alone", "2 on, needed parts alone"]
@@ -128,7 +129,7 @@ def test_one_threshold_is_of_every_figure(monkeypatch):
 
         monkeypatch.setattr(module, name, noted)
     config = DecompositionRunConfig(settings, evaluate_rows=4, linearity_rows=4, adversary_steps=(1,), threshold=0.3)
-    measure(settings, config, drawn(settings, target), inputs_of(target))
+    SPD().measure(config, drawn(settings, target), inputs_of(target))
     assert seen == dict.fromkeys(("evaluate", "linearity_of", "composites_of"), 0.3)
     old = json.loads(configs.dumps(config))
     del old["threshold"]

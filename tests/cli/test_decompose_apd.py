@@ -13,8 +13,8 @@ import pytest
 
 from jax_interp.core import config_json as configs
 from jax_interp.decomposition.apd import APDConfig, load_apd, train_apd
-from jax_interp.recipes import decomposition_apd
 from jax_interp.recipes.decomposition import DecompositionRunConfig
+from jax_interp.recipes.decomposition import apd as apd_recipe
 from jax_interp.toys import tms
 from jax_interp.toys.tms import TIED, TMSConfig, init_tms
 
@@ -110,7 +110,7 @@ def test_stopped_it_goes_on_to_the_same_bits(finished, path, command, monkeypatc
         return train_apd(*args, log=dataclasses.replace(log, on_record=stops), **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(decomposition_apd, "train_apd", train)
+        patched.setattr(apd_recipe, "train_apd", train)
         code, _, err = command(*argv)
     assert code == 143
     assert re.search(r"stopped after step \d of 12", err)
@@ -143,7 +143,7 @@ def test_what_is_refused(finished, path, command, monkeypatch, model, tmp_path):
     assert "no matrix matches 'linear3'" in refused(*new, "--decomposition.matrices", "linear3")
     assert "top_k=4.0: of C=3" in refused(*new, "--decomposition.top-k", "4")
     assert "unknown option --decomposition.warm-up" in refused(*new, "--decomposition.warm-up.steps", "3")
-    assert "APD takes toys apart" in refused(*new, "--target", model)
+    assert "APD decomposes toys" in refused(*new, "--target", model)
     hidden = ("--decomposition.activations", "hiden", "--decomposition.activation-reconstruction", "1")
     assert "hidden" in refused(*new, *hidden)
     assert not (tmp_path / "new").exists()

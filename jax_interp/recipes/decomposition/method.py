@@ -1,0 +1,117 @@
+"""What differs between the decomposition methods in a run: how each is trained, saved, measured and shown."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from jaxtyping import Array, Key, PyTree
+
+from jax_interp.core.errors import UserError
+from jax_interp.core.registry import Registry
+from jax_interp.decomposition.config import MethodConfig
+from jax_interp.surgery import Model
+from jax_interp.training import Log, RunTarget
+
+if TYPE_CHECKING:
+    from jax_interp.recipes.decomposition.config import DecompositionRunConfig, PageOptions
+
+Settings = TypeVar("Settings", bound=MethodConfig)
+Decomposition = TypeVar("Decomposition", bound=PyTree)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Data in which the components for the page are looked for.
+
+    Args:
+      batches: pairs of inputs and of a mask of the rows that count.
+      strings: of a language model, token ids to strings; None for a toy.
+    """
+
+    batches: Sequence[tuple[Array, Array]]
+    strings: Callable[[Sequence[int]], list[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The target and its data.
+
+    Args:
+      model: the target.
+      held_out: number of rows -> inputs and, of a language model, labels (None of a toy).
+      for_page: number of sequences -> the data for the page.
+      fingerprint: of the loaded weights and text.
+      sample: of a toy, key -> a batch to train on.
+      batch_at: of a language model, step -> a batch to train on.
+    """
+
+    model: Model
+    held_out: Callable[[int], tuple[Array, Array | None]]
+    for_page: Callable[[int], HeldOut]
+    fingerprint: Mapping[str, str]
+    sample: Callable[[Key[Array, ""]], Array] | None = None
+    batch_at: Callable[[int], Array] | None = None
+
+
+class RunMethod(abc.ABC, Generic[Settings, Decomposition]):
+    """How runs with one kind of config are trained, saved, measured and shown.
+
+    Attributes:
+      settings: the class of the method's config, `DecompositionRunConfig.decomposition`.
+      figures: the entries of `evaluation.json` that the page needs.
+    """
+
+    settings: ClassVar[type[MethodConfig]]
+    figures: ClassVar[tuple[str, ...]]
+
+    def check_config(self, config: DecompositionRunConfig) -> None:
+        """Raise UserError where other fields of the run's config do not go with this method."""
+        return
+
+    @abc.abstractmethod
+    def check_inputs(self, settings: Settings, inputs: Inputs) -> None:
+        """Raise UserError where the method cannot decompose this target, from shapes alone."""
+
+    @abc.abstractmethod
+    def train(self, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log) -> Decomposition:
+        """Train in a run directory, from its last checkpoint if it has one."""
+
+    @abc.abstractmethod
+    def save(self, path: Path, trained: Decomposition, settings: Settings) -> None:
+        """Write the trained decomposition to one file."""
+
+    @abc.abstractmethod
+    def load(self, path: Path, target: Model) -> Decomposition:
+        """Read what `save` wrote."""
+
+    @abc.abstractmethod
+    def measure(self, config: DecompositionRunConfig, trained: Decomposition, inputs: Inputs) -> dict[str, Any]:
+        """All figures, as JSON values."""
+
+    @abc.abstractmethod
+    def page(
+        self,
+        result: Mapping[str, Any],
+        records: Sequence[Mapping[str, Any]],
+        name: str,
+        trained: Decomposition,
+        held_out: HeldOut,
+        options: PageOptions,
+    ) -> str:
+        """The page as HTML, from the figures and the metrics log."""
+
+
+RUN_METHODS: Registry[RunMethod[Any, Any]] = Registry("decomposition method", RunMethod)
+
+
+def method_for(settings: MethodConfig) -> RunMethod[Any, Any]:
+    """The method that runs a config. Raises UserError where no registered method does."""
+    for method in RUN_METHODS:
+        if isinstance(settings, method.settings):
+            return method()
+    known = ", ".join(method.settings.__name__ for method in RUN_METHODS)
+    raise UserError(f"decompose cannot run a {type(settings).__name__}; it runs {known}")
