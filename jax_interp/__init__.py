@@ -4,11 +4,9 @@ The values inside a model have names. `read` and `edit` take a model and return 
 its named values; the result is a callable pytree like any other, and goes through `jit`, `grad`, `vmap` and a
 checkpoint.
 
-    import jax
-    from jax_interp import Add, at, edit, load, read
+    from jax_interp import Add, at, call, edit, load, read
 
     model, tokenizer = load("stdlib-small")
-    call = jax.jit(lambda f, *args: f(*args))
     steered = edit(model, at("blocks.3.resid_post", Add(vector)))
     logits, acts = call(read(steered, "blocks.*.resid_post"), tokens)
 
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
         Stack,
         Zero,
         at,
+        call,
         edit,
         grad_at,
         read,
@@ -70,6 +69,7 @@ __all__ = [
     "UserError",
     "Zero",
     "at",
+    "call",
     "edit",
     "generate",
     "grad_at",

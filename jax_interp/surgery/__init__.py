@@ -2,7 +2,10 @@
 
 from jax_interp.surgery.activations import Activations
 from jax_interp.surgery.address import Address, AddressError
-from jax_interp.surgery.contract import Block, Dictionary, Model
+from jax_interp.surgery.body import CarryError
+from jax_interp.surgery.calling import call
+from jax_interp.surgery.contract import Block, Dictionary, Model, PlainEdit, ScopedEdit
+from jax_interp.surgery.editing import EditError
 from jax_interp.surgery.edits import (
     Add,
     Clamp,
@@ -20,7 +23,7 @@ from jax_interp.surgery.edits import (
 from jax_interp.surgery.region import Region, RegionError, Span
 from jax_interp.surgery.running import run_blocks
 from jax_interp.surgery.saving import SavingError, load_edits, save_edits
-from jax_interp.surgery.site import EditError, Site
+from jax_interp.surgery.site import Site
 from jax_interp.surgery.stack import (
     Segment,
     Stack,
@@ -36,9 +39,10 @@ from jax_interp.surgery.taps import Each, Edit, Read, Tapped
 from jax_interp.surgery.verbs import at, edit, grad_at, read, restore, sites, survey
 
 __all__ = [
-    "Activations", "Add", "Address", "AddressError", "Block", "Clamp", "Dictionary", "Each", "Edit", "EditError",
-    "Freeze", "Mean", "Model", "Noise", "ProjectOut", "Read", "Region", "RegionError", "Replace", "Resample",
-    "Rotate", "SavingError", "Scale", "Segment", "Site", "Span", "Splice", "Stack", "Tapped", "Zero", "at",
-    "blocks_as_pytree", "depth_of", "edit", "get_block", "grad_at", "iter_blocks", "iter_segments", "load_edits",
-    "map_blocks", "read", "replan", "restore", "run_blocks", "save_edits", "sites", "survey",
+    "Activations", "Add", "Address", "AddressError", "Block", "CarryError", "Clamp", "Dictionary", "Each", "Edit",
+    "EditError", "Freeze", "Mean", "Model", "Noise", "PlainEdit", "ProjectOut", "Read", "Region", "RegionError",
+    "Replace", "Resample", "Rotate", "SavingError", "Scale", "ScopedEdit", "Segment", "Site", "Span", "Splice",
+    "Stack", "Tapped", "Zero", "at", "blocks_as_pytree", "call", "depth_of", "edit", "get_block", "grad_at",
+    "iter_blocks", "iter_segments", "load_edits", "map_blocks", "read", "replan", "restore", "run_blocks",
+    "save_edits", "sites", "survey",
 ]  # fmt: skip

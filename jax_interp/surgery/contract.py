@@ -1,19 +1,38 @@
-"""The whole contract between surgery and a model: what a callable pytree must do to take part.
+"""The contract between surgery, models and edits.
+
+**A model** is a callable pytree that gives names to the values inside it:
 
     class MyModel:                                    # an nnx.Module, a registered dataclass, any pytree
         def __call__(self, x, *, taps=()):
-            site = Site.open(taps, self.blocks)       # no blocks? Site.open(taps)
+            site = Site.open(taps, self.blocks)       # a model without blocks: Site.open(taps)
             x = site("embed", self.embed(x))
             x = run_blocks(self.blocks, x, site)      # each block is called as block(x, site)
             return site.close(self.head(x))
 
-`site(name, value)` gives the value its name and returns it, edited where an edit says so. That is all:
-`read`, `edit`, `grad_at` and `sites` work on whatever keeps this.
+`site(name, value)` gives the value its name and returns it; where an edit acts, it returns the edited value. `read`,
+`edit`, `grad_at` and `sites` work on every model that does this.
+
+**An edit** is a callable pytree, `fn(value) -> value` of the same shape. Its leaves are data, so they can be swept and
+differentiated. There are two kinds:
+
+    plain     fn(value). A function, a `jax.tree_util.Partial`, a registered dataclass.
+    scoped    fn(value, site), of a class that derives from `ScopedEdit`. The site lets it name values of its own and
+              hand values to later edits.
+
+**A carried value** is made by one scoped edit and used by a later one: `site.carry(name, value)` and
+`site.carried(name)`. It is data. It goes through scanned and unrolled blocks, `jax.checkpoint`, `jax.vmap` and
+`jax.grad` like the residual stream does.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+import abc
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from jaxtyping import Array
+
+if TYPE_CHECKING:
+    from jax_interp.surgery.site import Site
 
 
 @runtime_checkable
@@ -24,14 +43,52 @@ class Model(Protocol):
 
 
 class Block(Protocol):
-    """One block. With `state=` (a KV cache, say) it returns `(x, state)`, otherwise `x`."""
+    """One block. If it is called with `state=` (a KV cache, for example) it returns `(x, state)`, otherwise `x`."""
 
-    def __call__(self, x: Any, site: Any, *args: Any, **kwargs: Any) -> Any: ...
+    def __call__(self, x: Any, site: Site, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class Dictionary(Protocol):
-    """What `Splice` puts in place of a value: anything that encodes it into latents and decodes them."""
+    """What `Splice` puts in place of a value: it encodes the value into latents and decodes latents."""
 
-    def encode(self, x: Any) -> Any: ...
+    def encode(self, x: Array) -> Array: ...
 
-    def decode(self, latents: Any) -> Any: ...
+    def decode(self, latents: Array) -> Array: ...
+
+
+class PlainEdit(Protocol):
+    """An edit that needs the value alone: a callable pytree. The result has the shape of the value."""
+
+    def __call__(self, x: Array) -> Array: ...
+
+
+class ScopedEdit(abc.ABC):
+    """Base class of the edits that are called with a site: `fn(value, site)`.
+
+    The site is the scope below the edited value. With it the edit can
+      - name values of its own: `site("latents", z, axes)` at `blocks.3.mlp_in` is the value `blocks.3.mlp_in.latents`.
+        Surgeries outside this one can read and edit it;
+      - know where it is: `site.axes` are the axes of the value, `site.layer` is the number of the block;
+      - make a value that a later edit uses, `site.carry(name, value)`, and use one, `site.carried(name)`.
+
+    Derive a frozen dataclass from it and register that as a pytree.
+
+    Example:
+        @jax.tree_util.register_dataclass
+        @dataclasses.dataclass(frozen=True)
+        class Remember(ScopedEdit):
+            def __call__(self, x, site):
+                site.carry("remembered", x)
+                return x
+
+        @jax.tree_util.register_dataclass
+        @dataclasses.dataclass(frozen=True)
+        class AddRemembered(ScopedEdit):
+            def __call__(self, x, site):
+                return x + site.carried("remembered")
+
+        edit(model, at("blocks.0.resid_post", Remember()), at("blocks.3.resid_post", AddRemembered()))
+    """
+
+    @abc.abstractmethod
+    def __call__(self, x: Array, site: Site) -> Array: ...

@@ -1,7 +1,8 @@
-"""The edits: small callable pytrees, value -> value. Any callable pytree of your own is one too.
+"""The built-in edits: small callable pytrees, value -> value. Any callable pytree of your own is an edit too.
 
-The fields are data: a vector, a coefficient, a donor can be swept, differentiated and sharded. A result is cast to
-the dtype of the value that it replaces. Shapes below are those of one layer's value; `Each` adds a layer axis.
+The fields of an edit are data: a vector, a coefficient or a donor can be swept, differentiated and sharded, and a new
+one never compiles again. The result is cast to the dtype of the value. The shapes below are those of one layer; in
+`Each(edit)` the fields have a leading layer axis. Scalars and smaller arrays are broadcast to the value from the right.
 """
 
 from __future__ import annotations
@@ -12,24 +13,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, Key, Shaped
 
+from jax_interp.surgery.contract import Dictionary, ScopedEdit
+from jax_interp.surgery.site import Site
 from jax_interp.surgery.taps import static
+
+EDITS: list[type] = []
+"""The built-in edits, which `load_edits` can make from a file."""
 
 
 @typing.dataclass_transform(frozen_default=True)
 def _edit(cls: type) -> Any:
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+    """Class decorator: a frozen dataclass that is a pytree, added to `EDITS`."""
+    registered = jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+    EDITS.append(registered)
+    return registered
 
 
-def _like(value: Any, x: Array) -> Array:
+def _like(value: ArrayLike, x: Array) -> Array:
     """`value` in the dtype and shape of `x`, broadcast from the right."""
     return jnp.broadcast_to(jnp.asarray(value).astype(x.dtype), x.shape)
 
 
 @_edit
 class Zero:
-    """Zero ablation."""
+    """Zero ablation: zeros in place of the value.
+
+    Example:
+        edit(model, at("blocks.1.attn.z", Zero(), head=3))
+    """
 
     def __call__(self, x: Array) -> Array:
         return jnp.zeros_like(x)
@@ -37,9 +50,11 @@ class Zero:
 
 @_edit
 class Mean:
-    """Mean ablation: `mean` (over a dataset; anything that broadcasts to the value) in place of the value.
+    """Mean ablation: a mean in place of the value.
 
-    Without `mean`, the mean over the batch at hand, position by position.
+    Args:
+      mean: the mean over a dataset; it is broadcast to the value. None: the mean over the batch of the call, for each
+        position.
     """
 
     mean: Shaped[Array, "..."] | None = None
@@ -50,7 +65,11 @@ class Mean:
 
 @_edit
 class Resample:
-    """Resample ablation: each example gets the value of the example `donor[i]` of the same batch."""
+    """Resample ablation: each example of a batch gets the value of another example of the batch.
+
+    Args:
+      donor: example `i` gets the value of example `donor[i]`.
+    """
 
     donor: Int[Array, "batch"]
 
@@ -60,7 +79,15 @@ class Resample:
 
 @_edit
 class Replace:
-    """Activation patching: `value`, from another run say, in place of the value. Gradients flow into it."""
+    """Activation patching: another value in place of the value. Gradients flow into it.
+
+    Args:
+      value: the new value, of another run for example.
+
+    Example:
+        _, acts = call(read(model, "blocks.2.resid_post"), clean)
+        patched = edit(model, at("blocks.2.resid_post", Replace(acts["blocks.2.resid_post"]), pos=5))
+    """
 
     value: Shaped[Array, "..."]
 
@@ -70,7 +97,11 @@ class Replace:
 
 @_edit
 class Freeze:
-    """`Replace` by a constant: the clean run's value, through which no gradient flows (frozen attention, say)."""
+    """`Replace` by a constant: no gradient flows into the new value. It freezes attention patterns or norm scales.
+
+    Args:
+      value: the new value, of a clean run for example.
+    """
 
     value: Shaped[Array, "..."]
 
@@ -80,7 +111,15 @@ class Freeze:
 
 @_edit
 class Add:
-    """Steering: value + coefficient · vector."""
+    """Steering: value + coefficient * vector.
+
+    Args:
+      vector: what is added; it is broadcast to the value.
+      coefficient: its factor.
+
+    Example:
+        edit(model, at("blocks.2.resid_post", Add(vector, 4.0), pos=-1))
+    """
 
     vector: Float[Array, "..."]
     coefficient: Float[Array, "..."] | float = 1.0
@@ -91,7 +130,11 @@ class Add:
 
 @_edit
 class Scale:
-    """factor · value."""
+    """factor * value.
+
+    Args:
+      factor: a number, or an array that is broadcast to the value.
+    """
 
     factor: Float[Array, "..."] | float
 
@@ -101,9 +144,11 @@ class Scale:
 
 @_edit
 class ProjectOut:
-    """Directional ablation: the value without its component in the span of `directions` (need not be orthonormal).
+    """Directional ablation: the value without its component in the span of some directions.
 
-    A direction of norm zero removes nothing. Several directions are orthonormalised by QR and must be independent.
+    Args:
+      directions: one direction, or several linearly independent ones. They need not be orthonormal: several are
+        orthonormalised by QR. A single direction of norm zero removes nothing.
     """
 
     directions: Float[Array, "d"] | Float[Array, "k d"]
@@ -122,8 +167,13 @@ class ProjectOut:
 
 @_edit
 class Noise:
-    """value + std · standard normal noise, drawn from `key`: the same key and shape give the same noise. While
-    generating, every new token is a value of the same shape, so all of them get one draw."""
+    """value + std * standard normal noise.
+
+    Args:
+      key: the random key. The same key and shape give the same noise; while generating, every new token is a value of
+        the same shape, so all new tokens get the same noise.
+      std: the standard deviation.
+    """
 
     key: Key[Array, ""]
     std: Float[Array, "..."] | float = 1.0
@@ -134,7 +184,15 @@ class Noise:
 
 @_edit
 class Clamp:
-    """The value limited to [low, high]. `Clamp(c, c)` sets it to c: a feature held at a strength."""
+    """The value limited to [low, high]. `Clamp(c, c)` sets it to c, which holds a feature at a strength.
+
+    Args:
+      low: the least value.
+      high: the greatest value.
+
+    Example:
+        edit(spliced, at("blocks.3.resid_post.latents", Clamp(5.0, 5.0), feature=17))
+    """
 
     low: Float[Array, "..."] | float
     high: Float[Array, "..."] | float
@@ -144,25 +202,25 @@ class Clamp:
 
 
 @_edit
-class Splice:
-    """A dictionary's reconstruction in place of the value; its latents are a value of their own, `….latents`.
+class Splice(ScopedEdit):
+    """The reconstruction of a dictionary in place of the value. The latents are a value of their own, `….latents`.
 
+    Args:
+      dictionary: it encodes the value into latents and decodes them. A dictionary of all heads together reads the last
+        two axes of a value per head as one, and may decode to that width.
+      error: add the reconstruction error, x + decode(edited latents) - decode(latents), so that only edits of the
+        latents change anything. The error is a constant to gradients, as with `use_error_term` of SAELens: d output /
+        d x goes through the dictionary.
+
+    Example:
         spliced = edit(model, at("blocks.3.resid_post", Splice(sae)))
         edit(spliced, at("blocks.3.resid_post.latents", Clamp(5.0, 5.0), feature=17))
-
-    With `error=True` the reconstruction error is added back, x + decode(edited latents) - decode(latents), so that only
-    edits of the latents change anything. The error is a constant to gradients, as in SAELens's `use_error_term`:
-    d output / d x goes through the dictionary.
-
-    A dictionary of all heads together reads the last two axes of a value per head as one; it may decode to that width.
     """
 
-    dictionary: Any
+    dictionary: Dictionary
     error: bool = static(default=False)
 
-    scoped = True
-
-    def __call__(self, x: Array, site: Any) -> Array:
+    def __call__(self, x: Array, site: Site) -> Array:
         latents = self.dictionary.encode(x)
         edited = site("latents", latents, " ".join((*site.axes[: latents.ndim - 1], "feature")))
         decode = lambda z: _as_wide_as(x, self.dictionary.decode(z))
@@ -174,7 +232,7 @@ class Splice:
 
 
 def _as_wide_as(x: Array, x_hat: Array) -> Array:
-    """`x_hat` with its last axis cut into heads as `x` has them, where only that differs."""
+    """`x_hat` with its last axis cut into the heads of `x`, if only that differs."""
     return x_hat.reshape(x.shape) if x_hat.ndim == x.ndim - 1 and x_hat.size == x.size else x_hat
 
 
@@ -190,10 +248,12 @@ def _(primals, tangents):
 
 @_edit
 class Rotate:
-    """Distributed alignment search: swap the subspace spanned by `basis` with the donor's (Geiger et al. 2023).
+    """Distributed alignment search: swap a subspace with that of a donor, x + ((donor - x) R) Rᵀ (Geiger et al. 2023).
 
-    x + ((donor - x) R) Rᵀ with `basis` R of orthonormal columns; train it through a parametrisation that keeps it so
-    (`jnp.linalg.qr(W)[0]`).
+    Args:
+      basis: R, with orthonormal columns that span the subspace. Train it through a parametrisation that keeps them
+        orthonormal (`jnp.linalg.qr(W)[0]`).
+      donor: the value of another run.
     """
 
     basis: Float[Array, "d k"]
@@ -202,6 +262,3 @@ class Rotate:
     def __call__(self, x: Array) -> Array:
         basis = jnp.asarray(self.basis).astype(x.dtype)
         return x + jnp.einsum("...d,dk,ek->...e", _like(self.donor, x) - x, basis, basis)
-
-
-EDITS = (Zero, Mean, Resample, Replace, Freeze, Add, Scale, ProjectOut, Noise, Clamp, Splice, Rotate)

@@ -1,28 +1,31 @@
 """Regions: the part of a value that an edit may change.
 
-A region is data. Its kind (an index, several, a span, a mask) is structure; which index it is never
-recompiles. The edit sees the whole value; what it returns is kept inside the region only, so values
-outside keep their bits.
+A region is data. Its kind (an index, several indices, a span, a mask) is structure; another index never compiles again.
+The edit sees the whole value. Its result is kept inside the region only, so values outside keep their bits.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, ArrayLike, Bool, Int, Int32
 
 from jax_interp.core.errors import UserError
+
+Index = int | slice | ArrayLike | Sequence[int] | Sequence[bool]
+"""How a user writes `layer=`, `pos=`, `head=` or `feature=`."""
 
 _FAR = np.iinfo(np.int32).max
 
 
 class RegionError(UserError, IndexError):
-    """A region that lies outside the value, or names an axis that the value lacks."""
+    """A region is outside the value, or the value has no such axis."""
 
 
 @jax.tree_util.register_dataclass
@@ -30,31 +33,42 @@ class RegionError(UserError, IndexError):
 class Span:
     """The indices from `start` up to `stop`; negative ones count from the end."""
 
-    start: Any  # int32 scalars
-    stop: Any
+    start: Int32[Array, ""]
+    stop: Int32[Array, ""]
+
+
+Chosen = Int32[Array, "*index"] | Bool[Array, "axis"] | Span
+"""A user's index as data, made by `index`."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Which positions, heads and features of a value; None is all of them.
+    """Which positions, heads and features of a value an edit changes; None is all of them.
 
-    Each of `pos`, `head`, `feature` is an index, a vector of indices, a boolean mask over the axis or a `Span`.
-    `where` is a boolean mask over the whole value, or over its (batch, pos).
+    Attributes:
+      pos: an index, a vector of indices, a boolean mask over the axis, or a `Span`.
+      head: the same for the axis of heads.
+      feature: the same for the last axis.
+      where: a boolean mask over the whole value, or over its (batch, pos).
     """
 
-    pos: Any = None
-    head: Any = None
-    feature: Any = None
-    where: Any = None
+    pos: Chosen | None = None
+    head: Chosen | None = None
+    feature: Chosen | None = None
+    where: Bool[Array, "..."] | None = None
 
     @property
     def is_everything(self) -> bool:
         return self.pos is None and self.head is None and self.feature is None and self.where is None
 
 
-def index(value: Any) -> Any:
-    """What the user wrote as an index, as data of one dtype, so that no spelling of it recompiles."""
+def index(value: Index | Span | None) -> Chosen | None:
+    """A user's index as data of one dtype, so that no spelling of it compiles again.
+
+    Raises:
+      RegionError: it is no index, list of indices, slice without a step, or boolean mask.
+    """
     if value is None or isinstance(value, Span):
         return value
     if isinstance(value, slice):
@@ -71,9 +85,9 @@ def index(value: Any) -> Any:
 
 
 def constant(value: Any, dtype: Any) -> Array:
-    """`value` as a device array of exactly `dtype`; still a known value where this runs inside a traced function.
+    """`value` as a device array of exactly `dtype`. Its value stays known inside a traced function.
 
-    A NumPy array or a Python scalar would do, but each costs a transfer every time that a jitted model is called.
+    A NumPy array or a Python scalar would cost a transfer every time that a jitted model is called.
     """
     if isinstance(value, jax.core.Tracer):
         return jax.lax.convert_element_type(value, dtype)
@@ -81,28 +95,51 @@ def constant(value: Any, dtype: Any) -> Array:
         return jnp.asarray(value, dtype)
 
 
+Bounds = tuple[int | None, int | None]
+"""(below, above): indices from -below to above - 1 exist; None where that is not known."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Positions:
-    """Where the tokens of a forward pass stand.
+    """The positions of the tokens of a forward pass.
 
-    `at` are the absolute positions ([pos], or [batch, pos] with batch 1 where rows agree), None for 0..n-1; negative
-    ones count from `length`, one number or one for each row ([batch, 1]). `bounds` (below, above) say which indices
-    are possible at all, -below to above - 1, None: not known. `open_ended` where a possible position that is not here
-    may come in another call, as in generation.
+    Attributes:
+      at: the absolute positions, [pos] or [batch, pos] (batch 1 if all rows agree); None for 0..n-1.
+      length: what negative positions count from: one number, or one for each row, [batch, 1].
+      bounds: (below, above): possible indices are -below to above - 1. None: not known.
+      open_ended: a possible position that is not in this call may come in another call, as in generation.
     """
 
-    at: Any = None
-    length: Any = None
-    bounds: tuple[int | None, int | None] = (None, None)
+    at: Int[ArrayLike, "..."] | None = None
+    length: Int[ArrayLike, "..."] | int | None = None
+    bounds: Bounds = (None, None)
     open_ended: bool = False
 
 
-def mask(region: Region, shape: tuple[int, ...], axes: tuple[str, ...], positions: Positions, what: str):
-    """`(inside, valid)` for a value of `shape` with named `axes`.
+def mask(
+    region: Region,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    positions: Positions,
+    what: str,
+    note: Callable[[Chosen, Bounds, str], None] = lambda chosen, bounds, what: None,
+) -> tuple[Bool[Array, "..."] | None, Bool[Array, ""] | None]:
+    """Which entries of a value are in a region.
 
-    `inside` is a boolean broadcastable to the value, or None for everything. `valid` is a scalar boolean
-    that is False where an index that is data lies outside, or None where there is nothing to doubt.
-    Raises `RegionError` where the index is known and lies outside.
+    Args:
+      region: the region.
+      shape: the shape of the value.
+      axes: the names of its axes.
+      positions: the positions of the forward pass.
+      what: what to call the value in a message.
+      note: is told each index, its bounds and what it is called.
+
+    Returns:
+      `(inside, valid)`. `inside` is a boolean array that can be broadcast to the value, None for all of it. `valid` is
+      a boolean scalar: False if an index that is data is outside; None if all indices are known.
+
+    Raises:
+      RegionError: an index is known and outside the value.
     """
     inside, valid = [], []
     for name, chosen in (("pos", region.pos), ("head", region.head), ("feature", region.feature)):
@@ -113,6 +150,7 @@ def mask(region: Region, shape: tuple[int, ...], axes: tuple[str, ...], position
         stand = Positions(np.arange(n, dtype=np.int32), n, (n, n), open_ended=True)
         if name == "pos" and positions.at is not None:
             stand = positions
+        note(chosen, stand.bounds, f"{name}= of {what}")
         part, ok = _select(chosen, stand, f"{name}= of {what}")
         # [n] or, for positions that differ by row, [batch, n]: put each dimension on its axis of the value
         places = [axes.index("batch"), axis] if part.ndim == 2 else [axis]
@@ -136,8 +174,8 @@ def _axis(name: str, axes: tuple[str, ...], what: str) -> int:
     raise RegionError(f"{what} has axes ({' '.join(axes)}): there is no {name!r} to choose from")
 
 
-def check_known(chosen: Any, bounds: tuple[int | None, int | None], what: str) -> None:
-    """Raise `RegionError` where an index, a span or a mask is known and lies outside `bounds` (see `Positions`)."""
+def check_known(chosen: Chosen | None, bounds: Bounds, what: str) -> None:
+    """Raise `RegionError` if an index, a span or a mask is known and outside `bounds` (see `Positions`)."""
     below, above = bounds
     if chosen is None:
         return
@@ -162,9 +200,11 @@ def check_known(chosen: Any, bounds: tuple[int | None, int | None], what: str) -
                 raise RegionError(f"{i} is outside: {what} takes {takes}")
 
 
-def _outside(span: Span, bounds: tuple[int | None, int | None]) -> Bool[Array, ""]:
-    """Whether a span cannot choose anything: it ends before it begins, or lies past either end. One that is empty where
-    it begins, or open and begins where the axis ends, is the empty span that splitting an axis may give."""
+def _outside(span: Span, bounds: Bounds) -> Bool[Array, ""]:
+    """Whether a span cannot choose anything: it ends before it begins, or is past either end.
+
+    Two empty spans are allowed, because splitting an axis gives them: n:n, and n: where the axis ends at n.
+    """
     (below, above), start, stop = bounds, jnp.asarray(span.start), jnp.asarray(span.stop)
     found = ((start < 0) == (stop < 0)) & (stop < start)
     if above is not None:
@@ -172,8 +212,8 @@ def _outside(span: Span, bounds: tuple[int | None, int | None]) -> Bool[Array, "
     return found if below is None else found | (stop < -below)
 
 
-def _select(chosen, stand: Positions, what: str):
-    """Which positions are chosen, and whether the choice lies inside (None: known to)."""
+def _select(chosen: Chosen, stand: Positions, what: str) -> tuple[Bool[Array, "..."], Bool[Array, ""] | None]:
+    """Which positions are chosen, and whether the choice is inside (None: it is known to be)."""
     here, length, (below, above) = jnp.asarray(stand.at), jnp.asarray(stand.length), stand.bounds
     check_known(chosen, stand.bounds, what)
     if isinstance(chosen, Span):

@@ -1,4 +1,4 @@
-"""Running the blocks of a model: blocks of their own one after the other, a `Stack` by `lax.scan`."""
+"""Running the blocks of a model: a block of its own as it is, a `Stack` by one `lax.scan`."""
 
 from __future__ import annotations
 
@@ -7,115 +7,153 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
-from jax_interp.surgery.site import Here, Site, room
+from jax_interp.surgery.body import BodyValues, zeros_like_type
+from jax_interp.surgery.place import Place
+from jax_interp.surgery.site import Site
 from jax_interp.surgery.stack import Segment, index_layer, iter_segments
 from jax_interp.surgery.taps import Each, Edit
+
+Remat = Callable[..., Any] | bool | None
 
 
 def run_blocks(
     blocks: Iterable[Any],
-    x: Any,
+    x: PyTree,
     site: Site,
     *args: Any,
-    state: Sequence[Any] | None = None,
-    remat: Callable | bool | None = None,
+    state: Sequence[PyTree] | None = None,
+    remat: Remat = None,
 ) -> Any:
     """Apply the segments in order: `x = block(x, site, *args)` for each block.
 
-    With `state`, one entry per segment (leaves `[layer, ...]` for a `Stack`), each block is called with its part as
-    `state=` and returns `(x, state)`; the result is then `(x, states)`. `remat` recomputes blocks in the backward
-    pass: True keeps nothing, a policy keeps what it says, by the names that sites give
-    (`jax.checkpoint_policies.save_only_these_names("attn_out", "mlp.post")`).
+    Args:
+      blocks: the model's segments.
+      x: the input of the first block.
+      site: the root scope, from `Site.open`.
+      args: what every block is called with besides.
+      state: one entry per segment, with leaves `[layer, ...]` for a `Stack` (a KV cache, for example). Each block gets
+        its part as `state=` and returns `(x, state)`.
+      remat: what the backward pass recomputes. True: everything but the inputs of the blocks. A policy: all but the
+        names it keeps (`jax.checkpoint_policies.save_only_these_names("attn_out", "mlp.post")`).
 
-    Where a reading does not want the model's output, blocks after the last one it depends on are not run, and the
-    returned `x` is the value there.
+    Returns:
+      The output of the last block; with `state`, `(x, states)`. If a reading does not want the model's output, blocks
+      after the last one that it depends on are not run, and `x` is the value there.
     """
-    trace, states = site._trace, []
-    last = trace.enter_blocks()
+    states, last = [], site.trace.enter_blocks()
     for i, segment in enumerate(iter_segments(blocks)):
         entry = None if state is None else state[i]
         if last is None or segment.layers.start <= last:
             if segment.stacked:
                 layers = segment.layers if last is None else segment.layers[: last + 1 - segment.layers.start]
-                x, entry = _scan(segment, x, layers, trace, args, entry, remat)
+                x, entry = _scan(segment, x, layers, site, args, entry, remat)
             else:
-                x, entry = _apply(segment.block, x, segment.layers.start, trace, args, entry, remat)
+                x, entry = _apply(segment, x, site, args, entry, remat)
         states.append(entry)
     return x if state is None else (x, states)
 
 
-def _apply(block, x, layer, trace, args, state, remat):
-    """Run one block as is. Its readings leave it as an output, so that `jax.checkpoint` can wrap it."""
+def _call(block: Any, x: PyTree, site: Site, args: tuple, state: PyTree | None) -> tuple[PyTree, PyTree | None]:
+    return (block(x, site, *args), None) if state is None else block(x, site, *args, state=state)
 
-    def step(block, x, state):
-        site = Site(trace, here=Here(layer, range(layer, layer + 1), (layer,)))
-        out = block(x, site, *args) if state is None else block(x, site, *args, state=state)
-        x, state = out if state is not None else (out, None)
-        return x, state, site._kept
 
-    x, state, kept = _remat(step, remat, prevent_cse=True)(block, x, state)
-    for i, value in kept.items():
-        trace.pieces[i].append((value, False))
+def _apply(segment: Segment, x: PyTree, site: Site, args: tuple, state: PyTree | None, remat: Remat):
+    """Run one block as it is. What surgery keeps enters and leaves it as data, so that `jax.checkpoint` can wrap it."""
+    layer, trace = segment.layers.start, site.trace
+    place = Place(layer, segment.layers, (layer,))
+
+    def step(block, x, state, carried):
+        values = BodyValues(carried=dict(carried))
+        x, state = _call(block, x, site.in_block(place, values), args, state)
+        return x, state, values.readings, values.carried
+
+    step = _remat(step, remat, prevent_cse=True)
+    x, state, readings, carried = step(segment.block, x, state, site.values.carried)
+    site.values.carried = carried
+    for r in trace.reads:
+        if r.index in readings:
+            trace.add_reading(r, readings[r.index], has_layer_axis=False)
     return x, state
 
 
-def _scan(stack: Segment, x, span, trace, args, state, remat):
-    """Run the layers `span` of a stack by one `lax.scan`; what is read of them is collected in its carry."""
-    kept = _room_for_readings(stack, x, span, trace, args, state)
+def _scan(segment: Segment, x: PyTree, span: range, site: Site, args: tuple, state: PyTree | None, remat: Remat):
+    """Run the layers `span` of a stack by one `lax.scan`. What surgery keeps is part of the scan's carry."""
+    trace, entering = site.trace, _values_of_scan(segment, x, span, site, args, state)
     each = {}  # values for each layer of this segment travel through the scan with the parameters
     for r in trace.taps:
         if isinstance(r.tap, Edit) and isinstance(r.tap.fn, Each) and r.layers and set(span) <= set(r.layers):
             rows = slice(r.layers.index(span[0]), r.layers.index(span[-1]) + 1)
             if rows.stop - rows.start == len(span):
                 each[r.index] = [leaf[rows] for leaf in r.tap.fn.values()]
-    whole = len(span) == len(stack.layers)
+    whole = len(span) == len(segment.layers)
     # A scan over part of the parameters would copy that part; picking a layer inside the body does not.
-    blocks = stack.block if whole else None
+    blocks = segment.block if whole else None
     states = state if whole else jax.tree.map(lambda leaf: leaf[: len(span)], state)
 
     def body(carry, xs):
-        x, kept = carry
+        x, readings, carried = carry
         layer, block, state, each = xs
         if block is None:
             block = jax.tree.map(
-                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer - span.start, keepdims=False), stack.block
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer - span.start, keepdims=False), segment.block
             )
-        site = Site(trace, here=Here(layer, span, tuple(span), each), kept=dict(kept))
-        out = block(x, site, *args) if state is None else block(x, site, *args, state=state)
-        x, state = out if state is not None else (out, None)
-        return (x, {i: site._kept[i] for i in kept}), state
+        values = entering.copy(readings=readings, carried=carried)
+        place = Place(layer, span, tuple(span), each)
+        x, state = _call(block, x, site.in_block(place, values), args, state)
+        return (x, {i: values.readings[i] for i in readings}, {k: values.carried[k] for k in carried}), state
 
     layers = jnp.arange(span.start, span.stop, dtype=jnp.int32)
-    (x, kept), states = jax.lax.scan(_remat(body, remat, prevent_cse=False), (x, kept), (layers, blocks, states, each))
-    for i, rows in kept.items():
-        trace.pieces[i].append((rows, True))
+    carry = (x, entering.readings, entering.carried)
+    (x, readings, carried), states = jax.lax.scan(
+        _remat(body, remat, prevent_cse=False), carry, (layers, blocks, states, each)
+    )
+    site.values.carried = carried
+    for r in trace.reads:
+        if r.index in readings:
+            trace.add_reading(r, readings[r.index], has_layer_axis=True)
     if state is not None and not whole:
         states = jax.tree.map(lambda old, new: old.at[: len(span)].set(new), state, states)
     return x, states
 
 
-def _room_for_readings(stack, x, span, trace, args, state) -> dict[int, Any]:
-    """An empty buffer for each reading inside these layers. The block is shape-evaluated once to learn its type."""
+def _values_of_scan(
+    segment: Segment, x: PyTree, span: range, site: Site, args: tuple, state: PyTree | None
+) -> BodyValues:
+    """What enters a scan: a buffer for each reading in these layers, and the carried values.
+
+    Those that its own layers make are zeros at first. Types are found by evaluating the block for shapes alone.
+    """
+    trace, before = site.trace, site.values
     reads = [r for r in trace.reads if set(span).intersection(r.layers or ())]
-    if not reads:
-        return {}
+    makers = [r for r in trace.taps if isinstance(r.tap, Edit) and r.is_scoped and set(span) & set(r.layers or ())]
+    if not reads and not makers:
+        return BodyValues(carried=before.carried)
+    place, first_made = Place(jnp.int32(span[0]), span, tuple(span)), {}
 
-    def look(block, x, state):
-        site = Site(trace, here=Here(jnp.int32(span[0]), span, tuple(span)), looking=True)
-        return block(x, site, *args) if state is None else block(x, site, *args, state=state)
+    def types(block, x, state, carried):
+        values = BodyValues(carried=dict(carried), finding_types=True)
+        _call(index_layer(block, 0), x, site.in_block(place, values), args, index_layer(state, 0))
+        first_made.update(values.made_here)
+        return values.carried
 
-    jax.eval_shape(lambda block, x, state: look(index_layer(block, 0), x, index_layer(state, 0)), stack.block, x, state)
-    kept = {}
+    carried = before.carried
+    while True:  # an edit may need the type of what an edit at a later value makes: once more for each such step
+        known, carried = set(carried), jax.eval_shape(types, segment.block, x, state, carried)
+        if known == set(carried):
+            break
+    readings = {}
     for r in reads:
         wanted = [layer for layer in span if layer in r.layers]
-        value = trace.named.get(r.name, {}).get(wanted[0])
-        if value is not None and r.index in trace.met:  # what is missing is reported at the end
-            kept[r.index] = room(value, len(wanted))
-    return kept
+        if (kind := trace.type_of(r, wanted[0])) is not None:  # what is missing is reported at the end
+            readings[r.index] = zeros_like_type(kind, len(wanted))
+    new = {name: kind for name, kind in carried.items() if name not in before.carried}
+    carried = before.carried | {name: jax.tree.map(zeros_like_type, kind) for name, kind in new.items()}
+    return BodyValues(readings, carried, {name: first_made[name] for name in new})
 
 
-def _remat(fn, remat, prevent_cse):
+def _remat(fn: Callable[..., Any], remat: Remat, *, prevent_cse: bool) -> Callable[..., Any]:
     if remat is None or remat is False:
         return fn
     return jax.checkpoint(fn, policy=None if remat is True else remat, prevent_cse=prevent_cse)

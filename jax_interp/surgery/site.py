@@ -1,79 +1,59 @@
 """`Site`: what a model calls to give a value its name.
 
-`site(name, x)` is at once the name, the reader, the editor and `jax.ad_checkpoint.checkpoint_name`, so one
-vocabulary addresses activations, metrics and what a remat policy keeps. It is passed explicitly: an argument
-cannot go stale in a cache. Sites that nobody taps leave no trace in the compiled program.
+`site(name, x)` names the value, reads it, edits it, and calls `jax.ad_checkpoint.checkpoint_name`, so the same names
+address activations, metrics, and what a remat policy keeps. A site is passed as an argument. A name that nobody taps
+leaves no trace in the compiled program.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
-from jax_interp.core.errors import UserError
 from jax_interp.surgery import region as regions
 from jax_interp.surgery.address import AddressError
+from jax_interp.surgery.body import BodyValues, CarryError, NotYetMade, zeros_like_type
+from jax_interp.surgery.editing import apply_edit, checked_layer, name_of
+from jax_interp.surgery.place import Place
 from jax_interp.surgery.stack import depth_of
-from jax_interp.surgery.taps import Each, Read, Resolved
+from jax_interp.surgery.taps import Read, Resolved, Tap
 from jax_interp.surgery.trace import Trace
 
 
-class EditError(UserError):
-    """What an edit returned cannot stand in for the value."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Here:
-    """Which block is running: `layer` is an int where the block runs as is, traced where it is scanned.
-
-    `span` are the layers of the segment, all run by this one piece of code; `layers` those of them at which
-    this scope exists. `each` holds, by tap, the running layer's values of an `Each`, where the scan slices them.
-    """
-
-    layer: Any
-    span: range
-    layers: tuple[int, ...]
-    each: dict[int, list[Any]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def is_scanned(self) -> bool:
-        return not isinstance(self.layer, int)
-
-    def lookup(self, table: list) -> Array:
-        """The running layer's entry of a table that has one for each layer of the span."""
-        return jnp.asarray(table)[self.layer - self.span.start]
-
-
 class Site:
-    """A scope of names. `site / "attn"` is the scope below it; `Site.open` the root that a model starts with."""
+    """A scope of names. A model starts with `Site.open`; `site / "attn"` is the scope below it.
+
+    Attributes:
+      trace: the forward pass, with its taps.
+      place: the block that is running.
+      values: what surgery keeps in this body.
+      axes: in the scope of a scoped edit, the names of the axes of the edited value.
+    """
 
     def __init__(
         self,
         trace: Trace,
+        place: Place | None = None,
+        values: BodyValues | None = None,
+        *,
         prefix: str = "",
-        here: Here | None = None,
-        since: int = 0,
-        kept: dict[int, Any] | None = None,
-        looking: bool = False,
+        edit: Resolved | None = None,
         axes: tuple[str, ...] = (),
     ):
-        self.axes = axes  # of the value, where the scope is that of an edit
-        self._trace, self._prefix, self._here, self._since = trace, prefix, here, since
-        self._kept: dict[int, Any] = {} if kept is None else kept
-        self._looking = looking
+        self.trace = trace
+        self.place = Place() if place is None else place
+        self.values = BodyValues() if values is None else values
+        self.axes = axes
+        self._prefix, self._edit = prefix, edit
 
     @classmethod
     def open(
         cls,
-        taps: tuple = (),
+        taps: tuple[Tap, ...] = (),
         blocks: Any = (),
         *,
         positions: Int[Array, "pos"] | Int[Array, "batch pos"] | None = None,
@@ -83,206 +63,187 @@ class Site:
     ) -> Site:
         """The root scope of a forward pass.
 
-        `blocks` are the model's segments, so that layers can be counted. `positions` are the absolute positions
-        of a value's `pos` axis where they are not 0..n-1 (left padding, generation), and `length` what negative
-        positions count from then (the prompt's length), of each row where rows differ; default: one past a row's
-        last. `bounds` (below, above): an edit's position lies from -below to above - 1, where that is known.
-        `open_ended` says that it may come in another call, as in generation; otherwise one that no row has makes the
-        value NaN, being data.
+        Args:
+          taps: the `taps=` that the model was called with.
+          blocks: the model's segments, so that layers can be counted.
+          positions: the absolute positions of the `pos` axis of a value, if they are not 0..n-1 (left padding,
+            generation).
+          length: what negative positions count from, if `positions` is given: the length of the prompt, one number or
+            one for each row. Default: one more than the last position of the row.
+          bounds: (below, above): the position of an edit lies from -below to above - 1. None: not known.
+          open_ended: a position that is not in this call may come in another call, as in generation. Otherwise a
+            position that no row has makes the value NaN, if it is data.
         """
         if positions is not None and length is None:
             length = jnp.max(positions, axis=-1, keepdims=True) + 1
-        stand = regions.Positions(positions, length, bounds, open_ended)
-        return cls(Trace(tuple(taps), depth_of(blocks), stand))
+        return cls(Trace(tuple(taps), depth_of(blocks), regions.Positions(positions, length, bounds, open_ended)))
 
     def __truediv__(self, name: str) -> Site:
-        return Site(self._trace, f"{self._prefix}{name}.", self._here, self._since, self._kept, self._looking)
+        return Site(self.trace, self.place, self.values, prefix=f"{self._prefix}{name}.", edit=self._edit)
+
+    def in_block(self, place: Place, values: BodyValues) -> Site:
+        """The root scope of a block, whose body keeps `values`."""
+        return Site(self.trace, place, values)
 
     @property
     def layer(self) -> int | Int[Array, ""]:
-        """The number of the block that this scope is in: an int where blocks run as they are, data where scanned."""
-        if self._here is None:
+        """The number of the block that is running: an int where blocks run as they are, data where they are scanned."""
+        if self.place.layer is None:
             raise AddressError("only a scope inside the blocks has a layer")
-        return self._here.layer
+        return self.place.layer
 
     def wants(self, *names: str) -> bool:
-        """Whether any tap is on one of these names of this scope, so that a model may leave them unmade.
+        """Whether a tap is on one of these names of this scope, so that a model can leave out values nobody asks for.
 
-        Static, and the same for every layer of a scanned stretch.
+        The answer is structure, and the same for every layer of a scanned stretch.
         """
         full = [self._prefix + name for name in names]
-        inside = self._here is not None
-        self._trace.offered.update((name, inside) for name in full)
-        if self._trace.survey:
+        inside = self.place.inside
+        self.trace.offer(full, inside)
+        if self.trace.survey:
             return True
-        layers = None if self._here is None else set(self._here.layers)
-        acting = (r for name in full for r in self._trace.acting(name, inside, self._since))
-        return any(layers is None or layers.intersection(r.layers or ()) for r in acting)
+        acting = (r for name in full for r in self.trace.acting(name, inside, self._outside_of))
+        return any(not inside or self.place.wanted(r) for r in acting)
 
     def __call__(self, name: str, x: Array, axes: str = "batch pos d_model") -> Array:
-        """Give `x` its name. Returns it, or what the edits at this address make of it."""
-        full, names, here = self._prefix + name, tuple(axes.split()), self._here
-        self._trace.note(full, None if here is None else here.layers, x, names)
-        for r in self._trace.acting(full, here is not None, self._since):
-            self._trace.met.add(r.index)
+        """Give `x` its name.
+
+        Args:
+          name: the name below this scope.
+          x: the value.
+          axes: the names of its axes, separated by spaces.
+
+        Returns:
+          `x`, or what the edits at this address make of it.
+        """
+        full, axis_names = self._prefix + name, tuple(axes.split())
+        self.trace.record(full, self.place.names_layers, x, axis_names)
+        for r in self.trace.acting(full, self.place.inside, self._outside_of):
+            self.trace.meet(r)
             if isinstance(r.tap, Read):
                 self._read(r, x)
             else:
-                x = self._edit(r, x, full, names)
+                x = self._apply(r, x, full, axis_names)
         return checkpoint_name(x, full)
 
     def close(self, output: Any) -> Any:
         """End the forward pass: check that every tap was met, and return what was asked for."""
-        trace = self._trace
+        trace = self.trace
         if trace.survey:
             return trace.surveyed()
         trace.check()
+        if trace.asks_for_bounds:
+            return trace.index_bounds
         if not trace.reads:
             return output
         activations = trace.collect()
         return (output, activations) if trace.wants_output else activations
 
-    # ---- reading --------------------------------------------------------------------------------------------
+    # ---- carried values -------------------------------------------------------------------------------------
+
+    def carry(self, name: str, value: PyTree) -> None:
+        """Make a carried value, for later edits of the same run. Only a scoped edit can do this.
+
+        Args:
+          name: any name. Edits that belong together agree on it; another edit of the same run that makes a value of
+            this name replaces it.
+          value: a pytree of arrays. Made again (at the next layer, say) it must have the same structure, shapes and
+            dtypes.
+
+        Raises:
+          CarryError: the edit's `layer=` is data, so that nobody knows whether the value is made, or the type changed.
+        """
+        if self._edit is None:
+            raise CarryError(f"{name!r}: only a scoped edit carries values, a model passes its own as arguments")
+        if self._edit.tap.layer is not None:
+            raise CarryError(
+                f"the edit at {self._edit.tap.address!r} with layer= cannot make the carried value {name!r}: its layer "
+                "is data. Write the layer in the address, blocks.3.resid_post"
+            )
+        self.values.carry(name, value, self.place)
+
+    def carried(self, name: str) -> PyTree:
+        """A carried value that an earlier edit of this run has made.
+
+        Raises:
+          CarryError: no edit has made it before this one acts.
+        """
+        if self._edit is None:
+            raise CarryError(f"{name!r}: only a scoped edit uses carried values")
+        return self.values.take(
+            name, self.place, f"the edit {name_of(self._edit.tap.fn)} at {self._edit.tap.address!r}"
+        )
+
+    # ---- reading and editing --------------------------------------------------------------------------------
+
+    @property
+    def _outside_of(self) -> int:
+        """The first tap of the nest that acts on names of this scope: values of an edit are seen outside of it only."""
+        return 0 if self._edit is None else self._edit.index + 1
 
     def _read(self, r: Resolved, x: Array) -> None:
-        here = self._here
-        if here is None:
-            self._trace.pieces[r.index].append(x)
-        elif self._looking or not set(here.layers) & set(r.layers or ()):
+        place, values = self.place, self.values
+        if not place.inside:
+            self.trace.add_reading(r, x, has_layer_axis=False)
+        elif values.finding_types or not (wanted := place.wanted(r)):
             return
-        elif not here.is_scanned:
-            if here.layer in (r.layers or ()):
-                self._kept[r.index] = x
+        elif not place.is_scanned:
+            values.readings[r.index] = x
         else:
             # The buffer has a row for each wanted layer of this segment. Every layer writes the row of the next
             # wanted one, which then overwrites it: no branch, no copy. After the last, rows are written back.
-            buffer, wanted = self._kept[r.index], [layer for layer in here.layers if layer in (r.layers or ())]
-            row = here.lookup([min(sum(w < layer for w in wanted), len(wanted) - 1) for layer in here.span])
-            if wanted[-1] != here.layers[-1]:
-                x = jnp.where(here.layer <= wanted[-1], x, jax.lax.dynamic_index_in_dim(buffer, row, keepdims=False))
-            self._kept[r.index] = jax.lax.dynamic_update_index_in_dim(buffer, x, row, 0)
+            buffer = values.readings[r.index]
+            row = place.lookup([min(sum(w < layer for w in wanted), len(wanted) - 1) for layer in place.span])
+            if wanted[-1] != place.layers[-1]:
+                x = jnp.where(place.layer <= wanted[-1], x, jax.lax.dynamic_index_in_dim(buffer, row, keepdims=False))
+            values.readings[r.index] = jax.lax.dynamic_update_index_in_dim(buffer, x, row, 0)
 
-    # ---- editing --------------------------------------------------------------------------------------------
-
-    def _edit(self, r: Resolved, x: Array, name: str, axes: tuple[str, ...]) -> Array:
-        on = self._applies(r)
-        scoped = getattr(r.tap.fn.fn if isinstance(r.tap.fn, Each) else r.tap.fn, "scoped", False)
-        if on is False or (self._looking and not scoped):
+    def _apply(self, r: Resolved, x: Array, name: str, axes: tuple[str, ...]) -> Array:
+        """The value after one edit, where the edit acts."""
+        on = self.place.acts(r, self.trace.depth)
+        if on is False or (self.values.finding_types and not r.is_scoped):
             return x
-        if not scoped:
-            if on is True:
-                return self._act(r, x, axes, None)
-            return self._poison(r, jax.lax.cond(on, lambda x: self._act(r, x, axes, None), lambda x: x, x))
+        if not r.is_scoped:
+            act = lambda x: apply_edit(self.place.callable_of(r), r, x, axes, self.trace, None)
+            return act(x) if on is True else checked_layer(r, jax.lax.cond(on, act, lambda x: x, x), self.trace)
 
-        def act(x, kept):
-            scope = Site(self._trace, f"{name}.", self._below(r), r.index + 1, dict(kept), self._looking, axes)
-            return self._act(r, x, axes, scope), scope._kept
+        def scoped(x: Array) -> tuple[Array, BodyValues]:
+            values = self.values.copy()
+            scope = Site(self.trace, self.place.below(r), values, prefix=f"{name}.", edit=r, axes=axes)
+            return apply_edit(self.place.callable_of(r), r, x, axes, self.trace, scope), values
 
-        if on is True:
-            x, kept = act(x, self._kept)
-        else:  # what is read below the edit leaves the branch as an output; where the edit is off there is none
-            made = jax.eval_shape(act, x, self._kept)[1]
-
-            def skip(x, kept):
-                return x, {i: kept[i] if i in kept else room(kind) for i, kind in made.items()}
-
-            x, kept = jax.lax.cond(on, act, skip, x, self._kept)
-            x = self._poison(r, x)
-        self._kept.update(kept)
-        return x
-
-    def _applies(self, r: Resolved) -> Any:
-        """Whether this edit acts here: a bool where that is structure, traced where it is data."""
-        here = self._here
-        if here is None:
-            return True
-        if r.tap.layer is not None:
-            layer = r.tap.layer
-            if layer.dtype == bool:
-                if layer.shape != (depth := self._trace.depth,):
-                    raise regions.RegionError(f"the mask layer= has shape {layer.shape}, the model has {depth} layers")
-                return layer[here.layer]
-            layer = jnp.where(layer < 0, layer + self._trace.depth, layer)
-            return jnp.any(layer == here.layer)
-        acts = set(here.layers).intersection(r.layers or ())
-        if not acts or len(acts) == len(here.layers):
-            return bool(acts)
-        return here.lookup([layer in acts for layer in here.span])
-
-    def _poison(self, r: Resolved, x: Array) -> Array:
-        """A layer that is data and does not exist cannot raise inside a compiled program: it makes NaN instead."""
-        if r.tap.layer is None:
-            return x
-        layer, depth = r.tap.layer, self._trace.depth
-        if layer.dtype == bool:
-            return x
-        if not isinstance(layer, jax.core.Tracer):
-            known = np.asarray(layer)
-            if ((known < -depth) | (known >= depth)).any():
-                raise regions.RegionError(
-                    f"layer={known} of {r.tap.address!r} is outside: the model has layers 0 to {depth - 1}"
-                )
-            return x
-        valid = jnp.all((layer >= -depth) & (layer < depth))
-        return jnp.where(valid, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.inexact) else x
-
-    def _below(self, r: Resolved) -> Here | None:
-        """The scope in which a scoped edit names its own values: only the layers at which it acts."""
-        here = self._here
-        if here is None or r.tap.layer is not None:
-            return here
-        return dataclasses.replace(here, layers=tuple(layer for layer in here.layers if layer in (r.layers or ())))
-
-    def _act(self, r: Resolved, x: Array, axes: tuple[str, ...], scope: Site | None) -> Array:
-        fn, what = self._values(r), f"the value at {r.tap.address!r}"
-        try:
-            y = fn(x) if scope is None else fn(x, scope)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise EditError(
-                f"the edit {_kind(fn)} cannot act on {what}, {x.dtype}{list(x.shape)} ({' '.join(axes)}): {error}"
-            ) from error
-        if jnp.shape(y) != x.shape:
-            raise EditError(
-                f"the edit {_kind(fn)} at {r.tap.address!r} returned shape {jnp.shape(y)}, "
-                f"the value there has {x.shape} ({' '.join(axes)})"
-            )
-        y = y if y.dtype == x.dtype else y.astype(x.dtype)
-        if r.tap.region.is_everything:
-            return y
-        inside, valid = regions.mask(r.tap.region, x.shape, axes, self._trace.positions, what)
-        y = y if inside is None else jnp.where(inside, y, x)
-        if valid is not None and jnp.issubdtype(x.dtype, jnp.inexact):
-            y = jnp.where(valid, y, jnp.nan)  # an index that is data cannot raise: NaN, not a silent miss
+        if self.values.finding_types:
+            try:
+                y, values = scoped(x)
+            except NotYetMade:
+                return x
+        elif on is True:
+            y, values = scoped(x)
+        else:
+            y, values = self._branch(on, scoped, x)
+            y = checked_layer(r, y, self.trace)
+        self.values.update(values)
         return y
 
-    def _values(self, r: Resolved) -> Callable:
-        """The edit's callable, with this layer's values where it carries some for each."""
-        fn, here = r.tap.fn, self._here
-        if not isinstance(fn, Each):
-            return fn
-        assert here is not None and r.layers is not None, "`resolve` refuses Each outside the blocks"  # noqa: PT018
-        if r.index in here.each:
-            return fn.with_values(here.each[r.index])
-        if not here.is_scanned:
-            row = r.layers.index(here.layer)
-            return fn.with_values([leaf[row] for leaf in fn.values()])
-        row = here.lookup([r.layers.index(layer) if layer in r.layers else 0 for layer in here.span])
-        return fn.with_values([jax.lax.dynamic_index_in_dim(leaf, row, keepdims=False) for leaf in fn.values()])
+    def _branch(self, on: Array, scoped: Any, x: Array) -> tuple[Array, BodyValues]:
+        """`scoped(x)` in a branch that runs where `on`. What it reads and carries leaves the branch as an output; where
+        the edit is off, that is what was there before, or zeros."""
+        before, after = self.values, self.values.copy()
 
+        def act(x):
+            y, values = scoped(x)
+            after.made_here = values.made_here
+            return y, *values.changed_since(before)
 
-def _kind(fn: Callable) -> str:
-    """What to call an edit's callable in a message."""
-    fn = fn.func if isinstance(fn, jax.tree_util.Partial) else fn
-    return getattr(fn, "__name__", type(fn).__name__)
+        _, readings, carried = jax.eval_shape(act, x)
 
+        def skip(x):
+            kept = lambda old, kinds: {
+                k: old[k] if k in old else jax.tree.map(zeros_like_type, kinds[k]) for k in kinds
+            }
+            return x, kept(before.readings, readings), kept(before.carried, carried)
 
-def room(like: Any, rows: int | None = None) -> Array:
-    """Zeros for a value of type `like`, or for `rows` of them, sharded as it is where types carry shardings."""
-    shape = like.shape if rows is None else (rows, *like.shape)
-    sharding = getattr(like, "sharding", None)
-    if sharding is None or sharding.mesh.empty or not sharding.mesh.are_all_axes_explicit:
-        return jnp.zeros(shape, like.dtype)
-    spec = sharding.spec if rows is None else jax.P(None, *sharding.spec)
-    return jnp.zeros(shape, like.dtype, out_sharding=spec)
+        y, readings, carried = jax.lax.cond(on, act, skip, x)
+        after.readings |= readings
+        after.carried |= carried
+        return y, after

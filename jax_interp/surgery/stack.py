@@ -26,7 +26,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from jax_interp.surgery.address import Address, AddressError
-from jax_interp.surgery.taps import Tapped
+from jax_interp.surgery.taps import Wrapper
 
 
 class Stack(nnx.Module):
@@ -122,7 +122,7 @@ def map_blocks(model: Any, fn: Callable[..., Any], *values: PyTree) -> Any:
         that it gets and return it.
       values: pytrees with leaves `[layer, ...]`; `fn` gets the entry of its layer.
     """
-    if isinstance(model, Tapped):
+    if isinstance(model, Wrapper):
         return dataclasses.replace(model, model=map_blocks(model.model, fn, *values))
     segments = []
     for segment in iter_segments(model):
@@ -173,7 +173,7 @@ def replan(model: Any, unroll: str | int | Iterable = ()) -> Any:
         replan(model, "4:6")          # layers 4 and 5 unrolled, the rest scanned
         replan(model, [0, -1])        # the first and the last layer unrolled
     """
-    if isinstance(model, Tapped):
+    if isinstance(model, Wrapper):
         return dataclasses.replace(model, model=replan(model.model, unroll))
     if not hasattr(model, "blocks"):
         raise TypeError(f"replan needs a model with an attribute `blocks`, {type(model).__name__} has none")

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_interp.surgery.address import Address, AddressError
+from jax_interp.surgery.contract import Model, ScopedEdit
 from jax_interp.surgery.region import Region
 
 
@@ -67,29 +68,44 @@ class Survey:
     """Ask the model for the names of all its values instead of its output."""
 
 
-Tap = Edit | Read | Survey
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IndexBounds:
+    """Ask the model for the bounds of its edits' indices instead of its output: `call` checks later indices by them."""
+
+
+Tap = Edit | Read | Survey | IndexBounds
+
+
+class Wrapper:
+    """Base class of the frozen dataclasses that are a model around another, `model`.
+
+    Such a model has the attributes of the model inside: its config, blocks, embedding matrix. `replan` and `map_blocks`
+    change the blocks of the model inside.
+    """
+
+    model: Model
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in type(self).__dataclass_fields__:  # type: ignore[attr-defined]
+            raise AttributeError(name)
+        return getattr(self.model, name)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Tapped:
-    """A model under surgery: a model, and the taps that it is called with. Made by `read` and `edit`.
+class Tapped(Wrapper):
+    """A model under surgery: a model, and the taps that it is called with. `read` and `edit` return it.
 
-    Compared by identity, so that `jax.jit(edited)` works; the arrays are constants of that program then. To change them
-    without compiling again, make the model an argument: `call = jax.jit(lambda f, *args: f(*args))`.
+    It is compared by identity, so that `jax.jit(edited)` works; its arrays are constants of that program. `call` makes
+    the model an argument, so that its arrays can change without compiling again.
     """
 
-    model: Callable
+    model: Model
     taps: tuple[Tap, ...]
 
     def __call__(self, *args: Any, taps: tuple[Tap, ...] = (), **kwargs: Any) -> Any:
         return self.model(*args, taps=(*self.taps, *taps), **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        # a model under surgery still has the model's config, blocks, embedding matrix, ...
-        if name.startswith("__") or name in ("model", "taps"):
-            raise AttributeError(name)
-        return getattr(self.model, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +125,17 @@ class Resolved:
     def inside(self) -> bool:
         return self.layers is not None
 
+    @property
+    def is_scoped(self) -> bool:
+        """Whether the edit is called with a site."""
+        fn = self.tap.fn.fn if isinstance(self.tap.fn, Each) else self.tap.fn
+        return isinstance(fn, ScopedEdit)
+
 
 def resolve(taps: tuple[Tap, ...], depth: int) -> list[Resolved]:
     """Find the layers each tap means. Raises `AddressError` for what can be told before the model runs."""
     resolved, reads = [], set()
-    for i, tap in enumerate(tap for tap in taps if not isinstance(tap, Survey)):
+    for i, tap in enumerate(tap for tap in taps if not isinstance(tap, (Survey, IndexBounds))):
         address = Address.parse(tap.address)
         if address.layers == "" and not (isinstance(tap, Edit) and tap.layer is not None):
             raise AddressError(

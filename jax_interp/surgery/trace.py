@@ -1,12 +1,13 @@
 """What one forward pass knows about its taps. A `Trace` lives while JAX traces (or runs) a model once.
 
-It never holds a traced value longer than the scope that made it: what is read inside a block leaves the
-block as an output, and is handed here afterwards as a *piece* of the reading.
+It holds no traced value longer than the scope that made it: what is read inside a block leaves the block as an output,
+and is added here afterwards.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,11 +16,11 @@ import jax.numpy as jnp
 from jax_interp.surgery.activations import Activations
 from jax_interp.surgery.address import AddressError, suggest
 from jax_interp.surgery.region import Positions
-from jax_interp.surgery.taps import Edit, Read, Resolved, Survey, Tap, resolve
+from jax_interp.surgery.taps import Edit, IndexBounds, Read, Resolved, Survey, Tap, resolve
 
 
 @dataclasses.dataclass(frozen=True)
-class Named:
+class NamedValue:
     """A value that has a name: its type and the names of its axes."""
 
     shape: tuple[int, ...]
@@ -35,12 +36,14 @@ class Trace:
         self.depth, self.positions = depth, positions
         self.taps = resolve(taps, depth)
         self.survey = any(isinstance(tap, Survey) for tap in taps)
+        self.asks_for_bounds = any(isinstance(tap, IndexBounds) for tap in taps)
+        self.index_bounds: list[tuple[Any, tuple[int | None, int | None], str]] = []
         self.reads = [r for r in self.taps if isinstance(r.tap, Read)]
         self.wants_output = all(r.tap.output for r in self.reads)
-        self.named: dict[str, dict[int | None, Named]] = {}  # name -> layer (None: outside) -> what was there
-        self.offered: set[tuple[str, bool]] = set()  # names that a model makes only on request
-        self.pieces: dict[int, list[Any]] = {r.index: [] for r in self.reads}
-        self.met: set[int] = set()  # the taps that some value came by
+        self.named: dict[str, dict[int | None, NamedValue]] = {}  # name -> layer (None: outside) -> what was there
+        self._offered: set[tuple[str, bool]] = set()  # names that a model makes only on request
+        self._readings: dict[int, list[tuple[jax.Array, bool]]] = {r.index: [] for r in self.reads}
+        self._met: set[int] = set()  # the taps whose value was there
         self._clock = 0
         self._times: dict[tuple[str, bool], int] = {}
         self._blocks_begin = 0
@@ -52,25 +55,46 @@ class Trace:
         """The taps at this name, innermost first, from the `since`-th of the nest on."""
         return [r for r in self.taps if r.name == name and r.inside == inside and r.index >= since]
 
-    def note(self, name: str, layers: tuple[int, ...] | None, value: jax.Array, axes: tuple[str, ...]) -> None:
-        """A value called `name` exists at `layers` (None: outside the blocks)."""
+    def meet(self, r: Resolved) -> None:
+        """The value of a tap is there."""
+        self._met.add(r.index)
+
+    def note_index(self, index: Any, bounds: tuple[int | None, int | None], what: str) -> None:
+        """An edit is given `index` where -below to above - 1 exist, with `bounds` (below, above)."""
+        if self.asks_for_bounds:
+            self.index_bounds.append((index, bounds, what))
+
+    def offer(self, names: Iterable[str], inside: bool) -> None:
+        """The model makes values of these names, inside or outside the blocks, if somebody asks for them."""
+        self._offered.update((name, inside) for name in names)
+
+    def add_reading(self, r: Resolved, value: jax.Array, *, has_layer_axis: bool) -> None:
+        """A part of a reading: the value at one layer or, with a layer axis, those of several."""
+        self._readings[r.index].append((value, has_layer_axis))
+
+    def type_of(self, r: Resolved, layer: int) -> NamedValue | None:
+        """The type of the value of a tap at one layer; None where it was not met."""
+        return self.named.get(r.name, {}).get(layer) if r.index in self._met else None
+
+    def record(self, name: str, layers: tuple[int, ...] | tuple[None], value: jax.Array, axes: tuple[str, ...]) -> None:
+        """A value called `name` exists at `layers`; (None,) is outside the blocks."""
         kind = jax.typeof(value)
         if len(axes) != len(kind.shape):
             raise ValueError(f"the model names the axes of {name!r} ({' '.join(axes)}), its shape is {kind.shape}")
-        here = Named(kind.shape, kind.dtype, axes, kind.sharding)
+        here = NamedValue(kind.shape, kind.dtype, axes, kind.sharding)
         known = self.named.setdefault(name, {})
-        inside = layers is not None
+        inside = layers != (None,)
         if not inside and None in known:
             raise ValueError(f"the model names two values {name!r}: every name outside the blocks is given once")
         self._clock += 1
         self._times.setdefault((name, inside), self._clock)
-        for layer in layers if layers is not None else (None,):
+        for layer in layers:
             known[layer] = here
 
     def enter_blocks(self) -> int | None:
         """The last layer that a reading without output depends on; None where the whole model is needed."""
         self._blocks_begin = self._clock
-        outstanding = [r for r in self.reads if not r.inside and not self.pieces[r.index]]
+        outstanding = [r for r in self.reads if not r.inside and not self._readings[r.index]]
         if self.survey or self.wants_output or outstanding:  # what is outstanding may come after the blocks
             return None
         self._stopped_after = max((r.layers[-1] for r in self.reads if r.layers is not None), default=-1)
@@ -97,10 +121,10 @@ class Trace:
                 raise AddressError(f"{r.tap.address!r}: {r.name!r} exists in blocks {have} and not in {missing[0]}.")
             if missing:
                 exist = [_spelled(name, layer is not None) for name, at in self.named.items() for layer in at]
-                exist += [_spelled(name, inside) for name, inside in self.offered]
+                exist += [_spelled(name, inside) for name, inside in self._offered]
                 asked = _spelled(r.name, r.inside)
                 raise AddressError(f"{r.tap.address!r} names no value of this model.{suggest(asked, exist)}")
-            if r.index not in self.met:
+            if r.index not in self._met:
                 raise AddressError(
                     f"{r.tap.address!r} is made by a surgery outside this one, which acts later: "
                     f"{'read' if isinstance(r.tap, Read) else 'edit'} it outside of that"
@@ -123,25 +147,23 @@ class Trace:
         )
 
     def collect(self) -> Activations:
-        """The readings, assembled from their pieces."""
+        """The readings, assembled from their parts."""
         arrays = {}
         for r in self.reads:
-            pieces = self.pieces[r.index]
-            if r.layers is None:
-                array = pieces[0]
-            elif r.address.is_single:
-                (rows, many) = pieces[0]
-                array = rows[0] if many else rows
-            elif len(pieces) == 1 and pieces[0][1]:
-                array = pieces[0][0]
-            elif any(many for _, many in pieces):
-                array = jnp.concatenate([rows if many else rows[None] for rows, many in pieces])
+            parts = self._readings[r.index]
+            first, has_layer_axis = parts[0]
+            if r.address.is_single:
+                array = first[0] if has_layer_axis else first
+            elif len(parts) == 1 and has_layer_axis:
+                array = first
+            elif any(stacked for _, stacked in parts):
+                array = jnp.concatenate([rows if stacked else rows[None] for rows, stacked in parts])
             else:
-                array = jnp.stack([rows for rows, _ in pieces])
+                array = jnp.stack([rows for rows, _ in parts])
             arrays[str(r.address)] = array
         return Activations(arrays, self.depth)
 
-    def surveyed(self) -> dict[str, Named]:
+    def surveyed(self) -> dict[str, NamedValue]:
         """Every named value by concrete address, in the order in which a forward pass makes them."""
         outside = [(self._times[name, False], name) for name, at in self.named.items() if None in at]
         inside = [(self._times[name, True], name) for name, at in self.named.items() if set(at) - {None}]

@@ -1,4 +1,4 @@
-"""The verbs: functions that take a model and return a model, or an edit, or a gradient.
+"""The verbs of surgery: functions that take a model and return a model, an edit, or a gradient.
 
     sites(model)(*args)                        every named value and its type; nothing is computed
     read(model, *addresses)                    a model that also returns those values
@@ -6,12 +6,13 @@
     at(address, fn, layer=, pos=, ...)         an edit
     grad_at(model, *addresses)(metric)(*args)  d metric / d value at each of them, one backward pass
 
-What `read` and `edit` return is again a callable pytree that accepts `taps=`: it goes through `jax.jit`, `grad`, `vmap`
-and a checkpoint like the model itself, and surgeries nest. The innermost acts first.
+`read` and `edit` return a model: a callable pytree that accepts `taps=`. It goes through `jax.jit`, `grad`, `vmap` and
+a checkpoint like the model itself. Surgeries nest, and the innermost acts first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -19,42 +20,56 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike, Bool
 
 from jax_interp.surgery.activations import Activations
 from jax_interp.surgery.address import Address, flatten
+from jax_interp.surgery.contract import Model
 from jax_interp.surgery.edits import Add, Replace
-from jax_interp.surgery.region import Region, RegionError, constant, index
-from jax_interp.surgery.taps import Each, Edit, Read, Survey, Tapped
-from jax_interp.surgery.trace import Named
+from jax_interp.surgery.region import Index, Region, RegionError, constant, index
+from jax_interp.surgery.taps import Each, Edit, Read, Survey, Tapped, Wrapper
+from jax_interp.surgery.trace import NamedValue
 
 
 def at(
     address: str | Iterable,
     fn: Callable | Each,
     *,
-    layer: Any = None,
-    pos: Any = None,
-    head: Any = None,
-    feature: Any = None,
-    where: Any = None,
+    layer: Index | None = None,
+    pos: Index | None = None,
+    head: Index | None = None,
+    feature: Index | None = None,
+    where: Bool[ArrayLike, "..."] | None = None,
 ) -> Edit | tuple[Edit, ...]:
-    """An edit: the value at `address` becomes `fn(value)`, inside the region.
+    """An edit: the value at `address` becomes `fn(value)`, inside a region.
 
     Args:
-      address: where; a list of addresses makes one edit for each.
-      fn: any callable pytree, value -> value of the same shape; `Each(fn)` has one set of values per layer.
-        It sees the whole value; the region chooses which part of its result is kept. A plain function is structure:
-        another one compiles anew, and the numbers it closes over are constants. For numbers that are data, give
+      address: the address of the value, or a list of addresses.
+      fn: a callable pytree, value -> value of the same shape, or `Each(fn)` with one set of values per layer. It sees
+        the whole value; the region chooses which part of its result is kept. A plain function is structure: another
+        function compiles again, and the numbers that it closes over are constants. For numbers that are data, give
         `jax.tree_util.Partial(fn, numbers)` or a registered dataclass.
-      layer: the layer as data, for an address that leaves it open (`blocks.resid_post`): an index, several, or a mask.
-        Sweeping it never recompiles.
-      pos, head, feature: an index (negative: from the end), a list of them, a slice, or a boolean mask over that axis.
-        Positions are absolute, in generation too, where negative ones count from the end of the prompt.
-        `head` means key/value heads where a value has those; `feature` is the last axis.
+      layer: the layer as data, for an address without one (`blocks.resid_post`): an index, a list of indices, or a
+        boolean mask over the layers. Another layer never compiles again.
+      pos: which positions: an index (negative: from the end), a list of indices, a slice, or a boolean mask over the
+        axis. Positions are absolute, in generation too; negative ones count from the end of the prompt there.
+      head: which heads, in the same ways. For a value with key/value heads it means those.
+      feature: which entries of the last axis, in the same ways.
       where: a boolean mask over the value, or over its (batch, pos).
 
-    An index that is known and outside the value is a `RegionError` when the model is called; one that is traced data
-    cannot raise, and makes the value NaN instead of being missed silently.
+    Returns:
+      An edit, for `edit`. For a list of addresses, a tuple of edits.
+
+    Raises:
+      TypeError: `fn` is a class, not callable, or no pytree.
+      RegionError: an index is none, `layer=` is a slice. An index outside the value raises when the model is called, if
+        it is known. If it is traced data it cannot raise: it makes the value NaN.
+      AddressError: `address` cannot be an address.
+
+    Example:
+        at("blocks.1.attn.z", Zero(), head=3)                          # ablate a head
+        at("blocks.2.resid_post", Add(vector, 4.0), pos=-1)            # steer at the last position
+        at("blocks.resid_post", Each(Replace(donor)), layer=l, pos=p)  # patch; sweep l and p with jax.vmap
     """
     if isinstance(fn, type):
         raise TypeError(f"an edit takes a callable, not a class: write {fn.__name__}() or {fn.__name__}(...)")
@@ -71,19 +86,48 @@ def at(
     return edits[0] if isinstance(address, str) else edits
 
 
-def edit(model: Callable, *edits: Edit | Iterable) -> Tapped:
-    """The model with its values changed by `edits` (made by `at`), in that order at one address.
+def edit(model: Model, *edits: Edit | Iterable) -> Tapped:
+    """The model with some of its values changed.
 
-    Unused edits are errors when it is called: an address that names nothing raises `AddressError`.
+    Args:
+      model: a model, under surgery or not.
+      edits: what `at` returns; nested lists of edits are fine. At one address they act in this order.
+
+    Returns:
+      A model. When it is called, an edit at an address that names nothing is an `AddressError`.
+
+    Raises:
+      TypeError: one of `edits` was not made by `at`.
+
+    Example:
+        steered = edit(model, at("blocks.2.resid_post", Add(vector)), at("blocks.1.attn.z", Zero(), head=3))
+        logits = call(steered, tokens)
     """
     return Tapped(model, tuple(flat_edits(edits)))
 
 
-def read(model: Callable, *addresses: str | Iterable, output: bool = True) -> Tapped:
-    """The model returning `(output, Activations)`: the values at `addresses`, and nothing else is kept.
+def read(model: Model, *addresses: str | Iterable, output: bool = True) -> Tapped:
+    """The model that also returns some of its values.
 
-    With `output=False` it returns the `Activations` alone, and blocks after the last one they depend on are not run.
-    Nested readings come back in one `Activations`; one value is read once in a nest.
+    Args:
+      model: a model, under surgery or not.
+      addresses: which values. An address of several layers (`blocks.*.resid_post`) is read as one array
+        `[layer, ...]`. One value is read once in a nest of surgeries.
+      output: whether the model's own output is wanted. If not, blocks after the last one that the values depend on are
+        not run.
+
+    Returns:
+      A model that returns `(output, Activations)`, or the `Activations` alone with `output=False`. The readings of a
+      nest of surgeries come back in one `Activations`. When the model is called, an address that names nothing is an
+      `AddressError`.
+
+    Raises:
+      AddressError: one of `addresses` cannot be an address.
+      ValueError: there is no address.
+
+    Example:
+        logits, acts = call(read(model, "blocks.*.resid_post", "blocks.1.attn.pattern"), tokens)
+        acts["blocks.*.resid_post"]    # [layer, batch, pos, d_model]
     """
     names = tuple(_canonical(text) for text in flatten(addresses))
     if not names:
@@ -91,13 +135,28 @@ def read(model: Callable, *addresses: str | Iterable, output: bool = True) -> Ta
     return Tapped(model, tuple(Read(name, output) for name in names))
 
 
-def grad_at(model: Callable, *addresses: str | Iterable) -> Callable:
-    """`grad_at(model, *addresses)(metric)(*args)` gives `(metric(output), d metric / d value at each address)`.
+def grad_at(model: Model, *addresses: str | Iterable) -> Callable:
+    """The gradient of a metric at some of the model's values: `grad_at(model, *addresses)(metric)(*args)`.
 
-    One forward and one backward pass for all addresses. `metric` maps the model's output to a scalar (with
-    `has_aux=True`, to `(scalar, aux)`, and the first result is that pair). The gradient is that of the value after the
-    model's own edits, as an `Activations` of the values' shapes and dtypes: what attribution patching multiplies by a
-    difference of activations (Nanda 2023).
+    One forward and one backward pass give the gradients at all addresses. The gradient is that of the value after the
+    model's own edits. Attribution patching multiplies it by a difference of activations (Nanda 2023).
+
+    Args:
+      model: a model, under surgery or not.
+      addresses: where to differentiate.
+
+    Returns:
+      A function of `metric` and `has_aux=False`. `metric` maps the model's output to a scalar; with `has_aux=True` to
+      `(scalar, aux)`. It returns a function of the model's arguments that returns `(metric(output), gradients)`: the
+      gradients are an `Activations` with the shapes and dtypes of the values, and with `has_aux=True` the first result
+      is the pair.
+
+    Raises:
+      AddressError: one of `addresses` cannot be an address.
+
+    Example:
+        value, grads = grad_at(model, "blocks.*.attn.z")(lambda logits: logits[0, -1, 7])(tokens)
+        grads["blocks.*.attn.z"]    # [layer, batch, pos, head, d_head]
     """
     names = tuple(_canonical(text) for text in flatten(addresses))
 
@@ -123,11 +182,18 @@ def grad_at(model: Callable, *addresses: str | Iterable) -> Callable:
     return with_metric
 
 
-def sites(model: Callable) -> Callable[..., dict[str, jax.ShapeDtypeStruct]]:
-    """`sites(model)(*args)` maps the address of every named value to its type. Nothing is computed, and `model` may be
-    a shape too (`jax.eval_shape` of one's making).
+def sites(model: Model) -> Callable[..., dict[str, jax.ShapeDtypeStruct]]:
+    """The address and type of every named value of a model: `sites(model)(*args)`. Nothing is computed.
 
-    The order is that of the forward pass. Values that a model makes only on request (attention patterns) are included.
+    Args:
+      model: a model, under surgery or not; its arrays may be shapes (`jax.eval_shape` of the making of a model).
+
+    Returns:
+      A function of the model's arguments. It returns a dict from address to type, in the order of the forward pass. It
+      includes values that the model makes only on request (attention patterns).
+
+    Example:
+        sites(model)(tokens)["blocks.1.attn.pattern"].shape    # (batch, head, query, key)
     """
 
     def run(*args: Any, **kwargs: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -139,34 +205,48 @@ def sites(model: Callable) -> Callable[..., dict[str, jax.ShapeDtypeStruct]]:
     return run
 
 
-def survey(model: Callable) -> Callable[..., dict[str, Named]]:
-    """Like `sites`, with the names of each value's axes."""
+def survey(model: Model) -> Callable[..., dict[str, NamedValue]]:
+    """Like `sites`, with the names of the axes of each value."""
 
-    def run(*args: Any, **kwargs: Any) -> dict[str, Named]:
-        found: dict[str, Named] = {}
+    def run(*args: Any, **kwargs: Any) -> dict[str, NamedValue]:
+        named: dict[str, NamedValue] = {}
         leaves, structure = jax.tree.flatten(without_reads(model))
         arrays = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
 
         def look(abstract: list[Any], *args: Any) -> None:
             values = iter(abstract)
             whole = [next(values) if array else leaf for leaf, array in zip(leaves, arrays, strict=True)]
-            found.update(jax.tree.unflatten(structure, whole)(*args, taps=(Survey(),), **kwargs))
+            named.update(jax.tree.unflatten(structure, whole)(*args, taps=(Survey(),), **kwargs))
 
         jax.eval_shape(look, [leaf for leaf, array in zip(leaves, arrays, strict=True) if array], *args)
-        return found
+        return named
 
     return run
 
 
-def without_reads(model: Callable) -> Callable:
+def without_reads(model: Model) -> Model:
     """The same model without its readings; edits stay."""
-    if not isinstance(model, Tapped):
+    if not isinstance(model, Wrapper):
         return model
-    return Tapped(without_reads(model.model), tuple(tap for tap in model.taps if not isinstance(tap, Read)))
+    inside = dataclasses.replace(model, model=without_reads(model.model))  # type: ignore[type-var]
+    if not isinstance(inside, Tapped):
+        return inside
+    return dataclasses.replace(inside, taps=tuple(tap for tap in inside.taps if not isinstance(tap, Read)))
 
 
 def restore(activations: Activations) -> tuple[Edit, ...]:
-    """Edits that put back every value of `activations` where it was read: patching with another run's values."""
+    """The edits that put values back where they were read: patching with the values of another run.
+
+    Args:
+      activations: what a model under `read` returned.
+
+    Returns:
+      One edit for each address that was read.
+
+    Example:
+        _, acts = call(read(model, "blocks.*.attn.pattern"), clean)
+        call(edit(model, restore(acts)), corrupt)    # the corrupt run with the attention of the clean run
+    """
     edits = []
     for name, value in activations.items():
         several = not Address.parse(name).is_single
@@ -179,7 +259,7 @@ def _canonical(text: str) -> str:
 
 
 def _as_pytree(fn: Callable) -> Callable:
-    """`fn` where it is a pytree; a plain function, which `jax.jit` would refuse as a leaf, made one without leaves."""
+    """`fn` if it is a pytree. A plain function, which `jax.jit` would refuse as a leaf, becomes one without leaves."""
     if not jax.tree_util.all_leaves([fn]):
         return fn
     if hasattr(fn, "__name__") or isinstance(fn, functools.partial):
@@ -192,18 +272,18 @@ def _as_pytree(fn: Callable) -> Callable:
 
 
 def _strongly_typed(leaf: Any) -> Any:
-    """A scalar or NumPy array as a device array of the dtype it would get: no spelling of a value recompiles."""
+    """A scalar or NumPy array as a device array of its dtype in JAX, so that no spelling of a value compiles again."""
     if isinstance(leaf, (bool, int, float, complex, np.ndarray, np.generic)):
         return constant(leaf, jax.dtypes.canonicalize_dtype(np.result_type(leaf)))
     return constant(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
 
 
 def flat_edits(edits: Iterable) -> Iterable[Edit]:
-    """The edits in a nested collection of them. Raises TypeError for what is none."""
-    for one in edits:
-        if isinstance(one, Edit):
-            yield one
-        elif isinstance(one, Iterable) and not isinstance(one, str):
-            yield from flat_edits(one)
+    """The edits in a nested collection. Raises TypeError for anything else in it."""
+    for item in edits:
+        if isinstance(item, Edit):
+            yield item
+        elif isinstance(item, Iterable) and not isinstance(item, str):
+            yield from flat_edits(item)
         else:
-            raise TypeError(f"edit takes edits made by at(address, fn), got {type(one).__name__}: {one!r}")
+            raise TypeError(f"edit takes edits made by at(address, fn), got {type(item).__name__}: {item!r}")

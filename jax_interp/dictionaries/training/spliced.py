@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.dictionaries.forms.dictionary import Dictionary
+from jax_interp.surgery import ScopedEdit
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TrainingSplice:
+class TrainingSplice(ScopedEdit):
     """`Splice` as it is trained: the code of a batch where that differs from inference (BatchTopK), and everything that
     the losses are about named below the address: x, y_hat, code.0, … (the leaves of the code).
 
@@ -26,8 +27,6 @@ class TrainingSplice:
     scale: Float[Array, ""]
     rows: Int[Array, " row"]
     kept: Int[Array, ""]
-
-    scoped = True
 
     def __call__(self, value: Array, site: Any) -> Array:
         flat = value.reshape(self.rows.size, -1)

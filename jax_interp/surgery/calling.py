@@ -1,0 +1,157 @@
+"""`call`: one jitted call of a model under surgery, which checks what a compiled program cannot."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jax_interp.core.errors import UserError
+from jax_interp.surgery.contract import Model
+from jax_interp.surgery.region import Span, check_known
+from jax_interp.surgery.taps import Edit, IndexBounds
+
+_MAX_PLANS = 1024
+
+
+def call(model: Model, *args: Any, **kwargs: Any) -> Any:
+    """`model(*args, **kwargs)`, compiled by `jax.jit` with the model as an argument, and checked before it runs.
+
+    A new value (another vector, coefficient, layer, position, token) never compiles again. Another kind of surgery, or
+    another shape, does.
+
+    In a compiled program an index is data. An index outside the value cannot raise there: it makes the value NaN.
+    `call` raises for such an index before the program runs. For this it traces a surgery that has indices once more
+    when it is first called; after that it compares numbers.
+
+    Args:
+      model: a model, under surgery or not.
+      args: its arguments: arrays, or pytrees of arrays.
+      kwargs: its keyword arguments. A plain `bool`, `int`, `str` or function is structure (`last_only=True`,
+        `cache=64`, a remat policy), everything else is data.
+
+    Returns:
+      What the model returns.
+
+    Raises:
+      RegionError: `layer=`, `pos=`, `head=` or `feature=` of an edit is outside the model or the value.
+      AddressError: an address names nothing.
+      UserError: a token id is outside the vocabulary of the model (`model.config.vocab_size`).
+
+    Example:
+        logits, acts = call(read(model, "blocks.*.resid_post"), tokens)
+        ablated = [call(edit(model, at("blocks.1.attn.z", Zero(), head=h)), tokens) for h in range(8)]  # one program
+    """
+    structure = {name: value for name, value in kwargs.items() if _is_structure(value)}
+    data = {name: value for name, value in kwargs.items() if name not in structure}
+    static = tuple(sorted(structure.items()))
+    _check_tokens(model, args, data)
+    _check_indices(static, model, args, data)
+    return compiled_call(static, model, args, data)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_call(static: tuple[tuple[str, Hashable], ...], model: Model, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """The compiled part of `call`. `static` are the keyword arguments that are structure."""
+    return model(*args, **kwargs, **dict(static))
+
+
+def _is_structure(value: Any) -> bool:
+    if isinstance(value, (bool, int, str)):
+        return True
+    return callable(value) and jax.tree_util.all_leaves([value])
+
+
+def _check_tokens(model: Model, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raise UserError for a token id outside the vocabulary, where the model says how large that is."""
+    vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
+    tokens = args[0] if args else kwargs.get("tokens")
+    if vocab_size is None or not _is_known(tokens) or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        return
+    ids = np.asarray(tokens)
+    if not ids.size or (ids.min() >= 0 and ids.max() < vocab_size):
+        return
+    outside = (ids < 0) | (ids >= vocab_size)
+    mask = kwargs.get("mask")
+    if _is_known(mask) and np.shape(mask) == ids.shape:
+        outside &= np.asarray(mask)  # what stands at padding means nothing
+    if outside.any():
+        place = tuple(int(i) for i in np.argwhere(outside)[0])
+        raise UserError(
+            f"the token id {ids[place]} at {list(place)} is outside the vocabulary: this model has {vocab_size} ids, 0 "
+            f"to {vocab_size - 1}. Encode the text with the tokenizer of this model"
+        )
+
+
+def _is_known(array: Any) -> bool:
+    """Whether it is an array whose values are on this host."""
+    if not isinstance(array, (np.ndarray, jax.Array)) or isinstance(array, jax.core.Tracer):
+        return False
+    return not isinstance(array, jax.Array) or array.is_fully_addressable
+
+
+# ---- indices --------------------------------------------------------------------------------------------------
+
+Plan = list[tuple[tuple[int, ...], tuple[int | None, int | None], str]]
+"""For each index of a surgery: the numbers of its leaves (two for a `Span`), its bounds, what it is called."""
+
+_plans: OrderedDict[Hashable, Plan] = OrderedDict()
+
+
+def _check_indices(static: tuple, model: Model, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Raise RegionError for an index that is known and outside."""
+    indices = list(_indices(model))
+    if not indices:
+        return
+    leaves, structure = jax.tree.flatten((model, args, kwargs))
+    key = (structure, static, tuple(map(_type, leaves)))
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _plan(lambda f, args, kwargs: f(*args, **kwargs, **dict(static)), leaves, structure, indices)
+        _plans[key] = plan
+        if len(_plans) > _MAX_PLANS:
+            _plans.popitem(last=False)
+        return  # making the plan has checked these
+    for numbers, bounds, what in plan:
+        chosen = [indices[i] for i in numbers]
+        check_known(Span(*chosen) if len(chosen) == 2 else chosen[0], bounds, what)
+
+
+def _indices(model: Model) -> Iterator[Array]:
+    """The leaves of `layer=`, `pos=`, `head=` and `feature=` of every edit, where they are known."""
+    for one in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Edit)):
+        if isinstance(one, Edit):
+            region = (one.layer, one.region.pos, one.region.head, one.region.feature)
+            yield from (leaf for leaf in jax.tree.leaves(region) if _is_known(leaf))
+
+
+def _plan(run: Callable[..., Any], leaves: list[Any], structure: Any, indices: list[Array]) -> Plan:
+    """Evaluate the surgery for shapes alone, with its indices known. Raises what the model raises for them."""
+    number_of = {id(leaf): i for i, leaf in enumerate(indices)}
+    abstract = [hasattr(leaf, "shape") and id(leaf) not in number_of for leaf in leaves]
+    found: list[tuple[Any, tuple[int | None, int | None], str]] = []
+
+    def look(arrays: list[Array]) -> None:
+        values = iter(arrays)
+        whole = [next(values) if is_abstract else leaf for leaf, is_abstract in zip(leaves, abstract, strict=True)]
+        model, args, kwargs = jax.tree.unflatten(structure, whole)
+        found.extend(run(model, args, kwargs | {"taps": (IndexBounds(),)}))
+
+    jax.eval_shape(look, [leaf for leaf, is_abstract in zip(leaves, abstract, strict=True) if is_abstract])
+    plan: Plan = []
+    for chosen, bounds, what in found:
+        numbers = tuple(number_of.get(id(leaf), -1) for leaf in jax.tree.leaves(chosen))
+        if -1 not in numbers and (numbers, bounds, what) not in plan:
+            plan.append((numbers, bounds, what))
+    return plan
+
+
+def _type(leaf: Any) -> Hashable:
+    return (leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else type(leaf)

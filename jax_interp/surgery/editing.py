@@ -1,0 +1,84 @@
+"""One edit at one value: calling it, checking what it returns, keeping its result inside the region."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jax_interp.core.errors import UserError
+from jax_interp.surgery import region as regions
+from jax_interp.surgery.taps import Each, Resolved
+from jax_interp.surgery.trace import Trace
+
+if TYPE_CHECKING:
+    from jax_interp.surgery.site import Site
+
+
+class EditError(UserError):
+    """What an edit returned cannot stand in for the value."""
+
+
+def apply_edit(
+    fn: Callable[..., Any], r: Resolved, x: Array, axes: tuple[str, ...], trace: Trace, scope: Site | None
+) -> Array:
+    """What the edit makes of the value, inside its region; outside the region the value keeps its bits.
+
+    Args:
+      fn: the edit's callable at this layer.
+      r: the tap of the edit.
+      x: the value.
+      axes: the names of its axes.
+      trace: the forward pass.
+      scope: the site of a scoped edit, None for a plain edit.
+    """
+    what = f"the value at {r.tap.address!r}"
+    try:
+        y = fn(x) if scope is None else fn(x, scope)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise EditError(
+            f"the edit {name_of(fn)} cannot act on {what}, {x.dtype}{list(x.shape)} ({' '.join(axes)}): {error}"
+        ) from error
+    if jnp.shape(y) != x.shape:
+        raise EditError(
+            f"the edit {name_of(fn)} at {r.tap.address!r} returned shape {jnp.shape(y)}, "
+            f"the value there has {x.shape} ({' '.join(axes)})"
+        )
+    y = y if y.dtype == x.dtype else y.astype(x.dtype)
+    if r.tap.region.is_everything:
+        return y
+    inside, valid = regions.mask(r.tap.region, x.shape, axes, trace.positions, what, trace.note_index)
+    y = y if inside is None else jnp.where(inside, y, x)
+    if valid is not None and jnp.issubdtype(x.dtype, jnp.inexact):
+        y = jnp.where(valid, y, jnp.nan)  # an index that is data cannot raise: NaN, not a silent miss
+    return y
+
+
+def checked_layer(r: Resolved, x: Array, trace: Trace) -> Array:
+    """The value, NaN if the edit's `layer=` is data and the model has no such layer: a compiled program cannot raise.
+
+    Raises `RegionError` if the layer is known.
+    """
+    layer, depth = r.tap.layer, trace.depth
+    if layer is None or layer.dtype == bool:
+        return x
+    what = f"layer= of {r.tap.address!r}"
+    trace.note_index(layer, (depth, depth), what)
+    if not isinstance(layer, jax.core.Tracer):
+        regions.check_known(layer, (depth, depth), what)
+        return x
+    valid = jnp.all((layer >= -depth) & (layer < depth))
+    return jnp.where(valid, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """What to call an edit's callable in a message."""
+    fn = fn.fn if isinstance(fn, Each) else fn
+    fn = fn.func if isinstance(fn, jax.tree_util.Partial) else fn
+    return getattr(fn, "__name__", type(fn).__name__)
