@@ -60,6 +60,14 @@ def cross_layer(window=LAYERS, skip=False, dtype=np.float32):
     return CrossLayer(tuple(sources), normal(LAYERS, D))
 
 
+def each_layer(clt):
+    """Its sources as transcoders of one layer each."""
+    return [
+        Dictionary(s.W_enc, s.b_enc, s.W_dec[:, 0], b, s.activation, s.W_skip, centred=False)
+        for s, b in zip(clt.sources, clt.b_dec)
+    ]
+
+
 def by_hand(model, clt, tokens, where=None):
     """(logits, latents) of the replacement model, float64."""
     f64 = lambda a: np.asarray(a, np.float64)
@@ -137,19 +145,61 @@ def test_gradients_go_through_the_dictionary_and_not_through_errors(model):
 
 def test_transcoders_of_single_layers_are_a_list(model):
     clt = cross_layer(window=1)
-    each = [
-        Dictionary(s.W_enc, s.b_enc, s.W_dec[:, 0], b, s.activation, centred=False)
-        for s, b in zip(clt.sources, clt.b_dec)
-    ]
+    each = each_layer(clt)
     local = replacement(model, READS, WRITES, each)
     np.testing.assert_allclose(call(local, TOKENS), by_hand(model, clt, TOKENS)[0], rtol=1e-3, atol=1e-4)
     names = sites(local)(TOKENS)
     assert names["blocks.1.mlp_in.latents"].shape == (3, 7, M)
-    # only the layers concerned are unrolled, and a layout that fits already is left alone
-    one = replacement(model, READS[1:2], WRITES[1:2], each[1:2])
-    assert [type(block) for block in one.model.blocks] == [Stack, MLPBlock, Stack]
+    # a scanned model stays scanned: some layers, every second one, a layout of both kinds, with errors and with a skip
+    assert local.model is model
+    _, clean = call(read(model, *WRITES), TOKENS)
+    for layers in ([1], [0, 2], [1, 2]):
+        names = [READS[i] for i in layers], [WRITES[i] for i in layers], [each[i] for i in layers]
+        unrolled = replacement(replan(model, "*"), *names)
+        for layout in (model, replan(model, 1)):
+            scanned = replacement(layout, *names)
+            assert scanned.model is layout
+            np.testing.assert_allclose(call(scanned, TOKENS), call(unrolled, TOKENS), rtol=1e-4, atol=1e-4)
+            errors = jax.jit(measure_errors(layout, *names))(TOKENS)
+            exact = replacement(layout, *names, errors=errors)
+            for name in names[1]:
+                np.testing.assert_array_equal(call(read(exact, name), TOKENS)[1][name], clean[name])
+
+
+def test_only_the_layers_that_a_cross_layer_transcoder_concerns_are_unrolled(model):
+    clt = cross_layer()
+    last = CrossLayer(clt.sources[1:], clt.b_dec[1:])
+    one = replacement(model, READS[1:], WRITES[1:], last)
+    assert [type(block) for block in one.model.blocks] == [Stack, MLPBlock, MLPBlock]
     unrolled = replan(model, "*")
-    assert replacement(unrolled, READS, WRITES, each).model is unrolled
+    assert replacement(unrolled, READS, WRITES, clt).model is unrolled
+
+
+def test_a_replacement_model_of_a_replacement_model(model):
+    """The inner one writes first, the outer one writes over it; each uses its own latents."""
+    clt, other = cross_layer(window=1), cross_layer(window=2)
+    inner = replacement(model, READS, WRITES, clt)
+    np.testing.assert_allclose(
+        call(replacement(inner, READS, WRITES, other), TOKENS), by_hand(model, other, TOKENS)[0], rtol=1e-3, atol=1e-4
+    )
+    outside = replacement(replacement(model, READS, WRITES, other), READS, WRITES, clt)
+    np.testing.assert_allclose(call(outside, TOKENS), by_hand(model, clt, TOKENS)[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_remat_gives_the_same_values_and_gradients(model, window):
+    clt = cross_layer(window, skip=True)
+    recomputed = Recomputed(model.E, model.blocks, model.U)
+    direction = jnp.cos(jnp.arange(40.0))
+
+    def run(model, clt):
+        logits, acts = read(replacement(model, READS, WRITES, clt), "blocks.1.mlp_in.latents")(TOKENS)
+        return jnp.sum(jnp.tanh(logits) @ direction) + jnp.sum(acts["blocks.1.mlp_in.latents"])
+
+    plain, again = (jax.jit(jax.value_and_grad(run, (0, 1)))(one, clt) for one in (model, recomputed))
+    np.testing.assert_allclose(plain[0], again[0], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(plain[1]), jax.tree.leaves(again[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_a_value_that_is_both_read_and_written():
@@ -222,6 +272,5 @@ def test_what_cannot_be_is_refused(model):
             replacement(model, reads, writes, clt)
     with pytest.raises(UserError, match="made before the value that source 0 reads"):
         replacement(model, READS[::-1], WRITES, clt)(TOKENS)
-    recomputed = Recomputed(model.E, model.blocks, model.U)
-    with pytest.raises(UserError, match="remat"):
-        replacement(recomputed, READS, WRITES, clt)(TOKENS)
+    with pytest.raises(UserError, match="made before the value that source 0 reads"):
+        replacement(model, WRITES[:1], READS[:1], each_layer(clt)[:1])(TOKENS)
