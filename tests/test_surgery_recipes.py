@@ -58,6 +58,7 @@ def test_an_edit_of_ones_own_does_what_it_says(ran):
     assert not np.array_equal(ran["half"], ran["less"])
     np.testing.assert_allclose(ran["the_same"], ran["less"], atol=1e-4)
     assert jnp.isfinite(ran["squashed"]).all()
+    assert float(abs(ran["again"] - ran["call"](ran["model"], ran["tokens"])).max()) > 0.1
     edits = ran["at"]("blocks.2.resid_post", ran["Toward"](ran["goal"], 0.1))
     with tempfile.TemporaryDirectory() as directory:
         path = save_edits(Path(directory) / "edits.safetensors", edits)
