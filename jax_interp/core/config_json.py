@@ -30,6 +30,7 @@ class _Older:
     name: str
     renamed: Mapping[str, str]
     removed: Mapping[str, Any]
+    rewritten: Callable[[dict[str, Any]], dict[str, Any]] | None
 
 
 _OLDER: dict[str, _Older] = {}  # by the name under "type"
@@ -40,6 +41,7 @@ def reads_older_files(
     renamed: Mapping[str, str] | None = None,
     removed: Mapping[str, Any] | None = None,
     called: Sequence[str] = (),
+    rewritten: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Callable[[type[T]], type[T]]:
     """Class decorator: files that an earlier version wrote of this dataclass are read as what they are called now.
 
@@ -48,6 +50,9 @@ def reads_older_files(
       removed: name of a field that is gone -> the only value of it that means what the class does now. A file with
         another value is refused.
       called: earlier names of the class.
+      rewritten: for what names do not express, such as a field that moved into another dataclass: the JSON values of
+        the fields as an earlier version wrote them, or as this one does -> as this one does. It is applied first; the
+        fields of nested dataclasses are read as they are called now already.
 
     A run that was begun by an earlier version then goes on with the same config:
 
@@ -57,7 +62,7 @@ def reads_older_files(
     """
 
     def register(kind: type[T]) -> type[T]:
-        older = _Older(kind.__name__, dict(renamed or {}), dict(removed or {}))
+        older = _Older(kind.__name__, dict(renamed or {}), dict(removed or {}), rewritten)
         _OLDER.update(dict.fromkeys((kind.__name__, *called), older))
         return kind
 
@@ -75,6 +80,8 @@ def upgrade(value: Any) -> Any:
     older = _OLDER.get(out["type"]) if isinstance(out.get("type"), str) else None
     if older is None:
         return out
+    if older.rewritten is not None:
+        out = older.rewritten(out)
     for name, only in older.removed.items():
         if name in out and out.pop(name) != only:
             raise UserError(f"{older.name} has no {name!r} any more; a file that says other than {only!r} is not read")

@@ -10,9 +10,7 @@ Killed at any moment and called again it goes on, and ends with the same bits.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,14 +29,13 @@ from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 from jax_interp.dictionaries.forms.dictionary import check_one_width
 from jax_interp.dictionaries.replacement import replacement
 from jax_interp.dictionaries.storage import save_dictionary
-from jax_interp.dictionaries.training import cross_layer
-from jax_interp.dictionaries.training import train as single
 from jax_interp.dictionaries.training.config import CrossLayerConfig, DictionaryConfig
+from jax_interp.dictionaries.training.cross_layer import init_cross_layer, train_cross_layer
 from jax_interp.dictionaries.training.sweep import Sweep, members
-from jax_interp.dictionaries.training.train import addresses
+from jax_interp.dictionaries.training.train import train_dictionary
 from jax_interp.models.hf import load
 from jax_interp.recipes.run_inputs import fingerprint, same_inputs
-from jax_interp.training import Log, SaveTo, fit, open_run
+from jax_interp.training import Log, SaveTo, open_run
 
 MAY_DIFFER = ("log_every", "checkpoint_every", "evaluate_sequences")
 
@@ -95,7 +92,7 @@ def inputs_for(config: DictionaryRunConfig) -> Inputs:
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer.json: its text cannot be cut into tokens")
     swept = config.sweep.addresses if config.sweep else ()
-    for address in swept or addresses(config.dictionary):
+    for address in swept or config.dictionary.addresses:
         check_address(model, address)
     if config.sweep is not None:
         members(config.dictionary, config.sweep)  # refused before anything is computed
@@ -126,55 +123,49 @@ def check_cross_layer(model: Any, config: CrossLayerConfig) -> None:
     found by running the replacement model on shapes alone."""
 
     def run(model: Any, tokens: Any) -> Any:
-        widths = tuple(value.shape[-1] for value in values(model, addresses(config), tokens))
-        dictionary = cross_layer.init_cross_layer(config, jax.random.key(0), widths, jnp.zeros(sum(widths)))
+        widths = tuple(value.shape[-1] for value in values(model, config.addresses, tokens))
+        dictionary = init_cross_layer(config, jax.random.key(0), widths, jnp.zeros(sum(widths)))
         return replacement(model, config.reads, config.targets, dictionary)(tokens)
 
     jax.eval_shape(run, model, jax.ShapeDtypeStruct((1, 4), jnp.int32))
 
 
-def trainer(config: DictionaryConfig) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """(start, step, export) of what the config trains, each with the config as its first argument."""
-    if isinstance(config, CrossLayerConfig):
-        return cross_layer.init_cross_layer_state, cross_layer.cross_layer_step, cross_layer.export
-    return single.init_train_state, single.train_step, single.export
-
-
 def train(
     config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False
 ) -> Dictionary | CrossLayer:
-    """Train in `run_dir`, from its last checkpoint if it has one; the exported dictionary is saved there too."""
-    batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
-    start, step, export = trainer(config.dictionary)
+    """Train in `run_dir`, from its last checkpoint if it has one. The exported dictionary is saved there too.
+
+    Args:
+      config: the run.
+      run_dir: the run directory.
+      inputs: of `inputs_for(config)`.
+      quiet: show nothing on stderr.
+
+    Returns:
+      The dictionary, for raw activations.
+
+    Raises:
+      UserError: `run_dir` holds a run of another config, or was begun with other weights or another text.
+    """
+    trained = config.dictionary
+    batch_at = inputs.text.training_batches(config.batch, config.context, trained.seed)
+    log = Log(every=config.log_every, quiet=quiet)
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
         same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
-        state = start(config.dictionary, inputs.model, batch_at)
-        filled = int(state.stream.cursor)  # these batches went into the first buffer
-        state = fit(
-            partial(step, config.dictionary),
-            state,
-            lambda i: batch_at(filled + i),
-            steps=config.dictionary.steps,
-            run=SaveTo(run, every=config.checkpoint_every, keep=2),
-            frozen=(inputs.model,),
-            log=Log(
-                every=config.log_every,
-                per_step={"tokens": config.batch * config.context},
-                shown=("loss", "fvu", "l0", "dead"),
-                title="cross-layer dictionary" if isinstance(config.dictionary, CrossLayerConfig) else "dictionary",
-                quiet=quiet,
-            ),
-        )
-        sae = export(config.dictionary, state)
+        saving = SaveTo(run, every=config.checkpoint_every, keep=2)
+        if isinstance(trained, CrossLayerConfig):
+            dictionary = train_cross_layer(trained, inputs.model, batch_at, run=saving, log=log)
+        else:
+            dictionary = train_dictionary(trained, inputs.model, batch_at, run=saving, log=log)
         save_dictionary(
             run.directory / "dictionary",
-            sae,
-            address=config.dictionary.address,
-            writes=config.dictionary.writes,
+            dictionary,
+            address=trained.address,
+            writes=trained.writes,
             model=config.model,
             config=config,
         )
-    return sae
+    return dictionary
 
 
 def measure(

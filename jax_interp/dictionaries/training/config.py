@@ -1,17 +1,20 @@
-"""What is trained, where, for what and how long: the config of a dictionary.
+"""What is trained, where, for what and how long: the configs of dictionaries.
 
     DictionaryConfig("blocks.2.resid_post", n_features=4096, activation=TopK(32), steps=800)
     DictionaryConfig("blocks.2.ln2.normalized", writes="blocks.2.mlp_out", ...)                  a transcoder
     DictionaryConfig(("blocks.0.resid_post", "blocks.1.resid_post"), ...)                        a crosscoder
     CrossLayerConfig(("blocks.0.ln2.normalized", ...), writes=("blocks.0.mlp_out", ...))       a cross-layer transcoder
+    SAEConfig.of(variants.april("blocks.2.resid_post"))                            an SAE in joint training
+    EndToEndSAEConfig.of(variants.relu("blocks.2.resid_post"))                     an SAE in end-to-end training
 
-`variants.py` has the published recipes, by name.
+Each class has the fields that its trainer uses, and no others. `variants.py` has the published recipes, by name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
@@ -19,25 +22,27 @@ from jax_interp.dictionaries.activations import ACTIVATIONS, Activation, TopK
 from jax_interp.dictionaries.losses import TERMS, AuxK, Reconstruction, Term
 from jax_interp.dictionaries.losses.term import check_terms
 
+Decoder = Literal["unit", "free"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Adam:
-    """Adam with warm-up, constant rate, linear decay to 0. `eps` is Gao et al.'s: gradients of a loss normalised by
-    the variance are small.
-
-    `clip`: the largest global norm of a gradient, counted as publications do, beside a reconstruction in SSE: where it
-    is the fraction of variance unexplained, V times less is, a gradient being V ≈ d times as small."""
+    """Adam with warm-up, constant rate, and linear decay to 0."""
 
     learning_rate: float = 1e-3  # 2e-4 / sqrt(n_features / 2**14) is usual for runs of 10⁸ tokens and more
     b1: float = 0.9
     b2: float = 0.999
-    eps: float = 6.25e-10
-    warmup: int = 50  # steps
-    decay: float = 0.2  # last part of the run
+    eps: float = 6.25e-10  # Gao et al.'s: gradients of a loss normalised by the variance are small
+    warmup: int = 50
+    """Steps over which the rate rises."""
+    decay: float = 0.2
+    """The last part of the run, over which the rate falls to 0."""
     clip: float | None = None
+    """The largest global norm of a gradient. It is counted as publications do, for a reconstruction in SSE: where the
+    reconstruction is divided by the variance V ≈ d, gradients are V times as small, and so is the limit."""
     offset_rate: float | None = None
     """How many times faster biases and the activation's own parameters (thresholds, gates) learn than matrices. None:
-    √d where every positive pre-activation is on (ReLU, Gated, JumpReLU), 1 where few are chosen. Inputs have norm √d,
+    √d where every positive pre-activation is on (ReLU, Gated, JumpReLU), 1 where k are chosen. Inputs have norm √d,
     so offsets that decide what is on are √d times as large as for inputs of norm 1, for which the usual rates are."""
 
     def __post_init__(self) -> None:
@@ -54,13 +59,15 @@ class Adam:
 
 @dataclasses.dataclass(frozen=True)
 class Resampling:
-    """Dead latents begin anew on inputs that are reconstructed badly (resampling.py), every `every` steps until `until`
-    of the run is over; never where `every` is later than that. None: four times in a run, as published, and in a short
-    one less often, every 50 steps. A latent is dead for this when it has not fired for half of that."""
+    """Dead latents begin anew on inputs that are reconstructed badly (resampling.py)."""
 
     every: int | None = None
+    """Steps from one resampling to the next. None: four times in a run, as published; in a short run every 50 steps.
+    For resampling, a latent is dead when it has not fired for half of this time."""
     until: float = 0.6
+    """The part of the run after which nothing is resampled any more."""
     encoder_scale: float = 0.2
+    """The length of a new encoder column, as a multiple of the mean length of living ones."""
 
     def __post_init__(self) -> None:
         if (self.every is not None and self.every < 2) or not 0 <= self.until <= 1 or not self.encoder_scale > 0:
@@ -70,79 +77,73 @@ class Resampling:
             )
 
     def period(self, steps: int) -> int:
-        """After how many steps it is due, again and again, in a run of `steps`."""
+        """Steps from one resampling to the next, in a run of `steps`."""
         return max(round(self.until * steps) // 4, 50) if self.every is None else self.every
 
 
-@reads_older_files(renamed={"few": "sparse_gradient_sizes"})
 @dataclasses.dataclass(frozen=True)
-class DictionaryConfig:
-    """Amounts of data are in tokens; one row of activations is one token.
-
-    The defaults are for a small model on a laptop: steps · (tokens in a batch) rows are trained on.
-    """
+class CommonConfig:
+    """The fields that every trainer of dictionaries uses. Amounts of data are in tokens; one row of activations is one
+    token."""
 
     address: str | tuple[str, ...] = "blocks.2.resid_post"
     """What is read: one value, or several side by side."""
-    writes: str | tuple[str, ...] | None = None
-    """What is written; None: what is read."""
     n_features: int = 4096
     activation: Activation = dataclasses.field(default_factory=TopK)
     loss: tuple[Term, ...] = dataclasses.field(default_factory=lambda: (Reconstruction(), AuxK()))
-    decoder: Literal["unit", "free"] = "unit"
+    decoder: Decoder = "unit"
     """unit: decoder rows (at each written value) are held at norm 1; free: the loss weighs latents by their norms."""
-    centred: bool = True
-    """Whether b_dec is subtracted from the input. Never so where another value is written than read."""
-    skip: bool = False
-    """A linear map from what is read to what is written, beside the features."""
     dead_after: int = 200_000
-    """Tokens without firing; Gao et al. and most libraries use 10 million."""
-    resampling: Resampling | None = None
-    steps: int = 800
-    optimizer: Adam = dataclasses.field(default_factory=Adam)
-    matmul: Literal["float32", "bfloat16"] | None = None
-    """What products of matrices multiply in; they add up in float32, and weights, moments and everything else stay
-    float32. None: the device's default (a TPU's is bfloat16). CPUs multiply in float32 whatever is asked."""
-    sparse_gradient_sizes: tuple[int, ...] = (64, 256)
-    """ReLU, JumpReLU and Gated on a CPU: where a batch has no more than so many latents a row on average that take part
-    (gradient.py), a step computes with those alone, by the least of the numbers that suffices. It changes the last bits
-    and the time. (): never. What is trained inside the model (end_to_end.py, joint.py) always computes with all."""
-    buffer: int = 65_536
-    """Rows shuffled among each other."""
+    """A latent is dead after so many tokens without firing. Gao et al. and most libraries use 10 million."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_features < 1:
-            raise UserError(f"n_features={self.n_features}: at least 1")
+        check_at_least_1(self, "n_features", "dead_after")
         k = self.activation.k
         if k is not None and not 0 < k <= self.n_features:
             raise UserError(f"k={k} latents of n_features={self.n_features}: k must be from 1 to n_features")
-        for name in ("steps", "buffer", "dead_after"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: at least 1")
         if self.decoder not in ("unit", "free"):
             raise UserError(f"decoder={self.decoder!r}: 'unit' or 'free'")
-        if any(n < 1 for n in self.sparse_gradient_sizes):
-            raise UserError(
-                f"sparse_gradient_sizes={self.sparse_gradient_sizes}: latents a row, each at least 1; () for never"
-            )
         if not self.loss:
             raise UserError("loss is empty: give at least Reconstruction()")
-        if not self.reads or not self.targets:
-            raise UserError("address and writes name no value: give at least one each, or None for writes")
-        if self.skip and self.writes is None:
-            raise UserError("skip with writes=None would copy the input to the output: give the value to write")
-        one_value = self.writes is None and len(self.reads) == 1 and self.decoder == "unit"
-        if not self.activation.uses_encoder and not one_value:
-            raise UserError(
-                f"{type(self.activation).__name__} encodes by the decoder, whose rows must have norm 1: it is for "
-                'SAEs of one value, writes=None and decoder="unit"'
-            )
+        if not self.reads:
+            raise UserError("address names no value: give at least one")
+        if not (self.decoder == "unit" and len(self.reads) == 1):
+            check_encoder(self.activation)
         check_terms(self.activation, self.loss)
 
     @property
     def reads(self) -> tuple[str, ...]:
+        """The addresses read."""
         return (self.address,) if isinstance(self.address, str) else tuple(self.address)
+
+
+@dataclasses.dataclass(frozen=True)
+class HarvestedConfig(CommonConfig):
+    """The fields of the trainers that learn from a stream of shuffled activations: `steps` · (tokens in a batch) rows.
+
+    The defaults are for a small model on a laptop.
+    """
+
+    writes: str | tuple[str, ...] | None = None
+    """What is written; None: what is read."""
+    skip: bool = False
+    """A linear map from what is read to what is written, beside the features."""
+    steps: int = 800
+    optimizer: Adam = dataclasses.field(default_factory=Adam)
+    matmul: Literal["float32", "bfloat16"] | None = None
+    """What products of matrices multiply in. They add up in float32, and weights, moments and everything else stay
+    float32. None: the device's default (a TPU's is bfloat16). CPUs multiply in float32 in any case."""
+    buffer: int = 65_536
+    """Rows shuffled among each other."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_1(self, "steps", "buffer")
+        if not self.targets:
+            raise UserError("writes names no value: give at least one, or None for what is read")
+        if self.skip and self.writes is None:
+            raise UserError("skip with writes=None would copy the input to the output: give the value to write")
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -151,24 +152,51 @@ class DictionaryConfig:
             return self.reads
         return (self.writes,) if isinstance(self.writes, str) else tuple(self.writes)
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses harvested: those read, then those written where they are others."""
+        return self.reads if self.writes is None else self.reads + self.targets
+
 
 @reads_older_files(renamed={"few": "sparse_gradient_sizes"})
 @dataclasses.dataclass(frozen=True)
-class CrossLayerConfig(DictionaryConfig):
-    """`address` and `writes` in the order of the layers, one target for each source. Without `writes` a weakly causal
-    crosscoder; a strictly causal one reads all values but the last and writes all but the first.
+class DictionaryConfig(HarvestedConfig):
+    """A dictionary of one code: an SAE, a transcoder or a crosscoder (`train_dictionary`, `train_sweep`)."""
 
-    `window`: how many targets a source writes, its own first; None: all from its own on. `decoder="unit"` holds a
-    feature's rows to all its targets, taken together, at norm 1; free rows ask for a choice, or a penalty, weighted by
-    their norms.
+    centred: bool = True
+    """Whether b_dec is subtracted from the input. Never so where another value is written than read."""
+    resampling: Resampling | None = None
+    sparse_gradient_sizes: tuple[int, ...] = (64, 256)
+    """For ReLU, JumpReLU and Gated on a CPU: where at most so many latents a row take part in a batch, on average, a
+    step computes with these alone (gradient.py). The least number that suffices is taken. It changes the last bits and
+    the time. (): a step always computes with all latents."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(n < 1 for n in self.sparse_gradient_sizes):
+            raise UserError(
+                f"sparse_gradient_sizes={self.sparse_gradient_sizes}: latents a row, each at least 1; () for never"
+            )
+        if self.writes is not None:
+            check_encoder(self.activation)
+
+
+@reads_older_files(removed={"few": [], "sparse_gradient_sizes": [], "centred": False, "resampling": None})
+@dataclasses.dataclass(frozen=True)
+class CrossLayerConfig(HarvestedConfig):
+    """A cross-layer dictionary (`train_cross_layer`): `address` and `writes` in the order of the layers, one target for
+    each source.
+
+    Without `writes` it is a weakly causal crosscoder; a strictly causal one reads all values but the last and writes
+    all but the first. `decoder="unit"` holds a feature's rows to all its targets, taken together, at norm 1; free rows
+    ask for a choice, or a penalty, weighted by their norms.
     """
 
     address: tuple[str, ...] = ("blocks.0.resid_post", "blocks.1.resid_post")
     activation: Activation = dataclasses.field(default_factory=lambda: TopK(weighted=True))
-    decoder: Literal["unit", "free"] = "free"
-    centred: bool = False
-    sparse_gradient_sizes: tuple[int, ...] = ()
+    decoder: Decoder = "free"
     window: int | None = None
+    """How many targets a source writes, its own first. None: all from its own on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,10 +207,6 @@ class CrossLayerConfig(DictionaryConfig):
             )
         if self.window is not None and self.window < 1:
             raise UserError(f"window={self.window}: at least 1, the source's own target")
-        if self.centred or self.resampling is not None:
-            raise UserError("a cross-layer dictionary is neither centred nor resampled: leave both out")
-        if self.sparse_gradient_sizes:
-            raise UserError("sparse_gradient_sizes: a cross-layer dictionary computes with all latents; leave it out")
         if not self.activation.cross_layer:
             known = ", ".join(kind.__name__ for kind in ACTIVATIONS if kind.cross_layer)
             raise UserError(f"a cross-layer dictionary takes {known}, not {type(self.activation).__name__}")
@@ -190,3 +214,96 @@ class CrossLayerConfig(DictionaryConfig):
             if term.cross_layer is None:
                 known = ", ".join(kind.__name__ for kind in TERMS if kind.cross_layer)
                 raise UserError(f"a cross-layer dictionary is trained with {known}, not {type(term).__name__}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SAEConfig(CommonConfig):
+    """An SAE of one value in joint training (`train_joint`)."""
+
+    address: str = "blocks.2.resid_post"
+    """What is read, and written."""
+    centred: bool = True
+    """Whether b_dec is subtracted from the input."""
+
+    @classmethod
+    def of(cls, config: DictionaryConfig) -> Self:
+        """The same dictionary, as it is trained inside a model: `SAEConfig.of(variants.april("blocks.2.resid_post"))`.
+
+        The optimizer of a variant is left out where the trainer has one for all dictionaries.
+
+        Raises:
+          UserError: `config` is no SAE of one value, or sets a field that is not a dictionary's own in this trainer.
+        """
+        if len(config.reads) != 1 or config.writes is not None:
+            raise UserError(
+                "inside a model SAEs are trained, which write the one value that they read; this one reads "
+                f"{config.reads} and writes {config.targets}"
+            )
+        names = {field.name for field in dataclasses.fields(cls)}
+        for field in dataclasses.fields(DictionaryConfig):
+            value = getattr(config, field.name)
+            if field.name not in {*names, "optimizer"} and value != field.default:
+                raise UserError(
+                    f"the config for {config.address} sets {field.name}={value}, which {cls.__name__} does not have: "
+                    f"leave it out{INSTEAD.get(field.name, '')}"
+                )
+        values = {name: getattr(config, name) for name in names}
+        return cls(**values | {"address": config.reads[0]})
+
+
+@dataclasses.dataclass(frozen=True)
+class EndToEndSAEConfig(SAEConfig):
+    """An SAE of one value in end-to-end training (`train_end_to_end`), with an optimizer of its own."""
+
+    resampling: Resampling | None = None
+    optimizer: Adam = dataclasses.field(default_factory=Adam)
+
+
+def check_sites(configs: Sequence[SAEConfig], trainer: str) -> None:
+    """Raises UserError unless these are dictionaries at different sites, at least one."""
+    sites = [config.address for config in configs]
+    if not configs or len(set(sites)) != len(sites):
+        raise UserError(f"{trainer} needs dictionaries at different addresses, at least one; got {sites}")
+    for config in configs:
+        if not isinstance(config, SAEConfig):
+            raise UserError(
+                f"{trainer} trains SAEs inside a model; the config for {config.address} is a {type(config).__name__}: "
+                "give SAEConfig.of(it), or EndToEndSAEConfig.of(it)"
+            )
+
+
+def older_saes(dictionaries: Sequence[dict[str, Any]], kind: type[SAEConfig]) -> list[dict[str, Any]]:
+    """The JSON of `kind` from that of the `DictionaryConfig` that earlier versions stored for each dictionary."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    saes = []
+    for one in dictionaries:
+        if one.get("type") == DictionaryConfig.__name__:
+            address = one.get("address", kind.address)
+            address = address[0] if isinstance(address, list) else address
+            one = {name: one[name] for name in names if name in one} | {"type": kind.__name__, "address": address}
+        saes.append(one)
+    return saes
+
+
+INSTEAD = {
+    "resampling": " (resampling=None), and bring dead latents back with AuxK",
+    "steps": ", and give the trainer's config the steps",
+    "buffer": ", and give EndToEndConfig the buffer",
+    "matmul": ", or set jax.default_matmul_precision around the call",
+}
+
+
+def check_encoder(activation: Activation) -> None:
+    """Raises UserError where the decoder is the encoder: what cannot have decoder rows of norm 1 asks this."""
+    if not activation.uses_encoder:
+        raise UserError(
+            f"{type(activation).__name__} encodes by the decoder, whose rows must have norm 1: it is for SAEs of one "
+            'value, writes=None and decoder="unit"'
+        )
+
+
+def check_at_least_1(config: object, *names: str) -> None:
+    """Raises UserError where one of these fields is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name}={getattr(config, name)}: at least 1")

@@ -15,36 +15,37 @@ the errors of the targets that it writes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
-from jax_interp.core.unit_rows import unit_rows, without_parallel
-from jax_interp.data.harvest import Stream, advance, start_stream
+from jax_interp.core.unit_rows import unit_rows
+from jax_interp.data.harvest import Stream, advance
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, n_targets
 from jax_interp.dictionaries.forms.dictionary import init_sae, init_transcoder
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.term import Term, snake, sse_unit
+from jax_interp.dictionaries.training.apply_gradient import SOURCES, StepResult, UpdateRule, apply_gradient, observe
 from jax_interp.dictionaries.training.config import CrossLayerConfig
-from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
-from jax_interp.dictionaries.training.train import (
-    PRECISION,
+from jax_interp.dictionaries.training.initialise import new_learner
+from jax_interp.dictionaries.training.learner import (
+    BatchAt,
     Learner,
     TrainState,
     adam,
-    addresses,
-    faster_offsets,
+    matmul_precision,
     offset_rate,
+    step_metrics,
 )
-from jax_interp.training import Log, RunTarget, SaveTo, fit
+from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
+from jax_interp.dictionaries.training.train import fit_on_stream, start_on_stream
+from jax_interp.surgery.contract import Model
+from jax_interp.training import Log, RunTarget, SaveTo
 
 
 def init_cross_layer(
@@ -82,25 +83,35 @@ def init_cross_layer(
 
 def init_cross_layer_learner(
     config: CrossLayerConfig, key: Key[Array, ""], widths: Sequence[int], mean: Float[Array, " d"]
-) -> Learner:
-    """The learner before its first step; `since_fired` is [source, feature]."""
-    dictionary: Any = init_cross_layer(config, key, widths, mean)
-    since_fired = jnp.zeros((len(config.reads), config.n_features), jnp.int32)
-    opt = optimizer.init(adam(config.optimizer, config.steps), dictionary)
-    return Learner(dictionary, opt, since_fired, jnp.zeros((), jnp.int32), jax.random.fold_in(key, 2))
+) -> Learner[CrossLayer]:
+    """The learner before its first step; `since_fired` is [source, feature]. Arguments as in `init_cross_layer`."""
+    dictionary = init_cross_layer(config, key, widths, mean)
+    return new_learner(dictionary, config.optimizer, config.steps, (len(config.reads), config.n_features), key)
 
 
 def learn_cross_layer(
-    config: CrossLayerConfig, learner: Learner, rows: Float[Array, "row d"], variance: Float[Array, " value"]
-) -> tuple[Learner, dict[str, Array]]:
-    """One step on scaled `rows`, what is read and then what is written: (learner, metrics), in the order of `learn`."""
-    dictionary: Any = learner.dictionary
-    n = len(config.reads)
+    config: CrossLayerConfig,
+    learner: Learner[CrossLayer],
+    rows: Float[Array, "row d"],
+    variance: Float[Array, " value"],
+) -> tuple[Learner[CrossLayer], dict[str, Array]]:
+    """One step on rows of activations: the loss and its gradient, then `apply_gradient`.
+
+    Args:
+      config: what is trained.
+      learner: the state before the step.
+      rows: scaled activations, the columns read and then those written where they are others.
+      variance: E‖y - E y‖² of each value harvested, scaled.
+
+    Returns:
+      (the learner after the step, metrics of the batch before the update). `l0` is of all sources together.
+    """
+    dictionary, n = learner.dictionary, len(config.reads)
     d_in, d_out = dictionary.sources[0].W_enc.shape[0], dictionary.b_dec.shape[1]
     x = [rows[:, i * d_in : (i + 1) * d_in] for i in range(n)]
     y = rows[:, rows.shape[1] - n * d_out :]
     dead = learner.since_fired > config.dead_after
-    key, term_key = jax.random.split(learner.key)
+    next_key, term_key = jax.random.split(learner.key)
     progress = learner.step.astype(rows.dtype) / config.steps
     written = jnp.sum(variance[-n:])
 
@@ -117,36 +128,21 @@ def learn_cross_layer(
                 Forward(part, x[i], of_targets[0], code, of_targets[1], dead[i], written, progress, term_key)
             )
         value, terms = total(config.loss, whole, forwards)
-        return value, (terms, codes, whole.error)
+        return value, (terms, forwards, whole.error)
 
-    with jax.default_matmul_precision(PRECISION[config.matmul]) if config.matmul else contextlib.nullcontext():
-        (value, (terms, codes, error)), grad = jax.value_and_grad(loss_of, has_aux=True)(dictionary)
-    if config.decoder == "unit":
-        grad = _each_decoder(without_parallel, grad, dictionary)
-    updated: Any
-    optimize = adam(config.optimizer, config.steps, unit=sse_unit(config.loss, written, n * d_out))
-    updated, opt = optimizer.update(optimize, grad, learner.opt, dictionary)
-    updated = faster_offsets(offset_rate(config.optimizer, config.activation, d_in), dictionary, updated)
-    if config.decoder == "unit":
-        updated = _each_decoder(unit_rows, updated)
-    observed = [s.activation.observe(s.dictionary, code) for s, code in zip(dictionary.sources, codes, strict=True)]
-    if None not in observed:
-        sources = [dataclasses.replace(s, activation=a) for s, a in zip(updated.sources, observed, strict=True)]
-        updated = dataclasses.replace(updated, sources=tuple(sources))
-    fires = jnp.stack([code.firing_counts(config.n_features) for code in codes])
-    since_fired = jnp.where(fires > 0, 0, jnp.minimum(learner.since_fired, 2**30) + rows.shape[0])
-    step = learner.step + 1
-    centred = y - jnp.mean(y, axis=0, keepdims=True)
-    metrics = terms | {
-        "loss": value,
-        "fvu": jnp.sum(error * error) / jnp.sum(centred * centred),
-        "l0": jnp.sum(fires).astype(y.dtype) / y.shape[0],  # of all sources together
-        "dead": jnp.sum(dead),
-        "tokens": step.astype(jnp.uint32) * jnp.uint32(y.shape[0]),
-    }
-    return dataclasses.replace(
-        learner, dictionary=updated, opt=opt, since_fired=since_fired, step=step, key=key
-    ), metrics
+    with matmul_precision(config.matmul):
+        (value, (terms, forwards, error)), gradient = jax.value_and_grad(loss_of, has_aux=True)(dictionary)
+    fires = jnp.stack([forward.code.firing_counts(config.n_features) for forward in forwards])
+    observed = tuple(observe(forward) for forward in forwards)
+    result = StepResult(value, gradient, fires, observed, rows.shape[0])
+    rule = UpdateRule(
+        optimizer=adam(config.optimizer, config.steps, unit=sse_unit(config.loss, written, n * d_out)),
+        where=SOURCES,
+        decoders=(config.decoder,) * n,
+        offset_rate=offset_rate(config.optimizer, config.activation, d_in),
+    )
+    after, _ = apply_gradient(rule, learner, result, next_key)
+    return after, step_metrics(value, terms, y, error, fires, dead, learner.step + 1)
 
 
 def total(
@@ -161,21 +157,11 @@ def total(
     return sum(parts.values(), jnp.zeros((), whole.x.dtype)), parts
 
 
-def _each_decoder(act: Callable, *dictionaries: CrossLayer) -> CrossLayer:
-    """`act` on the decoder rows of each source, all its targets side by side."""
-    sources = []
-    for of_source in zip(*(one.sources for one in dictionaries), strict=True):
-        shape = of_source[0].W_dec.shape
-        W_dec = act(*(source.W_dec.reshape(shape[0], -1) for source in of_source)).reshape(shape)
-        sources.append(dataclasses.replace(of_source[0], W_dec=W_dec))
-    return dataclasses.replace(dictionaries[0], sources=tuple(sources))
-
-
 def cross_layer_step(
-    config: CrossLayerConfig, state: TrainState, batch: tuple[Array, Array], model: Any
-) -> tuple[TrainState, dict[str, Array]]:
+    config: CrossLayerConfig, state: TrainState[CrossLayer], batch: tuple[Array, Array], model: Model
+) -> tuple[TrainState[CrossLayer], dict[str, Array]]:
     """Harvest one token batch and learn from as many shuffled rows. Pure."""
-    stream, rows = advance(state.stream, model, addresses(config), *batch)
+    stream, rows = advance(state.stream, model, config.addresses, *batch)
     learner, metrics = learn_cross_layer(config, state.learner, rows, stream.variance)
     return TrainState(learner, stream), metrics
 
@@ -193,48 +179,51 @@ def fold_scales(dictionary: CrossLayer, read: Float[Array, " source"], write: Fl
     return CrossLayer(tuple(sources), dictionary.b_dec / write[:, None])
 
 
-def export(config: CrossLayerConfig, state: TrainState) -> CrossLayer:
+def export(config: CrossLayerConfig, state: TrainState[CrossLayer]) -> CrossLayer:
     """The dictionary as trained so far, for raw activations; BatchTopK as the JumpReLU that it is at inference."""
     return export_learner(config, state.learner, state.stream)
 
 
-def export_learner(config: CrossLayerConfig, learner: Learner, stream: Stream) -> CrossLayer:
-    n, dictionary = len(config.reads), learner.dictionary
-    folded = fold_scales(dictionary, stream.scale[:n], stream.scale[-n:])  # type: ignore[arg-type]
+def export_learner(config: CrossLayerConfig, learner: Learner[CrossLayer], stream: Stream) -> CrossLayer:
+    """`export` with the scale of each value from `stream`."""
+    n = len(config.reads)
+    folded = fold_scales(learner.dictionary, stream.scale[:n], stream.scale[-n:])
     sources = [source.with_dictionary(for_inference(source.dictionary)) for source in folded.sources]
     return dataclasses.replace(folded, sources=tuple(sources))
 
 
-def init_cross_layer_state(
-    config: CrossLayerConfig, model: Any, batch_at: Callable[[int], tuple[Array, Array]]
-) -> TrainState:
-    """The state before the first step: buffer full, inputs measured."""
-    key, stream_key = jax.random.split(jax.random.key(config.seed))
-    stream = start_stream(stream_key, model, addresses(config), batch_at, config.buffer)
-    return TrainState(init_cross_layer_learner(config, key, stream.widths, stream.mean), stream)
+def init_cross_layer_state(config: CrossLayerConfig, model: Model, batch_at: BatchAt) -> TrainState[CrossLayer]:
+    """The state before the first step: the buffer is full, and scales, mean and variance are measured on it."""
+    return start_on_stream(config, model, batch_at, partial(init_cross_layer_learner, config))
 
 
 def train_cross_layer(
-    config: CrossLayerConfig,
-    model: Any,
-    batch_at: Callable[[int], tuple[Array, Array]],
-    *,
-    run: RunTarget = None,
-    log: Log = Log(),
+    config: CrossLayerConfig, model: Model, batch_at: BatchAt, *, run: RunTarget = None, log: Log = Log()
 ) -> CrossLayer:
-    """Train from the start, or from the last checkpoint of `run`, and export: as `train_dictionary`, with the same
-    options and the same law of resuming to the bit."""
-    state = init_cross_layer_state(config, model, batch_at)
-    filled = int(state.stream.cursor)  # these batches went into the first buffer
-    per_step = {"tokens": batch_at(0)[0].size}
-    shown = ("loss", "fvu", "l0", "dead")
-    state = fit(
-        partial(cross_layer_step, config),
-        state,
-        lambda i: batch_at(filled + i),
-        steps=config.steps,
-        run=SaveTo.of(run, config),
-        frozen=(model,),
-        log=log.with_defaults(shown=shown, per_step=per_step, title="cross-layer dictionary"),
-    )
-    return export(config, state)
+    """Train a cross-layer dictionary, from the start or from the last checkpoint of `run`.
+
+    The same call after a kill ends with the same bits.
+
+    Args:
+      config: what is trained, where, and for how long.
+      model: any model that keeps the surgery contract. It is not changed.
+      batch_at: number of a batch -> (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
+      run: where and how often the run is saved: a `SaveTo`, or a directory alone. None: nothing is saved.
+      log: what is evaluated, logged and shown.
+
+    Returns:
+      The dictionary, for raw activations. BatchTopK is exported as the JumpReLU that it is at inference.
+
+    Raises:
+      UserError: an address is not in the model, or values differ in width, or `run` holds a run of another config.
+
+    Example:
+        layers = range(4)
+        config = variants.batch_topk_cross_layer(
+            tuple(f"blocks.{i}.ln2.normalized" for i in layers), tuple(f"blocks.{i}.mlp_out" for i in layers), k=16
+        )
+        clt = train_cross_layer(config, model, batch_at, run="runs/clt")
+    """
+    state, step = init_cross_layer_state(config, model, batch_at), partial(cross_layer_step, config)
+    saving, title = SaveTo.of(run, config), "cross-layer dictionary"
+    return export(config, fit_on_stream(step, state, config, model, batch_at, saving, log, title))

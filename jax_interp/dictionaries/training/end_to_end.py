@@ -1,23 +1,23 @@
-"""Dictionaries trained end to end: for what the model makes of their reconstructions (Braun et al. 2024,
+"""End-to-end training: dictionaries trained for what the model makes of their reconstructions (Braun et al. 2024,
 arXiv:2405.12241).
 
     L = KL(p ‖ p̂) + the terms of each dictionary's config + β/K Σ_k ‖â^k - a^k‖²
 
 p is the clean model's prediction, p̂ that of the model with every dictionary spliced in at once; â^k and a^k are the K
 later values of `downstream` in the two runs (the L - l later layers: the paper's β/(L - l)). One forward pass is clean,
-one spliced; only dictionaries are trained. No term need ask for the values themselves back:
+one is spliced; only dictionaries are trained. No term has to ask for the values themselves back:
 
-    sae = variants.relu("blocks.2.resid_post", loss=(L1(0.01),), steps=2000)
-    config = EndToEndConfig((sae,), downstream=("blocks.3.resid_post",))
+    sae = EndToEndSAEConfig.of(variants.relu("blocks.2.resid_post", loss=(L1(0.01),)))
+    config = EndToEndConfig((sae,), steps=2000, downstream=("blocks.3.resid_post",))
     (sae,) = train_end_to_end(config, model, batch_at, run="runs/e2e")
 
-With `balance` b a trained dictionary is fine-tuned (Karvonen 2025), M being the reconstruction terms of the configs and
-O what is asked of the model, the KL with the later values where there are any:
+With `balance` b, trained dictionaries are fine-tuned (Karvonen 2025). M is the sum of the reconstruction terms of the
+configs, O what is asked of the model, the KL and the later values where there are any:
 
     L = (M + α b O) / (1 + b) + the other terms        α = M / (O + 1e-8), without gradient
 
 What a dictionary reads in the spliced run was changed by those before it; its own terms are about what it reads there.
-Each dictionary has the optimizer, decoder constraint and dead-latent handling of its config, as in train.py.
+Each dictionary has an optimizer, decoder constraint and dead-latent handling of its own, as in train.py.
 
 A model whose blocks are scanned carries a dictionary's values through every layer of the scan: unroll the layers that
 have one, `replan(model, (2, 5))`.
@@ -26,7 +26,7 @@ have one, `replan(model, (2, 5))`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -35,103 +35,90 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_interp.core import optimizers as optimizer
+from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
 from jax_interp.core.objectives import kl_divergence, log_probabilities, masked_mean, negative_log_likelihood
 from jax_interp.data.harvest import start_stream
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.reconstruction import Kind
-from jax_interp.dictionaries.losses.term import Term, total
-from jax_interp.dictionaries.training.config import DictionaryConfig
+from jax_interp.dictionaries.losses.term import total
+from jax_interp.dictionaries.training.apply_gradient import ALONE, StepResult, UpdateRule, apply_gradient, observe
+from jax_interp.dictionaries.training.config import EndToEndSAEConfig, check_at_least_1, check_sites, older_saes
+from jax_interp.dictionaries.training.initialise import init_sae_of, new_learner
+from jax_interp.dictionaries.training.learner import BatchAt, Learner, adam, offset_rate, step_metrics
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
+from jax_interp.dictionaries.training.resampling import resampler
 from jax_interp.dictionaries.training.spliced import TrainingSplice, code_structure, kept_rows
-from jax_interp.dictionaries.training.train import Learner, adam, init_learner, learn
 from jax_interp.dictionaries.training.warm_start import check_count, warm_start
 from jax_interp.surgery import at, edit, read
+from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 
+def _older(fields: dict[str, Any]) -> dict[str, Any]:
+    """Earlier versions stored a `DictionaryConfig` for each dictionary, which had the steps and the buffer."""
+    stored = fields.get("dictionaries", [])
+    shared = {name: stored[0][name] for name in ("steps", "buffer") if stored and name in stored[0]}
+    return shared | fields | {"dictionaries": older_saes(stored, EndToEndSAEConfig)}
+
+
+@reads_older_files(rewritten=_older)
 @dataclasses.dataclass(frozen=True)
 class EndToEndConfig:
-    """`dictionaries`: SAEs, one value each, all for the same number of steps. Their `buffer` is how many rows of their
-    inputs are measured before the first step (scale, mean, variance)."""
+    """What is trained end to end, for what and how long."""
 
-    dictionaries: tuple[DictionaryConfig, ...]
+    dictionaries: tuple[EndToEndSAEConfig, ...]
     output: Literal["kl", "ce"] = "kl"
     """KL(p ‖ p̂) over the positions kept, or the spliced model's cross-entropy over the predictions kept."""
     coefficient: float = 1.0
     """Of the output's term."""
     downstream: tuple[str, ...] = ()
-    """Later values that are to be what they are in the clean run."""
+    """Later values that should be what they are in the clean run."""
     beta: float = 1.0
-    """Of these together."""
+    """The coefficient of `downstream`, of all its values together."""
     kind: Kind = "fvu"
     """What each later value's squared error is divided by: its variance, 1 (sse) or its width (mse: Braun et al.)."""
     balance: float | None = None
+    """The weight b of the output's term beside the reconstruction, for fine-tuning. None: the terms are only added."""
+    steps: int = 800
+    buffer: int = 65_536
+    """Rows on which the scale, mean and variance of the dictionaries' inputs are measured before the first step."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        configs = self.dictionaries
-        check_saes(configs, "end-to-end training")
-        if len({config.steps for config in configs}) != 1:
-            raise UserError(f"dictionaries for {[config.steps for config in configs]} steps: give all the same number")
-        for config in configs:
+        check_sites(self.dictionaries, "end-to-end training")
+        check_at_least_1(self, "steps", "buffer")
+        for config in self.dictionaries:
             if self.balance is not None and not any(term.reconstructs for term in config.loss):
                 raise UserError(
                     f"balance={self.balance} sets KL beside the reconstruction, {config.address} has no such term"
                 )
 
     @property
-    def steps(self) -> int:
-        return self.dictionaries[0].steps
-
-    @property
     def sites(self) -> tuple[str, ...]:
-        return tuple(config.reads[0] for config in self.dictionaries)
-
-
-def check_saes(configs: Sequence[DictionaryConfig], what: str) -> None:
-    """UserError unless these are SAEs of one value each, at different sites."""
-    sites = [config.reads[0] for config in configs]
-    if not configs or len(set(sites)) != len(sites):
-        raise UserError(f"{what} needs dictionaries at different addresses, at least one; got {sites}")
-    for config in configs:
-        if len(config.reads) != 1 or config.writes is not None:
-            raise UserError(
-                f"{what} is for SAEs, which write the one value that they read; this one reads {config.reads} and "
-                f"writes {config.targets}"
-            )
-        if config.matmul is not None:
-            raise UserError(
-                f"matmul={config.matmul!r}: {what} multiplies as the model does; leave it out, or set "
-                "jax.default_matmul_precision around the call"
-            )
+        """The addresses of the dictionaries."""
+        return tuple(config.address for config in self.dictionaries)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EndToEndState:
-    """`scale` and `variance` (of the scaled value) of each dictionary's input, `later`: the variance of each later
-    value, unscaled. Measured once, in the clean model."""
+    """What end-to-end training depends on besides the batch. What is measured is measured once, in the clean model.
 
-    learners: tuple[Learner, ...]
+    Attributes:
+      learners: one for each dictionary, in the order of the config.
+      scale: what each dictionary's input is multiplied by.
+      variance: the variance of each dictionary's scaled input.
+      later: the variance of each later value, unscaled.
+      key: the random key of the next step.
+    """
+
+    learners: tuple[Learner[Dictionary], ...]
     scale: Float[Array, " site"]
     variance: Float[Array, " site"]
     later: Float[Array, " value"]
     key: Key[Array, ""]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Along(Term):
-    """The term whose gradient is `gradient`: how `learn` is given one that was computed elsewhere."""
-
-    gradient: Any
-
-    def __call__(self, forward: Forward) -> Float[Array, ""]:
-        products = jax.tree.map(lambda g, p: jnp.sum(g * p), self.gradient, forward.dictionary)
-        return sum(jax.tree.leaves(products), jnp.zeros((), forward.x.dtype))
 
 
 def output_loss(
@@ -167,7 +154,7 @@ def loss(
     dictionaries: Sequence[Dictionary],
     state: EndToEndState,
     batch: tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]],
-    model: Any,
+    model: Model,
 ) -> tuple[Float[Array, ""], tuple[dict[str, Array], list[Forward]]]:
     """(loss, (its parts, what each dictionary has computed)). Pure; `state` gives all but the dictionaries."""
     tokens, keep = batch
@@ -219,61 +206,69 @@ def loss(
 
 
 def end_to_end_step(
-    config: EndToEndConfig, state: EndToEndState, batch: tuple[Array, Array], model: Any
+    config: EndToEndConfig, state: EndToEndState, batch: tuple[Array, Array], model: Model
 ) -> tuple[EndToEndState, dict[str, Any]]:
     """One step of all dictionaries. Pure; `partial(end_to_end_step, config)` is a `fit` step, the model among `frozen`.
 
-    Metrics: the loss and its parts (before coefficients), and for each dictionary under `dictionary.<i>` those of
-    `learn`, about what it read in the spliced run.
+    Metrics: the loss and its parts (before coefficients), and for each dictionary under `dictionary.<i>` fvu, l0 and
+    dead, about what it read in the spliced run.
     """
     dictionaries = tuple(learner.dictionary for learner in state.learners)
-    of = lambda dictionaries: loss(config, dictionaries, state, batch, model)
-    (value, (parts, forwards)), gradients = jax.value_and_grad(of, has_aux=True)(dictionaries)
-    learners, each, kept = [], {}, jnp.sum(batch[1], dtype=jnp.int32)
-    for i, (one, forward) in enumerate(zip(config.dictionaries, forwards, strict=True)):
-        along, variance = (Along(gradients[i]),), state.variance[i : i + 1]
-        learner, metrics = learn(one, state.learners[i], forward.x, variance, loss=along, tokens=kept)
-        learners.append(learner)
-        each[str(i)] = {name: metrics[name] for name in ("fvu", "l0", "dead")}
+    loss_of = lambda dictionaries: loss(config, dictionaries, state, batch, model)
+    (value, (parts, forwards)), gradients = jax.value_and_grad(loss_of, has_aux=True)(dictionaries)
+    tokens = jnp.sum(batch[1], dtype=jnp.int32)
+    learners, each = [], {}
+    for i, (one, forward, learner) in enumerate(zip(config.dictionaries, forwards, state.learners, strict=True)):
+        next_key, _, resample_key = jax.random.split(learner.key, 3)
+        fires, error = forward.code.firing_counts(one.n_features), forward.error
+        result = StepResult(value, gradients[i], fires, (observe(forward),), tokens, forward.x, error)
+        rule = UpdateRule(
+            optimizer=adam(one.optimizer, config.steps),
+            where=ALONE,
+            decoders=(one.decoder,),
+            offset_rate=offset_rate(one.optimizer, one.activation, learner.dictionary.d),
+            resample=resampler(one, config.steps, resample_key),
+        )
+        after, _ = apply_gradient(rule, learner, result, next_key)
+        learners.append(after)
+        figures = step_metrics(value, {}, forward.x, error, fires, forward.dead, after.step)
+        each[str(i)] = {name: figures[name] for name in ("fvu", "l0", "dead")}
     metrics = parts | {"loss": value, "dictionary": each}
     return dataclasses.replace(state, learners=tuple(learners), key=jax.random.split(state.key)[0]), metrics
 
 
 def init_end_to_end_state(
     config: EndToEndConfig,
-    model: Any,
-    batch_at: Callable[[int], tuple[Array, Array]],
+    model: Model,
+    batch_at: BatchAt,
     dictionaries: Sequence[Dictionary] | None = None,
 ) -> EndToEndState:
-    """The state before the first step: inputs measured, dictionaries fresh or as given (`warm_start`)."""
+    """The state before the first step: inputs are measured; dictionaries are fresh, or go on from given ones."""
     if dictionaries is not None:
         check_count(config.dictionaries, dictionaries)
     n, key = len(config.sites), jax.random.key(config.seed)
     stream_key, state_key = jax.random.split(jax.random.fold_in(key, n))
-    found = start_stream(stream_key, model, config.sites + config.downstream, batch_at, config.dictionaries[0].buffer)
-    ends = np.cumsum([0, *found.widths])
+    measured = start_stream(stream_key, model, config.sites + config.downstream, batch_at, config.buffer)
+    ends = np.cumsum([0, *measured.widths])
     learners = []
     for i, one in enumerate(config.dictionaries):
-        mean = found.mean[ends[i] : ends[i + 1]]
-        learner = init_learner(one, jax.random.fold_in(jax.random.key(one.seed), i), found.widths[i : i + 1], mean)
+        mean, key = measured.mean[ends[i] : ends[i + 1]], jax.random.fold_in(jax.random.key(one.seed), i)
+        dictionary = init_sae_of(one, key, mean)
         if dictionaries is not None:
-            learner = _warm_learner(one, learner, dictionaries[i], found.scale[i])
-        learners.append(learner)
-    later = found.variance[n:] / found.scale[n:] ** 2
-    return EndToEndState(tuple(learners), found.scale[:n], found.variance[:n], later, state_key)
+            dictionary = _scaled(warm_start(one, dictionary, dictionaries[i]), measured.scale[i])
+        learners.append(new_learner(dictionary, one.optimizer, config.steps, (one.n_features,), key))
+    later = measured.variance[n:] / measured.scale[n:] ** 2
+    return EndToEndState(tuple(learners), measured.scale[:n], measured.variance[:n], later, state_key)
 
 
-def _warm_learner(config: DictionaryConfig, learner: Learner, dictionary: Dictionary, scale: Array) -> Learner:
-    """A learner that goes on from a trained dictionary."""
-    given = warm_start(config, learner.dictionary, dictionary)
+def _scaled(given: Dictionary, scale: Float[Array, ""]) -> Dictionary:
+    """`given`, a dictionary for raw values, for scaled ones."""
     every = jnp.full((given.d,), 1 / scale)
     scaled = fold_scale(given, every, every, 1 / scale)
-    # its rows have norm 1 then, and a choice weighted by them is the config's again
+    # Its rows have norm 1 now, and a choice weighted by them is what the config asks for again.
     if given.activation.weighted:
         scaled = dataclasses.replace(scaled, activation=dataclasses.replace(scaled.activation, weighted=True))
-    return dataclasses.replace(
-        learner, dictionary=scaled, opt=optimizer.init(adam(config.optimizer, config.steps), scaled)
-    )
+    return scaled
 
 
 def export_end_to_end(state: EndToEndState) -> tuple[Dictionary, ...]:
@@ -287,17 +282,36 @@ def export_end_to_end(state: EndToEndState) -> tuple[Dictionary, ...]:
 
 def train_end_to_end(
     config: EndToEndConfig,
-    model: Any,
-    batch_at: Callable[[int], tuple[Array, Array]],
+    model: Model,
+    batch_at: BatchAt,
     dictionaries: Sequence[Dictionary] | None = None,
     *,
     run: RunTarget = None,
     log: Log = Log(),
 ) -> tuple[Dictionary, ...]:
-    """Train from the start, or from the last checkpoint of `run`, and export, in the order of the config.
+    """Train dictionaries end to end, from the start or from the last checkpoint of `run`.
 
-    `dictionaries` are trained ones (for raw activations) to go on from. `batch_at` and `log` are as in
-    `train_dictionary`: the same call after a kill ends with the same bits.
+    The same call after a kill ends with the same bits.
+
+    Args:
+      config: what is trained, for what and how long.
+      model: any model that keeps the surgery contract. It is not changed. Its blocks that have a dictionary should be
+        unrolled (`replan`).
+      batch_at: number of a batch -> (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
+      dictionaries: trained ones, for raw activations, to go on from. None: fresh ones.
+      run: where and how often the run is saved: a `SaveTo`, or a directory alone. None: nothing is saved.
+      log: what is evaluated, logged and shown.
+
+    Returns:
+      The dictionaries, for raw activations, in the order of the config.
+
+    Raises:
+      UserError: an address is not in the model, `dictionaries` do not fit the config, or `run` holds a run of another
+        config.
+
+    Example:
+        sae = EndToEndSAEConfig.of(variants.relu("blocks.2.resid_post", loss=(L1(0.01),)))
+        (trained,) = train_end_to_end(EndToEndConfig((sae,), steps=2000), replan(model, 2), batch_at)
     """
     state = init_end_to_end_state(config, model, batch_at, dictionaries)
     tokens = batch_at(0)[0].size

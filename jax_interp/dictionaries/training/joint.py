@@ -1,18 +1,17 @@
-"""A model and its dictionaries trained together: a model whose values are easily written as few features (Lai &
-Heimersheim 2025, "SAE regularisation produces more interpretable models").
+"""Joint training: a model and its dictionaries in one loss, so that the model's values are easily written as few
+features (Lai & Heimersheim 2025, "SAE regularisation produces more interpretable models").
 
-    L = task + mean_l [ Σ shared terms + Σ its own terms ]            published: task = CE, shared = λ R_l / N_l, λ = 3
+    L = task + mean_l [ Σ shared terms + Σ terms of dictionary l ]     published: task = CE, shared = λ R_l / N_l, λ = 3
 
-The dictionaries look on: the model's output is its own. But their losses' gradients flow into what they read, and so
-into the model. Afterwards they are thrown away, and fresh ones are trained on the model, which is then held fixed
-(`train="dictionaries"`: several sites at once, on raw values in their own order, no buffer):
+The dictionaries only look on: they do not change the model's output. But the gradients of their losses flow into what
+they read, and so into the model. After training they are thrown away, and fresh ones are trained on the model, which is
+then held fixed (`train="dictionaries"`: several sites at once, on raw values in their own order, no buffer):
 
-    config = JointConfig(tuple(variants.april(site, 0.035, ...) for site in sites), steps=15_000)
-    model, _ = train_joint(config, model, batch_at, optimizer)
+    saes = tuple(SAEConfig.of(variants.april(site, 0.035)) for site in sites)
+    model, _ = train_joint(JointConfig(saes, steps=15_000), model, batch_at, optimizer)
 
 Values are read raw: the model changes, and with it any scale that could be measured. `Reconstruction(kind="fvu")` is in
-units of the variance of the batch at hand, a constant to gradients. Of the dictionaries' configs `address`,
-`n_features`, `activation`, `loss`, `decoder`, `centred` and `dead_after` count; steps and optimizer are one for all.
+units of the variance of the batch at hand, a constant to gradients.
 """
 
 from __future__ import annotations
@@ -27,24 +26,36 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jax_interp.core import optimizers as optimizer
-from jax_interp.core.errors import UserError
-from jax_interp.core.unit_rows import unit_rows, without_parallel
+from jax_interp.core import optimizers
+from jax_interp.core.config_json import reads_older_files
+from jax_interp.core.leaves import PyTree
 from jax_interp.data.harvest import values
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.term import TERMS, Term, check_terms, coefficient_only, total
-from jax_interp.dictionaries.training.config import DictionaryConfig
-from jax_interp.dictionaries.training.end_to_end import check_saes, output_loss
+from jax_interp.dictionaries.training.apply_gradient import (
+    BESIDE_MODEL,
+    StepResult,
+    UpdateRule,
+    apply_gradient,
+    observe,
+)
+from jax_interp.dictionaries.training.config import SAEConfig, check_at_least_1, check_sites, older_saes
+from jax_interp.dictionaries.training.end_to_end import output_loss
+from jax_interp.dictionaries.training.initialise import init_sae_of
+from jax_interp.dictionaries.training.learner import Learner
 from jax_interp.dictionaries.training.normalisation import for_inference
 from jax_interp.dictionaries.training.spliced import kept_rows
-from jax_interp.dictionaries.training.train import init_dictionary
 from jax_interp.dictionaries.training.warm_start import check_count, warm_start
 from jax_interp.surgery import read
+from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 Batch = tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]
 Objective = Callable[[Any, Batch], Float[Array, ""]]
+"""(the model's output, the batch) -> what the model is trained for."""
+
+Params = tuple[PyTree, tuple[Dictionary, ...]]
 
 
 @TERMS.register
@@ -64,9 +75,17 @@ class OverNorm(Term):
         return self.coefficient * sse / jnp.mean(norm)
 
 
+def _older(fields: dict[str, Any]) -> dict[str, Any]:
+    """Earlier versions stored a `DictionaryConfig` for each dictionary."""
+    return fields | {"dictionaries": older_saes(fields.get("dictionaries", []), SAEConfig)}
+
+
+@reads_older_files(rewritten=_older)
 @dataclasses.dataclass(frozen=True)
 class JointConfig:
-    dictionaries: tuple[DictionaryConfig, ...]
+    """What is trained together, and for how long. The optimizer is an argument of `train_joint`."""
+
+    dictionaries: tuple[SAEConfig, ...]
     shared: tuple[Term, ...] = (OverNorm(),)
     """Terms of every dictionary, beside its own."""
     train: Literal["both", "dictionaries"] = "both"
@@ -74,33 +93,40 @@ class JointConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_saes(self.dictionaries, "joint training")
-        if self.steps < 1:
-            raise UserError(f"steps={self.steps}: at least 1")
-        if any(config.resampling is not None for config in self.dictionaries):
-            raise UserError("resampling is for dictionaries with an optimizer of their own: use AuxK in joint training")
+        check_sites(self.dictionaries, "joint training")
+        check_at_least_1(self, "steps")
         for config in self.dictionaries:
             check_terms(config.activation, self.shared)
 
     @property
     def sites(self) -> tuple[str, ...]:
-        return tuple(config.reads[0] for config in self.dictionaries)
+        """The addresses of the dictionaries."""
+        return tuple(config.address for config in self.dictionaries)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class JointState:
-    """`model` is None where it is not trained. `since_fired` counts tokens, for each dictionary."""
+    """What joint training depends on besides the batch.
 
-    model: Any
+    Attributes:
+      model: the model in training; None where it is held fixed.
+      dictionaries: in the order of the config.
+      opt: the state of the optimizer, which is of (model, dictionaries).
+      since_fired: for each dictionary, the tokens since each latent fired.
+      step: the number of steps done.
+      key: the random key of the next step.
+    """
+
+    model: PyTree
     dictionaries: tuple[Dictionary, ...]
-    opt: Any
+    opt: PyTree
     since_fired: tuple[Int[Array, " feature"], ...]
     step: Int[Array, ""]
     key: Key[Array, ""]
 
 
-def next_token(output: Any, batch: Batch) -> Float[Array, ""]:
+def next_token(output: Array, batch: Batch) -> Float[Array, ""]:
     """Cross-entropy of the predictions that are made at a kept position and of a kept token."""
     return output_loss("ce", output, None, *batch)
 
@@ -133,7 +159,7 @@ def joint_step(
     objective: Objective,
     state: JointState,
     batch: Batch,
-    frozen: Any = None,
+    frozen: Model | None = None,
 ) -> tuple[JointState, dict[str, Any]]:
     """One step. Pure. `frozen`: the model where it is not trained.
 
@@ -144,57 +170,63 @@ def joint_step(
     key, rows_key, terms_key = jax.random.split(state.key, 3)
     rows, kept = kept_rows(keep, rows_key)
 
-    def of(params):
+    def loss_of(params: Params):
         model, dictionaries = params
         if model is None:
-            value, found = 0.0, values(frozen, config.sites, tokens)
+            value, read_values = 0.0, values(frozen, config.sites, tokens)
         else:
             output, activations = read(model, *config.sites)(tokens)
-            found = [activations[site].reshape(tokens.size, -1) for site in config.sites]
+            read_values = [activations[site].reshape(tokens.size, -1) for site in config.sites]
             value = objective(output, batch)
-        extra, forwards = regulariser(config, dictionaries, found, rows, state, terms_key)
+        extra, forwards = regulariser(config, dictionaries, read_values, rows, state, terms_key)
         # Where nothing is kept the rows are one that should not be seen: `fit` stops at NaN and names the step.
         extra = jnp.where(kept > 0, extra, jnp.nan)
         task = {} if model is None else {"task": value}
         return value + extra, (task | {"regulariser": extra}, forwards)
 
-    params = (state.model, state.dictionaries)
-    (value, (parts, forwards)), (of_model, grads) = jax.value_and_grad(of, has_aux=True)(params)
-    unit = [config.decoder == "unit" for config in config.dictionaries]
-    tangent = lambda g, d: dataclasses.replace(g, W_dec=without_parallel(g.W_dec, d.W_dec))
-    grads = tuple(tangent(g, d) if on else g for g, d, on in zip(grads, state.dictionaries, unit, strict=True))
-    (model, updated), opt = optimizer.update(optimize, (of_model, grads), state.opt, params)
-    updated = [dataclasses.replace(d, W_dec=unit_rows(d.W_dec)) if on else d for d, on in zip(updated, unit)]
-
-    since_fired, each = [], {}
-    for i, (one, forward, before) in enumerate(zip(config.dictionaries, forwards, state.since_fired, strict=True)):
-        activation = forward.dictionary.activation.observe(forward.dictionary, forward.code)
-        if activation is not None:
-            updated[i] = dataclasses.replace(updated[i], activation=activation)
-        fires = forward.code.firing_counts(one.n_features)
-        since_fired.append(jnp.where(fires > 0, 0, jnp.minimum(before, 2**30) + kept))
-        each[str(i)] = {
-            "fvu": jnp.sum(forward.error**2) / (forward.variance * forward.rows),
-            "l0": jnp.sum(fires).astype(forward.x.dtype) / forward.rows,
-            "dead": jnp.sum(forward.dead),
-        }
-    state = JointState(model, tuple(updated), opt, tuple(since_fired), state.step + 1, key)
+    params: Params = (state.model, state.dictionaries)
+    (value, (parts, forwards)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+    fires = tuple(
+        forward.code.firing_counts(one.n_features) for one, forward in zip(config.dictionaries, forwards, strict=True)
+    )
+    result = StepResult(value, gradient, fires, tuple(map(observe, forwards)), kept)
+    rule = UpdateRule(optimize, BESIDE_MODEL, tuple(one.decoder for one in config.dictionaries))
+    learner = Learner(params, state.opt, state.since_fired, state.step, state.key)
+    after, _ = apply_gradient(rule, learner, result, key)
+    each = {str(i): _figures(forward, fires[i]) for i, forward in enumerate(forwards)}
+    model, dictionaries = after.dictionary
+    state = JointState(model, dictionaries, after.opt, after.since_fired, after.step, after.key)
     return state, parts | {"loss": value, "dictionary": each}
+
+
+def _figures(forward: Forward, fires: Int[Array, " feature"]) -> dict[str, Array]:
+    return {
+        "fvu": jnp.sum(forward.error**2) / (forward.variance * forward.rows),
+        "l0": jnp.sum(fires).astype(forward.x.dtype) / forward.rows,
+        "dead": jnp.sum(forward.dead),
+    }
 
 
 def init_joint_state(
     config: JointConfig,
-    model: Any,
+    model: Model,
     tokens: Int[Array, "seq pos"],
     optimize: optax.GradientTransformation,
     dictionaries: Sequence[Dictionary] | None = None,
 ) -> JointState:
-    """The state before the first step; `tokens` for their shape. Dictionaries as given (`warm_start`), or as
-    `init_dictionary` makes them for values of mean 0."""
+    """The state before the first step.
+
+    Args:
+      config: what is trained.
+      model: the model.
+      tokens: a batch, for its shape.
+      optimize: the optimizer.
+      dictionaries: trained ones to go on from (`warm_start`). None: fresh ones, for values of mean 0.
+    """
     shapes = jax.eval_shape(lambda model: values(model, config.sites, tokens), model)
     keys = [jax.random.fold_in(jax.random.key(one.seed), i) for i, one in enumerate(config.dictionaries)]
     of_each = tuple(
-        init_dictionary(one, key, (value.shape[1],), jnp.zeros((value.shape[1],)))
+        init_sae_of(one, key, jnp.zeros((value.shape[1],)))
         for one, key, value in zip(config.dictionaries, keys, shapes, strict=True)
     )
     if dictionaries is not None:
@@ -202,13 +234,13 @@ def init_joint_state(
         of_each = tuple(warm_start(*one) for one in zip(config.dictionaries, of_each, dictionaries, strict=True))
     trained = model if config.train == "both" else None
     since_fired = tuple(jnp.zeros((one.n_features,), jnp.int32) for one in config.dictionaries)
-    opt = optimizer.init(optimize, (trained, of_each))
+    opt = optimizers.init(optimize, (trained, of_each))
     return JointState(trained, of_each, opt, since_fired, jnp.zeros((), jnp.int32), jax.random.key(config.seed))
 
 
 def train_joint(
     config: JointConfig,
-    model: Any,
+    model: Model,
     batch_at: Callable[[int], Batch],
     optimize: optax.GradientTransformation,
     dictionaries: Sequence[Dictionary] | None = None,
@@ -217,12 +249,25 @@ def train_joint(
     run: RunTarget = None,
     log: Log = Log(),
 ) -> tuple[Any, tuple[Dictionary, ...]]:
-    """(model, dictionaries as they are used after training), from the start or from the last checkpoint of `run`.
+    """Train a model and dictionaries together, or dictionaries alone, from the start or from the last checkpoint of
+    `run`. The same call after a kill ends with the same bits.
 
-    optimize    of optax, over the pair (model, tuple of dictionaries), or (None, tuple) where the model is held fixed.
-    objective   (output of the model, batch) -> what the model is for.
-    dictionaries  initial ones.
-    run, log    as in `training.fit`. The same call after a kill ends with the same bits.
+    Args:
+      config: what is trained.
+      model: any model that keeps the surgery contract. The caller's is not changed.
+      batch_at: number of a batch -> (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
+      optimize: of optax, over the pair (model, tuple of dictionaries); (None, tuple) where the model is held fixed.
+      dictionaries: trained ones, for raw values, to go on from. None: fresh ones.
+      objective: (output of the model, batch) -> what the model is trained for.
+      run: where and how often the run is saved: a `SaveTo`, or a directory alone. None: nothing is saved.
+      log: what is evaluated, logged and shown.
+
+    Returns:
+      (the model, the dictionaries as they are used after training, in the order of the config).
+
+    Example:
+        saes = tuple(SAEConfig.of(variants.april(site, 0.035)) for site in sites)
+        model, _ = train_joint(JointConfig(saes), model, batch_at, optax.adam(1e-4))
     """
     state = init_joint_state(config, model, batch_at(0)[0], optimize, dictionaries)
     shown = ("loss", "task") if config.train == "both" else ("loss",)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,13 +18,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
 from jax_interp.data.harvest import Stream, advance, start_stream
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses.term import snake
 from jax_interp.dictionaries.training.config import DictionaryConfig
-from jax_interp.dictionaries.training.train import Learner, adam, addresses, export_learner, init_learner, learn
+from jax_interp.dictionaries.training.initialise import init_dictionary, new_learner
+from jax_interp.dictionaries.training.learner import BatchAt, Learner
+from jax_interp.dictionaries.training.train import SHOWN, export_learner, learn
+from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 
@@ -134,12 +135,10 @@ def swept_values(config: DictionaryConfig, sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def init_sweep_state(
-    config: DictionaryConfig, sweep: Sweep, model: Any, batch_at: Callable[[int], tuple[Array, Array]]
-) -> SweepState:
+def init_sweep_state(config: DictionaryConfig, sweep: Sweep, model: Model, batch_at: BatchAt) -> SweepState:
     found = members(config, sweep)
     dictionary_key, stream_key = jax.random.split(jax.random.key(config.seed))
-    stream = start_stream(stream_key, model, sweep.addresses or addresses(config), batch_at, config.buffer)
+    stream = start_stream(stream_key, model, sweep.addresses or config.addresses, batch_at, config.buffer)
     if sweep.addresses and len(set(stream.widths)) > 1:
         widths = ", ".join(f"{a} {w}" for a, w in zip(sweep.addresses, stream.widths))
         raise UserError(f"a sweep is over values of one width; these are {widths}")
@@ -148,15 +147,11 @@ def init_sweep_state(
         # a member on its own is what `train_dictionary` would make of its config
         key = dictionary_key if member.seed == config.seed else jax.random.split(jax.random.key(member.seed))[0]
         widths, mean = _of_site(sweep, stream, member.address)
-        learner = init_learner(config, key, widths, mean)
+        dictionary = init_dictionary(config, key, widths, mean)
         if sweep.k:
-            activation = dataclasses.replace(learner.dictionary.activation, limit=jnp.float32(member.k))
-            learner = dataclasses.replace(
-                learner, dictionary=dataclasses.replace(learner.dictionary, activation=activation)
-            )
-            opt = optimizer.init(adam(config.optimizer, config.steps), learner.dictionary)
-            learner = dataclasses.replace(learner, opt=opt)
-        learners.append(learner)
+            activation = dataclasses.replace(dictionary.activation, limit=jnp.float32(member.k))
+            dictionary = dataclasses.replace(dictionary, activation=activation)
+        learners.append(new_learner(dictionary, config.optimizer, config.steps, (config.n_features,), key))
     return SweepState(jax.tree.map(lambda *a: jnp.stack(a), *learners), stream, jnp.zeros((len(found),), bool))
 
 
@@ -172,7 +167,7 @@ def sweep_step(
     sweep: Sweep,
     state: SweepState,
     batch: tuple[Array, Array],
-    model: Any,
+    model: Model,
     grid: dict[str, Any],
     batched: bool,
 ) -> tuple[SweepState, dict[str, Array]]:
@@ -183,7 +178,7 @@ def sweep_step(
         config = dataclasses.replace(
             config, sparse_gradient_sizes=()
         )  # under vmap a branch costs as much as all of them
-    found = sweep.addresses or addresses(config)
+    found = sweep.addresses or config.addresses
     stream, rows = advance(state.stream, model, found, *batch)
 
     def one(of_member):
@@ -218,8 +213,8 @@ def export_sweep(config: DictionaryConfig, sweep: Sweep, state: SweepState) -> l
 def train_sweep(
     config: DictionaryConfig,
     sweep: Sweep,
-    model: Any,
-    batch_at: Callable[[int], tuple[Array, Array]],
+    model: Model,
+    batch_at: BatchAt,
     *,
     run: RunTarget = None,
     batched: bool | None = None,
@@ -244,7 +239,6 @@ def train_sweep(
         counted = {"tokens": jnp.max(jnp.where(ended, 0, tokens)), "ended": jnp.sum(ended)}
         return state, mean | counted | {"member": {str(i): of_member(i) for i in range(count)}}
 
-    shown = ("loss", "fvu", "l0", "dead")
     state = fit(
         step,
         state,
@@ -252,7 +246,7 @@ def train_sweep(
         steps=config.steps,
         run=SaveTo.of(run, SweepRun(config, sweep)),
         frozen=(model, swept_values(config, sweep)),
-        log=log.with_defaults(shown=shown, per_step={"tokens": tokens}, title="sweep", may_be_nan=("member.",)),
+        log=log.with_defaults(shown=SHOWN, per_step={"tokens": tokens}, title="sweep", may_be_nan=("member.",)),
     )
     return export_sweep(config, sweep, state)
 

@@ -1,0 +1,115 @@
+"""What the training of one dictionary depends on, its optimizer, and the metrics of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from jax_interp.core.leaves import PyTree
+from jax_interp.data.harvest import Stream
+from jax_interp.dictionaries.activations import Activation
+from jax_interp.dictionaries.training.config import Adam
+
+Trained = TypeVar("Trained")
+
+BatchAt = Callable[[int], tuple[Array, Array]]
+"""The number of a batch, from 0 -> (tokens [seq, pos], keep [seq, pos])."""
+
+PRECISION = {"float32": "F32_F32_F32", "bfloat16": "BF16_BF16_F32"}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Learner(Generic[Trained]):
+    """A dictionary in training: all that its next step depends on besides the batch.
+
+    Attributes:
+      dictionary: a `Dictionary` or a `CrossLayer`, for scaled values.
+      opt: the state of its optimizer.
+      since_fired: for each latent, the tokens since it last fired (the count stops at 2³⁰).
+      step: the number of steps done.
+      key: the random key of the next step.
+    """
+
+    dictionary: Trained
+    opt: PyTree
+    since_fired: Int[Array, "..."]
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState(Generic[Trained]):
+    """A learner and the stream of shuffled activations that it learns from."""
+
+    learner: Learner[Trained]
+    stream: Stream
+
+
+def adam(
+    config: Adam, steps: int, learning_rate: Float[Array, ""] | None = None, unit: Float[Array, ""] | float = 1.0
+) -> optax.GradientTransformation:
+    """Clipping, then Adam with its schedule.
+
+    Args:
+      config: the settings.
+      steps: the length of the run.
+      learning_rate: in place of the config's; it may be traced.
+      unit: what the loss divides the squared error by (`sse_unit`); it may be traced. `clip` is for a loss in SSE.
+    """
+    decay = max(round(config.decay * steps), 1)
+    peak = config.learning_rate if learning_rate is None else learning_rate
+
+    def rate(count: Int[Array, ""]) -> Float[Array, ""]:
+        step = count.astype(jnp.float32)
+        up = (step + 1) / max(config.warmup, 1)
+        down = (steps - step) / decay
+        return peak * jnp.clip(jnp.minimum(up, down), 0.0, 1.0)
+
+    clip = optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip / unit)
+    return optax.chain(clip, optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps))
+
+
+def offset_rate(optimizer: Adam, activation: Activation, d: int) -> float:
+    """How many times longer the steps of offsets are (`Adam.offset_rate`) for values of width `d`."""
+    if optimizer.offset_rate is not None:
+        return optimizer.offset_rate
+    return d**0.5 if activation.k is None else 1.0
+
+
+def matmul_precision(matmul: str | None) -> AbstractContextManager[Any]:
+    """The context in which matrices are multiplied as `DictionaryConfig.matmul` asks."""
+    return contextlib.nullcontext() if matmul is None else jax.default_matmul_precision(PRECISION[matmul])
+
+
+def step_metrics(
+    loss: Float[Array, ""],
+    terms: dict[str, Float[Array, ""]],
+    y: Float[Array, "row d_out"],
+    error: Float[Array, "row d_out"],
+    fires: Int[Array, "..."],
+    dead: Array,
+    step: Int[Array, ""],
+) -> dict[str, Array]:
+    """The metrics of one batch, before the update.
+
+    `loss` and each of its terms; `fvu`, the fraction of variance unexplained, centred on the batch's mean; `l0`, the
+    latents on in a row, of all sources together; `dead`, the number of dead latents; `tokens` trained on so far.
+    """
+    centred = y - jnp.mean(y, axis=0, keepdims=True)
+    return terms | {
+        "loss": loss,
+        "fvu": jnp.sum(error * error) / jnp.sum(centred * centred),
+        "l0": jnp.sum(fires).astype(y.dtype) / y.shape[0],
+        "dead": jnp.sum(dead),
+        "tokens": step.astype(jnp.uint32) * jnp.uint32(y.shape[0]),  # wraps at 4.3 billion
+    }
