@@ -31,8 +31,9 @@ import optax
 from experiments.experiment import Results, Row
 from jax_interp.core.errors import UserError
 from jax_interp.data.batches import WindowSampler
-from jax_interp.dictionaries import ReLU, init_sae, variants
+from jax_interp.dictionaries import ReLU, init_sae
 from jax_interp.dictionaries.losses import L1, Reconstruction
+from jax_interp.dictionaries.training.config import SAEConfig
 from jax_interp.dictionaries.training.joint import JointConfig, OverNorm, next_token, train_joint
 from jax_interp.models.config import Config as ModelConfig
 from jax_interp.models.decoder import init
@@ -176,7 +177,7 @@ class Best:
 
 def saes_of(strengths: tuple[float, ...]) -> tuple[Any, ...]:
     return tuple(
-        variants.april(site, loss=(L1(c, "l1_of_norms", warmup=0.0),), n_features=width, centred=True)
+        SAEConfig(site, width, ReLU(), (L1(c, "l1_of_norms", warmup=0.0),), decoder="free")
         for site, width, c in zip(SITES, WIDTHS, strengths, strict=True)
     )
 
@@ -215,9 +216,8 @@ def of_saes(
     warmup = min(750, config.sae_steps // 10)
     # published: the sum over the sites, and the norm of its gradient clipped
     optimizer = optax.chain(optax.scale(len(SITES)), adamw(1e-3, 1e-4, warmup, config.sae_steps, _never))
-    _, saes = train_joint(
-        joint, model, batches(config, seed + 1, train), optimizer, fresh_saes(seed), title="fresh SAEs"
-    )
+    at_step, log = batches(config, seed + 1, train), Log(title="fresh SAEs")
+    _, saes = train_joint(joint, model, at_step, optimizer, fresh_saes(seed), log=log)
     edits = [at(site, Splice(sae)) for site, sae in zip(SITES, saes, strict=True)]
     rises = [cross_entropy(edit(model, one), validation) - clean for one in edits]
     return {

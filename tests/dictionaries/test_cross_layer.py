@@ -290,7 +290,6 @@ def test_what_cannot_be_is_refused():
     for fields, says in (
         ({"writes": POST[:2]}, "3 values are read and 2 written"),
         ({"window": 0}, "window=0"),
-        ({"centred": True}, "neither centred"),
         ({"activation": Gated()}, "not Gated"),
         ({"loss": (Matryoshka(),)}, "not Matryoshka"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.config_json import from_json, to_json, upgrade
 from jax_interp.core.errors import UserError
-from jax_interp.dictionaries import DictionaryConfig, evaluate, train_dictionary, variants
+from jax_interp.dictionaries import evaluate, train_dictionary, variants
 from jax_interp.dictionaries.activations import BatchTopK, ReLU, TopK
 from jax_interp.dictionaries.forms import init_sae
 from jax_interp.dictionaries.losses import L1, AuxK, Reconstruction
-from jax_interp.dictionaries.training.config import Adam
+from jax_interp.dictionaries.training.config import Adam, EndToEndSAEConfig, Resampling
 from jax_interp.dictionaries.training.end_to_end import (
     EndToEndConfig,
     EndToEndState,
@@ -26,8 +28,8 @@ from jax_interp.dictionaries.training.end_to_end import (
     loss,
     train_end_to_end,
 )
+from jax_interp.dictionaries.training.initialise import new_learner
 from jax_interp.dictionaries.training.spliced import TrainingSplice, kept_rows
-from jax_interp.dictionaries.training.train import init_learner
 from jax_interp.models import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.language_modelling import Optimization, init_state, train_step
@@ -35,8 +37,9 @@ from jax_interp.surgery import Splice, at, edit, replan
 from jax_interp.training import QUIET, Log, SaveTo, fit
 
 SITES = ("blocks.0.resid_post", "blocks.1.resid_post")
-FIELDS = {"n_features": 24, "steps": 12, "buffer": 300, "dead_after": 300, "optimizer": Adam(warmup=2)}
-RELU = [variants.relu(site, loss=(L1(0.05, warmup=0.0),), resampling=None, **FIELDS) for site in SITES]
+FIELDS = {"n_features": 24, "dead_after": 300, "optimizer": Adam(warmup=2)}
+RUN = {"steps": 12, "buffer": 300}
+RELU = [EndToEndSAEConfig(site, activation=ReLU(), loss=(L1(0.05, warmup=0.0),), **FIELDS) for site in SITES]
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,7 @@ def test_loss_and_gradient_equal_the_equation(model, output, beta, balance):
         downstream=("blocks.2.resid_post",) if beta else (),
         beta=beta,
         balance=balance,
+        **RUN,
     )
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         model = jax.tree.map(lambda a: a.astype(jnp.float64), model)
@@ -112,7 +116,7 @@ def test_loss_and_gradient_equal_the_equation(model, output, beta, balance):
         dictionaries = tuple(dataclasses.replace(make(p), **p) for p in params)
         scales = jnp.asarray([0.8, 1.3])
         learners = tuple(
-            dataclasses.replace(init_learner(one, jax.random.key(0), (16,), jnp.zeros(16)), dictionary=d)
+            new_learner(d, one.optimizer, config.steps, (24,), jax.random.key(0))
             for one, d in zip(config.dictionaries, dictionaries, strict=True)
         )
         state = EndToEndState(learners, scales, jnp.asarray([3.0, 4.0]), jnp.asarray([5.0])[: len(config.downstream)],
@@ -141,7 +145,7 @@ def test_loss_and_gradient_equal_the_equation(model, output, beta, balance):
 
 def test_what_is_trained_is_what_is_exported(model):
     """The spliced run of the step is that of `Splice` with the exported dictionaries, padding left alone."""
-    state = init_end_to_end_state(EndToEndConfig(tuple(RELU)), model, batch_at)
+    state = init_end_to_end_state(EndToEndConfig(tuple(RELU), **RUN), model, batch_at)
     tokens, keep = batch_at(5)
     rows, n = kept_rows(keep, jax.random.key(0))
     shown = [
@@ -157,7 +161,7 @@ def test_what_is_trained_is_what_is_exported(model):
 
 def test_latents_that_are_silent_grow_older_by_the_tokens_that_are_kept(model):
     """Rows that stand in for padding are seen again: they are no new tokens."""
-    config = EndToEndConfig((RELU[0],))
+    config = EndToEndConfig((RELU[0],), **RUN)
     state = init_end_to_end_state(config, model, batch_at)
     one = state.learners[0].dictionary
     silent = dataclasses.replace(one, b_enc=jnp.where(jnp.arange(24) < 5, -100.0, 100.0))
@@ -170,7 +174,9 @@ def test_latents_that_are_silent_grow_older_by_the_tokens_that_are_kept(model):
 
 def test_going_on_from_a_trained_dictionary_begins_where_it_is(model):
     given = tuple(init_sae(jax.random.key(i), 16, 24, TopK(4), jnp.ones(16)) for i in range(2))
-    config = EndToEndConfig(tuple(variants.topk(site, 4, **FIELDS) for site in SITES), balance=1.0)
+    config = EndToEndConfig(
+        tuple(EndToEndSAEConfig(site, activation=TopK(4), **FIELDS) for site in SITES), balance=1.0, **RUN
+    )
     back = export_end_to_end(init_end_to_end_state(config, model, batch_at, given))
     for got, want in zip(jax.tree.leaves(back), jax.tree.leaves(given), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
@@ -181,10 +187,10 @@ def test_scanned_blocks_and_values_of_heads_train_alike():
     model = init(Config(n_layers=3, d_model=16, n_heads=2, d_mlp=16, vocab_size=40, n_ctx=16), jax.random.key(0))
     loss_terms = (AuxK(), Reconstruction())
     sites = [
-        DictionaryConfig("blocks.0.attn.z", activation=TopK(4), loss=loss_terms, **FIELDS),
-        DictionaryConfig("blocks.1.resid_post", activation=BatchTopK(4), loss=loss_terms, **FIELDS),
+        EndToEndSAEConfig("blocks.0.attn.z", activation=TopK(4), loss=loss_terms, **FIELDS),
+        EndToEndSAEConfig("blocks.1.resid_post", activation=BatchTopK(4), loss=loss_terms, **FIELDS),
     ]
-    config = EndToEndConfig(tuple(sites), downstream=("blocks.2.mlp_out", "ln_final.normalized"))
+    config = EndToEndConfig(tuple(sites), downstream=("blocks.2.mlp_out", "ln_final.normalized"), **RUN)
     state = init_end_to_end_state(config, model, batch_at)
     step = jax.jit(partial(end_to_end_step, config))
     (one, metrics), (other, others) = (step(state, batch_at(0), m) for m in (model, replan(model, "0:2")))
@@ -196,9 +202,11 @@ def test_scanned_blocks_and_values_of_heads_train_alike():
 
 
 RUNS = {
-    "one": EndToEndConfig((RELU[1],)),
+    "one": EndToEndConfig((RELU[1],), **RUN),
     "several": EndToEndConfig(
-        (RELU[0], variants.batch_topk(SITES[1], 4, **FIELDS)), downstream=("blocks.2.resid_post",)
+        (RELU[0], EndToEndSAEConfig(SITES[1], activation=BatchTopK(4), **FIELDS)),
+        downstream=("blocks.2.resid_post",),
+        **RUN,
     ),
 }
 
@@ -245,15 +253,27 @@ def test_a_killed_run_ends_with_the_same_bits(name, model, tmp_path):
     [
         ({"dictionaries": ()}, "at least one"),
         ({"dictionaries": (RELU[0], RELU[0])}, "different addresses"),
-        ({"dictionaries": (RELU[0], dataclasses.replace(RELU[1], steps=3))}, r"\[12, 3\] steps"),
-        ({"dictionaries": (variants.transcoder("blocks.0.resid_pre", "blocks.0.resid_post"),)}, "is for SAEs"),
-        ({"dictionaries": (variants.crosscoder(SITES),)}, "is for SAEs"),
+        ({"dictionaries": (variants.topk(SITES[0]),)}, r"is a DictionaryConfig: give .*EndToEndSAEConfig.of"),
+        ({"steps": 0}, "steps=0"),
         ({"balance": 1.0}, "has no such term"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(bad, says):
     with pytest.raises(UserError, match=says):
         EndToEndConfig(**({"dictionaries": tuple(RELU)} | bad))
+
+
+def test_a_config_of_an_earlier_version_is_read_as_what_it_meant():
+    """It had a whole `DictionaryConfig` for each dictionary, with the steps of them all and the buffer."""
+    first = dataclasses.replace(RELU[0], resampling=Resampling(every=3))
+    config = EndToEndConfig((first, RELU[1]), downstream=("blocks.2.resid_post",), **RUN)
+    older = to_json(config)
+    steps, buffer = older.pop("steps"), older.pop("buffer")
+    for one in older["dictionaries"]:
+        one |= {"type": "DictionaryConfig", "writes": None, "skip": False, "few": [64, 256], "matmul": None}
+        one |= {"steps": steps, "buffer": buffer}
+    assert upgrade(json.loads(json.dumps(older))) == to_json(config)
+    assert from_json(EndToEndConfig, older) == config == from_json(EndToEndConfig, to_json(config))
 
 
 # ---- the claim ------------------------------------------------------------------------------------------------------
@@ -304,7 +324,8 @@ def test_end_to_end_costs_the_model_less_at_equal_l0_and_is_a_worse_copy():
         return np.array([rec.l0, ce.spliced - ce.clean, rec.l2_ratio, rec.mse_d])
 
     local = [train_dictionary(variants.relu(site, l1, **fields), model, batch, log=QUIET) for l1 in (0.08, 0.03)]
-    config = EndToEndConfig((variants.relu(site, loss=(L1(0.03),), **fields),))
+    own = EndToEndSAEConfig(site, n_features=128, activation=ReLU(), loss=(L1(0.03),), optimizer=fields["optimizer"])
+    config = EndToEndConfig((own,), steps=400, buffer=8192)
     (whole,) = train_end_to_end(config, model, batch, log=QUIET)
     sparse, dense, (l0, ce, l2_ratio, mse) = *map(figures, local), figures(whole)
     assert sparse[0] < l0 < dense[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -12,11 +13,13 @@ import optax
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.config_json import from_json, to_json, upgrade
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import variants
-from jax_interp.dictionaries.activations import ReLU
+from jax_interp.dictionaries.activations import Gated, ReLU
 from jax_interp.dictionaries.forms import init_sae
 from jax_interp.dictionaries.losses import L1, AuxK, Reconstruction
+from jax_interp.dictionaries.training.config import Adam, EndToEndSAEConfig, SAEConfig
 from jax_interp.dictionaries.training.joint import (
     JointConfig,
     OverNorm,
@@ -32,7 +35,7 @@ SITES = ("blocks.0.resid_pre", "blocks.2.resid_post")
 COEFFICIENTS = (0.02, 0.07)
 CONFIG = JointConfig(
     tuple(
-        variants.april(site, loss=(L1(c, "l1_of_norms", warmup=0.0),), n_features=24, centred=True, dead_after=300)
+        SAEConfig(site, 24, ReLU(), (L1(c, "l1_of_norms", warmup=0.0),), decoder="free", dead_after=300)
         for site, c in zip(SITES, COEFFICIENTS)
     ),
     steps=12,
@@ -116,7 +119,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
         if record["step"] == 9:
             raise Killed
 
-    sites = (CONFIG.dictionaries[0], variants.batch_topk(SITES[1], 4, n_features=24, dead_after=300))
+    batch_topk = variants.batch_topk(SITES[1], 4, n_features=24, dead_after=300)
+    sites = (CONFIG.dictionaries[0], SAEConfig.of(batch_topk))
     config = dataclasses.replace(CONFIG, dictionaries=sites, shared=(OverNorm(0.1), AuxK()))
     train = partial(train_joint, config, toy(), batch_at, optax.adamw(1e-2))
     with pytest.raises(Killed):
@@ -134,12 +138,40 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     ("bad", "says"),
     [
         ({"dictionaries": ()}, "at least one"),
-        ({"dictionaries": (variants.crosscoder(SITES),)}, "is for SAEs"),
-        ({"dictionaries": (variants.relu(SITES[0]),)}, "resampling"),
+        ({"dictionaries": (variants.topk(SITES[0]),)}, r"is a DictionaryConfig: give SAEConfig.of"),
         ({"steps": 0}, "steps=0"),
-        ({"dictionaries": (variants.matching_pursuit(SITES[0]),), "shared": (AuxK(),)}, "AuxK trains the encoder"),
+        (
+            {"dictionaries": (SAEConfig.of(variants.matching_pursuit(SITES[0])),), "shared": (AuxK(),)},
+            "AuxK trains the encoder",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(bad, says):
     with pytest.raises(UserError, match=says):
         dataclasses.replace(CONFIG, **bad)
+
+
+def test_a_variant_is_an_sae_inside_a_model_where_it_can_be():
+    resampled = variants.relu(SITES[0], n_features=24)
+    assert EndToEndSAEConfig.of(resampled).resampling == resampled.resampling
+    assert SAEConfig.of(variants.gated(SITES[0])).activation == Gated()
+    for config, says in (
+        (variants.crosscoder(SITES), "which write the one value that they read"),
+        (variants.transcoder(*SITES), "which write the one value that they read"),
+        (resampled, "sets resampling=.* leave it out .*AuxK"),
+        (variants.topk(SITES[0], steps=12), "sets steps=12, .* give the trainer's config the steps"),
+        (variants.topk(SITES[0], matmul="bfloat16"), "default_matmul_precision"),
+    ):
+        with pytest.raises(UserError, match=says):
+            SAEConfig.of(config)
+
+
+def test_a_config_of_an_earlier_version_is_read_as_what_it_meant():
+    """It had a whole `DictionaryConfig` for each dictionary, of which joint training used some fields."""
+    config = dataclasses.replace(CONFIG, shared=(OverNorm(0.1), AuxK()))
+    older = to_json(config)
+    for one, sae in zip(older["dictionaries"], config.dictionaries, strict=True):
+        one |= {"type": "DictionaryConfig", "address": [sae.address], "writes": None, "skip": False, "few": [64, 256]}
+        one |= {"resampling": None, "steps": 7, "optimizer": to_json(Adam()), "matmul": None, "buffer": 65536}
+    assert upgrade(json.loads(json.dumps(older))) == to_json(config)
+    assert from_json(JointConfig, older) == config == from_json(JointConfig, to_json(config))

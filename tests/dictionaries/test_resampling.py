@@ -14,7 +14,7 @@ from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import Jump, JumpReLU
 from jax_interp.dictionaries.losses import Reconstruction
 from jax_interp.dictionaries.training.config import Adam, Resampling
-from jax_interp.dictionaries.training.resampling import resample
+from jax_interp.dictionaries.training.resampling import Resampler, resampler
 from jax_interp.dictionaries.training.train import init_learner, learn
 
 FIELDS = {"n_features": 400, "steps": 100, "optimizer": Adam(warmup=1)}
@@ -36,7 +36,9 @@ def test_only_dead_latents_begin_anew_and_on_inputs_in_proportion_to_their_squar
     one, opt, dead = learner.dictionary, learner.opt, jnp.arange(400) >= 40
     x = jax.random.normal(jax.random.key(2), (3, 6))
     error = jnp.sqrt(jnp.asarray([1.0, 2.0, 3.0]))[:, None] * jnp.eye(6)[:3]  # losses 1, 2, 3: chances 1, 4, 9 of 14
-    new, new_opt = jax.jit(partial(resample, CONFIG))(one, opt, dead, x, error, jax.random.key(3), 0.2)
+    again = resampler(CONFIG, CONFIG.steps, jax.random.key(3))
+    assert isinstance(again, Resampler)
+    new, new_opt = jax.jit(again.resample)(one, opt, dead, x, error)
     for name, axis in (("W_enc", 1), ("b_enc", 0), ("W_dec", 0)):
         alive = lambda a, axis=axis: np.take(np.asarray(a), np.arange(40), axis=axis)
         np.testing.assert_array_equal(alive(getattr(new, name)), alive(getattr(one, name)))
@@ -68,7 +70,8 @@ def test_a_free_crosscoder_gets_rows_as_long_as_the_living_and_thresholds_anew()
         one, W_dec=one.W_dec * 10 * jnp.repeat(lengths, 3)[None], activation=Jump(jnp.full(400, 4.0))
     )
     x = 5 + jax.random.normal(jax.random.key(2), (30, 6))
-    new, _ = jax.jit(partial(resample, config))(one, learner.opt, dead, x, x, jax.random.key(3), 0.2)
+    again = Resampler(Resampling(), config.steps, config.activation, config.decoder, jax.random.key(3))
+    new, _ = jax.jit(again.resample)(one, learner.opt, dead, x, x)
     norms = jnp.linalg.norm(new.W_dec.reshape(400, 2, 3), axis=2)
     np.testing.assert_allclose(norms, jnp.broadcast_to(lengths, (400, 2)), rtol=1e-4)
     np.testing.assert_allclose(new.activation.threshold[300:], 0.5, rtol=1e-6)
@@ -78,7 +81,7 @@ def test_a_free_crosscoder_gets_rows_as_long_as_the_living_and_thresholds_anew()
     centred = np.asarray(x) - np.asarray(x).mean(0)
     cosine = (centred / np.linalg.norm(centred, axis=1, keepdims=True)) @ np.asarray(new.W_enc)[:, 300:]
     np.testing.assert_allclose(cosine.max(0), np.linalg.norm(np.asarray(new.W_enc)[:, 300:], axis=0), rtol=1e-5)
-    every, _ = resample(config, one, learner.opt, jnp.ones(400, bool), x, x, jax.random.key(3), 0.2)
+    every, _ = again.resample(one, learner.opt, jnp.ones(400, bool), x, x)
     np.testing.assert_allclose(  # none lives: all say how long
         np.linalg.norm(every.W_enc, axis=0), 0.2 * np.linalg.norm(one.W_enc, axis=0).mean(), rtol=1e-4
     )

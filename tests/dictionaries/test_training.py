@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -275,7 +276,7 @@ def test_the_step_compiles_once(model):
         ({"activation": MatchingPursuit(4)}, "AuxK trains the encoder of dead latents"),
         ({"loss": ()}, "loss is empty"),
         ({"skip": True}, "skip with writes=None"),
-        ({"writes": ()}, "name no value"),
+        ({"writes": ()}, "names no value"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(bad, says):
@@ -292,9 +293,13 @@ def test_settings_that_cannot_be_are_refused():
     ):
         with pytest.raises(UserError, match=says):
             make()
-    across = CrossLayerConfig(("a", "b"), n_features=64)
-    with pytest.raises(UserError, match="for train_cross_layer"):
-        init_learner(across, jax.random.key(0), (16, 16), jnp.zeros(32))
+    across: Any = CrossLayerConfig(("a", "b"), n_features=64)
+    with pytest.raises(UserError, match="a CrossLayerConfig is for train_cross_layer"):
+        train_dictionary(across, toy(), batch_at)
+    with pytest.raises(UserError, match=r"CrossLayerConfig has no 'centred'.* It has address, "):
+        variants.cross_layer(("a", "b"), None, centred=True)
+    with pytest.raises(UserError, match="did you mean 'n_features'"):
+        variants.topk("a", n_feature=64)
 
 
 def test_a_gradient_is_clipped_in_the_units_of_the_publications():

@@ -15,13 +15,13 @@ from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, TopK
 from jax_interp.dictionaries.forms import init_sae
-from jax_interp.dictionaries.training.config import Adam
+from jax_interp.dictionaries.training.config import Adam, EndToEndSAEConfig, SAEConfig
 from jax_interp.dictionaries.training.end_to_end import EndToEndConfig, export_end_to_end, init_end_to_end_state
 from jax_interp.dictionaries.training.joint import JointConfig, init_joint_state
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 
 ADDRESS = "blocks.1.resid_post"
-FIELDS = {"n_features": 24, "steps": 12, "buffer": 300, "optimizer": Adam(warmup=2)}
+FIELDS = {"n_features": 24, "optimizer": Adam(warmup=2)}
 X = 3 * jax.random.normal(jax.random.key(2), (50, 16))
 
 
@@ -32,9 +32,9 @@ def random_sae(activation, seed=0):
 
 def start(config, *given, kind="end to end"):
     if kind == "joint":
-        joint = JointConfig((config,), shared=(), steps=5)
+        joint = JointConfig((SAEConfig.of(config),), shared=(), steps=5)
         return init_joint_state(joint, toy(), batch_at(0)[0], optax.sgd(1.0), given)
-    return init_end_to_end_state(EndToEndConfig((config,)), toy(), batch_at, given)
+    return init_end_to_end_state(EndToEndConfig((EndToEndSAEConfig.of(config),), buffer=300), toy(), batch_at, given)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
