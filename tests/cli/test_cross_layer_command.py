@@ -121,7 +121,7 @@ WRONG = {
     "several values in one": (["--dictionary.address", "blocks.*.ln2.normalized", READS[1]], "one vector per token"),
     "no such value": (["--dictionary.writes", WRITES[0], "blocks.1.mlp_uot"], "Did you mean blocks.*.mlp_out"),
     "a window of nothing": (["--dictionary.window", "0"], "window=0: at least 1"),
-    "centred": (["--dictionary.centred"], "neither centred nor resampled"),
+    "centred": (["--dictionary.centred"], "unknown option --dictionary.centred"),
     "more latents than features": (["--dictionary.activation.k", "33"], "k must be from 1 to n_features"),
 }
 
