@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
+from small_models import GPT2_LIKE, LLAMA_LIKE, peaky
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten
@@ -86,24 +86,6 @@ def test_logits_are_those_of_an_independent_reference(model, call, tokens):
     np.testing.assert_allclose(call(model, tokens), expected, atol=2e-5)
 
 
-def test_parts_sum_to_the_residual_stream_and_to_the_logits(model, call, tokens):
-    parts = ["blocks.*.attn_out", "blocks.*.mlp_out", "blocks.*.attn.result", "blocks.*.resid_post", "embed", "logits"]
-    learned = model.config.positions == "learned"
-    _, acts = call(read(model, *parts, "ln_final.normalized", *(["pos_embed"] if learned else [])), tokens)
-    start = acts["embed"] + (acts["pos_embed"] if learned else 0)
-    written = jnp.cumsum(acts["blocks.*.attn_out"] + acts["blocks.*.mlp_out"], axis=0)
-    np.testing.assert_allclose(start[None] + written, acts["blocks.*.resid_post"], atol=1e-5)
-
-    bias = model.blocks[0].block.attn.o.bias
-    heads = acts["blocks.*.attn.result"].sum(3) + (0 if bias is None else bias[...][:, None, None])
-    np.testing.assert_allclose(heads, acts["blocks.*.attn_out"], atol=1e-5)
-
-    final = acts["ln_final.normalized"] * model.ln_final.weight[...][None, None]
-    final = final + (model.ln_final.bias[...][None, None] if learned else 0)
-    unembed = model.embed.weight[...].T if model.unembed is None else model.unembed.weight[...]
-    np.testing.assert_allclose(final @ unembed, acts["logits"], atol=1e-5)
-
-
 def test_scanned_unrolled_and_mixed_give_the_same_bits(model, call, tokens):
     bits = call(model, tokens)
     for plan in ("*", "1", "0:2"):
@@ -135,22 +117,6 @@ def test_bfloat16_is_near_float32(call, tokens):
     assert error < 2e-2
 
 
-def test_grouped_heads_are_expanded_ones(call, tokens):
-    model = peaky(LLAMA_LIKE)
-    repeats = LLAMA_LIKE.n_heads // LLAMA_LIKE.n_kv_heads
-    expanded = peaky(dataclasses.replace(LLAMA_LIKE, n_kv_heads=LLAMA_LIKE.n_heads))
-    expanded = jax.tree.unflatten(
-        jax.tree.structure(expanded),
-        [
-            leaf
-            if leaf.shape == like.shape
-            else jnp.repeat(leaf.reshape(*leaf.shape[:2], LLAMA_LIKE.n_kv_heads, -1), repeats, 2).reshape(like.shape)
-            for leaf, like in zip(jax.tree.leaves(model), jax.tree.leaves(expanded))
-        ],
-    )
-    np.testing.assert_allclose(call(expanded, tokens), call(model, tokens), atol=1e-5)
-
-
 def test_editing_results_edits_their_sum(model, call, tokens):
     by_result = call(edit(model, at("blocks.1.attn.result", Zero(), head=2)), tokens)
     by_z = call(edit(model, at("blocks.1.attn.z", Zero(), head=2)), tokens)
@@ -160,23 +126,12 @@ def test_editing_results_edits_their_sum(model, call, tokens):
     np.testing.assert_allclose(added, call(edit(model, at("blocks.1.attn_out", Add(direction))), tokens), atol=1e-5)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_never_leaks(model, call, tokens, side):
-    n, pad = tokens.shape[1], 4
-    width = ((0, 0), (pad, 0) if side == "left" else (0, pad))
-    mask = jnp.pad(jnp.ones_like(tokens, dtype=bool), width)
-    real = slice(pad, None) if side == "left" else slice(0, n)
-    with_zeros = jnp.pad(tokens, width)
-    with_others = jnp.where(mask, with_zeros, 7)
-    for padded in (with_zeros, with_others):
-        np.testing.assert_allclose(call(model, padded, mask=mask)[:, real], call(model, tokens), atol=1e-5)
-    one, other = (call(model, padded, mask=mask)[:, real] for padded in (with_zeros, with_others))
-    np.testing.assert_array_equal(one, other)
-    grads = jax.jit(
-        jax.grad(lambda embed: jnp.sum(_with_embedding(model, embed)(with_others, mask=mask)[:, real] ** 2))
-    )
-    used = np.unique(np.asarray(tokens))
-    assert 7 in used or not np.any(np.asarray(grads(model.embed.weight[...])[7])) or model.unembed is None
+def test_no_gradient_reaches_padding():
+    model, tokens = peaky(LLAMA_LIKE), jnp.asarray([[3, 5, 9, 7, 7]])
+    mask = jnp.asarray([[True, True, True, False, False]])
+    loss = lambda embed: jnp.sum(_with_embedding(model, embed)(tokens, mask=mask)[:, :3] ** 2)
+    grads = np.asarray(jax.jit(jax.grad(loss))(model.embed.weight[...]))
+    assert np.flatnonzero(np.any(grads, axis=1)).tolist() == [3, 5, 9]
 
 
 def _with_embedding(model, embed):
@@ -204,15 +159,6 @@ def test_an_edit_at_a_position_means_the_absolute_one(model, call, tokens):
     _, clean = call(read(model, "blocks.0.resid_post"), tokens, mask=mask)
     moved = jnp.any(acts["blocks.0.resid_post"] != clean["blocks.0.resid_post"], axis=-1)
     assert jnp.argwhere(moved).tolist() == [[0, 5], [1, 2]]
-
-
-def test_both_families_share_one_vocabulary_of_names(tokens):
-    names = {
-        key: {a.split(".", 2)[-1] if a.startswith("blocks") else a for a in sites(peaky(c))(tokens)}
-        for key, c in CONFIGS.items()
-    }
-    assert names["gpt2-like"] - names["llama-like"] == {"pos_embed"}
-    assert names["llama-like"] - names["gpt2-like"] == {"attn.rot_q", "attn.rot_k", "mlp.pre_linear"}
 
 
 def test_values_have_the_shapes_that_their_names_promise(tokens):
