@@ -9,4 +9,4 @@ import pytest
 @pytest.mark.slow
 def test_the_page_runs():
     names = pages.run("generation.md")
-    assert all(one.text for one in names["done"])
+    assert all(completion.text for completion in names["completions"])
