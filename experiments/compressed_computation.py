@@ -21,7 +21,7 @@ from jax_interp.toys.compressed_computation import (
     CompressedConfig,
     CompressedMLP,
     evaluate_compressed,
-    factored,
+    factored_mlp,
     naive_per_probability,
     noise_matrix,
     train_compressed,
@@ -80,7 +80,7 @@ def run(config: Config) -> Results:
     before, after = (float(evaluate(model, clean, jax.random.key(9))["loss_per_p"]) for model in (noisy, moved))
     single = dataclasses.replace(config.task, exactly_one=True)
     alone = jax.jit(lambda model, M: evaluate_compressed(model, M, jax.random.key(9), single))
-    free = float(alone(factored(noises["noise"], config.task.n_neurons, key), noises["noise"])["loss_per_p"])
+    free = float(alone(factored_mlp(noises["noise"], config.task.n_neurons, key), noises["noise"])["loss_per_p"])
     same = float(alone(noisy, noises["noise"])["loss_per_p"])
     found = data["noise"]
     rows += [

@@ -1,11 +1,11 @@
 """Superposition without a nonlinearity, under another loss (Roe & Goldstein 2025, Alternative models of superposition).
 
-A linear autoencoder `y = x W Wᵀ + b` (a `TMS` without relu), trained on its error at one target feature only:
+A linear autoencoder `y = x W Wᵀ + b` (a `TMS` without ReLU), trained on its error at one target feature only:
 
-    (y_t - x_t)² + c · max_{j≠t} y_j        t uniform, x_t uniform in [0, 1), the others 0 or now and then small
+    (y_t - x_t)² + c · max_{j≠t} y_j        t uniform, x_t uniform in [0, 1), the others 0 or sometimes small
 
-Any W with rows of norm one has y_t = x_t, so the first term asks for nothing but equal norms; a feature then is the
-largest of its own response by cos < 1. `evaluate` sets what this loss shows beside the error over all outputs.
+Any W with rows of norm one has y_t = x_t, so the first term only asks for equal norms. A feature's own output is then
+the largest, since the others are cos < 1 times it. `evaluate` compares this loss with the error over all outputs.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ from jax_interp.toys.toy_training import ToyTraining, sparse_features, train
 @reads_older_files(renamed={"recipe": "training"})
 @dataclasses.dataclass(frozen=True)
 class AlternativeConfig:
+    """The autoencoder, its loss and its training."""
+
     n_features: int = 100
     n_hidden: int = 2
     penalty: float = 1e-4
-    """c, of the largest other output."""
+    """c, the weight of the largest other output."""
     bias: bool = True
     others: float = 0.0
-    """Probability of another feature than the target to be on as well."""
+    """The probability that a feature other than the target is on."""
     amplitude: float = 0.1
-    """How large the others are, uniform from 0."""
+    """The largest value of the others, which are uniform from 0."""
     training: ToyTraining = dataclasses.field(
         default_factory=lambda: ToyTraining(5000, 128, 2.5e-3, "constant", weight_decay=0.0)
     )
@@ -45,7 +47,16 @@ class AlternativeConfig:
 def target_data(
     key: Key[Array, ""], batch: int, config: AlternativeConfig
 ) -> tuple[Float[Array, "batch feature"], Int[Array, "batch"]]:
-    """`(x, t)`: each row's features, and which one counts."""
+    """A batch of the task.
+
+    Args:
+      key: random key.
+      batch: number of rows.
+      config: the task.
+
+    Returns:
+      `(x, t)`: each row's features, and its target feature.
+    """
     which, value, others = jax.random.split(key, 3)
     n = config.n_features
     t = jax.random.randint(which, (batch,), 0, n)
@@ -61,7 +72,14 @@ def target_data(
 def target_loss(
     model: TMS, x: Float[Array, "batch feature"], t: Int[Array, "batch"], penalty: float
 ) -> Float[Array, ""]:
-    """The mean over rows; the published code sums over the batch, which Adam does not notice."""
+    """The loss, the mean over rows. (The published code sums over the batch; Adam does not depend on that.)
+
+    Args:
+      model: the autoencoder.
+      x: features.
+      t: the target feature of each row.
+      penalty: c.
+    """
     y = model(x)
     own = jax.nn.one_hot(t, x.shape[1], dtype=bool)
     error = jnp.sum(jnp.where(own, y - x, 0.0) ** 2, axis=1)
@@ -88,8 +106,11 @@ def train_alternative(key: Key[Array, ""], config: AlternativeConfig = Alternati
 
 
 def evaluate(model: TMS) -> dict[str, Float[Array, ""]]:
-    """On the one-hot inputs: `accuracy`, how often a feature's own output is the largest; `target_error`, the mean
-    |y_t - 1|; `mse`, over all outputs, and `mse_of_zero`, that of answering 0; `norms`, mean and spread of ‖W_i‖.
+    """Figures on one-hot inputs.
+
+    Returns:
+      `accuracy`: how often a feature's own output is the largest. `target_error`: the mean |y_t - 1|. `mse`: over all
+      outputs; `mse_of_zero`: that of the output 0. `norm`, `norm_spread`: mean and standard deviation of ‖W_i‖.
     """
     n = model.linear1.weight.shape[0]
     eye = jnp.eye(n)

@@ -2,12 +2,12 @@
 
     layer 0   A = x1 and x2           layer 1   B = A or x3           layer 2   C = B and x4
 
-The four inputs are the bits of a token, 0 to 15. Every variable has a direction of its own in the stream, bits 0 and 1,
-and each layer's MLP writes exactly one of them. C depends on x1, x2 and x3 through B alone: without B there is no C.
+The four inputs are the bits of a token, 0 to 15. Every variable has its own direction in the stream, with the values 0
+and 1, and each layer's MLP writes exactly one variable. C depends on x1, x2 and x3 only through B: without B, C is 0.
 
-A cross-layer transcoder may write C from what layer 0 reads, since all inputs are there, and a sparsity penalty rewards
-it: one latent in place of three. It then says the same as the model on every input, and the wrong thing when B is
-taken away (Lange et al. 2026). `hop_kept` measures that on any model with these names.
+A cross-layer transcoder can write C from what layer 0 reads, since all inputs are there. A sparsity penalty rewards
+this: it needs one latent instead of three. Its output then equals the model's on every input, and is wrong when B is
+ablated (Lange et al. 2026). `hop_kept` measures this on any model with these addresses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jax_interp.surgery import Site, Zero, at, edit, read, run_blocks
+from jax_interp.surgery import Model, Site, Zero, at, edit, read, run_blocks
 from jax_interp.toys.toy import TOYS, Toy
 
 LAYERS = 3
@@ -30,14 +30,14 @@ X1, X2, X3, X4, A, B, C = range(7)
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ReluMLP:
-    """One layer: x + relu(x W_in + b_in) W_out."""
+class ReluLayer:
+    """One layer: `x + relu(x W_in + b_in) W_out`. Names `mlp_in`, `mlp_out`, `resid_post`."""
 
     W_in: Float[Array, "d neuron"]
     b_in: Float[Array, " neuron"]
     W_out: Float[Array, "neuron d"]
 
-    def __call__(self, x: Float[Array, "batch pos d"], site: Any) -> Float[Array, "batch pos d"]:
+    def __call__(self, x: Float[Array, "batch pos d"], site: Site) -> Float[Array, "batch pos d"]:
         pre = site("mlp_in", x) @ self.W_in + self.b_in[None, None]
         return site("resid_post", x + site("mlp_out", jax.nn.relu(pre) @ self.W_out))
 
@@ -45,11 +45,11 @@ class ReluMLP:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BooleanModel:
-    """Its output is the stream after the last layer; `variables` [7, d] are the orthonormal directions of x1 … x4, A, B
-    and C."""
+    """`model(tokens)` with tokens `[batch, pos]` from 0 to 15 gives the stream after the last layer."""
 
     variables: Float[Array, "variable d"]
-    blocks: list[ReluMLP]
+    """The orthonormal directions of x1 to x4, A, B and C."""
+    blocks: list[ReluLayer]
 
     def __call__(self, tokens: Int[Array, "batch pos"], *, taps: tuple = ()) -> Any:
         site = Site.open(taps, self.blocks)
@@ -59,21 +59,27 @@ class BooleanModel:
 
 
 def boolean_model(key: Key[Array, ""], d: int = 8) -> BooleanModel:
-    """The model, its variables in a random orthonormal basis of R^d, d ≥ 7."""
+    """The model. Its variables have random orthonormal directions in R^d, d ≥ 7."""
     v = jnp.linalg.qr(jax.random.normal(key, (d, d)))[0][:7]
 
-    def conjunction(first: int, second: int, out: int) -> ReluMLP:
-        return ReluMLP((v[first] + v[second])[:, None], -jnp.ones(1), v[out][None])
+    def conjunction(first: int, second: int, out: int) -> ReluLayer:
+        return ReluLayer((v[first] + v[second])[:, None], -jnp.ones(1), v[out][None])
 
     either = v[A] + v[X3]
-    disjunction = ReluMLP(jnp.stack([either, either], axis=1), jnp.asarray([0.0, -1.0]), jnp.stack([v[B], -v[B]]))
+    disjunction = ReluLayer(jnp.stack([either, either], axis=1), jnp.asarray([0.0, -1.0]), jnp.stack([v[B], -v[B]]))
     return BooleanModel(v, [conjunction(X1, X2, A), disjunction, conjunction(B, X4, C)])
 
 
-def hop_kept(model: Any, truth: BooleanModel) -> Float[Array, ""]:
-    """How much of C goes away with B, over the inputs on which C is true, as a part of what goes away in `truth` (all
-    of it): 1 where `model`, such as a replacement model of `truth`, has the hop from B to C, 0 where C does not come
-    from B at all."""
+def hop_kept(model: Model, truth: BooleanModel) -> Float[Array, ""]:
+    """How much of C is lost when B is ablated, over the inputs on which C is true.
+
+    Args:
+      model: a model with the addresses of `truth`: a replacement model of it, say.
+      truth: the Boolean model; it loses all of C.
+
+    Returns:
+      The loss of C relative to that in `truth`: 1 where C is computed from B, 0 where it does not depend on B.
+    """
     tokens = jnp.arange(16)[None]
     written = lambda model: (read(model, WRITES[2], output=False)(tokens)[WRITES[2]] @ truth.variables[C])[0]
     is_true = written(truth)

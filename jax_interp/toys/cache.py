@@ -1,8 +1,8 @@
 """Trained toys on disk: one safetensors file for each config and seed, read instead of trained again.
 
 The folder is `JAX_INTERP_CACHE` where that is set, otherwise `jax_interp/toys` in the user's cache folder. A file's
-name carries a hash of what was asked for, its header the config as JSON and a fingerprint of every array. What is
-damaged, or says another config than its name, is refused by name; deleting it is always safe.
+name contains a hash of the request; its header has the config as JSON and a fingerprint of every array. A file that is
+damaged, or holds another config than its name says, is refused by name. Deleting a file is always safe.
 """
 
 from __future__ import annotations
@@ -27,28 +27,40 @@ from jax_interp.training.fingerprint import fingerprints
 
 T = TypeVar("T")
 VARIABLE = "JAX_INTERP_CACHE"
-RECIPES = 1
-"""Raised when training code changes what a config gives, so that older files are not found any more."""
+TRAINING_VERSION = 1
+"""Increased when the training code gives another result for a config, so that older files are not found any more."""
 
 
 class CacheError(UserError):
-    """A file of the cache that is damaged, or holds something else than its name says."""
+    """A file of the cache is damaged, or does not hold what its name says."""
 
 
 def cache_directory() -> Path:
-    """Where trained toys are kept."""
+    """The folder of trained toys."""
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE]).expanduser()
     return user_cache() / "toys"
 
 
 def cached(kind: str, config: Any, seed: int, template: T, make: Callable[[], T]) -> T:
-    """The pytree for `config` and `seed`: read where it was made before, otherwise made and written.
+    """The pytree for a config and a seed: read where it was made before, otherwise made and written.
 
-    template: the structure, shapes and dtypes (`jax.eval_shape` of what makes it). Two processes that ask at once:
-    one makes it, the other waits and reads.
+    Of two processes that ask at once, one makes it, and the other waits and reads.
+
+    Args:
+      kind: the first part of the file's name.
+      config: a dataclass that decides the result.
+      seed: decides the result too.
+      template: the structure, shapes and dtypes: `jax.eval_shape` of what makes the pytree.
+      make: makes it.
+
+    Returns:
+      The pytree.
+
+    Raises:
+      CacheError: the file is damaged, or does not hold this config or such arrays.
     """
-    asked = {"kind": kind, "recipes": RECIPES, "seed": seed, "config": to_json(config)}
+    asked = {"kind": kind, "recipes": TRAINING_VERSION, "seed": seed, "config": to_json(config)}
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_directory() / f"{kind}-{name}.safetensors"
     if path.is_file() or (path := _earlier_file(path, asked)).is_file():

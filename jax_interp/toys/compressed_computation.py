@@ -1,10 +1,10 @@
-"""Compressed computation: 100 ReLUs by 50 neurons, and the noise that makes it look possible.
+"""Compressed computation: 100 ReLUs by 50 neurons, and the noise in the labels that makes it seem possible.
 
     y = relu(x W_in) W_out;   label relu(x) + x M          x sparse, uniform in [-1, 1)
 
-"Compressed Computation is (probably) not Computation in Superposition" (2025, arXiv 2606.14673): without M, a trained
-network is no better than computing half of the features and dropping the rest. With M it is, and the better the larger
-M: it fits M. In the residual MLP of `resid_mlp`, M is hidden in the embedding, `I - W_E W_Eᵀ`.
+"Compressed Computation is (probably) not Computation in Superposition" (2025, arXiv 2606.14673). Without the noise
+matrix M, a trained network is no better than one that computes half of the features and ignores the rest. With M it is
+better, because it fits M. In the residual MLP of `resid_mlp` the embedding contains such an M, `I - W_E W_Eᵀ`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Noise = Literal["symmetric", "asymmetric", "embedding"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class CompressedMLP:
-    """`relu(x up) down`. Values `input`, `mlp.pre`, `mlp.post`, `output`."""
+    """One hidden layer: `relu(x W_in) W_out`. Values `input`, `mlp.pre`, `mlp.post`, `output`."""
 
-    mlp: Any
+    mlp: ReluMLP
 
     def __call__(self, x: Float[Array, "batch feature"], *, taps: tuple = ()) -> Any:
         site = Site.open(taps)
@@ -41,18 +41,20 @@ class CompressedMLP:
 @reads_older_files(renamed={"recipe": "training"})
 @dataclasses.dataclass(frozen=True)
 class CompressedConfig:
-    """The task and its training; the noise matrix is given apart, so that one compiled program serves all of them."""
+    """The task and its training. The noise matrix is an argument of its own: one compiled program works for all."""
 
     n_features: int = 100
     n_neurons: int = 50
     probability: float = 0.01
+    """The probability that a feature is on."""
     exactly_one: bool = False
-    """Whether exactly one feature is on in every row, the limit of greatest sparsity."""
+    """Whether exactly one feature is on in every row, the greatest sparsity."""
     training: ToyTraining = dataclasses.field(
         default_factory=lambda: ToyTraining(10_000, 2048, 3e-3, "cosine", weight_decay=0.0)
     )
 
     def batch(self, key: Key[Array, ""], size: int) -> Float[Array, "batch feature"]:
+        """Inputs of the task."""
         if self.exactly_one:
             return one_active(key, size, self.n_features, -1.0, 1.0)
         return sparse_features(key, size, self.n_features, self.probability, -1.0, 1.0)
@@ -64,8 +66,15 @@ class CompressedConfig:
 
 
 def noise_matrix(key: Key[Array, ""], n: int, sigma: float, kind: Noise = "symmetric") -> Float[Array, "n n"]:
-    """M. "symmetric": (A + Aᵀ)/√2 with A ~ N(0, σ²). "asymmetric": A. "embedding": I - W_E W_Eᵀ for random unit rows
-    W_E with 1 / σ² columns, whose entries have the standard deviation σ off the diagonal."""
+    """A noise matrix M.
+
+    Args:
+      key: random key.
+      n: number of features.
+      sigma: standard deviation σ of its entries (of "embedding": off the diagonal).
+      kind: "symmetric": (A + Aᵀ)/√2 with A ~ N(0, σ²). "asymmetric": A. "embedding": I - W_E W_Eᵀ for random unit rows
+        W_E with 1 / σ² columns.
+    """
     if kind == "embedding":
         rows = jax.random.normal(key, (n, round(1 / sigma**2)))
         rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
@@ -77,7 +86,7 @@ def noise_matrix(key: Key[Array, ""], n: int, sigma: float, kind: Noise = "symme
 def compressed_loss(
     model: CompressedMLP, x: Float[Array, "batch feature"], M: Float[Array, "feature feature"]
 ) -> Array:
-    """Mean squared error against `relu(x) + x M`, over rows and features."""
+    """The mean squared error against `relu(x) + x M`, over rows and features."""
     return jnp.mean((model(x) - jax.nn.relu(x) - x @ M) ** 2)
 
 
@@ -94,9 +103,13 @@ def train_compressed(
     config: CompressedConfig = CompressedConfig(),
     initial: CompressedMLP | None = None,
 ) -> CompressedMLP:
-    """A network trained on the noise M, from `start` where one is given (to move a solution to other noise).
+    """A network trained on labels with the noise M. A function of arrays: `jax.vmap` it over keys and noise matrices.
 
-    A function of arrays: `jax.vmap` it over keys and noise matrices.
+    Args:
+      key: decides the start and the data.
+      M: the noise matrix.
+      config: sizes and training.
+      initial: the network to start from; None: a random one.
     """
     first, data = jax.random.split(key)
     initial = init_compressed(first, config) if initial is None else initial
@@ -105,7 +118,7 @@ def train_compressed(
 
 
 def naive_per_probability(config: CompressedConfig) -> float:
-    """Loss / p of one neuron for each of d features and nothing for the others: `(n - d) / n / 6`, here 1/12."""
+    """Loss / p of the naive solution, a neuron for each of d features and none for the others: `(n - d) / n / 6`."""
     return (config.n_features - config.n_neurons) / config.n_features / 6
 
 
@@ -116,10 +129,20 @@ def evaluate_compressed(
     config: CompressedConfig = CompressedConfig(),
     rows: int = 200_000,
 ) -> dict[str, Float[Array, ""]]:
-    """Loss over p on fresh rows, the gain `1 - L / L_naive`, and where the neurons lie.
+    """Figures of a trained network.
 
-    `diagonal_*`: of each feature's response to itself at +1, the mean and how many are above .9 and below .1.
-    `*_in_top`: share of the squared weights within the span of M's d eigenvectors of largest eigenvalue; 0/0 without M.
+    Args:
+      model: the network.
+      M: the noise matrix of the labels.
+      key: random key of the rows.
+      config: the task.
+      rows: number of rows.
+
+    Returns:
+      `loss_per_p`: the loss over p on fresh rows. `gain`: 1 - L / L_naive. `diagonal_mean`, `diagonal_above_0.9`,
+      `diagonal_below_0.1`: of each feature's response to itself at +1, the mean, and how many are above .9 and below
+      .1. `up_in_top`, `down_in_top`: the share of the squared weights in the span of M's d eigenvectors of largest
+      eigenvalue (0/0 without M).
     """
     total = jax.lax.map(
         lambda key: compressed_loss(model, config.batch(key, rows // 100), M), jax.random.split(key, 100)
@@ -143,8 +166,17 @@ def evaluate_compressed(
 def semi_nmf(
     X: Float[Array, "rows columns"], rank: int, key: Key[Array, ""], sweeps: int = 300
 ) -> tuple[Float[Array, "rows rank"], Float[Array, "rank columns"]]:
-    """`X ≈ G F` with G not negative: F by least squares, then the columns of G one after the other, each at its best
-    (the semi-nonnegative factorisation of Ding, Li & Jordan 2010, solved by coordinate descent)."""
+    """Semi-nonnegative matrix factorisation `X ≈ G F`, G not negative (Ding, Li & Jordan 2010), by coordinate descent.
+
+    Args:
+      X: the matrix.
+      rank: number of columns of G.
+      key: random key of the start.
+      sweeps: how often F is solved by least squares, and then each column of G set to its optimum in turn.
+
+    Returns:
+      G and F.
+    """
     G = jnp.abs(jax.random.normal(key, (X.shape[0], rank)))
     solve = lambda G: jnp.linalg.solve(G.T @ G + 1e-6 * jnp.eye(rank), G.T @ X)
 
@@ -163,11 +195,16 @@ def semi_nmf(
     return G, solve(G)
 
 
-def factored(M: Float[Array, "feature feature"], n_neurons: int, key: Key[Array, ""]) -> CompressedMLP:
-    """A network without training, the semi-NMF of I + M: a feature at +1 gives nearly its row, at -1 nothing.
+def factored_mlp(M: Float[Array, "feature feature"], n_neurons: int, key: Key[Array, ""]) -> CompressedMLP:
+    """A network made without training, from the semi-NMF of I + M: a feature at +1 gives nearly its row, at -1 nothing.
 
-    With one feature on, the best there is for what is positive, so about as good as training; with several, their
-    neurons meet, and its loss is the naive one at p = .01.
+    With one feature on it is about as good as a trained network. With several on they share neurons, and at p = .01 its
+    loss is the naive one.
+
+    Args:
+      M: the noise matrix.
+      n_neurons: the number of neurons.
+      key: random key of the factorisation.
     """
     up, down = semi_nmf(jnp.eye(M.shape[0]) + M, n_neurons, key)
     return CompressedMLP(ReluMLP(Linear(up), Linear(down)))

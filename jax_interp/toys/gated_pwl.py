@@ -2,9 +2,9 @@
 
     y = Σ_k α_k F_k(x)      F_k(x) = a sin(b x + c) + d cos(e x + f) + g, piecewise linear between `n_neurons` knots
 
-The stream is [x, α_0 .. α_{n-1}, y]. A function's neurons all see -S but for α_k S, S larger than any x, so they are
-off where its bit is. The neurons of all functions are shuffled over the layers: each function is one mechanism that
-spans layers, and `Truth` says which neuron belongs to which.
+The stream is [x, α_0 .. α_{n-1}, y]. The bias of a function's neurons is -S and the weight of its bit is S, larger than
+any x, so the neurons are off where the bit is off. The neurons of all functions are shuffled over the layers: each
+function is one mechanism that spans layers, and `GatedPWLTruth` says which neurons belong to it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from jax_interp.toys.toy import TOYS, Toy
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class GatedPWL:
-    """`model(inputs)` with inputs "batch 1 + function" (x, then the bits) gives y "batch 1"."""
+    """`model(inputs)` with inputs `[batch, 1 + function]` (x, then the bits) gives y `[batch, 1]`."""
 
-    blocks: list
+    blocks: list[ResidBlock]
 
     def __call__(self, inputs: Float[Array, "batch input"], *, taps: tuple = ()) -> Any:
         site = Site.open(taps, self.blocks)
@@ -39,17 +39,22 @@ class GatedPWL:
 
 @dataclasses.dataclass(frozen=True)
 class GatedPWLConfig:
+    """The functions and their inputs."""
+
     n_functions: int = 4
     n_neurons: int = 10
-    """Of each function: its knots."""
+    """Neurons of each function, one for each knot."""
     n_layers: int = 2
     low: float = 0.0
+    """The smallest x."""
     high: float = 5.0
+    """The largest x."""
     suppression: float = 100.0
+    """S."""
     simple_bias: bool = False
-    """Whether a knot's place is in the bit's weight and all biases are -S, in place of the bias."""
+    """Whether all biases are -S and the place of a knot is in the weight of the bit."""
     probability: float = 0.05
-    """Of a bit to be on."""
+    """The probability that a bit is on."""
 
     def __post_init__(self) -> None:
         if self.n_functions * self.n_neurons % self.n_layers or self.n_neurons < 2:
@@ -60,8 +65,8 @@ class GatedPWLConfig:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Truth:
-    """What the network computes and where."""
+class GatedPWLTruth:
+    """What the network computes, and by which neurons."""
 
     coefficients: Float[Array, "function 7"]
     knots: Float[Array, "knot"]
@@ -69,19 +74,19 @@ class Truth:
     """The function of every neuron."""
 
     def functions(self, x: Float[Array, "batch"]) -> Float[Array, "batch function"]:
-        """The F_k themselves, which the network meets at the knots."""
+        """The F_k themselves; the network equals them at the knots."""
         a, b, c, d, e, f, g = self.coefficients.T[:, None]
         x = x[:, None]
         return a * jnp.sin(b * x + c) + d * jnp.cos(e * x + f) + g
 
     def target(self, inputs: Float[Array, "batch input"]) -> Float[Array, "batch 1"]:
-        """Σ_k α_k times F_k interpolated between the knots."""
+        """What the network computes: Σ_k α_k F_k, with F_k interpolated between the knots."""
         values = self.functions(self.knots)
         each = jax.vmap(lambda column: jnp.interp(inputs[:, 0], self.knots, column), in_axes=1, out_axes=1)(values)
         return jnp.sum(inputs[:, 1:] * each, axis=1, keepdims=True)
 
     def mechanisms(self, model: GatedPWL) -> dict[str, Float[Array, "function d_in d_out"]]:
-        """Each function's part of every matrix, by address: its neurons' columns or rows, zero elsewhere. They sum to
+        """Each function's part of every matrix, by address: its neurons' columns or rows, and zeros. The parts sum to
         the matrix."""
         parts = {}
         for layer, block in enumerate(model.blocks):
@@ -91,8 +96,13 @@ class Truth:
         return parts
 
 
-def gated_pwl(key: Key[Array, ""], config: GatedPWLConfig = GatedPWLConfig()) -> tuple[GatedPWL, Truth]:
-    """The network and the truth about it. a, d, g are uniform in [-1, 1), b, e in [.1, 1), c, f in [-π, π)."""
+def gated_pwl(key: Key[Array, ""], config: GatedPWLConfig = GatedPWLConfig()) -> tuple[GatedPWL, GatedPWLTruth]:
+    """The network, and what it computes.
+
+    Args:
+      key: decides the functions (a, d, g uniform in [-1, 1), b, e in [.1, 1), c, f in [-π, π)) and the shuffle.
+      config: sizes.
+    """
     draw, shuffle = jax.random.split(key)
     n, m = config.n_functions, config.n_neurons
     low = jnp.asarray([-1.0, 0.1, -jnp.pi, -1.0, 0.1, -jnp.pi, -1.0])
@@ -100,9 +110,9 @@ def gated_pwl(key: Key[Array, ""], config: GatedPWLConfig = GatedPWLConfig()) ->
     coefficients = low[None] + (high - low)[None] * jax.random.uniform(draw, (n, 7))
     knots = jnp.linspace(config.low, config.high, m)
     order = jax.random.permutation(shuffle, n * m).reshape(config.n_layers, -1)
-    truth = Truth(coefficients, knots, order // m)
+    truth = GatedPWLTruth(coefficients, knots, order // m)
 
-    # A neuron's kink is one knot before the value that it is there to meet, so that the first meets F(low).
+    # A neuron's kink is one knot before the value that it brings the sum to: the first brings it to F(low).
     step = (config.high - config.low) / (m - 1)
     kinks = knots - step
     slopes = jnp.diff(truth.functions(knots), axis=0, prepend=jnp.zeros((1, n))) / step
@@ -127,7 +137,7 @@ def gated_pwl(key: Key[Array, ""], config: GatedPWLConfig = GatedPWLConfig()) ->
 def gated_inputs(
     key: Key[Array, ""], batch: int, config: GatedPWLConfig = GatedPWLConfig()
 ) -> Float[Array, "batch input"]:
-    """x uniform in [low, high), bits on with `config.probability`."""
+    """Inputs `[batch, 1 + function]`: x uniform in [low, high), and bits that are on with `config.probability`."""
     value, bits = jax.random.split(key)
     x = jax.random.uniform(value, (batch, 1), minval=config.low, maxval=config.high)
     on = jax.random.bernoulli(bits, config.probability, (batch, config.n_functions))

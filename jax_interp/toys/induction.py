@@ -1,8 +1,8 @@
-"""A small attention-only transformer with an induction head: what came after this token the last time comes again.
+"""A small attention-only transformer with induction heads (Olsson et al. 2022).
 
-Heads of the second layer look at the tokens that came after the present one before (Olsson et al. 2022). Trained on
-sequences that say a random stretch over and over, each with a period of its own, so that no fixed offset will do.
-`attention_scores` measures it.
+It is trained on sequences that repeat a random stretch, each with its own period, so that no fixed offset predicts the
+next token. Heads of the second layer learn to attend to the token after the previous occurrence of the current one.
+`attention_scores` measures this.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ from jax_interp.toys.toy_training import ToyTraining, train
 @reads_older_files(renamed={"recipe": "training"})
 @dataclasses.dataclass(frozen=True)
 class InductionConfig:
+    """The task, the model and the training."""
+
     vocab: int = 32
     n_ctx: int = 32
     shortest: int = 4
-    """The shortest stretch; the longest is half of the context."""
+    """The shortest period. The longest is half of the context."""
     d_model: int = 64
     n_heads: int = 2
     training: ToyTraining = dataclasses.field(default_factory=lambda: ToyTraining(1000, 64, 3e-3, "cosine", warm_up=50))
 
     @property
     def model(self) -> Config:
+        """The config of the transformer."""
         return Config(
             n_layers=2, d_model=self.d_model, n_heads=self.n_heads, d_mlp=0, vocab_size=self.vocab, n_ctx=self.n_ctx,
             norm="layernorm", positions="learned", tied_embedding=False,
@@ -45,8 +48,17 @@ class InductionConfig:
 def repeated_sequences(
     key: Key[Array, ""], batch: int, config: InductionConfig
 ) -> tuple[Int[Array, "batch pos"], Int[Array, "batch"]]:
-    """`(tokens, period)`: token t is that of t - period. The first period is random tokens, none of them twice, so that
-    what comes next is certain from the second on."""
+    """Sequences that repeat.
+
+    Args:
+      key: random key.
+      batch: number of sequences.
+      config: the task.
+
+    Returns:
+      `(tokens, period)`: token t equals token t - period. The first period is distinct random tokens, so from the
+      second period on the next token is certain.
+    """
     first, length = jax.random.split(key)
     stretch = jnp.argsort(jax.random.uniform(first, (batch, config.vocab)), axis=1)
     period = jax.random.randint(length, (batch,), config.shortest, config.n_ctx // 2 + 1)
@@ -55,13 +67,13 @@ def repeated_sequences(
 
 
 def induction_loss(model: Decoder, tokens: Int[Array, "batch pos"], period: Int[Array, "batch"]) -> Float[Array, ""]:
-    """Cross-entropy of the tokens that repetition tells, those from the second period on."""
+    """The mean cross-entropy of the tokens from the second period on, in nats."""
     each = negative_log_likelihood(log_probabilities(model(tokens)[:, :-1]), tokens[:, 1:])
     return jnp.mean(each, where=jnp.arange(1, tokens.shape[1])[None] >= period[:, None])
 
 
 def train_induction(key: Key[Array, ""], config: InductionConfig = InductionConfig()) -> Decoder:
-    """The trained transformer."""
+    """A trained transformer, from a random start."""
     start, data = jax.random.split(key)
     loss = lambda model, key: induction_loss(model, *repeated_sequences(key, config.training.batch, config))
     model = init(config.model, start, stacked=False)
@@ -69,7 +81,7 @@ def train_induction(key: Key[Array, ""], config: InductionConfig = InductionConf
 
 
 def induction_target(config: InductionConfig = InductionConfig(), seed: int = 0) -> Decoder:
-    """The trained transformer, kept on disk and read from there later."""
+    """A trained transformer, read from the cache on disk where it was trained before."""
     template = jax.eval_shape(lambda key: init(config.model, key, stacked=False), jax.random.key(seed))
     return cached("induction", config, seed, template, lambda: train_induction(jax.random.key(seed), config))
 
@@ -77,8 +89,16 @@ def induction_target(config: InductionConfig = InductionConfig(), seed: int = 0)
 def attention_scores(
     model: Decoder, tokens: Int[Array, "batch pos"], period: Int[Array, "batch"]
 ) -> dict[str, Float[Array, "layer head"]]:
-    """Mean attention of each head to the previous token, and, from the second period on, to the tokens that came after
-    the present one before: those a multiple of the period from the next position.
+    """How much each head attends as a previous-token head and as an induction head does.
+
+    Args:
+      model: the transformer.
+      tokens: sequences of `repeated_sequences`.
+      period: their periods.
+
+    Returns:
+      "previous": the mean attention to the previous token. "induction": from the second period on, the mean attention
+      to the tokens after earlier occurrences of the current one.
     """
     pattern = read(model, "blocks.*.attn.pattern", output=False)(tokens)["blocks.*.attn.pattern"]
     pos = jnp.arange(tokens.shape[1])

@@ -6,7 +6,7 @@ A layer that a decomposition puts in another's place has the same call, `layer(x
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +50,8 @@ class Transposed:
 class ReluMLP:
     """`relu(up(x))` through `down`, with biases where the two layers have them. Names `pre` and `post`."""
 
-    up: Any
-    down: Any
+    up: Linear
+    down: Linear
 
     def __call__(self, x: Float[Array, "batch d_model"], site: Site) -> Float[Array, "batch d_model"]:
         pre = site("pre", self.up(x, site / "up"), "batch neuron")
@@ -63,7 +63,7 @@ class ReluMLP:
 class ResidBlock:
     """A block of a residual stream: `x + mlp(x)`. Names `resid_pre`, `mlp_out` and `resid_post`."""
 
-    mlp: Any
+    mlp: ReluMLP
 
     def __call__(self, x: Float[Array, "batch d_model"], site: Site) -> Float[Array, "batch d_model"]:
         x = site("resid_pre", x, "batch d_model")

@@ -1,8 +1,8 @@
 """Modular addition, and the transformer that groks it (Nanda et al. 2023, arXiv 2301.05217).
 
-Tokens (a, b, =) to (a + b) mod p at the last position, by a `Decoder` of one layer without norms, trained on a fraction
-of all pairs with strong weight decay: it remembers them first, and finds the rule long after. `progress_measures` tells
-what happens in between.
+Tokens (a, b, =) to (a + b) mod p at the last position, by a `Decoder` of one layer without norms. It is trained on a
+fraction of all pairs with strong weight decay. It memorises these first, and finds the rule much later.
+`progress_measures` shows what happens in between.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ from jax_interp.toys.toy_training import ToyTraining, train, trajectory
 @reads_older_files(renamed={"recipe": "training"})
 @dataclasses.dataclass(frozen=True)
 class ModularConfig:
-    """The task, the model and the training. The defaults are the paper's but for p and the fraction: p = 53 groks in
-    a minute of CPU, p = 113 with .3 (`PAPER`) in twenty minutes.
+    """The task, the model and the training. The defaults are the paper's except for p and the fraction.
+
+    p = 53 takes a minute on a CPU; the paper's p = 113 with a fraction of .3 (`PAPER`) takes twenty.
     """
 
     p: int = 53
     fraction: float = 0.4
-    """Of all pairs, the share to train on."""
+    """The share of all pairs to train on."""
     d_model: int = 128
     n_heads: int = 4
     d_mlp: int = 512
     training: ToyTraining = dataclasses.field(
         default_factory=lambda: ToyTraining(4000, 1, 1e-3, "constant", warm_up=10, weight_decay=1.0, betas=(0.9, 0.98))
     )
-    """Every step sees all training pairs; its `batch` says nothing."""
+    """Every step uses all training pairs; the field `batch` is not used."""
 
     @property
     def model(self) -> Config:
-        """The transformer: the token p is `=`."""
+        """The config of the transformer. The token p is `=`."""
         return Config(
             n_layers=1, d_model=self.d_model, n_heads=self.n_heads, d_mlp=self.d_mlp, vocab_size=self.p + 1, n_ctx=3,
             act="relu", gated_mlp=False, mlp_bias=True, norm="none", positions="learned", tied_embedding=False,
@@ -56,7 +57,7 @@ PAPER = ModularConfig(
 
 
 def init_modular(key: Key[Array, ""], config: ModularConfig) -> Decoder:
-    """Weights N(0, 1 / d_model), those of the unembedding N(0, 1 / vocabulary), biases 0."""
+    """An untrained transformer: weights N(0, 1 / d_model), the unembedding N(0, 1 / vocabulary), biases 0."""
     model = init(config.model, key, stacked=False)
     flat = flatten(model)
 
@@ -71,31 +72,40 @@ def init_modular(key: Key[Array, ""], config: ModularConfig) -> Decoder:
 
 
 def all_pairs(p: int) -> tuple[Int[Array, "pair"], Int[Array, "pair"]]:
-    """All (a, b), a slowest."""
+    """All pairs (a, b); b changes fastest."""
     both = jnp.arange(p * p)
     return both // p, both % p
 
 
 def pair_tokens(a: Int[Array, "batch"], b: Int[Array, "batch"], p: int) -> Int[Array, "batch 3"]:
-    """What the model reads."""
+    """The model's input for pairs: a, b, `=`."""
     return jnp.stack([a, b, jnp.full_like(a, p)], axis=1)
 
 
 def answer_logits(model: Decoder, a: Int[Array, "batch"], b: Int[Array, "batch"]) -> Float[Array, "batch p"]:
-    """`model(tokens(a, b, p))[:, -1, :p]`, several times cheaper: only the last position is worked out, and queries,
-    keys and values, which depend on one token each, once for each token. The same function of the same parameters.
+    """`model(pair_tokens(a, b, p))[:, -1, :p]`, several times cheaper, as the same function of the same parameters.
+
+    Only the last position is computed. Queries, keys and values depend on one token each, and are computed once for
+    each token.
+
+    Args:
+      model: the transformer.
+      a: the first numbers.
+      b: the second numbers.
     """
     return _readout(model, _after_attention(model, a, b))[1]
 
 
 def mlp_activations(model: Decoder, a: Int[Array, "batch"], b: Int[Array, "batch"]) -> Float[Array, "batch d_mlp"]:
-    """The MLP's activations at the last position."""
+    """The activations of the MLP's neurons at the last position."""
     return _readout(model, _after_attention(model, a, b))[0]
 
 
 def cross_entropy(logits: Float[Array, "batch p"], answer: Int[Array, "batch"]) -> Float[Array, "batch"]:
-    """`log(1 + Σ_{j≠y} exp(l_j - l_y))`, exact in float32 down to 1e-38: the difference of logarithms that is
-    usual rounds to 0 below 1e-7, stops the gradient and makes the run jump. The published code takes float64 for it.
+    """`log(1 + Σ_{j≠y} exp(l_j - l_y))`: the cross-entropy, exact in float32 down to 1e-38.
+
+    The usual difference of logarithms rounds to 0 below 1e-7, which stops the gradient and makes the run jump. The
+    published code uses float64 for this reason.
     """
     own = jax.nn.one_hot(answer, logits.shape[1], dtype=bool)
     others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
@@ -103,13 +113,22 @@ def cross_entropy(logits: Float[Array, "batch p"], answer: Int[Array, "batch"]) 
 
 
 def training_pairs(key: Key[Array, ""], config: ModularConfig) -> Bool[Array, "pair"]:
-    """Which of all pairs are trained on: `int(fraction p²)` of them."""
+    """True for the pairs to train on: `int(fraction p²)` of all, chosen at random."""
     order = jax.random.permutation(key, config.p**2)
     return order < int(config.fraction * config.p**2)
 
 
 def evaluate_modular(model: Decoder, mask: Bool[Array, "pair"], p: int) -> dict[str, Float[Array, ""]]:
-    """Cross-entropy and accuracy on the pairs trained on and on the others."""
+    """Cross-entropy and accuracy on the training pairs and on the others.
+
+    Args:
+      model: the transformer.
+      mask: True for the training pairs.
+      p: the modulus.
+
+    Returns:
+      `train_loss`, `test_loss`, `train_accuracy`, `test_accuracy`.
+    """
     a, b = all_pairs(p)
     logits, answer = answer_logits(model, a, b), (a + b) % p
     right = jnp.argmax(logits, axis=1) == answer
@@ -123,9 +142,18 @@ def evaluate_modular(model: Decoder, mask: Bool[Array, "pair"], p: int) -> dict[
     }
 
 
-def train_modular(key: Key[Array, ""], config: ModularConfig = ModularConfig(), every: int | None = None) -> Any:
-    """`(model, mask of training pairs, losses)`; with `every`, the models before every so many steps and at the end, on
-    a leading axis, in the model's place.
+def train_modular(
+    key: Key[Array, ""], config: ModularConfig = ModularConfig(), every: int | None = None
+) -> tuple[Decoder, Bool[Array, "pair"], Float[Array, "step"]]:
+    """Train a transformer.
+
+    Args:
+      key: decides the start and the training pairs.
+      config: task and training.
+      every: also return the models along the way, one before every so many steps and one at the end.
+
+    Returns:
+      The model (with `every`, the models on a leading axis), the mask of training pairs, and the loss of every step.
     """
     start, choice = jax.random.split(key)
     mask = training_pairs(choice, config)
@@ -144,13 +172,13 @@ def train_modular(key: Key[Array, ""], config: ModularConfig = ModularConfig(), 
 
 
 def modular_target(config: ModularConfig = ModularConfig(), seed: int = 0) -> Decoder:
-    """The trained transformer, kept on disk and read from there later."""
+    """A trained transformer, read from the cache on disk where it was trained before."""
     template = jax.eval_shape(lambda key: init_modular(key, config), jax.random.key(seed))
     return cached("modular-addition", config, seed, template, lambda: train_modular(jax.random.key(seed), config)[0])
 
 
 def mlp_to_logits(model: Decoder) -> Float[Array, "d_mlp p"]:
-    """W_L, the neurons' map to the numbers' logits."""
+    """W_L: the map from neurons to the logits of the numbers."""
     assert model.unembed is not None
     return _block(model).mlp.down.weight[...] @ model.unembed.weight[...][:, :-1]
 
@@ -169,7 +197,7 @@ def _after_attention(model: Decoder, a: Array, b: Array) -> Float[Array, "batch 
     heads = lambda x, part: (x @ part.weight[...]).reshape(x.shape[0], config.n_heads, config.d_head)
     q = heads(last, attn.q)[0] * attn.scale
     score = lambda x: jnp.einsum("xnh,nh->xn", heads(x, attn.k), q)
-    # Rows are picked by a product: the gradient of an index is a scatter, which a CPU does one number at a time.
+    # Rows are selected by a product: the gradient of an index is a scatter, which is slow on a CPU.
     picks = jax.nn.one_hot(a, p), jax.nn.one_hot(b, p), jnp.ones((a.shape[0], 1))
     tables = first, second, last
     raw = jnp.stack([pick @ score(table) for pick, table in zip(picks, tables)])

@@ -1,6 +1,7 @@
-"""What grows while a transformer learns modular addition, before its test loss falls (Nanda et al. 2023).
+"""Progress measures: what grows in a transformer that learns modular addition, before its test loss falls.
 
-The rule that it finds works with a few frequencies w_k = 2πk/p: cos and sin of w_k a and w_k b in the embedding, of
+Nanda et al. 2023 (arXiv 2301.05217). The rule uses a few frequencies w_k = 2πk/p: cos and sin of w_k a and w_k b in the
+embedding, of
 w_k (a + b) in the neurons, and cos w_k (a + b - c) in the logits. `a` is the slow index of a grid of all pairs.
 """
 
@@ -16,7 +17,8 @@ from jax_interp.toys.modular_addition import all_pairs, answer_logits, cross_ent
 
 
 def fourier_basis(p: int) -> Float[Array, "p p"]:
-    """Orthonormal rows: the constant, then cos and sin of 2πk x / p for k = 1 .. (p - 1) / 2; p odd."""
+    """The Fourier basis as orthonormal rows: the constant, then cos and sin of 2πk x / p for k = 1 to (p - 1) / 2; p
+    odd."""
     x, k = jnp.arange(p), jnp.arange(1, p // 2 + 1)
     phase = (2 * jnp.pi / p) * ((k[:, None] * x[None]) % p).astype(jnp.float32)
     waves = jnp.stack([jnp.cos(phase), jnp.sin(phase)], axis=1).reshape(-1, p) * (2 / p) ** 0.5
@@ -24,13 +26,13 @@ def fourier_basis(p: int) -> Float[Array, "p p"]:
 
 
 def frequency_norms(W: Float[Array, "p width"]) -> Float[Array, "frequency"]:
-    """The norm of W's part at each frequency 1 .. (p - 1) / 2, cos and sin together."""
+    """The norm of W's components at each frequency 1 to (p - 1) / 2, cos and sin together."""
     parts = jnp.sum((fourier_basis(W.shape[0]) @ W) ** 2, axis=1)[1:]
     return jnp.sqrt(parts.reshape(-1, 2).sum(axis=1))
 
 
 def gini(x: Float[Array, "count"]) -> Float[Array, ""]:
-    """0 where all are equal, towards 1 where one has everything."""
+    """The Gini coefficient: 0 where all are equal, near 1 where one has everything."""
     x = jnp.sort(jnp.abs(x))
     n = x.shape[0]
     rank = jnp.arange(1, n + 1, dtype=x.dtype)
@@ -40,8 +42,15 @@ def gini(x: Float[Array, "count"]) -> Float[Array, ""]:
 def neuron_frequencies(
     post: Float[Array, "pair d_mlp"], p: int
 ) -> tuple[Int[Array, "d_mlp"], Float[Array, "d_mlp frequency"]]:
-    """`(frequency, share)`: each neuron's best frequency, counted from 1, and the share of its variance over all pairs
-    that each explains: the terms up to second order in cos and sin of that frequency in a and in b.
+    """The frequency of each neuron.
+
+    Args:
+      post: the neurons' activations on all pairs.
+      p: the modulus.
+
+    Returns:
+      `(frequency, share)`: each neuron's best frequency, counted from 1; and the share of its variance over all pairs
+      that each frequency explains, by terms up to second order in its cos and sin of a and of b.
     """
     basis = fourier_basis(p)
     grid = post.reshape(p, p, -1)
@@ -67,18 +76,25 @@ def frequency_shares(model: Decoder) -> Float[Array, "frequency"]:
 
 
 def key_frequencies(model: Decoder, least: float = 0.05) -> list[int]:
-    """The frequencies, counted from 1, that explain at least this share of the neurons' variance, greatest first."""
+    """The frequencies, counted from 1, that explain at least the share `least` of the neurons' variance, largest
+    first."""
     shares = jax.device_get(frequency_shares(model))
     return [int(k) + 1 for k in (-shares).argsort() if shares[k] >= least]
 
 
 def progress(model: Decoder, mask: Bool[Array, "pair"], keys: Bool[Array, "frequency"]) -> dict[str, Float[Array, ""]]:
-    """The measures for one model. `keys` says which frequencies the finished model uses.
+    """The progress measures of one model.
 
-    restricted_loss   all pairs; of the logits only their part along cos and sin of w_k (a + b), k a key, and the mean
-    excluded_loss     training pairs; the logits without that part
-    embed_gini, unembed_gini   of the frequencies' norms in W_E and in the neurons' map to logits
-    weights           sum of all squared parameters
+    Args:
+      model: the transformer, at any step of its training.
+      mask: True for the training pairs.
+      keys: True for the frequencies that the finished model uses.
+
+    Returns:
+      `restricted_loss`: on all pairs, with only the component of the logits along cos and sin of w_k (a + b) for the
+      key frequencies, and the mean. `excluded_loss`: on training pairs, without that component. `embed_gini`,
+      `unembed_gini`: the Gini coefficient of the frequencies' norms in W_E and in the map from neurons to logits.
+      `weights`: the sum of all squared parameters.
     """
     p = model.config.vocab_size - 1
     a, b = all_pairs(p)

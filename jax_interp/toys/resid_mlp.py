@@ -2,8 +2,8 @@
 
     r = x W_E;    r += relu(r W_in) W_out  for each layer;    y = r W_Eᵀ;    label x + relu(x)
 
-W_E `[feature, d_embed]` has rows of norm one and is not trained. APD (Braun et al. 2025) and SPD (Bushnaq et al. 2025)
-call W_in `mlp_in` and W_out `mlp_out`; here they are `blocks.*.mlp.up` and `blocks.*.mlp.down`, as in the decoder.
+W_E `[feature, d_embed]` has rows of norm one and is not trained. The matrices that APD (Braun et al. 2025) and SPD
+(Bushnaq et al. 2025) call `mlp_in` and `mlp_out` are `blocks.*.mlp.up` and `blocks.*.mlp.down`, as in the decoder.
 
 Values: `input`, `embed`, `blocks.<i>.{resid_pre, mlp.pre, mlp.post, mlp_out, resid_post}`, `output`.
 """
@@ -30,10 +30,15 @@ from jax_interp.toys.toy_training import ToyTraining, sparse_features, train
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidMLP:
-    """`model(x)` with x "batch feature" gives "batch feature", read off along the embedding's own directions."""
+    """A residual MLP: `model(x)` with x `[batch, feature]` gives `[batch, feature]`.
 
-    embed: Any
-    blocks: list
+    Args:
+      embed: W_E `[feature, d_embed]`. The output is read along the same directions.
+      blocks: `ResidBlock`s.
+    """
+
+    embed: Linear
+    blocks: list[ResidBlock]
 
     def __call__(self, x: Float[Array, "batch feature"], *, taps: tuple = ()) -> Any:
         site = Site.open(taps, self.blocks)
@@ -65,10 +70,12 @@ class ResidMLPConfig:
     d_mlp: int = 50
     """Neurons of each layer."""
     identity: bool = False
-    """Whether the embedding is the identity and not random; d_embed is n_features then."""
+    """Whether the embedding is the identity rather than random; d_embed then equals n_features."""
     probability: float = 0.01
+    """The probability that a feature is on."""
     training: ToyTraining = dataclasses.field(default_factory=lambda: ToyTraining(10_000, 2048, 3e-3, "cosine"))
     source: str = ""
+    """The publication or program that these numbers are from."""
 
     def __post_init__(self) -> None:
         if self.identity and self.d_embed != self.n_features:
@@ -76,7 +83,7 @@ class ResidMLPConfig:
 
 
 def init_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig) -> ResidMLP:
-    """An untrained model. The embedding is drawn here as well: it belongs to the seed."""
+    """An untrained model. The random embedding is drawn here too, so it depends on the key."""
     embed, *layers = jax.random.split(key, config.n_layers + 1)
     W_E = jax.random.normal(embed, (config.n_features, config.d_embed))
     W_E = jnp.eye(config.n_features) if config.identity else W_E / jnp.linalg.norm(W_E, axis=1, keepdims=True)
@@ -92,12 +99,17 @@ def init_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig) -> ResidMLP:
 
 
 def label(x: Float[Array, "batch feature"]) -> Float[Array, "batch feature"]:
-    """What the model is to give: `x + relu(x)`."""
+    """The function that the model is trained to compute: `x + relu(x)`."""
     return x + jax.nn.relu(x)
 
 
 def train_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig = ResidMLPConfig()) -> ResidMLP:
-    """The trained model. All that changes are the blocks; the loss is that of `in_features`, which costs a tenth."""
+    """A trained model. Only the blocks are trained; the loss is computed by `in_features`, at a tenth of the cost.
+
+    Args:
+      key: decides the embedding, the start and the data.
+      config: sizes and training.
+    """
     start, data = jax.random.split(key)
     model = init_resid_mlp(start, config)
 
@@ -110,7 +122,15 @@ def train_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig = ResidMLPConfig
 
 
 def resid_mlp_target(config: ResidMLPConfig | str = "1-layer", seed: int = 0) -> ResidMLP:
-    """The model of a config or of a preset's name, trained from `seed`; kept on disk and read from there later."""
+    """A trained model, read from the cache on disk where it was trained before.
+
+    Args:
+      config: a config, or the name of a preset.
+      seed: decides the embedding, the start and the data.
+
+    Raises:
+      UserError: there is no such preset.
+    """
     if isinstance(config, str) and config not in PRESETS:
         raise UserError(f"there is no ResidMLP preset {config!r}: {', '.join(PRESETS)}")
     config = PRESETS[config] if isinstance(config, str) else config
@@ -119,10 +139,17 @@ def resid_mlp_target(config: ResidMLPConfig | str = "1-layer", seed: int = 0) ->
 
 
 def in_features(model: ResidMLP, x: Float[Array, "batch feature"]) -> Float[Array, "batch feature"]:
-    """`model(x)`, with the products of the matrices along the embedding formed first: nothing is d_embed wide per row.
+    """`model(x)`, computed without activations of width d_embed: the matrices along the embedding are multiplied first.
 
-    The same function of the same parameters, so gradients are the same too; only rounding differs. A row costs
-    features x (features + 2 neurons) products where the model has d_embed x (2 features + 2 neurons).
+    It is the same function of the same parameters, so gradients are the same too; only rounding differs. A row costs
+    features · (features + 2 neurons) products, where the model has d_embed · (2 features + 2 neurons).
+
+    Args:
+      model: a residual MLP.
+      x: features.
+
+    Returns:
+      The output `[batch, feature]`.
     """
     W_E = model.embed.weight
     reading = [block.mlp.up.weight for block in model.blocks]
@@ -140,11 +167,17 @@ def in_features(model: ResidMLP, x: Float[Array, "batch feature"]) -> Float[Arra
 
 
 def collapse(model: ResidMLP) -> ResidMLP:
-    """The same function as a residual MLP whose stream has only the directions that matter.
+    """The same function as a residual MLP whose stream has only the directions that are used.
 
-    Those are the span of the embedding's rows and of what all layers but the last write: n_features + (layers - 1)
-    d_mlp directions in place of d_embed (100 for 1000 in one layer). Nothing is approximated: what a matrix reads from
-    elsewhere never is there, and what the last layer writes elsewhere is never read.
+    These are the span of the embedding's rows and of what all layers but the last write: n_features + (layers - 1)
+    d_mlp directions instead of d_embed (100 instead of 1000 for one layer). Nothing is approximated: other directions
+    are always zero where a matrix reads them, and what the last layer writes to them is never read.
+
+    Args:
+      model: a residual MLP.
+
+    Returns:
+      The smaller model; `model` itself where it is not smaller.
     """
     writing = [block.mlp.down.weight for block in model.blocks[:-1]]
     rows = jnp.concatenate([model.embed.weight, *writing])
@@ -159,7 +192,8 @@ def collapse(model: ResidMLP) -> ResidMLP:
 
 
 def naive_loss(n_features: int, n_neurons: int, probability: float) -> float:
-    """The loss of a neuron for each of some features and nothing for the others: `(n - d) / n · p / 6`."""
+    """The loss of the naive solution, a neuron for each of `n_neurons` features and none for the others:
+    `(n - d) / n · p / 6`."""
     return (n_features - n_neurons) / n_features * probability / 6
 
 

@@ -1,16 +1,17 @@
-"""Rotations in superposition: T small circuits in one network of D < T · d neurons, and where that breaks down.
+"""Rotations in superposition: T small circuits in one network of D < T · d neurons, and when this fails.
 
-A circuit (d = 4 neurons) carries a vector x in the plane and rotates it by its own angle θ_t in every layer:
+A circuit (d = 4 neurons) has a vector x in the plane and rotates it by its own angle θ_t in every layer:
 
     a = (1.5 α, .5 α, x_0 + α, x_1 + α);    α = a_0 - a_1;    x = (a_2, a_3) - α;    a ← relu(w_t a + b)
 
-Each circuit has S of the D / d slots of four neurons in every layer, other ones in each. The network is the sum of all
-circuits, its mean part corrected so that the mean interference is zero:
+In every layer a circuit occupies S of the D / d slots of four neurons, different slots in each layer. Any two circuits
+share at most one slot. The network is the sum of all circuits, its mean part corrected so that the mean interference is
+zero:
 
     W = w̄ ⊗ M + (1/S) Σ_t (w_t - w̄) ⊗ |e_t^l⟩⟨e_t^{l-1}|
 
 Linsefors, "Circuits in superposition 2" and "Rotations in superposition" (2025). Every mechanism is known exactly
-(`circuit_weight`), and there are more of them than neurons.
+(`circuit_weight`), and there are more mechanisms than neurons.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ BIAS = (-0.5, -1.5, -1.0, -1.0)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
-    """`relu(linear(x))`, naming `pre` and `post`."""
+    """`relu(linear(x))`. Names `pre` and `post`."""
 
-    linear: Any
+    linear: Linear
 
     def __call__(self, x: Float[Array, "batch neuron"], site: Site) -> Float[Array, "batch neuron"]:
         pre = site("pre", self.linear(x, site / "linear"), "batch neuron")
@@ -50,15 +51,17 @@ class Layer:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rotations:
-    """`model(a)`, with a "batch T·4" the small circuits' initial activations, gives those that are read off at the end.
+    """`model(a)` with a `[batch, T·4]`, the initial activations of the small circuits, gives their final activations.
 
-    Values: `input`, `embed`, `blocks.<l>.pre`, `blocks.<l>.post` (read the circuits of one by `readout`), `output`.
+    Values: `input`, `embed`, `blocks.<l>.pre`, `blocks.<l>.post` (`readout` gives the circuits' activations), `output`.
     """
 
-    embed: Any
-    blocks: list
+    embed: Linear
+    blocks: list[Layer]
     angles: Float[Array, "T"]
+    """θ_t."""
     slots: Float[Array, "layer T slot"]
+    """1 where a circuit occupies a slot."""
 
     def __call__(self, a: Float[Array, "batch circuit"], *, taps: tuple = ()) -> Any:
         site = Site.open(taps, self.blocks)
@@ -68,19 +71,43 @@ class Rotations:
         return site.close(site("output", out.reshape(a.shape[0], -1), "batch feature"))
 
     def readout(self, post: Float[Array, "batch neuron"], layer: int) -> Float[Array, "batch T 4"]:
-        """What the circuits hold after a layer: the mean over their slots."""
+        """The activations of all circuits after a layer: the mean over their slots.
+
+        Args:
+          post: the layer's `post`.
+          layer: the layer.
+        """
         slots = self.slots[layer]
         values = post.reshape(post.shape[0], d, -1)
         return jnp.einsum("bds,ts->btd", values, slots) / jnp.sum(slots[0])
 
     def circuit_weight(self, t: Int[Array, ""] | int, layer: int) -> Float[Array, "neuron neuron"]:
-        """Circuit t in the matrix of a layer from 1 on, `[d_in, d_out]`: `w_t ⊗ |e^l⟩⟨e^{l-1}| / S`, rank at most 4."""
+        """Circuit t's part of the matrix of a layer: `w_t ⊗ |e^l⟩⟨e^{l-1}| / S`, of rank at most 4.
+
+        Args:
+          t: the circuit.
+          layer: the layer, from 1 on.
+
+        Returns:
+          `[d_in, d_out]`.
+        """
         before, after = self.slots[layer - 1, t], self.slots[layer, t]
         return _large(small_weights(self.angles[t]), jnp.outer(before, after) / jnp.sum(after))
 
 
 def rotations(key: Key[Array, ""], T: int = 557, D: int = 1000, S: int = 6, layers: int = 5) -> Rotations:
-    """The network of T circuits of random angles in D neurons, made by hand. D³ · layers products; 80 MB at T = 557."""
+    """The network of T circuits of random angles in D neurons. 80 MB at T = 557.
+
+    Args:
+      key: decides angles and slots.
+      T: number of circuits.
+      D: neurons of a layer, a multiple of 4.
+      S: slots of a circuit.
+      layers: number of layers, that is of rotations.
+
+    Raises:
+      UserError: so many circuits do not fit.
+    """
     at, where = jax.random.split(key)
     n = D // d
     angles = jax.random.uniform(at, (T,), maxval=2 * jnp.pi)
@@ -88,7 +115,7 @@ def rotations(key: Key[Array, ""], T: int = 557, D: int = 1000, S: int = 6, laye
     w = jax.vmap(small_weights)(angles)
     mean = jnp.mean(w, axis=0)
     bias = jnp.repeat(jnp.asarray(BIAS), n)
-    # The first layer's matrix is the identity: what comes in has been through w_t already.
+    # The first layer's matrix is the identity: the embedding applies w_t already.
     into = jnp.einsum("tij,ts->tijs", jnp.swapaxes(w, 1, 2), slots[0]).reshape(T * d, D)
     blocks = [Layer(Linear(jnp.eye(D), bias))]
     for before, after in itertools.pairwise(slots):
@@ -98,7 +125,7 @@ def rotations(key: Key[Array, ""], T: int = 557, D: int = 1000, S: int = 6, laye
 
 
 def small_weights(angle: Float[Array, ""]) -> Float[Array, "4 4"]:
-    """`w_t` `[out, in]`: α and x recomputed, x rotated."""
+    """The matrix `w_t` `[out, in]` of one circuit: it computes α and x, and rotates x."""
     c, s = jnp.cos(angle), jnp.sin(angle)
     two, zero = jnp.full_like(c, 2.0), jnp.zeros_like(c)
     step = [two, -two, zero, zero]
@@ -109,7 +136,15 @@ def small_weights(angle: Float[Array, ""]) -> Float[Array, "4 4"]:
 def initial_activations(
     x: Float[Array, "batch T 2"], active: Bool[Array, "batch T"]
 ) -> tuple[Float[Array, "batch circuit"], Float[Array, "batch T 2"]]:
-    """`(a, x)`: the network's input for circuits that are on with x or off, and x where they are on."""
+    """The network's input.
+
+    Args:
+      x: a vector for each circuit.
+      active: which circuits are on.
+
+    Returns:
+      `(a, x)`: the initial activations, and x with zeros where a circuit is off.
+    """
     alpha = active.astype(x.dtype)[..., None]
     x = x * alpha
     a = jnp.concatenate([1.5 * alpha, 0.5 * alpha, x + alpha], axis=-1)
@@ -117,13 +152,13 @@ def initial_activations(
 
 
 def circuit_state(a: Float[Array, "batch T 4"]) -> tuple[Float[Array, "batch T"], Float[Array, "batch T 2"]]:
-    """`(α, x)` of the circuits."""
+    """`(α, x)` of circuits with the activations a."""
     alpha = a[..., 0] - a[..., 1]
     return alpha, a[..., 2:] - alpha[..., None]
 
 
 def rotate(x: Float[Array, "batch T 2"], angles: Float[Array, "T"], times: int) -> Float[Array, "batch T 2"]:
-    """x rotated by each circuit's angle, `times` times: the truth."""
+    """x rotated by each circuit's angle, `times` times: what the network should compute."""
     c, s = jnp.cos(times * angles)[None], jnp.sin(times * angles)[None]
     return jnp.stack([c * x[..., 0] - s * x[..., 1], s * x[..., 0] + c * x[..., 1]], axis=-1)
 
@@ -131,11 +166,19 @@ def rotate(x: Float[Array, "batch T 2"], angles: Float[Array, "T"], times: int) 
 def rotation_errors(
     model: Rotations, key: Key[Array, ""], z: int, batch: int = 256, chunks: int = 8
 ) -> dict[str, Float[Array, "layer"]]:
-    """What each layer's circuits hold against the truth, with z circuits on at random points of the unit circle.
+    """The error of x after each layer, with z circuits on at random points of the unit circle.
 
-    `active`: mean |x - x*|² of the circuits that are on, `worst` the largest met, `inactive` the
-    mean of those that are off, `alpha` the mean error of α squared where on, `firing` the share of neurons that are on.
-    Guessing the mean of x gives 1. There are `batch * chunks` rows.
+    Args:
+      model: the network.
+      key: random key of the inputs.
+      z: number of circuits that are on.
+      batch: rows in memory at a time.
+      chunks: number of batches.
+
+    Returns:
+      For each layer: "active", the mean |x - x*|² of circuits that are on (1 for a guess of the mean); "worst", the
+      largest of these; "inactive", the mean of circuits that are off; "alpha", the mean squared error of α where on;
+      "firing", the share of neurons that are on.
     """
     T = model.angles.shape[0]
     post = [f"blocks.{layer}.post" for layer in range(len(model.blocks))]
@@ -168,15 +211,15 @@ def rotation_errors(
 
 
 def expected_errors(T: int, D: int, S: int, z: int, layer: int) -> dict[str, float]:
-    """The theory's `active` and `inactive` mean squared error after `layer` layers (counted from 1)."""
+    """The "active" and "inactive" errors of `rotation_errors` according to the theory, after `layer` layers."""
     share = d / D - 1 / (S * T)
     active = (layer - 1) * T * share**2 * (z + 8 * (z - 1)) + 9 * layer * share * (z - 1)
     return {"active": active, "inactive": z * share}
 
 
 def _shared(before: Float[Array, "T slot"], after: Float[Array, "T slot"]) -> Float[Array, "slot slot"]:
-    """S · M: 1 where some circuit goes from one slot to the other, below 0 elsewhere, such that what circuits give each
-    other through it sums to zero."""
+    """S · M: 1 where some circuit goes from one slot to the other; elsewhere a negative number such that the
+    interference of circuits through it sums to zero."""
     T, S = before.shape[0], jnp.sum(before[0])
     cap = jnp.minimum(before.T @ after, 1.0)
     through = jnp.einsum("tr,rs,us->tu", before, cap, after, optimize=True)
@@ -208,7 +251,11 @@ class RotationsToy(Toy[Rotations]):
 
 
 def allowed_steps(S: int, n: int) -> Iterator[int]:
-    """The steps whose progressions of S terms fit into n slots, in the order in which they are used."""
+    """The steps of arithmetic progressions of S terms that fit into n slots, in the order in which they are used.
+
+    A step that a prime below S divides would let two progressions share two slots. Where S is not a prime, S times a
+    step is allowed, and its powers.
+    """
     primes = [q for q in range(2, S) if _is_prime(q)]
     for step in range(1, n):
         if step * (S - 1) >= n:
@@ -224,7 +271,16 @@ def allowed_steps(S: int, n: int) -> Iterator[int]:
 
 
 def assign_slots(T: int | None, n: int, S: int) -> Int[np.ndarray, "T S"]:
-    """The slots of T circuits, or of as many as fit: 557 of S = 6 into n = 250. Raises UserError where T do not fit."""
+    """Slots for circuits, any two of which share at most one: arithmetic progressions, one step after another.
+
+    Args:
+      T: number of circuits; None: as many as fit (557 of S = 6 into n = 250).
+      n: number of slots.
+      S: slots of a circuit.
+
+    Raises:
+      UserError: T circuits do not fit.
+    """
     rows: list[list[int]] = []
     steps = allowed_steps(S, n)
     step, shift, i = next(steps, 0), 0, 0
@@ -243,12 +299,20 @@ def assign_slots(T: int | None, n: int, S: int) -> Int[np.ndarray, "T S"]:
 
 
 def max_circuits(n: int, S: int) -> int:
-    """How many circuits fit."""
+    """How many circuits of S slots fit into n slots."""
     return len(assign_slots(None, n, S))
 
 
 def slot_indicators(key: Key[Array, ""], T: int, n: int, S: int, layers: int) -> Float[Array, "layer T n"]:
-    """For each layer the rows of ones and zeros that say which slots a circuit has, circuits shuffled anew."""
+    """For each layer, 1 where a circuit occupies a slot. The circuits are shuffled in every layer.
+
+    Args:
+      key: random key of the shuffles.
+      T: number of circuits.
+      n: number of slots.
+      S: slots of a circuit.
+      layers: number of layers.
+    """
     hot = jnp.asarray(np.eye(n, dtype=np.float32)[assign_slots(T, n, S)].sum(axis=1))
     return jax.vmap(lambda key: jax.random.permutation(key, hot, axis=0))(jax.random.split(key, layers))
 

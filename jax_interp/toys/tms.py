@@ -2,10 +2,10 @@
 
     y = relu(x W Wᵀ + b)        linear1: W [n, m];   linear2: its transpose and b;   the linear variant: no relu
 
-W is one parameter. `linear2` of a tied model holds the bias alone and is called with `linear1`'s matrix, so a gradient
-sees one matrix, and `decompose(model, "linear1", tied=(("linear1", "linear2"),))` one pair of V and U.
-`untie(model)` makes `linear2` a matrix of its own. "+ID" models have identity matrices between the two
-(`insert_identity`): the same function with one more matrix to take apart.
+W is one parameter. In a tied model `linear2` holds only the bias and is called with the matrix of `linear1`. A gradient
+then sees one matrix, and `decompose(model, "linear1", tied=TIED)` has one pair of V and U. `untie(model)` gives
+`linear2` a matrix of its own. `insert_identity(model)` puts identity matrices between the two: the "+ID" models, the
+same function with one more matrix to decompose.
 
 Values: `input`, `hidden`, `hidden_layers.<i>`, `pre`, `output`, all "batch feature".
 """
@@ -29,17 +29,27 @@ from jax_interp.toys.toy import TOYS, KnownFeatures, Toy
 from jax_interp.toys.toy_training import ToyTraining, sparse_features, train
 
 TIED = (("linear1", "linear2"),)
-"""What `decompose(..., tied=)` is told of a tied model."""
+"""The argument `tied=` of `decompose` for a tied model."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class TMS:
-    """`model(x)` with x "batch feature". Instances trained together carry a leading axis: `jax.vmap` the call."""
+    """A toy model of superposition: `model(x)` with x `[batch, feature]` gives `[batch, feature]`.
 
-    linear1: Any
-    hidden_layers: Any
-    linear2: Any
+    Instances that were trained together have a leading axis: `jax.vmap` the call.
+
+    Args:
+      linear1: W `[feature, hidden]`.
+      hidden_layers: square matrices between the two, an `nnx.List` of `Linear`.
+      linear2: `Transposed` in a tied model, otherwise `Linear` `[hidden, feature]`.
+      is_tied: whether `linear2` uses the matrix of `linear1`.
+      relu: whether there is a ReLU at the output.
+    """
+
+    linear1: Linear
+    hidden_layers: nnx.List
+    linear2: Linear | Transposed
     is_tied: bool = dataclasses.field(default=True, metadata={"static": True})
     relu: bool = dataclasses.field(default=True, metadata={"static": True})
 
@@ -58,7 +68,7 @@ class TMS:
         matrix is shared by all features."""
         W = self.linear1.weight
         one_each = jnp.eye(W.shape[0], dtype=W.dtype)
-        transpose = W.T if self.is_tied else self.linear2.weight
+        transpose = W.T if isinstance(self.linear2, Transposed) else self.linear2.weight
         return KnownFeatures(
             W.shape[0],
             {"linear[12]": "identity", "hidden_layers.*": "dense"},
@@ -70,7 +80,7 @@ class TMS:
 @reads_older_files(renamed={"recipe": "training", "draw": "weight_init", "draws_bias": "random_bias"})
 @dataclasses.dataclass(frozen=True)
 class TMSConfig:
-    """A toy model of superposition and its training. Feature i matters as `importance_decay ** i` in the loss."""
+    """A toy model of superposition and its training. Feature i has the weight `importance_decay ** i` in the loss."""
 
     n_features: int = 5
     n_hidden: int = 2
@@ -82,15 +92,15 @@ class TMSConfig:
     random_bias: bool = False
     """Whether the bias starts as in torch's default, and not at 0."""
     instances: int | None = None
-    """Trained together, on a leading axis; None: one, without that axis."""
+    """The number of models trained together, on a leading axis. None: one, without that axis."""
     probability: float | tuple[float, ...] = 0.05
-    """Of a feature to be on; a tuple says it for each instance."""
+    """The probability that a feature is on; a tuple has one for each instance."""
     importance_decay: float = 1.0
     last_importance: float | tuple[float, ...] = 1.0
-    """What the last feature's importance is multiplied by; a tuple says it for each instance."""
+    """A factor of the last feature's importance; a tuple has one for each instance."""
     training: ToyTraining = dataclasses.field(default_factory=ToyTraining)
     source: str = ""
-    """Which publication or program these numbers are from."""
+    """The publication or program that these numbers are from."""
 
     def __post_init__(self) -> None:
         if self.n_hidden < 1:
@@ -101,12 +111,12 @@ class TMSConfig:
                 raise UserError(f"{name} has {len(value)} entries for instances={self.instances}: one for each")
 
     def importance(self) -> Float[Array, "*instance feature"]:
-        """The weight of each feature in the loss."""
+        """The weight of each feature in the loss, `[feature]` or `[instance, feature]`."""
         base = self.importance_decay ** jnp.arange(self.n_features, dtype=jnp.float32)
         last = jnp.asarray(self.last_importance, jnp.float32)
         at_last = jnp.arange(self.n_features) == self.n_features - 1
-        fit = (None,) * last.ndim
-        return jnp.where(at_last[fit], last[..., None] * base[fit], base[fit])
+        leading = (None,) * last.ndim
+        return jnp.where(at_last[leading], last[..., None] * base[leading], base[leading])
 
 
 def init_tms(key: Key[Array, ""], config: TMSConfig) -> TMS:
@@ -120,13 +130,27 @@ def init_tms(key: Key[Array, ""], config: TMSConfig) -> TMS:
 def tms_loss(
     model: TMS, x: Float[Array, "batch feature"], importance: Float[Array, "feature"] | float = 1.0
 ) -> Float[Array, ""]:
-    """`mean_b mean_i I_i (x_i - y_i)²`. The paper sums over features: n times this."""
+    """`mean_b mean_i I_i (x_i - y_i)²`. Elhage et al. sum over features: n times this.
+
+    Args:
+      model: one instance.
+      x: features.
+      importance: I, one for each feature or one for all.
+    """
     weight = jnp.broadcast_to(jnp.asarray(importance, jnp.float32), x.shape[-1:])
     return jnp.mean(weight[None] * (x - model(x)) ** 2)
 
 
 def train_tms(key: Key[Array, ""], config: TMSConfig = TMSConfig()) -> TMS:
-    """The trained model, or `config.instances` of them on a leading axis. Seconds: 5-2 about 4 on two CPU cores."""
+    """A trained model, or `config.instances` of them on a leading axis. 5-2 takes about 4 s on two CPU cores.
+
+    Args:
+      key: decides the start and the data.
+      config: sizes and training.
+
+    Returns:
+      The model, with `config.n_identity` identity matrices inserted.
+    """
 
     def one(key: Array, probability: Array, importance: Array) -> TMS:
         start, data = jax.random.split(key)
@@ -149,7 +173,15 @@ def train_tms(key: Key[Array, ""], config: TMSConfig = TMSConfig()) -> TMS:
 
 
 def tms_target(config: TMSConfig | str = "5-2", seed: int = 0) -> TMS:
-    """The model of a config or of a preset's name, trained from `seed`; kept on disk and read from there later."""
+    """A trained model, read from the cache on disk where it was trained before.
+
+    Args:
+      config: a config, or the name of a preset.
+      seed: decides the start and the data.
+
+    Raises:
+      UserError: there is no such preset.
+    """
     config = preset(config) if isinstance(config, str) else config
     template = jax.eval_shape(lambda key: train_tms(key, config), jax.random.key(seed))
     return cached("tms", config, seed, template, lambda: train_tms(jax.random.key(seed), config))
@@ -165,7 +197,7 @@ def insert_identity(model: TMS, count: int = 1) -> TMS:
 
 
 def untie(model: TMS) -> TMS:
-    """The same function with `linear2` a matrix of its own."""
+    """The same function, with a matrix of its own in `linear2`."""
     if not model.is_tied:
         return model
     linear2 = Linear(jnp.swapaxes(model.linear1.weight, -1, -2), model.linear2.bias)
@@ -173,7 +205,7 @@ def untie(model: TMS) -> TMS:
 
 
 def preset(name: str) -> TMSConfig:
-    """A published configuration by name. Raises UserError with the names there are."""
+    """A published configuration by name. Raises UserError with all names where there is none."""
     if name not in PRESETS:
         raise UserError(f"there is no TMS preset {name!r}: {', '.join(PRESETS)}")
     return PRESETS[name]

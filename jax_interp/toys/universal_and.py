@@ -2,8 +2,8 @@
 
     a = relu(f W - 1),   W_in ~ Bernoulli(p);      f_i ∧ f_j ≈ mean of a over S_i ∩ S_j,   S_i = {neurons with W_i = 1}
 
-No training. With f_i and f_j on alone the reading is exactly 1. Errors come from what else is on: with one of the pair
-and one other on, a neuron errs where three sets meet, O(p); with two others on, O(p²) (Vaintrob, Mendel & Hänni 2024).
+Nothing is trained. With f_i and f_j on alone the value read is exactly 1. Errors come from other features that are on:
+O(p) with one of the pair and one other on, O(p²) with two others on (Vaintrob, Mendel & Hänni 2024).
 Values: `input`, `pre`, `post`.
 """
 
@@ -24,11 +24,11 @@ from jax_interp.toys.toy import TOYS, Toy
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class UniversalAnd:
-    """`model(f)` with f "batch feature" in {0, 1}, or its embedding, gives the neurons' activations."""
+    """`model(f)` with f `[batch, feature]` in {0, 1}, or its embedding, gives the neurons' activations."""
 
-    linear: Any
+    linear: Linear
     sets: Float[Array, "feature neuron"]
-    """W itself: 1 where a neuron sees a feature."""
+    """W itself: 1 where a neuron reads a feature."""
 
     def __call__(self, x: Float[Array, "batch feature"], *, taps: tuple = ()) -> Any:
         site = Site.open(taps)
@@ -37,15 +37,29 @@ class UniversalAnd:
 
 
 def universal_and(key: Key[Array, ""], n_features: int, n_neurons: int, probability: float) -> UniversalAnd:
-    """Neurons that each see a feature with this probability. The paper takes log²(features) / √neurons."""
+    """A random layer.
+
+    Args:
+      key: random key.
+      n_features: number of features.
+      n_neurons: number of neurons.
+      probability: p, that a neuron reads a feature. The paper uses log²(features) / √neurons.
+    """
     sets = jax.random.bernoulli(key, probability, (n_features, n_neurons)).astype(jnp.float32)
     return UniversalAnd(Linear(sets, jnp.full(n_neurons, -1.0)), sets)
 
 
 def in_superposition(key: Key[Array, ""], model: UniversalAnd, width: int) -> tuple[UniversalAnd, Array]:
-    """`(model, embedding)`: the model that reads features from `f @ embedding`, random unit rows `[feature, width]`.
+    """The same layer for features that are in superposition at its input.
 
-    Its weights are `embeddingᵀ W`, so every feature is seen with the interference of all others.
+    Args:
+      key: random key of the embedding.
+      model: the layer.
+      width: dimensions of the input.
+
+    Returns:
+      `(model, embedding)`: a layer that takes `f @ embedding`, and the embedding, random unit rows `[feature, width]`.
+      Its weights are `embeddingᵀ W`, so each feature is read with the interference of all others.
     """
     rows = jax.random.normal(key, (model.sets.shape[0], width))
     rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
@@ -55,7 +69,14 @@ def in_superposition(key: Key[Array, ""], model: UniversalAnd, width: int) -> tu
 def read_and(
     model: UniversalAnd, post: Float[Array, "batch neuron"], i: Int[Array, "batch"], j: Int[Array, "batch"]
 ) -> Float[Array, "batch"]:
-    """`f_i ∧ f_j` of each row: the mean activation of the neurons that see both. NaN where none does."""
+    """`f_i ∧ f_j` of each row: the mean activation of the neurons that read both features. NaN where none does.
+
+    Args:
+      model: the layer.
+      post: the neurons' activations.
+      i: a feature for each row.
+      j: another feature for each row.
+    """
     both = model.sets[i] * model.sets[j]
     return jnp.sum(both * post, axis=1) / jnp.sum(both, axis=1)
 
@@ -67,20 +88,28 @@ def read_xor(
     i: Int[Array, "batch"],
     j: Int[Array, "batch"],
 ) -> Float[Array, "batch"]:
-    """`f_i ⊕ f_j = f_i + f_j - 2 (f_i ∧ f_j)`."""
+    """`f_i ⊕ f_j = f_i + f_j - 2 (f_i ∧ f_j)` of each row. Arguments as in `read_and`, and the features f."""
     at = lambda which: jnp.take_along_axis(f, which[:, None], axis=1)[:, 0]
     return at(i) + at(j) - 2 * read_and(model, post, i, j)
 
 
 def smallest_overlap(model: UniversalAnd) -> Float[Array, ""]:
-    """The fewest neurons that see both features of a pair; 0 where some conjunction cannot be read."""
+    """The smallest number of neurons that read both features of a pair; 0 where some conjunction cannot be read."""
     overlaps = model.sets @ model.sets.T
     return jnp.min(jnp.where(jnp.eye(overlaps.shape[0], dtype=bool), jnp.inf, overlaps))
 
 
 def and_errors(key: Key[Array, ""], model: UniversalAnd, trials: int = 2000) -> dict[str, Float[Array, ""]]:
-    """Root mean squared error of reading `f_i ∧ f_j`, over random distinct i, j, k, l with two features on: both of the
-    pair (the truth is 1), one of them and k, or k and l (the truth is 0). Pairs that no neuron sees are left out.
+    """The root mean squared error of reading `f_i ∧ f_j`, with two features on.
+
+    Args:
+      key: random key.
+      model: the layer.
+      trials: number of random distinct i, j, k, l. Pairs that no neuron reads are left out.
+
+    Returns:
+      The errors with i and j on ("both", the truth is 1), i and k ("one", 0), k and l ("none", 0); and
+      `smallest_overlap(model)` ("smallest").
     """
     n = model.sets.shape[0]
     drawn = jax.vmap(lambda key: jax.random.choice(key, n, (4,), replace=False))(jax.random.split(key, trials))

@@ -13,7 +13,7 @@ from jax_interp.toys.compressed_computation import (
     CompressedConfig,
     CompressedMLP,
     evaluate_compressed,
-    factored,
+    factored_mlp,
     naive_per_probability,
     noise_matrix,
     semi_nmf,
@@ -57,7 +57,9 @@ def test_a_network_without_training_fits_what_its_rank_allows():
     """One feature on: half of the rows are positive and miss what rank 50 leaves of I + M, half negative and miss M:
     `(Σ_{k>50} s_k² + |M|²) / 6 n`, .063 for σ = .025."""
     M, config = noise_matrix(jax.random.key(3), 100, 0.025), dataclasses.replace(CONFIG, exactly_one=True)
-    evaluate = jax.jit(lambda M: evaluate_compressed(factored(M, 50, jax.random.key(0)), M, jax.random.key(9), config))
+    evaluate = jax.jit(
+        lambda M: evaluate_compressed(factored_mlp(M, 50, jax.random.key(0)), M, jax.random.key(9), config)
+    )
     left = np.linalg.svd(np.eye(100) + np.asarray(M, float))[1][50:]
     want = (np.sum(left**2) + np.sum(np.asarray(M, float) ** 2)) / 600
     np.testing.assert_allclose(evaluate(M)["loss_per_p"], want, rtol=0.03)

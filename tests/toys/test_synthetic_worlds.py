@@ -188,7 +188,7 @@ def test_small_bench():
     assert x.shape == (4000, 64)
     assert np.linalg.norm(w.bias) == pytest.approx(0.5, rel=1e-5)
     with pytest.raises(UserError, match="need 340 features; there are 300"):
-        forest.synth_sae_bench(jax.random.key(0), n_features=300, d=16, roots=4)
+        forest.synth_sae_bench(jax.random.key(0), forest.SynthSAEBenchConfig(n_features=300, d=16, roots=4))
 
 
 def test_orthogonalised_directions_interfere_less():

@@ -1,9 +1,9 @@
-"""Which features are on, and how strongly: pieces that a world's `codes` are put together from."""
+"""Which features fire, and how strongly: the parts of a world's `codes`."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,15 @@ from jax_interp.core.errors import UserError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Copula:
-    """Features with given firing probabilities and correlated firing: feature i is on where g_i > Φ⁻¹(1 - p_i), with g
-    normal, of covariance factor·factorᵀ + diag(spread²), whose diagonal is 1.
+    """Correlated firing with given probabilities: feature i is on where g_i > Φ⁻¹(1 - p_i), for a normal vector g.
 
-    The correlations are those of g; those of the firing itself are smaller.
+    The covariance of g is factor·factorᵀ + diag(spread²), and its diagonal is 1. Its correlations are those of g; the
+    correlations of the firing itself are smaller.
+
+    Args:
+      threshold: Φ⁻¹(1 - p).
+      factor: loadings of the shared causes.
+      spread: standard deviation of each feature's own part.
     """
 
     threshold: Float[Array, " feature"]
@@ -35,14 +40,22 @@ class Copula:
 
 
 def independent(p: Float[Array, " feature"]) -> Copula:
-    """Each feature on with its probability, whatever the others do."""
+    """Each feature fires with its probability, independently of the others."""
     p = jnp.asarray(p, jnp.float32)
     return Copula(_threshold(p), jnp.zeros((len(p), 0)), jnp.ones_like(p))
 
 
 def correlated(p: Float[Array, " feature"], correlation: Float[np.ndarray, "feature feature"]) -> Copula:
-    """UserError where `correlation` is not symmetric with diagonal 1; one that is not positive semidefinite is replaced
-    by `nearest_correlation`."""
+    """Features that fire with given probabilities and correlations.
+
+    Args:
+      p: the probabilities.
+      correlation: the correlation matrix of the copula. Where it is not positive semidefinite, `nearest_correlation` of
+        it is used.
+
+    Raises:
+      UserError: the matrix is not symmetric with diagonal 1.
+    """
     C = np.asarray(correlation, np.float64)
     if C.shape != (len(p), len(p)) or not np.allclose(C, C.T) or not np.allclose(np.diag(C), 1):
         raise UserError(f"a correlation matrix of {len(p)} features is symmetric, {len(p)} x {len(p)}, with diagonal 1")
@@ -52,8 +65,14 @@ def correlated(p: Float[Array, " feature"], correlation: Float[np.ndarray, "feat
 
 
 def low_rank(key: Key[Array, ""], p: Float[Array, " feature"], rank: int, scale: float) -> Copula:
-    """Random correlations through `rank` shared causes (SynthSAEBench): factor entries scale · N(0, 1), shrunk together
-    where a row's square norm would leave no room below 1. Two features correlate by about scale² √rank."""
+    """Features with random correlations of low rank (SynthSAEBench). Two features correlate by about scale² √rank.
+
+    Args:
+      key: random key.
+      p: the probabilities.
+      rank: number of shared causes.
+      scale: standard deviation of the loadings. They are scaled down where a row's square norm would reach 1.
+    """
     factor = scale * jax.random.normal(key, (len(p), rank))
     largest = jnp.max(jnp.sum(factor * factor, axis=1))
     factor = factor * jnp.where(largest >= 1, jnp.sqrt(0.99 / jnp.maximum(largest, 1e-30)), 1.0)
@@ -61,7 +80,7 @@ def low_rank(key: Key[Array, ""], p: Float[Array, " feature"], rank: int, scale:
 
 
 def nearest_correlation(C: Float[np.ndarray, "n n"], least: float = 1e-6) -> Float[np.ndarray, "n n"]:
-    """`C` with its eigenvalues raised to `least` and its diagonal scaled back to 1; itself where it needs nothing."""
+    """`C` with its eigenvalues raised to `least`, and its diagonal scaled back to 1; `C` itself if it is valid."""
     values, vectors = np.linalg.eigh(C)
     if values[0] >= -least:
         return C
@@ -77,12 +96,12 @@ def _threshold(p: Float[Array, " feature"]) -> Float[Array, " feature"]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Normal:
-    """Magnitudes N(mean, std²), per feature or for all; negative ones count as 0."""
+    """Magnitudes N(mean, std²), with parameters for each feature or for all. Negative ones become 0."""
 
     mean: Float[Array, "..."]
     std: Float[Array, "..."]
 
-    def __call__(self, key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "n feature"]:
+    def __call__(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "n feature"]:
         noise = jax.random.normal(key, shape)
         return jax.nn.relu(jnp.broadcast_to(self.mean, shape) + jnp.broadcast_to(self.std, shape) * noise)
 
@@ -94,18 +113,24 @@ class Uniform:
 
     high: Float[Array, "..."]
 
-    def __call__(self, key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "n feature"]:
+    def __call__(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "n feature"]:
         return (1 - jax.random.uniform(key, shape)) * jnp.broadcast_to(self.high, shape)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Codes:
-    """`on` decides who fires, `magnitude` how strongly, and `constraint` (a Forest), where there is one, who may."""
+    """The codes of a world.
 
-    on: Any
-    magnitude: Any
-    constraint: Any = None
+    Args:
+      on: which features fire: a `Copula`, say.
+      magnitude: how strongly: `Normal` or `Uniform`.
+      constraint: changes the codes so that they keep a rule: a `Forest`.
+    """
+
+    on: Callable[[Key[Array, ""], int], Bool[Array, "n feature"]]
+    magnitude: Callable[[Key[Array, ""], tuple[int, ...]], Float[Array, "n feature"]]
+    constraint: Callable[[Key[Array, ""], Float[Array, "n feature"]], Float[Array, "n feature"]] | None = None
 
     def __call__(self, key: Key[Array, ""], n: int) -> Float[Array, "n feature"]:
         on_key, magnitude_key, constraint_key = jax.random.split(key, 3)

@@ -1,10 +1,10 @@
-"""SynthSAEBench: Zipf firing, a hierarchy, correlations and superposition at once (2602.14687).
+"""SynthSAEBench: Zipf firing, a hierarchy, correlations and superposition at once (arXiv 2602.14687).
 
     world = synth_sae_bench(key)               16,384 features in 768 dimensions
-    world = small_bench(key)                   512 in 64: the same in a second
+    world = small_bench(key)                   512 in 64, made in a second
 
-Published at full size, dictionaries of 4096 latents trained on 200 million samples: BatchTopK with L0 15 has MCC .676;
-the truth has 1, a random dictionary about .15.
+Published for dictionaries of 4096 latents trained on 200 million samples at full size: BatchTopK with L0 15 has an MCC
+of .676. The true directions have 1, a random dictionary about .15.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ from jax_interp.toys.synthetic.world import World, orthogonalised_directions
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Forest:
-    """A constraint on codes: complete trees, of which a feature is on only where its parent is, and at most one of a
-    parent's children is (of those that would fire, one at random). A child's strength is multiplied by its parent's,
-    relative to the parent's mean.
+    """A constraint on codes: a feature fires only where its parent in a complete tree does, and without its siblings.
 
-    The first features are the roots, then come all children of the first root, of the second, …, then their children in
-    the same order; features beyond are in no tree.
+    Of several children that would fire, one is chosen at random. A child's strength is multiplied by its parent's
+    strength over the parent's mean. The first features are the roots; then come all children of the first root, of the
+    second, and so on, then their children in the same order. Further features are in no tree.
+
+    Args:
+      mean: the mean strength of each feature.
+      roots: number of trees.
+      branching: children of each feature.
+      depth: levels below the roots.
     """
 
     mean: Float[Array, " feature"]
@@ -40,7 +45,7 @@ class Forest:
     depth: int = dataclasses.field(metadata={"static": True})
 
     def levels(self) -> list[tuple[int, int]]:
-        """(first feature, number of features) of each level, the roots' first."""
+        """(first feature, number of features) of each level, the roots first."""
         sizes = [self.roots * self.branching**i for i in range(self.depth + 1)]
         return list(zip(np.cumsum([0, *sizes[:-1]]).tolist(), sizes, strict=True))
 
@@ -64,15 +69,22 @@ class Forest:
 
 
 def zipf(n_features: int, exponent: float, high: float, low: float) -> Float[np.ndarray, " feature"]:
-    """rank^-exponent, stretched to run from `high` to `low`."""
+    """Probabilities rank^-exponent, scaled to run from `high` to `low`."""
     p = np.arange(1, n_features + 1) ** -float(exponent)
     return low + (high - low) * (p - p[-1]) / (p[0] - p[-1])
 
 
 def compensated(p: Float[np.ndarray, " feature"], forest: Forest) -> Float[np.ndarray, " feature"]:
-    """Probabilities to draw with, so that after `forest` features fire with about `p`: p_i / p_parent for the parent,
-    times 1 + Σ_siblings p / p_parent for the exclusion (an approximation, as published), and at most 1. Where children
-    are together more frequent than their parent, that cap leaves them rarer than asked for."""
+    """The probabilities with which to draw, so that features fire with about `p` under the constraint.
+
+    They are p_i / p_parent for the parent, times 1 + Σ_siblings p / p_parent for the exclusion (an approximation, as
+    published), and at most 1. Children that are together more frequent than their parent therefore fire less than
+    asked.
+
+    Args:
+      p: the probabilities wanted.
+      forest: the constraint.
+    """
     q, levels = p.copy(), forest.levels()
     for (start, size), (child_start, child_size) in itertools.pairwise(levels):
         parent = p[start : start + size, None]
@@ -83,40 +95,59 @@ def compensated(p: Float[np.ndarray, " feature"], forest: Forest) -> Float[np.nd
     return q
 
 
-def synth_sae_bench(
-    key: Key[Array, ""],
-    *,
-    n_features: int = 16_384,
-    d: int = 768,
-    roots: int = 128,
-    branching: int = 4,
-    depth: int = 3,
-    exponent: float = 0.5,
-    highest: float = 0.4,
-    lowest: float = 5e-4,
-    rank: int = 25,
-    correlation: float = 0.1,
-    steps: int = 100,
-) -> World:
-    """The world of the published configuration (its random draws are others).
+@dataclasses.dataclass(frozen=True)
+class SynthSAEBenchConfig:
+    """The size and the difficulties of a SynthSAEBench world. The defaults are the published configuration."""
 
-    Strengths have means from 5 falling to 4 and standard deviations |N(.5, .5²)|; the bias has norm .5. UserError where
-    the trees need more features than there are.
+    n_features: int = 16_384
+    d: int = 768
+    roots: int = 128
+    """Number of trees."""
+    branching: int = 4
+    """Children of each feature of a tree."""
+    depth: int = 3
+    """Levels of a tree below its root."""
+    exponent: float = 0.5
+    """Of Zipf's law for the firing probabilities."""
+    highest: float = 0.4
+    """The probability of the most frequent feature."""
+    lowest: float = 5e-4
+    """The probability of the rarest feature."""
+    rank: int = 25
+    """Number of shared causes of the correlations."""
+    correlation: float = 0.1
+    """The scale of the loadings on these."""
+    steps: int = 100
+    """Steps that make the directions nearly orthogonal."""
+
+
+def synth_sae_bench(key: Key[Array, ""], config: SynthSAEBenchConfig = SynthSAEBenchConfig()) -> World:
+    """A world of SynthSAEBench. Its random draws are not the published ones.
+
+    Strengths have means that fall from 5 to 4, and standard deviations |N(.5, .5²)|. The bias has norm .5.
+
+    Args:
+      key: random key.
+      config: size and difficulties.
+
+    Raises:
+      UserError: the trees need more features than there are.
     """
+    n, d = config.n_features, config.d
     keys = jax.random.split(key, 4)
-    mean = jnp.linspace(5.0, 4.0, n_features)
-    forest = Forest(mean, roots, branching, depth)
-    start, size = forest.levels()[-1]
-    if start + size > n_features:
-        raise UserError(f"{roots} trees of depth {depth} need {start + size} features; there are {n_features}")
-    q = compensated(zipf(n_features, exponent, highest, lowest), forest)
-    std = jnp.abs(0.5 + 0.5 * jax.random.normal(keys[0], (n_features,)))
-    on = low_rank(keys[1], jnp.asarray(q), rank, correlation)
+    mean = jnp.linspace(5.0, 4.0, n)
+    forest = Forest(mean, config.roots, config.branching, config.depth)
+    first, size = forest.levels()[-1]
+    if first + size > n:
+        raise UserError(f"{config.roots} trees of depth {config.depth} need {first + size} features; there are {n}")
+    q = compensated(zipf(n, config.exponent, config.highest, config.lowest), forest)
+    std = jnp.abs(0.5 + 0.5 * jax.random.normal(keys[0], (n,)))
+    on = low_rank(keys[1], jnp.asarray(q), config.rank, config.correlation)
     bias = 0.5 * unit_rows(jax.random.normal(keys[2], (1, d)))[0]
-    directions = orthogonalised_directions(keys[3], n_features, d, steps)
+    directions = orthogonalised_directions(keys[3], n, d, config.steps)
     return World(directions, bias, Codes(on, Normal(mean, std), forest))
 
 
 def small_bench(key: Key[Array, ""]) -> World:
-    """512 features in 64 dimensions, 340 of them in four trees; true L0 about 6."""
-    return synth_sae_bench(key, n_features=512, d=64, roots=4, highest=0.5, lowest=1e-3)
+    """A world of 512 features in 64 dimensions, 340 of them in four trees. The true L0 is about 6."""
+    return synth_sae_bench(key, SynthSAEBenchConfig(n_features=512, d=64, roots=4, highest=0.5, lowest=1e-3))

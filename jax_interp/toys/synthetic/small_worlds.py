@@ -1,9 +1,9 @@
-"""The field's small worlds, each a function key -> World.
+"""Small published worlds with one difficulty each. A world is made by a function of a key.
 
 sharkey              many unit features in few dimensions, some rarer than others (Sharkey et al. 2022)
 tree                 parents with exclusive children: absorption (Nabeshima 2024)
-sparse_but_wrong     five features that fire with, or against, one of them: hedging (Chanin et al. 2025)
-sparse_but_wrong_50  fifty of them, correlated at random
+sparse_but_wrong     five features; the others correlate with the first: hedging (Chanin et al. 2025)
+sparse_but_wrong_50  fifty features with random correlations
 """
 
 from __future__ import annotations
@@ -28,12 +28,18 @@ def sharkey(
     decay: float = 0.99,
     together: bool = False,
 ) -> World:
-    """Feature i is on with probability decay^i · active / n_features, at a strength uniform in (0, 1]; directions
-    uniform on the sphere. With `together` all pairs of features correlate, by random positive amounts (drawn on the
-    host), at the same probabilities.
+    """More features than dimensions: feature i fires with probability decay^i · active / n_features.
 
-    Cunningham et al.'s code multiplies two uniforms for a strength, and draws the probabilities of its correlated
-    variant once a batch; neither is followed.
+    Strengths are uniform in (0, 1], directions uniform on the sphere. (The code of Cunningham et al. multiplies two
+    uniforms for a strength, and draws the probabilities of its correlated variant once a batch; this does neither.)
+
+    Args:
+      key: random key.
+      d: dimensions.
+      n_features: number of features.
+      active: number of features that fire on average, for decay 1.
+      decay: how fast the probabilities fall.
+      together: whether all pairs of features correlate, by random positive amounts, at the same probabilities.
     """
     direction_key, pair_key = jax.random.split(key)
     p = jnp.asarray(decay ** np.arange(n_features) * active / n_features)
@@ -55,23 +61,25 @@ def _rng(key: Key[Array, ""]) -> np.random.Generator:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """Which features of the tree are on: `parents`, each followed by its exclusive children, then `singles`."""
+    """Which features fire: parents, each followed by its exclusive children, then single features."""
 
     parents: int = dataclasses.field(default=3, metadata={"static": True})
     children: int = dataclasses.field(default=3, metadata={"static": True})
     singles: int = dataclasses.field(default=8, metadata={"static": True})
     p_parent: float = 0.15
-    p_child: float = 0.2  # of each child, given its parent
+    p_child: float = 0.2
+    """The probability of each child, given its parent."""
     p_single: float = 0.05
 
     @property
     def n_features(self) -> int:
+        """The number of features."""
         return self.parents * (1 + self.children) + self.singles
 
     def __call__(self, key: Key[Array, ""], n: int) -> Bool[Array, "n feature"]:
         keys = jax.random.split(key, 3)
         parent = jax.random.uniform(keys[0], (n, self.parents, 1)) < self.p_parent
-        # one uniform number picks the child, or none where it lies beyond all of them
+        # one uniform number selects the child, or none where it is larger than all their probabilities
         slot = jnp.floor(jax.random.uniform(keys[1], (n, self.parents, 1)) / self.p_child)
         child = parent & (slot == jnp.arange(self.children)[None, None, :].astype(slot.dtype))
         single = jax.random.uniform(keys[2], (n, self.singles)) < self.p_single
@@ -80,10 +88,14 @@ class Tree:
 
 
 def tree(key: Key[Array, ""], noise: float = 0.05) -> World:
-    """Twenty orthonormal features in twenty dimensions: three parents (p .15), three exclusive children each (.2 each
-    given the parent, .4 none), eight others (.05); strengths 1 + noise·N(0, 1).
+    """Twenty orthonormal features in twenty dimensions, some of which are children of others.
 
-    The true L0 is 3·.15 + 9·.15·.2 + 8·.05 = 1.12 (the published notebook has 1.2338).
+    Three parents (p = .15) with three exclusive children each (.2 each given the parent, .4 for none), and eight single
+    features (.05). The true L0 is 3·.15 + 9·.15·.2 + 8·.05 = 1.12 (the published notebook has 1.2338).
+
+    Args:
+      key: random key of the directions.
+      noise: strengths are 1 + noise·N(0, 1).
     """
     on = Tree()
     codes = Codes(on, Normal(jnp.ones(()), jnp.asarray(noise)))
@@ -91,9 +103,17 @@ def tree(key: Key[Array, ""], noise: float = 0.05) -> World:
 
 
 def sparse_but_wrong(key: Key[Array, ""], correlation: float = 0.4, n_features: int = 5, d: int = 20) -> World:
-    """Orthonormal features, each on with probability 2/5 at strength N(1, .15²); features 1, 2, … correlate with
-    feature 0 by `correlation` (of the copula). With 5 features the true L0 is 2: a dictionary held at k = 2 finds the
-    features, one at 1.8 mixes feature 0 into all the others with the sign of the correlation, and has the lower MSE."""
+    """Orthonormal features, each with probability 2/5 at strength N(1, .15²); the others correlate with feature 0.
+
+    With 5 features the true L0 is 2. A dictionary with k = 2 finds the features. One with k = 1.8 mixes feature 0 into
+    all the others, with the sign of the correlation, and has the lower MSE.
+
+    Args:
+      key: random key of the directions.
+      correlation: of the copula, between feature 0 and each other one.
+      n_features: number of features.
+      d: dimensions.
+    """
     C = np.eye(n_features)
     C[0, 1:] = C[1:, 0] = correlation
     codes = Codes(correlated(jnp.full((n_features,), 0.4), C), Normal(jnp.ones(()), jnp.asarray(0.15)))
@@ -101,9 +121,17 @@ def sparse_but_wrong(key: Key[Array, ""], correlation: float = 0.4, n_features: 
 
 
 def sparse_but_wrong_50(key: Key[Array, ""], n_features: int = 50, d: int = 100, uncorrelated: float = 0.3) -> World:
-    """Fifty orthonormal features with p_i = .345 (49 - i) / 50 + .05, a true L0 of 10.95, and random correlations: 70 %
-    of the pairs, half of them negative, of strength .3 to .8, then the nearest correlation matrix. (A draw of the same
-    kind as the published one, not the same draw.)"""
+    """Fifty orthonormal features with p_i = .345 (49 - i) / 50 + .05, a true L0 of 10.95, and random correlations.
+
+    The correlations are a random draw of the published kind, not the published draw: 70 % of the pairs, half of them
+    negative, of strength .3 to .8; then the nearest correlation matrix.
+
+    Args:
+      key: random key of directions and correlations.
+      n_features: number of features.
+      d: dimensions.
+      uncorrelated: the share of pairs without correlation.
+    """
     direction_key, pair_key = jax.random.split(key)
     rng = _rng(pair_key)
     C = np.eye(n_features)

@@ -38,24 +38,26 @@ class World:
 
     directions: Float[Array, "feature d"]
     bias: Float[Array, " d"]
-    codes: Any
+    codes: Callable[[Key[Array, ""], int], Float[Array, "n feature"]]
 
     @property
     def n_features(self) -> int:
+        """The number of features."""
         return self.directions.shape[0]
 
     def sample(self, key: Key[Array, ""], n: int) -> tuple[Float[Array, "n d"], Float[Array, "n feature"]]:
+        """`n` rows of activations and their codes. The same key gives the same rows."""
         codes = self.codes(key, n)
         return codes @ self.directions + self.bias[None, :], codes
 
 
 def gaussian_directions(key: Key[Array, ""], n_features: int, d: int) -> Float[Array, "feature d"]:
-    """Uniform on the unit sphere."""
+    """Random directions, uniform on the unit sphere."""
     return unit_rows(jax.random.normal(key, (n_features, d)))
 
 
 def orthonormal_directions(key: Key[Array, ""], n_features: int, d: int) -> Float[Array, "feature d"]:
-    """A random orthonormal system. UserError where d has no room for it."""
+    """Random orthonormal directions. Raises UserError for more features than dimensions."""
     if n_features > d:
         raise UserError(f"{n_features} orthonormal directions in {d} dimensions: at most {d}, or orthogonalised ones")
     return jnp.linalg.qr(jax.random.normal(key, (d, n_features)))[0].T
@@ -64,9 +66,16 @@ def orthonormal_directions(key: Key[Array, ""], n_features: int, d: int) -> Floa
 def orthogonalised_directions(
     key: Key[Array, ""], n_features: int, d: int, steps: int = 100, learning_rate: float = 3e-4
 ) -> Float[Array, "feature d"]:
-    """Random unit directions pushed apart: Adam on Σ_{i≠j} (e_i·e_j)² + n Σ (‖e_i‖² - 1)², the loss of SynthSAEBench.
+    """Random unit directions made nearly orthogonal: Adam on Σ_{i≠j} (e_i·e_j)² + n Σ (‖e_i‖² - 1)² (SynthSAEBench).
 
-    The sum over pairs is ‖EᵀE‖² - Σ ‖e_i‖⁴, a matter of n·d² operations and d² floats, not of n².
+    The sum over pairs is computed as ‖EᵀE‖² - Σ ‖e_i‖⁴, with n·d² operations and d² floats.
+
+    Args:
+      key: random key of the start.
+      n_features: n, the number of directions.
+      d: dimensions.
+      steps: steps of Adam.
+      learning_rate: of Adam.
     """
 
     def loss(E):
@@ -88,14 +97,21 @@ def orthogonalised_directions(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class WorldModel:
-    """tokens [seq, pos] -> x [seq, pos, d], whose values are named `sites`: one, or equal parts of x side by side (the
-    two models of `two_models`). Token number t stands for row number t of the world, drawn when it is read."""
+    """A world as a model: `model(tokens)` with tokens `[seq, pos]` gives x `[seq, pos, d]`.
+
+    Token number t stands for row number t of the world, the same in every run, drawn on the device when it is read.
+
+    Args:
+      world: the world.
+      key: decides its rows.
+      sites: the names of the values: one for x, or several for equal parts of x (the two models of `two_models`).
+    """
 
     world: World
     key: Key[Array, ""]
     sites: tuple[str, ...] = dataclasses.field(default=("x",), metadata={"static": True})
 
-    def __call__(self, tokens: Int[Array, "seq pos"], *, taps=()) -> Float[Array, "seq pos d"]:
+    def __call__(self, tokens: Int[Array, "seq pos"], *, taps: tuple = ()) -> Any:
         site = Site.open(taps)
         draw = lambda number: self.world.sample(jax.random.fold_in(self.key, number), 1)[0][0]
         x = jax.vmap(draw)(tokens.reshape(-1)).reshape(*tokens.shape, -1)
@@ -106,7 +122,20 @@ class WorldModel:
 def as_model(
     world: World, key: Key[Array, ""], sites: tuple[str, ...] = ("x",), batch: int = 1024
 ) -> tuple[WorldModel, Callable[[int], tuple[Int[Array, "1 pos"], Bool[Array, "1 pos"]]]]:
-    """(model, batch_at): batch i has rows i·batch to (i + 1)·batch - 1. UserError where x has no such equal parts."""
+    """A world as a model and its batches, as `train_dictionary` takes them.
+
+    Args:
+      world: the world.
+      key: decides its rows.
+      sites: the names of the model's values; several share x in equal parts.
+      batch: rows of a batch.
+
+    Returns:
+      `(model, batch_at)`. `batch_at(i)` is (tokens, keep) of the rows i·batch to (i + 1)·batch - 1.
+
+    Raises:
+      UserError: x does not have so many equal parts.
+    """
     d = world.directions.shape[1]
     if d % len(sites):
         raise UserError(f"{len(sites)} values of equal width do not fit into a world of {d} dimensions")
