@@ -14,7 +14,7 @@ from jax_interp.views.style import svg
 def render_run(
     *,
     title: str,
-    says: str,
+    description: str,
     config: str,
     records: Sequence[Mapping[str, Any]],
     k: int | None = None,
@@ -37,6 +37,6 @@ def render_run(
     if members:
         figures["pareto"] = svg(pareto(members), "sparsity against fidelity")
     return environment().get_template("run_report.html.j2").render(
-        title=title, says=says, config=config, figures=figures, evaluation=evaluation,
+        title=title, description=description, config=config, figures=figures, evaluation=evaluation,
         evaluation_rows=evaluation_rows, columns=values[0], values=values[1], members=members,
     )  # fmt: skip

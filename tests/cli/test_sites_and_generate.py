@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_interp.cli.sites import collapsed
 from jax_interp.models import generate, load
+from jax_interp.recipes.sites import collapse_layers
 from jax_interp.surgery import Add, at, survey
 from jax_interp.surgery.saving import save_edits
 from jax_interp.surgery.trace import NamedValue
@@ -48,7 +48,7 @@ def test_json_lists_what_survey_finds(command, model):
 def test_layers_that_differ_are_apart():
     wide, narrow = (NamedValue((1, 4, d), jnp.float32, ("batch", "pos", "d")) for d in (8, 6))
     found = {f"blocks.{i}.mlp.post": narrow if i == 2 else wide for i in range(5)} | {"logits": wide}
-    assert [name for name, _ in collapsed(found, 5)] == [
+    assert [name for name, _ in collapse_layers(found, 5)] == [
         "blocks.0:2.mlp.post",
         "blocks.3:5.mlp.post",
         "blocks.2.mlp.post",
