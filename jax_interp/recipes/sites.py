@@ -11,12 +11,12 @@ from jax_interp.core.errors import UserError
 from jax_interp.models.hf import load_shapes
 from jax_interp.surgery import Address, survey
 from jax_interp.surgery.address import depth_in, suggest
-from jax_interp.surgery.trace import Named
+from jax_interp.surgery.trace import NamedValue
 
 
 def model_values(
     model: str, addresses: Sequence[str] = (), *, batch: int = 1, pos: int = 16
-) -> tuple[dict[str, Named], int]:
+) -> tuple[dict[str, NamedValue], int]:
     """List the named values of a model. No weights are read and nothing is computed.
 
     Args:
@@ -39,7 +39,7 @@ def model_values(
     return (choose(values, addresses, depth) if addresses else dict(values)), depth
 
 
-def choose(values: Mapping[str, Named], addresses: Sequence[str], depth: int) -> dict[str, Named]:
+def choose(values: Mapping[str, NamedValue], addresses: Sequence[str], depth: int) -> dict[str, NamedValue]:
     """The values that `addresses` name, in the order of `values`. Raises UserError with the nearest names."""
     chosen: set[str] = set()
     for text in addresses:
@@ -54,7 +54,7 @@ def choose(values: Mapping[str, Named], addresses: Sequence[str], depth: int) ->
     return {name: value for name, value in values.items() if name in chosen}
 
 
-def collapse_layers(values: Mapping[str, Named], depth: int) -> Iterator[tuple[str, Named]]:
+def collapse_layers(values: Mapping[str, NamedValue], depth: int) -> Iterator[tuple[str, NamedValue]]:
     """Join the layers in which a value has the same axes, shape and dtype.
 
     Args:
@@ -78,7 +78,7 @@ def collapse_layers(values: Mapping[str, Named], depth: int) -> Iterator[tuple[s
             yield f"blocks.{layers}.{inner}", value
 
 
-def _kind(value: Named) -> tuple:
+def _kind(value: NamedValue) -> tuple:
     return value.axes, value.shape, str(value.dtype)
 
 
