@@ -1,4 +1,4 @@
-"""`Activations`: the values that were read, by address."""
+"""`Activations`: the values that a model under `read` returns, by address."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ from jax_interp.surgery.taps import static
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activations(Mapping[str, Array]):
-    """A mapping pytree from address to array, `[layer, ...]` where the address names several layers.
+    """A mapping from address to array, and a pytree. The array of several layers is `[layer, ...]`.
 
-    Any spelling of an address finds its value, and a part of what was read can be asked for:
-    after reading `blocks.*.resid_post`, `acts["blocks.-1.hook_resid_post"]` is its last row.
+    Every spelling of an address finds its value. Some of the layers that were read can be asked for alone.
+
+    Example:
+        _, acts = call(read(model, "blocks.*.resid_post"), tokens)
+        acts["blocks.*.resid_post"]            # [layer, batch, pos, d_model]
+        acts["blocks.-1.hook_resid_post"]      # the last layer
+        acts.stack("resid_post")               # all layers that were read, of one or of several addresses
     """
 
     arrays: dict[str, Shaped[Array, "..."]]
@@ -45,7 +50,7 @@ class Activations(Mapping[str, Array]):
         raise AddressError(f"{address!r} was not read. Read were: {', '.join(self.arrays) or 'nothing'}.")
 
     def get(self, address: str, default: Any = None) -> Any:
-        """The value, or `default` where it was not read."""
+        """The value, or `default` if it was not read."""
         try:  # `Mapping.get` looks for a KeyError
             return self[address]
         except AddressError:
@@ -73,7 +78,7 @@ class Activations(Mapping[str, Array]):
         return tuple(sorted(layer for layers, _ in self._readings(name) for layer in layers))
 
     def stack(self, name: str) -> Shaped[Array, "layer ..."]:
-        """Every reading of the block value `name`, in layer order, as one array."""
+        """Every reading of the block value `name`, in the order of the layers, as one array."""
         readings = self._readings(name)
         taken = [layer for layers, _ in readings for layer in layers]
         if len(set(taken)) != len(taken):

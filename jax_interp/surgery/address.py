@@ -1,12 +1,12 @@
-"""Addresses: the one way to say which named values of a model are meant.
+"""Addresses: names of the values of a model.
 
     embed, ln_final.normalized, logits        a value outside the blocks
     blocks.7.attn.z, blocks.-1.resid_post     a value of one block
     blocks.2:8.mlp.post, blocks.*.resid_post  the same value of several blocks
-    blocks.resid_post                         of the block that `at(..., layer=)` says; the layer is data then
+    blocks.resid_post                         the value of the block in `at(..., layer=)`; the layer is data
 
-Names are TransformerLens's without `hook_`, and its own spelling is accepted: `blocks.3.attn.hook_z`
-is `blocks.3.attn.z`. An address means the same however the blocks are laid out.
+Names are those of TransformerLens without `hook_`, and its own spelling is accepted: `blocks.3.attn.hook_z` is
+`blocks.3.attn.z`. An address means the same in every layout of the blocks.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ type_of_addresses = "str or a (nested) list of str"
 
 
 class AddressError(UserError, LookupError):
-    """An address names nothing, or nothing that can be acted on."""
+    """An address names nothing, or no value that can be read or edited."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """A parsed address: the value's `name`, and which `layers` where it is a value of the blocks.
+    """A parsed address.
 
-    `layers` is None outside the blocks, "" where the layer is data (`blocks.resid_post`), otherwise
-    the selection as written: "7", "-1", "2:8", "*".
+    Attributes:
+      name: the name of the value, without the block.
+      layers: which blocks, as written: "7", "-1", "2:8", "*". None outside the blocks, "" if the layer is data
+        (`blocks.resid_post`).
     """
 
     name: str
@@ -40,7 +42,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read an address. Raises `AddressError` where `text` cannot be one."""
+        """Parse an address. Raises `AddressError` if `text` cannot be one."""
         if not isinstance(text, str):
             raise AddressError(f"an address is a {type_of_addresses}, not {type(text).__name__}: {text!r}")
         parts = [part.removeprefix("hook_") for part in text.strip().split(".")]
@@ -68,11 +70,14 @@ class Address:
 
     @property
     def is_single(self) -> bool:
-        """Whether it names exactly one value, so that a reading of it has no layer axis."""
+        """Whether it names exactly one value. A reading of it has no layer axis then."""
         return self.layers is None or self.layers.lstrip("-").isdigit()
 
     def resolve(self, depth: int) -> tuple[int, ...] | None:
-        """The layers meant, ascending, in a model of `depth` blocks; None outside the blocks."""
+        """The layers that it means in a model of `depth` blocks, ascending; None outside the blocks.
+
+        Raises `AddressError` if it means none.
+        """
         if self.layers is None:
             return None
         every = range(depth)
@@ -98,7 +103,7 @@ def flatten(addresses: str | Iterable) -> Iterator[str]:
 
 
 def depth_in(names: Iterable[str]) -> int:
-    """How many blocks the names of a model's values tell of, as `sites` and `survey` give them."""
+    """The number of blocks of a model, from the names that `sites` and `survey` return."""
     return 1 + max((int(name.split(".")[1]) for name in names if name.startswith("blocks.")), default=-1)
 
 

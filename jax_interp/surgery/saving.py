@@ -1,7 +1,7 @@
-"""Surgeries on disk: edits as one `safetensors` file, the structure as JSON in its header.
+"""Edits on disk: one `safetensors` file, with the structure as JSON in its header.
 
-Nothing is pickled and no code is stored: a file names the kinds of edits it holds, and only kinds that the reader
-knows are made from it, the built-in ones and the dataclasses given as `types=`.
+Nothing is pickled and no code is stored. A file names the classes of the edits that it holds. Only classes that the
+reader knows are made from it: the built-in edits, and the dataclasses given as `types=`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,29 @@ _KNOWN = (Edit, Each, Region, Span, *EDITS)
 
 
 class SavingError(UserError):
-    """A surgery that cannot be written, or a file that does not hold one."""
+    """Edits cannot be written, or a file does not hold edits."""
 
 
 def save_edits(path: str | os.PathLike, *edits: Edit | Iterable) -> Path:
-    """Write edits (made by `at`) to one file. The file appears whole or not at all.
+    """Write edits to one file. The file appears whole or not at all.
 
-    The callables must be frozen dataclasses of arrays, as the built-in edits are; `SavingError` names what is not, and
-    says why a file cannot be written.
+    Args:
+      path: the file.
+      edits: what `at` returns; nested lists of edits are fine. Their callables are frozen dataclasses of arrays, as the
+        built-in edits are.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      SavingError: an edit holds something that cannot be saved, a function for example, or the file cannot be written.
+
+    Example:
+        save_edits("ablation.safetensors", at("blocks.1.attn.z", Zero(), head=3))
+        edit(model, load_edits("ablation.safetensors"))
     """
     arrays: dict[str, jax.Array] = {}
-    structure = [_encode(one, f"{i}", arrays) for i, one in enumerate(flat_edits(edits))]
+    structure = [_encode(item, f"{i}", arrays) for i, item in enumerate(flat_edits(edits))]
     header = {"surgery": json.dumps({"format": _FORMAT, "edits": structure})}
     try:
         return write_tensors(Path(path), arrays, header)
@@ -48,7 +60,18 @@ def save_edits(path: str | os.PathLike, *edits: Edit | Iterable) -> Path:
 
 
 def load_edits(path: str | os.PathLike, types: Iterable[type] = ()) -> tuple[Edit, ...]:
-    """Read edits back, bit for bit. `types` are the dataclasses that the file may hold besides the built-in edits."""
+    """Read edits that `save_edits` has written, bit for bit.
+
+    Args:
+      path: the file.
+      types: the dataclasses that the file may hold besides the built-in edits.
+
+    Returns:
+      The edits, for `edit`.
+
+    Raises:
+      SavingError: there is no such file, it is damaged, it holds no edits, or it holds a class that is not known.
+    """
     try:
         file = read_tensors(path)
         header = json.loads(file.header.get("surgery", "null"))
@@ -61,11 +84,11 @@ def load_edits(path: str | os.PathLike, types: Iterable[type] = ()) -> tuple[Edi
         raise SavingError(f"{str(path)!r} holds no edits that this version reads (format {_FORMAT}); save_edits does")
     known = {kind.__name__: kind for kind in (*_KNOWN, *types)}
     try:
-        edits = tuple(_decode(one, arrays, known) for one in header["edits"])
+        edits = tuple(_decode(entry, arrays, known) for entry in header["edits"])
     except (KeyError, TypeError, AttributeError) as error:
         raise SavingError(f"{str(path)!r} does not hold what its header promises: {error}") from error
-    for i, one in enumerate(edits):
-        if not (isinstance(one, Edit) and isinstance(one.region, Region) and isinstance(one.address, str)):
+    for i, item in enumerate(edits):
+        if not (isinstance(item, Edit) and isinstance(item.region, Region) and isinstance(item.address, str)):
             raise SavingError(f"{str(path)!r} does not hold what its header promises: entry {i} is no edit of a region")
     return edits
 

@@ -1,11 +1,13 @@
-"""Model surgery: find and replace parts of a model. The one place where penzai is used.
+"""Model surgery: find and replace parts of a model. This is the one file that uses penzai.
 
-A Flax NNX module is a pytree, so penzai's `pz.select` works on it as it is. The recipes here are the common ones; for
-anything else, `select(model)` is penzai's own selection (`.at_instances_of(cls)`, `.where(...)`, `.apply`, `.set`).
+A Flax NNX module is a pytree, so penzai's `pz.select` works on it. The functions here are the common cases. For all
+others, `select(model)` is penzai's own selection (`.at_instances_of(cls)`, `.where(...)`, `.apply`, `.set`).
 
-In a model whose blocks are stacked, a part of the stacked block is that part in all its layers at once (its arrays
-carry a leading layer axis); `replace_each` changes one layer's at a time, and `replan(model, unroll=...)` gives a layer
-a block of its own first. docs/surgery-recipes.md has whole examples.
+In a model whose blocks are stacked, a part of the stacked block is that part of all its layers at once: its arrays have
+a leading layer axis. `replace_each` changes the part of one layer at a time, and `replan(model, unroll=...)` gives a
+layer a block of its own. docs/surgery-recipes.md has whole examples.
+
+A part is anything in a model: a module, a Linear, a parameter. Functions that take or return parts are typed `Any`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from jax_interp.surgery.stack import depth_of, iter_segments, replan
 
 
 class SelectionError(UserError, LookupError):
-    """A path or a class that selects nothing in the model."""
+    """A path or a class selects nothing in the model."""
 
 
 def select(model: Any) -> Any:
@@ -35,11 +37,24 @@ def select(model: Any) -> Any:
 
 
 def replace(model: Any, what: type | str, fn: Callable[[Any], Any]) -> Any:
-    """The model with each part selected by `what` replaced by `fn(part)`; the model itself is unchanged.
+    """The model with some of its parts replaced by `fn(part)`. The model itself is unchanged.
 
-    `what` is a class (all instances: `replace(model, MLP, fn)`) or a path (`"blocks.3.mlp"`, `"blocks.*.attn.q"`,
-    `"unembed"`). A path to one layer needs that layer unrolled; `blocks.*` reaches stacked and unrolled blocks alike.
-    `fn` of a stacked part gets arrays with a leading layer axis: `jax.vmap(fn)` treats each layer on its own.
+    Args:
+      model: the model.
+      what: a class, for all parts of this class, or a path: `"blocks.3.mlp"`, `"blocks.*.attn.q"`, `"unembed"`. A path
+        to one layer needs a layer that is unrolled; `blocks.*` reaches stacked and unrolled blocks.
+      fn: takes a part and returns what stands in its place. The arrays of a stacked part have a leading layer axis;
+        `jax.vmap(fn)` treats each layer on its own.
+
+    Returns:
+      A model that shares all other arrays.
+
+    Raises:
+      SelectionError: `what` selects nothing, or one layer of a stack.
+
+    Example:
+        unrolled = replan(model, 3)
+        replace(unrolled, "blocks.3.mlp", lambda mlp: MyMLP())
     """
     if isinstance(what, type):
         selection = select(model).at_instances_of(what)
@@ -53,10 +68,22 @@ def replace(model: Any, what: type | str, fn: Callable[[Any], Any]) -> Any:
 
 
 def replace_each(model: Any, path: str, fn: Callable[..., Any], *values: Any) -> Any:
-    """The model with the part at `path` (`"blocks.*.attn.q"`) of every layer replaced by `fn(part, *values[layer])`.
+    """The model with one part of every layer replaced by `fn(part, *values)`, in whatever layout the model has.
 
-    `fn` sees one layer's part in whatever layout the model has: a stack's are mapped over by `jax.vmap`. `values` are
-    pytrees of arrays `[layer, ...]`: random keys, scales, the weights of what is put in.
+    Args:
+      model: the model.
+      path: the part of every block: `"blocks.*.attn.q"`.
+      fn: takes the part of one layer and the values of this layer; for a stack it is called under `jax.vmap`.
+      values: pytrees of arrays `[layer, ...]`: random keys, scales, new weights.
+
+    Returns:
+      A model that shares all other arrays.
+
+    Raises:
+      SelectionError: the path selects nothing, or values have no entry for each layer.
+
+    Example:
+        replace_each(model, "blocks.*.attn.q", LoRA, jax.random.split(key, n_layers))
     """
     if not path.startswith("blocks.*."):
         raise SelectionError(f"{path!r}: replace_each changes a part of every block, 'blocks.*.mlp'")
@@ -74,12 +101,21 @@ def replace_each(model: Any, path: str, fn: Callable[..., Any], *values: Any) ->
 
 
 def split(model: Any, what: type) -> tuple[Any, Any]:
-    """The model's parts of one class, and the rest of it: two pytrees whose leaves together are the model's.
+    """The parts of one class, and the rest of the model, as two pytrees. `join` puts them together again.
 
-    Differentiate with respect to the first, give an optimizer the first; `join` puts them together again:
+    Args:
+      model: the model.
+      what: the class of the parts.
 
-        chosen, rest = split(model, LowRank)
-        grads = jax.grad(lambda chosen: loss(join(chosen, rest)))(chosen)
+    Returns:
+      `(parts, rest)`. Differentiate with respect to the parts and give them to the optimizer.
+
+    Raises:
+      SelectionError: the model has no part of this class.
+
+    Example:
+        trained, rest = split(model, LowRank)
+        grads = jax.grad(lambda trained: loss(join(trained, rest)))(trained)
     """
     selection = select(model).at_instances_of(what)
     if selection.count() == 0:
@@ -88,17 +124,29 @@ def split(model: Any, what: type) -> tuple[Any, Any]:
 
 
 def join(*parts: Any) -> Any:
-    """The model again, of what `split` made of it."""
+    """The model again, from the pytrees that `split` returned."""
     from penzai import pz
 
     return pz.combine(*parts)
 
 
 def arrange(model: Any, layers: Sequence[int]) -> Any:
-    """The model made of these of its blocks in this order: `[0, 2, 1, 3]` swaps two, `[0, 1, 1, 2]` runs one twice.
+    """The model with other blocks: some of its own, in another order.
 
-    Neighbours of one structure are stacked. A model's `config` that has `of_layers` says of each layer (the kind of
-    its attention) what it said before. Costs a copy of the blocks.
+    Args:
+      model: a model with an attribute `blocks`. If its `config` has a method `of_layers`, the new model has
+        `config.of_layers(layers)`, so that each block keeps its own settings (its kind of attention).
+      layers: which blocks, in the order in which they run; negative numbers count from the end.
+
+    Returns:
+      A copy of the model with a copy of the blocks, neighbours of one structure stacked.
+
+    Raises:
+      SelectionError: there is no such block, or `layers` is empty.
+
+    Example:
+        arrange(model, [0, 2, 1, 3])       # blocks 1 and 2 swapped
+        arrange(model, [0, 1, 1, 2, 3])    # block 1 runs twice
     """
     depth = depth_of(model.blocks)
     for layer in layers:
@@ -115,7 +163,7 @@ def arrange(model: Any, layers: Sequence[int]) -> Any:
 
 
 def skip_block(model: Any, layer: int) -> Any:
-    """The model without block `layer`: later layers move down by one."""
+    """The model without one block: later layers have numbers that are one less. Raises `SelectionError` as `arrange`."""
     depth = depth_of(model.blocks)
     if not -depth <= layer < depth:
         raise SelectionError(f"there is no block {layer} to skip: this model has blocks.0 to blocks.{depth - 1}")
@@ -123,7 +171,7 @@ def skip_block(model: Any, layer: int) -> Any:
 
 
 def _places(model: Any, path: str) -> list[tuple[str | int, ...]]:
-    """The concrete places that a path means, through the segments that a model's blocks are laid out in."""
+    """The places in the pytree that a path means, in the layout of this model."""
     head, *rest = path.split(".")
     places: list[tuple[str | int, ...]] = []
     if head != "blocks":

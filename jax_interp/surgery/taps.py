@@ -1,6 +1,6 @@
-"""Taps: what a surgery hands to a model. An `Edit` changes a named value, a `Read` keeps it.
+"""Taps: what a model under surgery is called with. An `Edit` changes a named value, a `Read` keeps it.
 
-Their kind and address are structure, everything else is data.
+Their class and address are structure, everything else in them is data.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
 
 from jax_interp.surgery.address import Address, AddressError
 from jax_interp.surgery.contract import Model, ScopedEdit
@@ -18,16 +19,21 @@ from jax_interp.surgery.region import Region
 
 
 def static(**kwargs) -> Any:
-    """A dataclass field that is part of the pytree's structure: changing it recompiles."""
+    """A dataclass field that is structure of the pytree: with another value a program compiles again."""
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Each:
-    """One set of values per layer: the leaves of `fn` carry a leading axis, one entry per layer addressed.
+    """An edit with values per layer.
 
-    Scalar leaves are shared by all layers.
+    Args:
+      fn: a callable pytree whose leaves have a leading axis, with one entry for each layer of the address. Scalars are
+        shared by all layers.
+
+    Example:
+        at("blocks.*.resid_post", Each(Add(vectors)))    # vectors [layer, d_model]
     """
 
     fn: Callable
@@ -45,10 +51,10 @@ class Each:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
-    """Replace the value at `address` by `fn(value)`, inside `region` and, where `layer` is given, at that layer."""
+    """Made by `at`: replace the value at `address` by `fn(value)`, inside `region`; with `layer`, at that layer."""
 
-    fn: Callable | Each
-    layer: Any
+    fn: Callable[..., Array] | Each
+    layer: Int32[Array, "*layers"] | Bool[Array, "layer"] | None
     region: Region
     address: str = static()
 
@@ -56,7 +62,7 @@ class Edit:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """Keep the value at `address`. With `output=False` the model's own output is not wanted."""
+    """Made by `read`: keep the value at `address`. With `output=False` the model's own output is not wanted."""
 
     address: str = static()
     output: bool = static(default=True)
@@ -65,7 +71,7 @@ class Read:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """Ask the model for the names of all its values instead of its output."""
+    """Ask the model for the names and types of all its values instead of its output."""
 
 
 @jax.tree_util.register_dataclass
@@ -110,12 +116,19 @@ class Tapped(Wrapper):
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A tap that found its place in a model of known depth. `index` is its place in the nest, innermost first."""
+    """A tap in a model of known depth.
+
+    Attributes:
+      index: its place in the nest of surgeries, innermost first.
+      tap: an `Edit` or a `Read`.
+      address: its address.
+      layers: the layers that the address means; None outside the blocks.
+    """
 
     index: int
-    tap: Any  # an Edit or a Read
+    tap: Any
     address: Address
-    layers: tuple[int, ...] | None  # None outside the blocks
+    layers: tuple[int, ...] | None
 
     @property
     def name(self) -> str:
@@ -133,7 +146,7 @@ class Resolved:
 
 
 def resolve(taps: tuple[Tap, ...], depth: int) -> list[Resolved]:
-    """Find the layers each tap means. Raises `AddressError` for what can be told before the model runs."""
+    """Find the layers of each tap. Raises `AddressError` for what is wrong before the model runs."""
     resolved, reads = [], set()
     for i, tap in enumerate(tap for tap in taps if not isinstance(tap, (Survey, IndexBounds))):
         address = Address.parse(tap.address)
