@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jax_interp.core.errors import UserError
 from jax_interp.surgery.contract import Model
-from jax_interp.surgery.region import Span, check_known
+from jax_interp.surgery.region import Bounds, Chosen, Span, check_known
 from jax_interp.surgery.taps import Edit, IndexBounds
 
 _MAX_PLANS = 1024
@@ -99,7 +99,7 @@ def _is_known(array: Any) -> bool:
 
 # ---- indices --------------------------------------------------------------------------------------------------
 
-Plan = list[tuple[tuple[int, ...], tuple[int | None, int | None], str]]
+Plan = list[tuple[tuple[int, ...], Bounds, str]]
 """For each index of a surgery: the numbers of its leaves (two for a `Span`), its bounds, what it is called."""
 
 _plans: OrderedDict[Hashable, Plan] = OrderedDict()
@@ -136,17 +136,17 @@ def _plan(run: Callable[..., Any], leaves: list[Any], structure: Any, indices: l
     """Evaluate the surgery for shapes alone, with its indices known. Raises what the model raises for them."""
     number_of = {id(leaf): i for i, leaf in enumerate(indices)}
     abstract = [hasattr(leaf, "shape") and id(leaf) not in number_of for leaf in leaves]
-    found: list[tuple[Any, tuple[int | None, int | None], str]] = []
+    bounds_of: list[tuple[Chosen, Bounds, str]] = []
 
     def look(arrays: list[Array]) -> None:
         values = iter(arrays)
         whole = [next(values) if is_abstract else leaf for leaf, is_abstract in zip(leaves, abstract, strict=True)]
         model, args, kwargs = jax.tree.unflatten(structure, whole)
-        found.extend(run(model, args, kwargs | {"taps": (IndexBounds(),)}))
+        bounds_of.extend(run(model, args, kwargs | {"taps": (IndexBounds(),)}))
 
     jax.eval_shape(look, [leaf for leaf, is_abstract in zip(leaves, abstract, strict=True) if is_abstract])
     plan: Plan = []
-    for chosen, bounds, what in found:
+    for chosen, bounds, what in bounds_of:
         numbers = tuple(number_of.get(id(leaf), -1) for leaf in jax.tree.leaves(chosen))
         if -1 not in numbers and (numbers, bounds, what) not in plan:
             plan.append((numbers, bounds, what))

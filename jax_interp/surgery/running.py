@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jax_interp.surgery.body import BodyValues, zeros_like_type
+from jax_interp.surgery.contract import Block
 from jax_interp.surgery.place import Place
 from jax_interp.surgery.site import Site
 from jax_interp.surgery.stack import Segment, index_layer, iter_segments
@@ -19,7 +20,7 @@ Remat = Callable[..., Any] | bool | None
 
 
 def run_blocks(
-    blocks: Iterable[Any],
+    blocks: Iterable[Block],
     x: PyTree,
     site: Site,
     *args: Any,
@@ -55,7 +56,7 @@ def run_blocks(
     return x if state is None else (x, states)
 
 
-def _call(block: Any, x: PyTree, site: Site, args: tuple, state: PyTree | None) -> tuple[PyTree, PyTree | None]:
+def _call(block: Block, x: PyTree, site: Site, args: tuple, state: PyTree | None) -> tuple[PyTree, PyTree | None]:
     return (block(x, site, *args), None) if state is None else block(x, site, *args, state=state)
 
 

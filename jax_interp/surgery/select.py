@@ -6,8 +6,6 @@ others, `select(model)` is penzai's own selection (`.at_instances_of(cls)`, `.wh
 In a model whose blocks are stacked, a part of the stacked block is that part of all its layers at once: its arrays have
 a leading layer axis. `replace_each` changes the part of one layer at a time, and `replan(model, unroll=...)` gives a
 layer a block of its own. docs/surgery-recipes.md has whole examples.
-
-A part is anything in a model: a module, a Linear, a parameter. Functions that take or return parts are typed `Any`.
 """
 
 from __future__ import annotations
@@ -16,27 +14,31 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from jax_interp.core.errors import UserError
 from jax_interp.surgery.stack import depth_of, iter_segments, replan
+
+M = TypeVar("M")  # a model: the result has its class
+Part = Any  # anything in a model: a module, a Linear, a parameter
 
 
 class SelectionError(UserError, LookupError):
     """A path or a class selects nothing in the model."""
 
 
-def select(model: Any) -> Any:
+def select(model: PyTree) -> Any:
     """penzai's selection over a model: `select(model).at_instances_of(MLP).apply(fn)`."""
     from penzai import pz
 
     return pz.select(model)
 
 
-def replace(model: Any, what: type | str, fn: Callable[[Any], Any]) -> Any:
+def replace(model: M, what: type | str, fn: Callable[[Part], Part]) -> M:
     """The model with some of its parts replaced by `fn(part)`. The model itself is unchanged.
 
     Args:
@@ -67,7 +69,7 @@ def replace(model: Any, what: type | str, fn: Callable[[Any], Any]) -> Any:
     return select(model).at(lambda root: tuple(_walk(root, place) for place in places), multiple=True).apply(fn)
 
 
-def replace_each(model: Any, path: str, fn: Callable[..., Any], *values: Any) -> Any:
+def replace_each(model: M, path: str, fn: Callable[..., Part], *values: PyTree) -> M:
     """The model with one part of every layer replaced by `fn(part, *values)`, in whatever layout the model has.
 
     Args:
@@ -100,7 +102,7 @@ def replace_each(model: Any, path: str, fn: Callable[..., Any], *values: Any) ->
     return model
 
 
-def split(model: Any, what: type) -> tuple[Any, Any]:
+def split(model: PyTree, what: type) -> tuple[PyTree, PyTree]:
     """The parts of one class, and the rest of the model, as two pytrees. `join` puts them together again.
 
     Args:
@@ -123,14 +125,14 @@ def split(model: Any, what: type) -> tuple[Any, Any]:
     return selection.partition()
 
 
-def join(*parts: Any) -> Any:
+def join(*parts: PyTree) -> PyTree:
     """The model again, from the pytrees that `split` returned."""
     from penzai import pz
 
     return pz.combine(*parts)
 
 
-def arrange(model: Any, layers: Sequence[int]) -> Any:
+def arrange(model: M, layers: Sequence[int]) -> M:
     """The model with other blocks: some of its own, in another order.
 
     Args:
@@ -162,15 +164,15 @@ def arrange(model: Any, layers: Sequence[int]) -> Any:
     return replan(apart)
 
 
-def skip_block(model: Any, layer: int) -> Any:
-    """The model without one block: later layers have numbers that are one less. Raises `SelectionError` as `arrange`."""
+def skip_block(model: M, layer: int) -> M:
+    """The model without one block; later layers get a number that is one less. Raises what `arrange` raises."""
     depth = depth_of(model.blocks)
     if not -depth <= layer < depth:
         raise SelectionError(f"there is no block {layer} to skip: this model has blocks.0 to blocks.{depth - 1}")
     return arrange(model, [i for i in range(depth) if i != layer % depth])
 
 
-def _places(model: Any, path: str) -> list[tuple[str | int, ...]]:
+def _places(model: PyTree, path: str) -> list[tuple[str | int, ...]]:
     """The places in the pytree that a path means, in the layout of this model."""
     head, *rest = path.split(".")
     places: list[tuple[str | int, ...]] = []
@@ -199,7 +201,7 @@ def _places(model: Any, path: str) -> list[tuple[str | int, ...]]:
     return places
 
 
-def _walk(node: Any, place: tuple[str | int, ...], path: str = "") -> Any:
+def _walk(node: Part, place: tuple[str | int, ...], path: str = "") -> Part:
     for part in place:
         try:
             node = node[part] if isinstance(part, int) else getattr(node, part)

@@ -7,6 +7,7 @@ leaves no trace in the compiled program.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Int, PyTree
 from jax_interp.surgery import region as regions
 from jax_interp.surgery.address import AddressError
 from jax_interp.surgery.body import BodyValues, CarryError, NotYetMade, zeros_like_type
+from jax_interp.surgery.contract import Block
 from jax_interp.surgery.editing import apply_edit, checked_layer, name_of
 from jax_interp.surgery.place import Place
 from jax_interp.surgery.stack import depth_of
@@ -54,7 +56,7 @@ class Site:
     def open(
         cls,
         taps: tuple[Tap, ...] = (),
-        blocks: Any = (),
+        blocks: Iterable[Block] = (),
         *,
         positions: Int[Array, "pos"] | Int[Array, "batch pos"] | None = None,
         length: int | Int[Array, ""] | Int[Array, "#batch 1"] | None = None,
@@ -225,7 +227,9 @@ class Site:
         self.values.update(values)
         return y
 
-    def _branch(self, on: Array, scoped: Any, x: Array) -> tuple[Array, BodyValues]:
+    def _branch(
+        self, on: Array, scoped: Callable[[Array], tuple[Array, BodyValues]], x: Array
+    ) -> tuple[Array, BodyValues]:
         """`scoped(x)` in a branch that runs where `on`. What it reads and carries leaves the branch as an output; where
         the edit is off, that is what was there before, or zeros."""
         before, after = self.values, self.values.copy()

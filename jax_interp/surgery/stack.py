@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,10 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from jax_interp.surgery.address import Address, AddressError
+from jax_interp.surgery.contract import Block, Model
 from jax_interp.surgery.taps import Wrapper
+
+M = TypeVar("M")  # a model: the result has its class
 
 
 class Stack(nnx.Module):
@@ -36,7 +39,7 @@ class Stack(nnx.Module):
       block: the block whose leaves are `[layer, ...]`, as `jax.vmap` of the making of one block returns it.
     """
 
-    def __init__(self, block: Any):
+    def __init__(self, block: Block):
         self.block = nnx.data(block)  # a block need not be an nnx module
 
     @property
@@ -45,13 +48,13 @@ class Stack(nnx.Module):
         return jax.tree.leaves(self.block)[0].shape[0]
 
     @classmethod
-    def of(cls, blocks: Sequence[Any]) -> Stack:
+    def of(cls, blocks: Sequence[Block]) -> Stack:
         """Stack blocks of the same structure. Raises ValueError if they differ."""
         if any(_signature(block) != _signature(blocks[0]) for block in blocks):
             raise ValueError("only blocks of one structure, with leaves of one shape and dtype, can be stacked")
         return cls(jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks))
 
-    def unstack(self) -> list[Any]:
+    def unstack(self) -> list[Block]:
         """The blocks, one by one."""
         return [index_layer(self.block, i) for i in range(self.depth)]
 
@@ -66,7 +69,7 @@ class Segment:
       stacked: whether the segment is a `Stack`.
     """
 
-    block: Any
+    block: Block
     layers: range
     stacked: bool
 
@@ -75,7 +78,7 @@ class Segment:
         return jax.vmap(fn)(self.block, *values) if self.stacked else fn(self.block, *index_layer(values, 0))
 
 
-def iter_segments(model: Any) -> Iterator[Segment]:
+def iter_segments(model: Model | Iterable[Block | Stack]) -> Iterator[Segment]:
     """The segments of a model's blocks, in order.
 
     Args:
@@ -91,19 +94,19 @@ def iter_segments(model: Any) -> Iterator[Segment]:
         first += depth
 
 
-def depth_of(model: Any) -> int:
+def depth_of(model: Model | Iterable[Block | Stack]) -> int:
     """The number of layers of a model, or of a list of segments."""
     return sum(len(segment.layers) for segment in iter_segments(model))
 
 
-def iter_blocks(model: Any) -> Iterator[tuple[int, Any]]:
+def iter_blocks(model: Model | Iterable[Block | Stack]) -> Iterator[tuple[int, Block]]:
     """`(layer, block)` for every layer of a model, or of a list of segments. A stacked layer is sliced out."""
     for segment in iter_segments(model):
         for i, layer in enumerate(segment.layers):
             yield layer, index_layer(segment.block, i) if segment.stacked else segment.block
 
 
-def get_block(model: Any, layer: int) -> Any:
+def get_block(model: Model | Iterable[Block | Stack], layer: int) -> Block:
     """The block of one layer. Raises `AddressError` if there is none."""
     for segment in iter_segments(model):
         if layer in segment.layers:
@@ -113,7 +116,7 @@ def get_block(model: Any, layer: int) -> Any:
     raise AddressError(f"there is no block {layer}: this model {has}")
 
 
-def map_blocks(model: Any, fn: Callable[..., Any], *values: PyTree) -> Any:
+def map_blocks(model: M, fn: Callable[..., Block], *values: PyTree) -> M:
     """The model with `fn(block, *values)` in place of every block. The layout stays, the model itself is unchanged.
 
     Args:
@@ -133,7 +136,9 @@ def map_blocks(model: Any, fn: Callable[..., Any], *values: PyTree) -> Any:
     return with_blocks(model, segments)
 
 
-def blocks_as_pytree(model: Any, part: Callable[[Any], PyTree] = lambda block: block) -> PyTree:
+def blocks_as_pytree(
+    model: Model | Iterable[Block | Stack], part: Callable[[Any], PyTree] = lambda block: block
+) -> PyTree:
     """`part(block)` of every block as one pytree, whose leaves have a leading layer axis.
 
     Args:
@@ -151,7 +156,7 @@ def blocks_as_pytree(model: Any, part: Callable[[Any], PyTree] = lambda block: b
     return rows[0] if len(rows) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
 
 
-def replan(model: Any, unroll: str | int | Iterable = ()) -> Any:
+def replan(model: M, unroll: str | int | Iterable = ()) -> M:
     """The same model in another layout: the layers in `unroll` are blocks of their own, all others are scanned.
 
     Neighbouring blocks that differ in structure cannot be scanned together; the second one starts a new `Stack`.
@@ -178,8 +183,8 @@ def replan(model: Any, unroll: str | int | Iterable = ()) -> Any:
     if not hasattr(model, "blocks"):
         raise TypeError(f"replan needs a model with an attribute `blocks`, {type(model).__name__} has none")
     apart = _layers(unroll, depth_of(model))
-    segments: list[Any] = []
-    stretch: list[Any] = []
+    segments: list[Block | Stack] = []
+    stretch: list[Block] = []
 
     def end_stretch():
         if stretch:
@@ -197,7 +202,7 @@ def replan(model: Any, unroll: str | int | Iterable = ()) -> Any:
     return with_blocks(model, segments)
 
 
-def with_blocks(model: Any, segments: Sequence[Any]) -> Any:
+def with_blocks(model: M, segments: Sequence[Block | Stack]) -> M:
     """The model with other segments: a copy that shares every other array."""
     if dataclasses.is_dataclass(model) and not isinstance(model, type):
         return dataclasses.replace(model, blocks=list(segments))
@@ -211,7 +216,7 @@ def index_layer(tree: PyTree, i: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[i], tree)
 
 
-def _layers(unroll: Any, depth: int) -> set[int]:
+def _layers(unroll: str | int | Iterable, depth: int) -> set[int]:
     if not isinstance(unroll, str) and isinstance(unroll, Iterable):
         return {layer for part in unroll for layer in _layers(part, depth)}
     text = unroll if isinstance(unroll, (str, bool)) else operator.index(unroll)
@@ -221,7 +226,7 @@ def _layers(unroll: Any, depth: int) -> set[int]:
     return set(address.resolve(depth) or ())
 
 
-def _signature(block: Any) -> Any:
+def _signature(block: Block) -> tuple:
     """What blocks must have in common to be stacked."""
     leaves, structure = jax.tree.flatten(block)
     return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]

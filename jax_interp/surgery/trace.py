@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jax_interp.surgery.activations import Activations
 from jax_interp.surgery.address import AddressError, suggest
-from jax_interp.surgery.region import Positions
+from jax_interp.surgery.region import Bounds, Chosen, Positions
 from jax_interp.surgery.taps import Edit, IndexBounds, Read, Resolved, Survey, Tap, resolve
 
 
@@ -37,7 +37,7 @@ class Trace:
         self.taps = resolve(taps, depth)
         self.survey = any(isinstance(tap, Survey) for tap in taps)
         self.asks_for_bounds = any(isinstance(tap, IndexBounds) for tap in taps)
-        self.index_bounds: list[tuple[Any, tuple[int | None, int | None], str]] = []
+        self.index_bounds: list[tuple[Chosen, Bounds, str]] = []
         self.reads = [r for r in self.taps if isinstance(r.tap, Read)]
         self.wants_output = all(r.tap.output for r in self.reads)
         self.named: dict[str, dict[int | None, NamedValue]] = {}  # name -> layer (None: outside) -> what was there
@@ -59,7 +59,7 @@ class Trace:
         """The value of a tap is there."""
         self._met.add(r.index)
 
-    def note_index(self, index: Any, bounds: tuple[int | None, int | None], what: str) -> None:
+    def note_index(self, index: Chosen, bounds: Bounds, what: str) -> None:
         """An edit is given `index` where -below to above - 1 exist, with `bounds` (below, above)."""
         if self.asks_for_bounds:
             self.index_bounds.append((index, bounds, what))
