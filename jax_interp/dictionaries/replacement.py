@@ -66,7 +66,6 @@ class Replacement(Wrapper):
     Its arrays are data: `dataclasses.replace(local, dictionary=other)` does not compile again.
     """
 
-    model: Model
     dictionary: CrossLayer
     errors: Errors | None
     where: Bool[Array, "batch pos"] | None
@@ -87,9 +86,9 @@ class Replacement(Wrapper):
         edits = self._edits(scope) if self.stretch is None else self._stacked_edits(scope, *self.stretch)
         return edit(self.model, *edits)(*args, taps=taps, **kwargs)
 
-    def _edits(self, scope: str) -> list[Edit]:
+    def _edits(self, scope: str) -> list[Edit | tuple[Edit, ...]]:
         """Two edits for each source."""
-        edits: list[Any] = []
+        edits: list[Edit | tuple[Edit, ...]] = []
         names = tuple(f"{scope}.{i}" for i in range(len(self.reads)))
         for i, (source, reads, writes) in enumerate(zip(self.dictionary.sources, self.reads, self.writes, strict=True)):
             error = None if self.errors is None else (self.errors.values[i], self.errors.reconstructions[i])
@@ -99,7 +98,7 @@ class Replacement(Wrapper):
             edits.append(self._written(writes, _Write(self.dictionary, error, names[: i + 1], writes, self.measures)))
         return edits
 
-    def _stacked_edits(self, scope: str, reads: str, writes: str) -> list[Edit]:
+    def _stacked_edits(self, scope: str, reads: str, writes: str) -> list[Edit | tuple[Edit, ...]]:
         """Two edits for all sources, with values per layer."""
         source = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.dictionary.sources)
         alone = CrossLayer((source,), self.dictionary.b_dec[:, None])
@@ -107,7 +106,7 @@ class Replacement(Wrapper):
         write = _Write(alone, error, (scope,), writes, self.measures)
         return [at(reads, Each(_Encode(source, scope))), self._written(writes, Each(write))]
 
-    def _written(self, address: str, fn: Any) -> Any:
+    def _written(self, address: str, fn: ScopedEdit | Each) -> Edit | tuple[Edit, ...]:
         return at(address, fn, where=None if self.measures else self.where)
 
 
@@ -254,7 +253,7 @@ def _checked(local: Replacement) -> Replacement:
     if local.stretch is not None or not (scanned := _scanned(local.model, (*local.reads, *local.writes))):
         return local
     unrolled = {layer for s in iter_segments(local.model) if not s.stacked for layer in s.layers}
-    return dataclasses.replace(local, model=replan(local.model, sorted(unrolled | scanned)))
+    return dataclasses.replace(local, model=replan(local.model, sorted(unrolled | scanned)))  # type: ignore[type-var]
 
 
 def _scanned(model: Model, addresses: Sequence[str]) -> set[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.core
@@ -58,7 +58,7 @@ def call(model: Model, *args: Any, **kwargs: Any) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def compiled_call(static: tuple[tuple[str, Hashable], ...], model: Model, args: tuple, kwargs: dict[str, Any]) -> Any:
+def compiled_call(static: tuple[tuple[str, Any], ...], model: Model, args: tuple, kwargs: dict[str, Any]) -> Any:
     """The compiled part of `call`. `static` are the keyword arguments that are structure."""
     return model(*args, **kwargs, **dict(static))
 
@@ -90,7 +90,7 @@ def _check_tokens(model: Model, args: tuple, kwargs: dict[str, Any]) -> None:
         )
 
 
-def _is_known(array: Any) -> bool:
+def _is_known(array: Any) -> TypeGuard[Array]:
     """Whether it is an array whose values are on this host."""
     if not isinstance(array, (np.ndarray, jax.Array)) or isinstance(array, jax.core.Tracer):
         return False

@@ -42,6 +42,12 @@ class Model(Protocol):
     def __call__(self, *args: Any, taps: tuple = (), **kwargs: Any) -> Any: ...
 
 
+class LayeredModel(Model, Protocol):
+    """A model with `blocks`: a list of segments, each a block or a `Stack` of them."""
+
+    blocks: Any
+
+
 class Block(Protocol):
     """One block. If it is called with `state=` (a KV cache, for example) it returns `(x, state)`, otherwise `x`."""
 

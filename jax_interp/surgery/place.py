@@ -47,7 +47,7 @@ class Place:
 
     def lookup(self, table: list) -> Array:
         """The running layer's entry of a table that has one entry for each layer of the span."""
-        return jnp.asarray(table)[self.layer - self.span.start]
+        return jnp.asarray(table)[self.layer - self.span.start]  # type: ignore[operator]
 
     def wanted(self, r: Resolved) -> list[int]:
         """The layers of this scope that a tap addresses."""

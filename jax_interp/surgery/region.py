@@ -56,7 +56,7 @@ class Region:
     pos: Chosen | None = None
     head: Chosen | None = None
     feature: Chosen | None = None
-    where: Bool[Array, "..."] | None = None
+    where: Bool[ArrayLike, "..."] | None = None
 
     @property
     def is_everything(self) -> bool:
@@ -234,7 +234,9 @@ def _select(chosen: Chosen, stand: Positions, what: str) -> tuple[Bool[Array, ".
     return jnp.any(same, axis=-1), jnp.all(jnp.stack(valid)) if valid else None
 
 
-def _whole(where: Bool[Array, "..."], shape: tuple[int, ...], axes: tuple[str, ...], what: str) -> Bool[Array, "..."]:
+def _whole(
+    where: Bool[ArrayLike, "..."], shape: tuple[int, ...], axes: tuple[str, ...], what: str
+) -> Bool[Array, "..."]:
     where = jnp.asarray(where)
     if where.dtype != bool:
         raise RegionError(f"where= of {what} is a boolean mask, got {where.dtype}")

@@ -146,7 +146,7 @@ def _values_of_scan(
             break
     readings = {}
     for r in reads:
-        wanted = [layer for layer in span if layer in r.layers]
+        wanted = [layer for layer in span if layer in (r.layers or ())]
         if (kind := trace.type_of(r, wanted[0])) is not None:  # what is missing is reported at the end
             readings[r.index] = zeros_like_type(kind, len(wanted))
     new = {name: kind for name, kind in carried.items() if name not in before.carried}

@@ -73,7 +73,7 @@ def load_edits(path: str | os.PathLike, types: Iterable[type] = ()) -> tuple[Edi
       SavingError: there is no such file, it is damaged, it holds no edits, or it holds a class that is not known.
     """
     try:
-        file = read_tensors(path)
+        file = read_tensors(Path(path))
         header = json.loads(file.header.get("surgery", "null"))
     except TensorFileError as error:
         raise SavingError(f"cannot load edits: {error}") from error

@@ -21,9 +21,11 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jax_interp.core.errors import UserError
-from jax_interp.surgery.stack import depth_of, iter_segments, replan
+from jax_interp.surgery.contract import LayeredModel
+from jax_interp.surgery.stack import depth_of, iter_blocks, iter_segments, replan, with_blocks
 
-M = TypeVar("M")  # a model: the result has its class
+M = TypeVar("M")
+Layered = TypeVar("Layered", bound=LayeredModel)
 Part = Any  # anything in a model: a module, a Linear, a parameter
 
 
@@ -69,7 +71,7 @@ def replace(model: M, what: type | str, fn: Callable[[Part], Part]) -> M:
     return select(model).at(lambda root: tuple(_walk(root, place) for place in places), multiple=True).apply(fn)
 
 
-def replace_each(model: M, path: str, fn: Callable[..., Part], *values: PyTree) -> M:
+def replace_each(model: Layered, path: str, fn: Callable[..., Part], *values: PyTree) -> Layered:
     """The model with one part of every layer replaced by `fn(part, *values)`, in whatever layout the model has.
 
     Args:
@@ -132,7 +134,7 @@ def join(*parts: PyTree) -> PyTree:
     return pz.combine(*parts)
 
 
-def arrange(model: M, layers: Sequence[int]) -> M:
+def arrange(model: Layered, layers: Sequence[int]) -> Layered:
     """The model with other blocks: some of its own, in another order.
 
     Args:
@@ -157,14 +159,15 @@ def arrange(model: M, layers: Sequence[int]) -> M:
     if not layers:
         raise SelectionError("a model of no blocks: name at least one layer")
     order = [layer % depth for layer in layers]
-    apart = replan(model, "*")
-    apart.blocks = type(apart.blocks)([apart.blocks[layer] for layer in order])
-    if hasattr(getattr(model, "config", None), "of_layers"):
-        apart.config = model.config.of_layers(order)
-    return replan(apart)
+    blocks = dict(iter_blocks(model))
+    arranged = with_blocks(model, [blocks[layer] for layer in order])
+    config = getattr(model, "config", None)
+    if hasattr(config, "of_layers"):
+        arranged.config = config.of_layers(order)  # type: ignore[attr-defined]
+    return replan(arranged)
 
 
-def skip_block(model: M, layer: int) -> M:
+def skip_block(model: Layered, layer: int) -> Layered:
     """The model without one block; later layers get a number that is one less. Raises what `arrange` raises."""
     depth = depth_of(model.blocks)
     if not -depth <= layer < depth:

@@ -197,7 +197,7 @@ class Site:
             buffer = values.readings[r.index]
             row = place.lookup([min(sum(w < layer for w in wanted), len(wanted) - 1) for layer in place.span])
             if wanted[-1] != place.layers[-1]:
-                x = jnp.where(place.layer <= wanted[-1], x, jax.lax.dynamic_index_in_dim(buffer, row, keepdims=False))
+                x = jnp.where(self.layer <= wanted[-1], x, jax.lax.dynamic_index_in_dim(buffer, row, keepdims=False))
             values.readings[r.index] = jax.lax.dynamic_update_index_in_dim(buffer, x, row, 0)
 
     def _apply(self, r: Resolved, x: Array, name: str, axes: tuple[str, ...]) -> Array:

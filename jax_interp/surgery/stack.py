@@ -26,10 +26,10 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from jax_interp.surgery.address import Address, AddressError
-from jax_interp.surgery.contract import Block, Model
+from jax_interp.surgery.contract import Block, LayeredModel, Model
 from jax_interp.surgery.taps import Wrapper
 
-M = TypeVar("M")  # a model: the result has its class
+M = TypeVar("M", bound=LayeredModel)
 
 
 class Stack(nnx.Module):
@@ -126,7 +126,7 @@ def map_blocks(model: M, fn: Callable[..., Block], *values: PyTree) -> M:
       values: pytrees with leaves `[layer, ...]`; `fn` gets the entry of its layer.
     """
     if isinstance(model, Wrapper):
-        return dataclasses.replace(model, model=map_blocks(model.model, fn, *values))
+        return dataclasses.replace(model, model=map_blocks(model.model, fn, *values))  # type: ignore[type-var]
     segments = []
     for segment in iter_segments(model):
         own = jax.tree.map(lambda leaf, s=segment: leaf[s.layers.start : s.layers.stop], values)
@@ -179,7 +179,7 @@ def replan(model: M, unroll: str | int | Iterable = ()) -> M:
         replan(model, [0, -1])        # the first and the last layer unrolled
     """
     if isinstance(model, Wrapper):
-        return dataclasses.replace(model, model=replan(model.model, unroll))
+        return dataclasses.replace(model, model=replan(model.model, unroll))  # type: ignore[type-var]
     if not hasattr(model, "blocks"):
         raise TypeError(f"replan needs a model with an attribute `blocks`, {type(model).__name__} has none")
     apart = _layers(unroll, depth_of(model))

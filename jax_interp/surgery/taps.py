@@ -83,8 +83,9 @@ class IndexBounds:
 Tap = Edit | Read | Survey | IndexBounds
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Wrapper:
-    """Base class of the frozen dataclasses that are a model around another, `model`.
+    """Base class of models around another model: frozen dataclasses, registered as pytrees.
 
     Such a model has the attributes of the model inside: its config, blocks, embedding matrix. `replan` and `map_blocks`
     change the blocks of the model inside.
@@ -93,7 +94,7 @@ class Wrapper:
     model: Model
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in type(self).__dataclass_fields__:  # type: ignore[attr-defined]
+        if name.startswith("__") or name in type(self).__dataclass_fields__:
             raise AttributeError(name)
         return getattr(self.model, name)
 
@@ -107,7 +108,6 @@ class Tapped(Wrapper):
     the model an argument, so that its arrays can change without compiling again.
     """
 
-    model: Model
     taps: tuple[Tap, ...]
 
     def __call__(self, *args: Any, taps: tuple[Tap, ...] = (), **kwargs: Any) -> Any:

@@ -26,7 +26,7 @@ from jax_interp.surgery.activations import Activations
 from jax_interp.surgery.address import Address, flatten
 from jax_interp.surgery.contract import Model
 from jax_interp.surgery.edits import Add, Replace
-from jax_interp.surgery.region import Index, Region, RegionError, constant, index
+from jax_interp.surgery.region import Index, Region, RegionError, Span, constant, index
 from jax_interp.surgery.taps import Each, Edit, Read, Survey, Tapped, Wrapper
 from jax_interp.surgery.trace import NamedValue
 
@@ -75,14 +75,15 @@ def at(
         raise TypeError(f"an edit takes a callable, not a class: write {fn.__name__}() or {fn.__name__}(...)")
     if not callable(fn) and not isinstance(fn, Each):
         raise TypeError(f"an edit takes a callable pytree, value -> value, got {type(fn).__name__}")
-    if isinstance(layer, slice):
+    chosen = index(layer) if not isinstance(layer, slice) else None
+    if isinstance(layer, slice) or isinstance(chosen, Span):
         raise RegionError(
             f"layer={layer}: an index, a list of them or a mask; or a range in the address, blocks.2:4.name"
         )
     fn = Each(_as_pytree(fn.fn)) if isinstance(fn, Each) else _as_pytree(fn)
     fn = jax.tree.map(_strongly_typed, fn)
     region = Region(index(pos), index(head), index(feature), where)
-    edits = tuple(Edit(fn, index(layer), region, _canonical(text)) for text in flatten(address))
+    edits = tuple(Edit(fn, chosen, region, _canonical(text)) for text in flatten(address))
     return edits[0] if isinstance(address, str) else edits
 
 

@@ -25,7 +25,7 @@ KINDS = sites(MODEL)(jnp.zeros(SHAPE, jnp.int32))
 STREAM = [a for a in EVERYTHING if a.endswith(("resid_pre", "resid_mid", "attn_out", "mlp_out", "mlp.post", "attn.z"))]
 
 call = jax.jit(lambda f, *args: f(*args))
-laws = settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+laws = settings(max_examples=6, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 tokens = st.integers(0, 2**32 - 1).map(lambda seed: jax.random.randint(jax.random.key(seed), SHAPE, 0, 40))
 layouts = st.sampled_from(list(LAYOUTS))
 some = st.lists(st.sampled_from(EVERYTHING), min_size=1, max_size=4, unique=True)
