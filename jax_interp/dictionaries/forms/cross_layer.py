@@ -2,15 +2,15 @@
 
     a^l = activation_l(x^l W_enc^l + b_enc^l)            ŷ^t = Σ_{l ≤ t} a^l W_dec^{l→t} + b_dec^t (+ x^t W_skip^t)
 
-What is read and what is written decides what it is called:
+Its name depends on what it reads and writes:
 
     cross-layer transcoder       reads each MLP's input, writes MLPs' outputs from that layer on (Ameisen et al. 2025)
     weakly causal crosscoder     reads values, writes the same ones from that one on (Lindsey et al. 2024)
     strictly causal crosscoder   writes only later ones: reads all values but the last, writes all but the first
     per-layer transcoders        the same with a window of one target
 
-Each source seen alone is a `Dictionary` with several write sites, so activations, losses and folding are those of all
-forms. Decoders are a triangle: S sources of m features with d columns hold m·d·(S + S(S+1)/2) weights.
+Each source alone is a `Dictionary` with several write sites, so activations, losses and folding are those of all forms.
+The decoders are a triangle: S sources of m features and width d have m·d·(S + S(S+1)/2) weights.
 """
 
 from __future__ import annotations
@@ -42,7 +42,15 @@ from jax_interp.dictionaries.forms.form import (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Source l of a cross-layer dictionary. `W_dec[:, j]` writes target l + j; `W_skip` target l alone."""
+    """One source of a cross-layer dictionary.
+
+    Args:
+      W_enc: the encoder.
+      b_enc: its bias.
+      W_dec: the decoders of source l: `W_dec[:, j]` writes target l + j.
+      activation: which latents are on, and how much.
+      W_skip: a linear map from the input to target l; None: there is none.
+    """
 
     W_enc: Float[Array, "d_in feature"]
     b_enc: Float[Array, " feature"]
@@ -60,7 +68,7 @@ class Source:
         )
 
     def with_dictionary(self, changed: Dictionary) -> Source:
-        """This source with the weights of `changed`, what its `dictionary` was made into."""
+        """This source with the weights of `changed`, a changed copy of its `dictionary`."""
         W_dec = changed.W_dec.reshape(self.W_dec.shape)
         return dataclasses.replace(
             self, W_enc=changed.W_enc, b_enc=changed.b_enc, W_dec=W_dec, activation=changed.activation
@@ -74,15 +82,22 @@ class Source:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CrossLayer(Form):
-    """One source for each target. `encode` and `decode` take any axes between the first and the last, and compute in
-    the dictionary's dtype; `__call__` answers in that of `x`."""
+    """A cross-layer dictionary: one source for each target.
+
+    `encode` and `decode` take any axes between the first and the last, and compute in the dtype of the weights; the
+    result of `__call__` has the dtype of `x`.
+
+    Args:
+      sources: in the order of the layers.
+      b_dec: the bias of each target.
+    """
 
     sources: tuple[Source, ...]
     b_dec: Float[Array, "target d_out"]
 
     @property
     def n_features(self) -> int:
-        """Of each source."""
+        """The number of latents of each source."""
         return self.sources[0].W_dec.shape[0]
 
     def encode(self, x: Float[Array, "source *batch d_in"]) -> Float[Array, "source *batch feature"]:
@@ -90,7 +105,7 @@ class CrossLayer(Form):
         return jnp.stack([source.encode(x[i]) for i, source in enumerate(self.sources)])
 
     def decode(self, z: Float[Array, "source *batch feature"]) -> Float[Array, "target *batch d_out"]:
-        """What the latents say of all targets: without the skips."""
+        """The reconstruction of all targets from the latents, without the skips."""
         return jnp.stack([self.write(t, z) for t in range(len(self.b_dec))])
 
     def __call__(self, x: Float[Array, "source *batch d_in"]) -> Float[Array, "target *batch d_out"]:
@@ -103,8 +118,13 @@ class CrossLayer(Form):
         z: Sequence[Float[Array, "*batch feature"]] | Float[Array, "source *batch feature"],
         x: Float[Array, "*batch d_in"] | None = None,
     ) -> Float[Array, "*batch d_out"]:
-        """The value of one target, from the latents `z[l]` of the sources up to it (later ones are not looked at).
-        `x` is what that target's own source read, for its skip."""
+        """The reconstruction of one target.
+
+        Args:
+          target: its number.
+          z: the latents of each source; those of later sources are not used.
+          x: the value that the target's own source reads, for its skip; None: without the skip.
+        """
         flat = [z[i].reshape(-1, z[i].shape[-1]).astype(self.b_dec.dtype) for i in range(target + 1)]
         out = jnp.broadcast_to(self.b_dec[target], (flat[0].shape[0], self.b_dec.shape[1]))
         for i, source in enumerate(self.sources[: target + 1]):
@@ -145,7 +165,7 @@ class CrossLayer(Form):
     def reconstruct(
         self, codes: Sequence[Code], x: Sequence[Float[Array, "row d_in"]]
     ) -> list[Float[Array, "row d_out"]]:
-        """Each target from codes of the cheapest form: one sparse decode a source, for all its targets at once."""
+        """The reconstruction of each target from sparse codes: one sparse product per source, for all its targets."""
         d, rows = self.b_dec.shape[1], x[0].shape[0]
         out = [jnp.broadcast_to(bias, (rows, d)) for bias in self.b_dec]
         for i, (source, code) in enumerate(zip(self.sources, codes, strict=True)):
@@ -169,20 +189,23 @@ def _read_source(description: Mapping[str, Any], settings: Any, written: int, ar
 
 
 def n_targets(n_sources: int, source: int, window: int | None = None) -> int:
-    """How many targets a source writes: its own and all later ones, of these at most the first `window`."""
+    """How many targets a source writes: its own and all later ones, but at most `window`."""
     later = n_sources - source
     return later if window is None else min(window, later)
 
 
 def decoder_norms(dictionary: CrossLayer) -> Float[Array, "source feature target"]:
-    """‖W_dec^{l→t}_i‖, 0 where source l does not write target t."""
+    """The norm of W_dec^{l→t}_i, 0 if source l does not write target t."""
     n = len(dictionary.b_dec)
     parts = [site_norms(source.dictionary) for source in dictionary.sources]
     return jnp.stack([jnp.pad(p, ((0, 0), (i, n - i - p.shape[1]))) for i, p in enumerate(parts)])
 
 
 def from_transcoders(dictionaries: Sequence[Dictionary]) -> CrossLayer:
-    """Transcoders of one layer each, in the order of the layers, as one cross-layer dictionary with a window of 1."""
+    """Transcoders of one layer each, in the order of the layers, as one cross-layer dictionary with a window of 1.
+
+    Raises UserError if one of them is no transcoder, or if they write values of different widths.
+    """
     if any(one.centred or one.write_sites != 1 for one in dictionaries):
         raise UserError("only transcoders can be put together: dictionaries that are not centred and write one value")
     if len({one.W_dec.shape[-1] for one in dictionaries}) != 1:

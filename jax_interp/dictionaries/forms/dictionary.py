@@ -1,9 +1,10 @@
-"""The form that all dictionaries share: read a value, decide which latents are on, write a value.
+"""The form that all dictionaries share: encode a value into latents, decode them into a value.
 
     f = activation((x - b_dec) W_enc + b_enc),   ŷ = f W_dec + b_dec (+ x W_skip)
 
-An SAE writes what it reads; a transcoder writes another value; a crosscoder reads and writes several values side by
-side in the last axis (`write_sites` says how many); a cross-layer transcoder is several of these (cross_layer.py).
+An SAE reconstructs the value that it reads. A transcoder reconstructs another value. A crosscoder reads and
+reconstructs several values, side by side in the last axis. A cross-layer transcoder is several of these
+(cross_layer.py).
 """
 
 from __future__ import annotations
@@ -36,11 +37,23 @@ from jax_interp.dictionaries.sparse_coder import SparseCoder
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dictionary(SparseCoder, Form):
-    """A row of `W_dec` is a feature's direction. `centred`: whether b_dec is subtracted from the input.
+    """A sparse autoencoder, transcoder or crosscoder.
 
-    `encode`, `decode` and `__call__` take any leading axes and compute in the dictionary's dtype; `__call__` answers in
-    the dtype of `x`. A value per head, [*batch, head, d_head], is read as one of width head · d_head. `Splice` takes a
-    dictionary of one value: `edit(model, at("blocks.2.resid_post", Splice(dictionary)))`.
+    `encode`, `decode` and `__call__` take any leading axes and compute in the dtype of the weights; the result of
+    `__call__` has the dtype of `x`. A value per head, [*batch, head, d_head], is read as one of width head * d_head.
+
+    Args:
+      W_enc: the encoder.
+      b_enc: its bias.
+      W_dec: the decoder; a row is the direction of a feature.
+      b_dec: its bias.
+      activation: which latents are on, and how much.
+      W_skip: a linear map from the input to the output, besides the latents; None: there is none.
+      centred: whether `b_dec` is subtracted from the input.
+      write_sites: how many values it writes, side by side in the last axis.
+
+    Example:
+        edit(model, at("blocks.2.resid_post", Splice(dictionary)))
     """
 
     W_enc: Float[Array, "d_in feature"]
@@ -58,7 +71,7 @@ class Dictionary(SparseCoder, Form):
 
     @property
     def d(self) -> int:
-        """Width of what it reads."""
+        """Width of the value that it reads."""
         return self.W_enc.shape[-2]
 
     def linear(self, x: Float[Array, "row d_in"]) -> Float[Array, "row feature"]:
@@ -67,15 +80,15 @@ class Dictionary(SparseCoder, Form):
         return (x - self.b_dec[None, :] if self.centred else x) @ self.W_enc
 
     def code(self, x: Float[Array, "row d_in"]) -> Code:
-        """The latents of inference, in the form that is cheapest for this activation."""
+        """The latents of inference, as the code that is cheapest for this activation."""
         return self.activation.encode(self, x.astype(self.W_enc.dtype))
 
     def training_code(self, x: Float[Array, "row d_in"]) -> Code:
-        """The latents that are trained on: of BatchTopK, those of this batch."""
+        """The latents of training: for BatchTopK they depend on the batch."""
         return self.activation.encode_batch(self, x)
 
     def reconstruct(self, code: Code, x: Float[Array, "row d_in"] | None = None) -> Float[Array, "row d_out"]:
-        """What a code stands for. `x` is needed by a skip alone."""
+        """The reconstruction from a code. Only a dictionary with a skip needs the input `x`."""
         out = code.decode(self.W_dec) + self.b_dec[None, :]
         if self.W_skip is not None:
             if x is None:
@@ -90,7 +103,7 @@ class Dictionary(SparseCoder, Form):
         return z.reshape(*x.shape[:-1], self.n_features)
 
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
-        """`z W_dec + b_dec`: of a dictionary with a skip, what the latents contribute."""
+        """`z W_dec + b_dec`: the part of the reconstruction that comes from the latents, without a skip."""
         flat = z.reshape(-1, z.shape[-1]).astype(self.W_dec.dtype) @ self.W_dec + self.b_dec[None, :]
         return flat.reshape(*z.shape[:-1], flat.shape[-1])
 
@@ -146,7 +159,7 @@ class Dictionary(SparseCoder, Form):
 
 
 def check_one_width(written: Sequence[str], widths: Sequence[int]) -> None:
-    """UserError where the values that one dictionary writes differ in width: a decoder row is cut into equal parts."""
+    """Raise UserError if the values that one dictionary writes differ in width: a decoder row has equal parts."""
     if len(set(widths)) > 1:
         each = ", ".join(f"{name} {width}" for name, width in zip(written, widths, strict=True))
         raise UserError(
@@ -156,7 +169,7 @@ def check_one_width(written: Sequence[str], widths: Sequence[int]) -> None:
 
 
 def site_norms(dictionary: Dictionary) -> Float[Array, "feature site"]:
-    """‖W_dec,i‖ at each of the values that the dictionary writes. Finite gradient at a row of zeros."""
+    """The norm of a feature's direction in each value that the dictionary writes. At zero the gradient is finite."""
     rows = dictionary.W_dec.reshape(dictionary.n_features, dictionary.write_sites, -1)
     square = jnp.sum(rows * rows, axis=-1)
     some = square > 0
@@ -176,11 +189,22 @@ def init_sae(
     sites: int = 1,
     dtype: Any = jnp.float32,
 ) -> Dictionary:
-    """Decoder rows uniform on the sphere of radius `row_norm`, the encoder `encoder_scale` times the decoder's
-    transpose, `b_enc` zero, `b_dec` as given (the trainer gives the mean of its first activations) or zero.
+    """A sparse autoencoder, or a crosscoder, at initialisation.
 
-    With row norm 1 the initialisation of Gao et al. 2024, appendix A; .1 is that of the April 2024 update of
-    Anthropic's. With `sites` > 1 a crosscoder: `d` is the width of all values together, the norm that of each part.
+    Decoder rows are uniform on a sphere, the encoder is a multiple of their transpose, and `b_enc` is zero. With
+    row norm 1 this is Gao et al. 2024, appendix A; row norm 0.1 is the April 2024 update of Anthropic.
+
+    Args:
+      key: the random key.
+      d: the width of the value; of a crosscoder, of all values together.
+      n_features: the number of latents.
+      activation: its activation.
+      b_dec: the decoder's bias; None: zero. The trainer gives the mean of its first activations.
+      row_norm: the norm of decoder rows; of a crosscoder, of the part for each value.
+      encoder_scale: the encoder is this times the transpose of the decoder.
+      centred: whether `b_dec` is subtracted from the input.
+      sites: the number of values of a crosscoder.
+      dtype: of the weights.
     """
     rows = jax.random.normal(key, (n_features, sites, d // sites), dtype)
     rows = rows * (jnp.asarray(row_norm, dtype) / jnp.linalg.norm(rows, axis=-1, keepdims=True))
@@ -204,8 +228,23 @@ def init_transcoder(
     write_sites: int = 1,
     dtype: Any = jnp.float32,
 ) -> Dictionary:
-    """Encoder columns uniform on the unit sphere and turned off the inputs' mean by `b_enc`, decoder zero, `b_dec` the
-    outputs' mean: it begins as the best constant, with an FVU of 1 (Paulo et al. 2025, arXiv:2501.18823)."""
+    """A transcoder at initialisation: the best constant, with an FVU of 1 (Paulo et al. 2025, arXiv:2501.18823).
+
+    Encoder columns are uniform on the unit sphere, `b_enc` cancels the mean input, the decoder is zero, and `b_dec` is
+    the mean output.
+
+    Args:
+      key: the random key.
+      d_in: the width of the value that it reads.
+      d_out: the width of all values that it writes together.
+      n_features: the number of latents.
+      activation: its activation.
+      mean_in: the mean input.
+      mean_out: the mean output.
+      skip: whether it has a linear map from the input to the output, zero at first.
+      write_sites: the number of values that it writes.
+      dtype: of the weights.
+    """
     W_enc = jax.random.normal(key, (d_in, n_features), dtype)
     W_enc = W_enc / jnp.linalg.norm(W_enc, axis=0, keepdims=True)
     return Dictionary(

@@ -1,4 +1,4 @@
-"""A cross-layer dictionary seen as one dictionary of several values side by side, which is how `evaluate` reads values.
+"""A cross-layer dictionary as one dictionary of several values side by side, which is how `evaluate` reads values.
 
     evaluate(model, reads, SideBySide(clt), batches, writes=targets)         as many addresses as sources, and targets
 
