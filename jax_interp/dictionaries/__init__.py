@@ -23,28 +23,50 @@ from jax_interp.dictionaries.evaluation.downstream import Identity
 from jax_interp.dictionaries.evaluation.evaluate import Evaluation, evaluate
 from jax_interp.dictionaries.forms import Dictionary, init_sae, init_transcoder
 from jax_interp.dictionaries.storage import load_dictionary, save_dictionary
-from jax_interp.dictionaries.training.config import Adam, DictionaryConfig, Resampling
-from jax_interp.dictionaries.training.train import train_dictionary
+from jax_interp.dictionaries.training.config import (
+    Adam,
+    CrossLayerConfig,
+    DictionaryConfig,
+    EndToEndSAEConfig,
+    Resampling,
+    SAEConfig,
+)
+from jax_interp.dictionaries.training.cross_layer import train_cross_layer
+from jax_interp.dictionaries.training.end_to_end import EndToEndConfig, train_end_to_end
+from jax_interp.dictionaries.training.joint import JointConfig, train_joint
+from jax_interp.dictionaries.training.sweep import Sweep, train_sweep
+from jax_interp.dictionaries.training.train import train_dictionary, train_from_store
 
 __all__ = [
     "Adam",
     "BatchTopK",
+    "CrossLayerConfig",
     "Dictionary",
     "DictionaryConfig",
+    "EndToEndConfig",
+    "EndToEndSAEConfig",
     "Evaluation",
     "Gated",
     "GroupMax",
     "Identity",
+    "JointConfig",
     "JumpReLU",
     "MatchingPursuit",
     "ReLU",
     "Resampling",
+    "SAEConfig",
+    "Sweep",
     "TopK",
     "evaluate",
     "init_sae",
     "init_transcoder",
     "load_dictionary",
     "save_dictionary",
+    "train_cross_layer",
     "train_dictionary",
+    "train_end_to_end",
+    "train_from_store",
+    "train_joint",
+    "train_sweep",
     "variants",
 ]

@@ -56,11 +56,11 @@ def test_every_variant_has_a_config(name):
 
     def recipe(config):
         chosen = config.activation
-        resampled = config.resampling is not None
+        resampled, centred = getattr(config, "resampling", None) is not None, getattr(config, "centred", False)
         weights = [getattr(term, "weight", None) for term in config.loss]
         return (
             (type(config), type(chosen), getattr(chosen, "weighted", None), getattr(chosen, "bandwidth", None)),
-            ([type(term) for term in config.loss], weights, config.decoder, config.centred, resampled),
+            ([type(term) for term in config.loss], weights, config.decoder, centred, resampled),
             (config.optimizer.b1, config.optimizer.clip),
         )
 

@@ -13,6 +13,7 @@ Each class has the fields that its trainer uses, and no others. `variants.py` ha
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -111,6 +112,16 @@ class CommonConfig:
         if not (self.decoder == "unit" and len(self.reads) == 1):
             check_encoder(self.activation)
         check_terms(self.activation, self.loss)
+
+    def with_fields(self, **fields: Any) -> Self:
+        """The config with these fields in place of its own. Raises UserError where it has no such field."""
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise UserError(f"{type(self).__name__} has no {name!r}{hint} It has {', '.join(known)}")
+        return dataclasses.replace(self, **fields)
 
     @property
     def reads(self) -> tuple[str, ...]:
