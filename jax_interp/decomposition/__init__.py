@@ -1,25 +1,30 @@
-"""Parameter decomposition: a network's matrices taken apart into the mechanisms that it uses.
+"""Parameter decomposition: take a network's matrices apart into the mechanisms that it uses.
 
-components.py        `decompose`: matrices as sums of rank-one parts, their inner activations named values
-matrices.py          which matrices a pattern means
+    parts = decompose(model, "blocks.*.mlp", C=512, key=key)
+    logits, acts = read(parts, "blocks.*.mlp.up.components")(tokens)
+
+components.py        `decompose`: matrices as sums of rank-one components, whose inner activations are named values
+matrices.py          which matrices a pattern selects
 masks.py             masks of components, as edits
-importance/          how needed each component is, from what its matrix reads; sigmoids.py
-losses/              each loss a frozen dataclass; adversaries
-config.py, train.py, presets.py    one jitted step, on `training.fit`; published runs
-sharding.py, storage.py            where V and U live on a mesh; a trained decomposition on disk
-apd/                 attribution-based decomposition, the first method of the family
-metrics/, evaluate.py              against known answers, under masks, under adversaries; all figures of one run
-linearity/           the assumption itself under test
-capacity.py          how many components come alive as C grows
-strongest.py                       which components matter
-clustering.py        which components make one mechanism
-attributions.py, interactions.py   which make a later one fire; an attention logit by pairs of them
-prune.py, edit_weights.py          the few that one prompt needs; weights changed by one
+importance/          causal importance functions; sigmoids.py
+losses/              loss terms and adversaries
+config.py, train.py  SPD and its successors: the config and one jitted step; presets.py has published runs
+apd/                 attribution-based parameter decomposition, the first method of the family
+training_run.py      what the trainers share
+sharding.py, storage.py            V and U on a mesh; a trained decomposition on disk
+metrics/, evaluate.py              figures of a decomposition; all of them at once
+linearity/           tests of the assumption that weights are a sum of parts
+capacity.py          how many components are alive as C grows
+top_components.py    the most important components on given inputs
+clustering.py        components that make one mechanism
+attributions.py, interactions.py   which components activate later ones; an attention logit by pairs of components
+prune.py, edit_weights.py          the components that one prompt needs; weights edited by components
 
-parts = decompose(model, "blocks.*.mlp", C=512, key=key)
-logits, acts = read(parts, "blocks.*.mlp.up.components")(tokens)
+Loss terms, adversaries, importance functions, sigmoids and methods register where they are defined: a new one is one
+file, and configs find it as soon as that file is imported.
 """
 
+from jax_interp.decomposition.apd import APDConfig, train_apd
 from jax_interp.decomposition.components import Components, Decomposed, decompose
 from jax_interp.decomposition.config import DecompositionConfig, Schedule, WarmUp
 from jax_interp.decomposition.linearity import WeightParts, decomposition_linearity, weight_linearity
@@ -27,7 +32,7 @@ from jax_interp.decomposition.masks import Mask, edits, masked_output
 from jax_interp.decomposition.train import Trained, train_decomposition, train_instances
 
 __all__ = [
-    "Components", "Decomposed", "DecompositionConfig", "Mask", "Schedule", "Trained", "WarmUp", "WeightParts",
-    "decompose", "decomposition_linearity", "edits", "masked_output", "train_decomposition", "train_instances",
-    "weight_linearity",
+    "APDConfig", "Components", "Decomposed", "DecompositionConfig", "Mask", "Schedule", "Trained", "WarmUp",
+    "WeightParts", "decompose", "decomposition_linearity", "edits", "masked_output", "train_apd",
+    "train_decomposition", "train_instances", "weight_linearity",
 ]  # fmt: skip

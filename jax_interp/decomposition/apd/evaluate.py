@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +125,7 @@ class ComponentsForward(MaskedForward):
 
     subcomponents: DecompositionForward
     rank: int = dataclasses.field(metadata={"static": True})
+    can_resample: ClassVar[bool] = True
 
     def run(self, mask: Float[Array, "batch C"], x: Array) -> Array:
         return self.subcomponents.run(self._repeat(mask), x)
