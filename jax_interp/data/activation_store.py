@@ -26,7 +26,7 @@ from jaxtyping import Float
 from jax_interp.core.atomic_write import atomic_write, replacing
 from jax_interp.core.errors import UserError
 from jax_interp.data.harvest import EMPTY_BATCHES, Addresses, harvest, values
-from jax_interp.data.permutation import shuffled
+from jax_interp.data.shuffling import shuffled
 from jax_interp.training.fingerprint import fingerprints
 from jax_interp.training.progress import progress
 

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int
 from numpy import ndarray as Array
 
 from jax_interp.core.errors import UserError
-from jax_interp.data.permutation import mix64, seed_bits, shuffled
+from jax_interp.data.shuffling import mix64, seed_bits, shuffled
 
 MANIFEST = "manifest.json"
 _OFFSETS = np.uint64(0x0FF5E7)  # domains of the hash: offsets and repeats must not follow the order of the windows

@@ -1,9 +1,10 @@
-"""A stream of shuffled activations, harvested from a model inside the training step.
+"""Activations of a model as rows, and a stream of shuffled rows that is harvested inside the training step.
 
-Tokens go in, rows of one or several values come out in random order. The stream's whole state is one pytree: buffer,
-key, cursor, and the statistics of the inputs, so a run resumes with the very rows it would have seen.
+Tokens go in, rows of one or several values come out in random order. The whole state of the stream is one pytree: the
+buffer, the key, the cursor, and the statistics of the inputs. A run that resumes therefore sees the very rows that it
+would have seen.
 
-    stream = start_stream(key, model, addresses, batch_at, capacity=2**15)
+    stream = init_stream(key, model, addresses, batch_at, capacity=2**15)
     stream, x = advance(stream, model, addresses, *batch_at(int(stream.cursor)))     pure: jits with training
 """
 
@@ -11,51 +12,75 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.core.errors import UserError
-from jax_interp.data.buffer import Buffer, draw, empty_buffer, put
-from jax_interp.surgery import read
+from jax_interp.data.shuffling import Buffer, draw, fill, init_buffer
+from jax_interp.surgery import Model, read
 
 Addresses = str | Sequence[str]
+TokenBatch = tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]
+"""Tokens, and which of their positions count: False at padding and special tokens."""
 EMPTY_BATCHES = 100
-"""So many token batches in a row whose masks exclude every position are an error."""
+"""This many token batches in a row whose masks exclude every position are an error."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """`scale` multiplies the raw values of each address so that E‖x‖² = its width; `mean` and `variance`
-    (E‖x - mean‖² of each) are of the scaled ones. All are measured once, on the rows that first fill the buffer."""
+    """A stream of shuffled activations. Make one with `init_stream`, take rows with `advance`.
+
+    The statistics are measured once, on the rows that first fill the buffer.
+    """
 
     buffer: Buffer
     key: Key[Array, ""]
-    cursor: Int[Array, ""]  # token batches consumed
+    cursor: Int[Array, ""]
+    """How many token batches have been consumed."""
     scale: Float[Array, " value"]
+    """What multiplies the raw values of each address, so that E‖x‖² is the width of the value."""
     mean: Float[Array, " d"]
+    """The mean of the scaled rows."""
     variance: Float[Array, " value"]
+    """E‖x - mean‖² of each scaled value."""
     widths: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    """The width of each value. A row has them side by side."""
 
     def columns(self, per_value: Float[Array, " value"]) -> Float[Array, " d"]:
-        """One number a value, repeated over the value's columns."""
+        """One number for each value, repeated over the value's columns."""
         return columns(per_value, self.widths)
 
 
 def columns(per_value: Float[Array, " value"], widths: tuple[int, ...]) -> Float[Array, " d"]:
+    """One number for each value, repeated over the columns of a row of values side by side."""
     return jnp.repeat(per_value, jnp.asarray(widths), total_repeat_length=sum(widths))
 
 
-def values(model: Any, addresses: Addresses, tokens: Int[Array, "seq pos"]) -> list[Float[Array, "row d"]]:
-    """The value at each address for every token, as rows, from one forward pass; blocks after the last are not run.
-    What has heads ("seq pos head d_head") is flattened. UserError where a value has no position axis of its own or
-    holds several layers."""
+def values(model: Model, addresses: Addresses, tokens: Int[Array, "seq pos"]) -> list[Float[Array, "row d"]]:
+    """The value at each address for every token, as rows, from one forward pass.
+
+    Blocks after the last address are not run.
+
+    Args:
+      model: any model that names its values. Surgeries on it act.
+      addresses: one address or several, of values with a position axis, each in a single layer.
+      tokens: `[seq, pos]`.
+
+    Returns:
+      For each address an array `[seq * pos, d]`. A value with heads (`[seq, pos, head, d_head]`) is flattened.
+
+    Raises:
+      UserError: a value has no position axis of its own, or holds several layers.
+
+    Example:
+        resid, mlp = values(model, ("blocks.2.resid_post", "blocks.2.mlp_out"), tokens)
+    """
     addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
     activations = read(model, *dict.fromkeys(addresses), output=False)(tokens)
-    out = []
+    rows = []
     for address in addresses:
         value = activations[address]
         if value.shape[: tokens.ndim] != tokens.shape or value.ndim not in (tokens.ndim + 1, tokens.ndim + 2):
@@ -63,45 +88,55 @@ def values(model: Any, addresses: Addresses, tokens: Int[Array, "seq pos"]) -> l
                 f"{address} has shape {value.shape} for tokens {tokens.shape}: a dictionary reads one vector per token "
                 "(or one per head, taken together), at a single layer: blocks.3.resid_post, not blocks.*.resid_post"
             )
-        out.append(value.reshape(tokens.size, -1))
-    return out
+        rows.append(value.reshape(tokens.size, -1))
+    return rows
 
 
-def harvest(model: Any, addresses: Addresses, tokens: Int[Array, "seq pos"]) -> Float[Array, "row d"]:
-    """`values`, side by side."""
-    found = values(model, addresses, tokens)
-    return found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)
+def harvest(model: Model, addresses: Addresses, tokens: Int[Array, "seq pos"]) -> Float[Array, "row d"]:
+    """The rows of `values` side by side: `[seq * pos, sum of the widths]`."""
+    rows = values(model, addresses, tokens)
+    return rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=-1)
 
 
-def start_stream(
+def init_stream(
     key: Key[Array, ""],
-    model: Any,
+    model: Model,
     addresses: Addresses,
-    batch_at: Callable[[int], tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]],
+    batch_at: Callable[[int], TokenBatch],
     capacity: int,
 ) -> Stream:
-    """Fill a buffer of about `capacity` rows (a whole number of batches) from batches 0, 1, … and measure it.
+    """Fill a buffer from the batches 0, 1, ... and measure the rows in it.
 
-    `batch_at(i)` gives (tokens, keep): `keep` is False at padding and special tokens, which never enter the buffer.
-    UserError where `keep` leaves nothing.
+    Args:
+      key: random key of the stream.
+      model: any model that names its values.
+      addresses: what is harvested, as in `values`.
+      batch_at: batch number -> (tokens, keep). Positions where `keep` is False never enter the buffer.
+      capacity: about how many rows the buffer holds; rounded down to whole batches, at least one.
+
+    Returns:
+      The stream. Its cursor is the number of batches that filled the buffer.
+
+    Raises:
+      UserError: `keep` excludes every position, or the activations are not finite or all zero.
     """
     rows_per_batch = batch_at(0)[0].size
     depth = max(capacity // rows_per_batch, 1)
 
     @jax.jit
-    def pour(buffer, model, tokens, keep):
-        return put(buffer, harvest(model, addresses, tokens), keep.reshape(-1))
+    def add_batch(buffer, model, tokens, keep):
+        return fill(buffer, harvest(model, addresses, tokens), keep.reshape(-1))
 
     parts = jax.eval_shape(lambda model, tokens: values(model, addresses, tokens), model, batch_at(0)[0])
     widths = tuple(part.shape[1] for part in parts)
-    buffer, cursor, empty = empty_buffer(rows_per_batch, depth, sum(widths), parts[0].dtype), 0, 0
+    buffer, cursor, empty = init_buffer(rows_per_batch, depth, sum(widths), parts[0].dtype), 0, 0
     while (filled := int(buffer.filled)) < buffer.capacity:
         tokens, keep = batch_at(cursor)
-        buffer, cursor = pour(buffer, model, tokens, keep), cursor + 1
+        buffer, cursor = add_batch(buffer, model, tokens, keep), cursor + 1
         empty = empty + 1 if int(buffer.filled) == filled else 0
         if empty == EMPTY_BATCHES:
             raise UserError(f"the masks of {empty} token batches in a row exclude every position: nothing to train on")
-    buffer, scale, mean, variance = jax.jit(measured, static_argnums=2)(buffer, key, widths)
+    buffer, scale, mean, variance = jax.jit(shuffle_and_measure, static_argnums=2)(buffer, key, widths)
     if not bool(jnp.isfinite(scale).all()):
         raise UserError(
             f"the activations at {addresses} are not finite, or are all zero: E‖x‖² gives the scale {scale}"
@@ -110,8 +145,10 @@ def start_stream(
     return Stream(buffer, key, jnp.asarray(cursor, jnp.int32), scale, mean, variance, widths)
 
 
-def measured(buffer: Buffer, key: Key[Array, ""], widths: tuple[int, ...]):
-    """The buffer shuffled, and the statistics of its rows: (buffer, scale, mean, variance)."""
+def shuffle_and_measure(
+    buffer: Buffer, key: Key[Array, ""], widths: tuple[int, ...]
+) -> tuple[Buffer, Float[Array, " value"], Float[Array, " d"], Float[Array, " value"]]:
+    """The buffer with its rows shuffled, and the `scale`, `mean` and `variance` of a `Stream` with these rows."""
     order = jax.random.permutation(key, buffer.capacity)
     x = buffer.rows.astype(jnp.float32)
     ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
@@ -125,18 +162,21 @@ def measured(buffer: Buffer, key: Key[Array, ""], widths: tuple[int, ...]):
 
 
 def advance(
-    stream: Stream, model: Any, addresses: Addresses, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"]
+    stream: Stream, model: Model, addresses: Addresses, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"]
 ) -> tuple[Stream, Float[Array, "row d"]]:
-    """(stream, rows): as many rows as there are tokens, drawn from the buffer, scaled, in float32. Fresh activations
-    take the places of drawn rows; where `keep` excluded some, that many drawn rows stay and will be seen again."""
-    return exchange(stream, harvest(model, addresses, tokens), keep)
+    """Harvest one token batch into the stream, and draw as many rows as it has tokens.
 
+    Args:
+      stream: the stream.
+      model: any model that names its values.
+      addresses: the addresses of `init_stream`.
+      tokens: `[seq, pos]`, of the shape that the stream began with.
+      keep: which positions enter the buffer. Where some are excluded, that many drawn rows stay and are seen again.
 
-def exchange(
-    stream: Stream, fresh: Float[Array, "row d"], keep: Bool[Array, "seq pos"]
-) -> tuple[Stream, Float[Array, "row d"]]:
-    """`advance` with raw rows that were come by in another way (a store, another model)."""
+    Returns:
+      The stream after the batch, and rows `[seq * pos, d]`: scaled, float32.
+    """
     key, subkey = jax.random.split(stream.key)
-    buffer, rows = draw(stream.buffer, subkey, fresh, keep.reshape(-1))
+    buffer, rows = draw(stream.buffer, subkey, harvest(model, addresses, tokens), keep.reshape(-1))
     x = rows.astype(jnp.float32) * stream.columns(stream.scale)[None, :]
     return dataclasses.replace(stream, buffer=buffer, key=key, cursor=stream.cursor + 1), x

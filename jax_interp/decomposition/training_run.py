@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from jax_interp.core import optimizers
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree
 from jax_interp.decomposition.config import MethodConfig, Schedule
@@ -177,17 +177,9 @@ def rate(schedule: Schedule, steps: int) -> Callable[[Any], Array]:
     up = int(schedule.warm_up * steps)
 
     def at(count: Any) -> Array:
-        t = jnp.asarray(count, jnp.float32)
-        along = jnp.clip((t - up) / max(steps - up - 1, 1), 0.0, 1.0)
-        if schedule.kind == "cosine":
-            factor = schedule.final + (1 - schedule.final) * 0.5 * (1 + jnp.cos(math.pi * along))
-        elif schedule.kind == "quarter_cosine":
-            factor = jnp.cos(0.5 * math.pi * along)
-        elif schedule.kind == "linear":
-            factor = 1 + (schedule.final - 1) * along
-        else:
-            factor = jnp.ones_like(t)
-        return schedule.rate * factor * (jnp.minimum(1.0, (t + 1) / up) if up else 1.0)
+        step = jnp.asarray(count, jnp.float32)
+        factor = optimizers.decay(schedule.kind, (step - up) / max(steps - up - 1, 1), schedule.final)
+        return schedule.rate * factor * optimizers.linear_warmup(step, up)
 
     return at
 

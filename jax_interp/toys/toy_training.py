@@ -50,11 +50,9 @@ class ToyTraining:
 
     def rate(self, step: ArrayLike) -> Float[Array, ""]:
         """The learning rate of a step, counted from 0."""
-        t = jnp.asarray(step, jnp.float32)
-        done = jnp.clip(t / max(self.steps - 1, 1), 0.0, 1.0)
-        fall = {"constant": jnp.ones(()), "linear": 1 - done, "cosine": 0.5 * (1 + jnp.cos(jnp.pi * done))}
-        rise = jnp.minimum((t + 1) / self.warm_up, 1.0) if self.warm_up else jnp.ones(())
-        return self.learning_rate * rise * fall[self.schedule]
+        progress = jnp.asarray(step, jnp.float32) / max(self.steps - 1, 1)
+        warmup = optimizers.linear_warmup(step, self.warm_up)
+        return self.learning_rate * warmup * optimizers.decay(self.schedule, progress)
 
     def build(self) -> optax.GradientTransformation:
         """The optax optimizer: AdamW with this schedule."""

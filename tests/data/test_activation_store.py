@@ -12,7 +12,7 @@ from toy import batch_at, toy
 
 from jax_interp.core.errors import UserError
 from jax_interp.data.activation_store import open_store, write_store
-from jax_interp.data.harvest import harvest, start_stream
+from jax_interp.data.harvest import harvest, init_stream
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.training.config import Adam
 from jax_interp.dictionaries.training.train import train_from_store
@@ -96,7 +96,7 @@ def test_masks_that_leave_nothing_are_refused_wherever_they_begin(model, tmp_pat
     with pytest.raises(UserError, match="100 token batches in a row exclude every position"):
         write_store(tmp_path, model, ADDRESSES, nothing, **OPTIONS)
     with pytest.raises(UserError, match="100 token batches in a row exclude every position"):
-        start_stream(jax.random.key(0), model, ADDRESSES, nothing, 10_000)
+        init_stream(jax.random.key(0), model, ADDRESSES, nothing, 10_000)
     silent = jax.tree.map(jnp.zeros_like, model)
     with pytest.raises(UserError, match="all zero"):
         write_store(tmp_path / "zero", silent, ADDRESSES, batch_at, **OPTIONS)

@@ -14,9 +14,9 @@ import pytest
 from toy import batch_at, toy
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.unit_rows import unit_rows, without_parallel
-from jax_interp.data.buffer import draw, empty_buffer, put
-from jax_interp.data.harvest import harvest, start_stream
+from jax_interp.core.optimizers import unit_rows, without_parallel
+from jax_interp.data.harvest import harvest, init_stream
+from jax_interp.data.shuffling import draw, fill, init_buffer
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, MatchingPursuit, ReLU, TopK
 from jax_interp.dictionaries.forms import init_sae
@@ -52,7 +52,7 @@ def rows_of(model, i, where):
 
 
 def test_special_positions_never_enter_the_buffer(model):
-    stream = start_stream(jax.random.key(0), model, ADDRESS, batch_at, 600)
+    stream = init_stream(jax.random.key(0), model, ADDRESS, batch_at, 600)
     held = {row.tobytes() for row in np.asarray(stream.buffer.rows)}
     assert stream.buffer.capacity == 512  # whole batches of 8 · 16 tokens
     kept = {row.tobytes() for i in range(int(stream.cursor)) for row in rows_of(model, i, True)}
@@ -61,7 +61,7 @@ def test_special_positions_never_enter_the_buffer(model):
 
 
 def test_inputs_are_scaled_to_mean_square_norm_d(model):
-    stream = start_stream(jax.random.key(0), model, ADDRESS, batch_at, 600)
+    stream = init_stream(jax.random.key(0), model, ADDRESS, batch_at, 600)
     x = np.asarray(stream.buffer.rows, np.float64) * float(stream.scale[0])
     np.testing.assert_allclose((x**2).sum(1).mean(), 16, rtol=1e-5)
     np.testing.assert_allclose(stream.mean, x.mean(0), atol=1e-5)
@@ -71,17 +71,17 @@ def test_inputs_are_scaled_to_mean_square_norm_d(model):
 def test_a_stream_without_a_position_to_keep_is_refused(model):
     nothing = lambda i: (batch_at(i)[0], jnp.zeros((8, 16), bool))
     with pytest.raises(UserError, match="exclude every position"):
-        start_stream(jax.random.key(0), model, ADDRESS, nothing, 128)
+        init_stream(jax.random.key(0), model, ADDRESS, nothing, 128)
     with pytest.raises(UserError, match="single layer"):
         harvest(model, "blocks.*.resid_post", batch_at(0)[0])
 
 
 def test_a_draw_takes_distinct_rows_and_puts_fresh_ones_in_their_places():
     n, depth = 8, 4
-    buffer = put(empty_buffer(n, depth, 1), jnp.arange(8.0)[:, None], jnp.arange(8) != 3)
+    buffer = fill(init_buffer(n, depth, 1), jnp.arange(8.0)[:, None], jnp.arange(8) != 3)
     assert int(buffer.filled) == 7
     for i in range(1, 5):
-        buffer = put(buffer, (8.0 * i + jnp.arange(8.0))[:, None], jnp.ones(8, bool))
+        buffer = fill(buffer, (8.0 * i + jnp.arange(8.0))[:, None], jnp.ones(8, bool))
     assert int(buffer.filled) == buffer.capacity == 32
     before = set(np.asarray(buffer.rows)[:, 0])
     assert before == set(range(33)) - {3}
@@ -96,7 +96,7 @@ def test_a_draw_takes_distinct_rows_and_puts_fresh_ones_in_their_places():
 
 
 def test_draws_are_uniform_over_the_buffer():
-    buffer = put(empty_buffer(16, 4, 1), jnp.arange(64.0)[:, None], jnp.ones(64, bool))
+    buffer = fill(init_buffer(16, 4, 1), jnp.arange(64.0)[:, None], jnp.ones(64, bool))
     draws = jax.vmap(lambda key: draw(buffer, key, jnp.zeros((16, 1)), jnp.zeros(16, bool))[1])
     counts = np.bincount(np.asarray(draws(jax.random.split(jax.random.key(0), 4000))).astype(int).ravel())
     assert len(counts) == 64

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.unit_rows import unit_rows
+from jax_interp.core.optimizers import unit_rows
 from jax_interp.dictionaries.activations import Jump, TopK
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.evaluation.batch_sums import sum_batches

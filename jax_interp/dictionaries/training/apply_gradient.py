@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.core import optimizers
 from jax_interp.core.leaves import PyTree
-from jax_interp.core.unit_rows import unit_rows, without_parallel
+from jax_interp.core.optimizers import unit_rows, without_parallel
 from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 from jax_interp.dictionaries.forms.dictionary import Dictionary

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.unit_rows import unit_rows
+from jax_interp.core.optimizers import unit_rows
 from jax_interp.data.harvest import Stream, advance
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, n_targets
 from jax_interp.dictionaries.forms.dictionary import init_sae, init_transcoder

@@ -38,7 +38,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
 from jax_interp.core.objectives import kl_divergence, log_probabilities, masked_mean, negative_log_likelihood
-from jax_interp.data.harvest import start_stream
+from jax_interp.data.harvest import init_stream
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.reconstruction import Kind
@@ -248,7 +248,7 @@ def init_end_to_end_state(
         check_count(config.dictionaries, dictionaries)
     n, key = len(config.sites), jax.random.key(config.seed)
     stream_key, state_key = jax.random.split(jax.random.fold_in(key, n))
-    measured = start_stream(stream_key, model, config.sites + config.downstream, batch_at, config.buffer)
+    measured = init_stream(stream_key, model, config.sites + config.downstream, batch_at, config.buffer)
     ends = np.cumsum([0, *measured.widths])
     learners = []
     for i, one in enumerate(config.dictionaries):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core import optimizers
-from jax_interp.core.unit_rows import unit_rows
+from jax_interp.core.optimizers import unit_rows
 from jax_interp.dictionaries.forms.dictionary import Dictionary, check_one_width, init_sae, init_transcoder
 from jax_interp.dictionaries.training.config import Adam, DictionaryConfig, SAEConfig
 from jax_interp.dictionaries.training.learner import Learner, adam

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from jax_interp.core import optimizers
 from jax_interp.core.leaves import PyTree
 from jax_interp.data.harvest import Stream
 from jax_interp.dictionaries.activations import Activation
@@ -70,10 +71,8 @@ def adam(
     peak = config.learning_rate if learning_rate is None else learning_rate
 
     def rate(count: Int[Array, ""]) -> Float[Array, ""]:
-        step = count.astype(jnp.float32)
-        up = (step + 1) / max(config.warmup, 1)
-        down = (steps - step) / decay
-        return peak * jnp.clip(jnp.minimum(up, down), 0.0, 1.0)
+        down = (steps - count.astype(jnp.float32)) / decay
+        return peak * jnp.clip(jnp.minimum(optimizers.linear_warmup(count, config.warmup), down), 0.0, 1.0)
 
     clip = optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip / unit)
     return optax.chain(clip, optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps))

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Key
 
 from jax_interp.core.leaves import PyTree
-from jax_interp.core.unit_rows import unit_rows
+from jax_interp.core.optimizers import unit_rows
 from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.forms.dictionary import Dictionary, site_norms
 from jax_interp.dictionaries.training.apply_gradient import StepResult

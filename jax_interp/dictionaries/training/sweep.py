@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from jax_interp.core.errors import UserError
-from jax_interp.data.harvest import Stream, advance, start_stream
+from jax_interp.data.harvest import Stream, advance, init_stream
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses.term import snake
 from jax_interp.dictionaries.training.config import DictionaryConfig
@@ -138,7 +138,7 @@ def swept_values(config: DictionaryConfig, sweep: Sweep) -> dict[str, Any]:
 def init_sweep_state(config: DictionaryConfig, sweep: Sweep, model: Model, batch_at: BatchAt) -> SweepState:
     found = members(config, sweep)
     dictionary_key, stream_key = jax.random.split(jax.random.key(config.seed))
-    stream = start_stream(stream_key, model, sweep.addresses or config.addresses, batch_at, config.buffer)
+    stream = init_stream(stream_key, model, sweep.addresses or config.addresses, batch_at, config.buffer)
     if sweep.addresses and len(set(stream.widths)) > 1:
         widths = ", ".join(f"{a} {w}" for a, w in zip(sweep.addresses, stream.widths))
         raise UserError(f"a sweep is over values of one width; these are {widths}")

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_interp.core.errors import UserError
 from jax_interp.data.activation_store import ActivationStore
-from jax_interp.data.harvest import Stream, advance, columns, start_stream
+from jax_interp.data.harvest import Stream, advance, columns, init_stream
 from jax_interp.dictionaries.codes import Code
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.forward import Forward
@@ -130,7 +130,7 @@ def start_on_stream(
 ) -> TrainState[Trained]:
     """The state before the first step, with the learner `init(key, widths, mean)`."""
     key, stream_key = jax.random.split(jax.random.key(config.seed))
-    stream = start_stream(stream_key, model, config.addresses, batch_at, config.buffer)
+    stream = init_stream(stream_key, model, config.addresses, batch_at, config.buffer)
     return TrainState(init(key, stream.widths, stream.mean), stream)
 
 

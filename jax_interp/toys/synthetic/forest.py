@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.unit_rows import unit_rows
+from jax_interp.core.optimizers import unit_rows
 from jax_interp.toys.synthetic.firing import Codes, Normal, low_rank
 from jax_interp.toys.synthetic.world import World, orthogonalised_directions
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
-from jax_interp.core.unit_rows import unit_rows
+from jax_interp.core.optimizers import unit_rows
 from jax_interp.surgery import Site
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_interp.data.permutation import shuffled
+from jax_interp.data.shuffling import shuffled
 
 
 @settings(deadline=None, max_examples=60)
