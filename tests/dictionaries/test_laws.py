@@ -227,13 +227,13 @@ def test_the_gradient_of_a_term_is_finite_everywhere(name, x64):
         def gradient(dictionary, y, dead):
             return jax.value_and_grad(lambda one: term(forward_of(one, x, y=y, dead=dead)))(dictionary)
 
-        for one, y, dead in (
+        for changed, y, dead in (
             (dictionary, x, jnp.arange(M) < 3),
             (dictionary, perfect, jnp.zeros(M, bool)),
             (silent, x, jnp.ones(M, bool)),
             (empty, x, jnp.zeros(M, bool)),
         ):
-            for leaf in jax.tree.leaves(gradient(one, y, dead)):
+            for leaf in jax.tree.leaves(gradient(changed, y, dead)):
                 assert np.isfinite(leaf).all(), (name, choice)
 
 

@@ -1,7 +1,8 @@
-"""BatchTopK: of a batch of B rows the k·B largest pre-activations are on (Bussmann et al. 2024, arXiv:2412.06410).
+"""BatchTopK: of a batch of B rows, the k·B largest pre-activations are on (Bussmann et al. 2024, arXiv:2412.06410).
 
-Rows then have as many latents as they need, k on average. An input met alone has no batch: inference turns on what lies
-above a threshold, the running mean of the least value that was on, and `fold` exports the dictionary as a JumpReLU.
+Rows then have as many latents as they need, k on average. At inference there is no batch: what lies above a threshold
+is on. The threshold is the running mean of the smallest value that was on in training. The dictionary is exported as a
+JumpReLU.
 """
 
 from __future__ import annotations
@@ -33,17 +34,21 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchTopK(SelectiveActivation):
-    """`k` latents a row on average. `threshold` (negative: not yet seen) follows the least value on with rate 1 - decay
-    a step. `weighted`: chosen by pre-activation · ‖W_dec,i‖, and the threshold is one of such products. `limit`, a
-    number up to k that may be traced, takes the place of k: that is how a sweep over k is one program. `kernels` as for
-    TopK, in training."""
+    """The k·B largest pre-activations of a batch of B rows are on."""
 
     k: int = dataclasses.field(default=32, metadata={"static": True})
+    """Mean number of latents on, per row."""
     decay: float = dataclasses.field(default=0.99, metadata={"static": True})
+    """Of the running mean that `threshold` is."""
     weighted: bool = dataclasses.field(default=False, metadata={"static": True})
-    threshold: Any = None
+    """Choose by pre-activation · ‖W_dec,i‖. The threshold is then one of such products."""
+    threshold: Float[Array, ""] | None = None
+    """Running mean of the smallest value that was on, one step's weight being 1 - decay. Negative before the first
+    step; `init` makes it."""
     limit: Float[Array, ""] | None = None
+    """A number up to k, perhaps traced, that takes the place of k. A sweep over k is then one program."""
     kernels: bool = dataclasses.field(default=False, metadata={"static": True})
+    """As in `TopK`, in training alone."""
 
     supports_limit = True
     cross_layer = True
@@ -53,14 +58,14 @@ class BatchTopK(SelectiveActivation):
         return dataclasses.replace(self, threshold=jnp.asarray(-1, dtype))
 
     def encode(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> DenseCode:
-        """By the threshold."""
+        """What lies above the threshold is on."""
         pre = dictionary.linear(x) + dictionary.b_enc[None, :]
         score = pre * row_norms(dictionary.W_dec)[None, :] if self.weighted else pre
         least = jnp.maximum(self.threshold, jnp.zeros((), pre.dtype))
         return DenseCode(jnp.where(score > jnp.broadcast_to(least, pre.shape), pre, jnp.zeros_like(pre)), pre)
 
     def encode_batch(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> BatchCode | DenseCode:
-        """By comparison within the batch: what is trained on. Its backward pass touches only what is on."""
+        """The largest of the batch are on. The backward pass touches only these."""
         if feature_shards() > 1:
             norms = row_norms(dictionary.W_dec) if self.weighted else None
             n = x.shape[0] * (self.k if self.limit is None else self.limit)
@@ -76,7 +81,7 @@ class BatchTopK(SelectiveActivation):
         return code if norms is None else code.with_values(values / code.gather(norms))
 
     def observe(self, dictionary: Dictionary, code: BatchCode | DenseCode) -> BatchTopK:
-        """With the threshold moved towards the least value that is on in this batch."""
+        """The threshold moves towards the smallest value that is on in this batch."""
         values = code.values
         if self.weighted:
             values = values * code.gather(row_norms(dictionary.W_dec))
@@ -93,7 +98,7 @@ class BatchTopK(SelectiveActivation):
         return dataclasses.replace(self, weighted=False) if self.weighted else self.scaled(norms)
 
     def warm_start(self, given: Dictionary, address: object) -> Activation | None:
-        """A BatchTopK is exported as a JumpReLU with one threshold, which becomes the running threshold again."""
+        """A BatchTopK is exported as a JumpReLU whose thresholds are equal. That one becomes the running threshold."""
         if not isinstance(given.activation, Jump):
             return super().warm_start(given, address)
         exported = given.activation.threshold
@@ -145,7 +150,7 @@ def _backward(k, kernels, residuals, cotangents):
     g_b_enc = bias_gradient(g, rows, features, len(x), n_features)
     g_W_enc = entries_outer(g, rows, features, subtract_centre(x, centre), n_features, True, kernels)
     z = jnp.zeros((len(x), n_features), g.dtype).at[rows, features].add(g, mode="drop")
-    g_x = z @ W_enc.T  # dropped where not asked for
+    g_x = z @ W_enc.T  # removed by XLA where it is not used
     return g_x, g_W_enc, g_b_enc, centre_gradient(g_b_enc, W_enc, centre), None
 
 

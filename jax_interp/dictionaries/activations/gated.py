@@ -1,8 +1,9 @@
-"""Gated: which latents are on and how strongly are decided apart (Rajamanoharan et al. 2024, arXiv:2404.16014).
+"""Gated: a gate decides which latents are on, and a magnitude how strongly (Rajamanoharan et al. 2024,
+arXiv:2404.16014).
 
     π = (x - b_dec) W_enc + b_enc        f = 1[π > 0] · max((x - b_dec) W_enc · exp(r_mag) + b_mag, 0)
 
-`b_enc` is the paper's b_gate. No gradient passes the gate itself: it is trained by the losses on π (losses/gated.py).
+`b_enc` is the paper's b_gate. The gate passes no gradient; the losses on π train it (losses/gated.py).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @ACTIVATIONS.register
 @dataclasses.dataclass(frozen=True)
 class Gated(ElementwiseActivation):
-    """The choice: r_mag and b_mag begin at 0."""
+    """A gated dictionary, as a config names it. `r_mag` and `b_mag` begin at 0."""
 
     trains_gate = True
 
@@ -40,6 +41,8 @@ class Gated(ElementwiseActivation):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Gate(ElementwiseActivation):
+    """The activation that a gated dictionary holds."""
+
     r_mag: Float[Array, " feature"]
     b_mag: Float[Array, " feature"]
 

@@ -1,6 +1,6 @@
-"""GroupMax: the features are cut into k groups, and of each the largest is on (EleutherAI's sparsify).
+"""GroupMax: features form k groups, and the largest pre-activation of each group is on (EleutherAI's sparsify).
 
-As sparse as TopK, and cheaper to find: there is nothing to sort.
+It is as sparse as TopK and cheaper, since nothing is sorted.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GroupMax(SelectiveActivation):
-    """`k` groups of n_features / k neighbours. `kernels` as for TopK."""
+    """The largest pre-activation of each of `k` groups is on, where it is positive."""
 
     k: int = dataclasses.field(default=32, metadata={"static": True})
+    """Number of groups. Each has n_features / k neighbouring features, so k must divide n_features."""
     kernels: bool = dataclasses.field(default=False, metadata={"static": True})
+    """As in `TopK`."""
 
     def init(self, n_features: int, dtype: Any) -> GroupMax:
         if self.k < 1 or n_features % self.k:

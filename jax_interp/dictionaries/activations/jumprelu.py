@@ -1,7 +1,7 @@
-"""JumpReLU: a latent is on above its own threshold, and then passes whole (Rajamanoharan et al. 2024,
-arXiv:2407.14435).
+"""JumpReLU: a pre-activation above its feature's threshold passes unchanged, others become 0 (Rajamanoharan et al.
+2024, arXiv:2407.14435).
 
-The jump has no useful derivative, so the threshold's is estimated with a kernel of width `bandwidth` ε around it:
+The jump has no useful derivative for the threshold. It is estimated with a kernel of width ε (`bandwidth`) around it:
 
     ∂/∂θ JumpReLU_θ(z) = -(θ/ε) 1[|z - θ| < ε/2]        ∂/∂z JumpReLU_θ(z) = 1[z > θ]
     ∂/∂θ H(z - θ)      = -(1/ε) 1[|z - θ| < ε/2]        ∂/∂z H(z - θ)      = 0
@@ -51,7 +51,7 @@ jump.defvjp(_jump_forward, _jump_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def step(z: Float[Array, "*place"], threshold: Float[Array, "*place"], bandwidth: float) -> Float[Array, "*place"]:
-    """H(z - threshold): 1 where a latent is on. Its sum is an L0 that thresholds can be trained on."""
+    """H(z - threshold): 1 where a latent is on. Its sum is an L0 with a gradient for the thresholds."""
     return (z > threshold).astype(z.dtype)
 
 
@@ -71,15 +71,16 @@ step.defvjp(_step_forward, _step_backward)
 @ACTIVATIONS.register
 @dataclasses.dataclass(frozen=True)
 class JumpReLU(ElementwiseActivation):
-    """The choice: thresholds begin at `threshold`, and learn in a kernel of width `bandwidth` around them.
+    """A JumpReLU dictionary, as a config names it.
 
-    Both are for inputs with E‖x‖² = d, which is what the trainer makes of them: Gemma Scope's .001 and .001 for
-    E‖x‖² = 1 are .001 √d here. These defaults are far wider: thresholds then get where they belong within thousands of
-    steps.
+    Both numbers are for inputs with E‖x‖² = d, to which the trainer scales them: Gemma Scope's 0.001 for E‖x‖² = 1 is
+    0.001 √d here. The defaults are much larger, so that thresholds converge within thousands of steps.
     """
 
     threshold: float = 0.5
+    """Where every threshold begins."""
     bandwidth: float = 0.5
+    """Width of the kernel in which a threshold gets a gradient."""
 
     cross_layer = True
     trains_thresholds = True
@@ -100,10 +101,12 @@ class JumpReLU(ElementwiseActivation):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Jump(ElementwiseActivation):
-    """The activation: thresholds are exp(log_threshold), so they stay positive."""
+    """The activation that a JumpReLU dictionary holds."""
 
     log_threshold: Float[Array, " feature"]
+    """Logarithms of the thresholds, which therefore stay positive."""
     bandwidth: float = dataclasses.field(default=0.5, metadata={"static": True})
+    """Width of the kernel in which a threshold gets a gradient."""
 
     cross_layer = True
     trains_thresholds = True
@@ -118,7 +121,7 @@ class Jump(ElementwiseActivation):
         return code.with_values(jump(code.pre, threshold, self.bandwidth))
 
     def takes_part(self, dictionary: Dictionary, pre: Float[Array, "row feature"]) -> Bool[Array, "row feature"]:
-        """What is on, and what is near its threshold: the kernel sees that far."""
+        """What is on, and what is within the kernel of its threshold."""
         return pre > (self.threshold - self.bandwidth / 2)[None, :]
 
     def scaled(self, factor: Float[Array, "..."]) -> Jump:

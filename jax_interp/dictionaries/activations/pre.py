@@ -1,9 +1,9 @@
-"""Pre-activations, all of them or those that take part, and how their gradient reaches the encoder.
+"""Pre-activations, and the gradient from them to the encoder.
 
     pre = (x - centre) W_enc + b_enc
 
-Where nobody asks for the gradient of x, as in training on harvested rows, that of the centre needs no product of
-matrices; autodiff would make one with all of pre's gradient, a sixth of a step.
+Training on harvested rows needs no gradient for x. The gradient for the centre is then a product of a matrix with a
+vector. Autodiff would multiply two matrices for it, which takes a sixth of a step.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from jax_interp.dictionaries.forms.dictionary import Dictionary
 
 PreCode = TypeVar("PreCode", DenseCode, EntryCode)
-ABSENT = -1e30  # the pre-activation of a place left over: off, and near no threshold
+ABSENT = -1e30  # the pre-activation of an unused place: off, and near no threshold
 
 
 def dense_pre(dictionary: Dictionary, x: Float[Array, "row d"]) -> DenseCode:
-    """A code whose values are its pre-activations, for an activation to decide on."""
+    """A code whose values are all pre-activations. `decide` of an activation then gives it its values."""
     pre = dictionary.linear(x) + dictionary.b_enc[None, :]
     return DenseCode(pre, pre)
 
@@ -34,7 +34,7 @@ def dense_pre(dictionary: Dictionary, x: Float[Array, "row d"]) -> DenseCode:
 def dense_code_from_pre(
     pre: Float[Array, "row feature"], dictionary: Dictionary, x: Float[Array, "row d"]
 ) -> DenseCode:
-    """`dense_pre` where `pre` has been computed, with its gradient. No forward-mode derivative."""
+    """The same for pre-activations `pre` that were computed before. No forward-mode derivative."""
     x = x.astype(dictionary.W_enc.dtype)
     pre = _given(pre, x, dictionary.W_enc, dictionary.b_enc, dictionary.b_dec if dictionary.centred else None)
     return DenseCode(pre, pre)
@@ -43,7 +43,7 @@ def dense_code_from_pre(
 def entry_code_from_pre(
     pre: Float[Array, "row feature"], takes_part: Bool[Array, "row feature"], n: int, dictionary: Dictionary, x: Array
 ) -> EntryCode:
-    """The entries of `pre` that take part, at most `n` of them, with a gradient that touches nothing else."""
+    """A code of those entries of `pre` that take part, at most `n` of them. The gradient touches only these."""
     rows, features = first_true_positions(takes_part, n)
     inside = pre.at[rows, features].get(mode="fill", fill_value=ABSENT)
     centre, x = dictionary.b_dec if dictionary.centred else None, x.astype(dictionary.W_enc.dtype)
@@ -52,15 +52,25 @@ def entry_code_from_pre(
 
 
 def subtract_centre(x: Float[Array, "row d"], centre: Float[Array, " d"] | None) -> Float[Array, "row d"]:
+    """`x` less `centre`; None: `x`."""
     return x if centre is None else x - centre[None, :]
 
 
 def bias_gradient(
     g: Float[Array, "*entry"], rows: Int[Array, "*entry"], features: Int[Array, "*entry"], n_rows: int, n_features: int
 ) -> Float[Array, " feature"]:
-    """The gradient of `b_enc` from that of entries, none of which is there twice; those of the feature one past the end
-    take no part. Deterministic on every backend: off the CPU additions scattered onto few places would be made in an
-    order that changes from run to run, so there the dense code is summed that `W_enc`'s gradient needs as well."""
+    """The gradient for `b_enc` from the gradient `g` for entries.
+
+    It is deterministic on every backend. Off the CPU, scattered additions to one place would happen in an order that
+    changes from run to run, so the dense code is summed there, which the gradient for `W_enc` needs too.
+
+    Args:
+      g: the gradient for each entry.
+      rows: the row of each entry. No two entries have the same row and feature.
+      features: the feature of each entry. `n_features` marks an unused place.
+      n_rows: number of rows.
+      n_features: number of features.
+    """
 
     def scattered(g, rows, features):
         return jnp.zeros((n_features,), g.dtype).at[features].add(g, mode="drop")
@@ -74,8 +84,7 @@ def bias_gradient(
 def centre_gradient(
     g_b_enc: Float[Array, " feature"], W_enc: Float[Array, "d feature"], centre: Float[Array, " d"] | None
 ) -> Float[Array, " d"] | None:
-    """The gradient of the centre from that of `b_enc`: one product of a matrix with a vector, where autodiff of
-    `x - centre` would multiply two matrices for it."""
+    """The gradient for the centre from that for `b_enc`: a product of a matrix with a vector."""
     return None if centre is None else -(W_enc @ g_b_enc)
 
 
@@ -90,10 +99,10 @@ def _given_forward(pre, x, W_enc, b_enc, centre):
 
 def _given_backward(residuals, g):
     x, W_enc, centre = residuals
-    # Turned round before the product, which takes a CPU half as long: left to itself XLA reads x by columns.
-    turned = jax.lax.optimization_barrier(subtract_centre(x, centre).T)
+    # Transposed before the product, which takes a CPU half as long: otherwise XLA reads x by columns.
+    transposed = jax.lax.optimization_barrier(subtract_centre(x, centre).T)
     g_b_enc = jnp.sum(g, axis=0)
-    return None, g @ W_enc.T, turned @ g, g_b_enc, centre_gradient(g_b_enc, W_enc, centre)
+    return None, g @ W_enc.T, transposed @ g, g_b_enc, centre_gradient(g_b_enc, W_enc, centre)
 
 
 _given.defvjp(_given_forward, _given_backward)
@@ -114,7 +123,7 @@ def _entries_backward(residuals, g):
     g_b_enc = bias_gradient(g, rows, features, x.shape[0], n_features)
     g_W_enc = entries_outer(g, rows, features, subtract_centre(x, centre), n_features, transpose=True)
     z = jnp.zeros((x.shape[0], n_features), g.dtype).at[rows, features].add(g, mode="drop")
-    g_x = z @ W_enc.T  # dropped where not asked for
+    g_x = z @ W_enc.T  # removed by XLA where it is not used
     return None, None, None, g_x, g_W_enc, g_b_enc, centre_gradient(g_b_enc, W_enc, centre)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ReLU(ElementwiseActivation):
-    """f = max(pre, 0) (Bricken et al. 2023)."""
+    """Every positive pre-activation is on: f = max(pre, 0) (Bricken et al. 2023)."""
 
     cross_layer = True
 

@@ -1,9 +1,9 @@
-"""The k largest entries of each row, exactly, without sorting the row or touching most of it twice.
+"""The k largest entries of each row, or k a row of a whole batch: exact, without sorting.
 
-`jax.lax.top_k` on XLA's CPU backend costs by the length of the row. Here the row is cut into contiguous groups, the k
-groups with the largest maxima are picked, and the top k are picked among *their* members. Nothing is lost: an entry of
-the top k that lay outside those groups would have k larger group maxima above it. The groups are gathered in ascending
-order, so ties too are broken as `lax.top_k` breaks them (lowest index first).
+The time of `jax.lax.top_k` on XLA's CPU backend grows with the length of the row. Here a row is divided into groups of
+neighbours, the k groups with the largest maxima are found, and the k largest entries are found among their members.
+This is exact: an entry outside these groups has k larger group maxima above it. Groups are gathered in ascending
+order, so that ties are broken as `lax.top_k` breaks them (lowest index first).
 """
 
 from __future__ import annotations
@@ -25,8 +25,18 @@ WORD = 32
 
 
 def top_k(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
-    """(values in descending order, indices), equal to `jax.lax.top_k(x, k)` to the bit. `k` beyond the row's length
-    raises ValueError."""
+    """The k largest entries of each row, equal to `jax.lax.top_k(x, k)` to the bit.
+
+    Args:
+      x: any numbers.
+      k: from 1 to the number of features.
+
+    Returns:
+      (values in descending order, indices).
+
+    Raises:
+      ValueError: `k` is out of range.
+    """
     n = x.shape[1]
     if not 0 < k <= n:
         raise ValueError(f"top_k: k = {k} of {n} features; k must be between 1 and the number of features")
@@ -44,8 +54,8 @@ def top_k(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "row k"]
 
 
 def _by_shards(x: Float[Array, "row feature"], k: int, shards: int) -> tuple[Array, Array]:
-    """Of each device's own features the k largest, and of those the k largest: k · shards values a row travel. By hand,
-    because the partitioner would bring whole rows together before any top-k."""
+    """Each device finds the k largest of its own features, and the k largest of those are found: k · shards values of a
+    row travel. Left to the partitioner, whole rows would be gathered before any top-k."""
     width = x.shape[1] // shards
 
     def of_device(x):
@@ -76,12 +86,19 @@ def _by_groups(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "ro
 def batch_top_k(
     x: Float[Array, "row feature"], k: int, limit: Float[Array, ""] | None = None
 ) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
-    """The k·rows largest entries of the whole of `x`, exactly, as (values, rows, features) in the order in which they
-    stand in `x`. Among entries that equal the least chosen one the first are taken. With `limit`, a number up to k that
-    may be traced, limit·rows of them, and then places left over: 0, in the row and the feature one past the end.
+    """The k·rows largest entries of all of `x`, exactly.
 
-    Nothing is sorted, and `x` is read once: the n groups of GROUP neighbours with the largest maxima hold the n largest
-    entries (see above), and n is 1/GROUP of `x` where k is small.
+    Nothing is sorted, and `x` is read once: the n groups with the largest maxima hold the n largest entries (see
+    above).
+
+    Args:
+      x: any numbers.
+      k: how many entries a row, on average.
+      limit: a number up to k, perhaps traced, that takes the place of k. Unused places then come last, with value 0, in
+        the row and the feature one past the end.
+
+    Returns:
+      (values, rows, features) in the order of `x`. Of equal entries, the first are taken.
     """
     rows = x.shape[0]
     n = k * rows
@@ -96,13 +113,13 @@ def batch_top_k(
 
 
 def _batch_top_k(x: Float[Array, "row feature"], n: int, wanted: Any) -> tuple[Array, Array, Array]:
-    """The `wanted` largest in `n` places; what is in the places after them means nothing."""
+    """The `wanted` largest, in `n` places. The places after them hold arbitrary entries."""
     rows, features = x.shape
     if rows * features < 2 * n * GROUP:
         chosen_rows, chosen_features, _ = _true_positions(_largest_mask(x, wanted), n)
         return x[chosen_rows, chosen_features], chosen_rows, chosen_features
     groups = -(-features // GROUP)
-    # The last group filled up with what is never among the largest finite numbers.
+    # The last group is filled up with -inf, which is never among the largest finite numbers.
     whole = jnp.pad(x, ((0, 0), (0, -features % GROUP)), constant_values=-jnp.inf)
     maxima = jax.lax.optimization_barrier(whole.reshape(rows, groups, GROUP).max(-1))
     of_row, group, _ = _true_positions(_largest_mask(maxima, n), n)
@@ -115,28 +132,28 @@ def _batch_top_k(x: Float[Array, "row feature"], n: int, wanted: Any) -> tuple[A
 
 
 def first_true_positions(mask: Bool[Array, "row feature"], n: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
-    """(rows, features) of the first `n` that are True, in the order in which they stand in `mask`; places left over are
-    one past the end. `mask` is read once."""
+    """(rows, features) of the first `n` entries of `mask` that are True, in order. Unused places are one past the end.
+    `mask` is read once."""
     row, feature, real = _true_positions(mask, n)
     return jnp.where(real, row, mask.shape[0]), jnp.where(real, feature, mask.shape[1])
 
 
 def _largest_mask(x: Float[Array, "row column"], n: Any) -> Bool[Array, "row column"]:
-    """Where the `n` largest are: exactly `n` of them, of equal ones the first."""
+    """True at the `n` largest entries: at exactly `n`, the first of equal ones."""
     least = nth_largest(x.reshape(-1), n)  # one long row: XLA's CPU backend counts short ones half as fast
     above, equal = x > least, x == least
-    room = n - jnp.sum(above, dtype=jnp.int32)
+    remaining = n - jnp.sum(above, dtype=jnp.int32)  # places for entries that equal the least
     in_row = jnp.sum(equal, axis=1, dtype=jnp.int32)
     end = jnp.cumsum(in_row, dtype=jnp.int32)
-    # Room ends within one row: no other has to be counted through.
-    row, full = jnp.arange(len(x), dtype=jnp.int32), jnp.minimum(jnp.sum(end < room, dtype=jnp.int32), len(x) - 1)
-    fits = jnp.cumsum(equal[full], dtype=jnp.int32) <= room - (end - in_row)[full]
+    # The places end within one row: only its entries have to be counted.
+    row, full = jnp.arange(len(x), dtype=jnp.int32), jnp.minimum(jnp.sum(end < remaining, dtype=jnp.int32), len(x) - 1)
+    fits = jnp.cumsum(equal[full], dtype=jnp.int32) <= remaining - (end - in_row)[full]
     return above | (equal & ((row < full)[:, None] | ((row == full)[:, None] & fits[None, :])))
 
 
 def nth_largest(x: Float[Array, "*place"], n: Any) -> Float[Array, ""]:
-    """The n-th largest entry, bit by bit: of the integers in the order of the floats, the largest that n entries
-    reach. 32 counts over `x` (64 for float64), each as fast as memory, where a sort of it takes ten times longer."""
+    """The n-th largest entry, found bit by bit: floats are compared as integers of the same order, and the largest
+    integer that n entries reach is found with 32 counts over `x` (64 for float64). A sort takes ten times longer."""
     bits = x.dtype.itemsize * 8
     unsigned = jnp.dtype(f"uint{bits}")
     top = jnp.asarray(1 << (bits - 1), unsigned)
@@ -154,10 +171,10 @@ def nth_largest(x: Float[Array, "*place"], n: Any) -> Float[Array, ""]:
 def _true_positions(
     mask: Bool[Array, "row column"], n: int
 ) -> tuple[Int[Array, " entry"], Int[Array, " entry"], Bool[Array, " entry"]]:
-    """(row, column) of each of the first `n` that are True, in their order, and whether there is such a one: a place
-    that is left over means nothing but stays inside.
+    """(row, column) of each of the first `n` True entries, and whether the place is used. Unused places hold arbitrary
+    positions inside `mask`.
 
-    Counted through are words of WORD columns, one bit each; inside a word the place is found by counting its bits.
+    WORD columns are packed into one word. Words are counted first, then the bits inside the word that was found.
     """
     rows, columns = mask.shape
     bits = jnp.pad(mask, ((0, 0), (0, -columns % WORD))).reshape(rows, -1, WORD).astype(jnp.uint32)
@@ -169,9 +186,9 @@ def _true_positions(
     which = jnp.minimum(jnp.searchsorted(end, entry, side="right"), len(words) - 1).astype(jnp.int32)
     at = lambda a: a.at[which].get(mode="promise_in_bounds")
     rest, column = at(words), which % per_row * WORD
-    before = entry - (at(end) - jax.lax.population_count(rest).astype(jnp.int32))  # so many of its word
+    before = entry - (at(end) - jax.lax.population_count(rest).astype(jnp.int32))  # inside its word
     step = WORD // 2
-    while step:  # the lower half of the bits is left out where it holds no more than come before
+    while step:  # skip the lower half of the bits where the wanted one is not in it
         lower = jax.lax.population_count(rest & jnp.uint32((1 << step) - 1)).astype(jnp.int32)
         further = lower <= before
         before = jnp.where(further, before - lower, before)

@@ -26,19 +26,17 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TopK(SelectiveActivation):
-    """At most `k` latents are on for each input (fewer where the k-th largest pre-activation is not positive).
-
-    `k` is structure: another k is another compilation. `limit`, a number that may be traced, keeps only so many of the
-    k: that is how a sweep over k is one program. `weighted`: the choice is by pre-activation · ‖W_dec,i‖, which a
-    rescaling of a latent against its decoder row does not change. `kernels`: on an NVIDIA GPU products with the code
-    are kernels that read nothing but its entries (`kernels.py`: for large dictionaries, and not yet timed); on other
-    devices, and on a mesh, it changes nothing.
-    """
+    """At most `k` latents are on for each input: fewer where the k-th largest pre-activation is not positive."""
 
     k: int = dataclasses.field(default=32, metadata={"static": True})
+    """Number of latents. It is static: each k is compiled by itself."""
     limit: Float[Array, ""] | None = None
+    """A number up to k, perhaps traced, that takes the place of k. A sweep over k is then one program."""
     weighted: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Choose by pre-activation · ‖W_dec,i‖. The choice then stays when a latent is rescaled against its decoder row."""
     kernels: bool = dataclasses.field(default=False, metadata={"static": True})
+    """On an NVIDIA GPU, multiply with the code by kernels that read only its entries (sparse/kernels.py: for large
+    dictionaries; not yet timed). It changes nothing on other devices and on a mesh."""
 
     supports_limit = True
     cross_layer = True
@@ -54,7 +52,7 @@ class TopK(SelectiveActivation):
         return dataclasses.replace(code, values=jnp.where(on, code.values, jnp.zeros_like(code.values)))
 
     def _least(self, score: Float[Array, "row feature"]) -> Float[Array, "row 1"]:
-        """The least score that is on in each row."""
+        """The smallest score of each row that is on."""
         values = top_k(score, self.k)[0]
         if self.limit is None:
             return values[:, -1:]
@@ -67,8 +65,16 @@ class TopK(SelectiveActivation):
 def encode_masked(
     dictionary: Dictionary, x: Float[Array, "row d"], norms: Array | None, least: Callable[[Array], Array]
 ) -> DenseCode:
-    """The positive pre-activations whose score reaches `least(score)`, dense: how a code is kept on a mesh whose
-    devices share the features. Equal scores at the edge are all on."""
+    """A dense code of the positive pre-activations whose score is at least `least(score)`.
+
+    This is the form of a code on a mesh that shards features. Where several scores equal the least one, all are on.
+
+    Args:
+      dictionary: its weights.
+      x: what it reads.
+      norms: the score is the pre-activation times these. None: the pre-activation itself.
+      least: from scores [row, feature] to the smallest score that is on, [row, 1].
+    """
     pre = dictionary.linear(x) + dictionary.b_enc[None, :]
     score = jax.lax.stop_gradient(pre if norms is None else pre * norms[None, :])
     on = score >= least(score)
@@ -76,7 +82,7 @@ def encode_masked(
 
 
 def row_norms(W: Float[Array, "feature d"]) -> Float[Array, " feature"]:
-    """Norms by which latents are compared, constants for the gradient, at least 1e-6."""
+    """The norm of each decoder row, at least 1e-6. No gradient flows through it."""
     W = jax.lax.stop_gradient(W)
     return jnp.maximum(jnp.sqrt(jnp.sum(W * W, axis=-1)), jnp.asarray(1e-6, W.dtype))
 
@@ -91,8 +97,15 @@ def encode_selected(
     norms: Float[Array, " feature"] | None = None,
     kernels: bool = False,
 ) -> RowCode:
-    """The positive pre-activations of `dictionary` where `select(pre) -> (values, indices)` says, with a backward pass
-    that touches only those. With `norms` it is pre · norms that is selected from."""
+    """A code of the positive pre-activations that `select` chooses, with a backward pass that touches only those.
+
+    Args:
+      select: from scores [row, feature] to the (values, indices) of the chosen ones, [row, k].
+      dictionary: its weights.
+      x: what it reads.
+      norms: the score is the pre-activation times these. None: the pre-activation itself.
+      kernels: as in `TopK`.
+    """
     W_enc, b_enc = dictionary.W_enc, dictionary.b_enc
     if norms is not None:
         W_enc, b_enc = W_enc * norms[None, :], b_enc * norms
@@ -128,7 +141,7 @@ def _backward(select, kernels, residuals, cotangents):
     rows = jnp.broadcast_to(jnp.arange(len(x), dtype=indices.dtype)[:, None], indices.shape)
     g_b_enc = bias_gradient(g, rows, indices, len(x), n_features)
     g_W_enc = sparse_outer(g, indices, subtract_centre(x, centre), n_features, transpose=True, kernels=kernels)
-    g_x = sparse_matmul(g, indices, W_enc.T, kernels)  # dropped where not asked for
+    g_x = sparse_matmul(g, indices, W_enc.T, kernels)  # removed by XLA where it is not used
     return g_x, g_W_enc, g_b_enc, centre_gradient(g_b_enc, W_enc, centre)
 
 
