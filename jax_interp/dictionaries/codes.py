@@ -1,11 +1,11 @@
-"""A batch's latents in four forms of one meaning, so that sparsity is used where there is some.
+"""The latents of a batch, z [row, feature], in four forms.
 
-    DenseCode   [row, feature]                                   ReLU, JumpReLU, Gated
-    RowCode     k values a row, and where they are               TopK, GroupMax, matching pursuit
+    DenseCode   all of z                                         ReLU, JumpReLU, Gated
+    RowCode     k values a row, and their features               TopK, GroupMax, matching pursuit
     BatchCode   n values, the row and the feature of each        BatchTopK: rows have different numbers of latents
     EntryCode   the same, with pre-activations                   ReLU, JumpReLU, Gated in training, once few are on
 
-Losses and decoders ask a code for what they need and never look which it is.
+Losses and decoders use the methods of `Code` and work with every form.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from jax_interp.dictionaries.sparse import products as sparse
 
 
 class Code(Protocol):
+    """What every form of a code can do."""
+
     def decode(self, W: Float[Array, "feature d"]) -> Float[Array, "row d"]:
         """z @ W."""
         ...
 
-    def dense(self, n_features: int) -> Float[Array, "row feature"]: ...
+    def dense(self, n_features: int) -> Float[Array, "row feature"]:
+        """z."""
+        ...
 
     def weighted_sum(self, weight: Float[Array, " feature"]) -> Float[Array, ""]:
         """Σ over rows and features of z · weight."""
@@ -36,17 +40,18 @@ class Code(Protocol):
         ...
 
     def mask_features(self, on: Bool[Array, " feature"]) -> Self:
-        """The code without the features that are not `on`."""
+        """The code with 0 for the features that are not `on`."""
         ...
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DenseCode:
-    """`pre` is what the activation decided on, for losses that act on it (gate or pre-activation)."""
+    """All latents."""
 
     values: Float[Array, "row feature"]
     pre: Float[Array, "row feature"]
+    """Pre-activations, for losses that act on them."""
 
     def decode(self, W):
         return self.values @ W
@@ -64,22 +69,24 @@ class DenseCode:
         return self.with_values(jnp.where(on[None, :], self.values, jnp.zeros((), self.values.dtype)))
 
     def with_values(self, values: Float[Array, "row feature"]) -> Self:
-        """Other values at the same pre-activations."""
+        """The code with other values and the same pre-activations."""
         return dataclasses.replace(self, values=values)
 
     def gather(self, numbers: Float[Array, " feature"]) -> Float[Array, "1 feature"]:
-        """One number a feature, to go with `values` and `pre`."""
+        """One number for each feature, shaped to multiply `values` and `pre`."""
         return numbers[None, :]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowCode:
-    """Entries whose value is 0 are off. Within a row the indices differ. `kernels`: see `sparse.py`."""
+    """k latents of each row. Those with value 0 are off."""
 
     values: Float[Array, "row k"]
     indices: Int[Array, "row k"]
+    """The feature of each value. Within a row they differ."""
     kernels: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Use the kernels of sparse/kernels.py where there is an NVIDIA GPU."""
 
     def decode(self, W):
         return sparse.decode(self.values, self.indices, W, self.kernels)
@@ -101,15 +108,18 @@ class RowCode:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchCode:
-    """Entries in ascending order of rows, and in each of features; those whose value is 0 are off. No entry is there
-    twice. Places that are left over come last: value 0, in the row and the feature one past the end. `kernels`: see
-    `sparse.py`."""
+    """A list of latents, in ascending order of rows, and of features inside a row. Those with value 0 are off.
+
+    No row and feature occur twice. Unused places come last: they have value 0, and the row and the feature one past the
+    end.
+    """
 
     values: Float[Array, " entry"]
     rows: Int[Array, " entry"]
     features: Int[Array, " entry"]
     n_rows: int = dataclasses.field(metadata={"static": True})
     kernels: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Use the kernels of sparse/kernels.py where there is an NVIDIA GPU."""
 
     def decode(self, W):
         return sparse.decode_entries(self.values, self.rows, self.features, W, self.n_rows, self.kernels)
@@ -129,16 +139,18 @@ class BatchCode:
         return self.with_values(jnp.where(self.gather(on), self.values, jnp.zeros((), self.values.dtype)))
 
     def with_values(self, values: Float[Array, " entry"]) -> Self:
+        """The code with other values at the same entries."""
         return dataclasses.replace(self, values=values)
 
     def gather(self, numbers: Shaped[Array, " feature"]) -> Shaped[Array, " entry"]:
-        """The number of each entry's feature, to go with `values`."""
+        """For each entry, the number of its feature."""
         return numbers.at[self.features].get(mode="clip")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EntryCode(BatchCode):
-    """Those entries of a `DenseCode` that its losses depend on. `pre` is far below 0 in the places left over."""
+    """The entries of a `DenseCode` that its losses depend on."""
 
     pre: Float[Array, " entry"]
+    """Pre-activations. Those of unused places are far below 0."""

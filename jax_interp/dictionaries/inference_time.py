@@ -2,11 +2,11 @@
 
     minimise ‖x - b_dec - a W_dec‖²   with a >= 0 and at most k entries of a on
 
-by gradient pursuit (Blumensath & Davies 2008): add the atom that correlates most with the residual, take one exact
-line-search step along the gradient of all chosen atoms, clip at 0; k times. A decoder's whole Pareto curve comes out of
-one pass, and what an encoder loses against it is the amortisation gap.
+by gradient pursuit (Blumensath & Davies 2008). Each of k steps adds the atom that correlates most with the residual,
+takes one exact line-search step along the gradient for all chosen atoms, and clips at 0. One pass gives the errors for
+1, 2, … k latents. The difference to an encoder's error is the amortisation gap.
 
-    Pursuit(sae.W_dec, sae.b_dec, k=32)        a dictionary: splice it, evaluate it
+    Pursuit(sae.W_dec, sae.b_dec, k=32)        a dictionary, which can be spliced in and evaluated
 """
 
 from __future__ import annotations
@@ -24,20 +24,27 @@ from jax_interp.dictionaries.sparse_coder import SparseCoder
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PursuitCode:
-    """`values` at `indices`, at most k a row; an unused place has value 0 (and index 0). `error[i]` is ‖residual‖²
-    after i + 1 steps: that of the code found with at most i + 1 atoms, for i < k."""
+    """The code that gradient pursuit found: at most k latents for each row."""
 
     values: Float[Array, "row k"]
     indices: Int[Array, "row k"]
+    """The atom of each value. An unused place has value 0 and index 0."""
     error: Float[Array, "step row"]
+    """‖residual‖² after each step. Up to step k, `error[i]` is that of the code with at most i + 1 atoms."""
 
 
 @partial(jax.jit, static_argnames=("k", "extra_steps"))
 def gradient_pursuit(
     x: Float[Array, "row d"], W_dec: Float[Array, "feature d"], k: int, extra_steps: int = 0
 ) -> PursuitCode:
-    """Codes of `x` (without bias) over the atoms `W_dec`, of any norms. `extra_steps` more gradient steps on the atoms
-    chosen come closer to the least squares on them. One [row, feature] product a step."""
+    """Find a nonnegative sparse code of each row. The cost is one [row, feature] product for each step.
+
+    Args:
+      x: rows, with the decoder's bias subtracted.
+      W_dec: the atoms, of any norms.
+      k: how many atoms a row can have.
+      extra_steps: more gradient steps on the chosen atoms, which come closer to the least squares on them.
+    """
     rows = x.shape[0]
     place = jnp.arange(k)[None, :]
 
@@ -66,7 +73,7 @@ def gradient_pursuit(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pursuit(SparseCoder):
-    """A decoder with gradient pursuit for its encoder."""
+    """A dictionary whose encoder is gradient pursuit over a given decoder."""
 
     W_dec: Float[Array, "feature d"]
     b_dec: Float[Array, " d"]

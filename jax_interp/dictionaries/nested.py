@@ -1,5 +1,7 @@
-"""What the first features of a code stand for, for several numbers of first features at once: each feature is decoded
-once, on its level, and the levels are added up."""
+"""The decoding of the first n features of a code, for several n at once, as Matryoshka dictionaries need it.
+
+Features between two neighbouring n form a level. Each level is decoded once, and the levels are added up.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,16 @@ from jax_interp.dictionaries.sparse.products import decode_entries
 def decode_nested(
     code: Code, W: Float[Array, "feature d"], ends: Sequence[int] | Int[Array, " prefix"]
 ) -> list[Float[Array, "row d"]]:
-    """z[:, :n] @ W[:n] for each n of `ends`, which ascend and may be traced. Together they cost one decoding; where the
-    code is dense (on an accelerator every code is made so) and `ends` are traced, or on a mesh, one each."""
+    """z[:, :n] @ W[:n] for each n of `ends`.
+
+    All together cost about one decoding. They cost one each on a mesh, and where `ends` are traced and the code is
+    dense (on an accelerator, every code is made dense).
+
+    Args:
+      code: z, in any form.
+      W: the decoder.
+      ends: numbers of features, ascending; they may be traced.
+    """
     alone = jax.sharding.get_abstract_mesh().empty
     if alone and jax.default_backend() == "cpu" and isinstance(code, RowCode | BatchCode):
         levels = _by_entries(code, W, jnp.asarray(ends, jnp.int32))
@@ -28,16 +38,16 @@ def decode_nested(
     else:
         place, begin = jnp.arange(len(W), dtype=jnp.int32), [0, *ends]
         levels = [code.mask_features((place >= begin[i]) & (place < ends[i])).decode(W) for i in range(len(ends))]
-    sums = levels[:1]
+    prefixes = levels[:1]
     for level in levels[1:]:
-        sums.append(sums[-1] + level)
-    return sums
+        prefixes.append(prefixes[-1] + level)
+    return prefixes
 
 
 def _by_entries(
     code: RowCode | BatchCode, W: Float[Array, "feature d"], ends: Int[Array, " prefix"]
 ) -> list[Float[Array, "row d"]]:
-    """Each level by itself: one decoding into as many rows as there are levels for each."""
+    """The levels: one decoding into rows · levels targets."""
     if isinstance(code, RowCode):
         n_rows = len(code.values)
         order = jnp.argsort(code.indices, axis=1)
@@ -45,7 +55,7 @@ def _by_entries(
         rows = jnp.repeat(jnp.arange(n_rows, dtype=jnp.int32), code.indices.shape[1])
     else:
         n_rows, values, rows, features = code.n_rows, code.values, code.rows, code.features
-    # `target` ascends, as `decode_entries` has it: entries stand in the order of rows, and in each of features.
+    # `target` ascends, as `decode_entries` needs it: entries are in the order of rows, and inside a row of features.
     level = jnp.searchsorted(ends, features, side="right").astype(jnp.int32)
     target = jnp.minimum(rows * len(ends) + jnp.minimum(level, len(ends) - 1), n_rows * len(ends))
     values = jnp.where(level < len(ends), values, jnp.zeros((), values.dtype))

@@ -5,13 +5,13 @@
         state = init_train_state(config, model, batch_at)
         state = shard(state, rules(state), mesh)
 
-Each device encodes its rows with its features. What passes between devices in a step is what one would write by hand:
-the partial sums of the decoder [row, d], the gradients of each device's own features over the rows of the others, for
-TopK the k candidates of each device, and scalars. With `fsdp` weights are gathered before their products besides.
+Each device encodes its rows with its features. A step communicates no more than necessary: partial sums of the decoder
+[row, d], the gradients of each device's features over the rows of other devices, k candidates of each device for TopK,
+and scalars. With `fsdp`, weights are also gathered before they are multiplied.
 
-On a mesh with more than one device over `tensor` codes are dense: products with a masked code are local there and its
-sparse arithmetic is not. Only those of matching pursuit stay sparse, and ask for all decoder rows. Meshes are for the
-compiler to fill in (`explicit=False`).
+Where `tensor` has more than one device, codes are dense: products with a masked dense code need no communication, and
+sparse products would. Codes of matching pursuit alone stay sparse, and gather all decoder rows. Meshes leave shardings
+to the compiler (`explicit=False`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 ROWS = ("data", "fsdp")
 
-# By the end of an address: the learner's dictionary, both of Adam's moments, and an exported dictionary alike.
+# Matched with the end of an address, so they serve a learner, both of Adam's moments, and an exported dictionary.
 LEARNER_RULES = (
     ("sources.*.W_dec", P("tensor", None, "fsdp")),
     ("W_enc", P("fsdp", "tensor")),
@@ -36,7 +36,14 @@ STREAM_RULES = (("stream.buffer.rows", P(ROWS, None)),)
 
 
 def rules(tree: object) -> tuple[tuple[str, P], ...]:
-    """The rules that decide something in `tree`: a learner, a training state with its stream, a dictionary."""
+    """The sharding rules that match something in `tree`.
+
+    Args:
+      tree: a learner, a training state with its stream, or a dictionary.
+
+    Returns:
+      Pairs of an address pattern and a `PartitionSpec`. The first that matches an address decides.
+    """
     from jax_interp.core.leaves import flatten
     from jax_interp.dictionaries.activations import ACTIVATIONS  # its files import this one
     from jax_interp.training.sharding import matches
@@ -49,12 +56,12 @@ def rules(tree: object) -> tuple[tuple[str, P], ...]:
 
 
 def feature_shards() -> int:
-    """Over how many devices features are split in the mesh at hand; 1 without a mesh."""
+    """The number of devices that share the features in the current mesh. 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get("tensor", 1)
 
 
 def rows_spec(n: int) -> tuple[str, ...] | None:
-    """The mesh axes that `n` rows are split over; None where they do not divide."""
+    """The mesh axes over which `n` rows are sharded. None where their number does not divide `n`."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     axes = tuple(axis for axis in ROWS if axis in shape)
     return axes if n % math.prod(shape[axis] for axis in axes) == 0 else None

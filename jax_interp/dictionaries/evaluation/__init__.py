@@ -1,11 +1,13 @@
-"""What a dictionary is worth.
+"""Figures of a dictionary.
 
-evaluate.py                     all of it, one pass over the text
-reconstruction.py, density.py   how well and how sparsely it reconstructs; how often its latents fire
-downstream.py                   what splicing it in costs the model
-similarity.py, detection.py     against other dictionaries, and against features that are known
-controls.py                     what it must beat, and what it cannot
-cross_layer.py                  layer by layer, and as the model that runs on it
-latent_scaling.py, hedging.py   whose features they are; whether there are too few
-published.py                    figures as other libraries define them
+evaluate.py         all of them, for a dictionary in a model
+reconstruction.py   how well and how sparsely it reconstructs activations
+sparsity.py         how often its latents fire; whether it is too sparse
+downstream.py       the loss of the model with the dictionary spliced in
+published.py        figures as other libraries define them
+cross_layer.py      a cross-layer dictionary, layer by layer and as a replacement model
+similarity.py       its directions against those of another dictionary
+recovery.py         its latents against known features
+controls.py         what a trained dictionary should be compared with
+batch_sums.py       sums over batches in float64
 """

@@ -1,17 +1,17 @@
-"""What a trained dictionary must beat, and what it cannot: controls that `evaluate` takes like any dictionary.
+"""Controls: dictionaries to compare a trained one with. `evaluate` takes them like any dictionary.
 
-    random_like(key, sae)                    its own form, sizes, norms and activation, the directions random
+    random_like(key, sae)                    the same form, sizes, norms and activation, with random directions
     random_dictionary(key, d, m, k)          an untrained TopK dictionary
-    refit(dictionary, rows)                  any encoder, frozen, with the best decoder there is for its codes
-    principal_components(rows, k)            the best rank-k reconstruction: nothing linear with L0 = k has a lower FVU
+    refit(dictionary, rows)                  a given encoder, with the best decoder for its codes
+    principal_components(rows, k)            the best rank-k reconstruction
     neurons(d, k)                            the k largest coordinates of each input
-    oracle(directions, bias, threshold)      the truth of a synthetic world
-    downstream.Identity                      everything, recovered to the bit
+    oracle(directions, bias, threshold)      the true features of a synthetic world
+    downstream.Identity                      recovers everything to the bit
 
-A random encoder, refitted, is the "frozen random encoder" of Korznikov et al. 2026 (arXiv:2602.14111), where such
-dictionaries come close to trained ones on several benchmarks: a figure says little without its control's beside it.
+A random encoder, refitted, is the "frozen random encoder" of Korznikov et al. 2026 (arXiv:2602.14111). On several
+benchmarks its figures are close to those of trained dictionaries, so report them beside your own.
 
-`rows` is an iterable of [row, d] arrays, gone through once.
+`rows` is an iterable of [row, d] arrays, which is gone through once.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ Rows = Iterable[Float[Array, "row d"]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Basis(SparseCoder):
-    """z = (x - b_dec) W_decᵀ, signed, all of it or the `k` entries of the largest |z|; x̂ = z W_dec + b_dec. The rows of
-    `W_dec` are orthonormal."""
+    """Orthonormal directions as a dictionary: z = (x - b_dec) W_decᵀ, signed, and x̂ = z W_dec + b_dec."""
 
     W_dec: Float[Array, "feature d"]
+    """Orthonormal rows."""
     b_dec: Float[Array, " d"]
     k: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """Keep the `k` entries of z with the largest |z|. None: keep all."""
 
     def encode(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch feature"]:
         rows = x.reshape(-1, x.shape[-1]).astype(self.W_dec.dtype)
@@ -69,14 +70,27 @@ def _linear(z: Array, W_dec: Array, b_dec: Array) -> Array:
 def random_dictionary(
     key: Key[Array, ""], d: int, n_features: int, k: int, b_dec: Float[Array, " d"] | None = None
 ) -> Dictionary:
-    """A TopK dictionary before its training: directions uniform on the sphere, each read and written alike. Give it the
-    mean of the activations for `b_dec` (default 0), or the first figure to look bad is the mean's."""
+    """An untrained TopK dictionary: directions are uniform on the sphere, and the encoder is the decoder's transpose.
+
+    Args:
+      key: for the directions.
+      d: width of the activations.
+      n_features: number of features.
+      k: latents on, per row.
+      b_dec: give the mean of the activations, which otherwise costs most of the reconstruction. None: 0.
+    """
     return init_sae(key, d, n_features, TopK(k).init(n_features, jnp.float32), b_dec)
 
 
 def random_like(key: Key[Array, ""], dictionary: Dictionary) -> Dictionary:
-    """`dictionary` with random directions: each feature's encoder column and decoder row keep their norms and point the
-    same random way; biases and activation stay. L0 stays with TopK and BatchTopK only; with thresholds report it."""
+    """`dictionary` with random directions. Norms, biases and the activation stay.
+
+    Each feature's encoder column and decoder row point in the same random direction. L0 stays the same with TopK and
+    BatchTopK only, so report it for others.
+
+    Raises:
+      UserError: the dictionary writes another value than it reads, or has a skip.
+    """
     W_enc, W_dec = dictionary.W_enc, dictionary.W_dec
     if not dictionary.is_autoencoder():
         raise UserError(
@@ -92,7 +106,7 @@ def random_like(key: Key[Array, ""], dictionary: Dictionary) -> Dictionary:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Refit(SparseCoder):
-    """The codes of `encoder`, any dictionary, under another decoder."""
+    """The encoder of one dictionary with another decoder."""
 
     encoder: EncoderDecoder
     W_dec: Float[Array, "feature d"]
@@ -117,9 +131,18 @@ def check_sae(dictionary: EncoderDecoder, what: str) -> None:
 
 
 def refit(dictionary: EncoderDecoder, rows: Rows, ridge: float = 1e-6) -> Refit:
-    """`dictionary` with the decoder and bias of least Σ‖x - x̂‖² for its codes: what training the decoder alone ends at.
-    Normal equations, (feature + 1)² floats; `ridge` times the mean square of a latent keeps dead and redundant latents
-    at 0. For SAEs, as it is x that is fitted to."""
+    """`dictionary` with the decoder and bias that have the least Σ‖x - x̂‖² for its codes.
+
+    Training the decoder alone would end at the same. It solves normal equations with (feature + 1)² floats.
+
+    Args:
+      dictionary: an SAE; its encoder is kept.
+      rows: activations.
+      ridge: penalty on the decoder, times the mean square of a latent. It keeps dead and redundant latents at 0.
+
+    Raises:
+      UserError: the dictionary writes another value than it reads, or there are no rows.
+    """
     check_sae(dictionary, "a decoder")
 
     @jax.jit
@@ -137,7 +160,7 @@ def refit(dictionary: EncoderDecoder, rows: Rows, ridge: float = 1e-6) -> Refit:
 
 
 def frozen_random_encoder(key: Key[Array, ""], rows: Iterable[Array], n_features: int, k: int) -> Refit:
-    """A random TopK dictionary about the mean of the first batch, its decoder refitted."""
+    """A random TopK dictionary, centred on the mean of the first batch, with a refitted decoder."""
     rows = list(rows)
     if not rows:
         raise UserError("frozen_random_encoder got no rows: give an iterable of [row, d] arrays")
@@ -146,7 +169,8 @@ def frozen_random_encoder(key: Key[Array, ""], rows: Iterable[Array], n_features
 
 
 def principal_components(rows: Rows, k: int) -> Basis:
-    """The mean and the first `k` principal components: z is signed, L0 = k, and FVU = Σ_{i>k} λ_i / Σ λ_i."""
+    """The mean and the first `k` principal components: z is signed, L0 = k, and FVU = Σ_{i>k} λ_i / Σ λ_i. No linear
+    code with L0 = k has a lower FVU."""
 
     @jax.jit
     def of_batch(x):
@@ -164,7 +188,8 @@ def principal_components(rows: Rows, k: int) -> Basis:
 
 
 def neurons(d: int, k: int, b_dec: Float[Array, " d"] | None = None) -> Basis:
-    """The coordinates themselves as features, the `k` of the largest magnitude on: the baseline with no dictionary."""
+    """The coordinates as features, of which the `k` with the largest magnitude are on: the baseline without a
+    dictionary."""
     if not 0 < k <= d:
         raise UserError(f"k={k} of {d} neurons: from 1 to {d}")
     return Basis(jnp.eye(d), jnp.zeros((d,)) if b_dec is None else b_dec, k)
@@ -173,9 +198,17 @@ def neurons(d: int, k: int, b_dec: Float[Array, " d"] | None = None) -> Basis:
 def oracle(
     directions: Float[Array, "feature d"], bias: Float[Array, " d"], threshold: Float[Array, "..."] | float
 ) -> Dictionary:
-    """The decoder is the truth, the encoder its pseudo-inverse, and what stays at or below `threshold` (half the
-    magnitude with which a feature fires, one for all or one each) is off. Exact where the directions are independent;
-    with more features than dimensions interference leaks into the codes, and only the decoder is perfect."""
+    """The true features as a dictionary: the decoder has their directions, and the encoder is its pseudo-inverse.
+
+    It is exact where the directions are independent. With more features than dimensions, interference leaks into the
+    codes, and only the decoder is right.
+
+    Args:
+      directions: the true features.
+      bias: the mean of the activations without any feature.
+      threshold: latents at or below it are off: about half the magnitude with which a feature fires, one number for all
+        features or one for each.
+    """
     W_enc = jnp.linalg.pinv(directions)
     log = jnp.log(jnp.asarray(threshold, directions.dtype))
     jump = Jump(jnp.broadcast_to(log, (directions.shape[0],)))

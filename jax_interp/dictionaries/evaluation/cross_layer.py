@@ -1,11 +1,11 @@
-"""What a cross-layer dictionary is worth: all of it together, layer by layer, and as the model that runs on it.
+"""The figures of a cross-layer dictionary: of all layers together, of each layer, and of its replacement model.
 
     result = evaluate_cross_layer(model, reads, clt, [(tokens, keep), ...], writes=targets)
     result.together.reconstruction.fvu, result.layers[3].fvu, result.replacement.recovered_mean
 
-Two losses are given. "Spliced" has every target at once replaced by what the latents of the clean run write: errors do
-not add up. The replacement model (replacement.py) reads in the run that it writes in, so the errors of early layers are
-read by later ones: the harsher figure, and that of the model that attribution graphs are drawn of.
+There are two losses. For the spliced loss, all targets are replaced by what the latents of the clean run write, so
+errors do not accumulate. The replacement model (replacement.py) reads from the run that it writes to, so later layers
+read the errors of earlier ones. Its loss is higher, and it is the model that attribution graphs describe.
 """
 
 from __future__ import annotations
@@ -28,38 +28,49 @@ from jax_interp.dictionaries.replacement import replacement
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A source and the target of its layer. `fvu` is of the target, which earlier sources write too; L0 and dead
-    features are the source's own."""
+    """One source, and the target of its layer."""
 
     reads: str
+    """Address that the source reads."""
     writes: str
+    """Address of the target."""
     fvu: float
+    """FVU of the target. Earlier sources write it too."""
     l0: float
+    """Mean number of the source's latents that are on, per token."""
     dead: int
+    """Latents of the source that fired on no token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Replaced:
-    """Of the replacement model, over the predictions that `Evaluation.cross_entropy` counts, in nats; `recovered_*`
-    and `kl_score_mean` against the same ablations of all targets."""
+    """The replacement model, over the predictions that `Evaluation.cross_entropy` counts. All targets are ablated."""
 
     cross_entropy: float
+    """Its cross-entropy, in nats."""
     kl: float
+    """KL from the clean prediction, in nats."""
     recovered_mean: float
+    """(mean-ablated - this) / (mean-ablated - clean), of cross-entropies."""
     recovered_zero: float
+    """(zero-ablated - this) / (zero-ablated - clean), of cross-entropies."""
     kl_score_mean: float
+    """1 - KL / KL of mean ablation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CrossLayerEvaluation:
-    """Everything measured in one call."""
+    """The figures of `evaluate_cross_layer`."""
 
     together: Evaluation
+    """All sources and targets side by side."""
     layers: tuple[Layer, ...]
+    """Each source with the target of its layer."""
     replacement: Replaced
+    """The loss of the replacement model."""
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of `Evaluation.to_json()`, "layers" and "replacement" beside them."""
+        """The figures of `Evaluation.to_json()`, and "layers" and "replacement"."""
         return self.together.to_json() | without_nan(
             {"layers": [dataclasses.asdict(layer) for layer in self.layers]}
             | {"replacement": dataclasses.asdict(self.replacement)}
@@ -73,8 +84,19 @@ def evaluate_cross_layer(
     batches: Batches,
     writes: Sequence[str] | None = None,
 ) -> CrossLayerEvaluation:
-    """`evaluate` of all sources and targets side by side, and one more pass for the replacement model. `writes` None:
-    it writes what it reads. Raises what `evaluate` and `replacement` raise."""
+    """Measure a cross-layer dictionary in its model.
+
+    Args:
+      model: any model that keeps the contract of `jax_interp.surgery`.
+      reads: the address that each source reads.
+      dictionary: the cross-layer dictionary.
+      batches: pairs of tokens and `keep`, as for `evaluate`. They are gone through three times.
+      writes: the address of each target. None: `reads`.
+
+    Raises:
+      SelfCheckError: as in `evaluate`.
+      UserError: as in `evaluate` and `replacement`.
+    """
     targets = reads if writes is None else writes
     together = evaluate(model, reads, SideBySide(dictionary), batches, writes=writes)
     of_layers = zip(reads, targets, together.fvu_by_value.values(), together.by_source, strict=True)
@@ -92,8 +114,8 @@ def of_replacement(
     batches: Batches,
     others: CrossEntropy,
 ) -> Replaced:
-    """The replacement model's loss on the same `batches` that the `others` were measured on. Values that are not kept
-    are the model's own."""
+    """The replacement model's loss on the `batches` that gave `others`. Where nothing is kept, values are the model's
+    own."""
     local = replacement(model, reads, writes, dictionary)
     loss = divergence = 0.0
     for tokens, keep in batches:

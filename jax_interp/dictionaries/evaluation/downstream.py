@@ -1,11 +1,11 @@
-"""What splicing a dictionary into the model costs the model: cross-entropy and KL, in nats per predicted token.
+"""The loss of a model with a dictionary spliced in: cross-entropy and KL, in nats per predicted token.
 
-A prediction counts where the position it is made at and its target are both kept, so padding is neither input nor
-target, whatever its token id. Positions that are not kept keep their own activations in every variant.
+A prediction counts where the position that it is made from and the next position are both kept. Positions that are not
+kept have their own activations in every variant.
 
-Losses are summed by position and, apart from it, by context length: how many kept tokens of its sequence a prediction
-is made from. The two differ where padding stands on the left. A dictionary trained on short sequences can fail on long
-ones without its average showing it.
+Losses are summed by position, and by context length: the number of kept tokens that a prediction is made from. The two
+differ where padding stands on the left. A dictionary trained on short sequences can fail on long ones, which its mean
+loss does not show.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Addresses = str | Sequence[str]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Identity(SparseCoder):
-    """The dictionary that changes nothing: what the spliced model is checked with."""
+    """The dictionary that changes nothing. `evaluate` checks the splicing with it."""
 
     def encode(self, x: Array) -> Array:
         return x
@@ -42,7 +42,7 @@ class Identity(SparseCoder):
 
 
 class SelfCheckError(RuntimeError):
-    """Splicing the identity changed the model's loss: the figures of a spliced dictionary would be wrong too."""
+    """Splicing in the identity changed the model's loss, so the figures of a dictionary would be wrong too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,17 +176,18 @@ class CrossEntropy:
 
 @jax.jit
 def log_probabilities(model: Any, tokens: Int[Array, "seq pos"]) -> Float[Array, "seq predicted vocab"]:
-    """Of every next token, in float32 at least."""
+    """Log probabilities of every next token, in float32 at least."""
     return objectives.log_probabilities(model(tokens)[:, :-1])
 
 
 def prediction_mask(keep: Bool[Array, "seq pos"]) -> np.ndarray:
+    """Which predictions count: those from a kept position and of a kept token, [seq, pos - 1]."""
     kept = np.asarray(keep, bool)
     return kept[:, :-1] & kept[:, 1:]
 
 
 def check_identity(model: Any, address: Addresses, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"]) -> None:
-    """Raise SelfCheckError unless splicing `Identity` gives the clean cross-entropies to the bit."""
+    """Raises SelfCheckError where splicing in `Identity` changes a bit of the cross-entropies."""
     clean = np.asarray(negative_log_likelihood(log_probabilities(model, tokens), tokens[:, 1:]))
     same = edit(model, *(at(one, Splice(Identity()), where=keep) for one in address_tuple(address)))
     same = np.asarray(negative_log_likelihood(log_probabilities(same, tokens), tokens[:, 1:]))
@@ -199,11 +200,12 @@ def check_identity(model: Any, address: Addresses, tokens: Int[Array, "seq pos"]
 
 
 def address_tuple(addresses: Addresses) -> tuple[str, ...]:
+    """One or several addresses as a tuple."""
     return (addresses,) if isinstance(addresses, str) else tuple(addresses)
 
 
 def splice(model: Any, address: str, dictionary: EncoderDecoder, keep: Bool[Array, "seq pos"]) -> Any:
-    """The model with the dictionary's reconstruction in place of the value, where `keep`."""
+    """The model with the dictionary's reconstruction in place of the value, where `keep` is True."""
     return edit(model, at(address, Splice(dictionary), where=keep))
 
 
@@ -215,8 +217,8 @@ def splice_written(
     tokens: Array,
     keep: Bool[Array, "seq pos"],
 ) -> Any:
-    """The model with what the dictionary makes of the clean run's `reads` in place of each of `writes`, where `keep`:
-    the splice of a transcoder, and of a crosscoder, all of whose values are replaced at once."""
+    """The model with what the dictionary writes, from `reads` of the clean run, in place of each of `writes`, where
+    `keep` is True. This is how a transcoder is spliced in, and a crosscoder, whose values are all replaced at once."""
     parts = _written(model, dictionary, tokens, reads=address_tuple(reads), writes=address_tuple(writes))
     return edit(
         model, *(at(one, Replace(part), where=keep) for one, part in zip(address_tuple(writes), parts, strict=True))
@@ -245,8 +247,20 @@ def batch_losses(
     mean: Float[Array, " d_out"],
     writes: Addresses | None = None,
 ) -> dict[str, np.ndarray]:
-    """Per-prediction cross-entropies and KLs of each variant, float64 [seq, predicted] on the host. `mean` is that of
-    what is written, side by side where these are several values."""
+    """The cross-entropies and KLs of one batch, for each variant: float64 [seq, predicted], on the host.
+
+    Args:
+      model: the model.
+      address: what the dictionary reads.
+      dictionary: anything with `encode` and `decode`.
+      tokens: [seq, pos].
+      keep: [seq, pos]; where it is False, nothing is replaced.
+      mean: the mean of what is written, for mean ablation. Several values are side by side.
+      writes: what is written. None: what is read.
+
+    Returns:
+      "clean", "spliced", "zero", "mean": cross-entropies. "kl_spliced", "kl_zero", "kl_mean": KL from clean.
+    """
     keep, targets = jnp.asarray(keep), address_tuple(writes or address)
     shapes = jax.eval_shape(read(model, *dict.fromkeys(targets), output=False), tokens)
     if writes is None and isinstance(address, str) and len(shapes[address].shape) == 3:
@@ -270,21 +284,28 @@ def batch_losses(
 
 
 def context_length(keep: Bool[Array, "seq pos"]) -> np.ndarray:
-    """Of the prediction made at each position but the last: the kept tokens up to there, [seq, predicted]."""
+    """For each prediction, the number of kept tokens that it is made from, [seq, predicted]."""
     return np.cumsum(np.asarray(keep, bool), axis=1)[:, :-1]
 
 
 def add_by_position(
     total: dict[str, np.ndarray] | None, batch: dict[str, np.ndarray], counted: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Sums over sequences, by position; batches may differ in length."""
+    """The sums by position with one more batch. Batches may differ in length."""
     return add_by_index(total, batch, counted, np.broadcast_to(np.arange(counted.shape[1]), counted.shape))
 
 
 def add_by_index(
     total: dict[str, np.ndarray] | None, batch: dict[str, np.ndarray], counted: np.ndarray, place: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Sums of what is counted, by the whole number `place` [seq, predicted]."""
+    """The sums with one more batch, by an index.
+
+    Args:
+      total: the sums so far, None at first.
+      batch: losses of each variant, [seq, predicted].
+      counted: which predictions count.
+      place: the index of each prediction: its position, or its context length.
+    """
     length = max(int(place.max(initial=0)) + 1, 0 if total is None else len(total["count"]))
     at = lambda weights: np.bincount(place[counted], weights, minlength=length)
     sums = {name: at(a[counted]) for name, a in batch.items()} | {"count": at(None)}
@@ -295,12 +316,12 @@ def add_by_index(
 
 
 def without_position_0(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Sums by position without those of position 0, whose activations are of another kind in most models."""
+    """Sums by position without position 0, whose activations are of another kind in most models."""
     return {name: np.concatenate([np.zeros_like(a[:1]), a[1:]]) for name, a in total.items()}
 
 
 def _means(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Means and the scores of these means, elementwise, NaN where nothing is."""
+    """Means, and scores of these means, elementwise. NaN where nothing was counted."""
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = {name: np.asarray(a / sums["count"]) for name, a in sums.items() if name != "count"}
         score = lambda ablated, spliced, clean: np.where(

@@ -1,10 +1,7 @@
-"""What a dictionary is worth, on any model that keeps the contract.
+"""The figures of a dictionary, in any model that keeps the contract.
 
-    result = evaluate(model, "blocks.2.resid_post", sae, [(tokens, keep), ...])
-    result.reconstruction.fvu, result.cross_entropy.recovered_zero, result.to_json()
-
-`keep` [seq, pos] is False at padding and special tokens: they are in no figure, and keep their own activations when the
-dictionary is spliced in. Definitions: reconstruction.py, density.py and downstream.py.
+result = evaluate(model, "blocks.2.resid_post", sae, [(tokens, keep), ...])
+result.reconstruction.fvu, result.cross_entropy.recovered_zero, result.to_json()
 """
 
 from __future__ import annotations
@@ -44,11 +41,14 @@ Batches = Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What activations alone say."""
+    """The figures that need activations and no model."""
 
     reconstruction: Reconstruction
+    """How well and how sparsely activations are reconstructed."""
     density: Density
+    """How often features fire."""
     published: Published
+    """Figures as other libraries define them."""
 
 
 def evaluate_rows(
@@ -56,8 +56,22 @@ def evaluate_rows(
     rows: Iterable[Float[Array, "row d"]],
     written: Iterable[Float[Array, "row d_out"]] | None = None,
 ) -> Figures:
-    """Measure `dictionary` on activations at hand, without their model; `written` is what a transcoder should make of
-    them. Batches of one shape compile once, for all dictionaries of one form. UserError where there are no rows."""
+    """Measure a dictionary on given activations, without their model.
+
+    Batches of one shape compile once, for all dictionaries of one form.
+
+    Args:
+      dictionary: anything with `encode` and `decode`.
+      rows: batches of what it reads. They are gone through once.
+      written: batches of what it should write, of the same lengths. None: what it reads.
+
+    Raises:
+      UserError: there are no rows.
+
+    Example:
+        figures = evaluate_rows(sae, [harvest(model, "blocks.2.resid_post", tokens)])
+        figures.reconstruction.fvu
+    """
     shift, total = None, None
     for x, y in zip(rows, itertools.repeat(None) if written is None else written, strict=written is not None):
         keep = jnp.ones((x.shape[0],), bool)
@@ -71,26 +85,30 @@ def evaluate_rows(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Everything measured in one call.
-
-    `*_after_first` leave out position 0, whose activations can be thirty times as long as all others and then rule SSE
-    and FVU; None where position 0 is never kept (or nothing else is), so that the figures above are without it already.
-    `fvu_by_value` is the FVU at each address written: that of several together is ruled by the longest values.
-    `by_source` tells apart the latents of each address read, where each has its own (side_by_side.py).
-    """
+    """The figures of `evaluate`, over kept tokens, or over predictions from kept tokens and of kept tokens."""
 
     address: Addresses
+    """What the dictionary reads."""
     reconstruction: Reconstruction
+    """How well and how sparsely activations are reconstructed."""
     density: Density
+    """How often features fire."""
     cross_entropy: CrossEntropy
+    """The model's loss with the dictionary spliced in, and with the value ablated."""
     reconstruction_after_first: Reconstruction | None
+    """`reconstruction` without position 0, whose activations can be thirty times as long as all others and then decide
+    SSE and FVU. None where position 0 is never kept, or nothing else is: `reconstruction` says the same."""
     cross_entropy_after_first: CrossEntropy | None
+    """`cross_entropy` without predictions from position 0. None in the same cases."""
     published: Published
+    """Figures as other libraries define them."""
     fvu_by_value: dict[str, float]
+    """The FVU of each value that is written, by address. In the FVU of all together, the longest values count most."""
     by_source: tuple[SourceSparsity, ...] = ()
+    """The latents of each source, where each source has its own (a cross-layer dictionary)."""
 
     def to_json(self) -> dict[str, Any]:
-        """As nested dicts and lists of JSON values; NaN becomes None."""
+        """The figures as nested dicts and lists of JSON values. NaN becomes None."""
         return without_nan(dataclasses.asdict(self))
 
 
@@ -101,15 +119,27 @@ def evaluate(
     batches: Batches,
     writes: Addresses | None = None,
 ) -> Evaluation:
-    """Measure `dictionary` (anything with encode and decode) at `address` over `batches`, which are gone through twice:
-    once for the activations, running the model up to `address` only, and once for the loss, in four variants.
+    """Measure a dictionary in its model.
+
     Batches of one shape compile once.
 
-    Several addresses are read side by side in the last axis (a crosscoder). `writes` are the addresses of what the
-    dictionary should write, where that is not what it reads (a transcoder); spliced and ablated is what is written.
+    Args:
+      model: any model that keeps the contract of `jax_interp.surgery`.
+      address: what the dictionary reads. Several addresses are read side by side in the last axis (a crosscoder).
+      dictionary: anything with `encode` and `decode`.
+      batches: pairs of tokens [seq, pos] and `keep` [seq, pos]. They are gone through twice: for the activations, for
+        which the model runs up to `address` only, and for four losses. Where `keep` is False (padding, special tokens),
+        a position is in no figure and keeps its own activation when the dictionary is spliced in.
+      writes: what the dictionary should write. None: what it reads. The dictionary is spliced in here, and the
+        ablations are of this value.
 
-    Raises SelfCheckError where splicing the identity into the first batch changes a bit of its cross-entropy, UserError
-    where `keep` leaves no token or no prediction.
+    Raises:
+      SelfCheckError: splicing the identity into the first batch changes a bit of its cross-entropy.
+      UserError: there are no batches, their shapes differ, or `keep` leaves no token or no prediction.
+
+    Example:
+        result = evaluate(model, "blocks.2.resid_post", sae, [(tokens, keep)])
+        result.reconstruction.l0, result.cross_entropy.recovered_zero
     """
     if not len(batches):
         raise UserError("evaluate got no batches: give at least one (tokens, keep)")
@@ -148,8 +178,8 @@ def evaluate(
 def _sums(
     model: Any, address: Addresses, dictionary: EncoderDecoder, batches: Batches, writes: Addresses | None
 ) -> tuple[np.ndarray, dict[str, Any], dict[str, Any] | None, dict[str, int]]:
-    """(shift, totals, totals of position 0 alone or None where there is no sense in leaving it out, width of each value
-    written) of the pass over activations. The shift of the second moments is the first batch's mean."""
+    """The pass over activations: (shift, sums, sums of position 0 alone, width of each value written). The shift of the
+    second moments is the mean of the first batch. The third is None where position 0 is never kept, or nothing else."""
     reads, targets = downstream.address_tuple(address), downstream.address_tuple(writes or address)
     of_targets = jax.eval_shape(lambda model, tokens: values(model, targets, tokens), model, jnp.asarray(batches[0][0]))
     widths = {name: part.shape[1] for name, part in zip(targets, of_targets, strict=True)}
@@ -176,14 +206,14 @@ _batch_sums = jax.jit(batch_sums)
 def _rows(
     model: Any, tokens: Array, reads: tuple[str, ...], writes: tuple[str, ...]
 ) -> tuple[Float[Array, "row d"], Float[Array, "row d_out"] | None]:
-    """What is read and, where it is something else, what should be written, side by side."""
+    """What is read, and what should be written where `writes` is not empty. Several values are side by side."""
     parts = values(model, reads + writes, tokens)
     x, y = parts[: len(reads)], parts[len(reads) :]
     return jnp.concatenate(x, axis=1), jnp.concatenate(y, axis=1) if y else None
 
 
 def without_nan(value: Any) -> Any:
-    """Nested dicts and lists with None in the place of what JSON has no number for."""
+    """Nested dicts and lists with None in place of NaN and infinities, which JSON does not have."""
     if isinstance(value, dict):
         return {name: without_nan(v) for name, v in value.items()}
     if isinstance(value, (list, tuple)):

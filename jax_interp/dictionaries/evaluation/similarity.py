@@ -1,14 +1,14 @@
-"""How alike two sets of directions are: two dictionaries, two seeds, a dictionary and the truth.
+"""How similar two sets of directions are: of two dictionaries, of two seeds, of a dictionary and the true features.
 
 Directions are rows [feature, ...]; further axes (the sites of a crosscoder) are flattened. A row of norm 0 has cosine 0
-with everything.
+with every row.
 
-    mmcs(a, b)              mean over a of the largest cosine with b (Sharkey et al. 2022). Not symmetric: with a much
-                            larger b it is high for any a, so look at both directions
+    mmcs(a, b)              mean over a of the largest cosine with b (Sharkey et al. 2022). It is not symmetric: with a
+                            much larger b it is high for any a, so compute it both ways
     mcc(a, b)               mean |cosine| of the best one-to-one assignment (O'Neill et al. 2025; SynthSAEBench)
-    uniqueness(a, truth)    how many different true features are some row's nearest, over the number of rows
+    uniqueness(a, truth)    the number of different nearest true features, over the number of rows
     fraction_found(a, truth, .9)  fraction of true features that some row has a cosine of at least .9 with
-    stability(a, b, ...)    of the same run with other seeds
+    stability(a, b, ...)    whether runs with different seeds find the same features
 
 Chance level, for m Gaussian directions in d dimensions: a row's largest cosine is about sqrt(2 ln m / d).
 """
@@ -30,7 +30,7 @@ Directions = Float[Array, "feature *axes"]
 
 
 def unit_directions(a: Directions) -> Float[Array, "feature d"]:
-    """Rows flattened to one axis, float32, of norm 1; a row of norm 0 stays 0."""
+    """Rows flattened to one axis, in float32, with norm 1. A row of norm 0 stays 0."""
     flat = a.reshape(a.shape[0], -1).astype(jnp.float32)
     norm = jnp.sqrt(jnp.sum(flat * flat, axis=1, keepdims=True))
     return flat / jnp.where(norm > 0, norm, jnp.ones_like(norm))
@@ -42,7 +42,7 @@ def _products(a: Float[Array, "row d"], b: Float[Array, "column d"]) -> Float[Ar
 
 @jax.jit
 def cosines(a: Directions, b: Directions) -> Float[Array, "row column"]:
-    """Of every row of `a` with every row of `b`: rows · columns floats."""
+    """The cosine of every row of `a` with every row of `b`."""
     return _products(unit_directions(a), unit_directions(b))
 
 
@@ -50,8 +50,15 @@ def cosines(a: Directions, b: Directions) -> Float[Array, "row column"]:
 def max_cosine(
     a: Directions, b: Directions, *, absolute: bool = False, exclude_self: bool = False, rows: int = 1024
 ) -> tuple[Float[Array, " row"], Int[Array, " row"]]:
-    """For each row of `a` its largest cosine (or |cosine|) with a row of `b`, and which row that is, the first of
-    equals. `rows` rows of cosines exist at a time. With `exclude_self` (for b = a) row i is not compared with row i."""
+    """For each row of `a`, its largest cosine with a row of `b`, and the index of that row (the first of equal ones).
+
+    Args:
+      a: directions.
+      b: directions.
+      absolute: compare |cosine|.
+      exclude_self: do not compare row i of `a` with row i of `b`; for b = a.
+      rows: how many rows of cosines are in memory at a time.
+    """
     a, b = unit_directions(a), unit_directions(b)
     n, block = a.shape[0], min(rows, a.shape[0])
     blocks = jnp.pad(a, ((0, -n % block), (0, 0))).reshape(-1, block, a.shape[1])
@@ -77,16 +84,22 @@ def mmcs(a: Directions, b: Directions, *, absolute: bool = False) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Matching:
-    """Row `rows[i]` of the one with row `columns[i]` of the other; min of both numbers of pairs."""
+    """A one-to-one assignment, with as many pairs as the smaller set has directions."""
 
     rows: Int[np.ndarray, " pair"]
+    """Index into the first set."""
     columns: Int[np.ndarray, " pair"]
-    cosines: Float[np.ndarray, " pair"]  # signed, whatever was maximised
+    """Index into the second set."""
+    cosines: Float[np.ndarray, " pair"]
+    """Signed cosine of each pair."""
 
 
 def match(a: Directions, b: Directions, *, absolute: bool = True) -> Matching:
-    """The one-to-one assignment with the largest sum of |cosines| (or of cosines), exact (Hungarian algorithm, on the
-    host, in float64): all cosines in memory, and time that grows with the cube of the smaller number of rows."""
+    """The one-to-one assignment with the largest sum of |cosine|, or of cosines where `absolute` is False.
+
+    It is exact (Hungarian algorithm, in float64 on the host). All cosines are in memory, and the time grows with the
+    cube of the smaller number of rows.
+    """
     from scipy.optimize import linear_sum_assignment
 
     c = np.asarray(cosines(a, b), np.float64)
@@ -95,37 +108,49 @@ def match(a: Directions, b: Directions, *, absolute: bool = True) -> Matching:
 
 
 def mcc(a: Directions, b: Directions, *, absolute: bool = True) -> float:
-    """Mean correlation coefficient: the mean |cosine| of the pairs of `match`. Symmetric."""
+    """Mean correlation coefficient: the mean |cosine| of the pairs of `match`. It is symmetric."""
     c = match(a, b, absolute=absolute).cosines
     return float(np.mean(np.abs(c) if absolute else c))
 
 
 def uniqueness(latents: Directions, truth: Directions) -> float:
-    """Distinct nearest true features over latents: 1 where each latent tracks another one."""
+    """The number of different nearest true features over the number of latents: 1 where no two latents share one."""
     nearest = np.asarray(max_cosine(latents, truth, absolute=True)[1])
     return len(np.unique(nearest)) / len(nearest)
 
 
 def fraction_found(latents: Directions, truth: Directions, threshold: float = 0.9) -> float:
-    """The fraction of true features that some latent has a cosine of at least `threshold` with. Their mean cosine, the
-    "ground-truth recall", is `mmcs(truth, latents)`."""
+    """The fraction of true features that have a cosine of at least `threshold` with a latent. Their mean cosine,
+    the "ground-truth recall", is `mmcs(truth, latents)`."""
     return float(np.mean(np.asarray(max_cosine(truth, latents)[0]) >= threshold))
 
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """Means over the ordered pairs of runs; `mcc` over the unordered ones, its cosines signed: a feature is a direction
-    with a sign."""
+    """How far runs agree: means over ordered pairs of runs. Cosines are signed, as features are."""
 
     pairs: int
+    """Number of ordered pairs."""
     threshold: float
-    shared: float  # fraction of features with a cosine of at least `threshold` in the other run
+    """The cosine from which on a feature counts as shared."""
+    shared: float
+    """Fraction of features with a cosine of at least `threshold` in the other run."""
     mmcs: float
+    """Mean largest cosine with a feature of the other run."""
     mcc: float
+    """Mean cosine of the best one-to-one assignment; a mean over unordered pairs."""
 
 
 def stability(*runs: Directions, threshold: float = 0.7) -> Stability:
-    """Whether runs that differ in their seed find the same features. UserError where there are fewer than two."""
+    """Whether runs with different seeds find the same features.
+
+    Args:
+      *runs: the decoder directions of each run, at least two.
+      threshold: the cosine from which on a feature counts as shared.
+
+    Raises:
+      UserError: there are fewer than two runs.
+    """
     if len(runs) < 2:
         raise UserError(f"stability of {len(runs)} run(s): give the directions of two or more")
     nearest = [np.asarray(max_cosine(a, b)[0], np.float64) for a, b in itertools.permutations(runs, 2)]

@@ -1,11 +1,11 @@
-"""AuxK: latents that have died are trained on what the others leave unexplained (Gao et al. 2024, appendix A.2).
+"""AuxK: dead latents are trained on what the others leave unexplained (Gao et al. 2024, appendix A.2).
 
     aux = Σ ‖e - ê‖²  /  Σ ‖e - ē‖²                              e = stop_gradient(y - ŷ), ē its mean over the batch
 
 ê is the decoding (without b_dec) of the k_aux largest pre-activations among dead latents, after ReLU.
 
-Deviation from published code: OpenAI's adds b_dec to both e and ê (the same thing); SAELens takes pre-activations
-without ReLU and decodes with b_dec; dictionary_learning is as here.
+Differences from published code: OpenAI's adds b_dec to both e and ê, which gives the same value. SAELens takes
+pre-activations without ReLU and decodes with b_dec. dictionary_learning does the same as this file.
 """
 
 from __future__ import annotations
@@ -32,14 +32,18 @@ Weights = tuple[Array, Array, Array]  # W_enc, b_enc, W_dec
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class AuxK(Term):
-    """`coefficient` · aux. `k` None: the power of two nearest d / 2 from below, d being the width of one written value
-    (a crosscoder's published code likewise). Costs nothing while no latent is dead, and then as much as their number
-    asks for; under `vmap` always as much as all of them would."""
+    """`coefficient` · aux.
+
+    It costs nothing while no latent is dead, and otherwise as much as the number of dead latents requires. Under `vmap`
+    it always costs as much as if all were dead.
+    """
 
     entries_suffice = True
     cross_layer = "sources"
     coefficient: float = 1 / 32
     k: int | None = None
+    """How many dead latents are used for each row. None: the largest power of two up to d / 2, where d is the width of
+    one written value (as in published code for crosscoders)."""
 
     def check(self, activation: Activation) -> None:
         if not activation.uses_encoder:
@@ -62,7 +66,7 @@ class AuxK(Term):
 
 
 def default_k_aux(d: int, n_features: int) -> int:
-    """The power of two nearest d / 2 from below (Gao et al. 2024), at most the number of features."""
+    """The largest power of two up to d / 2 (Gao et al. 2024), at most the number of features."""
     return min(1 << max((d // 2).bit_length() - 1, 0), n_features)
 
 
@@ -70,18 +74,25 @@ def default_k_aux(d: int, n_features: int) -> int:
 def aux_loss(
     weights: Weights, x: Float[Array, "row d"], error: Float[Array, "row e"], dead: Bool[Array, " feature"], k_aux: int
 ) -> Float[Array, ""]:
-    """How much of `error` the dead latents leave unexplained, 0 when none is dead. `x` is what the encoder multiplies.
+    """The fraction of `error` that the dead latents leave unexplained. 0 where none is dead.
 
-    The dead latents are first gathered into a smaller dictionary of the least width that holds them all, one of
-    k_aux (then all are used, nothing is selected), 4·k_aux or the whole: the value is the same whichever is taken.
-    Differentiable with respect to `weights` and `x`; `error` and `dead` are constants.
+    The dead latents are gathered into a smaller dictionary of width k_aux (then all of them are used), 4·k_aux or all
+    features: the smallest that holds them. The value does not depend on the width. It is differentiable with respect to
+    `weights` and `x`.
+
+    Args:
+      weights: W_enc, b_enc, W_dec.
+      x: what the encoder multiplies.
+      error: what should be explained; a constant.
+      dead: which features are dead; a constant.
+      k_aux: how many of them are used for each row.
     """
     return _by_width(lambda of_width, *args: of_width(*args), weights, x, error, dead, k_aux)
 
 
 def _by_width(call, weights, x, error, dead, k_aux) -> Any:
     n_dead, n_features = jnp.sum(dead), len(dead)
-    # On a mesh dead latents are where they are: gathered into one place they would have to travel there.
+    # On a mesh dead latents are not gathered: they would have to travel between devices.
     narrower = (w for w in (k_aux, 4 * k_aux) if w < n_features and feature_shards() == 1)
     widths = (*narrower, n_features)
     branch = jnp.where(n_dead == 0, 0, 1 + sum((n_dead > w).astype(jnp.int32) for w in widths[:-1]))
@@ -90,8 +101,8 @@ def _by_width(call, weights, x, error, dead, k_aux) -> Any:
 
 
 def _aux_forward(weights, x, error, dead, k_aux):
-    # The gradient is taken inside the branch. Left to autodiff, every branch would hand its intermediate values to the
-    # backward pass, and a step without dead latents would fill all of theirs with zeros (a third of its time).
+    # The gradient is taken inside the branch. With autodiff, every branch would return its intermediate values for the
+    # backward pass, and a step without dead latents would fill them with zeros (a third of its time).
     gradient = lambda of_width, *args: jax.value_and_grad(of_width, argnums=(0, 1))(*args)
     return _by_width(gradient, weights, x, error, dead, k_aux)
 

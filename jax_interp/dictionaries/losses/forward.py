@@ -19,27 +19,34 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """One batch through a dictionary. `x` is what was read and `y` what should be written (an SAE: the same).
-
-    `variance` is E‖y - E y‖², measured once before training; `progress` rises from 0 to 1 over the run.
-    """
+    """One batch through a dictionary: what a loss term is given."""
 
     dictionary: Dictionary
     x: Float[Array, "row d_in"]
+    """What the dictionary read."""
     y: Float[Array, "row d_out"]
+    """What it should write. For an SAE, `x`."""
     code: Code
+    """Its latents, in the form that is trained on."""
     y_hat: Float[Array, "row d_out"]
+    """What it wrote."""
     dead: Bool[Array, " feature"]
+    """Features that have not fired for `DictionaryConfig.dead_after` tokens."""
     variance: Float[Array, ""]
+    """E‖y - E y‖², measured once before training."""
     progress: Float[Array, ""]
+    """The part of the run that is over: from 0 to 1."""
     key: Key[Array, ""]
+    """For terms that draw something. Each step has another."""
 
     @property
     def error(self) -> Float[Array, "row d_out"]:
+        """y - y_hat."""
         return self.y - self.y_hat
 
     @property
     def rows(self) -> Float[Array, ""]:
+        """The number of rows, in the dtype of `x`."""
         return jnp.asarray(self.x.shape[0], self.x.dtype)
 
 

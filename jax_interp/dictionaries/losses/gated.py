@@ -1,8 +1,8 @@
 """Terms that train the gate of a Gated dictionary (Rajamanoharan et al. 2024, arXiv:2404.16014, eq. 8).
 
 GateL1          λ mean Σ max(π_i, 0)
-FrozenDecoder   the error of decoding max(π, 0) with the decoder, its bias and a skip held fixed: the gate learns to
-                detect features, and cannot pull the decoder into shrinking them
+FrozenDecoder   the error of decoding max(π, 0), without gradient for the decoder, its bias and a skip. The gate learns
+                to detect features, and cannot make the decoder shrink them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, n
 
 
 def _gate(forward: Forward, term: Term) -> DenseCode | EntryCode:
-    """A code of max(π, 0)."""
+    """A code with the values max(π, 0)."""
     needs_gate(term, forward.dictionary.activation)
     code = pre_code(forward, term)
     return code.with_values(jax.nn.relu(code.pre))
@@ -32,6 +32,8 @@ def _gate(forward: Forward, term: Term) -> DenseCode | EntryCode:
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class GateL1(Term):
+    """λ · mean Σ max(π_i, 0), the L1 of the gate."""
+
     entries_suffice = True
     coefficient: float = 0.01
     warmup: float = 0.05
@@ -47,6 +49,8 @@ class GateL1(Term):
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class FrozenDecoder(Term):
+    """`coefficient` · the error of decoding max(π, 0), without gradient for the decoder."""
+
     entries_suffice = True
     coefficient: float = 1.0
     kind: Kind = "fvu"

@@ -1,10 +1,10 @@
-"""Ghost gradients: dead latents are trained through an exponential instead of their ReLU (Anthropic, January 2024).
+"""Ghost gradients: dead latents are trained with an exponential in place of their ReLU (Anthropic, January 2024).
 
     g = exp(pre_dead) W_dec,dead, scaled to half the norm of the residual r = y - ŷ
     ghost = Σ c (g - r)² / ‖r‖,  c = r² / ((g - r)² / ‖r‖ + 1e-6) at each entry, in the reconstruction term's units
 
-The scale of g, r and c are without gradient. The residual is of what the dictionary writes; a widely used transcoder
-code takes that of what it reads.
+No gradient flows through the scale of g, through r and through c. The residual is that of what the dictionary writes. A
+widely used transcoder code takes the residual of what it reads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, n
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class GhostGradients(Term):
-    """Its value is about the reconstruction term's while a latent is dead, else 0; what matters is its gradient."""
+    """While a latent is dead, its value is about that of the reconstruction term, otherwise 0. Its gradient is what
+    matters."""
 
     coefficient: float = 1.0
     kind: Kind = "fvu"

@@ -1,10 +1,10 @@
-"""Terms that ask for the target back. Each is Σ over the row's dimensions, mean over the batch, over the variance V:
+"""Terms for the error of the reconstruction. `kind` says how squared errors become one number:
 
-    fvu   mean ‖y - ŷ‖² / V     (V measured once: the scale depends neither on d, nor the model, nor the batch at hand)
+    fvu   mean ‖y - ŷ‖² / V     V is the variance, measured once, so that the scale depends on no width, model or batch
     sse   mean ‖y - ŷ‖²
     mse   mean ‖y - ŷ‖² / d
 
-A coefficient tuned beside one of them serves beside another after multiplying by the same factor.
+Means are over rows. When `kind` changes, multiply the coefficients of the other terms by the same factor.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ Kind = Literal["fvu", "sse", "mse"]
 
 
 def squared_error_loss(error: Float[Array, "row d"], forward: Forward, kind: Kind) -> Float[Array, ""]:
+    """The squares of `error` as one number."""
     return reduce_squares(error * error, forward, kind)
 
 
 def reduce_squares(squares: Float[Array, "row d"], forward: Forward, kind: Kind) -> Float[Array, ""]:
+    """`squares` as one number: summed over columns, averaged over rows, divided as `kind` says."""
     sse = jnp.sum(squares) / forward.rows
     if kind == "fvu":
         return sse / forward.variance
@@ -45,7 +47,7 @@ def divisor(kind: Kind, variance: Float[Array, ""], width: int) -> Float[Array, 
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class Reconstruction(Term):
-    """`coefficient` · the error of the whole dictionary."""
+    """`coefficient` · the squared error of the reconstruction."""
 
     cross_layer = "targets"
     entries_suffice = True
@@ -64,19 +66,23 @@ class Reconstruction(Term):
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class Matryoshka(Term):
-    """The mean of the errors of nested dictionaries, made of the first n features for each n of `prefixes`; the last is
-    always the whole (Bussmann et al. 2025, arXiv:2503.17547). One code serves them all, so the first features have to
-    be useful without the later ones. `fractions` of the number of features; `random`: that many prefixes are drawn
-    anew each step instead, n = m·u² with u uniform, which is short prefixes more often (Nabeshima 2024).
+    """`coefficient` · the mean of the errors of nested dictionaries (Bussmann et al. 2025, arXiv:2503.17547).
 
-    Deviations from published code: Bussmann's mean has b_dec alone as a level too, here it is none; Nabeshima's sorts
-    the latents by magnitude after each step, here they keep their places."""
+    Each nested dictionary has the first n features; the last has all of them. They share one code, so the first
+    features must be useful without the later ones.
+
+    Differences from published code: Bussmann's mean also contains b_dec alone. Nabeshima's code sorts latents by
+    magnitude after each step; here they keep their places.
+    """
 
     entries_suffice = True
     reconstructs = True
     coefficient: float = 1.0
     fractions: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    """n over the number of features, ascending, each above 0 and below 1."""
     random: int = 0
+    """Above 0: so many nested dictionaries, all but the last drawn at each step, n = m·u² with u uniform, m being the
+    number of features. Small n are drawn more often (Nabeshima 2024)."""
     kind: Kind = "fvu"
 
     def __post_init__(self) -> None:
@@ -112,11 +118,12 @@ class Matryoshka(Term):
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class MultiTopK(Term):
-    """`coefficient` · the error with `factor` times as many latents as the activation has: a code that degrades
-    gracefully when k is changed after training (Gao et al. 2024, §2.4 and appendix A.8)."""
+    """`coefficient` · the error with more latents on, so that k can be changed after training (Gao et al. 2024, §2.4,
+    appendix A.8)."""
 
     coefficient: float = 1 / 8
     factor: int = 4
+    """How many times as many latents."""
     kind: Kind = "fvu"
 
     def check(self, activation: Activation) -> None:

@@ -1,7 +1,7 @@
 """Terms that make a ReLU code sparse.
 
-L1     mean over rows of Σ f_i w_i       w_i = 1 (rows of norm 1), or the norm of the feature's decoder row
-Lp     mean of Σ f_i^p, p falling from 1 in the course of the run
+L1           mean over rows of Σ f_i w_i       w_i = 1, or the norm of the feature's decoder row
+AnnealedLp   mean over rows of Σ f_i^p         p falls from 1 during the run
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ Weight = Literal["none", "l1_of_norms", "l2_of_norms"]
 
 
 def feature_weights(forward: Forward, weight: Weight) -> Float[Array, " feature"]:
-    """1, or the norm of the decoder row. Where a dictionary writes several values: the sum of the norms at each
-    (Lindsey et al. 2024: comparable to the SAEs of each), or the norm of them all together."""
+    """What each feature counts: 1 ("none"), or the norm of its decoder row.
+
+    Where a dictionary writes several values, "l1_of_norms" adds the norms at each value (Lindsey et al. 2024:
+    comparable to an SAE of each), and "l2_of_norms" is the norm of the whole row.
+    """
     if weight == "none":
         return jnp.ones((forward.dictionary.n_features,), forward.x.dtype)
     norms = site_norms(forward.dictionary)
@@ -38,14 +41,19 @@ def feature_weights(forward: Forward, weight: Weight) -> Float[Array, " feature"
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class L1(Term):
-    """λ · mean Σ f_i w_i, λ warmed up over a part of the run. Without weights it needs decoder rows of norm 1 (Bricken
-    et al. 2023), or a dictionary escapes by shrinking its latents; with weights rows are free (April 2024 update)."""
+    """`coefficient` · mean Σ f_i w_i.
+
+    Without weights it needs decoder rows of norm 1 (Bricken et al. 2023). Otherwise a dictionary makes it small by
+    shrinking latents and enlarging rows. With weights, rows can have any norm (Anthropic, April 2024 update).
+    """
 
     entries_suffice = True
     cross_layer = "sources"
     coefficient: float = 0.01
     weight: Weight = "none"
+    """w_i: 1, or the norm of the feature's decoder row (`feature_weights`)."""
     warmup: float = 0.05
+    """The part of the run in which the coefficient rises from 0."""
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         penalty = forward.code.weighted_sum(feature_weights(forward, self.weight)) / forward.rows
@@ -56,16 +64,22 @@ class L1(Term):
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class AnnealedLp(Term):
-    """λ · c · mean Σ f_i^p: p falls linearly from 1 at `start` of the run to `end_p` at its end, which penalises weak
-    latents ever more and strong ones ever less (Karvonen et al. 2024). c, without gradient, holds the penalty at the
-    size that Σ f_i of the same batch has; the published code holds it over its last ten steps instead."""
+    """`coefficient` · c · mean Σ f_i^p (Karvonen et al. 2024).
+
+    p falls linearly from 1 to `end_p`, so that weak latents are penalised more and more, and strong ones less. The
+    factor c, without gradient, keeps the penalty as large as Σ f_i of the same batch. The published code computes c
+    from its last ten steps.
+    """
 
     entries_suffice = True
     cross_layer = "sources"
     coefficient: float = 0.01
     start: float = 0.3
+    """The part of the run after which p falls."""
     end_p: float = 0.2
+    """p at the end of the run."""
     warmup: float = 0.05
+    """The part of the run in which the coefficient rises from 0."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < 1 or not 0 < self.end_p <= 1:
@@ -80,7 +94,7 @@ class AnnealedLp(Term):
         f = pre_code(forward, self).values
         p = 1 - (1 - self.end_p) * jnp.clip((forward.progress - self.start) / (1 - self.start), 0.0, 1.0)
         on = f > 0
-        # The derivative of f^p is infinite at 0: what is off takes no part, and an active latent counts from 1e-6 up.
+        # The derivative of f^p is infinite at 0: latents that are off are left out, and others count as 1e-6 at least.
         powered = jnp.where(on, jnp.exp(p * jnp.log(jnp.where(on, jnp.maximum(f, 1e-6), 1.0))), 0.0)
         penalty, plain = jnp.sum(powered) / forward.rows, jnp.sum(f) / forward.rows
         c = jax.lax.stop_gradient(plain / jnp.maximum(penalty, 1e-12))

@@ -76,7 +76,11 @@ def coefficient_only(kind: type[T]) -> type[T]:
 
 
 def total(terms: Sequence[Term], forward: Forward) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """(sum of the terms, each by the name of its class in snake case)."""
+    """The loss of a training step.
+
+    Returns:
+      (sum of the terms, the value of each by its class name in snake case).
+    """
     parts: dict[str, Array] = {}
     for term in terms:
         name = snake(type(term).__name__)
@@ -103,7 +107,7 @@ def snake(name: str) -> str:
 
 
 def warmed_up(coefficient: float, forward: Forward, warmup: float) -> Any:
-    """The coefficient, rising linearly from 0 over the first `warmup` of the run."""
+    """The coefficient, which rises linearly from 0 during the first part `warmup` of the run."""
     return coefficient * jnp.minimum(forward.progress / warmup, 1.0) if warmup else coefficient
 
 

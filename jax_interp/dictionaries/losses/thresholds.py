@@ -1,9 +1,9 @@
-"""Terms that a JumpReLU dictionary is trained with: how many latents are on, with a gradient for the thresholds.
+"""Terms for JumpReLU dictionaries: most depend on how many latents are on, with a gradient for the thresholds.
 
 L0         λ mean Σ H(pre_i - θ_i)                            Rajamanoharan et al. 2024, arXiv:2407.14435
-TargetL0   λ (mean Σ H(pre_i - θ_i) / target - 1)²            the same paper's appendix; what dictionary_learning has
+TargetL0   λ (mean Σ H(pre_i - θ_i) / target - 1)²            the same paper's appendix; used by dictionary_learning
 Tanh       λ mean Σ tanh(c f_i ‖d_i‖)                         Anthropic, January 2025
-PreActivation   λ mean Σ max(θ_i - pre_i, 0) ‖d_i‖            the same: a latent that is off everywhere is drawn back
+PreActivation   λ mean Σ max(θ_i - pre_i, 0) ‖d_i‖            the same: revives latents that never fire
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _jump(forward: Forward, term: Term) -> Jump:
 
 
 def mean_l0(forward: Forward, term: Term) -> Float[Array, ""]:
-    """The mean number of latents on; its gradient reaches only the thresholds."""
+    """The mean number of latents on. Its gradient reaches only the thresholds."""
     activation = _jump(forward, term)
     code = pre_code(forward, term)
     threshold = jnp.broadcast_to(code.gather(activation.threshold), code.pre.shape)
@@ -49,6 +49,8 @@ def mean_l0(forward: Forward, term: Term) -> Float[Array, ""]:
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class L0(Term):
+    """`coefficient` · the mean number of latents on. Its gradient reaches only the thresholds."""
+
     entries_suffice = True
     cross_layer = "sources"
     coefficient: float = 1e-3
@@ -65,7 +67,8 @@ class L0(Term):
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class TargetL0(Term):
-    """Quadratic around a target: λ need not be searched for. It sets the strength of the pull, not the number."""
+    """`coefficient` · (L0 / `target` - 1)². The target sets the number of latents, so that no coefficient has to be
+    searched for."""
 
     entries_suffice = True
     cross_layer = "sources"
@@ -89,7 +92,8 @@ class TargetL0(Term):
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class Tanh(Term):
-    """Nearly L0 for latents that are well on, nearly L1 for weak ones. Gradients reach the encoder as well."""
+    """`coefficient` · mean Σ tanh(`scale` · f_i ‖d_i‖): about an L0 for strong latents, about an L1 for weak ones. Its
+    gradient reaches the encoder too."""
 
     entries_suffice = True
     cross_layer = "sources"
@@ -110,8 +114,11 @@ class Tanh(Term):
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class PreActivation(Term):
-    """Published with 3e-6 beside an SSE: 3e-6 / V beside the fraction of variance unexplained, which the default is
-    for values some hundred wide. It is for latents that no other term reaches: of those Adam takes its sign alone."""
+    """`coefficient` · mean Σ max(θ_i - pre_i, 0) ‖d_i‖, for latents that get no other gradient.
+
+    It was published with 3e-6 beside an SSE, which is 3e-6 / V beside an FVU. The default is about that for values with
+    a width of some hundreds. Its exact size matters little: where it is the only gradient, Adam uses its sign alone.
+    """
 
     cross_layer = "sources"
     coefficient: float = 1e-8
