@@ -39,8 +39,7 @@ class Decoder(nnx.Module):
 
     Example:
 
-        call = jax.jit(lambda model, *args, **kwargs: model(*args, **kwargs))
-        logits = call(model, tokens)
+        logits = call(model, tokens)  # jax_interp.call: compiled, and indices checked
         logits, acts = call(read(model, "blocks.*.resid_post"), tokens, mask=mask)
     """
 
@@ -156,7 +155,7 @@ class Decoder(nnx.Module):
             )
 
 
-def _check_tokens(tokens: Any) -> None:
+def _check_tokens(tokens: Array | Sequence | str) -> None:
     if isinstance(tokens, (str, Sequence)):
         raise UserError(
             f"a model takes an array of token ids (batch, pos), got {type(tokens).__name__}. Of a text: "

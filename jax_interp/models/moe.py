@@ -49,7 +49,7 @@ class MixtureOfExperts(nnx.Module):
 class Experts(nnx.Module):
     """One linear map for each expert, applied to the vectors routed to it. `weight` is `[expert, d_in, d_out]`."""
 
-    bias = None
+    bias: nnx.Param | None = None
 
     def __init__(self, key: Array, n: int, d_in: int, d_out: int, *, std: float, dtype: DTypeLike):
         self.weight = nnx.Param(normal(key, (n, d_in, d_out), std, dtype))

@@ -191,11 +191,11 @@ def prefill(
     `keyed`: a value with a key axis is read. Its key axis then has the slots of the whole cache from the start.
     """
     slots = tokens.shape[1] + n_new - 1  # the last token never goes through the model
-    cache: Cache | int = slots
+    begin: Cache | int = slots
     if keyed:
         real = jnp.ones_like(tokens) if mask is None else mask
-        cache = empty_cache(model.blocks, tokens, slots, jnp.sum(real, axis=1, keepdims=True, dtype=jnp.int32))
-    out = model(tokens, mask=mask, cache=cache, last_only=True)
+        begin = empty_cache(model.blocks, tokens, slots, jnp.sum(real, axis=1, keepdims=True, dtype=jnp.int32))
+    out = model(tokens, mask=mask, cache=begin, last_only=True)
     (logits, cache), acts = out if has_reads(model) else (out, None)
     seen = None if sampling.penalty is None else seen_tokens(tokens, mask, logits.shape[-1])
     token = sampling.next_token(jnp.int32(0), logits, seen).astype(tokens.dtype)
@@ -238,7 +238,7 @@ def _generate(model, tokens, n_new, mask, sampling):
     def step(carry):
         state, out, values = carry
         after, acts = decode_step(model, state, sampling)
-        if values is not None:
+        if values is not None and acts is not None:
             values = with_step(values, acts, axes, tokens.shape[1] + state.count - 1, state.stopped)
         return after, jax.lax.dynamic_update_index_in_dim(out, after.token, state.count, 0), values
 

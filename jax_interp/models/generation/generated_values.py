@@ -13,12 +13,13 @@ from jax_interp.surgery import Activations, Address, Edit, Read, Tapped, survey
 from jax_interp.surgery.address import depth_in
 from jax_interp.surgery.contract import Model
 from jax_interp.surgery.region import check_known
+from jax_interp.surgery.taps import Tap
 
 Axes = Mapping[str, tuple[str, ...]]
 """The names of the axes of each value that is read, by its address."""
 
 
-def taps_of(model: Model) -> Iterator[Read | Edit]:
+def taps_of(model: Model) -> Iterator[Tap]:
     """The reads and edits of a model, those of nested surgeries included."""
     if isinstance(model, Tapped):
         yield from model.taps

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from jax_interp.core.errors import UserError
+
+Choice = TypeVar("Choice")
 
 IRRELEVANT: frozenset[str] = frozenset(
     (
@@ -57,12 +59,12 @@ class Attributes:
         rest._seen = self._seen
         return rest
 
-    def require(self, name: str, value: Any, why: str) -> None:
+    def require(self, name: str, value: object, why: str) -> None:
         """Raise `UserError` where `name` has another value than `value`. `why` ends the message."""
         if (given := self.take(name, value)) != value:
             raise UserError(f"{self._where} has {name}={given!r}, supported is {value!r}: {why}")
 
-    def choose(self, name: str, choices: Mapping[str, Any], *default: Any) -> Any:
+    def choose(self, name: str, choices: Mapping[str, Choice], *default: str) -> Choice:
         """The entry of `choices` for the value of `name`. Raises `UserError` where it has none."""
         given = self.take(name, *default)
         if given not in choices:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +113,7 @@ def fill(
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
-def _stack(rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: Any, where: NamedSharding | None) -> Array:
+def _stack(rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, where: NamedSharding | None) -> Array:
     """The rows as one array. Each is written into the buffer on the device before the next is read."""
     buffer = jnp.zeros(shape, dtype, device=where)
     row_where = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))

@@ -32,7 +32,7 @@ class Gemma3(Gemma2):
             rope_local = rope_of(ropes.get("sliding_attention", {}), d_head, n_ctx, base=local_base)
         every = take("sliding_window_pattern", 6, also=("_sliding_window_pattern",))
         windows = read_layer_types(attributes, shared["n_layers"], lambda i: (i + 1) % every != 0)
-        local = {"rope_local": rope_local} if windows else {}
+        local: dict[str, Any] = {"rope_local": rope_local} if windows else {}
         return Config(**(shared | {"rope": rope}), **windows, **local, qk_norm="head")
 
     def write(self, config: Config) -> dict[str, Any]:

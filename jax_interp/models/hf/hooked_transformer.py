@@ -10,18 +10,19 @@ import math
 from typing import Any
 
 from jax_interp.core.rotary import Rope
-from jax_interp.models.config import Config
+from jax_interp.models.config import Activation, Config, NormKind, Positions
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.family import FAMILIES, Family
 from jax_interp.models.hf.tensors import TensorSpec
 
-NORMS = {
+NORMS: dict[str, tuple[NormKind, bool]] = {
     "LN": ("layernorm", True),
     "LNPre": ("layernorm", False),
     "RMS": ("rmsnorm", True),
     "RMSPre": ("rmsnorm", False),
+    "none": ("none", True),
 }
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
     "relu": ("relu", False),
     "gelu": ("gelu", False),
     "gelu_new": ("gelu_tanh", False),
@@ -30,7 +31,7 @@ ACTIVATIONS = {
     "solu": ("solu", False),
     "solu_ln": ("solu", True),
 }
-POSITIONS = {"standard": "learned", "rotary": "rotary", "alibi": "alibi"}
+POSITIONS: dict[str, Positions] = {"standard": "learned", "rotary": "rotary", "alibi": "alibi"}
 IRRELEVANT = (
     *("model_name", "tokenizer_name", "original_architecture", "from_checkpoint", "checkpoint_index", "device"),
     *("checkpoint_label_type", "checkpoint_value", "n_devices", "seed", "init_mode", "init_weights", "n_params"),
@@ -70,7 +71,7 @@ class HookedTransformer(Family):
             require("n_key_value_heads", n_heads, "heads that share keys and values are not built")
         if take("d_vocab_out", -1) != -1:
             require("d_vocab_out", vocab_size, "the input and output vocabularies must have the same size")
-        norm, affine = attributes.choose("normalization_type", NORMS | {"none": ("none", True)}, "none")
+        norm, affine = attributes.choose("normalization_type", NORMS, "none")
         act, mlp_norm = attributes.choose("act_fn", ACTIVATIONS, "relu" if attn_only else "gelu")
         divisor = take("attn_scale", -1.0)  # -1: not given
         divisor = (math.sqrt(d_head) if divisor == -1.0 else divisor) if take("use_attn_scale", True) else 1.0

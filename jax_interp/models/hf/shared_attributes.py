@@ -8,10 +8,10 @@ from typing import Any
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.rotary import Rope, RopeScaling
-from jax_interp.models.config import Config
+from jax_interp.models.config import Activation, Config
 from jax_interp.models.hf.attributes import Attributes
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",

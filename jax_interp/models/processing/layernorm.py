@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import nnx
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.linear import Linear
 from jax_interp.core.norms import Norm
 from jax_interp.models.block import Block
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder
 from jax_interp.models.mlp import MLP
-from jax_interp.models.moe import Experts, MixtureOfExperts
+from jax_interp.models.moe import MixtureOfExperts
 from jax_interp.models.processing.parts import (
+    LinearMap,
     centred,
     copied,
     each_block,
@@ -66,7 +68,8 @@ def fold_layernorm(model: Decoder) -> Decoder:
 
 
 def _fold_block(block: Block, config: Config) -> None:
-    attention, network = [block.attn.q, block.attn.k, block.attn.v], _readers(block.mlp)
+    attention: list[LinearMap] = [block.attn.q, block.attn.k, block.attn.v]
+    network = _readers(block.mlp)
     drop = config.norm_places == "before"
     if config.parallel == "one norm":
         _fold(block.ln1, attention + network, drop=drop)
@@ -81,7 +84,7 @@ def _fold_block(block: Block, config: Config) -> None:
                 ensure_bias(linear)
 
 
-def _readers(mlp: MLP | MixtureOfExperts | None) -> list[Linear | Experts]:
+def _readers(mlp: MLP | MixtureOfExperts | None) -> list[LinearMap]:
     """The maps that read the stream in an MLP or a mixture of experts."""
     if mlp is None:
         return []
@@ -90,22 +93,22 @@ def _readers(mlp: MLP | MixtureOfExperts | None) -> list[Linear | Experts]:
     return [mlp.up] if mlp.gate is None else [mlp.up, mlp.gate]
 
 
-def _fold(norm: Norm | None, readers: list[Linear | Experts], *, drop: bool) -> None:
+def _fold(norm: Norm | None, readers: Sequence[LinearMap], *, drop: bool) -> None:
     """Fold a norm into each of `readers`, whose weights are `[..., d_in, d_out]`.
 
     With `drop` the norm loses its weights, otherwise it gets weights that change nothing.
     """
     if norm is None:
         return
-    shift = None if norm.bias is None else values_of(norm.bias)
+    multiplier, shift = norm.multiplier(), None if norm.bias is None else values_of(norm.bias)
     for reader in readers:
         weight = values_of(reader.weight)
         if shift is not None:
             ensure_bias(reader)
             reader.bias = with_value(reader.bias, values_of(reader.bias) + jnp.sum(weight * shift[:, None], axis=-2))
-        if norm.weight is not None:
+        if multiplier is not None:
             # The matrices of experts have one axis more.
-            weight = weight * jnp.expand_dims(norm.multiplier(), (*range(weight.ndim - 2), -1))
+            weight = weight * jnp.expand_dims(multiplier, (*range(weight.ndim - 2), -1))
         reader.weight = with_value(reader.weight, centred(weight, -2) if norm.centred else weight)
     if drop:
         norm.weight = nnx.static(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,14 @@ from jax_interp.models.block import Block
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder
 from jax_interp.surgery import map_blocks
+
+
+class LinearMap(Protocol):
+    """A linear map, or the maps of all experts."""
+
+    weight: nnx.Param
+    """`[..., d_in, d_out]`."""
+    bias: nnx.Param | None
 
 
 def copied(model: Decoder, function: str) -> Decoder:
@@ -51,7 +59,7 @@ def with_value(parameter: nnx.Param | None, value: Array) -> nnx.Param:
     return nnx.Param(value.astype(parameter[...].dtype))
 
 
-def ensure_bias(linear: Linear) -> None:
+def ensure_bias(linear: LinearMap) -> None:
     """Give a linear map a bias of zeros where it has none."""
     if linear.bias is None:
         linear.bias = nnx.data(nnx.Param(jnp.zeros_like(linear.weight[...][..., 0, :])))
