@@ -1,1 +1,1 @@
-"""Published claims, run again: one file a claim. `python -m experiments` lists them."""
+"""Published claims, reproduced: one file for each claim. `python -m experiments` lists them."""

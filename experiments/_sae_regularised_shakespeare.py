@@ -1,17 +1,16 @@
 """A language model trained together with SAEs of its stream is better, and is written as few features more faithfully.
 
 Lai & Heimersheim 2025, "SAE regularisation produces more interpretable models", means of ten runs. A character model of
-Tiny Shakespeare (4 layers, d 64) is trained plainly, or with L = CE + mean over five sites of [3 R/N + S] (joint.py),
-the sites being the inputs of the blocks and of the last norm. The SAEs of the training are thrown away; fresh ones are
-trained on either model, held fixed, over a sweep of eight sparsity penalties. Compared is the rise of the
-cross-entropy when they are spliced in, at one L0.
+Tiny Shakespeare (4 layers, d 64) is trained alone, or with L = CE + mean over five sites of [3 R/N + S] (joint.py). The
+sites are the inputs of the blocks and of the last norm. The SAEs of the training are not used further. New ones are
+trained on each model, with the model fixed, for a sweep of eight sparsity penalties. The rise of the cross-entropy when
+they are spliced in is compared at equal L0.
 
 The text is read from the file `text`, or from text/tinyshakespeare.txt in the folder $JAX_INTERP_TEST_DATA. The
-defaults are the published sizes: about an hour on a GPU for three seeds, published are ten. On a CPU a step costs 1.8
-processor seconds plainly, 6.8 with SAEs and 4.9 for the fresh SAEs, which makes 100 hours of two cores a seed. `QUICK`
-shows that it runs; its models have seen a two-thousandth of the characters and their figures say nothing about the
-claim.
-Differences: float32 for bf16 autocast, 127 predictions a window for 128, all of the validation text for 100 batches.
+defaults are the published sizes: about an hour on a GPU for three seeds (published: ten). On a CPU a step takes 1.8
+processor seconds alone, 6.8 with SAEs and 4.9 for the new SAEs: 100 hours on two cores for each seed. `QUICK` only
+shows that the code runs: its models see a two-thousandth of the characters. Differences: float32 instead of bf16
+autocast, 127 predictions in each window instead of 128, all of the validation text instead of 100 batches.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class Config:
     points: int = 8
     evaluate_every: int = 250
     windows: int | None = None
-    """Of the validation text; None: all."""
+    """The number of windows of the validation text; None: all."""
 
 
 QUICK = Config(
@@ -84,14 +83,14 @@ QUICK = Config(
 
 
 def run(config: Config) -> Results:
-    train, validation = texts(config)
-    found = {kind: [of_model(kind, config, seed, train, validation) for seed in config.seeds] for kind in SWEEP}
+    train, validation = load_text(config)
+    found = {kind: [evaluate_model(kind, config, seed, train, validation) for seed in config.seeds] for kind in SWEEP}
     data = {kind: jax.tree.map(lambda *leaves: np.stack(leaves), *every) for kind, every in found.items()}
-    return Results(rows_of(data), data)
+    return Results(result_rows(data), data)
 
 
-def texts(config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Training characters (the first 90 %, a multiple of 256), validation windows."""
+def load_text(config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """The training characters (the first 90 %, a multiple of 256), and the validation windows."""
     folder = os.environ.get("JAX_INTERP_TEST_DATA")
     path = config.text or (Path(folder) / "text" / "tinyshakespeare.txt" if folder else None)
     if path is None or not path.is_file():
@@ -108,8 +107,8 @@ def texts(config: Config) -> tuple[np.ndarray, np.ndarray]:
     return characters[:cut], windows[: config.windows]
 
 
-def of_model(kind: str, config: Config, seed: int, train: np.ndarray, validation: np.ndarray) -> dict[str, Any]:
-    """Validation loss of the model of this kind and seed; L0 and rise of the loss for its SAEs."""
+def evaluate_model(kind: str, config: Config, seed: int, train: np.ndarray, validation: np.ndarray) -> dict[str, Any]:
+    """The validation loss of one model, and L0 and the rise of the loss for its SAEs."""
     # What decides the model: the rest of the config may change without training it again.
     asked = dataclasses.replace(config, text=None, seeds=(), sae_steps=0, points=0)
     fresh = init(model_config(config), jax.random.key(seed))
@@ -117,7 +116,7 @@ def of_model(kind: str, config: Config, seed: int, train: np.ndarray, validation
     model = cached(f"shakespeare_{kind}", asked, seed, fresh, make)
     clean = cross_entropy(model, validation)
     points = [penalties(kind, i, config.points) for i in range(config.points)]
-    each = [of_saes(config, seed, model, clean, one, train, validation) for one in points]
+    each = [evaluate_saes(config, seed, model, clean, one, train, validation) for one in points]
     return {"loss": np.asarray(clean)} | jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
 
@@ -148,7 +147,7 @@ def plain_model(config: Config, seed: int, fresh: Any, train: np.ndarray, valida
 
 
 def joint_model(config: Config, seed: int, fresh: Any, train: np.ndarray, validation: np.ndarray) -> Any:
-    joint = JointConfig(saes_of(REGULARISER), (OverNorm(3.0),), steps=config.steps, seed=seed)
+    joint = JointConfig(sae_configs(REGULARISER), (OverNorm(3.0),), steps=config.steps, seed=seed)
     optimizer = adamw(1e-3, 1e-5, config.joint_warmup, config.steps, lambda pair: (decays(pair[0]), _never(pair[1])))
     at_step, best = batches(config, seed, train), Best(validation)
     train_joint(
@@ -156,14 +155,14 @@ def joint_model(config: Config, seed: int, fresh: Any, train: np.ndarray, valida
         fresh,
         at_step,
         optimizer,
-        fresh_saes(seed),
+        init_saes(seed),
         log=Log(evaluate=best, evaluate_every=config.evaluate_every, title=f"joint, seed {seed}"),
     )
     return best.model
 
 
 class Best:
-    """What `fit` evaluates: the validation loss. Keeps the model that had the least."""
+    """The validation loss, as `fit` evaluates it. Keeps the model with the smallest."""
 
     def __init__(self, validation: np.ndarray):
         self.validation, self.least, self.model = validation, np.inf, None
@@ -175,15 +174,15 @@ class Best:
         return {"loss": loss}
 
 
-def saes_of(strengths: tuple[float, ...]) -> tuple[Any, ...]:
+def sae_configs(strengths: tuple[float, ...]) -> tuple[Any, ...]:
     return tuple(
         SAEConfig(site, width, ReLU(), (L1(c, "l1_of_norms", warmup=0.0),), decoder="free")
         for site, width, c in zip(SITES, WIDTHS, strengths, strict=True)
     )
 
 
-def fresh_saes(seed: int) -> list[Any]:
-    """Rows of norm √2, which PyTorch's Kaiming-uniform ones have on average; the encoder the decoder's transpose."""
+def init_saes(seed: int) -> list[Any]:
+    """New SAEs. Decoder rows have norm √2, as PyTorch's Kaiming-uniform has on average; encoders are the transposes."""
     keys = jax.random.split(jax.random.key(1000 + seed), len(SITES))
     return [init_sae(key, D, width, ReLU(), row_norm=2**0.5) for key, width in zip(keys, WIDTHS, strict=True)]
 
@@ -202,7 +201,7 @@ def penalties(kind: str, i: int, points: int) -> tuple[float, ...]:
     return tuple(a + (b - a) * i / max(points - 1, 1) for a, b in zip(first, last, strict=True))
 
 
-def of_saes(
+def evaluate_saes(
     config: Config,
     seed: int,
     model: Any,
@@ -211,13 +210,13 @@ def of_saes(
     train: Any,
     validation: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Five fresh SAEs of a model held fixed, at once: {"l0", "rise"} by site, {"rise_all"} with all of them in."""
-    joint = JointConfig(saes_of(strengths), (Reconstruction(kind="sse"),), "dictionaries", config.sae_steps, seed)
+    """Five new SAEs of a fixed model, trained together: {"l0", "rise"} by site, {"rise_all"} with all spliced in."""
+    joint = JointConfig(sae_configs(strengths), (Reconstruction(kind="sse"),), "dictionaries", config.sae_steps, seed)
     warmup = min(750, config.sae_steps // 10)
     # published: the sum over the sites, and the norm of its gradient clipped
     optimizer = optax.chain(optax.scale(len(SITES)), adamw(1e-3, 1e-4, warmup, config.sae_steps, _never))
-    at_step, log = batches(config, seed + 1, train), Log(title="fresh SAEs")
-    _, saes = train_joint(joint, model, at_step, optimizer, fresh_saes(seed), log=log)
+    at_step, log = batches(config, seed + 1, train), Log(title="new SAEs")
+    _, saes = train_joint(joint, model, at_step, optimizer, init_saes(seed), log=log)
     edits = [at(site, Splice(sae)) for site, sae in zip(SITES, saes, strict=True)]
     rises = [cross_entropy(edit(model, one), validation) - clean for one in edits]
     return {
@@ -238,7 +237,7 @@ def _l0(model: Any, saes: tuple[Any, ...], tokens: jax.Array) -> jax.Array:
 
 
 def cross_entropy(model: Any, windows: np.ndarray, rows: int = 128) -> float:
-    """Nats per character, mean over all predictions of the windows."""
+    """The mean over all predictions of the windows, in nats per character."""
     parts = [windows[i : i + rows] for i in range(0, len(windows), rows)]
     return float(sum(len(one) * float(_losses(model, one)) for one in parts) / len(windows))
 
@@ -249,13 +248,13 @@ def mean_l0(model: Any, saes: tuple[Any, ...], windows: np.ndarray, rows: int = 
 
 
 def rise_at(l0: np.ndarray, rise: np.ndarray, wanted: float) -> float:
-    """The rise at an L0, between the points of one sweep (log rise against log L0); NaN outside of them."""
+    """The rise at an L0, interpolated in one sweep (log rise against log L0); NaN outside the sweep."""
     order = np.argsort(l0)
     logs = np.log(np.maximum(l0[order], 1e-9)), np.log(np.maximum(rise[order], 1e-6))
     return float(np.exp(np.interp(np.log(wanted), *logs, left=np.nan, right=np.nan)))
 
 
-def rows_of(data: dict[str, Any]) -> tuple[Row, ...]:
+def result_rows(data: dict[str, Any]) -> tuple[Row, ...]:
     spread = lambda values: f"{np.mean(values):.4f} ± {np.std(values):.4f}"
     plain, joint = data["plain"]["loss"], data["joint"]["loss"]
     said = [f"{mean} ± {std}" for mean, std in (PUBLISHED_CE["plain"], PUBLISHED_CE["joint"])]

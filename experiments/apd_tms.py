@@ -1,9 +1,9 @@
 """APD finds the features of a toy model of superposition and shrinks them; now and then a seed ends elsewhere.
 
 Attribution-based parameter decomposition (Braun, Bushnaq, Heimersheim, Mendel & Sharkey 2025, arXiv 2501.14926) of TMS
-5-2 by the paper's settings, 8,000 of its 20,000 steps. Each of five components is to be one feature: directions right
-(MMCS .998), norms smaller (ML2R .893), which the simplicity loss asks for. The other seeds share a feature among
-components, in another minimum of the same losses; more steps do not lead out of it.
+5-2 with the paper's settings and 8,000 of its 20,000 steps. Each of five components should be one feature, with the
+right direction (MMCS .998) and a smaller norm (ML2R .893), since the simplicity loss penalises norms. In other seeds
+several components share a feature: another minimum of the same losses, which more steps do not leave.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Computing 100 ReLUs with 50 neurons works no better than computing 50 of them, unless the labels carry noise.
 
-"Compressed Computation is (probably) not Computation in Superposition" (2025, arXiv 2606.14673). Labels relu(x) + x M:
-with M = 0 a trained network has the naive loss, p/12 a feature; with M it has less, because it fits M: its neurons lie
-in the span of M's top 50 eigenvectors. Trained on without noise, it falls back to the naive loss; a factorisation of
-I + M does the same without training. The residual MLP of APD and SPD hides such an M in its embedding.
+"Compressed Computation is (probably) not Computation in Superposition" (2025, arXiv 2606.14673). The labels are relu(x)
++ x M. With M = 0 a trained network has the naive loss, p/12 for each feature. With M it has less, because it fits M:
+its neurons are in the span of M's top 50 eigenvectors. When it is trained further without noise, it returns to the
+naive loss. A factorisation of I + M is as good without training. The residual MLP of APD and SPD contains such an M in
+its embedding.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
-"""What an experiment gives: rows of our figures beside the published ones, and what its picture is drawn from.
+"""What an experiment is: a published claim, a run that tests it, our figures beside the published ones, and a plot.
 
-An experiment is a module of this package with a docstring that states the claim and its source, a frozen `Config` whose
-defaults are the run of record, `QUICK`, the same in under a minute, `run(config) -> Results`, and `figure(data)`, which
-draws what `Results.data` holds.
+An experiment is a module of this package with
+
+- a docstring that states the claim (first line) and its source,
+- a frozen dataclass `Config`, whose defaults are the run that the README reports,
+- `QUICK`, a config that takes less than a minute and shows that the code runs,
+- `run(config)`, which returns `Results`,
+- `figure(data)`, which plots `Results.data`.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ RESULTS, FIGURES = HERE / "results", HERE / "figures"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One quantity: ours, what was published, and whether the claim holds; None where there is nothing to compare."""
+    """One quantity: our figure, the published one, and whether the claim holds (None: nothing to compare with)."""
 
     quantity: str
     ours: str
@@ -45,14 +49,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The rows of the table, and numbers (arrays, or nested lists and dicts of them) for the figure."""
+    """The rows of the table, and the data of the figure: arrays, or nested lists and dicts of numbers."""
 
     rows: tuple[Row, ...]
     data: dict[str, Any]
 
 
-def names() -> list[str]:
-    """The experiments there are."""
+def experiment_names() -> list[str]:
+    """The names of all experiments, sorted. A module whose name starts with `_` is not listed."""
     found = []
     for module in pkgutil.iter_modules([str(HERE)]):
         if module.name.startswith("_") or module.name in ("experiment", "table"):
@@ -61,16 +65,24 @@ def names() -> list[str]:
     return sorted(found)
 
 
-def find(name: str) -> ModuleType:
-    """The module of an experiment. Raises UserError with the names there are."""
-    if name not in names():
-        raise UserError(f"there is no experiment {name!r}: {', '.join(names())}, or `table`")
+def find_experiment(name: str) -> ModuleType:
+    """The module of an experiment. Raises UserError with all names where there is none."""
+    if name not in experiment_names():
+        raise UserError(f"there is no experiment {name!r}: {', '.join(experiment_names())}, or `table`")
     return importlib.import_module(f"experiments.{name}")
 
 
-def perform(name: str, config: Any, command: str, results_dir: Path, figures_dir: Path) -> Results:
-    """Run it, write `<name>.json` and `<name>.png`."""
-    module, start = find(name), time.monotonic()
+def run_experiment(name: str, config: Any, command: str, results_dir: Path, figures_dir: Path) -> Results:
+    """Run an experiment, and write `<name>.json` and `<name>.png`.
+
+    Args:
+      name: the experiment.
+      config: a `Config` of its module.
+      command: the command line, for the record.
+      results_dir: where the record is written.
+      figures_dir: where the figure is written.
+    """
+    module, start = find_experiment(name), time.monotonic()
     results = module.run(config)
     record = {
         "experiment": name,
@@ -84,34 +96,41 @@ def perform(name: str, config: Any, command: str, results_dir: Path, figures_dir
     }
     for folder in (results_dir, figures_dir):
         folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(results_dir / f"{name}.json", written(record))
-    draw(name, results.data, figures_dir)
+    atomic_write(results_dir / f"{name}.json", record_text(record))
+    draw_figure(name, results.data, figures_dir)
     return results
 
 
-def written(record: dict[str, Any]) -> str:
-    """A record as JSON: indented, but for lists of numbers, which take a line each."""
+def record_text(record: dict[str, Any]) -> str:
+    """A record as JSON: indented, with each list of numbers on one line."""
     of_numbers = re.compile(r"\[\s+([-\d.eE,\s]+?)\s+\]")
     return of_numbers.sub(lambda found: f"[{' '.join(found[1].split())}]", json.dumps(record, indent=1)) + "\n"
 
 
 @contextlib.contextmanager
 def resumable(name: str, *configs: Any) -> Iterator[SaveTo]:
-    """`run` for a training that takes an hour: killed within the block, it goes on from its last checkpoint when the
-    same experiment is called again. Its directory goes with the block."""
+    """The argument `run=` of a trainer, for a training that takes an hour.
+
+    If the process is killed within the block, the training goes on from its last checkpoint when the same experiment
+    runs again. The directory is removed after the block.
+
+    Args:
+      name: what is trained.
+      configs: everything that decides the result; another directory is used where they differ.
+    """
     digest = hashlib.sha256(json.dumps([to_json(config) for config in configs], sort_keys=True).encode()).hexdigest()
     place = Path("out/experiments/runs") / f"{name}-{digest[:12]}"
     yield SaveTo(place, every=250, keep=1)
     shutil.rmtree(place)
 
 
-def draw(name: str, data: dict[str, Any], figures_dir: Path = FIGURES) -> None:
-    """The picture again, from the data of a record."""
-    find(name).figure(data).savefig(figures_dir / f"{name}.png", dpi=130, facecolor="white")
+def draw_figure(name: str, data: dict[str, Any], figures_dir: Path = FIGURES) -> None:
+    """Draw the figure of an experiment from the data of a record."""
+    find_experiment(name).figure(data).savefig(figures_dir / f"{name}.png", dpi=130, facecolor="white")
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A record that `perform` wrote. Raises UserError."""
+def load_record(path: Path) -> dict[str, Any]:
+    """A record that `run_experiment` wrote. Raises UserError where the file is missing or no JSON."""
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:

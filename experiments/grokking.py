@@ -1,9 +1,9 @@
 """A transformer that has memorised modular addition finds the rule later, and measures see it grow before that.
 
-Nanda et al. 2023, "Progress measures for grokking via mechanistic interpretability" (arXiv 2301.05217), at p = 53 in
-place of 113 (`grokking_113` has that). The rule uses a few frequencies; the loss with these alone in the logits
-(restricted) falls, that without them (excluded) rises, long before the test loss comes down; and the embedding's
-frequencies become few (Gini).
+Nanda et al. 2023, "Progress measures for grokking via mechanistic interpretability" (arXiv 2301.05217), with p = 53
+instead of 113 (see `grokking_113`). The rule uses a few frequencies. Long before the test loss falls, the loss with
+only these frequencies in the logits (restricted) falls, and the loss without them (excluded) rises. The embedding comes
+to use few frequencies (Gini).
 """
 
 from __future__ import annotations
@@ -37,37 +37,38 @@ QUICK = Config(ModularConfig(23, 0.6, training=ToyTraining(600, 1, 1e-3, "consta
 
 
 def run(config: Config) -> Results:
-    grown = grow(config.task, config.every, config.seed)
-    accuracy = lambda n: float(grown.data["test_accuracy"][min(n // config.every, len(grown.data["step"]) - 1)])
-    known, grokked = grown.known, grown.grokked
+    history = train_and_measure(config.task, config.every, config.seed)
+    accuracy = lambda n: float(history.data["test_accuracy"][min(n // config.every, len(history.data["step"]) - 1)])
+    memorised, generalised = history.memorised, history.generalised
     rows = (
-        Row("training pairs all right from step", f"{known}", "500 at most", known is not None and known <= 500),
-        Row("test accuracy at 500, 1500, 2500", ", ".join(f"{accuracy(n):.2f}" for n in (500, 1500, 2500)),
+        Row("training pairs all right from step", f"{memorised}", "500 at most", memorised is not None and memorised <=
+        500), Row("test accuracy at 500, 1500, 2500", ", ".join(f"{accuracy(n):.2f}" for n in (500, 1500, 2500)),
             ".21, .35, .69"),
-        Row("test accuracy .99 from step", f"{grokked}", "3500", grokked is not None and 2000 < grokked <= 5000),
-        grown.frequencies("4: 21, 9, 13, 6 (which ones depends on the seed)"),
-        *grown.progress(),
+        Row("test accuracy .99 from step", f"{generalised}", "3500", generalised is not None and 2000 < generalised <=
+        5000), history.frequencies("4: 21, 9, 13, 6 (which ones depends on the seed)"), *history.progress(),
     )  # fmt: skip
-    return Results(rows, grown.data)
+    return Results(rows, history.data)
 
 
 @dataclasses.dataclass(frozen=True)
-class Grown:
-    """What the measures of a run's models say: `data` has each of them at each `step`."""
+class TrainingHistory:
+    """The measures of a training run: `data` has each measure at each `step`."""
 
     data: dict[str, Any]
-    known: int | None
-    """The step from which all training pairs are right; None: never. So below."""
-    grokked: int | None
-    """The step from which test accuracy is .99."""
+    memorised: int | None
+    """The step from which all training pairs are right; None: never."""
+    generalised: int | None
+    """The step from which test accuracy is .99; None: never."""
 
     def frequencies(self, published: str) -> Row:
+        """The row of the frequencies that the finished model uses."""
         used, shares = self.data["used"], self.data["shares"]
         found = ", ".join(f"{k} ({shares[k - 1]:.0%})" for k in used)
         return Row("frequencies used, share of neurons' variance", found, published, 2 <= len(used) <= 7)
 
     def progress(self) -> tuple[Row, Row]:
-        """The restricted loss falls long before the test loss does, and the embedding becomes sparse all along."""
+        """The rows of the progress measures: the restricted loss falls before the test loss, the embedding becomes
+        sparse."""
         step, loss, gini = (np.asarray(self.data[name]) for name in ("step", "test_loss", "embed_gini"))
         peak = int(loss.argmax())
         restricted = _first(step, self.data["restricted_loss"] < 0.5)
@@ -80,8 +81,14 @@ class Grown:
         )  # fmt: skip
 
 
-def grow(task: ModularConfig, every: int, seed: int) -> Grown:
-    """Train, and measure the model before every so many steps and at the end."""
+def train_and_measure(task: ModularConfig, every: int, seed: int) -> TrainingHistory:
+    """Train a transformer, and measure it along the way.
+
+    Args:
+      task: task and training.
+      every: steps between two measurements.
+      seed: decides the start and the training pairs.
+    """
     p = task.p
     models, mask, _ = train_modular(jax.random.key(seed), task, every=every)
     found = jax.jit(lambda models: jax.lax.map(lambda model: evaluate_modular(model, mask, p), models))(models)
@@ -93,7 +100,9 @@ def grow(task: ModularConfig, every: int, seed: int) -> Grown:
     step = np.arange(len(data["test_loss"])) * every
     data |= {"step": step, "used": used, "shares": np.asarray(frequency_shares(last))}
     data |= {"embed": frequency_norms(last.embed.weight[...][:p])}
-    return Grown(data, _first(step, data["train_accuracy"] >= 0.999), _first(step, data["test_accuracy"] >= 0.99))
+    return TrainingHistory(
+        data, _first(step, data["train_accuracy"] >= 0.999), _first(step, data["test_accuracy"] >= 0.99)
+    )
 
 
 def _first(step: np.ndarray, reached: np.ndarray) -> int | None:

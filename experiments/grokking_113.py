@@ -1,7 +1,7 @@
 """A transformer groks addition modulo 113 as published: it remembers, forms a circuit, and forgets what it remembered.
 
-As `grokking` (Nanda et al. 2023, arXiv 2301.05217), with the paper's p, fraction of pairs, model and optimizer; 16,000
-of its 40,000 steps, by which time its three phases are over.
+As `grokking` (Nanda et al. 2023, arXiv 2301.05217), with the paper's p, fraction of pairs, model and optimizer. It
+takes 16,000 of the paper's 40,000 steps; the three phases are over by then.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from experiments.experiment import Results, Row
-from experiments.grokking import Grown, figure, grow
+from experiments.grokking import TrainingHistory, figure, train_and_measure
 from jax_interp.toys.modular_addition import PAPER, ModularConfig
 
 
@@ -26,20 +26,21 @@ QUICK = Config(dataclasses.replace(PAPER, training=dataclasses.replace(PAPER.tra
 
 
 def run(config: Config) -> Results:
-    grown = grow(config.task, config.every, config.seed)
-    return Results(rows(grown), grown.data)
+    history = train_and_measure(config.task, config.every, config.seed)
+    return Results(rows(history), history.data)
 
 
-def rows(grown: Grown) -> tuple[Row, ...]:
-    known, grokked = grown.known, grown.grokked
+def rows(history: TrainingHistory) -> tuple[Row, ...]:
+    memorised, generalised = history.memorised, history.generalised
     return (
-        Row("training pairs all right from step", f"{known}", "1400 at most", known is not None and known <= 1400),
-        Row("test accuracy .99 from step", f"{grokked}", "between 9400 and 14000; another run of it: 10800",
-            grokked is not None and 9400 <= grokked <= 14_000),
-        Row("steps between the two", f"{grokked - known if grokked and known else None}", "thousands",
-            grokked is not None and known is not None and grokked - known > 2000),
-        grown.frequencies("5: 14, 35, 41, 42, 52 (which ones depends on the seed)"),
-        *grown.progress(),
+        Row("training pairs all right from step", f"{memorised}", "1400 at most",
+            memorised is not None and memorised <= 1400),
+        Row("test accuracy .99 from step", f"{generalised}", "between 9400 and 14000; another run of it: 10800",
+            generalised is not None and 9400 <= generalised <= 14_000),
+        Row("steps between the two", f"{generalised - memorised if generalised and memorised else None}", "thousands",
+            generalised is not None and memorised is not None and generalised - memorised > 2000),
+        history.frequencies("5: 14, 35, 41, 42, 52 (which ones depends on the seed)"),
+        *history.progress(),
     )  # fmt: skip
 
 

@@ -1,14 +1,14 @@
 """SPD finds the hundred features that a residual MLP of fifty neurons reads, and the fifty neurons it writes with.
 
-Stochastic parameter decomposition (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) of `x + relu(x)` in 100 sparse
-features by 50 neurons, by the configuration of 2026. On one-hot probes every component of `mlp_in` belongs to one
-feature and every feature has one (identity-CI error 0 at tolerance .1); of `mlp_out` as many components are alive as
-there are neurons, a dense block: features share them.
-`spd_resid_mlp_deeper` does the same for more layers. Killed, it goes on where it was when it is called again.
+Stochastic parameter decomposition (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) of `x + relu(x)` on 100 sparse
+features by 50 neurons, with the configuration of 2026. On one-hot inputs every component of `mlp_in` belongs to one
+feature, and every feature has one (identity-CI error 0 at tolerance .1). In `mlp_out` as many components are alive as
+there are neurons; they are a dense block, shared by all features. `spd_resid_mlp_deeper` does the same for more layers.
+A run that was killed goes on where it was when it is called again.
 
-Two departures: batches of 512 where 2048 were published, and the model is decomposed in the span of its embedding
-(`collapse`: the same function, 100 dimensions for 1000). Strict error is that of keeping what is important and nothing
-else, over ‖f‖. The oracle, for one layer, has the features as parts of `mlp_in`, and `mlp_out` whole.
+There are two differences: batches of 512 (published: 2048), and the model is decomposed in the span of its embedding
+(`collapse`: the same function in 100 dimensions instead of 1000). The strict error is the error with only the important
+components, over ‖f‖. The oracle, for one layer, has the features as parts of `mlp_in`, and `mlp_out` whole.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Config:
     seeds: tuple[int, ...] = (0, 1)
     batch: int = 512
     steps: int | None = None
-    """Of each; None: the published number."""
+    """The steps of each; None: the published number."""
 
 
 QUICK = Config(seeds=(0,), steps=2000, batch=128)
@@ -58,29 +58,29 @@ def run(config: Config) -> Results:
     for name in config.presets:
         if name not in TARGETS:
             raise UserError(f"there is no decomposition {name!r} here: {', '.join(TARGETS)}")
-        with resumable(name, config, settings_of(name, config)) as saving:
-            found = [measured(trained, name) for trained in decomposed(name, config, saving)]
+        with resumable(name, config, decomposition_config(name, config)) as saving:
+            found = [measure(trained, name) for trained in train_all(name, config, saving)]
         rows += _rows(name, found)
         shown = 2 * found[0]["features"]  # components beyond are alive nowhere
         data[name] = {matrix: [np.round(g[:, :shown], 2) for g in found[0][matrix]] for matrix in ("mlp_in", "mlp_out")}
     return Results(tuple(rows), data)
 
 
-def settings_of(name: str, config: Config) -> DecompositionConfig:
+def decomposition_config(name: str, config: Config) -> DecompositionConfig:
     recipe = preset(name)
     return dataclasses.replace(recipe, batch=config.batch, steps=config.steps or recipe.steps)
 
 
-def decomposed(name: str, config: Config, run: RunTarget = None) -> list[Trained]:
-    """One target, every seed, in one program. `run` is as in `training.fit`."""
+def train_all(name: str, config: Config, run: RunTarget = None) -> list[Trained]:
+    """All seeds of one target in one program. `run` is as in `training.fit`."""
     model = collapse(resid_mlp_target(TARGETS[name]))
     draw = partial(sparse_features, batch=config.batch, n=len(model.embed.weight), probability=0.01, low=-1.0)
-    every = train_instances(settings_of(name, config), model, seeds=config.seeds, sample=draw, run=run)
+    every = train_instances(decomposition_config(name, config), model, seeds=config.seeds, sample=draw, run=run)
     return [jax.tree.map(lambda leaf, i=i: leaf[i], every) for i in range(len(config.seeds))]
 
 
-def measured(trained: Trained, name: str) -> dict[str, Any]:
-    """The figures of one run: importances `[layer, feature, C]` on one-hot probes, and what they say."""
+def measure(trained: Trained, name: str) -> dict[str, Any]:
+    """The figures of one run, and its importances on one-hot inputs, `[feature, C]` for each layer."""
     target: ResidMLP = trained.model.target
     n, neurons = target.embed.weight.shape[0], target.blocks[0].mlp.up.weight.shape[1]
     importance = jax.device_get(trained.importance(one_hot_inputs(n)).lower)

@@ -1,12 +1,12 @@
 """SPD takes toy models of superposition apart into one rank-one component per feature, whatever the seeds.
 
-Stochastic parameter decomposition (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) by the recipe of 2026: Δ, a warm-up
-on faithfulness, scalar gates, V and U tied where the target is. On one-hot probes each feature has a component of its
-own and no other (identity-CI error 0 at tolerance .1), which points along the feature (MMCS) and has its norm (ML2R).
-`spd_tms_larger` does the same for larger targets, `apd_tms` has the method that came before.
+Stochastic parameter decomposition (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) with the configuration of 2026: Δ,
+a warm-up on faithfulness, scalar gates, V and U tied where the target is tied. On one-hot inputs each feature has one
+component of its own and no other (identity-CI error 0 at tolerance .1). The component points along the feature (MMCS)
+and has its norm (ML2R). `spd_tms_larger` does the same for larger targets; `apd_tms` is the earlier method.
 
-Batches are smaller than the published 4096: nothing above depends on it. Strict error is that of keeping what is
-important and nothing else, over ‖f‖; the features themselves, as parts of the matrix, are the oracle.
+Batches are smaller than the published 4096; no claim above depends on this. The strict error is the error with only the
+important components, over ‖f‖. The oracle has the features themselves as parts of the matrix.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from jax_interp.views.style import BLUE, INK, canvas, fading, styled
 
 
 @dataclasses.dataclass(frozen=True)
-class Decomposition:
-    """One recipe on targets of one kind: every target seed with every decomposition seed."""
+class DecompositionRuns:
+    """The runs of one preset: each target seed with each decomposition seed."""
 
     preset: str
     target: str
@@ -58,11 +58,11 @@ class Decomposition:
 DECOMPOSITIONS = {
     one.preset: one
     for one in (
-        Decomposition("tms_5_2", "5-2"),
-        Decomposition("tms_5_2_id", "5-2-id", targets=(0,), seeds=(0, 1)),
-        Decomposition("tms_40_10", "40-10", batch=512, targets=(0,), seeds=(0, 1)),
-        Decomposition("tms_40_10_id", "40-10-id", batch=512, targets=(0,), seeds=(0,)),
-        Decomposition("tms_5_2_v1", "5-2", targets=(0,), seeds=(0, 1)),
+        DecompositionRuns("tms_5_2", "5-2"),
+        DecompositionRuns("tms_5_2_id", "5-2-id", targets=(0,), seeds=(0, 1)),
+        DecompositionRuns("tms_40_10", "40-10", batch=512, targets=(0,), seeds=(0, 1)),
+        DecompositionRuns("tms_40_10_id", "40-10-id", batch=512, targets=(0,), seeds=(0,)),
+        DecompositionRuns("tms_5_2_v1", "5-2", targets=(0,), seeds=(0, 1)),
     )
 }
 
@@ -81,12 +81,20 @@ ML2R = {name: (0.98, 1.04 if name == "tms_40_10_id" else 1.03) for name in PUBLI
 
 
 def run(config: Config) -> Results:
-    rows, data = decompositions(("tms_5_2",), config.steps)
+    rows, data = run_decompositions(("tms_5_2",), config.steps)
     return Results(tuple(rows), data)
 
 
-def decompositions(names: Sequence[str], steps: int | None) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of each, and the first run's importances on one-hot probes by title. `steps` in place of their own."""
+def run_decompositions(names: Sequence[str], steps: int | None) -> tuple[list[Row], dict[str, Any]]:
+    """Run some of `DECOMPOSITIONS`.
+
+    Args:
+      names: their keys.
+      steps: the number of steps of each; None: its own.
+
+    Returns:
+      The rows of all, and by title the first run's importances on one-hot inputs.
+    """
     rows: list[Row] = []
     data: dict[str, Any] = {}
     for name in names:
@@ -94,16 +102,16 @@ def decompositions(names: Sequence[str], steps: int | None) -> tuple[list[Row], 
             raise UserError(f"there is no decomposition {name!r} here: {', '.join(DECOMPOSITIONS)}")
         one = dataclasses.replace(DECOMPOSITIONS[name], steps=steps or DECOMPOSITIONS[name].steps)
         start = time.monotonic()
-        runs = jax.block_until_ready(decomposed(one))
+        runs = jax.block_until_ready(train_all(one))
         minutes = (time.monotonic() - start) / len(runs) / 60
-        found = [measured(trained, one) for trained in runs]
+        found = [measure(trained, one) for trained in runs]
         rows += [*_rows(one, found), Row(f"{_title(one)}: minutes a run, training alone", f"{minutes:.1f}")]
         data |= {f"{_title(one)}{which}": importance for which, importance in found[0]["probe"].items()}
     return rows, data
 
 
-def decomposed(one: Decomposition) -> list[Trained]:
-    """All runs in one program: target seeds x decomposition seeds."""
+def train_all(one: DecompositionRuns) -> list[Trained]:
+    """All runs in one program: each target seed with each decomposition seed."""
     recipe = preset(one.preset)
     settings = dataclasses.replace(recipe, batch=one.batch, steps=one.steps or recipe.steps)
     models = [tms_target(one.target, seed) for seed in one.targets]
@@ -114,7 +122,7 @@ def decomposed(one: Decomposition) -> list[Trained]:
     return [jax.tree.map(lambda leaf, i=i: leaf[i], every) for i in range(len(pairs))]
 
 
-def measured(trained: Trained, one: Decomposition) -> dict[str, Any]:
+def measure(trained: Trained, one: DecompositionRuns) -> dict[str, Any]:
     """The figures of one run."""
     target: TMS = trained.model.target
     n = target.linear1.weight.shape[0]
@@ -139,8 +147,10 @@ def measured(trained: Trained, one: Decomposition) -> dict[str, Any]:
 
 
 def oracle_error(trained: Trained, x: Any) -> float | None:
-    """The strict error of the known answer: each feature's own parts of the weights, needed where it is on. None where
-    there is no such answer."""
+    """The strict error of the known answer, by which each feature's parts of the weights are needed where it is on.
+
+    None where there is no such answer.
+    """
     known = known_features(trained.model.target)
     oracle = None if known is None else oracle_decomposition(trained.model, known.parts)
     if oracle is None:
@@ -148,11 +158,11 @@ def oracle_error(trained: Trained, x: Any) -> float | None:
     return decomposition_linearity(oracle, oracle_importance(oracle, x), x, samples=2, pairs=4).strict.relative
 
 
-def _title(one: Decomposition) -> str:
+def _title(one: DecompositionRuns) -> str:
     return f"TMS {one.target}{', v1' if one.preset.endswith('v1') else ''}"
 
 
-def _rows(one: Decomposition, found: list[dict[str, Any]]) -> list[Row]:
+def _rows(one: DecompositionRuns, found: list[dict[str, Any]]) -> list[Row]:
     n = len(found[0]["probe"][""])
     name = _title(one)
     errors = [sum(run["identity"].values()) for run in found]

@@ -1,25 +1,25 @@
-"""README.md of this folder, from the records in `results/`."""
+"""The README of this folder, made from the records in `results/`."""
 
 from __future__ import annotations
 
-from experiments.experiment import HERE, RESULTS, load
+from experiments.experiment import HERE, RESULTS, load_record
 from jax_interp.core.atomic_write import atomic_write
 
 HEAD = """# Experiments
 
-Claims that the field has published, run again. Each is one file here: its docstring states the claim and the source,
-its `Config` holds the numbers of the run below.
+Published claims, reproduced. Each experiment is one file of this folder. Its docstring states the claim and the source,
+and the defaults of its `Config` are the run reported below.
 
-    python -m experiments                       # what there is
+    python -m experiments                       # list the experiments
     python -m experiments NAME [--quick]        # run one: results/NAME.json, figures/NAME.png
     python -m experiments table                 # write this page from results/
-    python -m experiments draw                  # draw all pictures again from results/
+    python -m experiments draw                  # draw all figures again from results/
 
-`--quick` takes under a minute, shows that it runs, and writes to `out/experiments/`; options change the config
-(`python -m experiments grokking --help`). Seconds are those of the last call, on two cores of a busy machine, training
-included where nothing was cached. Where a publication makes a claim and gives no figure, the third column has what an
-independent program of its recipe measured. `holds` says whether our figure bears the claim out, by a bound in the
-experiment's code; where it is empty, there was nothing to compare with.
+`--quick` takes less than a minute, shows that the code runs, and writes to `out/experiments/`. Other options change the
+config (`python -m experiments grokking --help`). The seconds are those of the last run, on two cores of a busy machine,
+with training where nothing was cached. Where a publication makes a claim without a figure, the third column has what an
+independent implementation measured. `holds` says whether our figure supports the claim, by a bound in the experiment's
+code. It is empty where there was nothing to compare with.
 """
 
 
@@ -27,7 +27,7 @@ def page() -> str:
     """The page's text."""
     pages = [HEAD]
     for path in sorted(RESULTS.glob("*.json")):
-        record = load(path)
+        record = load_record(path)
         lines = [
             f"## {record['experiment']}",
             "",
@@ -49,7 +49,7 @@ def page() -> str:
 
 
 def write() -> str:
-    """Write the page; returns it."""
+    """Write the page. Returns its text."""
     text = page()
     atomic_write(HERE / "README.md", text)
     return text

@@ -1,9 +1,9 @@
 """Sparse features are stored in superposition, in the corners of polytopes: pentagon, antipodal pairs.
 
-Elhage et al. 2022, "Toy Models of Superposition". Five features in the plane make a regular pentagon. With 100 features
-in 20 dimensions, dimensions per feature D* go from 1 (dense: 20 directions and no more) over a plateau at 1/2
-(antipodal pairs) down; dimensionalities sum to 20 throughout. That some training runs lose features is a matter of how
-W starts, not of the schedule: with torch's default most runs do.
+Elhage et al. 2022, "Toy Models of Superposition". Five features in the plane form a regular pentagon. With 100 features
+in 20 dimensions, the dimensions per feature D* start at 1 (dense features: 20 directions only), have a plateau at 1/2
+(antipodal pairs), and fall further for sparser features. Dimensionalities always sum to 20. Whether a training run
+loses features depends on how W starts, not on the schedule: with torch's default most runs lose some.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One random layer holds the AND of every pair of features, with errors of order p and p².
 
-Vaintrob, Mendel & Hänni 2024 (arXiv 2408.05451): neurons that see each feature with probability p compute all
-conjunctions at once. With the pair alone on the reading is exact; one of the pair and another on errs by about p, two
-others by about p². p is to fall with the number of neurons, and pairs that no neuron sees bound it from below.
+Vaintrob, Mendel & Hänni 2024 (arXiv 2408.05451): neurons that each read a feature with probability p compute all
+conjunctions at once. With only the pair on, the value read is exact. With one of the pair and another feature on the
+error is about p, with two other features on about p². p should fall with the number of neurons; it must be large enough
+that some neuron reads each pair.
 """
 
 from __future__ import annotations

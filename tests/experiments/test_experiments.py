@@ -13,22 +13,22 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # the experiments are no part of the installed package
 
 from experiments import table  # noqa: E402
-from experiments.experiment import FIGURES, RESULTS, find, load, names  # noqa: E402
+from experiments.experiment import FIGURES, RESULTS, experiment_names, find_experiment, load_record  # noqa: E402
 from jax_interp.core.errors import UserError  # noqa: E402
 
 
 def test_every_experiment_says_what_it_is_and_has_a_record():
-    assert {"grokking", "rotations", "tms_geometry"} <= set(names())
-    for name in names():
-        module = find(name)
+    assert {"grokking", "rotations", "tms_geometry"} <= set(experiment_names())
+    for name in experiment_names():
+        module = find_experiment(name)
         assert len((module.__doc__ or "").splitlines()) > 2
         assert module.Config() != module.QUICK
-        record = load(RESULTS / f"{name}.json")
+        record = load_record(RESULTS / f"{name}.json")
         assert record["command"] == f"python -m experiments {name}"
         assert record["rows"]
         assert (FIGURES / f"{name}.png").is_file()
     with pytest.raises(UserError, match=r"there is no experiment 'groking': .*grokking"):
-        find("groking")
+        find_experiment("groking")
 
 
 def test_the_page_is_what_the_records_say():
