@@ -41,11 +41,14 @@ def run(config: Config) -> Results:
     accuracy = lambda n: float(history.data["test_accuracy"][min(n // config.every, len(history.data["step"]) - 1)])
     memorised, generalised = history.memorised, history.generalised
     rows = (
-        Row("training pairs all right from step", f"{memorised}", "500 at most", memorised is not None and memorised <=
-        500), Row("test accuracy at 500, 1500, 2500", ", ".join(f"{accuracy(n):.2f}" for n in (500, 1500, 2500)),
+        Row("training pairs all right from step", f"{memorised}", "500 at most",
+            memorised is not None and memorised <= 500),
+        Row("test accuracy at 500, 1500, 2500", ", ".join(f"{accuracy(n):.2f}" for n in (500, 1500, 2500)),
             ".21, .35, .69"),
-        Row("test accuracy .99 from step", f"{generalised}", "3500", generalised is not None and 2000 < generalised <=
-        5000), history.frequencies("4: 21, 9, 13, 6 (which ones depends on the seed)"), *history.progress(),
+        Row("test accuracy .99 from step", f"{generalised}", "3500",
+            generalised is not None and 2000 < generalised <= 5000),
+        history.frequencies("4: 21, 9, 13, 6 (which ones depends on the seed)"),
+        *history.progress(),
     )  # fmt: skip
     return Results(rows, history.data)
 
