@@ -21,10 +21,11 @@ from jax_interp.surgery import Site
 
 
 class Attention(nnx.Module):
-    """Names `q`, `k`, `v` (before norms and rotation), `rot_q`, `rot_k` and `z`.
+    """Causal self-attention.
 
-    It names `attn_scores`, `pattern` and `result` (the output of each head) only where something reads or edits them:
-    a fused kernel may never compute them.
+    It names `q`, `k`, `v` (before norms and rotation), `rot_q`, `rot_k` and `z`, the mixed values. It names
+    `attn_scores`, `pattern` and `result` (the output of each head) only where something reads or edits them, because a
+    fused kernel does not compute them.
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):

@@ -31,10 +31,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class MLP(nnx.Module):
-    """`down(act(up x))`, or gated: `down(act(gate x) * up x)` (Shazeer 2020).
+    """An MLP: `down(act(up x))`, or gated: `down(act(gate x) * up x)` (Shazeer 2020).
 
-    Names `pre` (the input of the activation), `pre_linear` (the other factor, when gated), `mid` (the input of the norm
-    of the neurons, where there is one) and `post` (the input of `down`).
+    It names `pre` (the input of the activation), `pre_linear` (the other factor, when gated), `mid` (the input of the
+    norm of the neurons, where there is one) and `post` (the input of `down`).
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):

@@ -15,11 +15,15 @@ from jax_interp.surgery import Site
 
 
 class MixtureOfExperts(nnx.Module):
-    """`Σ_c weight_c · down_e(act(gate_e x) * up_e x)`, summed over the choices c of a token, e being the expert chosen.
+    """A mixture of experts: `Σ_c weight_c · down_e(act(gate_e x) * up_e x)`.
 
-    Names `router_logits` `[batch, pos, expert]`; `expert_indices` and `expert_weights` `[batch, pos, choice]`, the
-    largest probabilities in falling order, scaled to sum 1; and `pre`, `pre_linear` and `post` of the chosen experts,
-    `[batch, pos, choice, d_mlp]`. Experts that were not chosen are not computed where the backend has grouped products.
+    The sum is over the choices c of a token, and e is the expert of choice c. Experts that were not chosen are not
+    computed where the backend has grouped products. It names
+
+    - `router_logits`, `[batch, pos, expert]`;
+    - `expert_indices` and `expert_weights`, `[batch, pos, choice]`: the largest probabilities in falling order, scaled
+      to sum 1;
+    - `pre`, `pre_linear` and `post` of the chosen experts, `[batch, pos, choice, d_mlp]`.
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):

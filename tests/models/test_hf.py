@@ -16,7 +16,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten
 from jax_interp.core.norms import FrozenNorm
 from jax_interp.models import load, save
-from jax_interp.models.hf.checkpoint import Stored
+from jax_interp.models.hf.checkpoint import StoredTensor
 from jax_interp.models.hf.family import families
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import Zero, at, edit, replan
@@ -97,8 +97,8 @@ def test_a_revision_that_is_not_there_is_named(monkeypatch):
 @pytest.mark.parametrize("stacked", [True, False])
 def test_first_layers_are_all_that_is_read(saved, monkeypatch, call, stacked):
     read = []
-    original = Stored.read
-    monkeypatch.setattr(Stored, "read", lambda self, window: read.append(self.name) or original(self, window))
+    original = StoredTensor.read
+    monkeypatch.setattr(StoredTensor, "read", lambda self, window: read.append(self.name) or original(self, window))
     model, _ = load(saved, first_n_layers=1, stacked=stacked)
     assert not [name for name in read if "layers.1." in name or "layers.2." in name]
     assert len(read) == len(set(read)) == 9 + 3  # of a block; embedding, final norm, head
@@ -257,7 +257,7 @@ def test_an_index_does_not_leave_its_directory(tmp_path, name):
     index = json.loads((directory / "model.safetensors.index.json").read_text())
     index["weight_map"]["model.norm.weight"] = name
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="no safetensors file beside it"):
+    with pytest.raises(UserError, match="not a safetensors file in this directory"):
         load(directory)
 
 
@@ -327,10 +327,16 @@ def test_a_malicious_file_is_refused(saved, damage):
     [
         (lambda index: index.pop("weight_map"), "has no weight_map"),
         (lambda index: index.update(weight_map=["model.norm.weight"]), "has no weight_map"),
-        (lambda index: index["weight_map"].update({"model.extra": "model-00001-of-00005.safetensors"}), "it does not"),
+        (
+            lambda index: index["weight_map"].update({"model.extra": "model-00001-of-00005.safetensors"}),
+            "does not have this tensor",
+        ),
         (lambda index: index["weight_map"].update({"a": "model-9.safetensors"}), "which is missing"),
-        (lambda index: index["weight_map"].update({"a": "..\\\\m.safetensors"}), "no safetensors file beside it"),
-        (lambda index: index["weight_map"].update({"a": None}), "no safetensors file beside it"),
+        (
+            lambda index: index["weight_map"].update({"a": "..\\\\m.safetensors"}),
+            "not a safetensors file in this directory",
+        ),
+        (lambda index: index["weight_map"].update({"a": None}), "not a safetensors file in this directory"),
     ],
 )
 def test_an_index_that_is_not_true(tmp_path, change, message):
@@ -359,7 +365,7 @@ def test_what_is_missing_extra_and_misshaped_is_named_all_at_once_before_anythin
         tensors["model.layers.0.mlp.down_proj.weight"] = np.ones((48, 32), np.float32)
 
     retensor(saved, change)
-    monkeypatch.setattr(Stored, "read", lambda self, window: pytest.fail("read"))
+    monkeypatch.setattr(StoredTensor, "read", lambda self, window: pytest.fail("read"))
     with pytest.raises(UserError) as error:
         load(saved)
     for said in (

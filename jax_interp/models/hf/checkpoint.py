@@ -1,7 +1,7 @@
-"""The tensors of a directory of safetensors files, read one at a time.
+"""A checkpoint: a directory of safetensors files, whose tensors are read one at a time.
 
-Nothing in a file is trusted: names in an index are file names of this directory, headers are checked by `safetensors`
-(length, offsets, overlaps), and pickles are never opened.
+Nothing in a file is trusted. The names in an index must be file names in this directory, `safetensors` checks the
+headers (length, offsets, overlaps), and pickles are never opened.
 """
 
 from __future__ import annotations
@@ -18,36 +18,41 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor in a file: its header, and nothing read yet."""
+class StoredTensor:
+    """A tensor in a file, of which only the header is read."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
+    """As safetensors spells it: "F32", "BF16"."""
 
     def read(self, window: tuple[slice, ...]) -> np.ndarray:
-        """That part of the tensor, alone."""
+        """Read the part of the tensor that `window` selects."""
         with open_tensors(self.file) as handle:
             return handle.get_slice(self.name)[window]
 
 
-def stored_tensors(directory: Path) -> dict[str, Stored]:
-    """Every tensor of the checkpoint by name. Reads headers only."""
-    found: dict[str, Stored] = {}
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint by name. Only headers are read.
+
+    Raises:
+      UserError: a file is missing or damaged, or the index does not agree with the files.
+    """
+    tensors: dict[str, StoredTensor] = {}
     for file, names in _files(directory).items():
         with open_tensors(file) as handle:
             have = set(handle.keys())
             if missing := sorted((names if names is not None else have) - have):
-                raise UserError(f"{INDEX} says that {file.name} holds {missing[0]!r}, it does not")
+                raise UserError(f"{INDEX} places {missing[0]!r} in {file.name}, but it does not have this tensor")
             for name in have:
                 header = handle.get_slice(name)
-                found[name] = Stored(file, name, tuple(header.get_shape()), header.get_dtype())
-    return found
+                tensors[name] = StoredTensor(file, name, tuple(header.get_shape()), header.get_dtype())
+    return tensors
 
 
 def _files(directory: Path) -> dict[Path, set[str] | None]:
-    """The files of a checkpoint, each with the tensors that the index says are in it."""
+    """The files of a checkpoint, each with the tensors that the index places in it (None without an index)."""
     if (directory / WEIGHTS).is_file():
         return {directory / WEIGHTS: None}
     if not (directory / INDEX).is_file():
@@ -64,7 +69,7 @@ def _files(directory: Path) -> dict[Path, set[str] | None]:
         # A bare name cannot leave the directory. Links are followed: the hub's cache is made of them.
         if not is_file_name(name, ".safetensors"):
             raise UserError(
-                f"{directory / INDEX} places {tensor!r} in {name!r}, which is no safetensors file beside it"
+                f"{directory / INDEX} places {tensor!r} in {name!r}, which is not a safetensors file in this directory"
             )
         if not (directory / name).is_file():
             raise UserError(f"{directory / INDEX} places {tensor!r} in {name}, which is missing")

@@ -23,7 +23,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import addresses
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
-from jax_interp.models.hf.checkpoint import Stored
+from jax_interp.models.hf.checkpoint import StoredTensor
 from jax_interp.models.hf.family import Family
 from jax_interp.models.hf.tensors import TensorSpec
 from jax_interp.models.sharding import rules
@@ -64,7 +64,7 @@ def parameters(model: Decoder) -> list[Parameter]:
 def fill(
     config: Config,
     family: Family,
-    stored: dict[str, Stored],
+    stored: dict[str, StoredTensor],
     *,
     full: Config,
     dtype: DTypeLike | None,
@@ -150,7 +150,11 @@ def _checked_dtype(dtype: DTypeLike) -> np.dtype:
 
 
 def _check(
-    family: Family, specs: Mapping[str, TensorSpec], wanted: list[Parameter], stored: dict[str, Stored], full: Config
+    family: Family,
+    specs: Mapping[str, TensorSpec],
+    wanted: list[Parameter],
+    stored: dict[str, StoredTensor],
+    full: Config,
 ) -> None:
     """Raise `UserError` unless the stored tensors are those of the model."""
     missing, misshaped, kinds = [], [], []
