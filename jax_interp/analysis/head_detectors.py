@@ -75,7 +75,12 @@ def detect_head(
 def previous_token_pattern(
     tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None = None
 ) -> Float[Array, "batch pos key"]:
-    """1 at the token before each token; the first token's row is empty. `mask`: True at real tokens."""
+    """The pattern of previous-token heads: 1 at the token before each token.
+
+    Args:
+      tokens: token ids.
+      mask: True at real tokens, where rows are padded.
+    """
     n = tokens.shape[-1]
     return _both_real(jnp.broadcast_to(jnp.eye(n, k=-1), (*tokens.shape, n)), mask)
 
@@ -83,7 +88,12 @@ def previous_token_pattern(
 def duplicate_token_pattern(
     tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None = None
 ) -> Float[Array, "batch pos key"]:
-    """1 at every earlier position of the same token. `mask`: True at real tokens."""
+    """The pattern of duplicate-token heads: 1 at every earlier position of the same token.
+
+    Args:
+      tokens: token ids.
+      mask: True at real tokens, where rows are padded.
+    """
     same = tokens[:, :, None] == tokens[:, None, :]
     return _both_real(jnp.tril(same, k=-1).astype(jnp.float32), mask)
 
@@ -91,7 +101,12 @@ def duplicate_token_pattern(
 def induction_pattern(
     tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None = None
 ) -> Float[Array, "batch pos key"]:
-    """1 at every position after an earlier position of the same token. `mask`: True at real tokens."""
+    """The pattern of induction heads: 1 at every position after an earlier position of the same token.
+
+    Args:
+      tokens: token ids.
+      mask: True at real tokens, where rows are padded.
+    """
     return jnp.tril(jnp.pad(duplicate_token_pattern(tokens, mask)[:, :, :-1], ((0, 0), (0, 0), (1, 0))))
 
 

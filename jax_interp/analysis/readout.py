@@ -17,7 +17,9 @@ from jax_interp.surgery import Model, Site
 class Decodes(Protocol):
     """A tokenizer: `decode([id])` is a string."""
 
-    def decode(self, ids: list[int], /) -> str: ...
+    def decode(self, ids: list[int], /) -> str:
+        """The text of some token ids."""
+        ...
 
 
 def readout(model: Model, resid: Float[Array, "*rows d_model"]) -> Float[Array, "*rows vocab"]:
@@ -52,7 +54,12 @@ def final_norm(model: Model, resid: Float[Array, "*rows d_model"]) -> Float[Arra
 
 
 def token_ranks(logits: Float[Array, "*rows vocab"], tokens: Int[Array, "*#rows"]) -> Int[Array, "*rows"]:
-    """How many tokens have a larger logit than the given one: 0 where it is the prediction."""
+    """How many tokens have a larger logit than a given token: 0 where it is the prediction.
+
+    Args:
+      logits: logits of the vocabulary.
+      tokens: a token for all rows, or one for each.
+    """
     index = jnp.broadcast_to(expand_to(jnp.asarray(tokens), logits.ndim - 1), logits.shape[:-1])[..., None]
     own = jnp.take_along_axis(logits, index, axis=-1)
     return jnp.sum((logits > own).astype(jnp.int32), axis=-1)

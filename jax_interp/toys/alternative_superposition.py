@@ -95,7 +95,12 @@ def init_alternative(key: Key[Array, ""], config: AlternativeConfig = Alternativ
 
 
 def train_alternative(key: Key[Array, ""], config: AlternativeConfig = AlternativeConfig()) -> TMS:
-    """A trained autoencoder. `jax.vmap` it over keys."""
+    """Train an autoencoder on one target feature at a time. `jax.vmap` it over keys.
+
+    Args:
+      key: decides the start and the data.
+      config: the autoencoder, its loss and its training.
+    """
     data = jax.random.split(key, 3)[2]
 
     def loss(model: TMS, key: Array) -> Array:

@@ -86,7 +86,13 @@ def noise_matrix(key: Key[Array, ""], n: int, sigma: float, kind: Noise = "symme
 def compressed_loss(
     model: CompressedMLP, x: Float[Array, "batch feature"], M: Float[Array, "feature feature"]
 ) -> Array:
-    """The mean squared error against `relu(x) + x M`, over rows and features."""
+    """The mean squared error against `relu(x) + x M`, over rows and features.
+
+    Args:
+      model: the network.
+      x: inputs.
+      M: the noise matrix.
+    """
     return jnp.mean((model(x) - jax.nn.relu(x) - x @ M) ** 2)
 
 

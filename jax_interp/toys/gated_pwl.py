@@ -137,7 +137,16 @@ def gated_pwl(key: Key[Array, ""], config: GatedPWLConfig = GatedPWLConfig()) ->
 def gated_inputs(
     key: Key[Array, ""], batch: int, config: GatedPWLConfig = GatedPWLConfig()
 ) -> Float[Array, "batch input"]:
-    """Inputs `[batch, 1 + function]`: x uniform in [low, high), and bits that are on with `config.probability`."""
+    """Inputs of the network: x uniform in [low, high), and bits that are on with `config.probability`.
+
+    Args:
+      key: random key.
+      batch: number of rows.
+      config: the functions.
+
+    Returns:
+      `[batch, 1 + function]`.
+    """
     value, bits = jax.random.split(key)
     x = jax.random.uniform(value, (batch, 1), minval=config.low, maxval=config.high)
     on = jax.random.bernoulli(bits, config.probability, (batch, config.n_functions))

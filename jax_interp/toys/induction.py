@@ -67,13 +67,24 @@ def repeated_sequences(
 
 
 def induction_loss(model: Decoder, tokens: Int[Array, "batch pos"], period: Int[Array, "batch"]) -> Float[Array, ""]:
-    """The mean cross-entropy of the tokens from the second period on, in nats."""
+    """The mean cross-entropy of the tokens from the second period on, in nats.
+
+    Args:
+      model: the transformer.
+      tokens: sequences of `repeated_sequences`.
+      period: their periods.
+    """
     each = negative_log_likelihood(log_probabilities(model(tokens)[:, :-1]), tokens[:, 1:])
     return jnp.mean(each, where=jnp.arange(1, tokens.shape[1])[None] >= period[:, None])
 
 
 def train_induction(key: Key[Array, ""], config: InductionConfig = InductionConfig()) -> Decoder:
-    """A trained transformer, from a random start."""
+    """Train a transformer (Olsson et al. 2022).
+
+    Args:
+      key: decides the start and the data.
+      config: task and training.
+    """
     start, data = jax.random.split(key)
     loss = lambda model, key: induction_loss(model, *repeated_sequences(key, config.training.batch, config))
     model = init(config.model, start, stacked=False)
@@ -81,7 +92,12 @@ def train_induction(key: Key[Array, ""], config: InductionConfig = InductionConf
 
 
 def induction_target(config: InductionConfig = InductionConfig(), seed: int = 0) -> Decoder:
-    """A trained transformer, read from the cache on disk where it was trained before."""
+    """A trained transformer, read from the cache on disk where it was trained before.
+
+    Args:
+      config: task and training.
+      seed: decides the start and the data.
+    """
     template = jax.eval_shape(lambda key: init(config.model, key, stacked=False), jax.random.key(seed))
     return cached("induction", config, seed, template, lambda: train_induction(jax.random.key(seed), config))
 

@@ -106,6 +106,13 @@ def cross_entropy(logits: Float[Array, "batch p"], answer: Int[Array, "batch"]) 
 
     The usual difference of logarithms rounds to 0 below 1e-7, which stops the gradient and makes the run jump. The
     published code uses float64 for this reason.
+
+    Args:
+      logits: of the numbers.
+      answer: the right number of each row.
+
+    Returns:
+      One loss for each row, in nats.
     """
     own = jax.nn.one_hot(answer, logits.shape[1], dtype=bool)
     others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
@@ -172,7 +179,12 @@ def train_modular(
 
 
 def modular_target(config: ModularConfig = ModularConfig(), seed: int = 0) -> Decoder:
-    """A trained transformer, read from the cache on disk where it was trained before."""
+    """A trained transformer, read from the cache on disk where it was trained before.
+
+    Args:
+      config: task and training.
+      seed: decides the start and the training pairs.
+    """
     template = jax.eval_shape(lambda key: init_modular(key, config), jax.random.key(seed))
     return cached("modular-addition", config, seed, template, lambda: train_modular(jax.random.key(seed), config)[0])
 

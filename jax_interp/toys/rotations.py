@@ -211,7 +211,15 @@ def rotation_errors(
 
 
 def expected_errors(T: int, D: int, S: int, z: int, layer: int) -> dict[str, float]:
-    """The "active" and "inactive" errors of `rotation_errors` according to the theory, after `layer` layers."""
+    """The "active" and "inactive" errors of `rotation_errors` that the theory predicts (its leading terms).
+
+    Args:
+      T: number of circuits.
+      D: neurons of a layer.
+      S: slots of a circuit.
+      z: number of circuits that are on.
+      layer: number of layers passed, from 1 on.
+    """
     share = d / D - 1 / (S * T)
     active = (layer - 1) * T * share**2 * (z + 8 * (z - 1)) + 9 * layer * share * (z - 1)
     return {"active": active, "inactive": z * share}

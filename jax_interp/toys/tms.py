@@ -188,7 +188,12 @@ def tms_target(config: TMSConfig | str = "5-2", seed: int = 0) -> TMS:
 
 
 def insert_identity(model: TMS, count: int = 1) -> TMS:
-    """The same function with `count` more identity matrices between `linear1` and `linear2`."""
+    """The same function with more identity matrices between `linear1` and `linear2`.
+
+    Args:
+      model: one instance, or several on a leading axis.
+      count: how many matrices to insert, behind those that are there.
+    """
     *instances, _, m = model.linear1.weight.shape
     eye = Linear(jnp.broadcast_to(jnp.eye(m), (*instances, m, m)))
     return dataclasses.replace(

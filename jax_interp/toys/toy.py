@@ -107,7 +107,9 @@ class KnownFeatures:
 class HasKnownFeatures(Protocol):
     """A toy model that knows its features."""
 
-    def known_features(self) -> KnownFeatures: ...
+    def known_features(self) -> KnownFeatures:
+        """Its features, and what a decomposition should find."""
+        ...
 
 
 def known_features(model: Model) -> KnownFeatures | None:

@@ -151,7 +151,18 @@ def sparse_features(
 def one_active(
     key: Key[Array, ""], batch: int, n: int, low: float = 0.0, high: float = 1.0
 ) -> Float[Array, "batch feature"]:
-    """Feature vectors `[batch, n]` with exactly one entry on, uniform in [low, high): the greatest sparsity."""
+    """Feature vectors with exactly one entry on: the greatest sparsity.
+
+    Args:
+      key: random key.
+      batch: number of rows.
+      n: number of features.
+      low: smallest value of the entry that is on.
+      high: upper bound of the values, which are uniform in [low, high).
+
+    Returns:
+      `[batch, n]`.
+    """
     which, value = jax.random.split(key)
     on = jax.nn.one_hot(jax.random.randint(which, (batch,), 0, n), n)
     return on * jax.random.uniform(value, (batch, 1), minval=low, maxval=high)
