@@ -40,8 +40,8 @@ def run(argv: Sequence[str]) -> int:
 
     changes = {"model": options.model, "text": options.text, "sequences": options.sequences}
     found = evaluate_saved(options.dictionary, **changes, write_to=options.json)
-    named = tables.named(found.saved.address, found.saved.writes)
-    tables.evaluation(found.figures, title=f"{named} of {found.config.model}")
+    named = tables.reads_and_writes(found.saved.address, found.saved.writes)
+    tables.print_evaluation(found.figures, title=f"{named} of {found.config.model}")
     if found.written_to is not None:
         print(f"written to {found.written_to}")
     return 0

@@ -46,5 +46,5 @@ def run(argv: Sequence[str]) -> int:
         (name, " ".join(value.axes), " × ".join(map(str, value.shape)), str(value.dtype))
         for name, value in collapse_layers(values, depth)
     ]
-    tables.show(["value", "axes", "shape", "dtype"], rows, title=f"{options.model}: {depth} blocks")
+    tables.print_table(["value", "axes", "shape", "dtype"], rows, title=f"{options.model}: {depth} blocks")
     return 0

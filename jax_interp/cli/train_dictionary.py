@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
         print(f"saved in {directory}: members/, sweep.json, metrics.jsonl, report.html")
         return 0
     figures = run_dictionary(options.config, directory, quiet=options.quiet)
-    tables.evaluation(figures, title=title(options.config))
+    tables.print_evaluation(figures, title=title(options.config))
     print(f"saved in {directory}: dictionary/, evaluation.json, metrics.jsonl, report.html")
     return 0
 
@@ -54,9 +54,9 @@ def _print_grid(rows: Sequence[dict[str, Any]], heading: str) -> None:
         (
             row["name"],
             ", ".join(filter(None, (row["series"], row["label"]))),
-            *(tables.figure(row[name]) for name in ("l0", "fvu", "recovered", "dead")),
+            *(tables.format_number(row[name]) for name in ("l0", "fvu", "recovered", "dead")),
         )
         for row in rows
     ]
     right = [(name, "right") for name in ("L0", "FVU", "recovered, of mean", "dead")]
-    tables.show(["member", "what", *right], shown, title=heading)
+    tables.print_table(["member", "what", *right], shown, title=heading)

@@ -37,17 +37,19 @@ def run(argv: Sequence[str]) -> int:
     results = train_lm(asked.config, directory, quiet=asked.quiet)
     validation, induction = results["validation"], results["induction"]
     rows = [
-        ("validation loss", tables.figure(validation["loss"]), "nats per token"),
-        ("perplexity", tables.figure(validation["perplexity"]), ""),
-        ("bits per byte", tables.figure(validation.get("bits_per_byte")), "of the held-out text"),
+        ("validation loss", tables.format_number(validation["loss"]), "nats per token"),
+        ("perplexity", tables.format_number(validation["perplexity"]), ""),
+        ("bits per byte", tables.format_number(validation.get("bits_per_byte")), "of the held-out text"),
     ]
     if "baseline" in results:
-        rows.append(("n-gram baseline", tables.figure(results["baseline"]["loss"]), results["baseline"]["model"]))
+        rows.append(
+            ("n-gram baseline", tables.format_number(results["baseline"]["loss"]), results["baseline"]["model"])
+        )
     rows += [
-        ("random tokens, first time", tables.figure(induction["first_half"]), "nats per token"),
-        ("the same again", tables.figure(induction["second_half"]), "induction: well under the first"),
+        ("random tokens, first time", tables.format_number(induction["first_half"]), "nats per token"),
+        ("the same again", tables.format_number(induction["second_half"]), "induction: well under the first"),
     ]
-    tables.show(["", ("", "right"), ""], rows, title=f"after {results['steps']:,} steps")
+    tables.print_table(["", ("", "right"), ""], rows, title=f"after {results['steps']:,} steps")
     export = ", export/" if (directory / "export").is_dir() else ""
     print(f"saved in {directory}: results.json, metrics.jsonl{export}")
     return 0

@@ -1,1 +1,1 @@
-"""What every floor above stands on: errors, configs as JSON, files written whole, optimizers, names of leaves."""
+"""The lowest floor: errors, configs as JSON, files, objectives, optimizers, and the layers that all models use."""

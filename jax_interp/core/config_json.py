@@ -1,8 +1,9 @@
-"""Configs: frozen dataclasses, to JSON and back, typed.
+"""Configs: frozen dataclasses, written as JSON and read back by their types.
 
 A field is a bool, int, float, str, Path, Enum, Literal, another dataclass, a union of these, None, a base class with a
 registry (any registered variant of it), or a list, tuple or dict of them. A dataclass is written with its class name
-under "type", so a union of dataclasses reads back as what it was, and a file of the wrong kind is recognised.
+under "type". A union of dataclasses is therefore read as the class that was written, and a file of another kind is
+recognised.
 """
 
 from __future__ import annotations
@@ -43,19 +44,20 @@ def reads_older_files(
     called: Sequence[str] = (),
     rewritten: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Callable[[type[T]], type[T]]:
-    """Class decorator: files that an earlier version wrote of this dataclass are read as what they are called now.
+    """Class decorator: read files that an earlier version wrote of this dataclass, under the names of today.
+
+    A run that was begun by an earlier version then goes on with the same config.
 
     Args:
       renamed: earlier name of a field -> its name now.
-      removed: name of a field that is gone -> the only value of it that means what the class does now. A file with
-        another value is refused.
+      removed: name of a removed field -> the only value of it that a file may have. A file with another value is
+        refused, since the class does not do that any more.
       called: earlier names of the class.
-      rewritten: for what names do not express, such as a field that moved into another dataclass: the JSON values of
-        the fields as an earlier version wrote them, or as this one does -> as this one does. It is applied first; the
-        fields of nested dataclasses are read as they are called now already.
+      rewritten: for changes that names do not express, such as a field that moved into another dataclass. It takes the
+        JSON values of the fields, in the earlier form or in today's, and returns them in today's form. It is applied
+        first. Fields of nested dataclasses have today's names already.
 
-    A run that was begun by an earlier version then goes on with the same config:
-
+    Example:
         @reads_older_files(renamed={"lr": "learning_rate"}, removed={"nesterov": False}, called=("AdamConfig",))
         @dataclasses.dataclass(frozen=True)
         class Adam: ...
@@ -70,8 +72,11 @@ def reads_older_files(
 
 
 def upgrade(value: Any) -> Any:
-    """The JSON values of a config file, with what `reads_older_files` knows renamed. Raises UserError for a field that
-    is gone and held a value that cannot be had any more."""
+    """The JSON values of a config file, with the earlier names that `reads_older_files` knows replaced.
+
+    Raises:
+      UserError: a removed field has a value that is not supported any more.
+    """
     if isinstance(value, list):
         return [upgrade(one) for one in value]
     if not isinstance(value, dict):
@@ -84,12 +89,19 @@ def upgrade(value: Any) -> Any:
         out = older.rewritten(out)
     for name, only in older.removed.items():
         if name in out and out.pop(name) != only:
-            raise UserError(f"{older.name} has no {name!r} any more; a file that says other than {only!r} is not read")
+            raise UserError(f"{older.name} has no {name!r} any more; only files in which it is {only!r} are read")
     return {older.renamed.get(name, name): one for name, one in out.items()} | {"type": older.name}
 
 
 def to_json(config: Any) -> Any:
-    """`config` as JSON values: dicts, lists, strings, numbers, booleans, None."""
+    """A config as JSON values: dicts, lists, strings, numbers, booleans, None.
+
+    Raises:
+      UserError: a value is of a type that configs cannot hold.
+
+    Example:
+        from_json(type(config), to_json(config)) == config
+    """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
         return {"type": type(config).__name__} | fields
@@ -115,7 +127,18 @@ def dumps(config: Any) -> str:
 
 
 def load(kind: type[T], path: Path | str) -> T:
-    """The config of type `kind` in the file `path`, or in the run directory `path`. Raises UserError."""
+    """Read a config file.
+
+    Args:
+      kind: the dataclass that the file holds.
+      path: the file, or a run directory, in which it is `config.json`.
+
+    Returns:
+      The config.
+
+    Raises:
+      UserError: there is no such file, it is not JSON, or it is not a `kind` (the message names the field).
+    """
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
     try:
@@ -131,21 +154,32 @@ def load(kind: type[T], path: Path | str) -> T:
 
 
 def from_json(kind: type[T], value: Any, where: str = "config") -> T:
-    """`value` as a `kind`. Raises UserError that names the field, what it holds, and what it should hold.
+    """Read JSON values as a `kind`.
 
-    Fields left out take their defaults. An int is accepted for a float and nothing else is converted.
+    Fields that are left out take their defaults. An int is accepted for a float, and nothing else is converted.
+
+    Args:
+      kind: a dataclass, or any other type that a field can have.
+      value: JSON values, as `to_json` makes them.
+      where: what messages call the value.
+
+    Returns:
+      An instance of `kind`.
+
+    Raises:
+      UserError: names the field, what it holds, and what it should hold.
     """
     return _read(kind, upgrade(value), where)
 
 
-def _says(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     if kind is type(None):
         return "null"
     return kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
 
 
 def _wrong(kind: Any, value: Any, where: str) -> UserError:
-    return UserError(f"{where} is {json.dumps(value)}, which is not {_says(kind)}")
+    return UserError(f"{where} is {json.dumps(value)}, which is not {_type_name(kind)}")
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -200,7 +234,7 @@ def _read_union(kind: Any, arguments: tuple[Any, ...], value: Any, where: str) -
 
 
 def _read_variant(registry: Registry[Any], value: Any, where: str) -> Any:
-    """A field that takes every registered variant of its type: the class name is under "type"."""
+    """Read a field that takes every registered variant of its type. The class name is under "type"."""
     tag = value.get("type") if isinstance(value, dict) else None
     if not isinstance(tag, str):
         known = ", ".join(registry.names())
@@ -233,7 +267,7 @@ def _read_container(kind: Any, origin: Any, arguments: tuple[Any, ...], value: A
 
 
 def _key(kind: Any, key: str, where: str) -> Any:
-    """A dict's key back from the string that JSON made of it."""
+    """The key of a dict, from the string that JSON made of it."""
     if kind is int:
         try:
             return int(key)
@@ -270,7 +304,16 @@ def _read_dataclass(kind: type, value: Any, where: str) -> Any:
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """`["optimizer.learning_rate: 0.001 -> 0.01", ...]` between two configs as JSON values, in the order of `new`."""
+    """The fields in which two configs differ, one line each: `optimizer.learning_rate: 0.001 -> 0.01`.
+
+    Args:
+      old: a config as JSON values.
+      new: another one.
+      where: the dotted name of the field that holds both.
+
+    Returns:
+      One line for each field that differs, in the order of `new`.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         names = [*new, *(name for name in old if name not in new)]
         return [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """What was asked for cannot be done as asked: an unknown key, a missing file, a bad site name, a wrong type.
+    """A mistake in what the user asked for: an unknown key, a missing file, a wrong site name, a wrong type.
 
-    Its message is the whole answer: what was asked, what exists, the nearest match, what to do. The command line
-    prints it as one line and exits with code 2; a traceback would only bury it.
+    The message is the complete answer: what was asked, what exists, the nearest match, what to do. The command line
+    prints it as one line and exits with code 2, without a traceback.
     """

@@ -65,7 +65,7 @@ class Registry(Generic[Base]):
         return len(self._variants)
 
     def names(self) -> tuple[str, ...]:
-        """The names of all variants."""
+        """The class names of all variants."""
         return tuple(self._variants)
 
 

@@ -68,7 +68,7 @@ def title(config: DictionaryRunConfig, count: int | None = None) -> str:
     """What is trained, in a few words; of a grid with the number of dictionaries."""
     reads = (config.sweep and config.sweep.addresses) or config.dictionary.reads
     kind = "cross-layer " if isinstance(config.dictionary, CrossLayerConfig) else ""
-    named = tables.named(reads, config.dictionary.writes)
+    named = tables.reads_and_writes(reads, config.dictionary.writes)
     many = "" if count is None else f"{count} dictionaries: "
     return f"{many}{kind}{type(config.dictionary.activation).__name__}, {named} of {config.model}"
 
@@ -85,9 +85,9 @@ def description(config: DictionaryRunConfig) -> str:
 
 
 def _write_page(config: DictionaryRunConfig, directory: Path, heading: str, **parts: Any) -> None:
-    from jax_interp.views.run_report import render_run
+    from jax_interp.views.run_report import RunPage, render_run
 
-    page = render_run(
+    page = RunPage(
         title=heading,
         description=description(config),
         config=config_json.dumps(config),
@@ -96,4 +96,4 @@ def _write_page(config: DictionaryRunConfig, directory: Path, heading: str, **pa
         sources=len(config.dictionary.reads) if isinstance(config.dictionary, CrossLayerConfig) else 1,
         **parts,
     )
-    atomic_write(directory / "report.html", page)
+    atomic_write(directory / "report.html", render_run(page))

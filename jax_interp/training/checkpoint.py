@@ -3,13 +3,14 @@
     directory/00001200/arrays/       orbax: the flat {address: leaf}
     directory/00001200/leaves.json   shape, dtype and fingerprint of every leaf
 
-Orbax on its own loads a flipped bit without a word, casts a leaf to the template's dtype without a word, cannot store
-an array of size zero and cannot load a tree that contains an `nnx.List`. So leaves are stored flat, described beside
-the arrays, and compared on the way in. A step that fails is refused by name and the one before it is used.
+Orbax on its own loads a flipped bit without an error, casts a leaf to the template's dtype without an error, cannot
+store an array of size zero, and cannot load a tree that contains an `nnx.List`. Leaves are therefore stored flat,
+described beside the arrays, and compared when they are read. A step that fails the comparison is refused by name, and
+the step before it is used.
 
-A step becomes visible by one rename, after everything in it is on the disk: a process killed at any moment leaves
-either the step or a `.tmp` directory that the next save removes. Saving blocks until the step is durable, so the
-arrays may be donated right after.
+A step becomes visible by one rename, after everything in it is on the disk. A process that is killed at any moment
+leaves either the step or a `.tmp` directory, which the next save removes. `save` returns when the step is durable, so
+the arrays may be donated right after.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ from jax_interp.training.fingerprint import fingerprints
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be used as asked."""
+    """A checkpoint that cannot be used."""
 
 
 class CorruptCheckpoint(CheckpointError):
-    """The bytes of a step are not the bytes that were saved: truncated, altered, or not completely written."""
+    """A step whose bytes are not those that were saved: truncated, altered, or not completely written."""
 
 
 class CheckpointMismatch(CheckpointError):
-    """The checkpoint is sound and belongs to something else: other leaves, shapes or dtypes than the template's."""
+    """A sound checkpoint of another state: its leaves, shapes or dtypes are not those of the template."""
 
 
 class CheckpointWarning(UserWarning):
-    """A damaged step was passed over."""
+    """A damaged step was skipped."""
 
 
 def _name(step: int) -> str:
@@ -61,7 +62,7 @@ def _barrier(name: str) -> None:
 
 
 def steps(directory: Path | str) -> list[int]:
-    """The completed steps in `directory`, ascending. Their contents are checked by `restore`, not here."""
+    """The completed steps in `directory`, ascending. Only `restore` checks what is in them."""
     directory = Path(directory)
     if not directory.is_dir():
         return []
@@ -69,7 +70,7 @@ def steps(directory: Path | str) -> list[int]:
 
 
 def latest(directory: Path | str) -> int | None:
-    """The last completed step in `directory`, or None."""
+    """The last completed step in `directory`; None where there is none."""
     return max(steps(directory), default=None)
 
 
@@ -78,10 +79,25 @@ def _describe(leaf: Any) -> dict[str, Any]:
 
 
 def save(directory: Path | str, step: int, tree: PyTree, *, keep: int = 3, milestone_every: int | None = None) -> Path:
-    """Write `tree` as `step`, then delete what is not to be kept; returns the directory of the step.
+    """Write `tree` as `step`, then delete the steps that are not kept.
 
-    Kept are the last `keep` steps and every multiple of `milestone_every`. Steps after `step` are deleted: the run was
-    taken back to before them. Every process of a multi-host run calls this, with the same path on a shared file system.
+    Every process of a multi-host run calls this, with the same path on a shared file system.
+
+    Args:
+      directory: the directory of all checkpoints; made where it is missing.
+      step: the number of the step. Later steps are deleted: the run was taken back to before them.
+      tree: any pytree of arrays and PRNG keys.
+      keep: how many of the last steps are kept, at least 1.
+      milestone_every: steps that are a multiple of this one are kept for ever.
+
+    Returns:
+      The directory of the step.
+
+    Raises:
+      UserError: `keep` is below 1.
+
+    Example:
+        save("runs/sae/checkpoints", 1200, state, keep=2, milestone_every=1000)
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -115,7 +131,7 @@ def save(directory: Path | str, step: int, tree: PyTree, *, keep: int = 3, miles
 
 
 def _remove(path: Path) -> None:
-    """Delete a step such that a process killed on the way leaves no half of one under its name."""
+    """Delete a step. A process that is killed on the way leaves no part of it under its name."""
     if path.exists():
         trash = path.with_name(f".{path.name}.trash.tmp")
         shutil.rmtree(trash, ignore_errors=True)
@@ -131,13 +147,26 @@ def _prune(directory: Path, step: int, keep: int, milestone_every: int | None) -
 
 
 def restore(directory: Path | str, template: PyTree, step: int | None = None) -> tuple[PyTree, int]:
-    """The tree saved as `step`, or the last sound one, and its step.
+    """Read a checkpoint.
 
-    `template` gives structure, shapes, dtypes and shardings; its leaves are arrays or `jax.ShapeDtypeStruct`s. The
-    mesh may be another than at saving: the bits are the same. With `step=None` a damaged step is passed over with a
-    `CheckpointWarning` that names it and the reason.
-    Raises `CheckpointMismatch` where the template does not fit, `CorruptCheckpoint` where `step` is damaged or no
-    sound step is left, `CheckpointError` where there is none at all.
+    Args:
+      directory: the directory of all checkpoints.
+      template: gives structure, shapes, dtypes and shardings. Its leaves are arrays or `jax.ShapeDtypeStruct`s. The
+        mesh may differ from the one at saving: the bits are the same.
+      step: which step. None: the last sound one. A damaged step is then skipped, with a `CheckpointWarning` that names
+        it and the reason.
+
+    Returns:
+      The tree, and the step that it was saved as.
+
+    Raises:
+      CheckpointMismatch: the template does not fit.
+      CorruptCheckpoint: `step` is damaged, or no sound step is left.
+      CheckpointError: there is no such step, or none at all.
+
+    Example:
+        template = jax.eval_shape(make_state)
+        state, step = restore("runs/sae/checkpoints", template)
     """
     directory = Path(directory).absolute()
     present = steps(directory)
@@ -161,7 +190,11 @@ def restore(directory: Path | str, template: PyTree, step: int | None = None) ->
 
 
 def describe(path: Path | str) -> dict[str, dict[str, Any]]:
-    """`{address: {"shape", "dtype", "fingerprint"}}` of the step at `path`, without reading its arrays."""
+    """`{address: {"shape", "dtype", "fingerprint"}}` of the step in the directory `path`. Reads no arrays.
+
+    Raises:
+      CorruptCheckpoint: the description is missing or damaged.
+    """
     path = Path(path)
     file = path / "leaves.json"
     try:
@@ -189,7 +222,7 @@ def _load(path: Path, template: PyTree) -> PyTree:
     try:
         arrays = ocp.load(str(path / "arrays"), abstract) if abstract else {}
     except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # the machine's want of memory says nothing about the file
+        raise  # a lack of memory tells nothing about the file
     except Exception as error:  # orbax, tensorstore and zstd have no common type for unreadable data
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CorruptCheckpoint(f"checkpoint {path} is damaged: its arrays cannot be read: {first[:300]}") from error
@@ -220,7 +253,7 @@ def _impl(x: Any) -> str:
 
 
 def _stored(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """What orbax holds for the leaf `x`: of a PRNG key its data, uint32 with the key's own axes last."""
+    """What orbax stores for the leaf `x`. For a PRNG key: its data, uint32, with the key's own axes last."""
     if not is_key(x):
         return x
     data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype))
@@ -228,7 +261,7 @@ def _stored(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _compare(path: Path, saved: dict[str, dict[str, Any]], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
-    """One error that lists everything in which the template is not what was saved."""
+    """Raise one error that lists every difference between the template and what was saved."""
     problems = []
     for name in sorted(wanted.keys() - saved.keys()):
         near = difflib.get_close_matches(name, saved.keys() - wanted.keys(), n=1)

@@ -1,8 +1,8 @@
-"""One 32-bit number per leaf that depends on its bits and on nothing else: not on the mesh, not on the sharding.
+"""One 32-bit number for each leaf that depends on its bits alone, not on the mesh or the sharding.
 
-Each 32-bit word is mixed with its index by an invertible hash and the results are summed modulo 2^32. A sum has no
-order, so every layout over devices gives the same number; the mixing is a bijection of the word, so any change
-within a single word (a flipped bit, one ulp) always changes it, and an arbitrary change escapes with chance 2^-32.
+Each 32-bit word is mixed with its index by an invertible hash, and the results are summed modulo 2^32. A sum has no
+order, so every layout over devices gives the same number. The mixing is a bijection of the word, so a change within a
+single word (a flipped bit, one ulp) always changes the number. Any other change is missed with probability 2^-32.
 This guards against accidents, not against an adversary.
 """
 
@@ -16,7 +16,7 @@ from jax_interp.core.leaves import PyTree, flatten, is_key
 
 
 def _words(x: Array) -> Array:
-    """The bits of `x` as uint32, one or more words an element; sub-byte and bool types through a wider one."""
+    """The bits of `x` as uint32, one or more words per element. Types under a byte, and bool, are widened first."""
     if is_key(x):
         x = jax.random.key_data(x)
     dtype = x.dtype
@@ -54,6 +54,6 @@ _all = jax.jit(lambda flat: {name: fingerprint(x) for name, x in flat.items()})
 
 
 def fingerprints(tree: PyTree) -> dict[str, str]:
-    """`{address: eight hex digits}` for every array leaf of `tree`. One compile a structure, one transfer."""
+    """`{address: eight hex digits}` for every array leaf of `tree`. One compilation per structure, one transfer."""
     flat = {name: x for name, x in flatten(tree).items() if isinstance(x, jax.Array)}
     return {name: f"{int(value):08x}" for name, value in jax.device_get(_all(flat)).items()}

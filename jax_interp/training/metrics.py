@@ -2,9 +2,9 @@
 
     {"step": 100, "loss": 0.8125, "l0": 32.0}
 
-`metrics.jsonl` holds values that are functions of the state only. What depends on the clock (steps and tokens per
-second) goes to `timing.jsonl`, which makes no such promise. Records are written before the checkpoint that contains
-their step, so a resumed run cuts the file back to its step and goes on.
+`metrics.jsonl` holds values that are functions of the state only. Values that depend on the clock (steps and tokens per
+second) go to `timing.jsonl`, which makes no such promise. Records are written before the checkpoint that contains their
+step. A resumed run therefore cuts the file back to its step and goes on.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from jax_interp.core.errors import UserError
 
 
 def plain(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested metrics as one flat dict of Python numbers, `{"loss": {"mse": x}}` -> `{"loss.mse": 0.5}`.
+    """Flatten nested metrics to one dict of Python numbers: `{"loss": {"mse": x}}` -> `{"loss.mse": 0.5}`.
 
-    Arrays become nested lists. A float32 becomes the float64 of the same value, whose shortest decimal form JSON
-    writes and reads back exactly.
+    Arrays become nested lists. A float32 becomes the float64 of the same value, which JSON writes and reads exactly.
     """
     out: dict[str, Any] = {}
     for name, value in metrics.items():
@@ -42,15 +41,21 @@ def plain(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_log(path: Path | str) -> list[dict[str, Any]]:
-    """The records of a log. A last line without its newline was being written when the process died: left out.
+    """The records of a log.
 
-    Raises `UserError` with the number of a line that is no record.
+    A last line without a newline is left out: the process died while it was written.
+
+    Args:
+      path: a `metrics.jsonl` or `timing.jsonl`. A file that does not exist has no records.
+
+    Raises:
+      UserError: a line is not a record. The message has its number.
     """
     return [record for _, record in _lines(Path(path))]
 
 
 def truncate_log(path: Path | str, step: int) -> None:
-    """Drop the half-written last line and every record past `step`, keeping the bytes of the others as they are."""
+    """Remove a half-written last line and every record after `step`. The bytes of all others stay."""
     path = Path(path)
     if not path.exists():
         return
@@ -60,7 +65,7 @@ def truncate_log(path: Path | str, step: int) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The whole lines of a log that are not empty, each with the record in it."""
+    """The complete lines of a log that are not empty, each with its record."""
     whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
     for number, line in enumerate(whole.split(b"\n"), start=1):
         if not line:
@@ -70,23 +75,23 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         except ValueError as error:
             raise UserError(f"{path}, line {number}, is not JSON: {error}") from error
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise UserError(f'{path}, line {number}, is no record: it should be an object with a "step"')
+            raise UserError(f'{path}, line {number}, is not a record: it should be an object with a "step"')
         yield line, record
 
 
 class MetricsLog:
-    """Appends records to one file. Each is handed to the kernel whole, so SIGKILL loses none of them."""
+    """Appends records to one file. Each record goes to the kernel in one piece, so SIGKILL loses none."""
 
     def __init__(self, path: Path | str):
         self._file = open(path, "ab")  # noqa: SIM115  closed by close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record. It must have a "step"; NaN and infinity are written as JSON's usual extensions."""
+        """Append one record, which has a "step". NaN and infinity are written as JSON's usual extensions."""
         self._file.write(json.dumps(dict(record)).encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Flush to the disk: before a checkpoint that claims these records exist."""
+        """Flush the file to the disk, before a checkpoint that relies on its records."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

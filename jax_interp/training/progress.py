@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a bar on a terminal, a plain line now and then anywhere else."""
+"""The progress display: a bar on a terminal, a plain line from time to time anywhere else."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """Receives the step reached after every step, and values whenever there are new ones."""
+    """A display of progress. All of its methods do nothing unless a display overrides them."""
 
-    def step(self, done: int) -> None: ...
-    def values(self, done: int, values: Mapping[str, Any]) -> None: ...
-    def close(self) -> None: ...
+    def step(self, done: int) -> None:
+        """Called after every step, with the number of steps that are done."""
+
+    def values(self, done: int, values: Mapping[str, Any]) -> None:
+        """Called with the metrics of a step, whenever they are logged."""
+
+    def close(self) -> None:
+        """Called at the end of the run, also after an error."""
 
 
 def brief(value: Any) -> str:
@@ -27,19 +32,19 @@ def brief(value: Any) -> str:
 
 
 def line(values: Mapping[str, Any], shown: Sequence[str]) -> str:
-    """`loss 4.187  tokens/s 28.3k`: the values of the names in `shown` that exist, in that order."""
+    """The values of the names in `shown` that exist, in that order: `loss 4.187  tokens/s 28.3k`."""
     return "  ".join(f"{name} {brief(values[name])}" for name in shown if name in values)
 
 
 def duration(seconds: float) -> str:
-    """`0:42`, `12:05`, `3:07:00`."""
+    """Seconds as `0:42`, `12:05` or `3:07:00`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class Lines:
-    """One line to stderr at the first step, every `seconds` and at the end: for a pipe, a file, a batch job."""
+class Lines(Progress):
+    """One line to stderr at the first step, every `seconds`, and at the end: for pipes, files and batch jobs."""
 
     def __init__(self, title: str, start: int, steps: int, shown: Sequence[str], seconds: float = 30.0):
         self._title, self._start, self._steps, self._shown, self._seconds = title, start, steps, shown, seconds
@@ -70,8 +75,8 @@ class Lines:
         )
 
 
-class Bar:
-    """A bar on the terminal: steps, the chosen values, the time spent and the time left."""
+class Bar(Progress):
+    """A bar on the terminal: steps, the chosen values, the time spent and the time that remains."""
 
     def __init__(self, title: str, start: int, steps: int, shown: Sequence[str]):
         from rich.console import Console
@@ -103,16 +108,20 @@ class Bar:
         self._bar.stop()
 
 
-class Silent:
-    """Shows nothing: tests, and processes other than the first of a multi-host run."""
-
-    def step(self, done: int) -> None: ...
-    def values(self, done: int, values: Mapping[str, Any]) -> None: ...
-    def close(self) -> None: ...
+class Silent(Progress):
+    """Shows nothing: for tests, and for all but the first process of a multi-host run."""
 
 
 def progress(title: str, start: int, steps: int, shown: Sequence[str], *, quiet: bool = False) -> Progress:
-    """The bar where stderr is a terminal, lines where it is not, nothing where `quiet`."""
+    """The display for a run: a bar where stderr is a terminal, lines elsewhere, nothing where `quiet`.
+
+    Args:
+      title: what the display calls the run.
+      start: steps that were done before.
+      steps: steps of the complete run.
+      shown: names of the values that are displayed.
+      quiet: show nothing.
+    """
     if quiet:
         return Silent()
     return Bar(title, start, steps, shown) if sys.stderr.isatty() else Lines(title, start, steps, shown)

@@ -1,12 +1,13 @@
 """The directory of a run (POSIX: the lock is `flock`).
 
-    config.json       the resolved config: a run starts from it again
-    versions.json     of Python, JAX and what else decides the bits, at the start of the run
-    metrics.jsonl     what was measured; timing.jsonl how fast it went
+    config.json       the resolved config, from which the run can be started again
+    versions.json     versions of Python, JAX and all else that decides the bits, at the start of the run
+    metrics.jsonl     the metrics log
+    timing.jsonl      how fast the steps were
     checkpoints/      see checkpoint.py
     .lock             held while a process works on the run
 
-A directory belongs to one config and one process at a time.
+A directory belongs to one config, and to one process at a time.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from jax_interp.training.checkpoint import latest
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An open run directory. Make one with `open_run`."""
+    """An open run directory, and the paths in it. Make one with `open_run`."""
 
     directory: Path
 
@@ -53,26 +54,39 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[str] = ()) -> Iterator[Run]:
-    """Create the run directory or take up an existing one, and hold its lock within the block.
+    """Create a run directory, or open one that exists, and hold its lock within the block.
 
-    config      frozen dataclass; stored, or compared with the stored one.
-    may_differ  keys that may change between sessions of one run ("steps" to train on, "log_every"), dotted.
-    Raises UserError where the directory holds something that is no run, where another process holds the run, and where
-    the stored config is another one (keys named). A UserError within the block, before anything was trained, leaves the
-    stored config as it was: a call that was refused binds nobody.
+    A `UserError` within the block, before anything was trained, leaves the stored config as it was: a call that was
+    refused does not bind the next one.
+
+    Args:
+      directory: the directory. It is new or empty, or holds a run.
+      config: a frozen dataclass. It is stored, or compared with the stored one.
+      may_differ: dotted keys of the config that may change between the sessions of one run ("steps", "log_every").
+
+    Yields:
+      The open run.
+
+    Raises:
+      UserError: the directory holds something that is not a run, another process works on it, or the stored config
+        differs (the message names the keys).
+
+    Example:
+        with open_run("runs/sae", config, may_differ=("log_every",)) as run:
+            state = fit(step, state, batch_at, steps=1000, run=SaveTo(run, every=100))
     """
     import jax
 
     run = Run(Path(directory).absolute())
     try:
         run.directory.mkdir(parents=True, exist_ok=True)
-        found = {entry.name for entry in run.directory.iterdir()}
+        present = {entry.name for entry in run.directory.iterdir()}
     except OSError as error:
         raise UserError(f"cannot use {run.directory} as a run directory: {error.strerror}") from error
-    if found and not found & {".lock", run.config.name, run.metrics.name, run.checkpoints.name}:
+    if present and not present & {".lock", run.config.name, run.metrics.name, run.checkpoints.name}:
         raise UserError(
-            f"{run.directory} is no run's and holds {', '.join(sorted(found)[:3])}: choose another directory, or an "
-            "empty one"
+            f"{run.directory} holds {', '.join(sorted(present)[:3])} and no run: choose another directory, or an empty "
+            "one"
         )
     if jax.process_index() != 0:  # process 0 owns the directory, and fails for all of them
         yield run
@@ -93,7 +107,7 @@ def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """The kernel's lock on a file: gone with the process that held it, however that ended."""
+    """Hold the kernel's lock on a file. The lock ends with the process, whatever ends the process."""
     with open(directory / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,7 +125,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _trained(run: Run) -> tuple[int | None, int]:
-    """How far the run is: its last checkpoint, and how long its log is."""
+    """How far the run is: its last checkpoint, and the length of its log."""
     return latest(run.checkpoints), run.metrics.stat().st_size if run.metrics.exists() else 0
 
 
@@ -120,7 +134,7 @@ def _keep_config(run: Run, before: bytes | None, config: Any, may_differ: Sequen
     if before is not None:
         try:
             stored = configs.upgrade(json.loads(before))
-        except ValueError as error:  # no JSON, or no text
+        except ValueError as error:  # not JSON, or not text
             raise UserError(f"{run.config} is not JSON: {error}") from error
         changed = [
             line for line in configs.differences(stored, json.loads(text)) if line.partition(":")[0] not in may_differ
@@ -128,13 +142,13 @@ def _keep_config(run: Run, before: bytes | None, config: Any, may_differ: Sequen
         if changed:
             raise UserError(
                 f"{run.directory} holds a run of another config: {'; '.join(changed)}. "
-                "Use that config to go on with it, or another directory to start afresh"
+                "Use that config to go on with it, or another directory to start anew"
             )
     atomic_write(run.config, text)
 
 
 def versions() -> dict[str, str]:
-    """Of everything that can change the bits of a run."""
+    """The versions of everything that can change the bits of a run."""
     import jax
 
     out = {

@@ -8,15 +8,16 @@
     )
     state = shard(state, RULES, make_mesh(fsdp=4, tensor=2))
 
-Shardings stay out of the modules: a model's file says what it computes, its rules where it lives.
+Shardings stay out of the modules: the file of a model describes what it computes, its rules describe where it lives.
 
-A pattern is a dotted name whose parts are globs of one part each (`*` is any one part, `q*` a part that starts with q);
-`**` stands for any number of parts. It matches an address that *ends* with it, so one rule serves a parameter in the
-model, in the optimizer's moments (`opt.0.mu.blocks.0.attn.q.weight`) and in every block. The first match wins. A rule
-that decides no leaf and a leaf that no rule decides are errors: both are how a renamed parameter goes unsharded.
+A pattern is a dotted name whose parts are globs of one part each: `*` is any one part, `q*` is a part that starts with
+q, and `**` is any number of parts. A pattern matches an address that *ends* with it. One rule therefore serves a
+parameter in the model, in the moments of the optimizer (`opt.0.mu.blocks.0.attn.q.weight`) and in every block. The
+first match counts. A rule without a leaf and a leaf without a rule are errors: otherwise a renamed parameter would stay
+unsharded unnoticed.
 
-A spec is aligned with the *last* axes of its leaf, the others are replicated: blocks stacked along a leading layer
-axis keep the rule of a single block. `P()` replicates, and is what fits a scalar.
+A spec is aligned with the *last* axes of its leaf, and the others are replicated. Blocks that are stacked along a
+leading layer axis therefore keep the rule of a single block. `P()` replicates, and fits a scalar.
 """
 
 from __future__ import annotations
@@ -41,9 +42,23 @@ BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis of a batch: fsdp is 
 def make_mesh(
     *, data: int = 1, fsdp: int = 1, tensor: int = 1, explicit: bool = True, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh of `data * fsdp * tensor` devices; one of the three may be -1: whatever is left.
+    """A mesh of `data * fsdp * tensor` devices.
 
-    `explicit`: shardings are part of the types (the default of JAX). False leaves them to the compiler.
+    Args:
+      data: devices along the axis that splits batches. One of the three sizes may be -1: all devices that remain.
+      fsdp: devices along the axis that splits batches and weights.
+      tensor: devices along the axis that splits features and heads.
+      explicit: whether shardings are part of the types (the default of JAX). False leaves them to the compiler.
+      devices: the devices to use; None: all. What the mesh does not need stays unused.
+
+    Returns:
+      A mesh with the axes "data", "fsdp" and "tensor".
+
+    Raises:
+      UserError: a size is 0 or negative, several sizes are -1, or the mesh does not fit the devices.
+
+    Example:
+        mesh = make_mesh(data=-1, tensor=2)
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
@@ -59,7 +74,7 @@ def make_mesh(
 
 
 def abstract_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, explicit: bool = True) -> AbstractMesh:
-    """A mesh without devices: `jax.eval_shape` under it checks the shapes and shardings of a large run on a laptop."""
+    """A mesh without devices. `jax.eval_shape` under it checks shapes and shardings of a large run on a laptop."""
     return AbstractMesh((data, fsdp, tensor), AXES, axis_types=_types(explicit))
 
 
@@ -72,7 +87,7 @@ def matches(pattern: str, address: str) -> bool:
 
     def match(pattern: list[str], parts: list[str]) -> bool:
         if not pattern:
-            return True  # what is left of the address is the free prefix
+            return True  # the rest of the address is the free prefix
         if pattern[-1] == "**":
             return any(match(pattern[:-1], parts[:i]) for i in range(len(parts) + 1))
         return bool(parts) and fnmatch.fnmatchcase(parts[-1], pattern[-1]) and match(pattern[:-1], parts[:-1])
@@ -81,9 +96,17 @@ def matches(pattern: str, address: str) -> bool:
 
 
 def specs(tree: PyTree, rules: Rules) -> dict[str, PartitionSpec]:
-    """`{address: spec}` for every leaf (arrays or abstract values), padded on the left to the leaf's rank.
+    """The spec of every leaf.
 
-    Raises UserError for a leaf without a rule, a rule without a leaf, and a spec with more axes than its leaf.
+    Args:
+      tree: a pytree of arrays or abstract values.
+      rules: pairs (pattern, spec), in order of precedence.
+
+    Returns:
+      `{address: spec}`, each spec padded on the left to the rank of its leaf.
+
+    Raises:
+      UserError: a leaf has no rule, a rule has no leaf, or a spec has more axes than its leaf.
     """
     out, unused, homeless = {}, dict.fromkeys(range(len(rules))), []
     for address, leaf in flatten(tree).items():
@@ -104,18 +127,22 @@ def specs(tree: PyTree, rules: Rules) -> dict[str, PartitionSpec]:
         more = f" and {len(homeless) - 5} more" if len(homeless) > 5 else ""
         raise UserError(
             f"no sharding rule for {', '.join(homeless[:5])}{more}; ('**', PartitionSpec()) as the last "
-            "rule replicates what is left"
+            "rule replicates all other leaves"
         )
     if unused:
         raise UserError(
-            f"sharding rules that decide no leaf: {', '.join(repr(rules[i][0]) for i in unused)}; the "
-            f"leaves are {', '.join(list(out)[:8])}, ...: mend or remove them"
+            f"sharding rules that match no leaf: {', '.join(repr(rules[i][0]) for i in unused)}; the "
+            f"leaves are {', '.join(list(out)[:8])}, ...: correct or remove them"
         )
     return out
 
 
 def shardings(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
-    """A tree of `NamedSharding` with the structure of `tree`. Raises UserError also where a size does not divide."""
+    """A tree of `NamedSharding` with the structure of `tree`.
+
+    Raises:
+      UserError: as in `specs`, or a mesh axis does not exist or does not divide the axis of a leaf.
+    """
     found, flat = specs(tree, rules), flatten(tree)
     for address, spec in found.items():
         for size, axis in zip(jax.numpy.shape(flat[address]), spec):
@@ -132,19 +159,34 @@ def shardings(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
 
 
 def shard(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
-    """`tree` with every leaf placed as the rules say. On the mesh it was on already, nothing moves."""
+    """Place every leaf by the rules. A leaf that is there already is not moved.
+
+    Args:
+      tree: a pytree of arrays.
+      rules: pairs (pattern, spec), in order of precedence.
+      mesh: the mesh.
+
+    Returns:
+      `tree` with the shardings of `shardings`.
+
+    Raises:
+      UserError: as in `shardings`.
+
+    Example:
+        state = shard(state, (("*.weight", P("fsdp", "tensor")), ("**", P())), make_mesh(fsdp=4, tensor=2))
+    """
     return jax.tree.map(jax.device_put, tree, shardings(tree, rules, mesh))
 
 
 def abstract(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
-    """`tree` as `jax.ShapeDtypeStruct`s with shardings: a template for `checkpoint.restore` or `jax.eval_shape`."""
+    """`tree` as `jax.ShapeDtypeStruct`s with shardings, a template for `checkpoint.restore` and `jax.eval_shape`."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings(tree, rules, mesh)
     )
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, spec: PartitionSpec = BATCH) -> PyTree:
-    """A batch from the host, its leading axis split over `data` and `fsdp`, scalars replicated."""
+    """Place a batch from the host: its leading axis split over `data` and `fsdp`, scalars replicated."""
     return jax.tree.map(
         lambda x: jax.device_put(x, NamedSharding(mesh, spec if jax.numpy.ndim(x) else PartitionSpec())), batch
     )

@@ -1,0 +1,1 @@
+"""Plots, tables and pages, drawn from plain results. It knows no method."""

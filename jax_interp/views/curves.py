@@ -15,8 +15,13 @@ from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, RED, canvas,
 
 @styled
 def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None, sources: int = 1) -> Figure:
-    """Loss, FVU, L0 and dead features against tokens seen, from the records of a metrics log. `k` latents are chosen
-    in each of `sources`."""
+    """Loss, FVU, L0 and dead features against the tokens trained on.
+
+    Args:
+      records: the records of a metrics log.
+      k: the number of latents that are chosen per token, where it is fixed; drawn as a level of L0.
+      sources: the number of sources of a cross-layer dictionary. `k` latents are chosen in each.
+    """
     records = [record for record in records if "loss" in record and "tokens" in record]
     tokens = np.array([record["tokens"] for record in records], float) / 1e6
     figure, (fit, sparsity, dead) = canvas(10, 2.9, 3, width_ratios=[1.35, 1, 1])
@@ -29,9 +34,9 @@ def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None, 
     sparsity.set(title="L0", ylabel="latents on per token")
     sparsity.set_ylim(0, 1.25 * max([record.get("l0", 0) for record in records] + [sources * (k or 1)]))
     if k:
-        said = f"k = {k}" if sources == 1 else f"{sources} · k = {sources * k}"
+        label = f"k = {k}" if sources == 1 else f"{sources} · k = {sources * k}"
         sparsity.axhline(sources * k, color=MUTED, lw=0.9, ls="--")
-        sparsity.annotate(said, (tokens[-1] if len(tokens) else 0, sources * k), xytext=(0, 4),
+        sparsity.annotate(label, (tokens[-1] if len(tokens) else 0, sources * k), xytext=(0, 4),
                           textcoords="offset points", ha="right", va="bottom", color=MUTED, fontsize=8.5)  # fmt: skip
     dead.plot(tokens, [record.get("dead", np.nan) for record in records], color=RED, lw=1.6)
     dead.set(title="Dead features", ylabel="features")
@@ -45,7 +50,11 @@ def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None, 
 
 @styled
 def density_histogram(density: Mapping[str, Any]) -> Figure:
-    """How often features fire: a histogram over log10 of the fraction of tokens, dead features stated apart."""
+    """A histogram of how often features fire, over log10 of the fraction of tokens.
+
+    Args:
+      density: {"log10_edges", "counts", "dead", "features", "window"}. Dead features are stated as text.
+    """
     edges, counts = np.array(density["log10_edges"], float), np.array(density["counts"], float)
     figure, (axes,) = canvas(4.9, 3.1)
     axes.bar(edges[:-1], counts, width=list(np.diff(edges)), align="edge", color=BLUE, alpha=0.85, linewidth=0)
@@ -64,7 +73,12 @@ def density_histogram(density: Mapping[str, Any]) -> Figure:
 
 @styled
 def by_layer(layers: Sequence[Mapping[str, Any]], features: int) -> Figure:
-    """FVU of each target, L0 and dead features of each source, of `features` each."""
+    """FVU of each target, L0 and dead features of each source.
+
+    Args:
+      layers: {"reads", "writes", "fvu", "l0", "dead"} of each layer.
+      features: the number of features of a source.
+    """
     figure, panels = canvas(10, 2.7, 3)
     shown = (
         ("fvu", "writes", "Variance unexplained", "fraction of variance", ORANGE, 1e-3),
@@ -83,7 +97,10 @@ def by_layer(layers: Sequence[Mapping[str, Any]], features: int) -> Figure:
 
 
 def numbered(addresses: Sequence[str]) -> tuple[list[str], str]:
-    """(labels, what they are labels of): the layers' numbers where the addresses differ in them alone."""
+    """Labels for an axis of addresses, and the label of the axis.
+
+    Addresses that differ in the layer alone are labelled by the layer's number.
+    """
     same = {re.sub(r"\d+", "*", address, count=1) for address in addresses}
     numbers = [re.search(r"\d+", address) for address in addresses]
     if len(same) == 1 and all(numbers):
@@ -101,7 +118,13 @@ VARIANTS = (
 
 @styled
 def loss_by_position(cross_entropy: Mapping[str, Any], bins: int = 16) -> Figure:
-    """Cross-entropy against the position that predicts, averaged over groups of positions of equal size."""
+    """Cross-entropy against the position that predicts.
+
+    Args:
+      cross_entropy: lists of losses under the keys of `VARIANTS`, one number for each position; None where there is
+        none.
+      bins: about how many groups of neighbouring positions are averaged.
+    """
     figure, (axes,) = canvas(5.1, 3.1)
     length = len(cross_entropy["clean_by_position"])
     size = max(1, length // bins)
@@ -121,7 +144,7 @@ def loss_by_position(cross_entropy: Mapping[str, Any], bins: int = 16) -> Figure
 
 
 def binned(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(middle position, mean without NaN) of consecutive groups of `size`, the last one perhaps smaller."""
+    """The middle position and the mean, without NaN, of consecutive groups of `size`. The last may be smaller."""
     starts = range(0, len(values), size)
     groups = [values[start : start + size] for start in starts]
     middles = np.array([start + (len(group) - 1) / 2 for start, group in zip(starts, groups)])

@@ -19,9 +19,15 @@ def patching_map(
     other: Sequence[str] | None = None,
     quantity: str = "answer recovered",
 ) -> Figure:
-    """One panel per value that was patched: layers down, positions across with their tokens, 0 blank, 1 full colour.
+    """Heat maps of activation patching: layers down, positions across, one panel for each value that was patched.
 
-    Below zero is another colour. Positions where `other` (the second prompt's tokens) differs are marked.
+    0 is blank and 1 is full colour. Numbers below zero have another colour.
+
+    Args:
+      panels: by title, an array `[layer, pos]`.
+      tokens: the tokens of the patched run, one for each position.
+      other: the tokens of the other run. Positions at which they differ are marked.
+      quantity: the label of the colour bar.
     """
     values = {name: np.asarray(panel, float) for name, panel in panels.items()}
     limit = max(1.0, max(float(np.nanmax(np.abs(panel))) for panel in values.values()))
@@ -63,12 +69,12 @@ def patching_map(
 
 
 def diverging() -> LinearSegmentedColormap:
-    """Orange below zero, nothing at zero, blue above."""
+    """A colormap that is orange below zero, transparent at zero, and blue above."""
     ends = [(0.0, (*to_rgb(ORANGE), 1.0)), (0.5, (*to_rgb(ORANGE), 0.0)), (0.5, (*to_rgb(BLUE), 0.0)),
             (1.0, (*to_rgb(BLUE), 1.0))]  # fmt: skip
     return LinearSegmentedColormap.from_list("diverging", ends, N=65)
 
 
 def shortened(token: str, length: int = 11) -> str:
-    """A token for an axis: at most `length` characters."""
+    """A token for an axis, cut to at most `length` characters."""
     return token if len(token) <= length else f"{token[: length - 1]}…"

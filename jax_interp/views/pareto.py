@@ -16,8 +16,12 @@ COLORS = (BLUE, ORANGE, GREEN, RED, INK)
 
 @styled
 def pareto(points: Sequence[Mapping[str, Any]]) -> Figure:
-    """FVU and the loss recovered against L0. A point is {"l0", "fvu", "recovered", "series", "label"}; those of one
-    series are joined in the order of their L0, and labelled where few enough to be read."""
+    """FVU and recovered loss against L0.
+
+    Args:
+      points: {"l0", "fvu", "recovered", "series", "label"} of each dictionary. Points of one series are joined in the
+        order of their L0. Labels are drawn for up to 12 points.
+    """
     series = list(dict.fromkeys(point["series"] for point in points))
     figure, panels = canvas(10, 3.4, 2)
     for axes, (name, title, label) in zip(

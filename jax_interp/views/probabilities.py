@@ -16,7 +16,13 @@ COLORS = (MUTED, BLUE, ORANGE)
 
 @styled
 def next_token_bars(rows: Sequence[Mapping[str, Any]], variants: Mapping[str, str]) -> Figure:
-    """One group of bars per token, one bar per variant (`variants`: key in a row -> label), first row on top."""
+    """Bars of the probabilities of some tokens, one for each variant of the model.
+
+    Args:
+      rows: for each token {"token": its text} and its probability under each variant, by the variant's key. The first
+        row is on top.
+      variants: key of a variant in a row -> its label.
+    """
     figure, (axes,) = canvas(7.2, 0.5 + 0.36 * len(rows) + 0.55)
     places, height = np.arange(len(rows)), 0.8 / max(len(variants), 1)
     for i, ((name, label), color) in enumerate(zip(variants.items(), COLORS)):

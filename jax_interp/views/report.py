@@ -1,6 +1,6 @@
-"""The page that shows a dictionary's training, worth and use: one HTML file that fetches nothing.
+"""The page of the demo: a dictionary's training, evaluation and use. One HTML file that fetches nothing.
 
-`results` is plain data (see the keys used below); whatever text is in it is escaped. Figures are inline SVG.
+Figures are inline SVG. All text is escaped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jax_interp.views.style import svg
 
 
 def environment() -> jinja2.Environment:
-    """Templates of this room, autoescape on, an undefined name an error."""
+    """The templates of this folder. Autoescape is on, and an undefined name is an error."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("jax_interp.views", "templates"),
         autoescape=True,
@@ -34,7 +34,13 @@ def environment() -> jinja2.Environment:
 
 
 def render(results: Mapping[str, Any], evaluation_rows: Sequence[tuple[str, str, str]]) -> str:
-    """The page. `evaluation_rows` are (what, figure, what it means)."""
+    """The page as one HTML document.
+
+    Args:
+      results: plain data: "model", "dictionary", "evaluation", "features", "intervention", "patching" and "provenance",
+        as the demo's `results.json` has them.
+      evaluation_rows: triples (quantity, number, meaning), as `tables.evaluation_rows` makes them.
+    """
     dictionary, patched, changed = results["dictionary"], results["patching"], results["intervention"]
     figures = {
         "training": svg(curves.training_curves(dictionary["records"], dictionary["k"]), "training curves"),
@@ -64,12 +70,12 @@ def variant_labels(changed: Mapping[str, Any]) -> dict[str, str]:
 
 
 def grouped(value: float) -> str:
-    """4096 -> 4,096."""
+    """A number with thousands separated: 4096 -> 4,096."""
     return f"{value:,}"
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number with that many significant digits, a dash for none."""
+    """A number with `digits` significant digits; a dash for None and NaN."""
     if value is None or value != value:
         return "–"
     text = f"{value:.{digits}g}"
@@ -77,7 +83,7 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None) -> str:
-    """0.9731 -> 97.3 %; small ones keep two digits."""
+    """A fraction as a percentage: 0.9731 -> 97.3 %. Percentages under 1 keep two digits."""
     if value is None or value != value:
         return "–"
     hundred = 100 * value
@@ -85,6 +91,6 @@ def percent(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """75 -> 1 min 15 s."""
+    """Seconds as minutes and seconds: 75 -> 1 min 15 s."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

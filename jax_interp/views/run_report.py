@@ -1,7 +1,8 @@
-"""The page of a dictionary run: training curves, what it is worth, and of a sweep the Pareto plot. One HTML file."""
+"""The page of a dictionary run: training curves, its evaluation, and for a sweep the Pareto plot. One HTML file."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,32 +12,47 @@ from jax_interp.views.report import environment
 from jax_interp.views.style import svg
 
 
-def render_run(
-    *,
-    title: str,
-    description: str,
-    config: str,
-    records: Sequence[Mapping[str, Any]],
-    k: int | None = None,
-    sources: int = 1,
-    evaluation: Mapping[str, Any] | None = None,
-    evaluation_rows: Sequence[tuple[str, str, str]] = (),
-    values: tuple[Sequence[str], Sequence[Sequence[str]]] = ((), ()),
-    members: Sequence[Mapping[str, Any]] = (),
-) -> str:
-    """`records` are the metrics log. A run of one dictionary has its `evaluation` (`Evaluation.to_json()`) and, where
-    it reads or writes several values, a table of `values` (columns, rows); a cross-layer one has `sources`. A sweep has
-    `members`: {"name", "label", "series", "l0", "fvu", "recovered", "dead"} each."""
-    figures = {"training": svg(curves.training_curves(records, k, sources), "training curves")}
+@dataclasses.dataclass(frozen=True)
+class RunPage:
+    """What the page of a run shows. A run of one dictionary has an evaluation, a sweep has members."""
+
+    title: str
+    description: str
+    """One sentence below the title."""
+    config: str
+    """The text of the config file."""
+    records: Sequence[Mapping[str, Any]]
+    """The metrics log."""
+    k: int | None = None
+    """The number of latents that are chosen per token, where it is fixed."""
+    sources: int = 1
+    """The number of sources of a cross-layer dictionary."""
+    evaluation: Mapping[str, Any] | None = None
+    """The JSON values of the evaluation."""
+    evaluation_rows: Sequence[tuple[str, str, str]] = ()
+    """Triples (quantity, number, meaning), as `tables.evaluation_rows` makes them."""
+    values: tuple[Sequence[str], Sequence[Sequence[str]]] = ((), ())
+    """Headings and rows of the table of values, as `tables.value_rows` makes them."""
+    members: Sequence[Mapping[str, Any]] = ()
+    """{"name", "label", "series", "l0", "fvu", "recovered", "dead"} of each dictionary of a sweep."""
+
+
+def render_run(page: RunPage) -> str:
+    """The page as one HTML document that fetches nothing. All text in it is escaped."""
+    figures = {"training": svg(curves.training_curves(page.records, page.k, page.sources), "training curves")}
+    evaluation = page.evaluation
     if evaluation is not None:
         figures["density"] = svg(curves.density_histogram(evaluation["density"]), "histogram of feature densities")
         figures["positions"] = svg(curves.loss_by_position(evaluation["cross_entropy"]), "loss by position")
     if evaluation is not None and "layers" in evaluation:
         features = evaluation["density"]["features"] // len(evaluation["layers"])
         figures["layers"] = svg(curves.by_layer(evaluation["layers"], features), "figures layer by layer")
-    if members:
-        figures["pareto"] = svg(pareto(members), "sparsity against fidelity")
-    return environment().get_template("run_report.html.j2").render(
-        title=title, description=description, config=config, figures=figures, evaluation=evaluation,
-        evaluation_rows=evaluation_rows, columns=values[0], values=values[1], members=members,
-    )  # fmt: skip
+    if page.members:
+        figures["pareto"] = svg(pareto(page.members), "sparsity against fidelity")
+    shown = {field.name: getattr(page, field.name) for field in dataclasses.fields(page)}
+    columns, rows = page.values
+    return (
+        environment()
+        .get_template("run_report.html.j2")
+        .render(**shown | {"figures": figures, "columns": columns, "values": rows})
+    )

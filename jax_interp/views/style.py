@@ -1,21 +1,23 @@
-"""How figures look, and how they become part of a page: SVG in the colours of the page, light or dark.
+"""The style of figures, and figures as SVG in the colours of the page, light or dark.
 
 Figures are drawn with stand-in colours. `svg` replaces each by a CSS variable of the page (`--ink`, `--blue`, ...),
-with the stand-in's light-mode value as fallback, so that one figure fits both colour schemes and a saved file looks
-right by itself.
+with the stand-in as fallback. One figure therefore fits both colour schemes, and a saved file is right by itself.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+
+Draw = TypeVar("Draw", bound=Callable[..., Any])
 
 INK, MUTED, GRID = "#1f2429", "#6b7480", "#dfe3e8"
 BLUE, ORANGE, GREEN, PURPLE, RED = "#2563c9", "#c2620c", "#178a5a", "#7a4fc0", "#c4314b"
@@ -60,25 +62,40 @@ RC: Any = {
 
 
 def canvas(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` x `height` inches with a row of axes. Nothing is registered with pyplot."""
+    """A figure with a row of axes, in the style of the package. Nothing is registered with pyplot.
+
+    Args:
+      width: in inches.
+      height: in inches.
+      columns: the number of axes.
+      options: further arguments of matplotlib's `subplots`.
+
+    Example:
+        figure, (left, right) = canvas(10, 3, 2)
+    """
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False, **options)
     return figure, list(axes.ravel())
 
 
-def styled(draw: Any) -> Any:
-    """Decorator: what the function draws is drawn in this style."""
+def styled(draw: Draw) -> Draw:
+    """Decorator: the function draws in the style of the package."""
     return matplotlib.rc_context(RC)(draw)
 
 
 def fading(color: str) -> LinearSegmentedColormap:
-    """From transparent to `color`: what has no value shows the page."""
+    """A colormap from transparent to `color`."""
     return LinearSegmentedColormap.from_list("fading", [(*to_rgb(color), 0.0), (*to_rgb(color), 1.0)])
 
 
 def svg(figure: Figure, label: str) -> Markup:
-    """The figure as an `<svg>` element for a page, in the page's colours; `label` is read out by screen readers."""
+    """A figure as an `<svg>` element for a page, in the colours of the page.
+
+    Args:
+      figure: the figure.
+      label: a description for screen readers.
+    """
     buffer = io.StringIO()
     with matplotlib.rc_context(RC):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
@@ -88,6 +105,6 @@ def svg(figure: Figure, label: str) -> Markup:
     text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d{3})\d+", r"\1", path[0]), text)  # thousandths of a point
     for stand_in, variable in VARIABLES.items():
         text = re.sub(re.escape(stand_in), f"var({variable}, {stand_in})", text, flags=re.IGNORECASE)
-    width = figure.get_size_inches()[0]  # a figure is shown smaller than it was drawn where the page is, never larger
+    width = figure.get_size_inches()[0]  # a narrow page shows a figure smaller, no page shows it larger
     heading = Markup('<svg role="img" aria-label="{}" style="max-width: {:.2f}in"').format(label, width)
     return Markup(text.replace("<svg", str(heading), 1))

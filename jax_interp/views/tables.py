@@ -1,4 +1,4 @@
-"""Tables on the terminal."""
+"""Tables on the terminal, from plain results."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
-def figure(value: Any) -> str:
-    """A number as it is read: 0.1234, 12.3, 4,096, and a dash for what could not be measured."""
+def format_number(value: Any) -> str:
+    """A number for a reader: 0.1234, 12.34, 4,096; a dash for None and NaN. Other values are converted to strings."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -24,8 +24,13 @@ def figure(value: Any) -> str:
     return f"{value:.1f}" if size >= 100 else f"{value:.2f}" if size >= 10 else f"{value:.4f}"
 
 
-def named(reads: str | Sequence[str], writes: str | Sequence[str] | None) -> str:
-    """What a dictionary reads and writes; of addresses that differ in the layer alone, blocks.0,1,2.mlp_out."""
+def reads_and_writes(reads: str | Sequence[str], writes: str | Sequence[str] | None) -> str:
+    """What a dictionary reads and writes, for a heading.
+
+    Args:
+      reads: one address or several. Addresses that differ in the layer alone are joined: `blocks.0,1,2.mlp_out`.
+      writes: the same, for a dictionary that writes something else than it reads; None otherwise.
+    """
 
     def together(names: str | Sequence[str]) -> str:
         names = (names,) if isinstance(names, str) else tuple(names)
@@ -40,59 +45,99 @@ def named(reads: str | Sequence[str], writes: str | Sequence[str] | None) -> str
 
 
 def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """`Evaluation.to_json()` as (what, figure, what it means), the rows of a table."""
+    """The rows of the table of an evaluation.
+
+    Args:
+      result: the JSON values of an evaluation of a dictionary.
+
+    Returns:
+      Triples (quantity, formatted number, meaning).
+    """
     r, d, c = result["reconstruction"], result["density"], result["cross_entropy"]
     share = f"{100 * d['dead'] / max(d['features'], 1):.1f} %"
     layers = result.get("layers", ())
     return [
-        ("L0", figure(r["l0"]), f"latents on per token{f', of all {len(layers)} sources together' if layers else ''}"),
-        ("FVU", figure(r["fvu"]), "fraction of variance unexplained, centred"),
-        ("cosine", figure(r["cosine"]), "between activation and reconstruction"),
-        ("norm ratio", figure(r["l2_ratio"]), "‖x̂‖ / ‖x‖"),
-        ("CE, clean", figure(c["clean"]), "nats per token, the model as it is"),
-        ("CE, spliced", figure(c["spliced"]), "with the reconstruction in place"),
-        ("CE, mean-ablated", figure(c["mean_ablated"]), "with the mean activation in place"),
-        ("CE, zero-ablated", figure(c["zero_ablated"]), "with zero in place"),
-        ("recovered, of mean", figure(c["recovered_mean"]), "1: as good as untouched, 0: no better than the mean"),
-        ("recovered, of zero", figure(c["recovered_zero"]), "1: as good as untouched, 0: no better than zero"),
-        ("KL, spliced", figure(c["kl_spliced"]), "nats per token, from the model as it is"),
+        (
+            "L0",
+            format_number(r["l0"]),
+            f"latents on per token{f', of all {len(layers)} sources together' if layers else ''}",
+        ),
+        ("FVU", format_number(r["fvu"]), "fraction of variance unexplained, centred"),
+        ("cosine", format_number(r["cosine"]), "between activation and reconstruction"),
+        ("norm ratio", format_number(r["l2_ratio"]), "‖x̂‖ / ‖x‖"),
+        ("CE, clean", format_number(c["clean"]), "nats per token, the model as it is"),
+        ("CE, spliced", format_number(c["spliced"]), "with the reconstruction in place"),
+        ("CE, mean-ablated", format_number(c["mean_ablated"]), "with the mean activation in place"),
+        ("CE, zero-ablated", format_number(c["zero_ablated"]), "with zero in place"),
+        (
+            "recovered, of mean",
+            format_number(c["recovered_mean"]),
+            "1: as good as untouched, 0: no better than the mean",
+        ),
+        ("recovered, of zero", format_number(c["recovered_zero"]), "1: as good as untouched, 0: no better than zero"),
+        ("KL, spliced", format_number(c["kl_spliced"]), "nats per token, from the model as it is"),
         *(_replaced_rows(result["replacement"]) if "replacement" in result else ()),
         ("dead features", f"{d['dead']:,} of {d['features']:,} ({share})", f"fired on none of {d['window']:,} tokens"),
-        ("dense features", figure(d["above_10_percent"]), "fire on more than 10 % of tokens"),
+        ("dense features", format_number(d["above_10_percent"]), "fire on more than 10 % of tokens"),
         ("self-check", "exact", "splicing the identity gives the clean CE to the bit"),
     ]
 
 
 def _replaced_rows(p: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
-        ("CE, replacement", figure(p["cross_entropy"]), "as spliced, but read in the same run: errors feed each other"),
-        ("recovered, replacement", figure(p["recovered_mean"]), "against mean ablation"),
-        ("KL, replacement", figure(p["kl"]), "nats per token, from the model as it is"),
+        (
+            "CE, replacement",
+            format_number(p["cross_entropy"]),
+            "as spliced, but read in the same run: errors feed each other",
+        ),
+        ("recovered, replacement", format_number(p["recovered_mean"]), "against mean ablation"),
+        ("KL, replacement", format_number(p["kl"]), "nats per token, from the model as it is"),
     ]
 
 
 def value_rows(result: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """(columns, rows) of what is known of each value, empty where only one is read and written."""
+    """The columns and rows of a table with one line for each value that is read or written.
+
+    Args:
+      result: the JSON values of an evaluation of a dictionary.
+
+    Returns:
+      The headings and the rows. Both are empty where there is only one value.
+    """
     if "layers" in result:
-        of_layer = lambda one: (one["reads"], one["writes"], figure(one["fvu"]), figure(one["l0"]), figure(one["dead"]))
+        of_layer = lambda one: (
+            one["reads"],
+            one["writes"],
+            format_number(one["fvu"]),
+            format_number(one["l0"]),
+            format_number(one["dead"]),
+        )
         return ["reads", "writes", "FVU", "L0", "dead"], [of_layer(one) for one in result["layers"]]
     fvu = result["fvu_by_value"]
     if len(fvu) < 2:
         return [], []
-    return ["writes", "FVU"], [(name, figure(value)) for name, value in fvu.items()]
+    return ["writes", "FVU"], [(name, format_number(value)) for name, value in fvu.items()]
 
 
-def evaluation(result: Mapping[str, Any], title: str) -> None:
-    """Print what was measured of a dictionary."""
-    show(["", ("", "right"), ""], evaluation_rows(result), title=title)
+def print_evaluation(result: Mapping[str, Any], title: str) -> None:
+    """Print the evaluation of a dictionary, given as JSON values."""
+    print_table(["", ("", "right"), ""], evaluation_rows(result), title=title)
     columns, rows = value_rows(result)
     if rows:
         names = ("reads", "writes")
-        show([one if one in names else (one, "right") for one in columns], rows, title="value by value")
+        print_table([one if one in names else (one, "right") for one in columns], rows, title="value by value")
 
 
-def show(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """Print a table. A column is its heading, or (heading, "right")."""
+def print_table(
+    columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]], title: str | None = None
+) -> None:
+    """Print a table.
+
+    Args:
+      columns: a heading for each column, or (heading, "right") to align the column at the right.
+      rows: the cells of each row.
+      title: a line above the table.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,6 +1,6 @@
-"""Tokens in HTML: coloured by how strongly something fired on them, marked where two texts differ.
+"""Tokens in HTML: coloured by the strength of an activation, or marked where two texts differ.
 
-Everything that comes from outside (a token is any string at all) is escaped: `Markup.format` does it.
+A token can be any string, so all text is escaped: `Markup.format` does it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ def coloured(
     peak: int,
     titles: Sequence[str] | None = None,
 ) -> Markup:
-    """A context as three cells: what comes before `peak`, the token itself, what comes after. Each token has a
-    background as opaque as its strength is of `strongest`, so that contexts below one another line up at their peaks.
-    `titles` are shown where the mouse rests; without them the strengths are.
+    """A context as three cells: the tokens before the peak, the token at the peak, the tokens after it.
+
+    Contexts below one another are therefore aligned at their peaks.
+
+    Args:
+      tokens: the tokens of the context.
+      strengths: one number for each token. The background of a token is as opaque as its share of `strongest`.
+      strongest: the strength of full colour.
+      peak: the position of the token in the middle.
+      titles: what the mouse shows over each token; None: the strengths.
     """
     titles = [f"{strength:.3g}" for strength in strengths] if titles is None else titles
     cells = [
@@ -34,7 +41,7 @@ def coloured(
 
 
 def token_cell(token: str, share: float, title: str, peak: bool = False) -> Markup:
-    """One token; `share` of full colour, from 0 to 1."""
+    """One token, with a background of `share` of full colour, from 0 to 1."""
     share = min(max(share, 0.0), 1.0)
     classes, text = "t peak" if peak else "t", spaced(token)
     if share == 0.0:
@@ -43,7 +50,7 @@ def token_cell(token: str, share: float, title: str, peak: bool = False) -> Mark
 
 
 def spaced(token: str) -> str:
-    """Runs of five spaces or more as a count: `⏎············` becomes `⏎·₁₂`."""
+    """Replace runs of five spaces or more by a count: `⏎············` becomes `⏎·₁₂`."""
     return re.sub("·{5,}", lambda run: "·" + str(len(run[0])).translate(SUBSCRIPTS), token)
 
 
@@ -51,10 +58,12 @@ SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def compared(tokens: Sequence[str], reference: Sequence[str] | None, start: int = 0) -> Markup:
-    """Text as it reads, tokens from `start` on that are not those of `reference` at the same place marked.
+    """A text whose tokens are marked from the first difference to another text on.
 
-    Tokens are the texts themselves (newlines and all), for a `<pre>`. Once two texts part, all that follows is another
-    text, so the first difference and everything after it is marked.
+    Args:
+      tokens: the tokens of the text, as they are in it (with newlines), for a `<pre>`.
+      reference: the tokens of the other text; None: nothing is marked.
+      start: tokens before this position are the prompt, and are not compared.
     """
     parted = next(
         (i for i in range(start, len(tokens)) if reference is not None and tokens[i : i + 1] != reference[i : i + 1]),

@@ -77,7 +77,7 @@ def test_a_run_that_fails_after_it_has_begun_keeps_its_config(tmp_path):
 
 def test_a_directory_of_something_else_is_refused_and_left_as_it_is(tmp_path):
     (tmp_path / "report.html").write_text("of something else")
-    with pytest.raises(UserError, match=r"is no run's and holds report\.html"), open_run(tmp_path, Config()):
+    with pytest.raises(UserError, match=r"holds report\.html and no run"), open_run(tmp_path, Config()):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
 

@@ -89,9 +89,9 @@ def test_a_large_mesh_without_devices():
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        (RULES[:2], "no sharding rule for .*scale.*replicates what is left"),
-        ((("embed.wieght", P()), *RULES), "decide no leaf: 'embed.wieght'"),
-        ((*RULES, ("late", P())), "decide no leaf: 'late'"),
+        (RULES[:2], "no sharding rule for .*scale.*replicates all other leaves"),
+        ((("embed.wieght", P()), *RULES), "match no leaf: 'embed.wieght'"),
+        ((*RULES, ("late", P())), "match no leaf: 'late'"),
         ((("count", P("data")), *RULES), r"'count': .* has 1 axes, opt\.0\.count has 0"),
         (
             (("scale", P("model")), RULES[0], RULES[1], RULES[3]),

@@ -78,7 +78,7 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
     with out.stage("Evaluate", "on held-out text; first a check that splicing in the identity changes nothing"):
         evaluated = dictionary_recipe.measure(run, sae, inputs, directory / "dictionary" / "evaluation.json").to_json()
         if not quiet:
-            tables.evaluation(evaluated, title=f"{run.dictionary.address} of {run.model}")
+            tables.print_evaluation(evaluated, title=f"{run.dictionary.address} of {run.model}")
     with out.stage("Find", f"features that fire on {config.token!r} and not on other tokens"):
         results["features"] = features.find(config, inputs, sae)
         _print_features(results["features"], out)
