@@ -1,6 +1,7 @@
-"""Text, tokenizers, token stores, batches as a function of the step, a shuffle buffer. Knows no method.
+"""Text, tokenizers, tokens in batches, and activations in streams and stores. It knows no method.
 
-`stdlib` the corpus that is on every machine; `tokenizer` byte-level BPE with BOS explicit; `batches` token stores and
-which windows a step sees; `prepared` the way from text to tokens on disk; `ngram` the baseline; `buffer` shuffling on
-the device.
+`stdlib` is the corpus that is on every machine, `text` a user's own text, `tokenizer` byte-level BPE with an explicit
+BOS. `token_store` keeps tokens on disk, `batches` cuts windows from them, `prepared` goes from a corpus to its token
+stores. `harvest` streams shuffled activations, `activation_store` keeps them on disk. `ngram` is the baseline of
+language models.
 """

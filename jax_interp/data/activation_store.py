@@ -1,13 +1,13 @@
 """Activations on disk: written once, read by many trainings.
 
-    store = write_store("acts/", model, "blocks.2.resid_post", batch_at, rows=2_000_000, model_name="stdlib-small")
-    store = open_store("acts/")
+    store = write_activation_store("acts/", model, "blocks.2.resid_post", batch_at, rows=2_000_000)
+    store = open_activation_store("acts/")
     store.batch_at(step, 2048)         2048 rows in random order, a pure function of the step
 
 One directory holds `shard-00000.npy`, ... (rows of all values side by side, memory-mapped when read) and `store.json`,
-which says what they are: addresses, widths, dtype, the statistics of the rows, and for each shard how many rows it has
-and their SHA-256. A shard appears by a rename before the manifest names it, so writing that was killed goes on with the
-same call, and what is found is whole or refused by name.
+which describes them: addresses, widths, dtype, the statistics of the rows, and for each shard its number of rows and
+their SHA-256. A shard appears by one rename before the manifest names it. Writing that was killed therefore goes on
+with the same call, and a damaged store is refused by name.
 """
 
 from __future__ import annotations
@@ -35,30 +35,47 @@ MANIFEST, FORMAT = "store.json", 1
 
 @dataclasses.dataclass(frozen=True)
 class ActivationStore:
-    """Rows [n, sum of widths] in shards. `scale`, `mean` and `variance` are as of `harvest.Stream`: of each value, such
-    that E‖scale · x‖² = its width; the latter two of scaled rows."""
+    """Rows of activations on disk. Make one with `write_activation_store` or `open_activation_store`."""
 
     directory: Path
     addresses: tuple[str, ...]
+    """The values that a row has side by side."""
     widths: tuple[int, ...]
+    """The width of each value."""
     shards: tuple[np.ndarray, ...]
+    """Memory-mapped arrays `[row, sum of the widths]`."""
     scale: np.ndarray
+    """What multiplies each value, so that E‖x‖² is its width. `[value]`."""
     mean: np.ndarray
+    """The mean of the scaled rows. `[sum of the widths]`."""
     variance: np.ndarray
+    """E‖x - mean‖² of each scaled value. `[value]`."""
     manifest: dict[str, Any]
 
     @property
     def rows(self) -> int:
+        """The number of rows in all shards."""
         return sum(len(shard) for shard in self.shards)
 
     def batch_at(self, step: int, batch: int, seed: int = 0) -> Float[np.ndarray, "batch d"]:
-        """The raw rows of one training step, float32. Every row once an epoch, in an order that depends on the seed and
-        the epoch; a batch may reach into the next epoch."""
+        """The raw rows of one training step: a pure function of (seed, step).
+
+        An epoch has every row once, in an order that depends on the seed and the epoch. A batch may reach into the next
+        epoch.
+
+        Args:
+          step: the number of the step, from 0.
+          batch: rows in a batch.
+          seed: the seed of the order.
+
+        Returns:
+          float32 `[batch, sum of the widths]`.
+        """
         at = np.arange(step * batch, (step + 1) * batch)
         return self.take(shuffled(at % self.rows, self.rows, seed=seed, epoch=at // self.rows))
 
     def take(self, rows: np.ndarray) -> Float[np.ndarray, "batch d"]:
-        """These rows, float32."""
+        """The rows with these numbers, float32."""
         ends = np.cumsum([len(shard) for shard in self.shards])
         out, which = np.empty((len(rows), sum(self.widths)), np.float32), np.searchsorted(ends, rows, side="right")
         for i in np.unique(which):
@@ -68,7 +85,7 @@ class ActivationStore:
         return out
 
 
-def write_store(
+def write_activation_store(
     directory: Path | str,
     model: Any,
     addresses: Addresses,
@@ -80,11 +97,26 @@ def write_store(
     dtype: Literal["float16", "float32"] = "float16",
     quiet: bool = False,
 ) -> ActivationStore:
-    """Harvest until `rows` kept rows are on disk, going on where an earlier call was stopped.
+    """Harvest activations until `rows` rows are on disk. Goes on where an earlier call was stopped.
 
-    `batch_at(i)` gives (tokens, keep), as for training. A value beyond float16's range raises UserError: ask for
-    float32. So does a directory that holds the store of something else: other values, amounts, weights, or another
-    first batch of tokens.
+    Args:
+      directory: the directory of the store; made where it is missing.
+      model: any model that names its values.
+      addresses: what is harvested, as in `harvest.values`.
+      batch_at: batch number -> (tokens, keep), a function of the number only. Positions where `keep` is False are left
+        out.
+      rows: how many rows the complete store has.
+      model_name: the name of the model, kept in the manifest.
+      shard_rows: rows in a file.
+      dtype: of the stored rows.
+      quiet: show no progress.
+
+    Returns:
+      The complete store.
+
+    Raises:
+      UserError: a value is not finite or beyond the range of float16, the masks exclude every position, all values are
+        zero, or the directory holds another store: of other values, sizes or weights, or with another first batch.
     """
     directory = Path(directory)
     addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
@@ -120,11 +152,11 @@ def write_store(
             view.close()
         manifest["statistics"] = _statistics(manifest["shards"], manifest["widths"])
         atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    return open_store(directory, verify=False)
+    return open_activation_store(directory, verify=False)
 
 
 def _digest(batch: tuple[Any, Any]) -> str:
-    """Of a token batch and its mask."""
+    """The SHA-256 of a token batch and its mask."""
     digest = hashlib.sha256()
     for part in batch:
         digest.update(np.ascontiguousarray(part).tobytes())
@@ -132,7 +164,7 @@ def _digest(batch: tuple[Any, Any]) -> str:
 
 
 def _harvested(model: Any, addresses: Any, batch_at: Callable, manifest: dict[str, Any]) -> Iterator[tuple]:
-    """(rows, token batch to go on from, rows of it already used) of each shard that is still missing."""
+    """Yields for each missing shard: its rows, the batch to go on from, and how many rows of that batch are used."""
     last = manifest["shards"][-1] if manifest["shards"] else {"next_batch": 0, "used": 0}
     cursor, used = last["next_batch"], last["used"]
     missing = manifest["rows"] - sum(shard["rows"] for shard in manifest["shards"])
@@ -151,7 +183,7 @@ def _harvested(model: Any, addresses: Any, batch_at: Callable, manifest: dict[st
                 raise UserError(f"the masks of {empty} token batches in a row exclude every position: nothing to store")
         rows = np.concatenate(held)
         rest = len(rows) - size
-        # the rows left over are harvested again by whoever goes on: a shard needs nothing but its own line
+        # a call that goes on from here harvests the remaining rows again
         back = (cursor - 1, len(kept) - rest) if rest else (cursor, 0)
         yield rows[:size], *back
         held, missing = [rows[size:]], missing - size
@@ -200,7 +232,9 @@ def _manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
     except FileNotFoundError:
-        raise UserError(f"no activation store in {directory}: there is no {MANIFEST}; write_store makes one") from None
+        raise UserError(
+            f"no activation store in {directory}: there is no {MANIFEST}; write_activation_store makes one"
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {directory / MANIFEST}: {error}") from error
     if manifest.get("format") != FORMAT:
@@ -208,14 +242,24 @@ def _manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
-def open_store(directory: Path | str, *, verify: bool = True) -> ActivationStore:
-    """Memory-map a finished store. `verify` reads it once and compares every shard with its SHA-256. UserError names
-    the shard that is missing, cut short or altered, and says if writing is not finished."""
+def open_activation_store(directory: Path | str, *, verify: bool = True) -> ActivationStore:
+    """Memory-map a complete store.
+
+    Args:
+      directory: the directory of the store.
+      verify: read the store once and compare every shard with its SHA-256.
+
+    Raises:
+      UserError: there is no store, writing it was not finished, or a shard is missing, cut short or altered (the
+        message names it).
+    """
     directory = Path(directory)
     manifest = _manifest(directory)
     if manifest["statistics"] is None:
         done = sum(shard["rows"] for shard in manifest["shards"])
-        raise UserError(f"{directory} has {done} of {manifest['rows']} rows: the same write_store call goes on with it")
+        raise UserError(
+            f"{directory} has {done} of {manifest['rows']} rows: the same write_activation_store call goes on with it"
+        )
     shards = tuple(_open_shard(directory, entry, manifest, verify) for entry in manifest["shards"])
     statistics = {name: np.asarray(a, np.float32) for name, a in manifest["statistics"].items()}
     addresses, widths = tuple(manifest["addresses"]), tuple(manifest["widths"])
@@ -223,7 +267,7 @@ def open_store(directory: Path | str, *, verify: bool = True) -> ActivationStore
 
 
 def _open_shard(directory: Path, entry: dict[str, Any], manifest: dict[str, Any], verify: bool) -> np.ndarray:
-    path = directory / Path(entry["file"]).name  # a name, whatever the manifest says
+    path = directory / Path(entry["file"]).name  # a bare name: the manifest cannot lead out of the directory
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -1,20 +1,14 @@
-"""Token stores on disk, and batches as a pure function of (seed, step).
+"""Batches of tokens as a pure function of (seed, step): windows of a flat token array, and changes to them.
 
-A split of a corpus is one flat array of token ids in which every document starts with BOS, memory-mapped from a file
-beside a JSON manifest. Training reads fixed windows of it; which windows make up a batch is computed from the seed and
-the step alone, so a data cursor is one integer, resuming needs no state, and any step can be looked at again.
+The windows of a batch are computed from the seed and the step alone. A data cursor is therefore one integer, a resume
+needs no state, and the batch of any step can be made again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -23,7 +17,6 @@ from numpy import ndarray as Array
 from jax_interp.core.errors import UserError
 from jax_interp.data.shuffling import mix64, seed_bits, shuffled
 
-MANIFEST = "manifest.json"
 _OFFSETS = np.uint64(0x0FF5E7)  # domains of the hash: offsets and repeats must not follow the order of the windows
 _REPEATS = np.uint64(0x9E3779B9)
 _DOCUMENTS = np.uint64(0xD0C5_0000_0000)
@@ -31,112 +24,27 @@ _RANDOM_ROWS = 0x72616E64  # keeps these draws apart from every other use of a s
 
 
 @dataclass(frozen=True)
-class TokenStore:
-    """The tokens of one split: a flat, usually memory-mapped array; documents back to back, BOS first in each."""
-
-    tokens: Int[Array, " n"]
-    bos_id: int
-    manifest: Mapping[str, Any]
-
-    @property
-    def starts(self) -> Int[Array, " documents"]:
-        """Positions at which documents start."""
-        return np.flatnonzero(self.tokens == self.bos_id)
-
-    def documents(self) -> list[Int[Array, " length"]]:
-        """The documents, each with its BOS, as views."""
-        return np.split(self.tokens, self.starts[1:])
-
-
-def pack(documents: Iterable[Iterable[int]], *, vocab_size: int) -> Int[Array, " n"]:
-    """Documents of token ids laid back to back: uint16 when the vocabulary fits, else int32."""
-    dtype = np.uint16 if vocab_size <= 1 << 16 else np.int32
-    parts = [np.asarray(document, dtype=np.int64) for document in documents]
-    flat = np.concatenate(parts) if parts else np.empty(0, np.int64)
-    if flat.size and (flat.min() < 0 or flat.max() >= vocab_size):
-        raise UserError(f"token ids run from {flat.min()} to {flat.max()}, outside a vocabulary of {vocab_size}")
-    return flat.astype(dtype)
-
-
-def write_store(
-    directory: str | Path,
-    splits: Mapping[str, Int[Array, " n"]],
-    *,
-    bos_id: int,
-    about: Mapping[str, Any] | None = None,
-) -> None:
-    """Write each split as `<name>.npy` and, last, a manifest with their lengths, dtypes and SHA-256 (and `about`).
-
-    The manifest appears whole or not at all, so a store that has one was written to its end.
-    """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    entries = {}
-    for name, tokens in splits.items():
-        np.save(directory / f"{name}.npy", tokens)
-        entries[name] = {"tokens": int(tokens.size), "dtype": str(tokens.dtype), "sha256": _sha256(tokens)}
-    manifest = {"format": 1, "bos_id": int(bos_id), "splits": entries, "about": dict(about or {})}
-    beside = directory / f".{MANIFEST}.tmp"
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, directory / MANIFEST)
-
-
-def read_manifest(directory: str | Path) -> dict[str, Any] | None:
-    """The manifest of the store in `directory`; None where there is none, or one that was cut short."""
-    try:
-        manifest = json.loads((Path(directory) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and {"bos_id", "splits", "about"} <= manifest.keys() else None
-
-
-def open_store(directory: str | Path, split: str, *, verify: bool = True) -> TokenStore:
-    """Memory-map one split.
-
-    `verify` reads it once and compares the recorded SHA-256. Raises `UserError` for a directory without a readable
-    manifest, an unknown split, and a file that is not what the manifest says.
-    """
-    directory = Path(directory)
-    manifest = read_manifest(directory)
-    if manifest is None:
-        what = "an unreadable" if (directory / MANIFEST).exists() else "no"
-        raise UserError(f"no token store in {directory}: there is {what} {MANIFEST}; write one with write_store")
-    if split not in manifest["splits"]:
-        raise UserError(f"{directory} has no split {split!r}, it has {sorted(manifest['splits'])}")
-    entry = manifest["splits"][split]
-    try:
-        tokens = np.load(directory / f"{split}.npy", mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {directory / split}.npy: {error}; write the store again") from error
-    if tokens.size != entry["tokens"] or str(tokens.dtype) != entry["dtype"]:
-        raise UserError(f"{directory / split}.npy holds {tokens.size} {tokens.dtype}, the manifest says {entry}")
-    if verify and _sha256(tokens) != entry["sha256"]:
-        raise UserError(f"{directory / split}.npy was changed since it was written (SHA-256); write the store again")
-    return TokenStore(tokens, manifest["bos_id"], manifest)
-
-
-def _sha256(tokens: Int[Array, " n"]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tokens)).hexdigest()
-
-
-@dataclass(frozen=True)
 class WindowSampler:
-    """Which windows of a token array make up the batch of a step: a pure function of (seed, step).
+    """Batches of windows of a token array: `batch_at(step)` is a pure function of the seed and the step.
 
-    An epoch visits every window of `length` tokens once, in an order of its own; consecutive windows start `stride`
-    tokens apart (default `length - 1`: a window's last token is the next one's first, so that predicting the next
-    token predicts every token once per epoch) after an offset that also changes with the epoch, so that documents
-    are not always cut in the same places. Batches run across the ends of epochs; nothing is dropped at them.
+    An epoch visits every window once, in an order that depends on the epoch. The first window starts at an offset that
+    also depends on the epoch, so that documents are not always cut at the same places. A batch may reach into the next
+    epoch, and nothing is dropped.
+
+    Example:
+        sampler = WindowSampler(store.tokens, batch=8, length=257, seed=0)
+        tokens = sampler.batch_at(step)  # [8, 257]
     """
 
     tokens: Int[Array, " n"]
     batch: int
+    """Windows in a batch."""
     length: int
+    """Tokens in a window."""
     seed: int = 0
     stride: int | None = None
+    """Tokens between the starts of neighbouring windows. Default: `length - 1`. The last token of a window is then the
+    first of the next one, and an epoch predicts every token once."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.length < 2 or self.step_size < 1:
@@ -151,11 +59,11 @@ class WindowSampler:
 
     @property
     def windows(self) -> int:
-        """Windows in an epoch: as many as fit whatever the epoch's offset."""
+        """Windows in an epoch: as many as fit at every offset."""
         return (int(self.tokens.size) - self.length - (self.step_size - 1)) // self.step_size + 1
 
     def starts_at(self, step: int) -> Int[Array, " batch"]:
-        """Where the windows of batch `step` start. O(batch), whatever the step and the size of the store."""
+        """The starts of the windows of batch `step`. The cost depends on the batch size alone."""
         index = int(step) * self.batch + np.arange(self.batch, dtype=np.int64)
         epoch = (index // self.windows).astype(np.uint64)
         window = shuffled(index % self.windows, self.windows, seed=self.seed, epoch=epoch)
@@ -170,11 +78,19 @@ class WindowSampler:
 def repeat_stretches(
     tokens: Int[Array, "batch length"], step: int, *, fraction: float, seed: int = 0
 ) -> Int[Array, "batch length"]:
-    """The batch of `step` with a stretch said twice in about `fraction` of its rows: a function of (seed, step).
+    """Repeat a stretch in some rows of a batch, so that copying from the context is worth learning early.
 
-    In a chosen row `row[i] = row[i - m]` for the `m` places after some place, with `m` between an eighth and half of
-    the row. Copying from context is then worth learning early, whatever the text; the same place is never a fixed
-    distance away.
+    In a chosen row `row[i] = row[i - m]` for the m positions after some position. m lies between an eighth and half of
+    the row, so the repeated token is never at a fixed distance.
+
+    Args:
+      tokens: a batch.
+      step: the step of the batch. The result is a pure function of (seed, step).
+      fraction: the probability of a row to be chosen.
+      seed: the seed.
+
+    Returns:
+      The changed batch.
     """
     batch, length = tokens.shape
     row = np.arange(batch, dtype=np.uint64)
@@ -193,10 +109,21 @@ def repeat_stretches(
 def random_repeats(
     tokens: Int[Array, "batch length"], step: int, *, fraction: float, vocab_size: int, bos_id: int, seed: int = 0
 ) -> Int[Array, "batch length"]:
-    """The batch of `step` with about `fraction` of its rows made of nothing but repetition: a function of (seed, step).
+    """Replace some rows of a batch by random tokens that repeat, which only copying from the context predicts.
 
-    Such a row is BOS and then `m` tokens drawn uniformly (BOS excepted), said over and over to its end, with `m`
-    between 8 and half of the row: only copying from context predicts it.
+    Such a row is BOS and then m uniformly random tokens (not BOS), repeated to the end of the row. m lies between 8 and
+    half of the row.
+
+    Args:
+      tokens: a batch.
+      step: the step of the batch. The result is a pure function of (seed, step).
+      fraction: the probability of a row to be replaced.
+      vocab_size: the size of the vocabulary.
+      bos_id: the id of BOS.
+      seed: the seed.
+
+    Returns:
+      The changed batch.
     """
     if fraction <= 0:
         return tokens
@@ -214,8 +141,18 @@ def random_repeats(
 def begin_as_documents(
     tokens: Int[Array, "batch length"], step: int, *, fraction: float, bos_id: int, seed: int = 0
 ) -> Int[Array, "batch length"]:
-    """The batch of `step` with BOS in place of the first token of about `fraction` of its rows: a function of (seed,
-    step). Otherwise hardly a window begins with BOS, as every prompt does."""
+    """Put BOS in place of the first token of some rows. Few windows begin with BOS otherwise, and every prompt does.
+
+    Args:
+      tokens: a batch.
+      step: the step of the batch. The result is a pure function of (seed, step).
+      fraction: the probability of a row to be chosen.
+      bos_id: the id of BOS.
+      seed: the seed.
+
+    Returns:
+      The changed batch.
+    """
     row = np.arange(len(tokens), dtype=np.uint64)
     draw = mix64(mix64(mix64(seed_bits(seed)) ^ np.uint64(step)) ^ (row + _DOCUMENTS))
     out = tokens.copy()
@@ -226,9 +163,16 @@ def begin_as_documents(
 def evaluation_windows(
     tokens: Int[Array, " n"], length: int, *, pad_id: int, overlap: int = 1
 ) -> Int[Array, "windows length"]:
-    """Every token in order in windows of `length`, int32, the last one padded with `pad_id`; for evaluation.
+    """Cut all tokens into windows, in order, for evaluation.
 
-    Consecutive windows share `overlap` tokens, so with the default every token but the very first is predicted once.
+    Args:
+      tokens: a flat token array.
+      length: tokens in a window.
+      pad_id: what fills the last window.
+      overlap: tokens that neighbouring windows share. With 1, every token but the very first is predicted once.
+
+    Returns:
+      int32 `[windows, length]`.
     """
     stride = length - overlap
     count = max(1, math.ceil((tokens.size - overlap) / stride))
@@ -238,5 +182,5 @@ def evaluation_windows(
 
 
 def special_mask(tokens: Int[Array, "*shape"], special_ids: Iterable[int]) -> Bool[Array, "*shape"]:
-    """True where a token is ordinary: none of `special_ids` (BOS, padding)."""
+    """True where a token is none of `special_ids` (BOS, padding)."""
     return ~np.isin(tokens, sorted(special_ids))

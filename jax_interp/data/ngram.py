@@ -1,4 +1,4 @@
-"""Interpolated modified Kneser-Ney n-grams over token ids: the baseline that a language model has to beat.
+"""Interpolated modified Kneser-Ney n-grams over token ids: the baseline for language models.
 
 Chen & Goodman (1999), "An empirical study of smoothing techniques for language modeling", section 3, with the usual
 conventions of KenLM and SRILM: the highest order and n-grams that begin with BOS use counts, the others count the
@@ -40,20 +40,26 @@ class _Order:
 
 @dataclass(frozen=True)
 class KneserNey:
-    """A fitted model. Documents begin with `bos_id`, which is context and (but for its uniform share) never predicted.
-
-    `discounts[n - 1]` are D1, D2, D3+ of order n.
-    """
+    """A fitted n-gram model. Make one with `fit_kneser_ney`."""
 
     orders: tuple[_Order, ...]
     discounts: tuple[tuple[float, float, float], ...]
+    """D1, D2 and D3+ of each order."""
     vocab_size: int
     bos_id: int
+    """The id with which documents begin. It is context, and is never predicted but for its uniform share."""
 
     def log_probs(self, tokens: Int[Array, " n"]) -> Float[Array, " n"]:
-        """log p of every token given those before it in its document, in nats; NaN where the token is BOS.
+        """log p of every token given the tokens before it in its document, in nats.
 
-        `tokens` are documents back to back, BOS first in each (`TokenStore.tokens`).
+        Args:
+          tokens: documents back to back, each with BOS first (`TokenStore.tokens`).
+
+        Returns:
+          One number for each token; NaN where the token is BOS.
+
+        Raises:
+          UserError: the tokens do not begin with BOS.
         """
         tokens = np.asarray(tokens, np.int64)
         if tokens.size == 0 or tokens[0] != self.bos_id:
@@ -69,7 +75,11 @@ class KneserNey:
         return np.where(tokens == self.bos_id, np.nan, np.log(probability))
 
     def distribution(self, context: Sequence[int]) -> Float[Array, " vocab"]:
-        """p(token | context) for the whole vocabulary; `context` is all of the document so far, BOS included."""
+        """p(token | context) for the whole vocabulary.
+
+        Args:
+          context: all tokens of the document so far, BOS included.
+        """
         history = [int(t) for t in context]
         probability = np.full(self.vocab_size, 1 / self.vocab_size)
         every = np.arange(self.vocab_size)
@@ -86,7 +96,20 @@ class KneserNey:
 
 
 def fit_kneser_ney(tokens: Int[Array, " n"], *, vocab_size: int, bos_id: int, order: int = 5) -> KneserNey:
-    """Fit to documents back to back, BOS first in each. About a second per million tokens and order."""
+    """Fit a model. It takes about a second per million tokens and order.
+
+    Args:
+      tokens: documents back to back, each with BOS first.
+      vocab_size: the size of the vocabulary.
+      bos_id: the id of BOS.
+      order: n of the longest n-grams.
+
+    Returns:
+      The fitted model.
+
+    Raises:
+      UserError: the tokens do not begin with BOS, or `order` is below 1.
+    """
     tokens = np.asarray(tokens, np.int64)
     if tokens.size < 2 or tokens[0] != bos_id:
         raise UserError(f"tokens must start with BOS ({bos_id}) and hold at least one more: documents back to back")
@@ -155,9 +178,13 @@ def _discounted(
 
 
 def modified_discounts(counts: Int[Array, " ngrams"]) -> tuple[float, float, float]:
-    """D1, D2, D3+ = k - (k + 1) Y n_{k+1} / n_k with Y = n1 / (n1 + 2 n2), from the counts of counts n_k.
+    """The discounts D1, D2, D3+ of Chen & Goodman: D_k = k - (k + 1) Y n_{k+1} / n_k with Y = n1 / (n1 + 2 n2).
 
-    Where counts of counts vanish (small text), or give a discount outside [0, k], 0.5, 1, 1.5 as in KenLM.
+    Args:
+      counts: the count of every n-gram. n_k of them have the count k.
+
+    Returns:
+      D1, D2, D3+. They are 0.5, 1, 1.5, as in KenLM, where an n_k is 0 or a discount is outside [0, k].
     """
     n = np.bincount(np.minimum(counts, 5), minlength=6).astype(float)
     if np.any(n[1:5] == 0):

@@ -1,4 +1,4 @@
-"""From text to tokens on disk, once per run directory: corpus, tokenizer, token stores."""
+"""A corpus as token stores on disk, with its tokenizer: made once, then read."""
 
 from __future__ import annotations
 
@@ -8,46 +8,55 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jax_interp.core.errors import UserError
-from jax_interp.data.batches import TokenStore, open_store, pack, read_manifest, write_store
 from jax_interp.data.stdlib import Corpus, Document, stdlib_corpus
+from jax_interp.data.token_store import TokenStore, open_token_store, pack, read_manifest, write_token_store
 from jax_interp.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Which text, and how it is cut into tokens.
-
-    `corpus="stdlib"` is the source of the running interpreter's standard library. `max_documents` keeps every k-th
-    training document so that about that many are left; validation stays whole.
-    """
+    """A corpus, and how it is cut into tokens."""
 
     corpus: Literal["stdlib"] = "stdlib"
+    """"stdlib": the source of the standard library of the running interpreter."""
     vocab_size: int = 2048
+    """The size of the vocabulary, BOS included."""
     max_documents: int | None = None
+    """About how many training documents are used: every k-th one. None: all. Validation always has all of its own."""
 
 
 @dataclass(frozen=True)
 class PreparedText:
-    """A tokenizer and both splits as token stores; `about` describes the corpus (`Corpus.describe`)."""
+    """A tokenizer, and both splits as token stores."""
 
     tokenizer: Tokenizer
     train: TokenStore
     validation: TokenStore
     about: dict[str, Any]
+    """A description of the corpus (`Corpus.describe`)."""
 
 
 def prepare_text(config: TextConfig, directory: str | Path) -> PreparedText:
-    """The tokens of `config`'s corpus in `directory`: read if they are there, else made (about 10 s for the library).
+    """Read the tokens of a corpus, or make them first (about 10 s for the standard library).
 
-    Writes `tokenizer.json`, one file per split and, last, a manifest, so that an interrupted preparation is made
-    again. Raises `UserError` when `directory` holds the tokens of another corpus (another Python version, say) or of
-    another config: a resumed run must go on with the very same data.
+    It writes `tokenizer.json`, one file per split, and then a manifest. An interrupted preparation is made again.
+
+    Args:
+      config: the corpus and the vocabulary.
+      directory: where the tokens are, or are written.
+
+    Returns:
+      The tokenizer and both splits.
+
+    Raises:
+      UserError: the directory holds the tokens of another corpus (of another Python version, for example) or of another
+        config, or the text is too short for the vocabulary.
     """
     directory = Path(directory)
     corpus = _corpus(config)
     if read_manifest(directory) is None:
         _write(config, corpus, directory)
-    train, validation = (open_store(directory, split) for split in ("train", "validation"))
+    train, validation = (open_token_store(directory, split) for split in ("train", "validation"))
     about = dict(train.manifest["about"])
     if about["fingerprint"] != corpus.fingerprint or about["max_documents"] != config.max_documents:
         raise UserError(
@@ -58,7 +67,7 @@ def prepare_text(config: TextConfig, directory: str | Path) -> PreparedText:
         )
     file = directory / "tokenizer.json"
     if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != about["tokenizer_sha256"]:
-        raise UserError(f"{file} is not the one that the tokens in {directory} were made with: remove the directory")
+        raise UserError(f"{file} does not belong to the tokens in {directory}: remove the directory")
     tokenizer = load_tokenizer(file)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(f"{directory} holds a tokenizer of {tokenizer.vocab_size} tokens, not {config.vocab_size}")
@@ -92,4 +101,4 @@ def _write(config: TextConfig, corpus: Corpus, directory: Path) -> None:
     about = corpus.describe() | {"tokenizer_sha256": hashlib.sha256(text).hexdigest()}
     about["max_documents"] = config.max_documents
     splits = {"train": tokens(corpus.train), "validation": tokens(corpus.validation)}
-    write_store(directory, splits, bos_id=tokenizer.bos_id, about=about)
+    write_token_store(directory, splits, bos_id=tokenizer.bos_id, about=about)

@@ -1,9 +1,9 @@
 """The source of the running interpreter's standard library as a text corpus.
 
-Real text that is present on every machine: some ten megabytes of Python with prose in its docstrings. Tests, the
-character tables of `encodings`, generated files and other tables are left out; what is left is decoded as the
-interpreter decodes it, sorted by path, and split by an explicit list of held-out modules, so that the same
-interpreter always gives the same corpus. Other versions of Python give other corpora: `Corpus.fingerprint` tells.
+It is real text that is present on every machine: some ten megabytes of Python, with prose in its docstrings. Tests, the
+character tables of `encodings`, generated files and other tables are left out. All other files are decoded as the
+interpreter decodes them, sorted by path, and split by an explicit list of held-out modules. The same interpreter
+therefore always gives the same corpus. Other versions of Python give other corpora, which `Corpus.fingerprint` tells.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ EXCLUDED_DIRECTORIES = frozenset(
         "lib-dynload",
     }
 )
-"""Names of directories that are not walked, wherever they stand in the tree."""
+"""Names of directories that are left out, anywhere in the tree."""
 
 EXCLUDED_FILES = ("html/entities.py", "_sysconfigdata*", "_sysconfig_vars*", "config-*/*")
-"""Path patterns of tables and generated files (they differ from one machine to the next)."""
+"""Path patterns of tables and generated files, which differ between machines."""
 
 VALIDATION_MODULES = (
     "argparse.py",
@@ -74,12 +74,12 @@ VALIDATION_MODULES = (
     "xml/dom/pulldom.py",
     "zipapp.py",
 )
-"""Held out for validation: about a tenth of the text, of every kind; all of them exist in Python 3.11 to 3.14."""
+"""The modules held out for validation: about a tenth of the text. All of them exist in Python 3.11 to 3.14."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One source file: its path relative to the library's root (with `/`) and its decoded text (newlines `\\n`)."""
+    """One source file: its path relative to the root of the library (with `/`), and its text (newlines `\\n`)."""
 
     path: str
     text: str
@@ -87,16 +87,16 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in path order, split in two, with what is needed to recognise the same corpus again.
-
-    `fingerprint` is the SHA-256 of every path and text of both splits. `skipped` names files that could not be decoded.
-    """
+    """Documents in the order of their paths, in two splits."""
 
     train: tuple[Document, ...]
     validation: tuple[Document, ...]
     fingerprint: str
+    """The SHA-256 of every path and text of both splits."""
     python: str
+    """The version of the interpreter."""
     skipped: tuple[str, ...] = ()
+    """Files that could not be decoded."""
 
     def describe(self) -> dict[str, object]:
         """Counts and identity as plain values, for a manifest or a log."""
@@ -124,13 +124,21 @@ def _source_files(root: Path) -> Iterator[Path]:
 
 
 def stdlib_corpus(root: str | Path | None = None, *, validation: tuple[str, ...] = VALIDATION_MODULES) -> Corpus:
-    """The corpus under `root` (default: the running interpreter's `sysconfig` path of its standard library).
+    """Read the corpus: some 500 files, in under a second.
 
-    Reads some 500 files, under a second. A file that `tokenize.open` cannot decode is left out and named in `skipped`;
-    symbolic links to directories are not followed.
+    Files that `tokenize.open` cannot decode are left out and named in `skipped`. Symbolic links to directories are not
+    followed.
 
-    Raises `UserError` when `root` holds no Python source (an interpreter that ships its library as a zip archive, say)
-    or when a module of `validation` is not there: a silently smaller validation set would make figures incomparable.
+    Args:
+      root: the root of the library. Default: the `sysconfig` path of the running interpreter.
+      validation: paths of the modules that are held out.
+
+    Returns:
+      The corpus.
+
+    Raises:
+      UserError: `root` holds no Python source (some interpreters have their library in a zip archive), or a module of
+        `validation` is missing: losses on a smaller validation split could not be compared.
     """
     root = Path(sysconfig.get_paths()["stdlib"] if root is None else root)
     held_out = set(validation)

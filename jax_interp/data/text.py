@@ -1,54 +1,92 @@
-"""Text for a command: what to train a dictionary on and what to measure it on, as tokens of the model at hand."""
+"""A user's text as tokens of a model: a training split and a validation split."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from jax_interp.core.errors import UserError
-from jax_interp.data.batches import WindowSampler, evaluation_windows, pack, special_mask
+from jax_interp.data.batches import WindowSampler, evaluation_windows, special_mask
+from jax_interp.data.token_store import pack
 
-HELD_OUT = 0.1  # of a user's own text: every tenth document, or the end of the only one
+HELD_OUT = 0.1  # of a user's own text: every tenth document, or the end of a single one
+
+Batch = tuple[Int[np.ndarray, "seq pos"], Bool[np.ndarray, "seq pos"]]
+
+
+class TextTokenizer(Protocol):
+    """What `text_for` needs of a tokenizer. `jax_interp.data.tokenizer.Tokenizer` has it."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def special_ids(self) -> Collection[int]: ...
+    def encode_batch(self, texts: Sequence[str], *, bos: bool) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
 class Text:
-    """Two disjoint splits as flat token arrays, documents back to back; `special` ids are in no figure."""
+    """Two disjoint splits of a text as flat token arrays, documents back to back. Make one with `text_for`."""
 
     train: Int[np.ndarray, " n"]
     validation: Int[np.ndarray, " n"]
     special: frozenset[int]
+    """The ids of special tokens. Neither training nor evaluation counts their positions."""
     source: str
+    """What `text_for` was given."""
 
     def fingerprint(self) -> str:
-        """SHA-256 of both splits: a resumed run must go on with the very same tokens."""
+        """The SHA-256 of both splits, by which a resumed run checks that its tokens are the same."""
         digest = hashlib.sha256()
         for split in (self.train, self.validation):
             digest.update(np.ascontiguousarray(split.astype(np.int32)).tobytes())
         return digest.hexdigest()
 
     def keep(self, tokens: Int[np.ndarray, "seq pos"]) -> Bool[np.ndarray, "seq pos"]:
-        """False at special tokens, which belong to no document's text."""
+        """False at special tokens."""
         return special_mask(tokens, self.special)
 
-    def training_batches(self, batch: int, context: int, seed: int) -> Any:
-        """`i -> (tokens [batch, context], keep)`: windows at random, a function of `(seed, i)` only."""
+    def training_batches(self, batch: int, context: int, seed: int) -> Callable[[int], Batch]:
+        """Random windows of the training split.
+
+        Args:
+          batch: windows in a batch.
+          context: tokens in a window.
+          seed: the seed of the order.
+
+        Returns:
+          A function from a step number to (tokens, keep), both `[batch, context]`. It depends on (seed, step) only.
+        """
         sampler = WindowSampler(self.train, batch, context, seed=seed, stride=context)
 
-        def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
+        def batch_at(step: int) -> Batch:
             tokens = sampler.batch_at(step)
             return tokens, self.keep(tokens)
 
         return batch_at
 
-    def validation_batches(self, batch: int, context: int, sequences: int) -> list[tuple[Any, Any]]:
-        """About `sequences` windows spread evenly over the validation split, in whole batches."""
+    def validation_batches(self, batch: int, context: int, sequences: int) -> list[Batch]:
+        """Windows that are spread evenly over the validation split, in whole batches.
+
+        Args:
+          batch: windows in a batch.
+          context: tokens in a window.
+          sequences: about how many windows there are in all batches.
+
+        Returns:
+          Pairs (tokens, keep), both `[batch, context]`.
+
+        Raises:
+          UserError: the split is shorter than one batch.
+        """
         pad = min(self.special) if self.special else 0
         windows = evaluation_windows(self.validation, context, pad_id=pad, overlap=0)
         whole = len(windows) if len(windows) * context == self.validation.size else len(windows) - 1
@@ -62,12 +100,23 @@ class Text:
         return [(rows, self.keep(rows)) for rows in chosen.reshape(-1, batch, context)]
 
 
-def text_for(source: str, tokenizer: Any) -> Text:
-    """The text `source` in tokens of `tokenizer`.
+def text_for(source: str, tokenizer: TextTokenizer) -> Text:
+    """Read a text and encode it.
 
-    source   "stdlib": the running interpreter's standard library (a few seconds). Otherwise a UTF-8 file, or a
-             directory whose .txt, .py and .md files are one document each.
-    Raises UserError where there is no such text.
+    Args:
+      source: "stdlib" for the standard library of the running interpreter (a few seconds). Otherwise a UTF-8 file, or a
+        directory whose .txt, .py and .md files are one document each.
+      tokenizer: the tokenizer of the model.
+
+    Returns:
+      The text. Of the user's own documents every tenth is held out for validation, or the last tenth of a single one.
+
+    Raises:
+      UserError: there is no such text, or it is not UTF-8.
+
+    Example:
+        text = text_for("stdlib", tokenizer)
+        batch_at = text.training_batches(batch=16, context=128, seed=0)
     """
     if source == "stdlib":
         from jax_interp.data.stdlib import stdlib_corpus
@@ -80,7 +129,7 @@ def text_for(source: str, tokenizer: Any) -> Text:
     return Text(*parts, special=frozenset(tokenizer.special_ids), source=source)
 
 
-def _tokens(documents: Sequence[str], tokenizer: Any) -> np.ndarray:
+def _tokens(documents: Sequence[str], tokenizer: TextTokenizer) -> np.ndarray:
     ids = tokenizer.encode_batch(list(documents), bos=tokenizer.bos_id is not None)
     return pack(ids, vocab_size=tokenizer.vocab_size)
 

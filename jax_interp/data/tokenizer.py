@@ -1,8 +1,8 @@
 """Byte-level BPE for source code: training, loading, and one explicit rule for the document-start token.
 
-The pre-tokenizer decides what may become a token, with interpretability in mind: a newline with the indentation that
-follows it is one piece, brackets always stand alone (so that closing one is one prediction), identifiers are cut at
-`_`, at changes of case and at digits (so that the parts of `get_default_encoding` are the same tokens elsewhere).
+The pre-tokenizer decides what may become a token, and it is made for interpretability. A newline with the indentation
+that follows it is one piece. Brackets always stand alone, so that closing one is one prediction. Identifiers are cut at
+`_`, at changes of case and at digits, so that the parts of `get_default_encoding` are the same tokens elsewhere.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 BOS = "<|endoftext|>"
-"""The one special token: it starts every document (and so ends the one before). Its id is 0."""
+"""The one special token. It starts every document, and so ends the one before. Its id is 0."""
 
 PIECES = "|".join(
     (
@@ -33,34 +33,49 @@ PIECES = "|".join(
         r"\s+(?!\S)|\s+",
     )
 )
-"""What BPE may merge within; every character of any text belongs to exactly one piece."""
+"""The pieces that BPE merges within. Every character of a text belongs to exactly one piece."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A `tokenizers.Tokenizer` with BOS made explicit.
+    """A tokenizer of the `tokenizers` library, with an explicit BOS.
 
-    Whatever the file's post-processor would add is never added: `encode(text, bos=True)` puts the BOS id first and
-    `bos=False` does not, for every tokenizer; and special tokens spelled out in the text are encoded as plain text
-    only if the tokenizer was trained without them (Hugging Face's files match them, as theirs do).
+    `encode(text, bos=True)` puts the BOS id first and `bos=False` does not, for every tokenizer. Tokens that the
+    post-processor of the file would add are never added. The name of a special token in a text is encoded as that
+    token, as in transformers.
+
+    Example:
+        tokenizer = load_tokenizer("model/tokenizer.json")
+        ids = tokenizer.encode("def f(x):", bos=True)
+        tokenizer.strings(ids)
     """
 
     backend: tokenizers.Tokenizer
     bos_id: int | None
+    """The id of the token that starts documents; None where the tokenizer has none."""
     special_ids: frozenset[int] = field(default_factory=frozenset)
+    """The ids of special tokens, BOS included."""
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are, special ones included."""
+        """The number of ids, special ones included."""
         return self.backend.get_vocab_size()
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
-        """The ids of `text`, after the BOS id when `bos`. Raises `UserError` when `bos` and the tokenizer has none."""
+        """The ids of a text.
+
+        Args:
+          text: any string.
+          bos: whether the BOS id comes first.
+
+        Raises:
+          UserError: `bos`, and the tokenizer has none.
+        """
         return self._with_bos(bos) + self.backend.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def exact(self) -> tokenizers.Tokenizer:
-        """A copy of the backend whose offsets are exact: post-processors may trim spaces off them."""
+        """A copy of the backend with exact offsets: post-processors may remove spaces from them."""
         from tokenizers import Tokenizer as Backend
 
         copy = Backend.from_str(self.backend.to_str())
@@ -73,7 +88,12 @@ class Tokenizer:
         return [start + e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of `ids`; bytes that are no complete character become U+FFFD."""
+        """The text of `ids`. Bytes that do not form a character become U+FFFD.
+
+        Args:
+          ids: token ids.
+          skip_special: leave special tokens out.
+        """
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def strings(self, ids: Iterable[int]) -> list[str]:
@@ -81,7 +101,11 @@ class Tokenizer:
         return [self._display(int(i)) for i in ids]
 
     def id_of(self, text: str) -> int:
-        """The id of `text` when it is exactly one token; `UserError` with its pieces when it is not."""
+        """The id of a text that is exactly one token.
+
+        Raises:
+          UserError: the text is several tokens. The message shows them.
+        """
         ids = self.encode(text, bos=False)
         if len(ids) != 1:
             raise UserError(
@@ -91,7 +115,7 @@ class Tokenizer:
         return ids[0]
 
     def save(self, path: str | Path) -> None:
-        """Write `tokenizer.json` (or any other file name), creating its directory."""
+        """Write the tokenizer to a JSON file. Its directory is made where it is missing."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(path))
 
@@ -119,9 +143,17 @@ def _visible(text: str) -> str:
 
 
 def train_bpe(texts: Iterable[str] | Iterator[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE on `texts`; seconds for ten megabytes. Deterministic: same texts and size, same file.
+    """Train a byte-level BPE. It takes seconds for ten megabytes, and the same texts give the same tokenizer.
 
-    `vocab_size` includes BOS and the 256 bytes, so at least 257; every text can be encoded and decodes to itself.
+    Args:
+      texts: the training documents.
+      vocab_size: the size of the vocabulary, at least 257: BOS and the 256 bytes are in it.
+
+    Returns:
+      A tokenizer that encodes every text, and decodes it to itself.
+
+    Raises:
+      UserError: `vocab_size` is below 257.
     """
     if vocab_size < 257:
         raise UserError(f"vocab_size={vocab_size} is too small: 256 byte tokens and {BOS} need at least 257")
@@ -147,11 +179,19 @@ def train_bpe(texts: Iterable[str] | Iterator[str], vocab_size: int) -> Tokenize
 
 
 def load_tokenizer(path: str | Path, *, bos_token: str | None = None, bos_id: int | None = None) -> Tokenizer:
-    """Read a `tokenizer.json`, or the one in a directory.
+    """Read a tokenizer.
 
-    The BOS is `bos_token`; or the token `bos_id`, which a model's config may name, where it is a special token here; or
-    the first of `<|endoftext|>`, `<|begin_of_text|>`, `<bos>`, `<s>` that is a special token. Raises `UserError` for a
-    missing or unreadable file and for a `bos_token` that is not in the vocabulary.
+    Args:
+      path: a `tokenizer.json`, or a directory with one.
+      bos_token: the text of BOS. Default: the token `bos_id` where it is a special token, else the first of
+        `<|endoftext|>`, `<|begin_of_text|>`, `<bos>`, `<s>` that is a special token, else none.
+      bos_id: the id that a model's config names.
+
+    Returns:
+      The tokenizer.
+
+    Raises:
+      UserError: the file is missing or unreadable, or `bos_token` is not in the vocabulary.
     """
     from tokenizers import Tokenizer as Backend
 
@@ -162,7 +202,7 @@ def load_tokenizer(path: str | Path, *, bos_token: str | None = None, bos_id: in
         raise UserError(f"no tokenizer at {file} (beside it: {near}); give a tokenizer.json or a directory with one")
     try:
         backend = Backend.from_file(str(file))
-    except Exception as error:  # the Rust side raises bare Exception
+    except Exception as error:  # the Rust library raises bare Exception
         raise UserError(f"{file} is not a tokenizer.json of the `tokenizers` library: {error}") from error
     if bos_token is not None and backend.token_to_id(bos_token) is None:
         raise UserError(f"bos_token={bos_token!r} is not in the vocabulary of {file}")

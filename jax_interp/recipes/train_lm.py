@@ -24,7 +24,6 @@ from jaxtyping import Int
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
 from jax_interp.data.batches import (
-    TokenStore,
     WindowSampler,
     begin_as_documents,
     evaluation_windows,
@@ -33,6 +32,7 @@ from jax_interp.data.batches import (
 )
 from jax_interp.data.ngram import fit_kneser_ney
 from jax_interp.data.prepared import PreparedText, TextConfig, prepare_text
+from jax_interp.data.token_store import TokenStore
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf import load, save

@@ -11,7 +11,7 @@ import pytest
 from toy import batch_at, toy
 
 from jax_interp.core.errors import UserError
-from jax_interp.data.activation_store import open_store, write_store
+from jax_interp.data.activation_store import open_activation_store, write_activation_store
 from jax_interp.data.harvest import harvest, init_stream
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.training.config import Adam
@@ -38,7 +38,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def stored(model, tmp_path_factory):
-    return write_store(tmp_path_factory.mktemp("store") / "new", model, ADDRESSES, batch_at, **OPTIONS)
+    return write_activation_store(tmp_path_factory.mktemp("store") / "new", model, ADDRESSES, batch_at, **OPTIONS)
 
 
 def test_the_rows_are_the_models(model, stored):
@@ -76,52 +76,52 @@ def test_writing_that_was_killed_goes_on(model, stored, tmp_path):
         return batch_at(i)
 
     with pytest.raises(Killed):
-        write_store(tmp_path, model, ADDRESSES, dying, **OPTIONS)
-    with pytest.raises(UserError, match="200 of 500 rows: the same write_store call goes on"):
-        open_store(tmp_path)
-    whole = write_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS)
+        write_activation_store(tmp_path, model, ADDRESSES, dying, **OPTIONS)
+    with pytest.raises(UserError, match="200 of 500 rows: the same write_activation_store call goes on"):
+        open_activation_store(tmp_path)
+    whole = write_activation_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS)
     for a, b in zip(whole.shards, stored.shards, strict=True):
         np.testing.assert_array_equal(a, b)
     assert (tmp_path / "store.json").read_bytes() == (stored.directory / "store.json").read_bytes()
     with pytest.raises(UserError, match="holds another store: rows 500, not 600"):
-        write_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS | {"rows": 600})
+        write_activation_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS | {"rows": 600})
     with pytest.raises(UserError, match="holds another store: other weights"):
-        write_store(tmp_path, jax.tree.map(lambda a: 2 * a, model), ADDRESSES, batch_at, **OPTIONS)
+        write_activation_store(tmp_path, jax.tree.map(lambda a: 2 * a, model), ADDRESSES, batch_at, **OPTIONS)
     with pytest.raises(UserError, match="holds another store: other tokens"):
-        write_store(tmp_path, model, ADDRESSES, lambda i: batch_at(i + 1), **OPTIONS)
+        write_activation_store(tmp_path, model, ADDRESSES, lambda i: batch_at(i + 1), **OPTIONS)
 
 
 def test_masks_that_leave_nothing_are_refused_wherever_they_begin(model, tmp_path):
     nothing = lambda i: (batch_at(i)[0], batch_at(i)[1] & (i < 2))
     with pytest.raises(UserError, match="100 token batches in a row exclude every position"):
-        write_store(tmp_path, model, ADDRESSES, nothing, **OPTIONS)
+        write_activation_store(tmp_path, model, ADDRESSES, nothing, **OPTIONS)
     with pytest.raises(UserError, match="100 token batches in a row exclude every position"):
         init_stream(jax.random.key(0), model, ADDRESSES, nothing, 10_000)
     silent = jax.tree.map(jnp.zeros_like, model)
     with pytest.raises(UserError, match="all zero"):
-        write_store(tmp_path / "zero", silent, ADDRESSES, batch_at, **OPTIONS)
+        write_activation_store(tmp_path / "zero", silent, ADDRESSES, batch_at, **OPTIONS)
 
 
 def test_a_damaged_shard_is_named(model, tmp_path):
-    write_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS | {"dtype": "float16"})
+    write_activation_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS | {"dtype": "float16"})
     path = tmp_path / "shard-00001.npy"
     whole = path.read_bytes()
     for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-7]):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"shard-00001\.npy"):
-            open_store(tmp_path)
+            open_activation_store(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"shard-00001\.npy"):
-        open_store(tmp_path)
+        open_activation_store(tmp_path)
     manifest = json.loads((tmp_path / "store.json").read_text())
     (tmp_path / "store.json").write_text(json.dumps(manifest | {"format": 9}))
     with pytest.raises(UserError, match="format 9"):
-        open_store(tmp_path)
+        open_activation_store(tmp_path)
     with pytest.raises(UserError, match="no activation store"):
-        open_store(tmp_path / "elsewhere")
+        open_activation_store(tmp_path / "elsewhere")
     enormous = jax.tree.map(lambda a: a * 1e5, model)
     with pytest.raises(UserError, match="ask for dtype='float32'"):
-        write_store(tmp_path / "large", enormous, ADDRESSES, batch_at, **OPTIONS | {"dtype": "float16"})
+        write_activation_store(tmp_path / "large", enormous, ADDRESSES, batch_at, **OPTIONS | {"dtype": "float16"})
 
 
 @pytest.mark.slow

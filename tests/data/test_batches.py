@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_interp.core.errors import UserError
-from jax_interp.data import batches
+from jax_interp.data import batches, token_store
 from jax_interp.data.batches import WindowSampler
 
 
@@ -84,11 +84,11 @@ def test_evaluation_windows_hold_every_token(n, length, data):
 
 def test_store_round_trip(tmp_path):
     documents = [[0, 5, 6], [0], [0, 7, 8, 9]]
-    tokens = batches.pack(documents, vocab_size=100)
+    tokens = token_store.pack(documents, vocab_size=100)
     assert tokens.dtype == np.uint16
-    assert batches.pack(documents, vocab_size=70_000).dtype == np.int32
-    batches.write_store(tmp_path, {"train": tokens}, bos_id=0, about={"corpus": "x"})
-    store = batches.open_store(tmp_path, "train")
+    assert token_store.pack(documents, vocab_size=70_000).dtype == np.int32
+    token_store.write_token_store(tmp_path, {"train": tokens}, bos_id=0, about={"corpus": "x"})
+    store = token_store.open_token_store(tmp_path, "train")
     assert isinstance(store.tokens, np.memmap)
     np.testing.assert_array_equal(store.starts, [0, 3, 4])
     assert [d.tolist() for d in store.documents()] == documents
@@ -97,30 +97,30 @@ def test_store_round_trip(tmp_path):
 
 def test_store_errors(tmp_path):
     with pytest.raises(UserError, match="no token store"):
-        batches.open_store(tmp_path, "train")
-    batches.write_store(tmp_path, {"train": np.arange(5, dtype=np.uint16)}, bos_id=0)
+        token_store.open_token_store(tmp_path, "train")
+    token_store.write_token_store(tmp_path, {"train": np.arange(5, dtype=np.uint16)}, bos_id=0)
     with pytest.raises(UserError, match=r"no split 'test', it has \['train'\]"):
-        batches.open_store(tmp_path, "test")
+        token_store.open_token_store(tmp_path, "test")
     np.save(tmp_path / "train.npy", np.asarray([0, 1, 2, 3, 5], np.uint16))
     with pytest.raises(UserError, match="changed since"):
-        batches.open_store(tmp_path, "train")
-    assert batches.open_store(tmp_path, "train", verify=False).tokens.size == 5
+        token_store.open_token_store(tmp_path, "train")
+    assert token_store.open_token_store(tmp_path, "train", verify=False).tokens.size == 5
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["splits"]["train"]["tokens"] = 6
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="the manifest says"):
-        batches.open_store(tmp_path, "train")
+        token_store.open_token_store(tmp_path, "train")
     with pytest.raises(UserError, match="outside a vocabulary"):
-        batches.pack([[0, 100]], vocab_size=100)
+        token_store.pack([[0, 100]], vocab_size=100)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"format": 1, "spl', b"[]", b"{}", b"\xff\xfe"])
 def test_a_manifest_that_was_cut_short(tmp_path, content):
-    batches.write_store(tmp_path, {"train": np.arange(5, dtype=np.uint16)}, bos_id=0)
+    token_store.write_token_store(tmp_path, {"train": np.arange(5, dtype=np.uint16)}, bos_id=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "train.npy"]
     (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"there is an unreadable manifest\.json; write one with write_store"):
-        batches.open_store(tmp_path, "train")
+    with pytest.raises(UserError, match=r"there is an unreadable manifest\.json; write one with write_token_store"):
+        token_store.open_token_store(tmp_path, "train")
 
 
 def test_special_tokens_are_masked():

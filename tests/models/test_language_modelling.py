@@ -200,9 +200,9 @@ def test_the_baseline_is_judged_on_the_tokens_that_the_model_is(final_windows):
     """Which tokens count is written out here, window by window; the losses are those of known tables."""
     from types import SimpleNamespace
 
-    from jax_interp.data.batches import TokenStore
     from jax_interp.data.ngram import fit_kneser_ney
     from jax_interp.data.prepared import PreparedText, TextConfig
+    from jax_interp.data.token_store import TokenStore
     from jax_interp.recipes.train_lm import LanguageModelConfig, final_results
 
     rng = np.random.default_rng(2)
