@@ -25,8 +25,9 @@ from jaxtyping import Float
 
 from jax_interp.core.atomic_write import atomic_write, replacing
 from jax_interp.core.errors import UserError
-from jax_interp.data.harvest import EMPTY_BATCHES, Addresses, harvest, values
+from jax_interp.data.harvest import EMPTY_BATCHES, Addresses, TokenBatch, harvest, values
 from jax_interp.data.shuffling import shuffled
+from jax_interp.surgery import Model
 from jax_interp.training.fingerprint import fingerprints
 from jax_interp.training.progress import progress
 
@@ -87,9 +88,9 @@ class ActivationStore:
 
 def write_activation_store(
     directory: Path | str,
-    model: Any,
+    model: Model,
     addresses: Addresses,
-    batch_at: Callable[[int], tuple[Any, Any]],
+    batch_at: Callable[[int], TokenBatch],
     rows: int,
     *,
     model_name: str = "",
@@ -139,8 +140,8 @@ def write_activation_store(
         changed = [name for name in about if manifest.get(name) != about[name]]
         if changed:
             differs = lambda name: f"{name} {manifest.get(name)!r}, not {about[name]!r}"
-            said = ", ".join(f"other {n}" if n in ("weights", "tokens") else differs(n) for n in changed)
-            raise UserError(f"{directory} holds another store: {said}; choose another directory, or remove this one")
+            changes = ", ".join(f"other {n}" if n in ("weights", "tokens") else differs(n) for n in changed)
+            raise UserError(f"{directory} holds another store: {changes}; choose another directory, or remove this one")
     if manifest["statistics"] is None:
         view = progress("harvest", sum(s["rows"] for s in manifest["shards"]), rows, [], quiet=quiet)
         try:
@@ -155,7 +156,7 @@ def write_activation_store(
     return open_activation_store(directory, verify=False)
 
 
-def _digest(batch: tuple[Any, Any]) -> str:
+def _digest(batch: TokenBatch) -> str:
     """The SHA-256 of a token batch and its mask."""
     digest = hashlib.sha256()
     for part in batch:
@@ -163,33 +164,35 @@ def _digest(batch: tuple[Any, Any]) -> str:
     return digest.hexdigest()
 
 
-def _harvested(model: Any, addresses: Any, batch_at: Callable, manifest: dict[str, Any]) -> Iterator[tuple]:
+def _harvested(
+    model: Model, addresses: Addresses, batch_at: Callable[[int], TokenBatch], manifest: dict[str, Any]
+) -> Iterator[tuple[np.ndarray, int, int]]:
     """Yields for each missing shard: its rows, the batch to go on from, and how many rows of that batch are used."""
     last = manifest["shards"][-1] if manifest["shards"] else {"next_batch": 0, "used": 0}
     cursor, used = last["next_batch"], last["used"]
     missing = manifest["rows"] - sum(shard["rows"] for shard in manifest["shards"])
     read = jax.jit(lambda model, tokens: harvest(model, addresses, tokens))
-    held: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     empty = 0
     while missing > 0:
         size = min(manifest["shard_rows"], missing)
-        while sum(len(part) for part in held) < size:
+        while sum(len(part) for part in parts) < size:
             tokens, keep = batch_at(cursor)
             kept = np.asarray(read(model, tokens))[np.asarray(keep).reshape(-1)]
-            held.append(kept[used:])
+            parts.append(kept[used:])
             cursor, used = cursor + 1, 0
             empty = 0 if len(kept) else empty + 1
             if empty == EMPTY_BATCHES:
                 raise UserError(f"the masks of {empty} token batches in a row exclude every position: nothing to store")
-        rows = np.concatenate(held)
+        rows = np.concatenate(parts)
         rest = len(rows) - size
         # a call that goes on from here harvests the remaining rows again
         back = (cursor - 1, len(kept) - rest) if rest else (cursor, 0)
         yield rows[:size], *back
-        held, missing = [rows[size:]], missing - size
+        parts, missing = [rows[size:]], missing - size
 
 
-def _write_shard(directory: Path, index: int, shard: tuple, dtype: str) -> dict[str, Any]:
+def _write_shard(directory: Path, index: int, shard: tuple[np.ndarray, int, int], dtype: str) -> dict[str, Any]:
     raw, cursor, used = shard
     with np.errstate(over="ignore"):  # looked at in the next line
         rows = raw.astype(dtype)

@@ -1,4 +1,4 @@
-"""The page of an APD decomposition: its components, what the top k of them are worth, and whether they add up."""
+"""The page of an APD decomposition: its components, the error with only the top k of them, and their linearity."""
 
 from __future__ import annotations
 
@@ -22,8 +22,14 @@ def render(
     name: str,
     shown: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page: one HTML file that fetches nothing. `result` is what `evaluation.json` holds, `records` the metrics
-    log, `shown` the components kept most often (see `component_cards`); whatever text is in them is escaped."""
+    """The page as one HTML document that fetches nothing. All text in it is escaped.
+
+    Args:
+      result: the content of `evaluation.json`.
+      records: the records of the metrics log.
+      name: the heading of the page.
+      shown: the components that are kept most often, as `component_cards` describes; None: no cards.
+    """
     figures = {}
     if records:
         figures["losses"] = svg(losses(records), "losses by step")
@@ -41,8 +47,11 @@ def render(
 
 @styled
 def spectrum(result: Mapping[str, Any]) -> Figure:
-    """On what share of rows each component is kept, in descending order; and, matrix by matrix in that order, its
-    first singular values over the largest that the matrix has in any component: what is of rank one has one."""
+    """The share of rows on which each component is kept, and the first singular values of the components.
+
+    Components are in descending order of their share. Singular values are over the largest one of the matrix in any
+    component. A component of rank one has a single one.
+    """
     rate = np.asarray(result["rate"], float)
     order, places = np.argsort(-rate, kind="stable"), np.arange(1, len(rate) + 1)
     figure, (first, *rest) = canvas(10, 3.0, 1 + len(result["singular_values"]))
@@ -63,12 +72,12 @@ def spectrum(result: Mapping[str, Any]) -> Figure:
 
 @styled
 def linearity(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Errors over the square of the output, one line each; a ring is the oracle's, where there is one."""
+    """Errors over the square of the output, one line each. A ring is the error of the oracle, where there is one."""
     shown = [row for row in rows if "normalised" in row][::-1]
     error = np.array([row["normalised"] for row in shown], float)
     excess = np.array([np.nan if row["excess"] is None else row["excess"] for row in shown], float)
     figure, (axes,) = canvas(8, 1.0 + 0.2 * len(shown))
-    least = 1e-6  # where an error is nothing, at the edge: a logarithm has no zero
+    least = 1e-6  # errors of 0 are drawn at the edge: a logarithm has no zero
     places = np.arange(len(shown))
     axes.hlines(places, least, np.maximum(error, least), color=BLUE, lw=1.0, alpha=0.4)
     axes.plot(np.maximum(error, least), places, "o", ms=4.5, color=BLUE, label="this decomposition")

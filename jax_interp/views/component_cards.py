@@ -1,6 +1,6 @@
-"""What components of a decomposed model answer to, as parts of its page: cards, vectors, importance along a text.
+"""The inputs on which components are important, as parts of a page: cards, vectors, importance along a text.
 
-`shown` is plain data, and whatever text is in it is escaped:
+`shown` is plain data. All text in it is escaped:
 
     {"rows": 8192, "threshold": 0.1, "matrices": [...], "passages": [...]}      passages: of language models
     matrix    {"name": "blocks.2.mlp.up", "C": 512, "alive": 40, "V": [card, d_in], "U": [card, d_out], "cards": [...]}
@@ -27,11 +27,11 @@ from jax_interp.views.style import BLUE, GRID, MUTED, ORANGE, canvas, styled, sv
 from jax_interp.views.tokens import coloured
 
 GAP = "┆"
-WIDEST = 64  # cells across a map of vectors: what a page of many can carry, and a reader tell apart
+WIDEST = 64  # cells across a map of vectors: more would make the page heavy, and could not be told apart
 
 
 def prepared(shown: Mapping[str, Any]) -> dict[str, Any]:
-    """`shown` with its figures drawn and its windows coloured: what the template reads."""
+    """The data of the template: `shown` with its figures drawn and its windows coloured."""
     matrices = [dict(matrix) | drawn(matrix) for matrix in shown["matrices"]]
     with_cards = [matrix for matrix in shown["matrices"] if len(matrix["cards"])]
     passages = []
@@ -44,14 +44,14 @@ def prepared(shown: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drawn(matrix: Mapping[str, Any]) -> dict[str, Any]:
-    """What a matrix's part of the page has that its data has not: the figure of its vectors, and coloured windows."""
+    """What the page of a matrix adds to its data: the figure of its vectors, and coloured windows."""
     cards = [dict(card) | {"windows": [window(found) for found in card.get("windows", ())]} for card in matrix["cards"]]
     figure = svg(vectors(matrix), f"V and U of components of {matrix['name']}") if cards else ""
     return {"figure": figure, "cards": cards}
 
 
 def window(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A window's row: its importance at the peak, and its tokens, as opaque as they are important there."""
+    """The row of a window: the importance at its peak, and its tokens, coloured by the importance."""
     tokens = [GAP if token is None else token for token in found["tokens"]]
     both = zip(found["importance"], found["activation"], strict=True)
     titles = [f"importance {g:.3g}, activation {a:.3g}" for g, a in both]
@@ -60,13 +60,13 @@ def window(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def layer_of(name: str) -> str:
-    """`blocks.2` of `blocks.2.mlp.up`; nothing for a matrix outside the blocks."""
+    """The layer of a matrix: `blocks.2` for `blocks.2.mlp.up`, "" for a matrix outside the blocks."""
     head, *rest = name.split(".")
     return f"blocks.{rest[0]}" if head == "blocks" and len(rest) > 1 else ""
 
 
 def groups(names: Sequence[str]) -> list[list[str]]:
-    """Matrices of one layer together."""
+    """The names of matrices, grouped by layer."""
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(layer_of(name), []).append(name)
@@ -75,8 +75,10 @@ def groups(names: Sequence[str]) -> list[list[str]]:
 
 @styled
 def vectors(matrix: Mapping[str, Any]) -> Figure:
-    """V's columns and U's rows, one component a row, each over its own largest entry: blue above zero, orange below.
-    Wide ones are shown by the entry of largest size among neighbours."""
+    """The columns of V and the rows of U as heat maps, one component per row: blue above zero, orange below.
+
+    Each vector is over its largest entry. A wide vector is shown by the largest entry of each group of neighbours.
+    """
     V, U = (np.asarray(matrix[name], float) for name in ("V", "U"))
     figure, axes = canvas(10, 0.75 + 0.2 * len(V), 2)
     labels = [str(card["component"]) for card in matrix["cards"]]
@@ -94,7 +96,7 @@ def vectors(matrix: Mapping[str, Any]) -> Figure:
 
 @styled
 def along(matrices: Sequence[Mapping[str, Any]], passage: Mapping[str, Any]) -> Figure:
-    """The importance of each card of these matrices at each position of a passage, from nothing to full colour."""
+    """The importance of each card of these matrices at each position of a passage, from blank to full colour."""
     names = [matrix["name"] for matrix in matrices]
     values = np.concatenate([np.asarray(passage["importance"][name], float) for name in names])
     labels = [
@@ -112,7 +114,7 @@ def along(matrices: Sequence[Mapping[str, Any]], passage: Mapping[str, Any]) -> 
 
 
 def framed(axes: Axes, rows: Sequence[str], **labels: Any) -> None:
-    """Axes of a map: rows named and counted downwards, nothing around it."""
+    """Set up the axes of a map: rows with names, counted downwards, without ticks."""
     axes.set(**labels)
     axes.set_ylim(len(rows), 0)
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
@@ -123,8 +125,10 @@ def framed(axes: Axes, rows: Sequence[str], **labels: Any) -> None:
 
 
 def shaded(axes: Axes, values: Float[np.ndarray, "row column"], levels: int = 8) -> None:
-    """A map of values between -1 and 1, blue and orange, as opaque as they are large. One path a level, and none for
-    cells of nothing: a mesh of as many would be ten times the file."""
+    """Draw a map of values between -1 and 1: blue above zero, orange below, as opaque as they are large.
+
+    There is one path per level, and none for zero. A mesh of as many cells would make the file ten times as large.
+    """
     level = np.round(np.clip(np.nan_to_num(values), -1, 1) * levels)
     for sign, color in ((1, BLUE), (-1, ORANGE)):
         for i in range(1, levels + 1):
@@ -135,7 +139,7 @@ def shaded(axes: Axes, values: Float[np.ndarray, "row column"], levels: int = 8)
 
 
 def squares(x: np.ndarray, y: np.ndarray) -> Path:
-    """Unit squares at these corners, as one path."""
+    """Unit squares with these lower corners, as one path."""
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
     vertices = np.stack([x, y], axis=-1)[:, None] + corners
     codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
@@ -143,7 +147,7 @@ def squares(x: np.ndarray, y: np.ndarray) -> Path:
 
 
 def pooled(values: Float[np.ndarray, "row entry"], widest: int) -> Float[np.ndarray, "row cell"]:
-    """At most `widest` columns: of neighbours the one of largest size, its sign kept."""
+    """At most `widest` columns: of each group of neighbours the entry of largest size, with its sign."""
     if values.shape[1] <= widest:
         return values
     parts = np.array_split(values, widest, axis=1)

@@ -1,4 +1,4 @@
-"""The page of a decomposition: what it took apart, what it is worth, and whether its assumption holds."""
+"""The page of a decomposition: its components, its errors, and whether its assumption of linearity holds."""
 
 from __future__ import annotations
 
@@ -21,8 +21,14 @@ def render(
     name: str,
     shown: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page: one HTML file that fetches nothing. `result` is what `evaluation.json` holds, `records` the metrics
-    log, `shown` the strongest components (see `component_cards`); whatever text is in them is escaped."""
+    """The page as one HTML document that fetches nothing. All text in it is escaped.
+
+    Args:
+      result: the content of `evaluation.json`.
+      records: the records of the metrics log.
+      name: the heading of the page.
+      shown: the components of largest importance, as `component_cards` describes; None: no cards.
+    """
     figures = {}
     if records:
         figures["losses"] = svg(losses(records), "losses by step")
@@ -37,8 +43,10 @@ def render(
 
 @styled
 def losses(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Every loss of the log against the step, logarithmic in value, and dashed their weighted sum, which is what was
-    trained on; L0 beside them where the log has it."""
+    """Every loss of the log against the step, on a logarithmic scale, and their weighted sum as a dashed line.
+
+    L0 is beside them, where the log has it.
+    """
     steps = [record["step"] for record in records]
     with_l0 = any("l0" in record for record in records)
     figure, (left, *right) = canvas(10, 3.0, 1 + with_l0, width_ratios=[1.6, 1][: 1 + with_l0])
@@ -59,7 +67,7 @@ def losses(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 @styled
 def importance_map(probe: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    """Rows are one-hot features, columns components, ordered by the feature that they answer to."""
+    """Importances on one-hot inputs: rows are features, columns are components in the order of their features."""
     figure, axes = canvas(10, 3.0, len(probe))
     for ax, (name, rows) in zip(axes, probe.items()):
         values = np.asarray(rows, float)
@@ -74,7 +82,7 @@ def importance_map(probe: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 
 @styled
 def spectrum(values: Mapping[str, Any]) -> Figure:
-    """Mean importance of each component, sorted, logarithmic: the living and the dead part at a cliff."""
+    """The mean importance of each component, sorted, on a logarithmic scale."""
     figure, (axes,) = canvas(6, 3.0)
     for (name, rows), color in zip(values.items(), COLORS * 20):
         for i, row in enumerate(np.atleast_2d(np.asarray(rows, float))):
@@ -88,7 +96,10 @@ def spectrum(values: Mapping[str, Any]) -> Figure:
 
 @styled
 def adversary(result: Mapping[str, Any]) -> Figure:
-    """The error under the worst masks found, against the number of steps; other masks as levels."""
+    """The error under the worst masks that were found, against the number of the adversary's steps.
+
+    The errors under other masks are dashed lines.
+    """
     figure, (axes,) = canvas(6, 3.0)
     steps = [int(n) for n in result["pgd"]]
     axes.plot(steps, list(result["pgd"].values()), color=RED, lw=1.6, marker="o", ms=3, label="adversarial")
