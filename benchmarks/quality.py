@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from jax_interp import load
-    from jax_interp.data.activation_store import write_activation_store
+    from jax_interp.data.activation_store import StoreLayout, write_activation_store
     from jax_interp.data.text import text_for
     from jax_interp.dictionaries import evaluate
 
@@ -180,8 +180,8 @@ def run(args: argparse.Namespace) -> None:
     results = []
     with tempfile.TemporaryDirectory() as directory:
         store = write_activation_store(
-            f"{directory}/store", model, ADDRESS, text.training_batches(8, 256, 0), args.rows, shard_rows=args.rows,
-            dtype="float32", quiet=True,
+            f"{directory}/store", model, ADDRESS, text.training_batches(8, 256, 0), args.rows,
+            layout=StoreLayout(args.rows, "float32"), quiet=True,
         )  # fmt: skip
         rows_file = f"{directory}/rows.npy"
         np.save(rows_file, store.shards[0])

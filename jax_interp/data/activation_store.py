@@ -86,6 +86,16 @@ class ActivationStore:
         return out
 
 
+@dataclasses.dataclass(frozen=True)
+class StoreLayout:
+    """The files of a store."""
+
+    shard_rows: int = 131_072
+    """Rows in a file."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """The dtype of the stored rows."""
+
+
 def write_activation_store(
     directory: Path | str,
     model: Model,
@@ -94,8 +104,7 @@ def write_activation_store(
     rows: int,
     *,
     model_name: str = "",
-    shard_rows: int = 131_072,
-    dtype: Literal["float16", "float32"] = "float16",
+    layout: StoreLayout = StoreLayout(),
     quiet: bool = False,
 ) -> ActivationStore:
     """Harvest activations until `rows` rows are on disk. Goes on where an earlier call was stopped.
@@ -108,8 +117,7 @@ def write_activation_store(
         out.
       rows: how many rows the complete store has.
       model_name: the name of the model, kept in the manifest.
-      shard_rows: rows in a file.
-      dtype: of the stored rows.
+      layout: the size and dtype of the files.
       quiet: show no progress.
 
     Returns:
@@ -118,6 +126,9 @@ def write_activation_store(
     Raises:
       UserError: a value is not finite or beyond the range of float16, the masks exclude every position, all values are
         zero, or the directory holds another store: of other values, sizes or weights, or with another first batch.
+
+    Example:
+        store = write_activation_store("acts", model, "blocks.2.resid_post", batch_at, rows=2_000_000)
     """
     directory = Path(directory)
     addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
@@ -128,25 +139,18 @@ def write_activation_store(
         "model": model_name,
         "addresses": list(addresses),
         "widths": [part.shape[1] for part in parts],
-        "dtype": dtype,
+        "dtype": layout.dtype,
         "rows": rows,
-        "shard_rows": shard_rows,
+        "shard_rows": layout.shard_rows,
         "weights": "".join(fingerprints(model).values()),
         "tokens": _digest(batch_at(0)),
     }
-    manifest = about | {"shards": [], "statistics": None}
-    if (directory / MANIFEST).is_file():
-        manifest = _manifest(directory)
-        changed = [name for name in about if manifest.get(name) != about[name]]
-        if changed:
-            differs = lambda name: f"{name} {manifest.get(name)!r}, not {about[name]!r}"
-            changes = ", ".join(f"other {n}" if n in ("weights", "tokens") else differs(n) for n in changed)
-            raise UserError(f"{directory} holds another store: {changes}; choose another directory, or remove this one")
+    manifest = _resumed(directory, about)
     if manifest["statistics"] is None:
         view = progress("harvest", sum(s["rows"] for s in manifest["shards"]), rows, [], quiet=quiet)
         try:
             for shard in _harvested(model, addresses, batch_at, manifest):
-                manifest["shards"].append(_write_shard(directory, len(manifest["shards"]), shard, dtype))
+                manifest["shards"].append(_write_shard(directory, len(manifest["shards"]), shard, layout.dtype))
                 atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
                 view.step(sum(s["rows"] for s in manifest["shards"]))
         finally:
@@ -154,6 +158,19 @@ def write_activation_store(
         manifest["statistics"] = _statistics(manifest["shards"], manifest["widths"])
         atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return open_activation_store(directory, verify=False)
+
+
+def _resumed(directory: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The manifest in the directory, or that of a new store. Raises UserError where it is of another store."""
+    if not (directory / MANIFEST).is_file():
+        return about | {"shards": [], "statistics": None}
+    manifest = _manifest(directory)
+    changed = [name for name in about if manifest.get(name) != about[name]]
+    if changed:
+        differs = lambda name: f"{name} {manifest.get(name)!r}, not {about[name]!r}"
+        changes = ", ".join(f"other {n}" if n in ("weights", "tokens") else differs(n) for n in changed)
+        raise UserError(f"{directory} holds another store: {changes}; choose another directory, or remove this one")
+    return manifest
 
 
 def _digest(batch: TokenBatch) -> str:
@@ -194,10 +211,14 @@ def _harvested(
 
 def _write_shard(directory: Path, index: int, shard: tuple[np.ndarray, int, int], dtype: str) -> dict[str, Any]:
     raw, cursor, used = shard
-    with np.errstate(over="ignore"):  # looked at in the next line
+    with np.errstate(over="ignore"):  # checked in the next line
         rows = raw.astype(dtype)
     if not np.isfinite(rows).all():
-        what = "are not finite" if not np.isfinite(raw).all() else f"exceed {dtype}'s range: ask for dtype='float32'"
+        what = (
+            "are not finite"
+            if not np.isfinite(raw).all()
+            else f"exceed {dtype}'s range: ask for StoreLayout(dtype='float32')"
+        )
         raise UserError(f"activations of shard {index} {what}")
     name = f"shard-{index:05d}.npy"
     with replacing(directory / name) as temporary, open(temporary, "wb") as file:

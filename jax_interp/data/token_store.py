@@ -30,7 +30,7 @@ class TokenStore:
     """A flat array, memory-mapped as a rule."""
     bos_id: int
     manifest: Mapping[str, Any]
-    """What the manifest says: "splits", "bos_id", and "about" the corpus."""
+    """The content of the manifest: "splits", "bos_id", and "about" (a description of the corpus)."""
 
     @property
     def starts(self) -> Int[Array, " documents"]:

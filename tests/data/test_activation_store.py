@@ -11,7 +11,7 @@ import pytest
 from toy import batch_at, toy
 
 from jax_interp.core.errors import UserError
-from jax_interp.data.activation_store import open_activation_store, write_activation_store
+from jax_interp.data.activation_store import StoreLayout, open_activation_store, write_activation_store
 from jax_interp.data.harvest import harvest, init_stream
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.training.config import Adam
@@ -19,7 +19,7 @@ from jax_interp.dictionaries.training.train import train_from_store
 from jax_interp.training import QUIET, Log, SaveTo
 
 ADDRESSES = ("blocks.0.resid_post", "blocks.1.resid_post")
-OPTIONS = {"rows": 500, "shard_rows": 200, "dtype": "float32", "model_name": "toy", "quiet": True}
+OPTIONS = {"rows": 500, "layout": StoreLayout(200, "float32"), "model_name": "toy", "quiet": True}
 
 
 def kept(model, n):
@@ -103,7 +103,7 @@ def test_masks_that_leave_nothing_are_refused_wherever_they_begin(model, tmp_pat
 
 
 def test_a_damaged_shard_is_named(model, tmp_path):
-    write_activation_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS | {"dtype": "float16"})
+    write_activation_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS | {"layout": StoreLayout(200)})
     path = tmp_path / "shard-00001.npy"
     whole = path.read_bytes()
     for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-7]):
@@ -120,8 +120,10 @@ def test_a_damaged_shard_is_named(model, tmp_path):
     with pytest.raises(UserError, match="no activation store"):
         open_activation_store(tmp_path / "elsewhere")
     enormous = jax.tree.map(lambda a: a * 1e5, model)
-    with pytest.raises(UserError, match="ask for dtype='float32'"):
-        write_activation_store(tmp_path / "large", enormous, ADDRESSES, batch_at, **OPTIONS | {"dtype": "float16"})
+    with pytest.raises(UserError, match=r"ask for StoreLayout\(dtype='float32'\)"):
+        write_activation_store(
+            tmp_path / "large", enormous, ADDRESSES, batch_at, **OPTIONS | {"layout": StoreLayout(200)}
+        )
 
 
 @pytest.mark.slow
