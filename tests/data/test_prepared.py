@@ -61,7 +61,7 @@ def test_another_tokenizer_beside_the_tokens_is_refused(tmp_path):
     prepare_text(CONFIG, tmp_path)
     file = tmp_path / "tokenizer.json"
     file.write_text(file.read_text().replace('"dropout": null', '"dropout": 0.1'))
-    with pytest.raises(UserError, match="is not the one that the tokens"):
+    with pytest.raises(UserError, match="does not belong to the tokens"):
         prepare_text(CONFIG, tmp_path)
 
 
