@@ -1,7 +1,7 @@
-"""A command's arguments from its dataclass, by tyro; what tyro refuses becomes one line.
+"""A command's options from the command line, by tyro, with each error as one line.
 
-tyro reports errors as boxes of several lines. The first paragraph of the box is the message; its suggestion of the
-nearest option is kept.
+tyro prints an error as a box of several lines. The first paragraph of the box is the message, and a later one may
+suggest the nearest option.
 """
 
 from __future__ import annotations
@@ -15,32 +15,45 @@ from typing import Any, TypeVar
 
 from jax_interp.core.errors import UserError
 
-T = TypeVar("T")
-MISSING: Any = object()
+Options = TypeVar("Options")
 
 
-def parse(kind: type[T], argv: Sequence[str], *, command: str, usage: str = "", default: Any = MISSING) -> T:
-    """`kind` from `argv`. Raises UserError (one line) for an unknown option, a wrong type, a missing value.
+def parse(
+    kind: type[Options], argv: Sequence[str], *, command: str, usage: str = "", default: Options | None = None
+) -> Options:
+    """Read a command's options.
 
-    `usage` names what was taken from the command line before (`CONFIG`), for the help.
+    Args:
+      kind: the dataclass of the options.
+      argv: the arguments after the command, without those that were read before.
+      command: the command's name, for the help and for messages.
+      usage: what was read before, such as "CONFIG", for the help.
+      default: the values of options that are not given; None: the defaults of `kind`.
+
+    Returns:
+      The options.
+
+    Raises:
+      UserError: an option is unknown, has the wrong type, or lacks its value. The message is one line.
+      SystemExit: after `--help` was printed.
     """
     import tyro
 
     prog = " ".join(part for part in ("jax-interp", command, usage) if part)
-    options = {} if default is MISSING else {"default": default}
+    defaults: dict[str, Any] = {} if default is None else {"default": default}
     wants_help = any(argument in ("-h", "--help") for argument in argv)
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.nullcontext() if wants_help else _unwrapped(), contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,), **options)
+        with contextlib.nullcontext() if wants_help else _wide_terminal(), contextlib.redirect_stderr(stderr):
+            return tyro.cli(kind, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,), **defaults)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(f"{one_line(said.getvalue())} (jax-interp {command} --help lists the options)") from None
+        raise UserError(f"{one_line(stderr.getvalue())} (jax-interp {command} --help lists the options)") from None
 
 
 def one_line(box: str) -> str:
-    """The message in one of tyro's error boxes."""
+    """The message in one of tyro's error boxes, and the option that it suggests."""
     paragraphs: list[list[str]] = [[]]
     for row in (row.strip("│| ") for row in box.splitlines()):
         if re.fullmatch(r"[╭╰+].*|[─-]*", row):  # the frame, a rule inside it, an empty row
@@ -54,7 +67,7 @@ def one_line(box: str) -> str:
         return "the arguments could not be read"
     message = paragraphs[0][0].rstrip(".")
     if message.startswith("Missing from") and len(paragraphs[0]) > 1:
-        return f"missing: {paragraphs[0][1]}"
+        return f"missing argument: {paragraphs[0][1]}"
     for pattern, replacement in REWORDED:
         message = re.sub(pattern, replacement, message)
     usage = next((p[1].split() for p in paragraphs if len(p) > 1 and p[0].startswith("Argument helptext")), [])
@@ -64,7 +77,7 @@ def one_line(box: str) -> str:
     return f"{message[:1].lower()}{message[1:]}" + (f"; did you mean {near.split()[0].rstrip(',')}?" if near else "")
 
 
-REWORDED = (
+REWORDED = (  # tyro's messages, and what is printed in their place
     (r"^Unrecognized options: (-[^,]*).*", r"unknown option \1"),
     (r"^Unrecognized options: ([^,]*).*", r"\1 is one argument too many"),
     (r"^Error parsing ", ""),
@@ -76,8 +89,8 @@ REWORDED = (
 
 
 @contextlib.contextmanager
-def _unwrapped() -> Iterator[None]:
-    """A terminal so wide that no message is wrapped inside a word."""
+def _wide_terminal() -> Iterator[None]:
+    """A terminal so wide that no message is broken inside a word."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "1000"
     try:

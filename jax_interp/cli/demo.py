@@ -1,7 +1,7 @@
-"""`jax-interp demo`: the whole of the package's first job, on a real model, with a report at the end.
+"""`jax-interp demo`: a tour of the package on a small real model, with a report at the end.
 
-Killed at any moment and called again with the same command it goes on: the training from its last checkpoint, to the
-same bits, the rest from the start (it takes seconds).
+A demo that was killed goes on with the same command: the training from its last checkpoint, to the same bits, and the
+rest from the start, which takes seconds.
 """
 
 from __future__ import annotations
@@ -17,32 +17,34 @@ from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import take_source
 from jax_interp.recipes.configs import find_config
 from jax_interp.recipes.demo.config import DemoConfig
-from jax_interp.recipes.demo.run import demonstrate
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Open a trained language model up, from its weights to a report, in a few minutes on two CPU cores.
+    """Look inside a trained language model, from its weights to a report, in a few minutes on two CPU cores.
 
-    Loads the model, lets it write, trains a sparse dictionary on its activations, evaluates it, finds the features
-    that fire on a token, ablates and clamps one while the model writes, patches a pair of prompts over layers and
-    positions, and writes one HTML page about all of it. Stopped or killed, the same command goes on.
+    The demo loads the model, lets it write, trains a sparse dictionary on its activations and evaluates it. It finds
+    the features that fire on a token, ablates and clamps one while the model writes, patches a pair of prompts over
+    layers and positions, and writes one HTML page about all of it. A demo that was stopped or killed goes on with the
+    same command.
 
     CONFIG is a name (demo, the default), a .py file with a CONFIG, or a config.json.
     """
 
     config: Annotated[DemoConfig, tyro.conf.arg(name="")]
     run_dir: Path | None = None
-    """Where everything is kept: runs/<config name>. The report is report.html in it."""
+    """The directory for everything, with the report in report.html. Default: runs/<config name>."""
     quiet: bool = False
-    """No progress."""
+    """Show no progress."""
 
 
 def run(argv: Sequence[str]) -> int:
     source, rest = take_source(argv)
     found = find_config(DemoConfig, source or "demo")
-    asked = parse(Demo, rest, command="demo", usage="[CONFIG]", default=Demo(found.config))
-    directory = asked.run_dir or Path("runs") / found.name
-    report = demonstrate(asked.config, directory, quiet=asked.quiet, command=f"jax-interp {' '.join(['demo', *argv])}")
+    options = parse(Demo, rest, command="demo", usage="[CONFIG]", default=Demo(found.config))
+    from jax_interp.recipes.demo.run import demonstrate
+
+    directory, command = options.run_dir or Path("runs") / found.name, " ".join(("jax-interp demo", *argv))
+    report = demonstrate(options.config, directory, quiet=options.quiet, command=command)
     print(f"\nThe report: {report.absolute()}")
     return 0

@@ -29,8 +29,7 @@ class Evaluate:
     text: str | None = None
     """Another text: "stdlib", a UTF-8 file, or a directory of them. Its held-out part is used."""
     json: Path | None = None
-    """Where to write the figures. Default: evaluation.json in the directory. Figures of another model or text are only
-    printed, unless a file is given."""
+    """Where to write the figures. Default: evaluation.json in the directory; of another model or text, nowhere."""
 
 
 def run(argv: Sequence[str]) -> int:

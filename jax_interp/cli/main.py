@@ -1,7 +1,7 @@
-"""`jax-interp COMMAND ...`: one command per verb of the user's work, each in a file of its own.
+"""`jax-interp COMMAND ...`: one command for each kind of work, each in a file of its own.
 
-A command is a module with `run(argv)`; it is imported when it is asked for, so that help comes at once. What a user
-can do wrong is a `UserError`: one line on stderr and exit code 2. Ctrl-C: how to go on, and 130.
+A command is a module with `run(argv)`. It is imported when it is asked for, so that help comes at once. A mistake of
+the user is a `UserError`: one line on stderr and exit code 2. After Ctrl-C a message says how to go on.
 """
 
 from __future__ import annotations
@@ -17,21 +17,29 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.user_cache import use_compilation_cache
 
 COMMANDS = {
-    "demo": ("demo", "open a model, train a dictionary on it, intervene, patch, write a report (minutes)"),
+    "demo": ("demo", "the tour: read a model, train a dictionary on it, intervene, patch, write a report (minutes)"),
     "train-lm": ("train_lm", "train a small language model from a config"),
     "train-dictionary": ("train_dictionary", "train a sparse dictionary on a model's activations, and evaluate it"),
     "decompose": ("decompose", "take a model's matrices apart into components, measure them, write a page"),
     "decomposition-report": ("decomposition_report", "write the page of a finished decomposition again"),
     "evaluate": ("evaluate", "measure a trained dictionary"),
-    "generate": ("generate", "continue a prompt, with saved edits applied if you like"),
+    "generate": ("generate", "continue a prompt, with saved edits if you like"),
     "sites": ("sites", "list the names, axes, shapes and dtypes of a model's values"),
 }
 DEBUG = "JAX_INTERP_DEBUG"
-SITES = re.compile(r"`sites\(model\)\(\*args\)` lists every name.*", re.DOTALL)  # and then it does, all of them
+SITES = re.compile(r"`sites\(model\)\(\*args\)` lists every name.*", re.DOTALL)
+"""The end of an AddressError, which lists all names; on the command line it names the command instead."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (the run failed), 2 (the request was wrong), 128 + signal."""
+    """Run one command.
+
+    Args:
+      argv: the arguments; None: those of the process.
+
+    Returns:
+      The exit code: 0, 1 (the run failed), 2 (the request was wrong), or 128 + the signal that stopped the run.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get(DEBUG, "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -45,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        return _say("interrupted; the same command goes on from the last checkpoint, where it writes any", 130)
+        return _print_error("interrupted; the same command goes on from the last checkpoint, if there is one", 130)
     except Exception as error:
         if debug:
             raise
@@ -64,8 +72,8 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise UserError(f"no command {name!r}; {hint}")
+        hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command {name!r}; {hint}")
     use_compilation_cache()
     return import_module(f"jax_interp.cli.{COMMANDS[name][0]}").run(rest) or 0
 
@@ -73,32 +81,32 @@ def _dispatch(arguments: list[str]) -> int:
 def usage() -> str:
     """The text of `jax-interp --help`."""
     width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {says}" for name, (_, says) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<{width}}  {description}" for name, (_, description) in COMMANDS.items())
     return (
         "usage: jax-interp COMMAND [OPTIONS]\n\n"
-        "Open a language model up by name: read it, edit it, train sparse dictionaries on it.\n\n"
+        "Read and edit the values inside language models, train sparse dictionaries, decompose weights.\n\n"
         f"commands:\n{commands}\n\n"
         "options:\n"
-        f"  {'-h, --help':<{width}}  this text; after a command, its own\n"
-        f"  {'--version':<{width}}  the version of the package\n"
-        f"  {'--debug':<{width}}  show the traceback of an error ({DEBUG}=1 does too)"
+        f"  {'-h, --help':<{width}}  show this text; after a command, show its options\n"
+        f"  {'--version':<{width}}  show the version of the package\n"
+        f"  {'--debug':<{width}}  show the traceback of an error ({DEBUG}=1 does the same)"
     )
 
 
 def _explain(error: Exception) -> int:
-    """One line for what is expected to go wrong; anything else is a defect, and keeps its traceback."""
+    """Print one line for an expected error. Any other error is a defect of the package and keeps its traceback."""
     if isinstance(error, UserError):
-        return _say(f"error: {SITES.sub('`jax-interp sites MODEL` lists every name', str(error))}", 2)
+        return _print_error(f"error: {SITES.sub('`jax-interp sites MODEL` lists every name', str(error))}", 2)
     if isinstance(error, OSError) and error.filename is not None:
-        return _say(f"error: {error.filename}: {error.strerror}", 2)
-    if type(error).__name__ == "Interrupted":  # by name: importing the loop costs seconds
-        return _say(str(error), getattr(error, "exit_code", 130))
+        return _print_error(f"error: {error.filename}: {error.strerror}", 2)
+    if type(error).__name__ == "Interrupted":  # by name, as importing the training loop takes seconds
+        return _print_error(str(error), getattr(error, "exit_code", 130))
     if type(error).__name__ in ("NonFinite", "SelfCheckError"):
-        return _say(f"error: {error}", 1)
+        return _print_error(f"error: {error}", 1)
     raise error
 
 
-def _say(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     print(f"jax-interp: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
 

@@ -20,21 +20,22 @@ class TrainLM:
     """Train a small language model from a config: text, tokenizer, training, evaluation, export.
 
     CONFIG is a name (stdlib_small, stdlib_tiny), a .py file with a CONFIG, a config.json or a run directory. Every
-    field of it can be overridden below. Stopped or killed, the same command goes on and ends with the same bits.
+    field of it can be overridden below. A run that was stopped or killed goes on with the same command, and ends with
+    the same bits.
     """
 
     config: Annotated[LanguageModelConfig, tyro.conf.arg(name="")]
     run_dir: Path | None = None
-    """Where the run is kept: runs/<config name>, or the run directory that was given as CONFIG."""
+    """The run directory. Default: runs/<config name>, or the run directory that was given as CONFIG."""
     quiet: bool = False
-    """No progress."""
+    """Show no progress."""
 
 
 def run(argv: Sequence[str]) -> int:
     found, rest = resolve(LanguageModelConfig, argv, command="train-lm", shown_in_help="stdlib_small")
-    asked = parse(TrainLM, rest, command="train-lm", usage="CONFIG", default=TrainLM(found.config))
-    directory = asked.run_dir or found.run_dir or Path("runs") / found.name
-    results = train_lm(asked.config, directory, quiet=asked.quiet)
+    options = parse(TrainLM, rest, command="train-lm", usage="CONFIG", default=TrainLM(found.config))
+    directory = options.run_dir or found.run_dir or Path("runs") / found.name
+    results = train_lm(options.config, directory, quiet=options.quiet)
     validation, induction = results["validation"], results["induction"]
     rows = [
         ("validation loss", tables.format_number(validation["loss"]), "nats per token"),
@@ -46,8 +47,8 @@ def run(argv: Sequence[str]) -> int:
             ("n-gram baseline", tables.format_number(results["baseline"]["loss"]), results["baseline"]["model"])
         )
     rows += [
-        ("random tokens, first time", tables.format_number(induction["first_half"]), "nats per token"),
-        ("the same again", tables.format_number(induction["second_half"]), "induction: well under the first"),
+        ("random tokens, first half", tables.format_number(induction["first_half"]), "nats per token"),
+        ("the same, repeated", tables.format_number(induction["second_half"]), "induction: much lower than the first half"),
     ]
     tables.print_table(["", ("", "right"), ""], rows, title=f"after {results['steps']:,} steps")
     export = ", export/" if (directory / "export").is_dir() else ""

@@ -70,7 +70,10 @@ def find_config(kind: type[Config], source: str) -> FoundConfig[Config]:
     names = known_names(kind)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"no config {source!r}. {hint}There are {', '.join(names)}; or give a .py file or a run directory")
+    raise UserError(
+        f"no config {source!r}. {hint}The configs by name are {', '.join(names)}; a .py file or a run directory is "
+        "accepted too"
+    )
 
 
 def directories() -> list[Path]:

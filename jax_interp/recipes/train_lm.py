@@ -70,8 +70,11 @@ class LanguageModelConfig:
     """Schedule of the windows whose first token is replaced by BOS (`begin_as_documents`)."""
     seed: int = 0
     log_every: int = 10
+    """Steps between two records of the log."""
     checkpoint_every: int = 200
+    """Steps between two checkpoints."""
     evaluate_every: int = 200
+    """Steps between two evaluations."""
     evaluate_windows: int = 64
     """Validation windows used during training, evenly spread."""
     final_windows: int | None = None

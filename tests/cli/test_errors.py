@@ -11,7 +11,7 @@ from jax_interp.cli.main import COMMANDS
 from jax_interp.core.errors import UserError
 
 WRONG = {
-    "no such command": (["dmeo"], "no command 'dmeo'; did you mean 'demo'?"),
+    "no such command": (["dmeo"], "there is no command 'dmeo'; did you mean 'demo'?"),
     "unknown option": (["train-lm", "stdlib_tiny", "--stepss", "3"], "unknown option --stepss; did you mean --steps?"),
     "unknown option near a flag": (["generate", "--bogus"], "unknown option --bogus; did you mean --bos? ("),
     "unknown nested option": (["train-lm", "stdlib_tiny", "--model.n_layer", "3"], "did you mean --model.n-layers?"),
@@ -36,7 +36,7 @@ WRONG = {
         ["decomposition-report", "nowhere"],
         "no directory nowhere: give a run directory of decompose",
     ),
-    "required argument": (["evaluate"], "missing: RUN_OR_DICTIONARY"),
+    "required argument": (["evaluate"], "missing argument: RUN_OR_DICTIONARY"),
     "unknown model": (["sites", "no/such/model/dir"], "there is no directory no/such/model/dir"),
     "unknown user": (["sites", "~nosuchuser/model"], "there is no directory ~nosuchuser/model"),
     "a name too long": (["train-lm", "x" * 5000], "File name too long"),

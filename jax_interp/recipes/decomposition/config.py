@@ -22,8 +22,7 @@ class DecompositionRunConfig:
     target_seed: int = 0
     """Seed of the toy's training."""
     collapsed: bool = True
-    """Whether a residual MLP keeps only the directions of its stream that matter: the same function, ten times
-    cheaper."""
+    """Keep only the directions of a residual MLP's stream that matter: the same function, ten times cheaper."""
     text: str = "stdlib"
     """Text for a language model: "stdlib", a UTF-8 file, or a directory of .txt, .py and .md files."""
     context: int = 256
@@ -37,7 +36,9 @@ class DecompositionRunConfig:
     threshold: float = 0.0
     """Importances above it count as important in every figure. Use 0 for a sigmoid that reaches 0."""
     log_every: int = 100
+    """Steps between two records of the log."""
     checkpoint_every: int = 1000
+    """Steps between two checkpoints."""
 
     def __post_init__(self) -> None:
         for name in ("evaluate_rows", "linearity_rows", "log_every", "checkpoint_every"):

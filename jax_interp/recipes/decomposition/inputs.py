@@ -36,7 +36,9 @@ def inputs_for(config: DecompositionRunConfig) -> Inputs:
     try:
         toy = find_toy(kind)
     except UserError as error:
-        raise UserError(f"target {config.target!r}: {target_forms()}, or what `load` takes ({error})") from None
+        raise UserError(
+            f"target {config.target!r}: {error}. A target is {target_forms()}, or a language model that `load` takes"
+        ) from None
     loaded = toy.target(preset, config.target_seed)
     model = toy.collapse(loaded) if config.collapsed else loaded
     sample, batch = partial(toy.sample, model), config.decomposition.batch
