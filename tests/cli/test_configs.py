@@ -38,7 +38,8 @@ def test_every_file_of_configs_is_found_under_its_name():
     assert files == {name for _, name in NAMED}
 
 
-VARIANTS = [n for n, v in vars(variants).items() if getattr(v, "__module__", "") == variants.__name__ and callable(v)]
+PUBLIC = {name: value for name, value in vars(variants).items() if not name.startswith("_") and callable(value)}
+VARIANTS = [name for name, value in PUBLIC.items() if getattr(value, "__module__", "") == variants.__name__]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
