@@ -48,7 +48,11 @@ def run(argv: Sequence[str]) -> int:
         )
     rows += [
         ("random tokens, first half", tables.format_number(induction["first_half"]), "nats per token"),
-        ("the same, repeated", tables.format_number(induction["second_half"]), "induction: much lower than the first half"),
+        (
+            "the same, repeated",
+            tables.format_number(induction["second_half"]),
+            "induction: much lower than the first half",
+        ),
     ]
     tables.print_table(["", ("", "right"), ""], rows, title=f"after {results['steps']:,} steps")
     export = ", export/" if (directory / "export").is_dir() else ""
