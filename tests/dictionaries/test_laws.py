@@ -94,7 +94,10 @@ def near(a, b, **tolerance):
 
 
 CHOICES = {kind.__name__: choice_of(kind) for kind in ACTIVATIONS}
+FAST = ("Gain", "TopK", "BatchTopK", "JumpReLU")
 CHOICES |= {f"{name}, weighted": choice_of(ACTIVATIONS[name], weighted=True) for name in ("TopK", "BatchTopK")}
+
+SOME_FAST = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CHOICES]
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -154,7 +157,7 @@ def test_folding_keeps_the_function(name, x64):
         near(fold_decoder_norm(dictionary)(x), dictionary(x))
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", SOME_FAST)
 def test_many_dictionaries_are_one_vmap(name, x64):
     each, x = [dictionary_of(CHOICES[name], seed) for seed in range(2)], rows_of()
     outputs = lambda one: (one.encode(x), one.reconstruct(one.training_code(x), x))
@@ -274,7 +277,7 @@ def test_entries_give_what_all_latents_give(name, x64):
     near(by_lists, plain)
 
 
-@pytest.mark.parametrize("name", [name for name in CHOICES if "weighted" not in name])
+@pytest.mark.parametrize("name", SOME_FAST)
 def test_an_activation_trains_is_saved_and_is_evaluated(name, tmp_path):
     """From a config alone: two steps, to disk and back, its figures."""
     loss = (Reconstruction(), Square())

@@ -13,7 +13,7 @@ import pytest
 from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import variants
-from jax_interp.dictionaries.activations import BatchTopK, Gate, Jump, ReLU, TopK
+from jax_interp.dictionaries.activations import Jump, ReLU, TopK
 from jax_interp.dictionaries.forms import init_sae, init_transcoder
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
 from jax_interp.dictionaries.storage import DESCRIPTION, TENSORS, load_dictionary, save_dictionary
@@ -41,24 +41,13 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path, dtype):
     assert configs.from_json(DictionaryConfig, found.config) == CONFIG
 
 
-ACTIVATIONS = (
-    ReLU(),
-    Jump(jnp.arange(32.0), bandwidth=0.25),
-    Gate(jnp.arange(32.0), jnp.ones(32)),
-    BatchTopK(4, decay=0.9, threshold=jnp.float32(0.3)),
-    TopK(3, weighted=True),
-)
-
-
-def test_every_activation_and_form_comes_back(tmp_path):
-    for i, activation in enumerate(ACTIVATIONS):
-        one = init_transcoder(jax.random.key(i), 8, 12, 32, activation, jnp.ones(8), jnp.ones(12), skip=bool(i % 2))
-        save_dictionary(tmp_path / f"{i}", one, address=("a", "b"), writes="c", model="toy")
-        found = load_dictionary(tmp_path / f"{i}")
-        assert jax.tree.structure(found.dictionary) == jax.tree.structure(one)
-        for a, b in zip(jax.tree.leaves(found.dictionary), jax.tree.leaves(one), strict=True):
-            np.testing.assert_array_equal(a, b)
-        assert (found.address, found.writes) == (("a", "b"), "c")
+def test_a_transcoder_with_a_skip_comes_back(tmp_path):
+    one = init_transcoder(jax.random.key(0), 8, 12, 32, ReLU(), jnp.ones(8), jnp.ones(12), skip=True)
+    save_dictionary(tmp_path, one, address=("a", "b"), writes="c", model="toy")
+    found = load_dictionary(tmp_path)
+    assert jax.tree.structure(found.dictionary) == jax.tree.structure(one)
+    jax.tree.map(np.testing.assert_array_equal, found.dictionary, one)
+    assert (found.address, found.writes) == (("a", "b"), "c")
 
 
 def cross_layer(activations, skip=False):

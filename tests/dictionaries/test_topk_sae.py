@@ -96,19 +96,6 @@ def test_loss_and_gradient_equal_the_dense_float64_reference(x64, n_dead):
         np.testing.assert_allclose(g, want_grad[name], atol=3e-6, err_msg=name)
 
 
-@pytest.mark.slow
-def test_gradient_with_respect_to_the_input_reaches_through_the_code(x64):
-    sae = random_sae(jax.random.key(3), 10, 64, 4, F64)
-    x = jax.random.normal(jax.random.key(4), (2, 7, 10), F64)
-    g = jax.random.normal(jax.random.key(5), x.shape, F64)
-    sparse_grad = jax.grad(lambda x: jnp.vdot(g, sae(x)))(x)
-    dense_grad = jax.grad(lambda x: jnp.vdot(g, sae.decode(sae.encode(x))))(x)
-    np.testing.assert_allclose(sparse_grad, dense_grad, rtol=1e-10)
-    step = 1e-6 * jax.random.normal(jax.random.key(6), x.shape, F64)
-    difference = (jnp.vdot(g, sae(x + step)) - jnp.vdot(g, sae(x - step))) / 2
-    np.testing.assert_allclose(jnp.vdot(sparse_grad, step), difference, rtol=1e-6)
-
-
 @pytest.mark.parametrize("shape", [(40, 3), (2048, 32), (4096, 16), (1000, 8), (64, 64)])
 def test_top_k_is_lax_top_k_to_the_bit_ties_included(shape):
     n, k = shape
@@ -186,17 +173,9 @@ def test_sorting_by_pairs_agrees_with_sorting_packed_words():
         np.testing.assert_array_equal(a, b)
 
 
-def test_dense_and_sparse_forms_of_one_code_agree():
+def test_the_output_has_the_dtype_of_the_input():
     sae = random_sae(jax.random.key(1), 16, 128, 6, jnp.float32)
-    x = jax.random.normal(jax.random.key(2), (3, 5, 16))
-    z = sae.encode(x)
-    code = sae.code(x.reshape(15, 16))
-    assert z.shape == (3, 5, 128)
-    assert code.values.shape == code.indices.shape == (15, 6)
-    assert int((z > 0).sum(-1).max()) <= 6
-    np.testing.assert_allclose(jnp.take_along_axis(z.reshape(15, 128), code.indices, -1), code.values, rtol=1e-5)
-    np.testing.assert_allclose(sae(x), sae.decode(z), rtol=1e-4, atol=1e-5)
-    assert sae(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert sae(jnp.ones((3, 5, 16), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_initialisation_is_tied_and_of_unit_norm():
@@ -205,28 +184,6 @@ def test_initialisation_is_tied_and_of_unit_norm():
     np.testing.assert_array_equal(sae.W_enc, sae.W_dec.T)
     with pytest.raises(UserError, match="k=40 latents of n_features=32"):
         TopK(40).init(32, jnp.float32)
-
-
-def test_a_perfect_reconstruction_has_finite_gradient():
-    sae = random_sae(jax.random.key(1), 4, 16, 2, jnp.float32)
-    x = jnp.broadcast_to(sae.b_dec - 0.0, (3, 4))  # the error of the aux term is then constant over the batch
-    for dead in (jnp.zeros(16, bool), jnp.ones(16, bool)):
-        loss, grad = jax.value_and_grad(lambda s, dead=dead: topk_aux_loss(s, x, dead, jnp.float32(1), 2)[0])(sae)
-        assert jnp.isfinite(loss)
-        assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grad))
-
-
-@pytest.mark.slow
-def test_many_dictionaries_are_one_vmap():
-    x = jax.random.normal(jax.random.key(2), (140, 8))
-    dead = jnp.arange(64) < 5
-    grad = jax.grad(lambda s: topk_aux_loss(s, x, dead, jnp.float32(1), 4)[0])
-    make = lambda key: random_sae(key, 8, 64, 3, jnp.float32)
-    keys = jax.random.split(jax.random.key(0), 3)
-    together = jax.jit(lambda keys: jax.vmap(lambda key: grad(make(key)))(keys))(keys)
-    for n, key in enumerate(keys):
-        for a, b in zip(jax.tree.leaves(grad(make(key))), jax.tree.leaves(together), strict=True):
-            np.testing.assert_allclose(a, b[n], atol=1e-5)
 
 
 def test_k_aux_is_a_power_of_two_near_half_of_d():

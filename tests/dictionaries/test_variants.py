@@ -274,14 +274,6 @@ def test_a_gated_dictionary_is_a_jumprelu(numpy_promotion):
     assert 0 < (np.asarray(one.encode(X)) > 0).mean() < 0.5
 
 
-def test_batch_topk_is_exported_as_the_jumprelu_that_it_is_at_inference(numpy_promotion):
-    p = arrays(6)
-    for weighted in (False, True):
-        chosen = BatchTopK(4, weighted=weighted, threshold=jnp.asarray(1.5))
-        one = with_activation(lambda p, chosen=chosen: chosen)(p)
-        np.testing.assert_allclose(one.activation.as_jumprelu(one).encode(X), one.encode(X), rtol=1e-9)
-
-
 def test_the_running_threshold_follows_the_least_value_on():
     p = arrays(7)
     one = with_activation(lambda p: BatchTopK(3, decay=0.9, threshold=jnp.asarray(-1.0)))(p)
