@@ -1,20 +1,20 @@
-"""Two Pallas kernels for NVIDIA GPUs (the Triton backend), of which `sparse.py` makes its products there, if asked to:
+"""Two Pallas kernels for NVIDIA GPUs (the Triton backend). products.py uses them there if asked to:
 
     segment_sum_kernel   Σ over the entries of a target of values[e] · rows[source[e]]    z @ W, and z.T @ g by feature
     dot_kernel            a[of_a[e]] · b[of_b[e]] for each entry                           (g @ W.T) at the entries
 
-Neither builds a dense code, nor a block of gathered rows outside registers. What is read is one row of d numbers an
-entry: 8192 rows with 64 latents at d 4096 are 2 · 10⁹ numbers, where the dense product that they replace does
-2 · 8192 · 131072 · 4096 = 9 · 10¹² operations. That they win for it is arithmetic: they have been run in Pallas'
-interpreter and lowered for CUDA, and not yet been timed on a GPU (`benchmarks/kernels.py` does that).
+They build no dense code, and keep gathered rows in registers only. They read one row of d numbers for each entry: for
+8192 rows with 64 latents and d = 4096, that is 2 · 10⁹ numbers. The dense product instead does
+2 · 8192 · 131072 · 4096 = 9 · 10¹² operations. They have been run in Pallas' interpreter and lowered for CUDA, but not
+yet timed on a GPU (`benchmarks/kernels.py` does that).
 
-Sums are in float32 (float64 for float64), whatever the dtype of what is summed, and come out in the same bits every
-time: one program owns an output, and adds in an order that shapes and entries fix. No atomics.
+Sums are in float32 (float64 for float64). They have the same bits every time: one program owns an output and adds in a
+fixed order, without atomics.
 
-Where they end: a target's entries are added ENTRIES at a time by one program for each block of columns, so a feature
-that is on in all rows takes rows / ENTRIES turns while others have finished. Numbers of entries, rows and columns are
-int32; arrays beyond 4 GiB are addressed with 64 bits, which Pallas sees to. From jax 0.11 on Pallas calls its Triton
-backend deprecated, and warns when these are compiled.
+Limits: one program adds the entries of a target, ENTRIES at a time, for each block of columns. A feature that is on in
+all rows takes rows / ENTRIES turns while the other programs have finished. Numbers of entries, rows and columns are
+int32; Pallas addresses arrays beyond 4 GiB with 64 bits. From jax 0.11 on, Pallas calls its Triton backend deprecated
+and warns when these kernels are compiled.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-# What a program holds at a time: so many entries by so many columns, 32 float32 sums for each of its 128 threads.
-# Triton wants powers of two.
+# A program works on so many entries by so many columns: 32 float32 sums for each of its 128 threads. Triton needs
+# powers of two.
 ENTRIES = 8
 COLUMNS = 512
 COMPILER = triton.CompilerParams(num_warps=4)
@@ -41,11 +41,11 @@ def segment_sum_kernel(
     edges: Int[Array, " target_and_one"],
     rows: Float[Array, "n d"],
 ) -> Float[Array, "target d"]:
-    """Row t is Σ values[e] rows[source[e]] over the entries e from edges[t] up to edges[t + 1]: 0 where there is none.
-    Entries outside all edges are not looked at."""
+    """Row t is Σ values[e] rows[source[e]] over the entries e from edges[t] up to edges[t + 1]; 0 where there are none.
+    Entries outside all edges are ignored."""
     targets, d = edges.size - 1, rows.shape[1]
     columns = min(COLUMNS, pl.next_power_of_2(d))
-    # Targets run fastest, so that what is read at about the same time are the same columns of `rows`, in cache.
+    # Targets vary fastest, so that programs that run together read the same columns of `rows`, which are in cache.
     return pl.pallas_call(
         partial(_sum_entries, columns=columns),
         out_shape=jax.ShapeDtypeStruct((targets, d), rows.dtype),
@@ -111,5 +111,5 @@ def _block(rows: Any, row: Array, column: Array, mask: Array) -> Array:
 
 
 def _precise(dtype: Any) -> Any:
-    """What sums are kept in."""
+    """The dtype of sums."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32

@@ -1,17 +1,16 @@
 """Arithmetic on k-sparse codes: `values [row, k]` at `indices [row, k]` stand for a dense `[row, feature]` matrix.
 
-Three products are all that a k-sparse dictionary needs beyond its encoder's, and none of them touches the
-dense code:
+Besides its encoder's product, a k-sparse dictionary needs three products. None of them forms the dense code:
 
     sparse_matmul(values, indices, W)      z @ W                 the decoder
     sparse_dot(g, indices, W)              (g @ W.T) at indices  the gradient that reaches the code
     sparse_outer(values, indices, g, m)    z.T @ g               the gradient of a weight row per feature
 
-`decode` is the first with the other two as its derivative. Within one row the indices must differ (a
-top-k always gives that); entries whose value is 0 count as absent. Where rows have different numbers of latents
-(BatchTopK) the code is a list of entries (value, row, feature), and `decode_entries` is the decoder.
+`decode` is the first, with the other two in its derivative. Within a row the indices must differ, as those of a top-k
+do. Entries with value 0 are absent. Where rows have different numbers of latents (BatchTopK), the code is a list of
+entries (value, row, feature), and `decode_entries` is the decoder.
 
-With `kernels` an NVIDIA GPU multiplies by the kernels of `kernels.py`. Everywhere else it changes nothing.
+With `kernels`, NVIDIA GPUs use the kernels of kernels.py. Elsewhere it changes nothing.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ from jax_interp.dictionaries.sparse.segment_sum import (
 # `sparse_dot` on CPU gathers [ROWS, k, d] at a time: a block must stay in cache.
 ROWS = 128
 ENTRIES = 4096  # ... and so must a block of single entries
-# Elsewhere what is gathered at a time has at most so many numbers: 64 latents of 8192 rows are 2 · 10⁹ at d 4096.
+# Elsewhere at most so many numbers are gathered at a time: all 64 latents of 8192 rows would be 2 · 10⁹ at d = 4096.
 GATHERED = 2**26
 
 
 def to_dense(
     values: Float[Array, "row k"], indices: Int[Array, "row k"], n_features: int
 ) -> Float[Array, "row feature"]:
-    """The dense code. Costs a zero-filled `[row, feature]` array: for display and editing, not for training."""
+    """The dense code: for display and editing, since it allocates `[row, feature]` numbers."""
     rows = jnp.arange(values.shape[0])[:, None]
     return jnp.zeros((values.shape[0], n_features), values.dtype).at[rows, indices].set(values, unique_indices=True)
 
@@ -67,14 +66,14 @@ def sparse_matmul(
 
 
 def _on_cuda(kernels: bool, product: Callable[..., Array]) -> dict[str, Callable[..., Array]]:
-    """What `platform_dependent` is given besides, if kernels were asked for. Nothing on a mesh: no compiler divides a
-    kernel between devices, so each would bring all rows and the whole W together."""
+    """The branch of `platform_dependent` for NVIDIA GPUs, if kernels were asked for. There is none on a mesh: a
+    kernel cannot be divided between devices, so each device would gather all rows and all of W."""
     return {"cuda": product} if kernels and jax.sharding.get_abstract_mesh().empty else {}
 
 
 def _block_rows(numbers: int, rows: int) -> int:
-    """How many of `rows` rows, each of which gathers so many numbers, to take at a time. On a mesh all: what a device
-    has of them cannot be told here, and cutting an axis that devices share would bring it together."""
+    """How many of `rows` rows to take at a time, where each gathers so many numbers. On a mesh, all of them: cutting an
+    axis that devices share would gather it."""
     return max(GATHERED // numbers, 1) if jax.sharding.get_abstract_mesh().empty else rows
 
 
@@ -91,7 +90,7 @@ def _map_blocks(of_rows: Callable[..., Array], size: int, *arrays: Array) -> Arr
 def sparse_dot(
     g: Float[Array, "row d"], indices: Int[Array, "row k"], W: Float[Array, "feature d"], kernels: bool = False
 ) -> Float[Array, "row k"]:
-    """`g @ W.T` at the entries `indices` only."""
+    """`g @ W.T` at the entries `indices` alone."""
 
     def gathered(size, g, indices, W):
         of_rows = lambda g, i: jnp.einsum("nd,nkd->nk", g, W.at[i].get(mode="promise_in_bounds"))
@@ -116,11 +115,11 @@ def sparse_outer(
     transpose: bool = False,
     kernels: bool = False,
 ) -> Float[Array, "feature d"]:
-    """`z.T @ g`, or with `transpose` `g.T @ z` ([d, feature]).
+    """`z.T @ g`, or with `transpose`, `g.T @ z` ([d, feature]).
 
-    Deterministic on every backend: CPU sorts the entries by feature and adds each feature's in a tree; elsewhere the
-    dense code is built and multiplied, because the matrix units are faster than scattered additions there and those
-    would add in an order that changes from run to run. A kernel adds the sorted entries of a feature in their order.
+    It is deterministic on every backend. The CPU sorts the entries by feature and adds those of a feature in a tree.
+    Other devices multiply with the dense code: their matrix units are faster than scattered additions, whose order
+    would change from run to run. A kernel adds the sorted entries of a feature in order.
     """
 
     def dense(values, indices, g):
@@ -148,7 +147,7 @@ def sparse_outer(
 def decode(
     values: Float[Array, "row k"], indices: Int[Array, "row k"], W_dec: Float[Array, "feature d"], kernels: bool = False
 ) -> Float[Array, "row d"]:
-    """`z @ W_dec`, with gradients that only touch the k entries of each row."""
+    """`z @ W_dec`. The gradients touch only the k entries of each row."""
     return sparse_matmul(values, indices, W_dec, kernels)
 
 
@@ -172,7 +171,7 @@ def entries_dot(
     W: Float[Array, "feature d"],
     kernels: bool = False,
 ) -> Float[Array, " entry"]:
-    """`g @ W.T` at the entries only. Of an entry one past the end the answer means nothing."""
+    """`g @ W.T` at the entries alone. The result at an unused place is arbitrary."""
     rows, features = jnp.minimum(rows, len(g) - 1), jnp.minimum(features, len(W) - 1)
     products = lambda rows, features: jnp.sum(g[rows] * W.at[features].get(mode="promise_in_bounds"), axis=1)
     gathered = lambda size, rows, features: _map_blocks(products, size, rows, features)
@@ -198,8 +197,8 @@ def entries_outer(
     transpose: bool = False,
     kernels: bool = False,
 ) -> Float[Array, "feature d"]:
-    """`z.T @ g` for a code given by its entries, or with `transpose` `g.T @ z`. Deterministic, as `sparse_outer` is.
-    Entries of the feature one past the end take no part."""
+    """`z.T @ g` for a list of entries, or with `transpose`, `g.T @ z`. It is deterministic, as `sparse_outer` is.
+    Entries of the feature one past the end are ignored."""
 
     def dense(values, rows, features, g):
         z = jnp.zeros((g.shape[0], n_features), values.dtype).at[rows, features].add(values, mode="drop")
@@ -231,8 +230,8 @@ def decode_entries(
     n_rows: int,
     kernels: bool = False,
 ) -> Float[Array, "row d"]:
-    """`z @ W_dec` for entries in ascending order of rows, with gradients that touch nothing but the entries. Entries in
-    the row one past the end take no part."""
+    """`z @ W_dec` for entries in ascending order of rows. The gradients touch only the entries. Entries in the row one
+    past the end are ignored."""
 
     def dense(values, rows, features, W):
         return jnp.zeros((n_rows, W.shape[0]), values.dtype).at[rows, features].add(values, mode="drop") @ W

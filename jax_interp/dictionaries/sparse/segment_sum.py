@@ -1,10 +1,8 @@
-"""Sums of weighted rows by target: the arithmetic below `sparse.py`.
+"""Sums of weighted rows by target (segment sums), which products.py is made of. All are deterministic.
 
-    gathered_row_sum       each target has k entries                                     CPU
-    segment_sum    ... as many as it has, which are sorted by target             CPU
-    segment_sum_on_gpu    the same                                                      NVIDIA GPUs, by `kernels.py`
-
-All are deterministic.
+gathered_row_sum       each target has k entries                                     CPU
+segment_sum    ... as many as it has, which are sorted by target             CPU
+segment_sum_on_gpu    the same                                                      NVIDIA GPUs, by `kernels.py`
 """
 
 from __future__ import annotations
@@ -13,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Terms added up in one fused loop. XLA's CPU backend turns `acc + w * W[i]` into a vectorised loop over rows and d, in
-# parallel, four times as fast as a gathered [rows, k, d] block contracted in cache; more terms at once only make the
-# loop slower to compile.
+# Terms that one fused loop adds up. XLA's CPU backend makes a vectorised, parallel loop over rows and d from
+# `acc + w * W[i]`. It is four times as fast as contracting a gathered [rows, k, d] block in cache. More terms at once
+# only take longer to compile.
 UNROLLED_TERMS = 8
-# Beyond so many terms the groups are a loop: written out, 256 terms take seconds to compile, and run no faster.
+# With more terms, the groups are a loop: 256 unrolled terms take seconds to compile, and run no faster.
 MAX_UNROLLED_TERMS = 16
 # `segment_sum` adds the entries of a target BRANCHING at a time.
 BRANCHING = 16
-# Features whose gradients are turned from rows into columns at a time.
+# Rows that `block_transpose` transposes at a time.
 TRANSPOSE_BLOCK = 64
 
 
@@ -29,8 +27,7 @@ def gathered_row_sum(
     values: Float[Array, "row k"], indices: Int[Array, "row k"], W: Float[Array, "feature d"]
 ) -> Float[Array, "row d"]:
     """Row r is Σ over j of values[r, j] W[indices[r, j]], for XLA's CPU backend."""
-    # Without the barriers XLA would compute what it gathers from anew for each of the terms, and the sums anew for each
-    # of their uses.
+    # Without the barriers, XLA would compute the gathered arrays again for each term, and the sums again for each use.
     values, indices, W = jax.lax.optimization_barrier((values, indices, W))
     total, k = jnp.zeros((values.shape[0], W.shape[1]), W.dtype), values.shape[1]
 
@@ -58,18 +55,26 @@ def segment_sum(
     rows: Float[Array, "n d"],
     n_targets: int,
 ) -> Float[Array, "target d"]:
-    """Row t of the result is Σ values[e] rows[source[e]] over the entries whose target is t; `target` ascends.
+    """Row t of the result is Σ values[e] rows[source[e]] over the entries whose target is t.
 
-    Sums of up to BRANCHING entries are `gathered_row_sum` again; a target with more entries gets several partial sums,
-    which are summed in the same way until every target has at most BRANCHING left. Shapes do not depend on how
-    unevenly entries are spread, only the number of rounds does (its logarithm)."""
+    Up to BRANCHING entries are summed by `gathered_row_sum`. A target with more entries gets several partial sums,
+    which are summed in the same way until every target has at most BRANCHING left. Shapes do not depend on how entries
+    are distributed over targets. The number of rounds does (the logarithm of the largest count).
+
+    Args:
+      values: the weight of each entry.
+      source: the row that each entry adds.
+      target: the target of each entry, ascending.
+      rows: what is summed.
+      n_targets: number of targets.
+    """
     ends = segment_offsets(target, n_targets)
     branch = jnp.arange(BRANCHING, dtype=jnp.int32)[None, :]
-    n_partial = n_targets + target.size // BRANCHING  # one unfilled sum a target, at the most
+    n_partial = n_targets + target.size // BRANCHING  # at most one unfilled sum for each target
 
     def grouped(first, count):
-        """How the sums of each target's items, BRANCHING at a time, are laid out one after the other:
-        (where each target's sums begin, how many they are, the items of each sum, which of those are real)."""
+        """The layout of the partial sums, BRANCHING items each: (where those of each target begin, how many they are,
+        the items of each sum, which of these are real)."""
         sums = -(-count // BRANCHING)
         end = jnp.cumsum(sums, dtype=jnp.int32)
         place = jnp.arange(n_partial, dtype=jnp.int32)
@@ -100,38 +105,40 @@ def segment_sum_on_gpu(
     rows: Float[Array, "n d"],
     n_targets: int,
 ) -> Float[Array, "target d"]:
-    """The same on an NVIDIA GPU."""
-    # Importing Pallas takes long: only those who ask for the kernel wait for it.
+    """`segment_sum` on an NVIDIA GPU."""
+    # Importing Pallas takes long, so it is imported only where the kernel is used.
     from jax_interp.dictionaries.sparse.kernels import segment_sum_kernel
 
     return segment_sum_kernel(values, source, segment_offsets(target, n_targets), rows)
 
 
 def segment_offsets(target: Int[Array, " entry"], n_targets: int) -> Int[Array, " target_and_one"]:
-    """Where the entries of each target begin, and where the last one's end."""
+    """Where the entries of each target begin, and where the last ones end."""
     return jnp.searchsorted(target, jnp.arange(n_targets + 1, dtype=jnp.int32)).astype(jnp.int32)
 
 
 def block_transpose(rows: Float[Array, "feature d"]) -> Float[Array, "d feature"]:
-    """`rows.T`, turned round block by block: asked for a transpose, XLA would have the sums above write their results
-    with a stride, several times slower than the sums themselves."""
+    """`rows.T`, block by block. With a plain transpose, XLA would let the sums above write their results with a stride,
+    which is several times slower than the sums themselves."""
     n, d = rows.shape
     rows = jnp.pad(rows, ((0, -n % TRANSPOSE_BLOCK), (0, 0)))
 
-    def turn(block, out):
+    def transpose_block(block, out):
         part = jax.lax.dynamic_slice(rows, (block * TRANSPOSE_BLOCK, 0), (TRANSPOSE_BLOCK, d))
         return jax.lax.dynamic_update_slice(out, part.T, (0, block * TRANSPOSE_BLOCK))
 
-    out = jax.lax.fori_loop(0, len(rows) // TRANSPOSE_BLOCK, turn, jnp.zeros((d, len(rows)), rows.dtype))[:, :n]
+    out = jax.lax.fori_loop(0, len(rows) // TRANSPOSE_BLOCK, transpose_block, jnp.zeros((d, len(rows)), rows.dtype))[
+        :, :n
+    ]
     return jax.lax.optimization_barrier(out)
 
 
 def sort_entries(features: Int[Array, " entry"], n_features: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
-    """(features in ascending order, where each entry came from), stable."""
+    """(features in ascending order, the original index of each). The sort is stable."""
     n = features.size
     bits = max(n - 1, 1).bit_length()
     if n_features << bits <= 2**32:
-        # One unsigned word holds feature and origin: sorting one operand is several times faster than sorting pairs.
+        # One unsigned word holds the feature and the index: sorting one array is much faster than sorting pairs.
         word = jnp.sort((features.astype(jnp.uint32) << bits) | jnp.arange(n, dtype=jnp.uint32))
         return (word >> bits).astype(jnp.int32), (word & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
     origin = jnp.argsort(features)
