@@ -16,10 +16,11 @@ same object. Where something is learnt, they may be two classes: `JumpReLU` in t
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.core.errors import UserError
@@ -64,7 +65,7 @@ class Activation:
         """The class that `init` returns: what the dictionary holds and what is saved."""
         return cls
 
-    def init(self, n_features: int, dtype: Any) -> Activation:
+    def init(self, n_features: int, dtype: DTypeLike) -> Activation:
         """What a fresh dictionary of `n_features` holds. Raises UserError where the settings do not fit it."""
         return self
 
@@ -97,7 +98,7 @@ class Activation:
         """The activation with another `k`. Itself where it has none."""
         return self
 
-    def widened(self, factor: int, n_features: int, dtype: Any) -> Self:
+    def widened(self, factor: int, n_features: int, dtype: DTypeLike) -> Self:
         """The activation with `factor` times as many latents a row, for `MultiTopK`."""
         raise UserError(f"MultiTopK needs an activation with a k, not {type(self).__name__}")
 
@@ -153,7 +154,7 @@ class SelectiveActivation(Activation):
 
     k: int
 
-    def init(self, n_features: int, dtype: Any) -> Activation:
+    def init(self, n_features: int, dtype: DTypeLike) -> Activation:
         if not 0 < self.k <= n_features:
             raise UserError(f"k={self.k} latents of n_features={n_features}: k must be from 1 to n_features")
         return self
@@ -162,7 +163,7 @@ class SelectiveActivation(Activation):
         limit = {"limit": None} if self.supports_limit else {}
         return dataclasses.replace(self, k=k, **limit)  # type: ignore[type-var]
 
-    def widened(self, factor: int, n_features: int, dtype: Any) -> Self:
+    def widened(self, factor: int, n_features: int, dtype: DTypeLike) -> Self:
         k = min(factor * self.k, n_features)
         changed = {} if self.limit is None else {"limit": jnp.minimum(factor * self.limit, k)}
         wider = dataclasses.replace(self, k=k, **changed)  # type: ignore[type-var]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
@@ -53,7 +54,7 @@ class BatchTopK(SelectiveActivation):
     supports_limit = True
     cross_layer = True
 
-    def init(self, n_features: int, dtype: Any) -> BatchTopK:
+    def init(self, n_features: int, dtype: DTypeLike) -> BatchTopK:
         super().init(n_features, dtype)
         return dataclasses.replace(self, threshold=jnp.asarray(-1, dtype))
 

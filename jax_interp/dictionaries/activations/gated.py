@@ -9,10 +9,11 @@ arXiv:2404.16014).
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.activations.activation import ACTIVATIONS, ElementwiseActivation
@@ -34,7 +35,7 @@ class Gated(ElementwiseActivation):
     def trained_class(cls) -> type[Gate]:
         return Gate
 
-    def init(self, n_features: int, dtype: Any) -> Gate:
+    def init(self, n_features: int, dtype: DTypeLike) -> Gate:
         return Gate(jnp.zeros((n_features,), dtype), jnp.zeros((n_features,), dtype))
 
 

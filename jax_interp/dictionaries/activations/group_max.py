@@ -6,10 +6,11 @@ It is as sparse as TopK and cheaper, since nothing is sorted.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
@@ -33,7 +34,7 @@ class GroupMax(SelectiveActivation):
     kernels: bool = dataclasses.field(default=False, metadata={"static": True})
     """As in `TopK`."""
 
-    def init(self, n_features: int, dtype: Any) -> GroupMax:
+    def init(self, n_features: int, dtype: DTypeLike) -> GroupMax:
         if self.k < 1 or n_features % self.k:
             raise UserError(
                 f"{n_features} features cannot be cut into k={self.k} equal groups: give a k that divides it"

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.core.errors import UserError
@@ -93,7 +94,7 @@ class JumpReLU(ElementwiseActivation):
         if not self.threshold > 0 or not self.bandwidth > 0:
             raise UserError(f"JumpReLU(threshold={self.threshold}, bandwidth={self.bandwidth}): both above 0")
 
-    def init(self, n_features: int, dtype: Any) -> Jump:
+    def init(self, n_features: int, dtype: DTypeLike) -> Jump:
         log = jnp.log(jnp.asarray(self.threshold, dtype))
         return Jump(jnp.broadcast_to(log, (n_features,)), self.bandwidth)
 

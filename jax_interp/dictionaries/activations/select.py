@@ -8,8 +8,6 @@ order, so that ties are broken as `lax.top_k` breaks them (lowest index first).
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -112,7 +110,7 @@ def batch_top_k(
     return _batch_top_k(x, n, n)
 
 
-def _batch_top_k(x: Float[Array, "row feature"], n: int, wanted: Any) -> tuple[Array, Array, Array]:
+def _batch_top_k(x: Float[Array, "row feature"], n: int, wanted: int | Array) -> tuple[Array, Array, Array]:
     """The `wanted` largest, in `n` places. The places after them hold arbitrary entries."""
     rows, features = x.shape
     if rows * features < 2 * n * GROUP:
@@ -138,7 +136,7 @@ def first_true_positions(mask: Bool[Array, "row feature"], n: int) -> tuple[Int[
     return jnp.where(real, row, mask.shape[0]), jnp.where(real, feature, mask.shape[1])
 
 
-def _largest_mask(x: Float[Array, "row column"], n: Any) -> Bool[Array, "row column"]:
+def _largest_mask(x: Float[Array, "row column"], n: int | Array) -> Bool[Array, "row column"]:
     """True at the `n` largest entries: at exactly `n`, the first of equal ones."""
     least = nth_largest(x.reshape(-1), n)  # one long row: XLA's CPU backend counts short ones half as fast
     above, equal = x > least, x == least
@@ -151,7 +149,7 @@ def _largest_mask(x: Float[Array, "row column"], n: Any) -> Bool[Array, "row col
     return above | (equal & ((row < full)[:, None] | ((row == full)[:, None] & fits[None, :])))
 
 
-def nth_largest(x: Float[Array, "*place"], n: Any) -> Float[Array, ""]:
+def nth_largest(x: Float[Array, "*place"], n: int | Array) -> Float[Array, ""]:
     """The n-th largest entry, found bit by bit: floats are compared as integers of the same order, and the largest
     integer that n entries reach is found with 32 counts over `x` (64 for float64). A sort takes ten times longer."""
     bits = x.dtype.itemsize * 8

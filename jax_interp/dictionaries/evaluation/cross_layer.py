@@ -24,6 +24,7 @@ from jax_interp.dictionaries.evaluation.evaluate import Batches, Evaluation, eva
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 from jax_interp.dictionaries.forms.side_by_side import SideBySide
 from jax_interp.dictionaries.replacement import replacement
+from jax_interp.surgery import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class CrossLayerEvaluation:
 
 
 def evaluate_cross_layer(
-    model: Any,
+    model: Model,
     reads: Sequence[str],
     dictionary: CrossLayer,
     batches: Batches,
@@ -107,7 +108,7 @@ def evaluate_cross_layer(
 
 
 def of_replacement(
-    model: Any,
+    model: Model,
     reads: Sequence[str],
     writes: Sequence[str],
     dictionary: CrossLayer,

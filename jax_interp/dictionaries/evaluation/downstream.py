@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_interp.core import objectives
 from jax_interp.core.objectives import kl_divergence, negative_log_likelihood
 from jax_interp.dictionaries.sparse_coder import EncoderDecoder, SparseCoder, as_sparse_coder
-from jax_interp.surgery import Mean, Replace, Splice, at, edit, read
+from jax_interp.surgery import Mean, Model, Replace, Splice, at, edit, read
 
 Addresses = str | Sequence[str]
 
@@ -175,7 +175,7 @@ class CrossEntropy:
 
 
 @jax.jit
-def log_probabilities(model: Any, tokens: Int[Array, "seq pos"]) -> Float[Array, "seq predicted vocab"]:
+def log_probabilities(model: Model, tokens: Int[Array, "seq pos"]) -> Float[Array, "seq predicted vocab"]:
     """Log probabilities of every next token, in float32 at least."""
     return objectives.log_probabilities(model(tokens)[:, :-1])
 
@@ -186,7 +186,9 @@ def prediction_mask(keep: Bool[Array, "seq pos"]) -> np.ndarray:
     return kept[:, :-1] & kept[:, 1:]
 
 
-def check_identity(model: Any, address: Addresses, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"]) -> None:
+def check_identity(
+    model: Model, address: Addresses, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"]
+) -> None:
     """Raises SelfCheckError where splicing in `Identity` changes a bit of the cross-entropies."""
     clean = np.asarray(negative_log_likelihood(log_probabilities(model, tokens), tokens[:, 1:]))
     same = edit(model, *(at(one, Splice(Identity()), where=keep) for one in address_tuple(address)))
@@ -204,19 +206,19 @@ def address_tuple(addresses: Addresses) -> tuple[str, ...]:
     return (addresses,) if isinstance(addresses, str) else tuple(addresses)
 
 
-def splice(model: Any, address: str, dictionary: EncoderDecoder, keep: Bool[Array, "seq pos"]) -> Any:
+def splice(model: Model, address: str, dictionary: EncoderDecoder, keep: Bool[Array, "seq pos"]) -> Model:
     """The model with the dictionary's reconstruction in place of the value, where `keep` is True."""
     return edit(model, at(address, Splice(dictionary), where=keep))
 
 
 def splice_written(
-    model: Any,
+    model: Model,
     reads: Addresses,
     writes: Addresses,
     dictionary: EncoderDecoder,
     tokens: Array,
     keep: Bool[Array, "seq pos"],
-) -> Any:
+) -> Model:
     """The model with what the dictionary writes, from `reads` of the clean run, in place of each of `writes`, where
     `keep` is True. This is how a transcoder is spliced in, and a crosscoder, whose values are all replaced at once."""
     parts = _written(model, dictionary, tokens, reads=address_tuple(reads), writes=address_tuple(writes))
@@ -227,7 +229,7 @@ def splice_written(
 
 @partial(jax.jit, static_argnames=("reads", "writes"))
 def _written(
-    model: Any, dictionary: EncoderDecoder, tokens: Array, reads: tuple[str, ...], writes: tuple[str, ...]
+    model: Model, dictionary: EncoderDecoder, tokens: Array, reads: tuple[str, ...], writes: tuple[str, ...]
 ) -> list[Array]:
     values = read(model, *dict.fromkeys(reads + writes), output=False)(tokens)
     x = jnp.concatenate([values[one].reshape(tokens.size, -1) for one in reads], axis=1)
@@ -239,7 +241,7 @@ def _written(
 
 
 def batch_losses(
-    model: Any,
+    model: Model,
     address: Addresses,
     dictionary: EncoderDecoder,
     tokens: Array,

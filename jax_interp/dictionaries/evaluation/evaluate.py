@@ -26,6 +26,7 @@ from jax_interp.dictionaries.evaluation.downstream import Addresses, CrossEntrop
 from jax_interp.dictionaries.evaluation.published import Published
 from jax_interp.dictionaries.evaluation.reconstruction import (
     Reconstruction,
+    Sums,
     add_batch_sums,
     batch_sums,
     fvu_by_value,
@@ -35,6 +36,7 @@ from jax_interp.dictionaries.evaluation.reconstruction import (
 )
 from jax_interp.dictionaries.evaluation.sparsity import Density, SourceSparsity, sparsity_by_source
 from jax_interp.dictionaries.sparse_coder import EncoderDecoder, as_sparse_coder
+from jax_interp.surgery import Model
 
 Batches = Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]
 
@@ -113,7 +115,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Any,
+    model: Model,
     address: Addresses,
     dictionary: EncoderDecoder,
     batches: Batches,
@@ -176,8 +178,8 @@ def evaluate(
 
 
 def _sums(
-    model: Any, address: Addresses, dictionary: EncoderDecoder, batches: Batches, writes: Addresses | None
-) -> tuple[np.ndarray, dict[str, Any], dict[str, Any] | None, dict[str, int]]:
+    model: Model, address: Addresses, dictionary: EncoderDecoder, batches: Batches, writes: Addresses | None
+) -> tuple[np.ndarray, Sums, Sums | None, dict[str, int]]:
     """The pass over activations: (shift, sums, sums of position 0 alone, width of each value written). The shift of the
     second moments is the mean of the first batch. The third is None where position 0 is never kept, or nothing else."""
     reads, targets = downstream.address_tuple(address), downstream.address_tuple(writes or address)
@@ -204,7 +206,7 @@ _batch_sums = jax.jit(batch_sums)
 
 @partial(jax.jit, static_argnames=("reads", "writes"))
 def _rows(
-    model: Any, tokens: Array, reads: tuple[str, ...], writes: tuple[str, ...]
+    model: Model, tokens: Array, reads: tuple[str, ...], writes: tuple[str, ...]
 ) -> tuple[Float[Array, "row d"], Float[Array, "row d_out"] | None]:
     """What is read, and what should be written where `writes` is not empty. Several values are side by side."""
     parts = values(model, reads + writes, tokens)
