@@ -7,18 +7,11 @@ too (`as_sparse_coder`).
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
 
 import jax
 from jaxtyping import Array, Float
 
-
-class EncoderDecoder(Protocol):
-    """Anything that `Splice` and `evaluate` take."""
-
-    def encode(self, x: Array, /) -> Array: ...
-
-    def decode(self, z: Array, /) -> Array: ...
+from jax_interp.surgery.contract import Dictionary as EncoderDecoder
 
 
 class SparseCoder:

@@ -39,6 +39,8 @@ class Activation:
     default.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
     k: int | None = None
     """How many latents of a row are on, at most or on average. None: each latent decides for itself."""
     limit: Float[Array, ""] | None = None
@@ -161,11 +163,11 @@ class SelectiveActivation(Activation):
 
     def with_k(self, k: int) -> Self:
         limit = {"limit": None} if self.supports_limit else {}
-        return dataclasses.replace(self, k=k, **limit)  # type: ignore[type-var]
+        return dataclasses.replace(self, k=k, **limit)
 
     def widened(self, factor: int, n_features: int, dtype: DTypeLike) -> Self:
         k = min(factor * self.k, n_features)
         changed = {} if self.limit is None else {"limit": jnp.minimum(factor * self.limit, k)}
-        wider = dataclasses.replace(self, k=k, **changed)  # type: ignore[type-var]
+        wider = dataclasses.replace(self, k=k, **changed)
         wider.init(n_features, dtype)  # raises where this k does not fit
         return wider

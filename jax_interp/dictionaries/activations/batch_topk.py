@@ -54,6 +54,11 @@ class BatchTopK(SelectiveActivation):
     supports_limit = True
     cross_layer = True
 
+    @property
+    def _running_threshold(self) -> Float[Array, ""]:
+        assert self.threshold is not None, "a BatchTopK has a threshold once `init` has made it"
+        return self.threshold
+
     def init(self, n_features: int, dtype: DTypeLike) -> BatchTopK:
         super().init(n_features, dtype)
         return dataclasses.replace(self, threshold=jnp.asarray(-1, dtype))
@@ -62,7 +67,7 @@ class BatchTopK(SelectiveActivation):
         """What lies above the threshold is on."""
         pre = dictionary.linear(x) + dictionary.b_enc[None, :]
         score = pre * row_norms(dictionary.W_dec)[None, :] if self.weighted else pre
-        least = jnp.maximum(self.threshold, jnp.zeros((), pre.dtype))
+        least = jnp.maximum(self._running_threshold, jnp.zeros((), pre.dtype))
         return DenseCode(jnp.where(score > jnp.broadcast_to(least, pre.shape), pre, jnp.zeros_like(pre)), pre)
 
     def encode_batch(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> BatchCode | DenseCode:
@@ -87,12 +92,13 @@ class BatchTopK(SelectiveActivation):
         if self.weighted:
             values = values * code.gather(row_norms(dictionary.W_dec))
         least = jnp.min(jnp.where(values > 0, values, jnp.asarray(jnp.inf, values.dtype)))
-        followed = self.decay * self.threshold + (1 - self.decay) * least
-        now = jnp.where(self.threshold < 0, least, followed)
-        return dataclasses.replace(self, threshold=jnp.where(jnp.isfinite(least), now, self.threshold))
+        threshold = self._running_threshold
+        followed = self.decay * threshold + (1 - self.decay) * least
+        now = jnp.where(threshold < 0, least, followed)
+        return dataclasses.replace(self, threshold=jnp.where(jnp.isfinite(least), now, threshold))
 
     def scaled(self, factor: Float[Array, "..."]) -> BatchTopK:
-        return dataclasses.replace(self, threshold=self.threshold * factor)
+        return dataclasses.replace(self, threshold=self._running_threshold * factor)
 
     def with_unit_rows(self, norms: Float[Array, " feature"]) -> BatchTopK:
         # A weighted one's threshold is one of such products already.
@@ -117,7 +123,7 @@ class BatchTopK(SelectiveActivation):
         return self.as_jumprelu(dictionary)
 
     def as_jumprelu(self, dictionary: Dictionary) -> Dictionary:
-        least = jnp.maximum(self.threshold, jnp.finfo(dictionary.W_enc.dtype).tiny)
+        least = jnp.maximum(self._running_threshold, jnp.finfo(dictionary.W_enc.dtype).tiny)
         if self.weighted:
             threshold = least / row_norms(dictionary.W_dec)
         else:

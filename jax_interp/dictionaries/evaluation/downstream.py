@@ -322,7 +322,7 @@ def without_position_0(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([np.zeros_like(a[:1]), a[1:]]) for name, a in total.items()}
 
 
-def _means(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _means(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Means, and scores of these means, elementwise. NaN where nothing was counted."""
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = {name: np.asarray(a / sums["count"]) for name, a in sums.items() if name != "count"}

@@ -178,10 +178,10 @@ def fvu_by_value(total: Sums, widths: dict[str, int]) -> dict[str, float]:
     return {name: _ratio(part(total["sse"], i), part(variance, i)) for i, name in enumerate(widths)}
 
 
-def _variance(total: Sums) -> np.ndarray:
+def _variance(total: Mapping[str, np.ndarray]) -> np.ndarray:
     """n times the variance, by column."""
     return total["centred_square"] - total["centred"] ** 2 / total["tokens"]
 
 
-def _ratio(a: float, b: float) -> float:
+def _ratio(a: float | np.ndarray, b: float | np.ndarray) -> float:
     return float(a / b) if b else float("nan")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import jax
 import numpy as np
@@ -52,10 +52,11 @@ def describe_activation(activation: Activation) -> tuple[Description, Arrays]:
     known = _saved_classes()
     if type(activation) not in known.values():
         raise UserError(f"cannot save the activation {type(activation).__name__}: known are {', '.join(known)}")
-    fields = {field.name: getattr(activation, field.name) for field in dataclasses.fields(activation)}  # type: ignore[arg-type]
+    fields = {field.name: getattr(activation, field.name) for field in dataclasses.fields(activation)}
     arrays = {name: a for name, a in fields.items() if isinstance(a, (jax.Array, np.ndarray))}
     settings = {name: value for name, value in fields.items() if name not in arrays}
-    return {"type": type(activation).__name__} | settings, {f"activation.{name}": a for name, a in arrays.items()}
+    named = {f"activation.{name}": a for name, a in arrays.items()}
+    return {"type": type(activation).__name__} | settings, cast(Arrays, named)
 
 
 def read_activation(settings: Any, arrays: Arrays) -> Activation:

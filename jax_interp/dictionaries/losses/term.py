@@ -38,6 +38,8 @@ T = TypeVar("T")
 class Term:
     """Base class of loss terms. Subclasses are frozen dataclasses with a `coefficient`, and define `__call__`."""
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
     coefficient: float
     entries_suffice: ClassVar[bool] = False
     """Whether it depends only on latents that take part (`ElementwiseActivation.takes_part`). A step may then leave

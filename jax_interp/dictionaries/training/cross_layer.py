@@ -119,7 +119,10 @@ def learn_cross_layer(
         parts = [source.dictionary for source in dictionary.sources]
         codes = [part.training_code(of_source) for part, of_source in zip(parts, x, strict=True)]
         y_hat = jnp.concatenate(dictionary.reconstruct(codes, x), axis=1)
-        whole = Forward(dictionary, rows, y, codes[0], y_hat, dead[0], written, progress, term_key)
+        whole = Forward(
+            dictionary,  # type: ignore[arg-type]  (a term on all targets uses no weights)
+            rows, y, codes[0], y_hat, dead[0], written, progress, term_key,
+        )  # fmt: skip
         forwards = []
         for i, (part, code) in enumerate(zip(parts, codes, strict=True)):
             columns = slice(i * d_out, (i + part.write_sites) * d_out)
