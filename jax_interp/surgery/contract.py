@@ -48,6 +48,13 @@ class LayeredModel(Model, Protocol):
     blocks: Any
 
 
+@runtime_checkable
+class LayeredConfig(Protocol):
+    """A config with settings per layer (the kind of attention): `arrange` asks it for those of other layers."""
+
+    def of_layers(self, layers: list[int]) -> Any: ...
+
+
 class Block(Protocol):
     """One block. If it is called with `state=` (a KV cache, for example) it returns `(x, state)`, otherwise `x`."""
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jax_interp.core.errors import UserError
-from jax_interp.surgery.contract import LayeredModel
+from jax_interp.surgery.contract import LayeredConfig, LayeredModel
 from jax_interp.surgery.stack import depth_of, iter_blocks, iter_segments, replan, with_blocks
 
 M = TypeVar("M")
@@ -138,7 +138,7 @@ def arrange(model: Layered, layers: Sequence[int]) -> Layered:
     """The model with other blocks: some of its own, in another order.
 
     Args:
-      model: a model with an attribute `blocks`. If its `config` has a method `of_layers`, the new model has
+      model: a model with an attribute `blocks`. If its `config` is a `LayeredConfig`, the new model has
         `config.of_layers(layers)`, so that each block keeps its own settings (its kind of attention).
       layers: which blocks, in the order in which they run; negative numbers count from the end.
 
@@ -162,7 +162,7 @@ def arrange(model: Layered, layers: Sequence[int]) -> Layered:
     blocks = dict(iter_blocks(model))
     arranged = with_blocks(model, [blocks[layer] for layer in order])
     config = getattr(model, "config", None)
-    if hasattr(config, "of_layers"):
+    if isinstance(config, LayeredConfig):
         arranged.config = config.of_layers(order)  # type: ignore[attr-defined]
     return replan(arranged)
 
