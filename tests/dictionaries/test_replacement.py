@@ -16,13 +16,12 @@ from jax_interp.dictionaries.evaluation.cross_layer import evaluate_cross_layer
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source
 from jax_interp.dictionaries.replacement import measure_errors, replacement
-from jax_interp.surgery import Add, Site, Stack, Zero, at, edit, grad_at, read, replan, run_blocks, sites
+from jax_interp.surgery import Add, Site, Stack, Zero, at, call, edit, grad_at, read, replan, run_blocks, sites
 
 D, M, LAYERS = 16, 24, 3
 READS = tuple(f"blocks.{i}.mlp_in" for i in range(LAYERS))
 WRITES = tuple(f"blocks.{i}.mlp_out" for i in range(LAYERS))
 TOKENS = jax.random.randint(jax.random.key(9), (3, 7), 0, 40)
-call = jax.jit(lambda f, *args: f(*args))
 
 
 @jax.tree_util.register_dataclass

@@ -11,13 +11,12 @@ from jax.sharding import PartitionSpec as P
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.sharding import rules
-from jax_interp.surgery import Add, Each, Scale, Zero, at, edit, grad_at, read, replan
+from jax_interp.surgery import Add, Each, Scale, Zero, at, call, edit, grad_at, read, replan
 from jax_interp.training.sharding import make_mesh, shard, shard_batch
 
 CONFIG = Config(n_layers=4, d_model=64, n_heads=4, d_mlp=128, vocab_size=64, n_ctx=32)
 READS = ("blocks.*.resid_post", "blocks.1.attn.z", "blocks.2:4.mlp.post", "logits")
 
-call = jax.jit(lambda f, *args: f(*args))
 pytestmark = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs eight devices, simulated or real")
 
 
