@@ -13,6 +13,7 @@ from jax_interp.models.decoder import init
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import Add, Each, Scale, Zero, at, call, edit, grad_at, read, replan
 from jax_interp.training.sharding import make_mesh, shard, shard_batch
+from tests.surgery.test_carried import Make, Use
 
 CONFIG = Config(n_layers=4, d_model=64, n_heads=4, d_mlp=128, vocab_size=64, n_ctx=32)
 READS = ("blocks.*.resid_post", "blocks.1.attn.z", "blocks.2:4.mlp.post", "logits")
@@ -29,6 +30,8 @@ def surgery(model):
             at("blocks.resid_mid", Add(vector, 0.5), layer=2, pos=3),
             at("blocks.*.mlp_out", Each(Scale(jnp.linspace(0.5, 1.0, 4)))),
             at("blocks.2.attn.z", Zero(), head=1),
+            at("blocks.1.attn_out", Make(jnp.float32(0.1))),
+            at("blocks.3.resid_pre", Use(jnp.float32(0.5))),  # carried over a layer
         ),
         *READS,
     )
