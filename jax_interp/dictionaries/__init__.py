@@ -2,19 +2,20 @@
 
 forms/             where a dictionary reads and writes: one value, several, those of later layers
 activations/       which latents are on: ReLU, Gated, JumpReLU, TopK, GroupMax, BatchTopK, MatchingPursuit
-losses/            what it is trained for: terms that add up
+losses/            what a dictionary is trained for: terms that are added up
 variants.py        the published combinations of these, by name
-codes.py, sparse/  a batch's latents, and arithmetic on them that sparsity makes cheap
-training/          in one step that harvests and learns; from disk; many at once; end to end; on a mesh
-evaluation/        what it is worth, against controls and known features
+codes.py, sparse/  the latents of a batch, and products with them that use their sparsity
+training/          the trainers: on a stream, from disk, a grid, across layers, end to end, together with the model
+evaluation/        how good a dictionary is, against controls and known features
 inference_time.py  the best code that a decoder allows
-replacement.py     a model that runs on its features
-storage.py         on disk
+replacement.py     a model that runs on the features of dictionaries
+storage.py         dictionaries on disk
 
-config = variants.topk("blocks.2.resid_post", k=32, n_features=4096, steps=800)
-sae = train_dictionary(config, model, batch_at, run="runs/sae")
-result = evaluate(model, config.address, sae, batches)
-model_with = edit(model, at(config.address, Splice(sae)))
+Example:
+    config = variants.topk("blocks.2.resid_post", k=32, n_features=4096, steps=800)
+    sae = train_dictionary(config, model, batch_at, run="runs/sae")
+    result = evaluate(model, config.address, sae, batches)
+    model_with = edit(model, at(config.address, Splice(sae)))
 """
 
 from jax_interp.dictionaries import variants

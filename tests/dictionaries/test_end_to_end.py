@@ -34,7 +34,7 @@ from jax_interp.models import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.language_modelling import Optimization, init_state, train_step
 from jax_interp.surgery import Splice, at, edit, replan
-from jax_interp.training import QUIET, Log, SaveTo, fit
+from jax_interp.training import QUIET, fit
 
 SITES = ("blocks.0.resid_post", "blocks.1.resid_post")
 FIELDS = {"n_features": 24, "dead_after": 300, "optimizer": Adam(warmup=2)}
@@ -199,53 +199,6 @@ def test_scanned_blocks_and_values_of_heads_train_alike():
         np.testing.assert_allclose(a, b, atol=1e-4)
     assert float(metrics["downstream"]) > 0
     assert float(metrics["dictionary"]["0"]["l0"]) <= 4
-
-
-RUNS = {
-    "one": EndToEndConfig((RELU[1],), **RUN),
-    "several": EndToEndConfig(
-        (RELU[0], EndToEndSAEConfig(SITES[1], activation=BatchTopK(4), **FIELDS)),
-        downstream=("blocks.2.resid_post",),
-        **RUN,
-    ),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_a_killed_run_ends_with_the_same_bits(name, model, tmp_path):
-    class Killed(Exception):
-        pass
-
-    def die(record):
-        if record["step"] == 9:
-            raise Killed
-
-    config = RUNS[name]
-    with pytest.raises(Killed):
-        train_end_to_end(
-            config,
-            model,
-            batch_at,
-            run=SaveTo(tmp_path / "killed", every=4),
-            log=Log(every=1, on_record=die, quiet=True),
-        )
-    resumed = train_end_to_end(
-        config, model, batch_at, run=SaveTo(tmp_path / "killed", every=4), log=Log(every=1, quiet=True)
-    )
-    log = []
-    whole = train_end_to_end(
-        config,
-        model,
-        batch_at,
-        run=SaveTo(tmp_path / "whole", every=4),
-        log=Log(every=1, on_record=log.append, quiet=True),
-    )
-    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
-    assert log[-1]["kl"] < log[0]["kl"]
-    np.testing.assert_allclose(jnp.linalg.norm(whole[0].W_dec, axis=1), np.ones(24), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

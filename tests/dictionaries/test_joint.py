@@ -29,7 +29,7 @@ from jax_interp.dictionaries.training.joint import (
     train_joint,
 )
 from jax_interp.dictionaries.training.spliced import kept_rows
-from jax_interp.training import QUIET, Log, NonFinite, SaveTo
+from jax_interp.training import QUIET, Log, NonFinite
 
 SITES = ("blocks.0.resid_pre", "blocks.2.resid_post")
 COEFFICIENTS = (0.02, 0.07)
@@ -108,30 +108,6 @@ def test_a_batch_of_which_nothing_is_kept_stops_the_run():
     nothing = lambda i: (batch_at(i)[0], batch_at(i)[1] & (i != 1))
     with pytest.raises(NonFinite, match="step 2"):
         train_joint(config, toy(), nothing, optax.adam(1e-3), log=QUIET)
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_bits(tmp_path):
-    class Killed(Exception):
-        pass
-
-    def die(record):
-        if record["step"] == 9:
-            raise Killed
-
-    batch_topk = variants.batch_topk(SITES[1], 4, n_features=24, dead_after=300)
-    sites = (CONFIG.dictionaries[0], SAEConfig.of(batch_topk))
-    config = dataclasses.replace(CONFIG, dictionaries=sites, shared=(OverNorm(0.1), AuxK()))
-    train = partial(train_joint, config, toy(), batch_at, optax.adamw(1e-2))
-    with pytest.raises(Killed):
-        train(run=SaveTo(tmp_path / "killed", every=4), log=Log(every=1, on_record=die, quiet=True))
-    resumed, whole = (
-        train(run=SaveTo(tmp_path / name, every=4), log=Log(every=1, quiet=True)) for name in ("killed", "whole")
-    )
-    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
-    np.testing.assert_allclose(jnp.linalg.norm(whole[1][1].W_dec, axis=1), np.ones(24), rtol=1e-5)  # its rows are held
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from jax_interp.dictionaries.training.train import (
     train_step,
 )
 from jax_interp.surgery import read
-from jax_interp.training import Log, SaveTo
+from jax_interp.training import Log
 
 ADDRESS = "blocks.1.resid_post"
 FIELDS = {"n_features": 64, "steps": 12, "buffer": 600, "dead_after": 300, "optimizer": Adam(warmup=2)}
@@ -205,33 +205,6 @@ def test_folding_changes_no_reconstruction(name):
     if name != "topk":  # its choice is by pre-activation
         np.testing.assert_allclose(fold_decoder_norm(loose)(x), loose(x), **near)
         np.testing.assert_allclose(jnp.linalg.norm(fold_decoder_norm(loose).W_dec, axis=1), np.ones(128), rtol=1e-5)
-
-
-def test_a_killed_run_ends_with_the_same_bits(model, tmp_path):
-    class Killed(Exception):
-        pass
-
-    def die(record):
-        if record["step"] == 9:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_dictionary(
-            CONFIG,
-            model,
-            batch_at,
-            run=SaveTo(tmp_path / "killed", every=4),
-            log=Log(every=1, on_record=die, quiet=True),
-        )
-    resumed = train_dictionary(
-        CONFIG, model, batch_at, run=SaveTo(tmp_path / "killed", every=4), log=Log(every=1, quiet=True)
-    )
-    whole = train_dictionary(
-        CONFIG, model, batch_at, run=SaveTo(tmp_path / "whole", every=4), log=Log(every=1, quiet=True)
-    )
-    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ from jax_interp.dictionaries.losses import (
 )
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.term import snake, total
-from jax_interp.training import Log, SaveTo
+from jax_interp.training import Log
 
 D, M, ROWS, V = 8, 24, 30, 5.0
 sg = jax.lax.stop_gradient
@@ -335,37 +335,9 @@ VARIANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_learns_and_resumes_to_the_bit(name, tmp_path):
-    class Killed(Exception):
-        pass
-
-    def die(record):
-        if record["step"] == 50:
-            raise Killed
-
+def test_every_variant_learns(name):
     log = []
     with jax.enable_x64(False):
         config = VARIANTS[name]("blocks.1.resid_post", n_features=64, steps=80, buffer=600, dead_after=2000)
-        model = toy()
-        with pytest.raises(Killed):
-            train_dictionary(
-                config,
-                model,
-                batch_at,
-                run=SaveTo(tmp_path / "killed", every=20),
-                log=Log(every=10, on_record=die, quiet=True),
-            )
-        resumed = train_dictionary(
-            config, model, batch_at, run=SaveTo(tmp_path / "killed", every=20), log=Log(every=10, quiet=True)
-        )
-        whole = train_dictionary(
-            config,
-            model,
-            batch_at,
-            run=SaveTo(tmp_path / "whole", every=20),
-            log=Log(every=10, on_record=log.append, quiet=True),
-        )
-    for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+        train_dictionary(config, toy(), batch_at, log=Log(every=10, on_record=log.append, quiet=True))
     assert log[-1]["fvu"] < 0.9 * log[0]["fvu"]

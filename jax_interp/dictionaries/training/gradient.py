@@ -1,34 +1,39 @@
-"""The gradient of a step, over all latents or, where few of a batch take part, over those alone.
+"""The gradient of a step, over all latents, or over those alone that take part in the batch.
 
-A ReLU dictionary starts with half of its latents on and ends with some tens of ten thousand: four of the five products
-of a step then multiply zeros. So each step counts, and takes the cheaper way that is still exact: of the
-pre-activations, which are always computed, those that take part are listed, and the decoder and the gradients of the
-decoder and the encoder run over that list. What "takes part" is, the activation says.
+A ReLU dictionary starts with half of its latents on and ends with some tens of ten thousand. Four of the five matrix
+products of a step then multiply zeros. So each step counts the latents that take part, and takes the cheaper of two
+exact ways. All pre-activations are always computed. Where only a small part of them takes part, these are listed, and
+the decoder and the gradients of decoder and encoder run over that list. `ElementwiseActivation.takes_part` says which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.leaves import PyTree
 from jax_interp.dictionaries.activations.pre import dense_code_from_pre, entry_code_from_pre
 from jax_interp.dictionaries.codes import Code
+from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.term import Term
 from jax_interp.dictionaries.training.config import DictionaryConfig
 
 # Lists longer than this part of all latents are no cheaper than products.
 WORTHWHILE = 1 / 32
 
-LossOf = Callable[[Any, Code], tuple[Float[Array, ""], Any]]
+LossOf = Callable[[Dictionary, Code], tuple[Float[Array, ""], PyTree]]
+LossAndGradient = tuple[tuple[Float[Array, ""], PyTree], Dictionary]
 
 
 def list_lengths(config: DictionaryConfig, terms: Sequence[Term]) -> tuple[int, ...]:
-    """The numbers of latents a row up to which a step is computed by lists; none where lists do not serve: for terms
-    that need all latents, on a mesh, and where products are as fast as they are on accelerators."""
+    """The numbers of latents a row up to which a step is computed by lists, ascending.
+
+    There are none where lists are of no use: for terms that need all latents, on a mesh, and on accelerators, whose
+    products are fast.
+    """
     suffice = all(term.entries_suffice for term in terms)
     if not suffice or jax.sharding.get_abstract_mesh().shape or jax.default_backend() != "cpu":
         return ()
@@ -36,11 +41,19 @@ def list_lengths(config: DictionaryConfig, terms: Sequence[Term]) -> tuple[int, 
 
 
 def loss_and_grad(
-    config: DictionaryConfig, terms: Sequence[Term], loss_of: LossOf, dictionary: Any, x: Float[Array, "row d"]
-) -> tuple[tuple[Float[Array, ""], Any], Any]:
-    """((loss, aux), gradient for the dictionary) of `loss_of(dictionary, code) -> (loss, aux)`."""
+    config: DictionaryConfig, terms: Sequence[Term], loss_of: LossOf, dictionary: Dictionary, x: Float[Array, "row d"]
+) -> LossAndGradient:
+    """((loss, aux), gradient for the dictionary).
 
-    def through(encode: Callable[[Any], Code]) -> Any:
+    Args:
+      config: for `sparse_gradient_sizes`.
+      terms: the terms of the loss.
+      loss_of: (dictionary, code of the batch) -> (loss, aux).
+      dictionary: where the gradient is taken.
+      x: the rows that the code is of.
+    """
+
+    def through(encode: Callable[[Dictionary], Code]) -> LossAndGradient:
         return jax.value_and_grad(lambda dictionary: loss_of(dictionary, encode(dictionary)), has_aux=True)(dictionary)
 
     activation = dictionary.activation
@@ -53,7 +66,7 @@ def loss_and_grad(
         return by_products()
     takes_part = activation.takes_part(dictionary, pre)
 
-    def by_lists(n: int) -> Callable[[], Any]:
+    def by_lists(n: int) -> Callable[[], LossAndGradient]:
         return lambda: through(lambda one: one.activation.decide(one, entry_code_from_pre(pre, takes_part, n, one, x)))
 
     sizes = [length * x.shape[0] for length in lengths]

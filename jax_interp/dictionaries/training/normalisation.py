@@ -1,7 +1,7 @@
-"""Input scaling, and folding it away.
+"""Folding scales, norms and centres into the weights of a dictionary.
 
-A dictionary is trained on s·x with one scalar s a value such that E‖s·x‖² = d, which makes one learning rate and one
-loss scale serve every site of every model. What is exported works on raw x.
+A dictionary is trained on s·x, with one number s for each value such that E‖s·x‖² = d. One learning rate and one scale
+of the loss then fit every site of every model. The exported dictionary works on raw x.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from jax_interp.dictionaries.forms.dictionary import Dictionary
 def fold_scale(
     dictionary: Dictionary, read: Float[Array, " d_in"], write: Float[Array, " d_out"], unit: Float[Array, ""]
 ) -> Dictionary:
-    """The dictionary whose output for x is `dictionary(read · x) / write`, with latents in raw units: 1 / `unit` times
-    as large. `read` and `write` are the scales of the columns read and written.
+    """The dictionary whose output for x is `dictionary(read · x) / write`, equal up to rounding.
 
-    Where all three agree, as for an SAE, weights stay as they are (decoder rows keep norm 1) and biases and thresholds
-    are divided; otherwise rows and columns of the weights take up the ratios. In float arithmetic equal to rounding.
-    Scales change one written value's part of a row by another, so a choice that is `weighted` by the norms of rows is
-    first made one that is not (`fold_decoder_norm`).
+    Args:
+      dictionary: works on scaled values.
+      read: the scale of each column that is read.
+      write: the scale of each column that is written.
+      unit: latents become 1 / `unit` times as large.
+
+    Where the three scales agree, as for an SAE, the weights stay (decoder rows keep norm 1), and biases and thresholds
+    are divided. Otherwise the rows and columns of the weights are multiplied by the ratios. Different scales for
+    different written values change the norms of decoder rows, so an activation that is `weighted` by these norms is
+    made one that is not first (`fold_decoder_norm`).
     """
     if dictionary.activation.weighted:
         dictionary = fold_decoder_norm(dictionary)
@@ -42,11 +47,11 @@ def fold_scale(
 
 
 def fold_decoder_norm(dictionary: Dictionary) -> Dictionary:
-    """The same function with decoder rows of norm 1 (rows of norm 0 stay), latents as large as what they write.
+    """The same function with decoder rows of norm 1 (rows of norm 0 stay). Latents become as large as what they write.
 
-    A choice that is `weighted` by these norms becomes one by pre-activation alone, which it then is. The choice of a
-    TopK that is not weighted, and of such a BatchTopK within a batch, would change: those are trained with rows of
-    norm 1 anyway.
+    An activation that is `weighted` by these norms becomes one that compares pre-activations alone. A TopK that is not
+    weighted, and a BatchTopK that is not weighted within a batch, would choose other latents: they are trained with
+    rows of norm 1.
     """
     norm = row_norms(dictionary.W_dec)
     return dataclasses.replace(
@@ -68,5 +73,5 @@ def fold_centre(dictionary: Dictionary) -> Dictionary:
 
 
 def for_inference(dictionary: Dictionary) -> Dictionary:
-    """What is exported: a BatchTopK dictionary as the JumpReLU that it is at inference, others as they are."""
+    """The dictionary that is exported after training: a BatchTopK as the JumpReLU that it is at inference."""
     return dictionary.activation.for_inference(dictionary)

@@ -1,20 +1,19 @@
 """Undoing feature suppression: an L1-trained dictionary with its latents rescaled (Wright & Sharkey 2024).
 
-An L1 penalty shrinks latents. With which latents fire frozen, the best scales are a least-squares problem:
+An L1 penalty shrinks latents. With the set of latents that fire held fixed, the best scales solve a least-squares
+problem:
 
     one scale for all     s* = E[x̂·x] / E‖x̂‖², which is 1 / γ               (x and x̂ without b_dec)
     one for each latent   (FᵀF ∘ D Dᵀ) s = diag(Fᵀ (X - b) Dᵀ)               D = W_dec, F the codes
 
 so no fine-tuning run is needed: `rescaled(sae, latent_scales(sae, rows))` has the same L0, γ = 1 (about b_dec) and the
-least SSE that rescaling can give. `rows` is an iterable of [row, d] arrays, gone through once. Scales are found for
-SAEs: what a dictionary should write is what it reads.
+least SSE that rescaling can give. It is for SAEs, which write what they read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from jaxtyping import Array, Float
 
 from jax_interp.dictionaries.evaluation.batch_sums import sum_batches
 from jax_interp.dictionaries.evaluation.controls import check_sae
+from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.sparse_coder import SparseCoder, as_sparse_coder
 
 
@@ -31,7 +31,7 @@ from jax_interp.dictionaries.sparse_coder import SparseCoder, as_sparse_coder
 class Rescaled(SparseCoder):
     """`dictionary` with latent i multiplied by `scale[i]` (a scalar: all of them)."""
 
-    dictionary: Any
+    dictionary: Dictionary
     scale: Float[Array, "..."]
 
     @property
@@ -60,12 +60,22 @@ class Rescaled(SparseCoder):
         return as_sparse_coder(self.dictionary).is_autoencoder()
 
 
-def rescaled(dictionary: Any, scale: Float[np.ndarray, "..."] | float) -> Rescaled:
+def rescaled(dictionary: Dictionary, scale: Float[np.ndarray, "..."] | float) -> Rescaled:
+    """`dictionary` with its latents multiplied by `scale`, one number or one for each latent.
+
+    Example:
+        better = rescaled(sae, latent_scales(sae, rows))
+    """
     return Rescaled(dictionary, jnp.asarray(scale, dictionary.W_dec.dtype))
 
 
-def global_scale(dictionary: Any, rows: Iterable[Float[Array, "row d"]]) -> float:
-    """s* = 1 / γ, about b_dec."""
+def global_scale(dictionary: Dictionary, rows: Iterable[Float[Array, "row d"]]) -> float:
+    """The best scale s* = 1 / γ for all latents together, about b_dec.
+
+    Args:
+      dictionary: an SAE.
+      rows: batches of activations, read once.
+    """
     check_sae(dictionary, "a scale")
 
     @jax.jit
@@ -79,13 +89,21 @@ def global_scale(dictionary: Any, rows: Iterable[Float[Array, "row d"]]) -> floa
 
 
 def latent_scales(
-    dictionary: Any, rows: Iterable[Float[Array, "row d"]], ridge: float = 1e-6, nonnegative: bool = True
+    dictionary: Dictionary, rows: Iterable[Float[Array, "row d"]], ridge: float = 1e-6, nonnegative: bool = True
 ) -> Float[np.ndarray, " feature"]:
-    """The scale of each latent that gives the least Σ‖x - x̂‖² together, float64. A dead latent keeps 1.
+    """The scales of all latents that together give the least Σ‖x - x̂‖². A dead latent keeps 1.
 
-    feature² floats and a solve of that size on the host. `ridge`, relative to the mean of the diagonal, draws towards 1
-    what the data leave open. With `nonnegative` (a negative scale would turn a feature round) negative ones are held at
-    0 and the others solved for with that constraint.
+    It takes feature² floats, and a solve of that size on the host.
+
+    Args:
+      dictionary: an SAE.
+      rows: batches of activations, read once.
+      ridge: how strongly scales are drawn towards 1, relative to the mean of the diagonal. It decides what the data
+        leave open.
+      nonnegative: solve under the constraint that no scale is negative. A negative scale would reverse a feature.
+
+    Returns:
+      One scale for each latent, float64.
     """
     check_sae(dictionary, "scales")
 
@@ -114,5 +132,5 @@ def _nonnegative(A: np.ndarray, right: np.ndarray) -> np.ndarray:
     return nnls(L.T, solve_triangular(L, right, lower=True))[0]
 
 
-def _without_bias(dictionary: Any, x: Array) -> Array:
+def _without_bias(dictionary: Dictionary, x: Array) -> Array:
     return x.astype(jnp.float32) - dictionary.b_dec.astype(jnp.float32)[None, :]

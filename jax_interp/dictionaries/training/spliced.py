@@ -1,26 +1,31 @@
-"""Dictionaries inside the model's forward pass while they are trained: which rows they see, and their codes by name."""
+"""Dictionaries inside the model's forward pass while they are trained."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.dictionaries.forms.dictionary import Dictionary
-from jax_interp.surgery import ScopedEdit
+from jax_interp.surgery import ScopedEdit, Site
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainingSplice(ScopedEdit):
-    """`Splice` as it is trained: the code of a batch where that differs from inference (BatchTopK), and everything that
-    the losses are about named below the address: x, y_hat, code.0, … (the leaves of the code).
+    """`Splice` as it is trained.
 
-    `rows` are the positions that the dictionary sees, in the order of its rows, with `kept` of them first that are
-    replaced; the others are seen again, so that every row is a kept one and shapes do not depend on the mask.
+    It uses the code that is trained on, which for BatchTopK is not that of inference. It names what the losses need,
+    below the address: x, y_hat, code.0, code.1, … (the leaves of the code).
+
+    Attributes:
+      dictionary: works on scaled values.
+      scale: what the value is multiplied by.
+      rows: the flat position of each row that the dictionary reads (`kept_rows`).
+      kept: how many rows, the first ones, are positions that are kept. Their values are replaced; the other rows only
+        repeat kept positions, so that shapes do not depend on the mask.
     """
 
     dictionary: Dictionary
@@ -28,7 +33,7 @@ class TrainingSplice(ScopedEdit):
     rows: Int[Array, " row"]
     kept: Int[Array, ""]
 
-    def __call__(self, value: Array, site: Any) -> Array:
+    def __call__(self, value: Array, site: Site) -> Array:
         flat = value.reshape(self.rows.size, -1)
         x = flat[self.rows].astype(self.scale.dtype) * self.scale
         code = self.dictionary.training_code(x)
@@ -44,8 +49,11 @@ class TrainingSplice(ScopedEdit):
 
 
 def kept_rows(keep: Bool[Array, "seq pos"], key: Key[Array, ""]) -> tuple[Int[Array, " row"], Int[Array, ""]]:
-    """(as many indices as there are positions, how many are kept): the kept ones in order, then as many of them again,
-    from a random one on, as are not kept. With nothing left out: 0, 1, 2, …"""
+    """(positions, how many are kept): as many positions as `keep` has, all of them kept ones.
+
+    First come the kept positions in order. Then they repeat from a random one on, one for each position that is not
+    kept. Where all are kept this is 0, 1, 2, …
+    """
     flat = keep.reshape(-1)
     n, i = jnp.sum(flat, dtype=jnp.int32), jnp.arange(flat.size, dtype=jnp.int32)
     order, some = jnp.argsort(~flat, stable=True).astype(jnp.int32), jnp.maximum(n, 1)
@@ -53,7 +61,7 @@ def kept_rows(keep: Bool[Array, "seq pos"], key: Key[Array, ""]) -> tuple[Int[Ar
     return order[jnp.where(i < n, i, again)], n
 
 
-def code_structure(dictionary: Dictionary, rows: int) -> Any:
-    """The structure of the code of so many rows."""
+def code_structure(dictionary: Dictionary, rows: int) -> jax.tree_util.PyTreeDef:
+    """The tree structure of the code of `rows` rows."""
     x = jax.ShapeDtypeStruct((rows, dictionary.d), dictionary.W_enc.dtype)
     return jax.tree.structure(jax.eval_shape(type(dictionary).training_code, dictionary, x))

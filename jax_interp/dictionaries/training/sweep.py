@@ -3,8 +3,8 @@
     sweep = Sweep(seeds=(0, 1, 2), coefficients={"l1": (0.004, 0.008, 0.016)})
     for member, sae in train_sweep(config, sweep, model, batch_at, run="runs/grid"): ...
 
-The model is run once a step for all of them, and all of them are one program. What is varied is data, so another grid
-of the same size compiles nothing.
+The model runs once a step for all members, and all members are one program. What varies between them is data, so
+another grid of the same size compiles nothing.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Sweep:
     """The axes of a grid. An axis without entries has the config's own value."""
 
     seeds: tuple[int, ...] = ()
-    """Of the initialisation. All members see the same rows."""
+    """Seeds of the initialisation. All members see the same rows."""
     coefficients: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    """Of the loss's terms, by name: {"l1": (0.004, 0.008)}."""
+    """Coefficients of the loss's terms, by name: {"l1": (0.004, 0.008)}."""
     k: tuple[int, ...] = ()
-    """Of TopK and BatchTopK: at most the config's own."""
+    """Numbers k of TopK or BatchTopK, at most the config's own."""
     learning_rates: tuple[float, ...] = ()
     addresses: tuple[str, ...] = ()
-    """Values of one width, such as the same site of several layers, in place of the config's address."""
+    """Values of one width, for instance the same site of several layers, in place of the config's address."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +55,32 @@ class Member:
     k: int | None
     coefficients: dict[str, float]
     diverged: int | None = None
-    """After how many steps its gradient was no longer finite: it has been left as it was then."""
+    """The number of steps after which its gradient was not finite. It has not changed since. None: it did not
+    diverge."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SweepState:
-    """`learners` with a leading axis over the members. Those that have `ended`, since they diverged, stay as they were
-    and take no one along."""
+    """What a sweep depends on besides the batch.
 
-    learners: Learner
+    Attributes:
+      learners: one learner with a leading axis over the members in every leaf.
+      stream: the activations, shared by all.
+      ended: which members have diverged. They stay as they were, and do not disturb the others.
+    """
+
+    learners: Learner[Dictionary]
     stream: Stream
     ended: Bool[Array, " member"]
 
 
 def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
-    """Every combination, the last axis fastest, in the order: address, seed, learning rate, k, coefficients. Raises
-    UserError where the config has nothing that an axis varies."""
+    """Every combination, in the order address, seed, learning rate, k, coefficients, with the last axis fastest.
+
+    Raises:
+      UserError: the config does not have what an axis varies.
+    """
     terms = {snake(type(term).__name__): term for term in config.loss}
     for name in sweep.coefficients:
         if name not in terms:
@@ -101,7 +110,7 @@ def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
 
 
 def member_config(config: DictionaryConfig, member: Member) -> DictionaryConfig:
-    """The config that makes this member by itself."""
+    """The config that trains this member alone."""
     loss = []
     for term in config.loss:
         coefficient = member.coefficients.get(snake(type(term).__name__))
@@ -120,31 +129,31 @@ def member_config(config: DictionaryConfig, member: Member) -> DictionaryConfig:
 
 
 def swept_values(config: DictionaryConfig, sweep: Sweep) -> dict[str, Any]:
-    """What differs between members, as arrays over them: the tree that the step maps over beside the learners."""
-    found = members(config, sweep)
+    """What differs between members, as arrays with an axis over them. The step maps over it and the learners."""
+    each = members(config, sweep)
     order = sweep.addresses or (config.address,)
     names = [snake(type(term).__name__) for term in config.loss]
     loss = tuple(
-        dataclasses.replace(term, coefficient=jnp.asarray([m.coefficients.get(name, term.coefficient) for m in found]))
+        dataclasses.replace(term, coefficient=jnp.asarray([m.coefficients.get(name, term.coefficient) for m in each]))
         for name, term in zip(names, config.loss)
     )
     return {
         "loss": loss,
-        "rate": jnp.asarray([m.learning_rate for m in found]),
-        "site": jnp.asarray([order.index(m.address) for m in found], jnp.int32),
+        "rate": jnp.asarray([m.learning_rate for m in each]),
+        "site": jnp.asarray([order.index(m.address) for m in each], jnp.int32),
     }
 
 
 def init_sweep_state(config: DictionaryConfig, sweep: Sweep, model: Model, batch_at: BatchAt) -> SweepState:
-    found = members(config, sweep)
+    """The state before the first step. Each member begins as `train_dictionary` would begin with its config."""
+    each = members(config, sweep)
     dictionary_key, stream_key = jax.random.split(jax.random.key(config.seed))
     stream = init_stream(stream_key, model, sweep.addresses or config.addresses, batch_at, config.buffer)
     if sweep.addresses and len(set(stream.widths)) > 1:
         widths = ", ".join(f"{a} {w}" for a, w in zip(sweep.addresses, stream.widths))
         raise UserError(f"a sweep is over values of one width; these are {widths}")
     learners = []
-    for member in found:
-        # a member on its own is what `train_dictionary` would make of its config
+    for member in each:
         key = dictionary_key if member.seed == config.seed else jax.random.split(jax.random.key(member.seed))[0]
         widths, mean = _of_site(sweep, stream, member.address)
         dictionary = init_dictionary(config, key, widths, mean)
@@ -152,10 +161,10 @@ def init_sweep_state(config: DictionaryConfig, sweep: Sweep, model: Model, batch
             activation = dataclasses.replace(dictionary.activation, limit=jnp.float32(member.k))
             dictionary = dataclasses.replace(dictionary, activation=activation)
         learners.append(new_learner(dictionary, config.optimizer, config.steps, (config.n_features,), key))
-    return SweepState(jax.tree.map(lambda *a: jnp.stack(a), *learners), stream, jnp.zeros((len(found),), bool))
+    return SweepState(jax.tree.map(lambda *a: jnp.stack(a), *learners), stream, jnp.zeros((len(each),), bool))
 
 
-def _of_site(sweep: Sweep, stream: Stream, address: Any) -> tuple[tuple[int, ...], Array]:
+def _of_site(sweep: Sweep, stream: Stream, address: str | tuple[str, ...]) -> tuple[tuple[int, ...], Array]:
     if not sweep.addresses:
         return stream.widths, stream.mean
     site, width = sweep.addresses.index(address), stream.widths[0]
@@ -171,18 +180,24 @@ def sweep_step(
     grid: dict[str, Any],
     batched: bool,
 ) -> tuple[SweepState, dict[str, Array]]:
-    """One step of every member. Metrics have the axis of members, also `ended`. `batched`: by `vmap`; otherwise one
-    after the other in the same program, which on a CPU is faster: there is nothing left to fill, and branches that a
-    member does not need are not computed."""
-    if batched:
-        config = dataclasses.replace(
-            config, sparse_gradient_sizes=()
-        )  # under vmap a branch costs as much as all of them
-    found = sweep.addresses or config.addresses
-    stream, rows = advance(state.stream, model, found, *batch)
+    """One step of every member. The metrics have an axis over members, and "ended".
 
-    def one(of_member):
-        learner, what, ended = of_member
+    Args:
+      config: the config that the grid varies.
+      sweep: the grid.
+      state: the state before the step.
+      batch: (tokens [seq, pos], keep [seq, pos]).
+      model: the model.
+      grid: `swept_values(config, sweep)`.
+      batched: all members at once (`vmap`), or one after the other in the same program. The latter is faster on a CPU:
+        one member fills it, and branches that a member does not take are not computed.
+    """
+    if batched:
+        config = dataclasses.replace(config, sparse_gradient_sizes=())  # under vmap every branch is computed
+    stream, rows = advance(state.stream, model, sweep.addresses or config.addresses, *batch)
+
+    def learn_member(member: tuple[Learner[Dictionary], dict[str, Any], Array]):
+        learner, what, ended = member
         x, variance = rows, stream.variance
         if sweep.addresses:
             width = stream.widths[0]
@@ -190,8 +205,8 @@ def sweep_step(
             variance = stream.variance[what["site"]][None]
         return learn(config, learner, x, variance, what["loss"], what["rate"], ended=ended)
 
-    go = jax.vmap(one) if batched else partial(jax.lax.map, one)
-    learners, metrics = go((state.learners, grid, state.ended))
+    every = jax.vmap(learn_member) if batched else partial(jax.lax.map, learn_member)
+    learners, metrics = every((state.learners, grid, state.ended))
     return SweepState(learners, stream, metrics["ended"]), metrics
 
 
@@ -220,11 +235,33 @@ def train_sweep(
     batched: bool | None = None,
     log: Log = Log(),
 ) -> list[tuple[Member, Dictionary]]:
-    """Train all members, from the start or from the last checkpoint of `run`, and export. `run` and `log`
-    are as in `training.fit`. The log has means over the members, and the figures of each under `member.<i>`.
+    """Train every member of a grid on one stream, from the start or from the last checkpoint of `run`.
 
-    A member that diverges ends there and the others go on: it is in no mean any more, its figures are null, and
-    `Member.diverged` says when. NonFinite where none is left."""
+    The same call after a kill ends with the same bits. The log has means over the members, and the figures of each
+    under `member.<i>`. A member that diverges ends there, and the others go on: it is left out of the means, its
+    figures are null, and `Member.diverged` says when.
+
+    Args:
+      config: the config that the grid varies.
+      sweep: the grid.
+      model: any model that keeps the surgery contract. It is not changed.
+      batch_at: number of a batch -> (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
+      run: where and how often the run is saved: a `SaveTo`, or a directory alone. None: nothing is saved.
+      batched: as in `sweep_step`. None: True except on a CPU.
+      log: what is evaluated, logged and shown.
+
+    Returns:
+      (member, its dictionary for raw activations) for each member, in the order of `members`.
+
+    Raises:
+      UserError: the config does not have what an axis varies, or `run` holds a run of another grid.
+      NonFinite: every member has diverged.
+
+    Example:
+        sweep = Sweep(seeds=(0, 1), coefficients={"l1": (0.004, 0.008)})
+        for member, sae in train_sweep(config, sweep, model, batch_at, run="runs/grid"):
+            print(member, evaluate(model, member.address, sae, batches).reconstruction.fvu)
+    """
     batched = jax.default_backend() != "cpu" if batched is None else batched
     state = init_sweep_state(config, sweep, model, batch_at)
     filled, count = int(state.stream.cursor), len(members(config, sweep))
@@ -233,9 +270,9 @@ def train_sweep(
     def step(state, batch, model, grid):
         state, metrics = sweep_step(config, sweep, state, batch, model, grid, batched)
         ended, tokens = metrics.pop("ended"), metrics.pop("tokens")
-        found = {name: a.astype(jnp.float32) for name, a in metrics.items()}
-        mean = {name: jnp.mean(a, where=~ended) for name, a in found.items()}
-        of_member = lambda i: {name: jnp.where(ended[i], jnp.nan, found[name][i]) for name in ("fvu", "l0", "dead")}
+        figures = {name: a.astype(jnp.float32) for name, a in metrics.items()}
+        mean = {name: jnp.mean(a, where=~ended) for name, a in figures.items()}
+        of_member = lambda i: {name: jnp.where(ended[i], jnp.nan, figures[name][i]) for name in ("fvu", "l0", "dead")}
         counted = {"tokens": jnp.max(jnp.where(ended, 0, tokens)), "ended": jnp.sum(ended)}
         return state, mean | counted | {"member": {str(i): of_member(i) for i in range(count)}}
 
@@ -253,7 +290,7 @@ def train_sweep(
 
 @dataclasses.dataclass(frozen=True)
 class SweepRun:
-    """What is kept with a run, so that a resume is of the same grid."""
+    """The stored config of a sweep: a resume is of the same grid."""
 
     dictionary: DictionaryConfig
     sweep: Sweep

@@ -1,4 +1,4 @@
-"""Dictionaries that training goes on from: what is given against what the configs ask for."""
+"""Warm starts: training that goes on from trained dictionaries."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ import jax
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.forms.dictionary import Dictionary
-from jax_interp.dictionaries.training.config import DictionaryConfig
+from jax_interp.dictionaries.training.config import SAEConfig
 
 
-def check_count(configs: Sequence[DictionaryConfig], dictionaries: Sequence[Dictionary]) -> None:
-    """UserError unless there is a dictionary to each config."""
+def check_count(configs: Sequence[SAEConfig], dictionaries: Sequence[Dictionary]) -> None:
+    """Raises UserError unless there is a dictionary for each config."""
     if len(dictionaries) != len(configs):
         raise UserError(f"{len(dictionaries)} dictionaries are given and {len(configs)} configs: give one to each")
 
 
-def warm_start(config: DictionaryConfig, fresh: Dictionary, given: Dictionary) -> Dictionary:
-    """`given` as `config` trains it, `fresh` being what the config makes of nothing: the weights and the activation's
-    parameters are the given ones, its k, bandwidth and the like are the config's. Whether b_dec is subtracted from the
-    input stays as it is.
+def warm_start(config: SAEConfig, fresh: Dictionary, given: Dictionary) -> Dictionary:
+    """A trained dictionary as `config` trains it further.
 
-    A BatchTopK is exported as a JumpReLU with one threshold: where the config asks for a BatchTopK that becomes its
-    running threshold again. UserError where shapes differ, or the activation is of another kind.
+    Weights and the parameters of the activation are those of `given`. The settings of the activation (k, bandwidth) are
+    the config's. `centred` stays as in `given`. A BatchTopK was exported as a JumpReLU with one threshold; this
+    becomes the running threshold again where the config asks for BatchTopK.
+
+    Args:
+      config: the config of this dictionary.
+      fresh: a fresh dictionary of this config.
+      given: the trained dictionary.
+
+    Raises:
+      UserError: shapes differ, or the activation is of another kind.
     """
     names = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")
     shape = lambda one: {name: getattr(getattr(one, name), "shape", None) for name in names}
@@ -39,7 +46,7 @@ def warm_start(config: DictionaryConfig, fresh: Dictionary, given: Dictionary) -
     return dataclasses.replace(given, activation=_activation(config, fresh.activation, given))
 
 
-def _activation(config: DictionaryConfig, fresh: Activation, given: Dictionary) -> Activation:
+def _activation(config: SAEConfig, fresh: Activation, given: Dictionary) -> Activation:
     learnt = jax.tree.leaves(given.activation)
     same = type(fresh) is type(given.activation)
     if same and [a.shape for a in learnt] != [a.shape for a in jax.tree.leaves(fresh)]:
