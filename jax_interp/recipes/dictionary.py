@@ -1,10 +1,10 @@
-"""A dictionary from a config to its figures: model, text, training, export, evaluation, in one run directory.
+"""A whole run of a dictionary: model, text, training, export and evaluation, in one run directory.
 
-    dictionary.json, dictionary.safetensors   in RUN/dictionary: the trained dictionary, for raw activations
-    evaluation.json                           what it was measured to be worth
-    inputs.json                               fingerprints of the weights and the text: a resume checks them
+    dictionary/dictionary.json, dictionary/dictionary.safetensors   the trained dictionary, for raw activations
+    evaluation.json                                                 its figures on held-out text
+    inputs.json                                                     fingerprints of weights and text, for a resume
 
-Killed at any moment and called again it goes on, and ends with the same bits.
+A run that is killed goes on with the same call, and ends with the same bits.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
 from jax_interp.data.harvest import Addresses, harvest, values
 from jax_interp.data.text import Text, text_for
+from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.dictionaries.evaluation.cross_layer import CrossLayerEvaluation, evaluate_cross_layer
 from jax_interp.dictionaries.evaluation.downstream import address_tuple
 from jax_interp.dictionaries.evaluation.evaluate import Evaluation, evaluate
@@ -35,6 +37,7 @@ from jax_interp.dictionaries.training.sweep import Sweep, members
 from jax_interp.dictionaries.training.train import train_dictionary
 from jax_interp.models.hf import load
 from jax_interp.recipes.run_inputs import fingerprint, same_inputs
+from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, SaveTo, open_run
 
 MAY_DIFFER = ("log_every", "checkpoint_every", "evaluate_sequences")
@@ -48,7 +51,7 @@ class DictionaryRunConfig:
     model: str = "stdlib-small"
     """What `load` takes: a name of the package's, a Hugging Face directory or hub name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the model while it is read; what its files hold is converted."""
+    """The model's dtype; its files are converted."""
     text: str = "stdlib"
     """"stdlib" (the interpreter's standard library), a UTF-8 file, or a directory of .txt, .py and .md files."""
     batch: int = 8
@@ -58,7 +61,9 @@ class DictionaryRunConfig:
     evaluate_sequences: int = 64
     """Held-out sequences that the dictionary is measured on."""
     log_every: int = 10
+    """Steps between two records of the log."""
     checkpoint_every: int = 100
+    """Steps between two checkpoints."""
     sweep: Sweep | None = None
     """A grid of dictionaries in place of one."""
 
@@ -79,15 +84,19 @@ class DictionaryRunConfig:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a dictionary run needs besides its config. Made by `inputs_for`."""
+    """What a dictionary run needs besides its config. `inputs_for` makes it."""
 
-    model: Any
-    tokenizer: Any
+    model: Model
+    tokenizer: Tokenizer
     text: Text
 
 
 def inputs_for(config: DictionaryRunConfig) -> Inputs:
-    """Load the model, check that the address names one vector a token, and read the text. Raises UserError."""
+    """Load the model, check the config against it, and read the text.
+
+    Raises:
+      UserError: an address does not name one vector a token, values have unsuitable widths, or the text is too short.
+    """
     model, tokenizer = load(config.model, dtype=config.dtype)
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer.json: its text cannot be cut into tokens")
@@ -105,24 +114,24 @@ def inputs_for(config: DictionaryRunConfig) -> Inputs:
     return Inputs(model, tokenizer, text)
 
 
-def check_address(model: Any, address: str) -> None:
-    """UserError, before anything is computed, where `address` is no value that a dictionary can read."""
+def check_address(model: Model, address: str) -> None:
+    """Raises UserError, from shapes alone, where `address` is no value that a dictionary can read."""
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     jax.eval_shape(lambda model, tokens: harvest(model, address, tokens), model, tokens)
 
 
-def widths_of(model: Any, addresses: Addresses) -> tuple[int, ...]:
-    """How wide the value at each address is, from shapes alone."""
+def widths_of(model: Model, addresses: Addresses) -> tuple[int, ...]:
+    """The width of the value at each address, from shapes alone."""
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     found = jax.eval_shape(lambda model, tokens: values(model, addresses, tokens), model, tokens)
     return tuple(value.shape[1] for value in found)
 
 
-def check_cross_layer(model: Any, config: CrossLayerConfig) -> None:
-    """UserError, before anything is computed, where the values differ in width or are not in the order of the layers:
-    found by running the replacement model on shapes alone."""
+def check_cross_layer(model: Model, config: CrossLayerConfig) -> None:
+    """Raises UserError where the values differ in width or are not in the order of the layers. The replacement model is
+    run on shapes alone to see that."""
 
-    def run(model: Any, tokens: Any) -> Any:
+    def run(model: Model, tokens: Array) -> Array:
         widths = tuple(value.shape[-1] for value in values(model, config.addresses, tokens))
         dictionary = init_cross_layer(config, jax.random.key(0), widths, jnp.zeros(sum(widths)))
         return replacement(model, config.reads, config.targets, dictionary)(tokens)
@@ -176,7 +185,16 @@ def measure(
     address: Addresses | None = None,
     writes: Addresses | None = None,
 ) -> Evaluation | CrossLayerEvaluation:
-    """Evaluate on the held-out text; the identity self-check runs first. Written as JSON where asked."""
+    """Evaluate a dictionary on the held-out text. The identity is evaluated first, as a check.
+
+    Args:
+      config: the run: its text, and the number of sequences.
+      sae: the dictionary.
+      inputs: of `inputs_for(config)`.
+      write_to: a file for the figures, as JSON.
+      address: what is read, in place of the config's.
+      writes: what is written, in place of the config's.
+    """
     batches = inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences)
     reads, writes = address or config.dictionary.address, writes or config.dictionary.writes
     if isinstance(sae, CrossLayer):

@@ -1,7 +1,7 @@
-"""A grid of dictionaries from a config to its figures, in one run directory.
+"""A whole run of a grid of dictionaries, in one run directory.
 
-members/00/dictionary/..., members/00/evaluation.json     each member, as a run of its own would leave it
-sweep.json                                                what each is, and its figures
+members/00/dictionary/..., members/00/evaluation.json     each member, like a run of its own
+sweep.json                                                each member's values in the grid, and its figures
 report.html                                               the Pareto plot and the training curves
 """
 
@@ -23,8 +23,17 @@ from jax_interp.training import Log, SaveTo, open_run
 def run_sweep(
     config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Train and evaluate every member; {"name", "label", "series", "l0", "fvu", "recovered", "dead"} of each, also in
-    `sweep.json`. Killed and called again it goes on."""
+    """Train and evaluate every member of a grid in `run_dir`, from its last checkpoint if it has one.
+
+    Args:
+      config: the run; its `sweep` is the grid.
+      run_dir: the run directory.
+      inputs: of `inputs_for(config)`.
+      quiet: show nothing on stderr.
+
+    Returns:
+      {"name", "label", "series", "l0", "fvu", "recovered", "dead", "member"} of each member; `sweep.json` has the same.
+    """
     assert config.sweep is not None
     batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
@@ -40,12 +49,12 @@ def run_sweep(
         rows = []
         for i, (member, dictionary) in enumerate(found):
             directory = run.directory / "members" / f"{i:02d}"
-            own = dataclasses.replace(config, sweep=None, dictionary=member_config(config.dictionary, member))
+            alone = dataclasses.replace(config, sweep=None, dictionary=member_config(config.dictionary, member))
             save_dictionary(
                 directory / "dictionary", dictionary, address=member.address, writes=config.dictionary.writes,
-                model=config.model, config=own,
+                model=config.model, config=alone,
             )  # fmt: skip
-            result = measure(own, dictionary, inputs, directory / "evaluation.json").to_json()
+            result = measure(alone, dictionary, inputs, directory / "evaluation.json").to_json()
             rows.append(
                 {
                     "name": directory.name,
@@ -63,15 +72,16 @@ def run_sweep(
 
 
 def strength(member: Member, sweep: Sweep) -> str:
-    """k and coefficients, where they are varied, and whether it diverged."""
-    said = [f"k {member.k}"] if sweep.k else []
-    ended = [] if member.diverged is None else [f"diverged after step {member.diverged}"]
-    return ", ".join([*said, *(f"{name} {value:g}" for name, value in member.coefficients.items()), *ended])
+    """The label of a member: k and coefficients, where they are varied, and whether it diverged."""
+    parts = [f"k {member.k}"] if sweep.k else []
+    parts += [f"{name} {value:g}" for name, value in member.coefficients.items()]
+    parts += [] if member.diverged is None else [f"diverged after step {member.diverged}"]
+    return ", ".join(parts)
 
 
 def series(member: Member, sweep: Sweep) -> str:
-    """The members that a line joins: those that differ in strength alone."""
-    said = [str(member.address)] if len(sweep.addresses) > 1 else []
-    said += [f"seed {member.seed}"] if len(sweep.seeds) > 1 else []
-    said += [f"rate {member.learning_rate:g}"] if len(sweep.learning_rates) > 1 else []
-    return ", ".join(said)
+    """The name of the line that joins a member with those that differ from it in strength alone."""
+    parts = [str(member.address)] if len(sweep.addresses) > 1 else []
+    parts += [f"seed {member.seed}"] if len(sweep.seeds) > 1 else []
+    parts += [f"rate {member.learning_rate:g}"] if len(sweep.learning_rates) > 1 else []
+    return ", ".join(parts)
