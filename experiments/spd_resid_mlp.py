@@ -25,6 +25,7 @@ from experiments.spd_tms import oracle_error
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.evaluate import linearity_of
+from jax_interp.decomposition.linearity import LinearitySettings
 from jax_interp.decomposition.metrics import dense_error, identity_error, match_components, one_hot_inputs
 from jax_interp.decomposition.presets import preset
 from jax_interp.decomposition.train import Trained, train_instances
@@ -85,7 +86,7 @@ def measure(trained: Trained, name: str) -> dict[str, Any]:
     n, neurons = target.embed.weight.shape[0], target.blocks[0].mlp.up.weight.shape[1]
     importance = jax.device_get(trained.importance(one_hot_inputs(n)).lower)
     x = sparse_features(jax.random.key(99), 256, n, 0.01, -1.0)
-    report = linearity_of(preset(name), trained, x, samples=2, adversary_steps=(20,), pairs=4)
+    report = linearity_of(preset(name), trained, x, settings=LinearitySettings(2, adversary_steps=(20,), pairs=4))
     reading, writing = np.asarray(importance[UP]), np.asarray(importance[DOWN])
     return {
         "identity": sum(identity_error(g) for g in reading), "dense": sum(dense_error(g, neurons) for g in writing),

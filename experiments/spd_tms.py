@@ -25,7 +25,7 @@ from experiments.experiment import Results, Row
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition import decomposition_linearity
 from jax_interp.decomposition.evaluate import linearity_of
-from jax_interp.decomposition.linearity import oracle_decomposition, oracle_importance
+from jax_interp.decomposition.linearity import LinearitySettings, oracle_decomposition, oracle_importance
 from jax_interp.decomposition.metrics import (
     alive,
     dense_error,
@@ -129,7 +129,7 @@ def measure(trained: Trained, one: DecompositionRuns) -> dict[str, Any]:
     importance = jax.device_get(trained.importance(one_hot_inputs(n)).lower)
     truth = recovery(trained.model.of("linear1"), target.linear1.weight)
     x = sparse_features(jax.random.key(99), 64, n, 0.05)
-    report = linearity_of(preset(one.preset), trained, x, samples=2, adversary_steps=(20,), pairs=4)
+    report = linearity_of(preset(one.preset), trained, x, settings=LinearitySettings(2, adversary_steps=(20,), pairs=4))
     rows, columns = match_components(np.asarray(importance["linear1"]))
     others = np.setdiff1d(np.arange(importance["linear1"].shape[1]), columns)
     shown = {"": importance["linear1"][:, np.concatenate([columns[np.argsort(rows)], others])][:, : 2 * n]}
@@ -155,7 +155,8 @@ def oracle_error(trained: Trained, x: Any) -> float | None:
     oracle = None if known is None else oracle_decomposition(trained.model, known.parts)
     if oracle is None:
         return None
-    return decomposition_linearity(oracle, oracle_importance(oracle, x), x, samples=2, pairs=4).strict.relative
+    settings = LinearitySettings(samples=2, pairs=4)
+    return decomposition_linearity(oracle, oracle_importance(oracle, x), x, settings=settings).strict.relative
 
 
 def _title(one: DecompositionRuns) -> str:

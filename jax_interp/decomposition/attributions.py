@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import PyTree
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.matrices import is_stacked, layer_address
 from jax_interp.surgery import Add, at, depth_of, edit, read, sites
@@ -39,7 +39,9 @@ def matrices_of(model: Decomposed) -> list[str]:
     return found
 
 
-def _linearised(model: Decomposed, source: str, target: str, x: Any) -> tuple[Array, Array, Callable]:
+def _linearised(
+    model: Decomposed, source: str, target: str, x: PyTree
+) -> tuple[Array, Array, Callable[[Array], Array]]:
     """The two matrices' inner activations, and the pullback from the target's to the source's."""
     _check_order(model, source, target, x)
     stops = [at(f"{name}.output", Stop()) for name in matrices_of(model) if name not in (source, target)]
@@ -54,7 +56,7 @@ def _linearised(model: Decomposed, source: str, target: str, x: Any) -> tuple[Ar
     return inner, reached, lambda cotangent: pull(cotangent)[0]
 
 
-def _check_order(model: Decomposed, source: str, target: str, x: Any) -> None:
+def _check_order(model: Decomposed, source: str, target: str, x: PyTree) -> None:
     """Raises UserError where the source does not come before the target, which then cannot depend on it."""
     names = matrices_of(model)
     for name in (source, target):
@@ -73,7 +75,7 @@ def local_attributions(
     source: str,
     target: str,
     importance: Float[Array, "*rows C_source"],
-    x: Any,
+    x: PyTree,
     component: int,
     position: int | None = None,
 ) -> Float[Array, "*rows C_source"]:
@@ -105,7 +107,7 @@ def edge_attributions(
     source: str,
     target: str,
     importance: Float[Array, "*rows C_source"],
-    x: Any,
+    x: PyTree,
     absolute: bool = False,
 ) -> Float[Array, "C_target C_source"]:
     """Attributions over a dataset: `Σ attr / (Σ g_c' · RMS(a_c))`. They cost a backward pass for each target component.

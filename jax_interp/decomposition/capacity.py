@@ -21,6 +21,7 @@ from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.metrics import alive
 from jax_interp.decomposition.train import Trained, train_instances
 from jax_interp.decomposition.training_run import Sample
+from jax_interp.surgery.contract import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Capacity:
 
 def capacity_sweep(
     config: DecompositionConfig,
-    model: Any,
+    model: Model,
     x: Array,
     *,
     sample: Sample,
@@ -95,6 +96,6 @@ def count_alive(runs: Trained, x: Array, threshold: float = 0.1) -> dict[str, In
 
 
 @jax.jit
-def _counts(runs: Trained, x: Array, threshold: Any) -> dict[str, Array]:
+def _counts(runs: Trained, x: Array, threshold: float | Array) -> dict[str, Array]:
     one = lambda trained: alive(trained.importance(x).lower, threshold)
     return {name: jnp.sum(on, axis=-1) for name, on in jax.lax.map(one, runs).items()}

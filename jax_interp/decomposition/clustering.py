@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jax_interp.core.errors import UserError
+
+Numbers = TypeVar("Numbers", float, np.ndarray)  # of one merge, or of many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,9 @@ def description_length(
     )
 
 
-def merge_cost(s_i: Any, s_j: Any, s_both: Any, total: float, k: int, r_i: Any, r_j: Any, alpha: float) -> Any:
+def merge_cost(
+    s_i: Numbers, s_j: Numbers, s_both: Numbers, total: float, k: int, r_i: Numbers, r_j: Numbers, alpha: float
+) -> Numbers:
     """How much longer the description becomes by a merge. Numbers for one merge, or arrays for many.
 
     Args:
@@ -108,27 +112,16 @@ def cluster(
     if not groups:
         raise UserError(f"no component is ever above the threshold {threshold}")
     first = [c[0] for c in groups]
-    rank = np.ones(len(groups)) if ranks is None else np.asarray(ranks, float)[first]
     active = np.ascontiguousarray(on[:, first].T)
-    counts = active.sum(axis=1).astype(float)
     together = (active.astype(np.float32) @ active.T.astype(np.float32)).astype(float)
-    stages, lengths = [list(groups)], [_length(counts, rank, alpha)]
-    while len(groups) > 1:
-        i, j = np.tril_indices(len(groups), -1)
-        either = counts[i] + counts[j] - together[i, j]
-        costs = merge_cost(counts[i], counts[j], either, counts.sum(), len(groups), rank[i], rank[j], alpha)
-        pick = _pick(costs, gamma, rng)
-        i, j = int(i[pick]), int(j[pick])
-        rest = np.delete(np.arange(len(groups)), (i, j))
-        merged = active[i] | active[j]
-        shared = np.count_nonzero(active[rest] & merged[None], axis=1)
-        groups = [groups[n] for n in rest] + [groups[i] + groups[j]]
-        rank = np.append(rank[rest], rank[i] + rank[j])
-        active = np.concatenate([active[rest], merged[None]])
-        counts = np.append(counts[rest], merged.sum())
-        together = np.block([[together[np.ix_(rest, rest)], shared[:, None]], [shared[None], counts[-1:, None]]])
-        stages.append(list(groups))
-        lengths.append(_length(counts, rank, alpha))
+    ranks = np.ones(len(groups)) if ranks is None else np.asarray(ranks, float)[first]
+    stage = _Stage(groups, ranks, active, active.sum(axis=1).astype(float), together)
+    stages, lengths = [groups], [stage.length(alpha)]
+    while len(stage.groups) > 1:
+        costs, pairs = stage.merge_costs(alpha)
+        stage = stage.merged(*pairs[_pick(costs, gamma, rng)])
+        stages.append(stage.groups)
+        lengths.append(stage.length(alpha))
     owner = np.full(on.shape[1], -1)
     for number, members in enumerate(stages[int(np.argmin(lengths))]):
         owner[members] = number
@@ -137,8 +130,42 @@ def cluster(
     return Clustering(owner, np.asarray(lengths))
 
 
-def _length(counts: np.ndarray, rank: np.ndarray, alpha: float) -> float:
-    return float((counts * (math.log2(len(counts)) + alpha * rank)).sum())
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """The clusters after some merges: their members and ranks, on which rows each is on, on how many, and on how many
+    two are on together."""
+
+    groups: list[list[int]]
+    rank: Float[np.ndarray, " cluster"]
+    active: Bool[np.ndarray, "cluster row"]
+    counts: Float[np.ndarray, " cluster"]
+    together: Float[np.ndarray, "cluster cluster"]
+
+    def length(self, alpha: float) -> float:
+        """The description length."""
+        return float((self.counts * (math.log2(len(self.counts)) + alpha * self.rank)).sum())
+
+    def merge_costs(self, alpha: float) -> tuple[Float[np.ndarray, " pair"], Int[np.ndarray, "pair two"]]:
+        """The cost of merging each pair, and the pairs."""
+        i, j = np.tril_indices(len(self.groups), -1)
+        counts, rank = self.counts, self.rank
+        either = counts[i] + counts[j] - self.together[i, j]
+        costs = merge_cost(counts[i], counts[j], either, counts.sum(), len(self.groups), rank[i], rank[j], alpha)
+        return costs, np.stack([i, j], axis=1)
+
+    def merged(self, i: int, j: int) -> _Stage:
+        """The stage after merging clusters i and j, which become the last one."""
+        rest = np.delete(np.arange(len(self.groups)), (i, j))
+        both = self.active[i] | self.active[j]
+        shared = np.count_nonzero(self.active[rest] & both[None], axis=1)
+        counts, together = np.append(self.counts[rest], both.sum()), self.together[np.ix_(rest, rest)]
+        return _Stage(
+            [self.groups[n] for n in rest] + [self.groups[i] + self.groups[j]],
+            np.append(self.rank[rest], self.rank[i] + self.rank[j]),
+            np.concatenate([self.active[rest], both[None]]),
+            counts,
+            np.block([[together, shared[:, None]], [shared[None], counts[-1:, None]]]),
+        )
 
 
 def _pick(costs: np.ndarray, gamma: float | None, rng: np.random.Generator) -> int:

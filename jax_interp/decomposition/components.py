@@ -25,11 +25,13 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, DTypeLike, Float, Key
 
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition.matrices import check_tied, is_stacked, matrices, select_matrices, weight_of
 from jax_interp.surgery import Site
+from jax_interp.surgery.contract import Model
 from jax_interp.surgery.select import replace, replace_each
 from jax_interp.surgery.taps import static
 
@@ -63,7 +65,7 @@ class Components:
         out = whole if like is None else spec_of(like)
         return jnp.einsum("...ic,...co->...io", self.V, self.U, out_sharding=out)
 
-    def inner(self, x: Array, dtype: Any = None) -> Float[Array, "*layer_and_rows C"]:
+    def inner(self, x: Array, dtype: DTypeLike | None = None) -> Float[Array, "*layer_and_rows C"]:
         """The inner activations x V.
 
         Args:
@@ -136,7 +138,7 @@ class Decomposed:
     tied: pairs (name, twin): the twin's matrix is the transpose of the other's, and shares its V and U.
     """
 
-    target: Any
+    target: Model
     components: dict[str, Components]
     tied: tuple[tuple[str, str], ...] = static(default=())
 
@@ -165,9 +167,9 @@ class Decomposed:
         weight = self.weight(name).astype(jnp.float32)
         return weight - self.of(name).product(like=weight).astype(jnp.float32)
 
-    def with_parts(self) -> Any:
+    def with_parts(self) -> Model:
         """The target with `DecomposedLinear` in place of its matrices. `__call__` calls this model."""
-        model = self.target
+        model: Any = self.target
         for name in self.names:
             parts = self.of(name)
             if is_stacked(name):
@@ -186,7 +188,7 @@ class Decomposed:
 
 
 def decompose(
-    model: Any,
+    model: Model,
     matrices: str | Sequence[str],
     *,
     C: int | Mapping[str, int],
@@ -270,7 +272,7 @@ def broadcast_bias(bias: Any, y: Array) -> Array:
     return jnp.expand_dims(bias[...], range(y.ndim - bias.ndim)).astype(y.dtype)
 
 
-def spec_of(x: Array) -> Any:
+def spec_of(x: Array) -> PartitionSpec | None:
     """The partition spec in a value's type, on a mesh with explicit axes; None elsewhere."""
     sharding = jax.typeof(x).sharding
     return sharding.spec if not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit else None

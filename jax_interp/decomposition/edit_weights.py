@@ -18,10 +18,11 @@ from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.surgery import depth_of
+from jax_interp.surgery.contract import Model
 from jax_interp.surgery.select import replace, replace_each
 
 
-def scale_component(model: Decomposed, name: str, component: int, factor: float, *, layer: int | None = None) -> Any:
+def scale_component(model: Decomposed, name: str, component: int, factor: float, *, layer: int | None = None) -> Model:
     """The target with one component scaled in its weights: `W + (factor - 1) V[:, c] U[c, :]`.
 
     Args:
@@ -49,7 +50,7 @@ def redirect_component(
     alpha: float,
     *,
     layer: int | None = None,
-) -> Any:
+) -> Model:
     """The target with `W - V[:, c] (U[c, :] + α u/‖u‖)`: the component no longer writes U[c] but -α u/‖u‖ (VPD 2026).
 
     Args:
@@ -68,8 +69,8 @@ def redirect_component(
 
 
 def add_rank_one(
-    target: Any, name: str, read: Float[Array, " d_in"], write: Float[Array, " d_out"], *, layer: int | None = None
-) -> Any:
+    target: Model, name: str, read: Float[Array, " d_in"], write: Float[Array, " d_out"], *, layer: int | None = None
+) -> Model:
     """A model with `W + read ⊗ write` in place of one matrix.
 
     Args:
@@ -96,10 +97,11 @@ def add_rank_one(
         copy.weight = nnx.Param(weight)
         return copy
 
+    model: Any = target
     if index is None:
-        return replace(target, name, lambda part: changed(part, jnp.ones(())))
-    amounts = jax.nn.one_hot(index, depth_of(target.blocks))
-    return replace_each(target, name, changed, amounts)
+        return replace(model, name, lambda part: changed(part, jnp.ones(())))
+    amounts = jax.nn.one_hot(index, depth_of(target))
+    return replace_each(model, name, changed, amounts)
 
 
 def _vectors(model: Decomposed, name: str, component: int, layer: int | None) -> tuple[Array, Array]:
@@ -110,13 +112,13 @@ def _vectors(model: Decomposed, name: str, component: int, layer: int | None) ->
     return V[:, component], U[component]
 
 
-def _layer(target: Any, name: str, layer: int | None) -> int | None:
+def _layer(target: Model, name: str, layer: int | None) -> int | None:
     """The layer, counted from 0; None for an entry that is one matrix."""
     if is_stacked(name) != (layer is not None):
         raise UserError(f"{name!r}: give layer= for an entry of all layers, and only for one")
     if layer is None:
         return None
-    depth = depth_of(target.blocks)
+    depth = depth_of(target)
     if not -depth <= layer < depth:
         raise UserError(f"layer {layer} of {name!r}: it has {depth}, from 0 or, counted from the end, from -1")
     return layer % depth

@@ -18,7 +18,9 @@ from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.linearity import (
     Figure,
     Grid,
+    GridSettings,
     LinearityReport,
+    LinearitySettings,
     MaskedFunction,
     composite_grid,
     decomposition_linearity,
@@ -31,6 +33,7 @@ from jax_interp.decomposition.losses.faithfulness import faithfulness, relative_
 from jax_interp.decomposition.metrics import alive, hidden_report, l0, mask_report, one_hot_inputs, pgd_curve, spectrum
 from jax_interp.decomposition.train import Trained
 
+LINEARITY, GRID = LinearitySettings(), GridSettings()
 ALIVE = 0.1  # a component with smaller importances is not alive, however low the threshold
 
 
@@ -73,7 +76,7 @@ def _figures(
     x: Array,
     labels: Array | None,
     key: Array,
-    threshold: Any,
+    threshold: float | Array,
     settings: LossSettings,
     adversary_steps: tuple[int, ...],
 ) -> dict[str, Any]:
@@ -98,7 +101,14 @@ def _figures(
 
 
 def linearity_of(
-    config: DecompositionConfig, trained: Trained, x: Array, *, oracle: Decomposed | None = None, **options: Any
+    config: DecompositionConfig,
+    trained: Trained,
+    x: Array,
+    *,
+    oracle: Decomposed | None = None,
+    key: Array | None = None,
+    threshold: float = 0.0,
+    settings: LinearitySettings = LINEARITY,
 ) -> LinearityReport:
     """The linearity report of a trained decomposition.
 
@@ -108,13 +118,14 @@ def linearity_of(
       x: a batch.
       oracle: the known right decomposition (`linearity.oracle_decomposition`), for inputs that are features. Figures
         then have their excess over the oracle's.
-      **options: of `linearity.linearity`, with `threshold` as in `evaluate`.
+      key: random key; None: key 0.
+      threshold: as in `evaluate`.
+      settings: how thoroughly it is measured.
     """
     importance = _lower(trained, x)
-    report = decomposition_linearity(trained.model, importance, x, delta=config.delta, **options)
-    if oracle is None:
-        return report
-    return report.with_excess(decomposition_linearity(oracle, oracle_importance(oracle, x), x, **options))
+    measure = partial(decomposition_linearity, data=x, key=key, threshold=threshold, settings=settings)
+    report = measure(trained.model, importance, delta=config.delta)
+    return report if oracle is None else report.with_excess(measure(oracle, oracle_importance(oracle, x)))
 
 
 _lower = jax.jit(lambda trained, x: trained.importance(x).lower)
@@ -127,7 +138,9 @@ def composites_of(
     *,
     threshold: float = 0.0,
     oracle: Decomposed | None = None,
-    **options: Any,
+    active: Sequence[int] = (1, 2),
+    key: Array | None = None,
+    settings: GridSettings = GRID,
 ) -> list[dict[str, Any]]:
     """`composites` of a decomposed model whose inputs are features.
 
@@ -137,7 +150,7 @@ def composites_of(
       n_features: the number of inputs.
       threshold: a feature needs the parts with an importance above this on its one-hot input.
       oracle: the known right decomposition, or None.
-      **options: of `composites`.
+      active, key, settings: as in `composites`.
     """
     x = one_hot_inputs(n_features)
 
@@ -146,7 +159,8 @@ def composites_of(
         return mask_decomposition(model, delta=delta), np.asarray(importance_of_parts) > threshold
 
     known = None if oracle is None else with_owners(oracle, oracle_importance(oracle, x), False)
-    return composites(with_owners(trained.model, _lower(trained, x), config.delta), known, **options)
+    own = with_owners(trained.model, _lower(trained, x), config.delta)
+    return composites(own, known, active=active, key=key, settings=settings)
 
 
 OwnedParts = tuple[MaskedFunction, Bool[np.ndarray, "feature part"]]
@@ -159,7 +173,7 @@ def composites(
     *,
     active: Sequence[int] = (1, 2),
     key: Array | None = None,
-    **options: Any,
+    settings: GridSettings = GRID,
 ) -> list[dict[str, Any]]:
     """Mechanistic faithfulness on composite inputs, see `composite_grid`.
 
@@ -168,7 +182,7 @@ def composites(
       oracle: the same of the known right decomposition, or None.
       active: how many features are on at a time.
       key: random key; None: key 2.
-      **options: of `composite_grid`.
+      settings: how many inputs and sets, see `composite_grid`.
 
     Returns:
       JSON values, row by row: the error over ‖f(x)‖², and its excess over the oracle's.
@@ -177,7 +191,8 @@ def composites(
 
     def grid(parts: OwnedParts, count: int) -> Grid:
         masked, owner = parts
-        return composite_grid(masked.run, masked.target, owner, jnp.eye(len(owner)), key, active=count, **options)
+        features = jnp.eye(len(owner))
+        return composite_grid(masked.run, masked.target, owner, features, key, active=count, settings=settings)
 
     found = []
     for k in active:

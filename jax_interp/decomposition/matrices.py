@@ -13,7 +13,7 @@ selects all matrices below it (`blocks.*.mlp`).
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,9 +25,10 @@ from jaxtyping import Array
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import addresses
 from jax_interp.surgery import blocks_as_pytree, depth_of, get_block, iter_segments
+from jax_interp.surgery.contract import Model
 
 
-def matrices(model: Any) -> dict[str, tuple[int, ...]]:
+def matrices(model: Model) -> dict[str, tuple[int, ...]]:
     """Every matrix of `model` by its concrete address (`blocks.3.mlp.up`): its shape `[d_in, d_out]`."""
     found: dict[str, tuple[int, ...]] = {}
     leaves = zip(addresses(model), jax.tree.leaves(model), strict=True)
@@ -50,7 +51,7 @@ def matrices(model: Any) -> dict[str, tuple[int, ...]]:
     return dict(sorted(found.items(), key=lambda item: address_order(item[0])))
 
 
-def select_matrices(model: Any, patterns: str | Sequence[str]) -> list[str]:
+def select_matrices(model: Model, patterns: str | Sequence[str]) -> list[str]:
     """The entries that patterns select, in the order of the model.
 
     Args:
@@ -91,7 +92,7 @@ def is_stacked(name: str) -> bool:
     return name.startswith("blocks.*.")
 
 
-def row_axes(name: str, values: Any) -> tuple[int, ...]:
+def row_axes(name: str, values: Array | jax.ShapeDtypeStruct) -> tuple[int, ...]:
     """Which axes of an entry's values `[*layer, *rows, last]` are its rows."""
     return tuple(range(1 if is_stacked(name) else 0, values.ndim - 1))
 
@@ -101,14 +102,14 @@ def layer_address(name: str, layer: int | None) -> str:
     return name if layer is None else name.replace("*", str(layer), 1)
 
 
-def weight_of(model: Any, name: str) -> Array:
+def weight_of(model: Model, name: str) -> Array:
     """The target's weight of an entry: `[d_in, d_out]`, or `[layer, d_in, d_out]`."""
     if not is_stacked(name):
         return _part(model, name).weight[...]
     return blocks_as_pytree(model, lambda block: _walk(block, name.split(".")[2:]).weight[...])
 
 
-def check_tied(model: Any, tied: Sequence[tuple[str, str]]) -> None:
+def check_tied(model: Model, tied: Sequence[tuple[str, str]]) -> None:
     """Check that the matrices of every pair (name, twin) are transposes of each other.
 
     Values are compared bit by bit. Inside `jax.jit`, and where other processes hold some of the values, shapes alone
@@ -140,7 +141,7 @@ def _is_here(weight: Array) -> bool:
     return not isinstance(weight, jax.core.Tracer) and getattr(weight, "is_fully_addressable", True)
 
 
-def _part(model: Any, name: str) -> Any:
+def _part(model: Model, name: str) -> Any:
     path = name.split(".")
     if path[0] != "blocks":
         return _walk(model, path)
@@ -165,7 +166,7 @@ def address_order(address: str) -> tuple:
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in address.split("."))
 
 
-def _short(have: dict[str, Any]) -> list[str]:
+def _short(have: Iterable[str]) -> list[str]:
     """The addresses without layer numbers, each once."""
     names = (a if a.split(".")[0] != "blocks" else ".".join(["blocks", "*", *a.split(".")[2:]]) for a in have)
     return list(dict.fromkeys(names))

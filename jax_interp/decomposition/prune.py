@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_interp.core import optimizers as optimizer
+from jax_interp.core import optimizers
 from jax_interp.core.objectives import log_probabilities, negative_log_likelihood
 from jax_interp.decomposition.importance.base import PerMatrix, read_inputs
 from jax_interp.decomposition.losses.adversaries import init_sources, pgd
 from jax_interp.decomposition.losses.minimality import lp_minimality
-from jax_interp.decomposition.masks import masked_output, masks_from_sources, stochastic_masks
-from jax_interp.decomposition.sigmoids import sigmoid_pair
+from jax_interp.decomposition.masks import Masks, masked_output, masks_from_sources, stochastic_masks
+from jax_interp.decomposition.sigmoids import Sigmoid, sigmoid_pair
 from jax_interp.decomposition.train import Trained
 
 
@@ -88,8 +87,13 @@ def prune(
     return Pruned(*_pruned(config, position, trained, tokens, label))
 
 
+Carry = tuple[PerMatrix, optax.OptState]
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def _pruned(config: PruneConfig, position: int, trained: Trained, tokens: Array, label: Array) -> Any:
+def _pruned(
+    config: PruneConfig, position: int, trained: Trained, tokens: Array, label: Array
+) -> tuple[PerMatrix, Array, Array]:
     model = trained.model
     lower, upper = sigmoid_pair(trained.sigmoid)
     _, inputs, _ = read_inputs(model, tokens)
@@ -98,11 +102,11 @@ def _pruned(config: PruneConfig, position: int, trained: Trained, tokens: Array,
     adam = optax.adam(config.learning_rate)
     key = jax.random.key(config.seed)
 
-    def cross_entropy(masks: Any) -> Array:
+    def cross_entropy(masks: Masks) -> Array:
         log_q = log_probabilities(masked_output(model, masks, tokens)[:, position])
         return jnp.mean(negative_log_likelihood(log_q, label))
 
-    def importance_of(phi: PerMatrix, sigmoid: Any) -> PerMatrix:
+    def importance_of(phi: PerMatrix, sigmoid: Sigmoid) -> PerMatrix:
         return {name: live[name] * sigmoid(value) for name, value in phi.items()}
 
     def losses(phi: PerMatrix, key: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -113,7 +117,7 @@ def _pruned(config: PruneConfig, position: int, trained: Trained, tokens: Array,
         total = config.reconstruction * 0.5 * (random + worst)
         return total + config.minimality * lp_minimality(importance_of(phi, upper), config.p), (random, worst)
 
-    def worst_masks(g: PerMatrix, key: Array) -> Any:
+    def worst_masks(g: PerMatrix, key: Array) -> Masks:
         constant = jax.lax.stop_gradient(g)
         fixed = init_sources(key, g, "random", "unique_per_datapoint", config.delta)
 
@@ -125,12 +129,12 @@ def _pruned(config: PruneConfig, position: int, trained: Trained, tokens: Array,
         r = pgd(climb, fixed, config.adversary_steps, config.adversary_step_size)
         return masks_from_sources(g, jax.lax.stop_gradient(sources(r)))
 
-    def step(carry: Any, number: Array) -> tuple[Any, tuple[Array, Array]]:
+    def step(carry: Carry, number: Array) -> tuple[Carry, tuple[Array, Array]]:
         phi, opt = carry
         grads, losses_by_step = jax.grad(losses, has_aux=True)(phi, jax.random.fold_in(key, number))
-        return optimizer.update(adam, grads, opt, phi), losses_by_step
+        return optimizers.update(adam, grads, opt, phi), losses_by_step
 
     phi = {name: g.astype(jnp.float32) for name, g in initial.items()}
     numbers = jnp.arange(config.steps, dtype=jnp.uint32)
-    (phi, _), losses_by_step = jax.lax.scan(step, (phi, optimizer.init(adam, phi)), numbers)
+    (phi, _), losses_by_step = jax.lax.scan(step, (phi, optimizers.init(adam, phi)), numbers)
     return importance_of(phi, lower), *losses_by_step

@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
-from jax_interp.core.leaves import flatten, unflatten
+from jax_interp.core.leaves import PyTree, flatten, unflatten
 from jax_interp.core.tensor_files import TensorFileError, read_tensors, write_tensors
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.train import Trained, initial_decomposition
+from jax_interp.surgery.contract import Model
 
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ def save_decomposition(path: Path | str, trained: Trained, config: Decomposition
     write_tree(path, {"components": trained.model.components, "gates": trained.ci_fn}, config)
 
 
-def load_decomposition(path: Path | str, model: Any) -> tuple[Trained, DecompositionConfig]:
+def load_decomposition(path: Path | str, model: Model) -> tuple[Trained, DecompositionConfig]:
     """Load what `save_decomposition` wrote.
 
     Args:
@@ -51,7 +53,7 @@ def load_decomposition(path: Path | str, model: Any) -> tuple[Trained, Decomposi
     """
     flat, config = read_tree(path, DecompositionConfig)
 
-    def blank(model: Any) -> Any:
+    def blank(model: Model) -> PyTree:
         parts = initial_decomposition(config, model)
         return {"components": parts.components, "gates": config.importance.init(jax.random.key(0), parts)}
 
@@ -60,12 +62,12 @@ def load_decomposition(path: Path | str, model: Any) -> tuple[Trained, Decomposi
     return Trained(Decomposed(model, tree["components"], config.tied), tree["gates"], config.sigmoid), config
 
 
-def write_tree(path: Path | str, tree: Any, config: Any) -> None:
+def write_tree(path: Path | str, tree: PyTree, config: object) -> None:
     """Write the leaves of a pytree by address, and the config in the header."""
     write_tensors(path, flatten(tree), {"config": json.dumps(configs.to_json(config))})
 
 
-def read_tree(path: Path | str, kind: type[T]) -> tuple[dict[str, Any], T]:
+def read_tree(path: Path | str, kind: type[T]) -> tuple[dict[str, Array], T]:
     """The leaves by address, and the config. Raises UserError for no such file, or a config of another kind."""
     try:
         file = read_tensors(path)
@@ -77,7 +79,7 @@ def read_tree(path: Path | str, kind: type[T]) -> tuple[dict[str, Any], T]:
     return flat, configs.from_json(kind, json.loads(file.header["config"]), f"the config in {path}")
 
 
-def fill_tree(path: Path | str, tree: Any, flat: dict[str, Any]) -> Any:
+def fill_tree(path: Path | str, tree: PyTree, flat: dict[str, Array]) -> PyTree:
     """A pytree with the structure of `tree` and these leaves. Raises UserError where shapes differ."""
     want = {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
     have = {name: tuple(leaf.shape) for name, leaf in flat.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.matrices import address_order, is_stacked, layer_address
 from jax_interp.decomposition.train import Trained
 
-Batches = Sequence[tuple[Any, Bool[Array, "*rows"]]]
+Batches = Sequence[tuple[Array, Bool[Array, "*rows"]]]
 """Batches of model inputs, and which of their rows count."""
 
 
@@ -56,7 +55,7 @@ def top_components(trained: Trained, batches: Batches, n: int = 6, threshold: fl
     Example:
         top_components(trained, [(x, jnp.ones(x.shape[:-1], bool))])["linear1"].components
     """
-    sums: dict[str, Any] = {}
+    sums: dict[str, np.ndarray] = {}
     rows = 0
     for x, keep in batches:
         keep = jnp.asarray(keep)
@@ -87,7 +86,7 @@ def target_and_importance(trained: Trained, x: Array) -> tuple[Array, PerMatrix,
 
 
 @jax.jit
-def _totals(trained: Trained, x: Array, keep: Bool[Array, "*rows"], threshold: Any) -> PerMatrix:
+def _totals(trained: Trained, x: Array, keep: Bool[Array, "*rows"], threshold: float | Array) -> PerMatrix:
     """For each entry `[2, *layer, C]`: sums of importances over kept rows, and numbers of rows with important ones."""
     kept = keep.reshape(-1).astype(jnp.float32)
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from jax_interp.core import optimizers as optimizer
+from jax_interp.core import optimizers
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree
 from jax_interp.decomposition.components import Components, Decomposed, decompose
@@ -35,7 +35,17 @@ from jax_interp.decomposition.losses import Adversary, Loss, LossInputs
 from jax_interp.decomposition.losses.base import in_precision
 from jax_interp.decomposition.losses.faithfulness import warm_up
 from jax_interp.decomposition.metrics.importance import l0
-from jax_interp.decomposition.training_run import BatchAt, Sample, Trainer, adam, check_batch, example_of, run_record
+from jax_interp.decomposition.training_run import (
+    BatchAt,
+    Sample,
+    Seed,
+    Trainer,
+    adam,
+    check_batch,
+    example_of,
+    run_record,
+)
+from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, RunTarget, fit
 
 
@@ -91,7 +101,7 @@ class Trained:
         return causal_importance(self.ci_fn(self.model, inputs), self.sigmoid)
 
 
-def initial_decomposition(config: DecompositionConfig, model: Any, seed: Any = None) -> Decomposed:
+def initial_decomposition(config: DecompositionConfig, model: Model, seed: Seed = None) -> Decomposed:
     """The model decomposed as the config says, with initial V and U. `seed` replaces the config's."""
     key = jax.random.key(config.seed if seed is None else seed)
     return decompose(
@@ -99,7 +109,7 @@ def initial_decomposition(config: DecompositionConfig, model: Any, seed: Any = N
     )
 
 
-def init_state(config: DecompositionConfig, model: Any, example: PyTree, seed: Any = None) -> TrainState:
+def init_state(config: DecompositionConfig, model: Model, example: PyTree, seed: Seed = None) -> TrainState:
     """The state before the first step, V and U warmed up.
 
     Args:
@@ -125,8 +135,8 @@ def init_state(config: DecompositionConfig, model: Any, example: PyTree, seed: A
     return TrainState(
         decomposed.components,
         ci_fn,
-        optimizer.init(for_components, decomposed.components),
-        optimizer.init(for_ci_fn, ci_fn),
+        optimizers.init(for_components, decomposed.components),
+        optimizers.init(for_ci_fn, ci_fn),
         tuple(sources),
         jnp.asarray([loss.coefficient for loss in config.losses], jnp.float32),
         jax.random.fold_in(key, 2),
@@ -153,7 +163,7 @@ def loss_values(
 
 
 def train_step(
-    config: DecompositionConfig, state: TrainState, x: PyTree, target: Any
+    config: DecompositionConfig, state: TrainState, x: PyTree, target: Model
 ) -> tuple[TrainState, dict[str, Array]]:
     """One training step. Pure; `partial(train_step, config)` is a step of `training.fit` with the target in `frozen`.
 
@@ -177,7 +187,7 @@ def train_step(
     # once, outside what is differentiated
     output, inputs, hidden = read_inputs(in_precision(config.compute, template), x, outputs=needs_hidden)
 
-    def loss_inputs(components: Any, ci_fn: Any) -> LossInputs:
+    def loss_inputs(components: dict[str, Components], ci_fn: ImportanceFunction) -> LossInputs:
         model = dataclasses.replace(template, components=components)
         importance = causal_importance(ci_fn(model, inputs), config.sigmoid)
         return LossInputs(model, (x,), output, importance, hidden, progress, config.loss_settings)
@@ -190,7 +200,9 @@ def train_step(
             for (i, loss, adversary), own in zip(_adversaries(config), sources, strict=True)
         )
 
-    def total(components: Any, ci_fn: Any, raw: Any) -> tuple[Array, dict[str, Array]]:
+    def total(
+        components: dict[str, Components], ci_fn: ImportanceFunction, raw: tuple[PerMatrix, ...]
+    ) -> tuple[Array, dict[str, Array]]:
         of_batch = loss_inputs(components, ci_fn)
         values, metrics = loss_values(config, of_batch, key, raw)
         metrics["l0"] = sum((jnp.sum(g) for g in l0(of_batch.lower).values()), jnp.zeros(()))
@@ -206,7 +218,7 @@ def train_step(
 
 def train_decomposition(
     config: DecompositionConfig,
-    model: Any,
+    model: Model,
     *,
     sample: Sample | None = None,
     batch_at: BatchAt | None = None,
@@ -245,11 +257,11 @@ def train_decomposition(
 
 def train_instances(
     config: DecompositionConfig,
-    model: Any,
+    model: Model,
     *,
     seeds: Sequence[int],
     coefficients: Float[Array, "instance loss"] | None = None,
-    models: Any = None,
+    models: Model | None = None,
     sample: Sample,
     at_once: int | None = None,
     run: RunTarget = None,
@@ -293,7 +305,7 @@ def train_instances(
     return trained_from(config, targets, state)
 
 
-def trained_from(config: DecompositionConfig, model: Any, state: TrainState) -> Trained:
+def trained_from(config: DecompositionConfig, model: Model, state: TrainState) -> Trained:
     """The decomposition that a training state has learned so far."""
     return Trained(Decomposed(model, state.components, config.tied), state.gates, config.sigmoid)
 
@@ -333,10 +345,10 @@ def _update(
     config: DecompositionConfig, state: TrainState, sources: tuple, components_grad: PyTree, ci_fn_grad: PyTree
 ) -> TrainState:
     for_components, for_ci_fn = _optimizers(config)
-    components, opt_components = optimizer.update(
+    components, opt_components = optimizers.update(
         for_components, components_grad, state.opt_components, state.components
     )
-    ci_fn, opt_ci_fn = optimizer.update(for_ci_fn, ci_fn_grad, state.opt_gates, state.gates)
+    ci_fn, opt_ci_fn = optimizers.update(for_ci_fn, ci_fn_grad, state.opt_gates, state.gates)
     return TrainState(
         components, ci_fn, opt_components, opt_ci_fn, sources, state.coefficients, state.key, state.step + 1
     )

@@ -7,24 +7,27 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from jax_interp.core import optimizers
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree
 from jax_interp.decomposition.config import MethodConfig, Schedule
 from jax_interp.decomposition.matrices import check_tied
+from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, Run, RunTarget, SaveTo, fit
 from jax_interp.training.fingerprint import fingerprints
 
 Sample = Callable[[Key[Array, ""]], PyTree]
 """`sample(key)` draws one batch."""
+Seed = int | Array | None
+"""A seed, which may be traced; None: the config's."""
 BatchAt = Callable[[int], PyTree]
 """`batch_at(step)` gives one batch."""
 Config = TypeVar("Config", bound=MethodConfig)
@@ -38,7 +41,7 @@ class State(Protocol):
 
 
 S = TypeVar("S", bound=State)
-Step = Callable[[S, Any, Any], tuple[S, dict[str, Array]]]
+Step = Callable[[S, PyTree, Model], tuple[S, dict[str, Array]]]
 """`step(state, batch or step number, target)` gives the next state and metrics, as `training.fit` takes it."""
 
 
@@ -56,18 +59,20 @@ class Trainer(Generic[Config, S]):
 
     title: str
     shown: tuple[str, ...]
-    init: Callable[[Config, Any, Any, Any], S]
-    step: Callable[[Config, S, Any, Any], tuple[S, dict[str, Array]]]
+    init: Callable[[Config, Model, PyTree, Seed], S]
+    step: Callable[[Config, S, PyTree, Model], tuple[S, dict[str, Array]]]
     data_key: Callable[[S], Key[Array, ""]]
 
-    def sampled_step(self, config: Config, sample: Sample, state: S, number: Any, target: Any) -> tuple[S, Any]:
+    def sampled_step(
+        self, config: Config, sample: Sample, state: S, number: int | Array, target: Model
+    ) -> tuple[S, dict[str, Array]]:
         """`step` on `sample(key)`, drawn inside the same program. `number` is not used."""
         return self.step(config, state, sample(self.data_key(state)), target)
 
     def train(
         self,
         config: Config,
-        model: Any,
+        model: Model,
         *,
         sample: Sample | None = None,
         batch_at: BatchAt | None = None,
@@ -92,7 +97,9 @@ class Trainer(Generic[Config, S]):
         saving = run_record(run, config, model)
         return fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log)
 
-    def init_instances(self, config: Config, targets: Any, *, seeds: Sequence[int], models: bool, example: Any) -> S:
+    def init_instances(
+        self, config: Config, targets: Model, *, seeds: Sequence[int], models: bool, example: PyTree
+    ) -> S:
         """Initial states of many runs, with a leading instance axis."""
         if config.tied:  # weights have no values to compare inside jit
             for i in range(len(seeds) if models else 1):
@@ -113,7 +120,7 @@ class Trainer(Generic[Config, S]):
         if at_once is None and jax.default_backend() == "cpu":
             at_once = 1
 
-        def step(state: S, number: Any, target: Any) -> tuple[S, dict[str, Array]]:
+        def step(state: S, number: int | Array, target: Model) -> tuple[S, dict[str, Array]]:
             one = lambda both: self.sampled_step(config, sample, both[0], number, both[1] if models else target)
             return jax.lax.map(one, (state, target if models else ()), batch_size=at_once or state.step.shape[0])
 
@@ -129,7 +136,7 @@ class RunRecord:
     seeds, coefficients: of many instances, one row for each.
     """
 
-    config: Any
+    config: MethodConfig
     targets: str
     seeds: tuple[int, ...] | None = None
     coefficients: tuple[tuple[float, ...], ...] | None = None
@@ -137,7 +144,7 @@ class RunRecord:
 
 def run_record(
     run: RunTarget,
-    config: Any,
+    config: MethodConfig,
     targets: PyTree,
     seeds: Sequence[int] | None = None,
     coefficients: Float[Array, "instance loss"] | None = None,
@@ -172,11 +179,11 @@ def check_batch(batch: int, example: PyTree) -> None:
         )
 
 
-def rate(schedule: Schedule, steps: int) -> Callable[[Any], Array]:
+def rate(schedule: Schedule, steps: int) -> Callable[[ArrayLike], Array]:
     """The learning rate of step 0, 1, ... of `steps`."""
     up = int(schedule.warm_up * steps)
 
-    def at(count: Any) -> Array:
+    def at(count: ArrayLike) -> Array:
         step = jnp.asarray(count, jnp.float32)
         factor = optimizers.decay(schedule.kind, (step - up) / max(steps - up - 1, 1), schedule.final)
         return schedule.rate * factor * optimizers.linear_warmup(step, up)

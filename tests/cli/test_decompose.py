@@ -14,7 +14,7 @@ from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition import DecompositionConfig, Trained
 from jax_interp.decomposition.importance import ScalarMLP
-from jax_interp.decomposition.linearity import oracle_decomposition
+from jax_interp.decomposition.linearity import LinearitySettings, oracle_decomposition
 from jax_interp.decomposition.losses import ImportanceMinimality
 from jax_interp.decomposition.train import initial_decomposition
 from jax_interp.models import load
@@ -121,7 +121,7 @@ def test_one_threshold_is_of_every_figure(monkeypatch):
     settings = DecompositionConfig(("linear1",), C=3, importance=ScalarMLP(2))
     target, seen = init_tms(jax.random.key(0), TMSConfig(3, 2)), {}
     for name in ("evaluate", "linearity_of", "composites_of"):
-        real, few = getattr(module, name), {"linearity_of": {"samples": 1, "ks": (1,), "adversary_steps": (1,)}}
+        real, few = getattr(module, name), {"linearity_of": {"settings": LinearitySettings(1, (1,), (1,))}}
 
         def noted(*args, name=name, real=real, few=few, **options):
             seen[name] = options["threshold"]

@@ -28,7 +28,7 @@ from jax_interp.decomposition.apd.spectrum import products, spectra
 from jax_interp.decomposition.apd.train import apd_step, init_state, initial_decomposition
 from jax_interp.decomposition.components import Components, Decomposed
 from jax_interp.decomposition.config import DecompositionConfig, Schedule
-from jax_interp.decomposition.linearity import oracle_decomposition
+from jax_interp.decomposition.linearity import GridSettings, LinearitySettings, oracle_decomposition
 from jax_interp.decomposition.masks import Mask, masked_output
 from jax_interp.decomposition.matrices import weight_of
 from jax_interp.decomposition.storage import load_decomposition, save_decomposition
@@ -149,14 +149,14 @@ def test_a_perfect_decomposition_has_no_errors():
 
     W = trained.model.target.linear1.weight
     oracle = oracle_decomposition(trained.model, {"linear1": (jnp.eye(5), W), "linear2": (W.T, jnp.eye(5))})
-    few = {"samples": 2, "ks": (1,), "adversary_steps": (4,), "pairs": 4}
-    report = linearity_of_apd(trained, x, oracle=oracle, **few)
+    few = LinearitySettings(samples=2, ks=(1,), adversary_steps=(4,), pairs=4)
+    report = linearity_of_apd(trained, x, oracle=oracle, settings=few)
     near([report.strict.normalised, report.all_on.normalised, report.scrub.normalised], 0)
     near([report.strict.excess, report.union[1].excess], 0)
     assert (report.l0, report.rank) == (1.0, 10)
     assert report.anti_over_scrub > 1e6
 
-    features = features_of_apd(trained, 5, oracle=oracle, active=(1,), samples=4, cap=4)
+    features = features_of_apd(trained, 5, oracle=oracle, active=(1,), settings=GridSettings(4, cap=4))
     assert features["identity_error"] == 0
     assert np.argmax(features["probe"], axis=1).tolist() == [0, 1, 2, 3, 4]
     near([row["excess"] for row in features["composites"]], 0)

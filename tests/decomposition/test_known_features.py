@@ -12,15 +12,15 @@ from tiny_tms import pentagon, tiny
 
 from jax_interp.decomposition import DecompositionConfig, Trained, decompose, decomposition_linearity
 from jax_interp.decomposition.evaluate import composites_of
+from jax_interp.decomposition.linearity import GridSettings, LinearitySettings, oracle_importance
 from jax_interp.decomposition.linearity import oracle as oracles
-from jax_interp.decomposition.linearity import oracle_importance
 from jax_interp.decomposition.metrics import pattern_errors
 from jax_interp.toys.layers import Linear, Transposed
 from jax_interp.toys.resid_mlp import ResidMLPConfig, collapse, init_resid_mlp
 from jax_interp.toys.tms import TIED, TMSConfig, init_tms, insert_identity, untie
 from jax_interp.toys.toy import known_features
 
-FEW = {"samples": 1, "ks": (1,), "adversary_steps": (1,), "pairs": 1}
+FEW = LinearitySettings(samples=1, ks=(1,), adversary_steps=(1,), pairs=1)
 
 
 def tms(n=5, m=2):
@@ -81,7 +81,7 @@ def test_the_features_of_tms_as_parts(is_tied):
     W, b = (np.asarray(a, np.float64) for a in (model.linear1.weight, model.linear2.bias))
     right = np.maximum(x @ W @ W.T + b, 0)
     kept = np.maximum((x > 0) * (x @ W @ W.T) + b, 0)
-    got = decomposition_linearity(oracle, oracle_importance(oracle, jnp.asarray(x)), jnp.asarray(x), **FEW)
+    got = decomposition_linearity(oracle, oracle_importance(oracle, jnp.asarray(x)), jnp.asarray(x), settings=FEW)
     np.testing.assert_allclose(got.strict.normalised, ((kept - right) ** 2).sum() / (right**2).sum(), rtol=1e-4)
     assert got.all_on.normalised < 1e-10
     assert max(got.faithfulness.values()) < 1e-6
@@ -97,10 +97,10 @@ def test_the_features_of_a_residual_mlp_as_parts(collapsed):
     assert oracle is not None
     assert oracle.names == ("blocks.*.mlp.up",)
     x = jnp.asarray([[0.5, 0, -0.3, 0], [0, 0, 0.7, 0]])
-    got = decomposition_linearity(oracle, oracle_importance(oracle, x), x, **FEW)
+    got = decomposition_linearity(oracle, oracle_importance(oracle, x), x, settings=FEW)
     assert got.strict.normalised < 1e-8
     without = oracle_importance(oracle, x)["blocks.*.mlp.up"].at[..., 2].set(0.0)
-    got = decomposition_linearity(oracle, {"blocks.*.mlp.up": without}, x, **FEW)
+    got = decomposition_linearity(oracle, {"blocks.*.mlp.up": without}, x, settings=FEW)
     W_E, W_in, W_out = (
         np.asarray(a, np.float64)
         for a in (model.embed.weight, model.blocks[0].mlp.up.weight, model.blocks[0].mlp.down.weight)
@@ -125,10 +125,10 @@ def test_composites_of_the_ideal_itself():
     gates = lambda _, inputs: dict.fromkeys(model.names, 2 * (inputs["linear1"] > 0).astype(jnp.float32))
     trained = Trained(model, jax.tree_util.Partial(gates))
     config = DecompositionConfig(delta=False)
-    rows = composites_of(config, trained, 5, active=(1, 2), oracle=model, samples=64, cap=64)
+    rows = composites_of(config, trained, 5, active=(1, 2), oracle=model)
     by_name = {row["name"]: row["normalised"] for row in rows}
     assert by_name["1 on, needed parts alone"] == pytest.approx(0.021, rel=0.2)
     assert by_name["2 on, needed parts alone"] == pytest.approx(0.188, rel=0.2)
     assert all(row["excess"] == pytest.approx(0, abs=1e-6) for row in rows)
-    few = composites_of(config, trained, 5, active=(2,), samples=8, cap=2, feature_sets=3)
+    few = composites_of(config, trained, 5, active=(2,), settings=GridSettings(8, 2, feature_sets=3))
     assert [row["excess"] for row in few] == [None] * 4

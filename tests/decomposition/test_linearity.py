@@ -13,7 +13,7 @@ from tiny_tms import TIED, pentagon
 
 from jax_interp.decomposition import Components, WeightParts, decomposition_linearity, weight_linearity
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.linearity import composite_grid, mask_decomposition, mask_weights
+from jax_interp.decomposition.linearity import LinearitySettings, composite_grid, mask_decomposition, mask_weights
 from jax_interp.decomposition.linearity.measure import _pairs
 
 V3 = np.array([[1, 0], [-0.5, 3**0.5 / 2], [-0.5, -(3**0.5) / 2]])
@@ -49,13 +49,13 @@ def four(name):
 
 
 DATA = jnp.asarray(V3, jnp.float32)
-FEW = {"ks": (1, 2), "adversary_steps": (20,), "samples": 4}
+FEW = LinearitySettings(samples=4, ks=(1, 2), adversary_steps=(20,))
 
 
 def report(name, oracle=None):
     # for the stochastic figure the same three rows many times over: the mean of many draws
     parts, importance = four(name)
-    return weight_linearity(f, parts, jnp.tile(importance, (4000, 1)), jnp.tile(DATA, (4000, 1)), oracle, **FEW)
+    return weight_linearity(f, parts, jnp.tile(importance, (4000, 1)), jnp.tile(DATA, (4000, 1)), oracle, settings=FEW)
 
 
 @pytest.mark.parametrize("name", list(TABLE))
@@ -127,10 +127,10 @@ def test_an_svd_that_reconstructs_perfectly_is_rejected():
     x = jnp.asarray(np.eye(5)[np.arange(20) % 5] * np.linspace(0.2, 1, 20)[:, None], jnp.float32)
     everything = {n: jnp.ones((20, 5)).at[:, 2:].set(0.0) for n in svd.names}
     own = {n: (x > 0).astype(jnp.float32) for n in oracle.names}
-    options = FEW | {"pairs": 8}
+    settings = dataclasses.replace(FEW, pairs=8)
     flat, good = (
-        decomposition_linearity(svd, everything, x, **options),
-        decomposition_linearity(oracle, own, x, **options),
+        decomposition_linearity(svd, everything, x, settings=settings),
+        decomposition_linearity(oracle, own, x, settings=settings),
     )
     assert flat.strict.normalised < 1e-10
     assert flat.stochastic.normalised < 1e-10
@@ -154,7 +154,7 @@ def test_parts_of_nothing_explain_nothing(delta):
     model, x = pentagon(), jnp.asarray(np.eye(5), jnp.float32)
     nothing = Decomposed(model, {"linear1": Components(jnp.zeros((5, 5)), jnp.zeros((5, 2)))}, TIED)
     needed = {name: jnp.ones((5, 5)) for name in nothing.names}
-    got = decomposition_linearity(nothing, needed, x, delta=delta, **FEW, pairs=4)
+    got = decomposition_linearity(nothing, needed, x, delta=delta, settings=dataclasses.replace(FEW, pairs=4))
     assert got.strict.normalised == pytest.approx(1, abs=1e-6)
     assert got.resample is not None
     assert got.resample.normalised == pytest.approx(1, abs=1e-6)
@@ -168,8 +168,8 @@ def test_interactions_of_all_pairs_and_of_random_ones():
     def report_of(p, pairs):
         parts, x = WeightParts(jnp.ones(()), jnp.asarray(p, jnp.float32)), jnp.ones((1, 1))
         needed = jnp.ones((1, len(p)))
-        options = {"samples": 1, "ks": (1,), "adversary_steps": (1,), "pairs": pairs}
-        return weight_linearity(total, parts, needed, x, **options)
+        settings = LinearitySettings(samples=1, ks=(1,), adversary_steps=(1,), pairs=pairs)
+        return weight_linearity(total, parts, needed, x, settings=settings)
 
     p = [0.5, -1.0, 2.0, 0.25, 1.5]
     want = [2 * abs(p[i] * p[j]) for i in range(5) for j in range(i)]

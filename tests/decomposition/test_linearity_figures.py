@@ -23,7 +23,13 @@ from jax_interp.decomposition.capacity import count_alive
 from jax_interp.decomposition.components import Decomposed, decompose
 from jax_interp.decomposition.evaluate import composites_of, evaluate, linearity_of
 from jax_interp.decomposition.importance import ScalarMLP
-from jax_interp.decomposition.linearity import composite_grid, mask_decomposition, mask_weights
+from jax_interp.decomposition.linearity import (
+    GridSettings,
+    LinearitySettings,
+    composite_grid,
+    mask_decomposition,
+    mask_weights,
+)
 from jax_interp.decomposition.linearity.measure import _union
 
 # 5 I₂ and features at 120 degrees, v_i · v_j = -1/2: three parts 5 v vᵀ, each needed on its own v alone. With a set S
@@ -31,7 +37,8 @@ from jax_interp.decomposition.linearity.measure import _union
 V3 = jnp.asarray([[1, 0], [-0.5, 3**0.5 / 2], [-0.5, -(3**0.5) / 2]], jnp.float32)
 ROWS = 9_999
 DATA, NEEDED = jnp.tile(V3, (ROWS // 3, 1)), jnp.tile(jnp.eye(3), (ROWS // 3, 1))
-FEW = {"ks": (1, 2), "adversary_steps": (1, 20), "samples": 4, "pairs": 1}
+FEW = LinearitySettings(samples=4, ks=(1, 2), adversary_steps=(1, 20), pairs=1)
+ONE = LinearitySettings(samples=1, ks=(1,), adversary_steps=(1,), pairs=1)
 f = lambda theta, x: x @ theta.T
 
 
@@ -41,7 +48,7 @@ def three():
 
     def report(size):
         parts = WeightParts(5 * jnp.eye(2), size * jnp.einsum("ci,cj->cij", V3, V3))
-        return weight_linearity(f, parts, NEEDED, DATA, **FEW)
+        return weight_linearity(f, parts, NEEDED, DATA, settings=FEW)
 
     return report(5.0), report(10 / 3)
 
@@ -74,7 +81,7 @@ def test_activations_of_other_rows():
     other two kinds by ‖v_2 - v_3 / 2‖² = 7/4. Δ = -2.5 I₂ is left out."""
     model = Tiny(Linear(5 * jnp.eye(2)), Linear(jnp.eye(2), jnp.full(2, 10.0)))  # the bias keeps its relu open
     parts = Decomposed(model, {"linear1": Components(V3.T, 5 * V3)})
-    raw = lambda **options: decomposition_linearity(parts, {"linear1": NEEDED}, DATA, **options, **FEW).resample
+    raw = lambda **options: decomposition_linearity(parts, {"linear1": NEEDED}, DATA, **options, settings=FEW).resample
     for delta in (False, True):
         found = raw(delta=delta)
         assert found is not None
@@ -87,7 +94,7 @@ def test_one_adversary_for_all_rows_has_to_compromise():
     x = jnp.asarray([[1.0, 1.0, 1.0], [1.0, -1.0, 1.0]])
     needed = jnp.asarray([[0.0, 0.0, 1.0]] * 2)
     run = lambda theta, x: x @ theta[:, None]
-    report = weight_linearity(run, WeightParts(theta, parts), needed, x, **FEW)
+    report = weight_linearity(run, WeightParts(theta, parts), needed, x, settings=FEW)
     assert report.adversarial["unique_per_datapoint"][20].normalised == pytest.approx((4 + 1) / 2)
     assert report.adversarial["shared_across_batch"][20].normalised == pytest.approx(2)
     assert report.exact is not None
@@ -154,8 +161,8 @@ def test_a_second_decomposition_of_one_shape_compiles_nothing(caplog):
         with jax.log_compiles(), caplog.at_level(logging.WARNING):
             few = {"threshold": threshold, "key": jax.random.key(seed)}
             evaluate(CONFIG, trained, x, adversary_steps=(1,), **few)
-            linearity_of(CONFIG, trained, x, samples=1, ks=(1,), adversary_steps=(1,), pairs=1, **few)
-            composites_of(CONFIG, trained, 5, samples=2, cap=2, feature_sets=2, **few)
+            linearity_of(CONFIG, trained, x, settings=ONE, **few)
+            composites_of(CONFIG, trained, 5, settings=GridSettings(2, 2, 2), **few)
             count_alive(many, x, threshold)
         return [record.getMessage() for record in caplog.records if "Compiling" in record.getMessage()]
 
@@ -176,12 +183,13 @@ def test_one_threshold_for_all_that_counts_as_important():
     config, owned = dataclasses.replace(CONFIG, delta=False), {}
     for at, counts in ((0.0, dict.fromkeys(g, 4)), (threshold, some)):
         found = evaluate(config, trained, x, adversary_steps=(1,), threshold=at)
-        report = linearity_of(config, trained, x, threshold=at, samples=1, ks=(1,), adversary_steps=(1,), pairs=1)
+        report = linearity_of(config, trained, x, threshold=at, settings=ONE)
         assert found["l0"] == pytest.approx(counts)
         assert report.l0 == pytest.approx(sum(counts.values()))
         assert (found["error"]["rounded"] == pytest.approx(found["error"]["unmasked"])) == (at == 0)
         assert (report.strict.normalised == pytest.approx(report.all_on.normalised)) == (at == 0)
         alive = {name: int((values > max(at, 0.1)).any(axis=0).sum()) for name, values in g.items()}
         assert found["alive"] == alive
-        owned[at] = composites_of(config, trained, 5, active=(1,), threshold=at, samples=2, cap=2)[0]["normalised"]
+        grid = composites_of(config, trained, 5, active=(1,), threshold=at, settings=GridSettings(2, 2))
+        owned[at] = grid[0]["normalised"]
     assert owned[0.0] != pytest.approx(owned[threshold], rel=1e-2)

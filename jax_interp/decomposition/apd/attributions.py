@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jax_interp.core.leaves import PyTree
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.base import PerMatrix, inner_activations
 from jax_interp.decomposition.masks import Mask, masks_from_values
@@ -15,7 +16,7 @@ from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.surgery import Add, Each, at, edit, read
 
 
-def attributions(model: Decomposed, rank: int, x: Any) -> Float[Array, "batch C"]:
+def attributions(model: Decomposed, rank: int, x: PyTree) -> Float[Array, "batch C"]:
     """Attributions `A_c = Σ_o (Σ_l ⟨∂f_o/∂z_l, P_{c,l} a_l⟩)²` (APD 2025).
 
     a_l is what matrix l reads in the target, z_l its output, P_{c,l} component c's part of it. Gradients and
@@ -42,7 +43,7 @@ def attributions(model: Decomposed, rank: int, x: Any) -> Float[Array, "batch C"
     return jnp.sum(total**2, axis=0)
 
 
-def _output_gradients(model: Decomposed, x: Any) -> tuple[PerMatrix, PerMatrix]:
+def _output_gradients(model: Decomposed, x: PyTree) -> tuple[PerMatrix, PerMatrix]:
     """What each matrix reads, and d output / d (its output), `[output, *layer, batch, d_out]`. Rows are independent, so
     one backward pass is enough for one output of a whole batch."""
     names = [f"{name}.output" for name in model.names]

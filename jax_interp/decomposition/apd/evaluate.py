@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -16,10 +18,12 @@ from jax_interp.decomposition.apd.losses import apd_losses
 from jax_interp.decomposition.apd.spectrum import spectra
 from jax_interp.decomposition.apd.trained import TrainedAPD
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.evaluate import composites
+from jax_interp.decomposition.evaluate import GRID, LINEARITY, composites
 from jax_interp.decomposition.linearity import (
     DecompositionForward,
+    GridSettings,
     LinearityReport,
+    LinearitySettings,
     MaskedForward,
     MaskedFunction,
     linearity,
@@ -73,7 +77,12 @@ def evaluate_apd(config: APDConfig, trained: TrainedAPD, x: Array) -> dict[str, 
 
 
 def linearity_of_apd(
-    trained: TrainedAPD, x: Array, *, oracle: Decomposed | None = None, **options: Any
+    trained: TrainedAPD,
+    x: Array,
+    *,
+    oracle: Decomposed | None = None,
+    key: Array | None = None,
+    settings: LinearitySettings = LINEARITY,
 ) -> LinearityReport:
     """The linearity report, with components as parts and the kept ones as the needed ones.
 
@@ -82,17 +91,23 @@ def linearity_of_apd(
       x: a batch.
       oracle: the known right decomposition (`linearity.oracle_decomposition`), whose components are features. Figures
         then have their excess over the oracle's.
-      **options: of `linearity.linearity`.
+      key: random key; None: key 0.
+      settings: how thoroughly it is measured.
     """
     masked = mask_components(trained.model, trained.rank)
-    report = linearity(masked, jax.jit(TrainedAPD.kept)(trained, x), x, **options)
-    if oracle is None:
-        return report
-    return report.with_excess(linearity(mask_components(oracle, 1), _features_on(x), x, **options))
+    measure = partial(linearity, data=x, key=key, settings=settings)
+    report = measure(masked, jax.jit(TrainedAPD.kept)(trained, x))
+    return report if oracle is None else report.with_excess(measure(mask_components(oracle, 1), _features_on(x)))
 
 
 def features_of_apd(
-    trained: TrainedAPD, n_features: int, *, oracle: Decomposed | None = None, **options: Any
+    trained: TrainedAPD,
+    n_features: int,
+    *,
+    oracle: Decomposed | None = None,
+    active: Sequence[int] = (1, 2),
+    key: Array | None = None,
+    settings: GridSettings = GRID,
 ) -> dict[str, Any]:
     """Figures of a model whose inputs are features, on one-hot inputs.
 
@@ -100,7 +115,7 @@ def features_of_apd(
       trained: the decomposition.
       n_features: the number of inputs.
       oracle: the known right decomposition, or None.
-      **options: of `evaluate.composites`.
+      active, key, settings: as in `evaluate.composites`.
 
     Returns:
       JSON values: the attributions on each feature's input (`probe`), how far the kept components are from one for each
@@ -113,7 +128,7 @@ def features_of_apd(
     return {
         "probe": [[float(f"{score:.4g}") for score in row] for row in scores],
         "identity_error": identity_error(kept),
-        "composites": composites(own, known, **options),
+        "composites": composites(own, known, active=active, key=key, settings=settings),
     }
 
 

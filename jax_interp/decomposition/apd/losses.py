@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.leaves import PyTree
 from jax_interp.core.objectives import mean_squared_error
 from jax_interp.decomposition.apd.attributions import attributions, batch_top_k, component_masks
 from jax_interp.decomposition.apd.config import APDConfig
@@ -18,7 +19,7 @@ from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.surgery import edit, read
 
 
-def apd_losses(config: APDConfig, model: Decomposed, x: Any) -> tuple[Float[Array, ""], dict[str, Array]]:
+def apd_losses(config: APDConfig, model: Decomposed, x: PyTree) -> tuple[Float[Array, ""], dict[str, Array]]:
     """All losses of the config on one batch.
 
     Args:
@@ -43,7 +44,7 @@ def apd_losses(config: APDConfig, model: Decomposed, x: Any) -> tuple[Float[Arra
     return sum((getattr(config, name) * value for name, value in found.items()), jnp.zeros(())), found
 
 
-def _reconstruction(config: APDConfig, model: Decomposed, mask: Float[Array, "batch C"], x: Any) -> dict[str, Array]:
+def _reconstruction(config: APDConfig, model: Decomposed, mask: Float[Array, "batch C"], x: PyTree) -> dict[str, Array]:
     """The mean squared errors of the hidden activations, where asked for, and of the output under the mask."""
     found: dict[str, Array] = {}
     masked = edit(model, *edits(component_masks(model, mask, config.rank)))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jax_interp.core import optimizers as optimizer
+from jax_interp.core import optimizers
 from jax_interp.core.leaves import PyTree
 from jax_interp.decomposition.apd.config import APDConfig
 from jax_interp.decomposition.apd.losses import apd_losses
 from jax_interp.decomposition.components import Components, Decomposed, decompose
-from jax_interp.decomposition.training_run import Sample, Trainer, adam, check_batch, example_of, run_record
+from jax_interp.decomposition.training_run import Sample, Seed, Trainer, adam, check_batch, example_of, run_record
+from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, RunTarget, fit
 
 
@@ -30,7 +30,7 @@ class APDState:
     step: Int[Array, ""]
 
 
-def initial_decomposition(config: APDConfig, model: Any, seed: Any = None) -> Decomposed:
+def initial_decomposition(config: APDConfig, model: Model, seed: Seed = None) -> Decomposed:
     """The model decomposed as the config says, with initial components.
 
     A `[d_in, rank]` and B `[rank, d_out]` of each component are Xavier-normal, times `init_scale`. `seed` replaces the
@@ -48,7 +48,7 @@ def initial_decomposition(config: APDConfig, model: Any, seed: Any = None) -> De
     return dataclasses.replace(wide, components=scaled)
 
 
-def init_state(config: APDConfig, model: Any, example: PyTree = None, seed: Any = None) -> APDState:
+def init_state(config: APDConfig, model: Model, example: PyTree = None, seed: Seed = None) -> APDState:
     """The state before the first step.
 
     Args:
@@ -58,12 +58,12 @@ def init_state(config: APDConfig, model: Any, example: PyTree = None, seed: Any 
       seed: an integer or a traced one; None: the config's.
     """
     components = initial_decomposition(config, model, seed).components
-    opt = optimizer.init(adam(config.schedule, config.steps, None), components)
+    opt = optimizers.init(adam(config.schedule, config.steps, None), components)
     key = jax.random.fold_in(jax.random.key(config.seed if seed is None else seed), 2)
     return APDState(components, opt, key, jnp.zeros((), jnp.int32))
 
 
-def apd_step(config: APDConfig, state: APDState, x: PyTree, target: Any) -> tuple[APDState, dict[str, Array]]:
+def apd_step(config: APDConfig, state: APDState, x: PyTree, target: Model) -> tuple[APDState, dict[str, Array]]:
     """One step on the batch `x`: the state after it, and metrics (the total loss and every loss)."""
     components = state.components
     if config.unit_norm:
@@ -72,11 +72,13 @@ def apd_step(config: APDConfig, state: APDState, x: PyTree, target: Any) -> tupl
     (loss, metrics), grads = jax.value_and_grad(total, has_aux=True)(components)
     if config.unit_norm:
         grads = {n: Components(_at_right_angles(g.V, components[n].V), g.U) for n, g in grads.items()}
-    components, opt = optimizer.update(adam(config.schedule, config.steps, None), grads, state.opt, components)
+    components, opt = optimizers.update(adam(config.schedule, config.steps, None), grads, state.opt, components)
     return APDState(components, opt, state.key, state.step + 1), {"loss": loss, **metrics}
 
 
-def train_apd(config: APDConfig, model: Any, *, sample: Sample, run: RunTarget = None, log: Log = Log()) -> Decomposed:
+def train_apd(
+    config: APDConfig, model: Model, *, sample: Sample, run: RunTarget = None, log: Log = Log()
+) -> Decomposed:
     """Train an APD decomposition, from the start or from the last checkpoint of `run`.
 
     Args:
@@ -99,7 +101,7 @@ def train_apd(config: APDConfig, model: Any, *, sample: Sample, run: RunTarget =
 
 def apd_instances(
     config: APDConfig,
-    model: Any,
+    model: Model,
     *,
     seeds: Sequence[int],
     sample: Sample,

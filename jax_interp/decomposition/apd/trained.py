@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.leaves import PyTree
 from jax_interp.decomposition.apd.attributions import attributions, top_k_threshold
 from jax_interp.decomposition.apd.config import APDConfig
 from jax_interp.decomposition.apd.train import initial_decomposition
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.matrices import check_tied
 from jax_interp.decomposition.storage import fill_tree, read_tree, write_tree
+from jax_interp.surgery.contract import Model
 from jax_interp.surgery.taps import static
 
 
@@ -40,17 +41,17 @@ class TrainedAPD:
         """The number of components."""
         return next(iter(self.model.components.values())).C // self.rank
 
-    def attributions(self, x: Any) -> Float[Array, "batch C"]:
+    def attributions(self, x: PyTree) -> Float[Array, "batch C"]:
         """The attributions of the output to the components, see `attributions.attributions`."""
         return attributions(self.model, self.rank, x)
 
-    def kept(self, x: Any) -> Float[Array, "batch C"]:
+    def kept(self, x: PyTree) -> Float[Array, "batch C"]:
         """1 where a component is kept, 0 elsewhere."""
         scores = self.attributions(x)
         return (scores >= self.threshold).astype(scores.dtype)
 
 
-def with_threshold(config: APDConfig, model: Decomposed, x: Any) -> TrainedAPD:
+def with_threshold(config: APDConfig, model: Decomposed, x: PyTree) -> TrainedAPD:
     """The trained decomposition with the threshold that keeps the top k of one batch.
 
     Args:
@@ -74,7 +75,7 @@ def save_apd(path: Path | str, trained: TrainedAPD, config: APDConfig) -> None:
     write_tree(path, {"components": trained.model.components, "threshold": trained.threshold}, config)
 
 
-def load_apd(path: Path | str, model: Any) -> tuple[TrainedAPD, APDConfig]:
+def load_apd(path: Path | str, model: Model) -> tuple[TrainedAPD, APDConfig]:
     """Load what `save_apd` wrote.
 
     Args:
@@ -89,7 +90,7 @@ def load_apd(path: Path | str, model: Any) -> tuple[TrainedAPD, APDConfig]:
     """
     flat, config = read_tree(path, APDConfig)
 
-    def blank(model: Any) -> Any:
+    def blank(model: Model) -> PyTree:
         return {"components": initial_decomposition(config, model).components, "threshold": jnp.zeros((), jnp.float32)}
 
     check_tied(model, config.tied)

@@ -16,7 +16,7 @@ grid.py              composite inputs of known features
 oracle.py            the known right decomposition of toys
 """
 
-from jax_interp.decomposition.linearity.grid import Grid, composite_grid
+from jax_interp.decomposition.linearity.grid import Grid, GridSettings, composite_grid
 from jax_interp.decomposition.linearity.masked_function import (
     DecompositionForward,
     MaskedForward,
@@ -26,12 +26,17 @@ from jax_interp.decomposition.linearity.masked_function import (
     mask_decomposition,
     mask_weights,
 )
-from jax_interp.decomposition.linearity.measure import decomposition_linearity, linearity, weight_linearity
+from jax_interp.decomposition.linearity.measure import (
+    LinearitySettings,
+    decomposition_linearity,
+    linearity,
+    weight_linearity,
+)
 from jax_interp.decomposition.linearity.oracle import oracle_decomposition, oracle_importance
 from jax_interp.decomposition.linearity.report import Figure, LinearityReport
 
 __all__ = [
-    "DecompositionForward", "Figure", "Grid", "LinearityReport", "MaskedForward", "MaskedFunction", "WeightParts",
-    "composite_grid", "decomposition_linearity", "importance_matrix", "linearity", "mask_decomposition",
-    "mask_weights", "oracle_decomposition", "oracle_importance", "weight_linearity",
+    "DecompositionForward", "Figure", "Grid", "GridSettings", "LinearityReport", "LinearitySettings", "MaskedForward",
+    "MaskedFunction", "WeightParts", "composite_grid", "decomposition_linearity", "importance_matrix",
+    "linearity", "mask_decomposition", "mask_weights", "oracle_decomposition", "oracle_importance", "weight_linearity",
 ]  # fmt: skip

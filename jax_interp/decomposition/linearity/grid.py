@@ -36,6 +36,22 @@ class Grid:
         return list(zip(names, (self.strict, self.superset_mean, self.superset_max, self.removed)))
 
 
+@dataclasses.dataclass(frozen=True)
+class GridSettings:
+    """How large a composite grid is.
+
+    samples: inputs for each set of features.
+    cap: at most so many sets of parts of each of the two kinds; random ones where there are more.
+    feature_sets: so many random sets of features where there are more; None: all.
+    amplitudes: the range of the uniform amplitudes.
+    """
+
+    samples: int = 64
+    cap: int = 64
+    feature_sets: int | None = None
+    amplitudes: tuple[float, float] = (0.2, 1.0)
+
+
 def composite_grid(
     run: Callable[[Array, Array], Array],
     target: Callable[[Array], Array],
@@ -44,16 +60,12 @@ def composite_grid(
     key: Array,
     *,
     active: int = 1,
-    samples: int = 64,
-    cap: int = 64,
-    feature_sets: int | None = None,
-    low: float = 0.2,
-    high: float = 1.0,
+    settings: GridSettings = GridSettings(),
 ) -> Grid:
     """Run composite inputs with many sets of parts (mechanistic faithfulness).
 
-    For each set A of features the inputs are `Σ_{i in A} t_i features[i]` with t ~ U[low, high]. S(A) is the union of
-    the parts that its features need. The function is run with sets of parts that contain S(A), and with sets that do
+    For each set A of features the inputs are `Σ_{i in A} t_i features[i]` with random amplitudes t. S(A) is the union
+    of the parts that its features need. The function is run with sets of parts that contain S(A), and with sets that do
     not.
 
     Args:
@@ -63,10 +75,7 @@ def composite_grid(
       features: the input of each feature.
       key: random key of inputs and sets.
       active: how many features are on at a time.
-      samples: inputs for each set of features.
-      cap: at most so many sets of parts of each of the two kinds; random ones where there are more.
-      feature_sets: so many random sets of features where there are more; None: all.
-      low, high: the range of t.
+      settings: how many inputs and sets.
 
     Raises:
       UserError: `active` is not between 1 and the number of features.
@@ -78,17 +87,17 @@ def composite_grid(
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key), np.uint32).tolist())
     strict, supersets, removed = [], [], []
     worst = 0.0
-    for A in _features(n, active, feature_sets, rng):
-        amplitude = np.zeros((samples, n), np.float32)
-        amplitude[:, list(A)] = rng.uniform(low, high, (samples, active))
+    for A in _features(n, active, settings.feature_sets, rng):
+        amplitude = np.zeros((settings.samples, n), np.float32)
+        amplitude[:, list(A)] = rng.uniform(*settings.amplitudes, (settings.samples, active))
         x = jnp.asarray(amplitude) @ features
         y = np.asarray(target(x), np.float64)
         needed = np.any(owner[list(A)], axis=0)
-        errors = [_relative(run, T, x, y) for T in _sets(parts, needed, cap, rng, containing=True)]
+        errors = [_relative(run, T, x, y) for T in _sets(parts, needed, settings.cap, rng, containing=True)]
         strict.append(errors[0])
         supersets.append(float(np.mean(errors)))
         worst = max(worst, max(errors))
-        for T in _sets(parts, needed, cap, rng, containing=False):
+        for T in _sets(parts, needed, settings.cap, rng, containing=False):
             kept = [i for i in A if not (owner[i] & ~T).any()]
             partial = np.zeros_like(amplitude)
             partial[:, kept] = amplitude[:, kept]

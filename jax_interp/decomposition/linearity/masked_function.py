@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.leaves import flatten
+from jax_interp.core.leaves import PyTree, flatten
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.masks import Mask, masked_output
@@ -85,8 +85,8 @@ class WeightParts:
     parts: the same pytree with a leading part axis on every leaf.
     """
 
-    target: Any
-    parts: Any
+    target: PyTree
+    parts: PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -95,7 +95,7 @@ class WeightsForward(MaskedForward):
     """`f(theta, x)` with theta the masked sum of parts, a different sum for each row."""
 
     weights: WeightParts
-    f: Callable[[Any, Array], Array] = dataclasses.field(metadata={"static": True})
+    f: Callable[[PyTree, Array], Array] = dataclasses.field(metadata={"static": True})
 
     def run(self, mask: Float[Array, "batch part"], x: Array) -> Array:
         def row(mask: Float[Array, " part"], x: Array) -> Array:
@@ -108,7 +108,7 @@ class WeightsForward(MaskedForward):
         return self.f(self.weights.target, x)
 
 
-def mask_weights(f: Callable[[Any, Array], Array], weights: WeightParts) -> MaskedFunction:
+def mask_weights(f: Callable[[PyTree, Array], Array], weights: WeightParts) -> MaskedFunction:
     """`f(theta, x)` with theta the masked sum of the parts. Every row has its own weights, so this is for small models.
 
     Args:
@@ -140,9 +140,9 @@ def ranks_of(whole: Float[np.ndarray, "d_in d_out"], parts: Iterable[Float[np.nd
     return np.array([np.sum(values > TOLERANCE * largest) for values in parts], int)
 
 
-def sum_of_ranks(target: Mapping[str, Any], parts: Mapping[str, Any]) -> np.ndarray:
+def sum_of_ranks(target: Mapping[str, Array], parts: Mapping[str, Array]) -> np.ndarray:
     """The sum of each part's ranks over all matrices. A vector has rank 1, or 0 where it is zero."""
-    total: Any = 0
+    total: int | np.ndarray = 0
     for name, value in parts.items():
         array, whole = np.asarray(value, np.float64), np.asarray(target[name], np.float64)
         shape = (-1, *whole.shape[-2:]) if whole.ndim > 1 else (1, 1, whole.size)

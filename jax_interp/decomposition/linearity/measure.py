@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.leaves import PyTree
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.linearity.masked_function import (
@@ -28,13 +30,32 @@ from jax_interp.decomposition.linearity.report import Figure, LinearityReport
 EXACT_UP_TO = 12  # parts below full importance: up to so many, all their on/off patterns are tried
 
 
+@dataclasses.dataclass(frozen=True)
+class LinearitySettings:
+    """How thoroughly weight linearity is measured.
+
+    samples: how often random masks are drawn.
+    ks: numbers of other parts, or of other rows, that are added to the needed parts.
+    adversary_steps: numbers of ascent steps. Steps times step size is 2.
+    pairs: interactions are those of so many random pairs of parts, or of all pairs where there are fewer.
+    """
+
+    samples: int = 16
+    ks: Sequence[int] = (1, 2, 4, 8)
+    adversary_steps: Sequence[int] = (20, 80)
+    pairs: int = 256
+
+
 def weight_linearity(
-    f: Callable[[Any, Array], Array],
+    f: Callable[[PyTree, Array], Array],
     components: WeightParts,
     importance: Float[Array, "row part"],
     data: Float[Array, "row ..."],
     oracle: tuple[WeightParts, Float[Array, "row part"]] | None = None,
-    **options: Any,
+    *,
+    key: Key[Array, ""] | None = None,
+    threshold: float = 0.0,
+    settings: LinearitySettings = LinearitySettings(),
 ) -> LinearityReport:
     """The linearity report for parts of the weights of any function.
 
@@ -44,21 +65,27 @@ def weight_linearity(
       importance: how needed each part is on each row, from 0 to 1.
       data: inputs.
       oracle: the known right parts, and their importances. Figures then have their excess over the oracle's.
-      **options: of `linearity`.
+      key, threshold, settings: as in `linearity`.
 
     Example:
         parts = WeightParts(5 * jnp.eye(2), 5 * jnp.einsum("ci,cj->cij", v, v))
         report = weight_linearity(lambda theta, x: x @ theta.T, parts, jnp.eye(3), v)
         print(report)
     """
-    report = linearity(mask_weights(f, components), importance, data, **options)
-    if oracle is None:
-        return report
-    return report.with_excess(linearity(mask_weights(f, oracle[0]), oracle[1], data, **options))
+    measure = partial(linearity, data=data, key=key, threshold=threshold, settings=settings)
+    report = measure(mask_weights(f, components), importance)
+    return report if oracle is None else report.with_excess(measure(mask_weights(f, oracle[0]), oracle[1]))
 
 
 def decomposition_linearity(
-    model: Decomposed, importance: PerMatrix, data: Array, *, delta: bool = False, **options: Any
+    model: Decomposed,
+    importance: PerMatrix,
+    data: Array,
+    *,
+    delta: bool = False,
+    key: Key[Array, ""] | None = None,
+    threshold: float = 0.0,
+    settings: LinearitySettings = LinearitySettings(),
 ) -> LinearityReport:
     """The linearity report for the subcomponents of a decomposed model.
 
@@ -67,10 +94,11 @@ def decomposition_linearity(
       importance: lower importances on `data`.
       data: inputs.
       delta: whether each matrix's Δ is a part, of importance 0.
-      **options: of `linearity`.
+      key, threshold, settings: as in `linearity`.
     """
     parts = mask_decomposition(model, delta=delta)
-    return linearity(parts, importance_matrix(model, importance, delta=delta), data, **options)
+    matrix = importance_matrix(model, importance, delta=delta)
+    return linearity(parts, matrix, data, key=key, threshold=threshold, settings=settings)
 
 
 def linearity(
@@ -80,10 +108,7 @@ def linearity(
     *,
     key: Key[Array, ""] | None = None,
     threshold: float = 0.0,
-    samples: int = 16,
-    ks: Sequence[int] = (1, 2, 4, 8),
-    adversary_steps: Sequence[int] = (20, 80),
-    pairs: int = 256,
+    settings: LinearitySettings = LinearitySettings(),
 ) -> LinearityReport:
     """All figures of `LinearityReport`.
 
@@ -93,10 +118,7 @@ def linearity(
       data: inputs, one for each row.
       key: random key; None: key 0.
       threshold: parts with a larger importance are needed.
-      samples: how often random masks are drawn.
-      ks: numbers of other parts, or of other rows, that are added to the needed parts.
-      adversary_steps: numbers of ascent steps. Steps times step size is 2.
-      pairs: interactions are those of so many random pairs of parts, or of all where there are fewer.
+      settings: how thoroughly it is measured.
 
     Raises:
       UserError: the importances do not have one row for each input and one column for each part.
@@ -107,12 +129,12 @@ def linearity(
     keys = iter(jax.random.split(jax.random.key(0) if key is None else key, 16))
     right = parts.target(data)
     size = float(jnp.mean(_square(right)))
-    measured = _Measurement(parts, g, data, (g > threshold).astype(jnp.float32), right, size, samples)
+    measured = _Measurement(parts, g, data, (g > threshold).astype(jnp.float32), right, size, settings.samples)
     # in the order of their keys
-    adversarial = measured.adversarial([next(keys), next(keys)], adversary_steps)
+    adversarial = measured.adversarial([next(keys), next(keys)], settings.adversary_steps)
     resample = measured.resample(next(keys)) if parts.forward.can_resample else None
-    interaction_mean, interaction_max = measured.interactions(pairs, next(keys))
-    random_others = measured.random_others([next(keys) for _ in range(3)], ks)
+    interaction_mean, interaction_max = measured.interactions(settings.pairs, next(keys))
+    random_others = measured.random_others([next(keys) for _ in range(3)], settings.ks)
     scrub, anti = measured.scrub(next(keys)), measured.anti_scrub(next(keys))
     on = np.asarray(measured.needed)
     return LinearityReport(
@@ -145,7 +167,7 @@ class _Measurement:
     size: float
     samples: int
 
-    def figure(self, raw: Any) -> Figure:
+    def figure(self, raw: float | Array) -> Figure:
         return Figure(float(raw), float(raw) / max(self.size, 1e-30))
 
     def raw_error(self, mask: Array) -> Array:
@@ -192,7 +214,7 @@ class _Measurement:
     def resample(self, key: Array) -> Figure:
         donors = [jax.random.permutation(k, len(self.g)) for k in jax.random.split(key, self.samples)]
         error = lambda donor: _resampled(self.parts.forward, self.needed, self.data, self.right, donor)
-        return self.figure(np.mean([float(error(donor)) for donor in donors]))
+        return self.figure(float(np.mean([float(error(donor)) for donor in donors])))
 
     def scrub(self, key: Array) -> Figure:
         return self.mean_error(key, lambda k: jnp.maximum(self.needed, self.half(k)))

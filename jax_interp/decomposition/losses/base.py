@@ -54,7 +54,7 @@ class LossInputs:
     """
 
     model: Decomposed
-    args: tuple[Any, ...]
+    args: tuple[PyTree, ...]
     output: Array
     importance: Importance
     hidden: PerMatrix | None = None
@@ -69,7 +69,7 @@ class LossInputs:
     def masked(self, masks: Masks, *addresses: str) -> Any:
         """The masked model's output, or a dict of its values at `addresses` instead."""
 
-        def forward(model: Decomposed, masks: Masks, args: tuple[Any, ...]) -> Any:
+        def forward(model: Decomposed, masks: Masks, args: tuple[PyTree, ...]) -> Any:
             masked = edit(in_precision(self.settings.compute, model), *edits(masks))
             return read(masked, *addresses, output=False)(*args) if addresses else masked(*args)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from jax_interp.core import optimizers as optimizer
+from jax_interp.core import optimizers
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.losses.base import LOSSES, Loss, LossInputs
@@ -59,8 +59,8 @@ def warm_up(model: Decomposed, steps: int, learning_rate: float, weight_decay: f
     def run(components, target):
         def step(_, state):
             components, opt = state
-            return optimizer.update(adam, jax.grad(loss)(components, target), opt, components)
+            return optimizers.update(adam, jax.grad(loss)(components, target), opt, components)
 
-        return jax.lax.fori_loop(0, steps, step, (components, optimizer.init(adam, components)))[0]
+        return jax.lax.fori_loop(0, steps, step, (components, optimizers.init(adam, components)))[0]
 
     return dataclasses.replace(model, components=jax.jit(run)(model.components, model.target))

@@ -17,7 +17,7 @@ from jax_interp.decomposition.apd.losses import apd_losses
 from jax_interp.decomposition.apd.spectrum import products, spectra
 from jax_interp.decomposition.apd.train import initial_decomposition
 from jax_interp.decomposition.evaluate import report_rows
-from jax_interp.decomposition.linearity import oracle_decomposition
+from jax_interp.decomposition.linearity import GridSettings, LinearitySettings, oracle_decomposition
 from jax_interp.decomposition.metrics import recovery
 from jax_interp.recipes.decomposition.method import RUN_METHODS, HeldOut, Inputs, RunMethod
 from jax_interp.surgery import Model
@@ -70,12 +70,12 @@ class APD(RunMethod[APDConfig, TrainedAPD]):
         x, _ = inputs.held_out(config.evaluate_rows)
         result, known = evaluate_apd(config.decomposition, trained, x), known_features(inputs.model)
         oracle = None if known is None else oracle_decomposition(trained.model, known.parts)
-        x, steps = x[: config.linearity_rows], config.adversary_steps
-        result["linearity"] = report_rows(linearity_of_apd(trained, x, oracle=oracle, adversary_steps=steps))
+        x, linearity = x[: config.linearity_rows], LinearitySettings(adversary_steps=config.adversary_steps)
+        result["linearity"] = report_rows(linearity_of_apd(trained, x, oracle=oracle, settings=linearity))
         if known is not None:
             active = [k for k in (1, 2) if k <= known.count]
-            sizes = {"samples": 32, "cap": 16, "feature_sets": 32}
-            result |= features_of_apd(trained, known.count, active=active, oracle=oracle, **sizes)
+            grid = GridSettings(samples=32, cap=16, feature_sets=32)
+            result |= features_of_apd(trained, known.count, active=active, oracle=oracle, settings=grid)
             for name in set(known.directions).intersection(trained.model.names):
                 found = recovery(products(trained.model, trained.rank)[name], known.directions[name])
                 result |= {"mmcs": float(found.mmcs), "ml2r": float(found.ml2r)}

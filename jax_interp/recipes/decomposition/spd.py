@@ -13,7 +13,7 @@ import numpy as np
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.evaluate import composites_of, evaluate, linearity_of, report_rows
-from jax_interp.decomposition.linearity import oracle_decomposition
+from jax_interp.decomposition.linearity import GridSettings, LinearitySettings, oracle_decomposition
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.decomposition.metrics import one_hot_inputs, pattern_errors, recovery
 from jax_interp.decomposition.storage import load_decomposition, save_decomposition
@@ -55,9 +55,9 @@ class SPD(RunMethod[DecompositionConfig, Trained]):
         known = known_features(inputs.model)
         oracle = None if known is None else oracle_decomposition(trained.model, known.parts)
         # A language model costs more and is measured at fewer points.
-        sizes = {} if labels is None else {"samples": 2, "ks": (1, 4), "adversary_steps": (20,), "pairs": 16}
+        linearity = LinearitySettings() if labels is None else LinearitySettings(2, (1, 4), (20,), pairs=16)
         x = x[: config.linearity_rows]
-        rows = linearity_of(settings, trained, x, oracle=oracle, threshold=threshold, **sizes)
+        rows = linearity_of(settings, trained, x, oracle=oracle, threshold=threshold, settings=linearity)
         result["linearity"] = report_rows(rows)
         if known is None:
             return result
@@ -100,7 +100,7 @@ def measure_known_features(
       features' directions, `mmcs` and `ml2r`.
     """
     model, active = trained.model, [k for k in (1, 2) if k <= known.count]
-    sizes = {"threshold": threshold, "samples": 32, "cap": 16, "feature_sets": 32}
+    options = {"threshold": threshold, "settings": GridSettings(samples=32, cap=16, feature_sets=32)}
     importance = jax.device_get(trained.importance(one_hot_inputs(known.count)).lower)
     probes = {name: np.asarray(g, float).round(4).tolist() for name, g in importance.items()}
     result: dict[str, Any] = {
@@ -110,7 +110,7 @@ def measure_known_features(
             for layer, rows in enumerate(g if is_stacked(name) else [g])
         },
         "pattern_errors": pattern_errors(model, importance, known.patterns),
-        "composites": composites_of(settings, trained, known.count, active=active, oracle=oracle, **sizes),
+        "composites": composites_of(settings, trained, known.count, active=active, oracle=oracle, **options),
     }
     for name in set(known.directions).intersection(model.names):
         found = recovery(model.of(name), known.directions[name])
