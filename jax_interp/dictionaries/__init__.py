@@ -1,12 +1,13 @@
-"""Sparse dictionaries: read one or more values, activate, write one or more values.
+"""Sparse dictionaries: SAEs, transcoders, crosscoders and cross-layer transcoders.
 
-forms/             where a dictionary reads and writes: one value, several, those of later layers
+forms/             what a dictionary reads and writes: one value, several, those of later layers
 activations/       which latents are on: ReLU, Gated, JumpReLU, TopK, GroupMax, BatchTopK, MatchingPursuit
 losses/            what a dictionary is trained for: terms that are added up
 variants.py        the published combinations of these, by name
 codes.py, sparse/  the latents of a batch, and products with them that use their sparsity
 training/          the trainers: on a stream, from disk, a grid, across layers, end to end, together with the model
 evaluation/        how good a dictionary is, against controls and known features
+sparse_coder.py    what evaluation needs of a dictionary
 inference_time.py  the best code that a decoder allows
 replacement.py     a model that runs on the features of dictionaries
 storage.py         dictionaries on disk
