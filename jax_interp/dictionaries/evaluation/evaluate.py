@@ -121,9 +121,7 @@ def evaluate(
     batches: Batches,
     writes: Addresses | None = None,
 ) -> Evaluation:
-    """Measure a dictionary in its model.
-
-    Batches of one shape compile once.
+    """Measure a dictionary in its model. Batches of one shape compile once.
 
     Args:
       model: any model that keeps the contract of `jax_interp.surgery`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Self
 
 import jax
@@ -96,15 +97,7 @@ def batch_sums(
     z = jnp.abs(z.astype(jnp.float32))
     on = (z != 0) & keep[:, None]
 
-    def total(per_row):
-        return jnp.sum(jnp.where(keep, per_row, jnp.zeros_like(per_row)))
-
-    def columns(a):
-        return jnp.sum(jnp.where(keep[:, None], a, jnp.zeros_like(a)), axis=0)
-
-    def dot(a, b):
-        return jnp.sum(a * b, axis=-1)
-
+    total, columns, dot = partial(_kept_total, keep), partial(_kept_columns, keep), _row_dot
     safe = lambda a: jnp.where(a > 0, a, jnp.ones_like(a))
     square, hat_square, cross, error = dot(y, y), dot(y_hat, y_hat), dot(y, y_hat), y - y_hat
     norm, norm_hat, sse = jnp.sqrt(square), jnp.sqrt(hat_square), dot(error, error)
@@ -137,6 +130,18 @@ def batch_sums(
         rows = directions.astype(jnp.float32)
         sums["l1_weighted"] = total(z @ jnp.sqrt(dot(rows, rows)))
     return sums
+
+
+def _kept_total(keep: Bool[Array, " row"], per_row: Float[Array, " row"]) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(keep, per_row, jnp.zeros_like(per_row)))
+
+
+def _kept_columns(keep: Bool[Array, " row"], a: Float[Array, "row d"]) -> Float[Array, " d"]:
+    return jnp.sum(jnp.where(keep[:, None], a, jnp.zeros_like(a)), axis=0)
+
+
+def _row_dot(a: Float[Array, "row d"], b: Float[Array, "row d"]) -> Float[Array, " row"]:
+    return jnp.sum(a * b, axis=-1)
 
 
 def add_batch_sums(total: Sums | None, batch: dict[str, Array]) -> Sums:
