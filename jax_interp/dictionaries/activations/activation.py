@@ -16,7 +16,7 @@ same object. Where something is learnt, they may be two classes: `JumpReLU` in t
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,8 @@ class Activation:
     default.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    if TYPE_CHECKING:  # every subclass is a dataclass
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     k: int | None = None
     """How many latents of a row are on, at most or on average. None: each latent decides for itself."""

@@ -38,7 +38,8 @@ T = TypeVar("T")
 class Term:
     """Base class of loss terms. Subclasses are frozen dataclasses with a `coefficient`, and define `__call__`."""
 
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    if TYPE_CHECKING:  # every subclass is a dataclass
+        __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     coefficient: float
     entries_suffice: ClassVar[bool] = False
