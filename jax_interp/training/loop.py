@@ -26,7 +26,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree, flatten, is_key
 from jax_interp.training import checkpoint
 from jax_interp.training.interrupt import Interrupted, StopRequest, stop_requests
-from jax_interp.training.metrics import MetricsLog, plain, truncate_log
+from jax_interp.training.metrics import MetricsLog, flatten_metrics, truncate_log
 from jax_interp.training.options import Log, RunTarget, SaveTo
 from jax_interp.training.progress import Progress, progress
 from jax_interp.training.runs import Run
@@ -196,7 +196,7 @@ class _Reporter:
             file.sync()
 
     def _report(self, k: int, metrics: Metrics) -> None:
-        values = self._finite(k, plain(jax.device_get(metrics)))
+        values = self._finite(k, flatten_metrics(jax.device_get(metrics)))
         if k % self.every and k != self._steps and not any(name.startswith("eval.") for name in values):
             return
         now = time.monotonic()

@@ -21,7 +21,7 @@ from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
 
 
-def plain(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested metrics to one dict of Python numbers: `{"loss": {"mse": x}}` -> `{"loss.mse": 0.5}`.
 
     Arrays become nested lists. A float32 becomes the float64 of the same value, which JSON writes and reads exactly.
@@ -29,7 +29,7 @@ def plain(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):
-            out |= plain(value, f"{prefix}{name}.")
+            out |= flatten_metrics(value, f"{prefix}{name}.")
         elif value is None or isinstance(value, str):
             out[f"{prefix}{name}"] = value
         else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 
-class Progress(Protocol):
+class Progress:
     """A display of progress. All of its methods do nothing unless a display overrides them."""
 
     def step(self, done: int) -> None:
@@ -21,7 +21,7 @@ class Progress(Protocol):
         """Called at the end of the run, also after an error."""
 
 
-def brief(value: Any) -> str:
+def short_number(value: Any) -> str:
     """A number in five or six characters: 0.03512, 4.187, 28.3k, 1.2M."""
     if not isinstance(value, (int, float)):
         return str(value)
@@ -31,9 +31,9 @@ def brief(value: Any) -> str:
     return f"{value:.4g}"
 
 
-def line(values: Mapping[str, Any], shown: Sequence[str]) -> str:
+def shown_values(values: Mapping[str, Any], shown: Sequence[str]) -> str:
     """The values of the names in `shown` that exist, in that order: `loss 4.187  tokens/s 28.3k`."""
-    return "  ".join(f"{name} {brief(values[name])}" for name in shown if name in values)
+    return "  ".join(f"{name} {short_number(values[name])}" for name in shown if name in values)
 
 
 def duration(seconds: float) -> str:
@@ -69,7 +69,7 @@ class Lines(Progress):
         left = (now - self._began) / max(self._done - self._start, 1) * (self._steps - self._done)
         when = f"ETA {duration(left)}" if left else f"took {duration(now - self._began)}"
         print(
-            f"{self._title} {self._done}/{self._steps}  {line(self._values, self._shown)}  {when}",
+            f"{self._title} {self._done}/{self._steps}  {shown_values(self._values, self._shown)}  {when}",
             file=sys.stderr,
             flush=True,
         )
@@ -102,7 +102,7 @@ class Bar(Progress):
         self._bar.update(self._task, completed=done)
 
     def values(self, done: int, values: Mapping[str, Any]) -> None:
-        self._bar.update(self._task, values=line(values, self._shown))
+        self._bar.update(self._task, values=shown_values(values, self._shown))
 
     def close(self) -> None:
         self._bar.stop()

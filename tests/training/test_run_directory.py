@@ -13,7 +13,7 @@ from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.config_json import load
 from jax_interp.core.errors import UserError
 from jax_interp.training import open_run
-from jax_interp.training.metrics import MetricsLog, plain, read_log, truncate_log
+from jax_interp.training.metrics import MetricsLog, flatten_metrics, read_log, truncate_log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,4 +163,4 @@ def test_a_config_that_is_no_text_or_no_json(tmp_path, content):
 
 
 def test_metrics_are_flat_numbers():
-    assert plain({"a": {"b": 1.0, "c": {"d": True}}, "e": None}) == {"a.b": 1.0, "a.c.d": True, "e": None}
+    assert flatten_metrics({"a": {"b": 1.0, "c": {"d": True}}, "e": None}) == {"a.b": 1.0, "a.c.d": True, "e": None}
