@@ -204,8 +204,7 @@ def _harvested(
         rows = np.concatenate(parts)
         rest = len(rows) - size
         # a call that goes on from here harvests the remaining rows again
-        back = (cursor - 1, len(kept) - rest) if rest else (cursor, 0)
-        yield rows[:size], *back
+        yield rows[:size], cursor - 1 if rest else cursor, len(kept) - rest if rest else 0
         parts, missing = [rows[size:]], missing - size
 
 
