@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
@@ -15,7 +14,7 @@ from jax_interp.circuits import LogitDifference, patch_grid
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
 from jax_interp.data.tokenizer import Tokenizer
-from jax_interp.surgery import Model
+from jax_interp.surgery import Model, call
 
 PATCHED = {
     "resid_pre": "residual stream before the block",
@@ -108,14 +107,11 @@ def _choose(model: Model, tokenizer: Tokenizer, pairs: Sequence[PromptPair]) -> 
 
 def _judge(model: Model, tokenizer: Tokenizer, pair: PromptPair) -> _Judged:
     clean, corrupted, answers = encode_pair(pair, tokenizer)
-    logits = [_call(model, tokens) for tokens in (clean, corrupted)]
+    logits = [call(model, tokens) for tokens in (clean, corrupted)]
     metric = LogitDifference(*answers)
     high, low = (float(metric(each)) for each in logits)
     right = [int(jnp.argmax(each[0, -1])) for each in logits] == answers.tolist()
     return _Judged(pair, clean, corrupted, answers, (high, low), right)
-
-
-_call = jax.jit(lambda model, tokens: model(tokens))
 
 
 def encode_pair(
