@@ -1,12 +1,15 @@
-"""What a run was begun with besides its config, by fingerprint: a run goes on with the weights and the text that it
-began with, or not at all. `inputs.json` in its directory holds them."""
+"""Fingerprints of the weights and the text that a run began with. A run goes on only with the same ones.
+
+They are kept in `inputs.json` in the run directory.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from jaxtyping import PyTree
 
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
@@ -15,15 +18,23 @@ from jax_interp.data.text import Text
 from jax_interp.training.fingerprint import fingerprints
 
 
-def fingerprint(model: Any, text: Text | None = None) -> dict[str, str]:
-    """Of the weights, and of the text where there is one."""
+def fingerprint(model: PyTree, text: Text | None = None) -> dict[str, str]:
+    """Fingerprints of the weights of a model and, where one is given, of a text."""
     weights = {"weights": "".join(fingerprints(model).values())}
     return weights if text is None else weights | {"text": text.fingerprint()}
 
 
 def same_inputs(directory: Path, now: Mapping[str, str], *, begins: bool = True) -> None:
-    """Raise UserError unless the run in `directory` began with what there is `now`. Where nothing is written there the
-    run `begins` with it; otherwise there is nothing to compare."""
+    """Check that a run goes on with the inputs that it began with.
+
+    Args:
+      directory: the run directory.
+      now: the fingerprints of the inputs at hand.
+      begins: whether to write the fingerprints where the directory has none yet.
+
+    Raises:
+      UserError: the run began with other weights or another text.
+    """
     path = directory / "inputs.json"
     if not path.exists():
         if begins:
