@@ -1,6 +1,9 @@
 """A TopK dictionary on the residual stream after block 2 of stdlib-small.
 
-jax-interp train-dictionary stdlib_small_topk
+    jax-interp train-dictionary stdlib_small_topk
+
+Two CPU cores, about ten minutes (3.1 M tokens). One run gave, on held-out text, L0 32.0, FVU 0.104, 97.7 % of the loss
+recovered against mean ablation, 7 of 4,096 features dead.
 """
 
 from jax_interp.dictionaries import variants
