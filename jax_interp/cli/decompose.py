@@ -31,6 +31,7 @@ class Decompose:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jax-interp decompose` with these arguments. Returns the exit code."""
     found, rest = resolve(DecompositionRunConfig, argv, command="decompose", shown_in_help="tms_5_2_spd")
     options = parse(Decompose, rest, command="decompose", usage="CONFIG", default=Decompose(found.config))
     directory = options.run_dir or found.run_dir or Path("runs") / found.name

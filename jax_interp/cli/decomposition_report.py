@@ -28,6 +28,7 @@ class Report:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jax-interp decomposition-report` with these arguments. Returns the exit code."""
     options = parse(Report, argv, command="decomposition-report")
     print(f"written to {rewrite_page(options.run_dir, options.page)}")
     return 0

@@ -39,6 +39,7 @@ class Demo:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jax-interp demo` with these arguments. Returns the exit code."""
     source, rest = take_source(argv)
     found = find_config(DemoConfig, source or "demo")
     options = parse(Demo, rest, command="demo", usage="[CONFIG]", default=Demo(found.config))

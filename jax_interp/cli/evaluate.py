@@ -33,6 +33,7 @@ class Evaluate:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jax-interp evaluate` with these arguments. Returns the exit code."""
     options = parse(Evaluate, argv, command="evaluate")
     from jax_interp.recipes.evaluate_dictionary import evaluate_saved
     from jax_interp.views import tables

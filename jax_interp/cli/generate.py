@@ -26,6 +26,7 @@ class Generate:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jax-interp generate` with these arguments. Returns the exit code."""
     options = parse(Generate, argv, command="generate")
     prompt = _prompt(options.prompt)
     parts = continue_text(options.config, prompt)

@@ -33,6 +33,7 @@ class Sites:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jax-interp sites` with these arguments. Returns the exit code."""
     options = parse(Sites, argv, command="sites")
     from jax_interp.recipes.sites import collapse_layers, model_values
     from jax_interp.views import tables

@@ -34,6 +34,7 @@ class TrainDictionary:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jax-interp train-dictionary` with these arguments. Returns the exit code."""
     found, rest = resolve(DictionaryRunConfig, argv, command="train-dictionary", shown_in_help="stdlib_small_topk")
     defaults = TrainDictionary(found.config)
     options = parse(TrainDictionary, rest, command="train-dictionary", usage="CONFIG", default=defaults)

@@ -32,6 +32,7 @@ class TrainLM:
 
 
 def run(argv: Sequence[str]) -> int:
+    """Run `jax-interp train-lm` with these arguments. Returns the exit code."""
     found, rest = resolve(LanguageModelConfig, argv, command="train-lm", shown_in_help="stdlib_small")
     options = parse(TrainLM, rest, command="train-lm", usage="CONFIG", default=TrainLM(found.config))
     directory = options.run_dir or found.run_dir or Path("runs") / found.name

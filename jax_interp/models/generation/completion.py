@@ -39,7 +39,7 @@ def complete(
     key: Array | None = None,
     repetition_penalty: Number | None = None,
 ) -> list[Completion]:
-    """Continue each prompt by at most `n_new` tokens.
+    r"""Continue each prompt by at most `n_new` tokens.
 
     Args:
       model: a `Decoder`, with any edits.

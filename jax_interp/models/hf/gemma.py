@@ -14,6 +14,8 @@ from jax_interp.models.hf.shared_attributes import ACTIVATIONS
 
 @FAMILIES.register
 class Gemma(Llama):
+    """Checkpoints whose `model_type` is "gemma"."""
+
     model_type = "gemma"
     architecture = "GemmaForCausalLM"
     default_n_ctx = 8192

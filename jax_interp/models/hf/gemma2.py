@@ -13,6 +13,8 @@ from jax_interp.models.hf.shared_attributes import read_layer_types, write_layer
 
 @FAMILIES.register
 class Gemma2(Gemma):
+    """Checkpoints whose `model_type` is "gemma2"."""
+
     model_type = "gemma2"
     architecture = "Gemma2ForCausalLM"
     default_softcaps: ClassVar[tuple[float, float]] = (50.0, 30.0)

@@ -14,6 +14,8 @@ from jax_interp.models.hf.shared_attributes import read_layer_types, rope_of, wr
 
 @FAMILIES.register
 class Gemma3(Gemma2):
+    """Checkpoints whose `model_type` is "gemma3_text"."""
+
     model_type = "gemma3_text"
     architecture = "Gemma3ForCausalLM"
     default_rope_base = 1e6

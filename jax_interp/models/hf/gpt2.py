@@ -19,6 +19,8 @@ SUMMARY = tuple(f"summary_{name}" for name in ("activation", "first_dropout", "p
 
 @FAMILIES.register
 class GPT2(Family):
+    """Checkpoints whose `model_type` is "gpt2"."""
+
     model_type = "gpt2"
     architecture = "GPT2LMHeadModel"
     prefix = "transformer."

@@ -16,6 +16,8 @@ SLIDES_BY_TYPE = {"local": True, "global": False}
 
 @FAMILIES.register
 class GPTNeo(Family):
+    """Checkpoints whose `model_type` is "gpt_neo"."""
+
     model_type = "gpt_neo"
     architecture = "GPTNeoForCausalLM"
     prefix = "transformer."

@@ -16,6 +16,8 @@ from jax_interp.models.hf.tensors import Columns, TensorSpec
 
 @FAMILIES.register
 class GPTNeoX(Family):
+    """Checkpoints whose `model_type` is "gpt_neox"."""
+
     model_type = "gpt_neox"
     architecture = "GPTNeoXForCausalLM"
     prefix = "gpt_neox."

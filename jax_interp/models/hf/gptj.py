@@ -15,6 +15,8 @@ from jax_interp.models.hf.tensors import TensorSpec
 
 @FAMILIES.register
 class GPTJ(Family):
+    """Checkpoints whose `model_type` is "gptj"."""
+
     model_type = "gptj"
     architecture = "GPTJForCausalLM"
     prefix = "transformer."

@@ -46,6 +46,8 @@ IRRELEVANT = (
 
 @FAMILIES.register
 class HookedTransformer(Family):
+    """Checkpoints whose `model_type` is "hooked_transformer"."""
+
     model_type = "hooked_transformer"
     architecture = "HookedTransformer"
     prefix = ""

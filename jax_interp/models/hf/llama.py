@@ -20,6 +20,8 @@ MLP = {name: f"mlp.{name}_proj" for name in ("gate", "up", "down")}
 
 @FAMILIES.register
 class Llama(Family):
+    """Checkpoints whose `model_type` is "llama"."""
+
     model_type = "llama"
     architecture = "LlamaForCausalLM"
     prefix = "model."

@@ -12,6 +12,8 @@ from jax_interp.models.hf.llama import Llama
 
 @FAMILIES.register
 class Mistral(Llama):
+    """Checkpoints whose `model_type` is "mistral"."""
+
     model_type = "mistral"
     architecture = "MistralForCausalLM"
     default_n_ctx = 4096 * 32

@@ -14,6 +14,8 @@ from jax_interp.models.hf.tensors import TensorSpec
 
 @FAMILIES.register
 class Mixtral(Mistral):
+    """Checkpoints whose `model_type` is "mixtral"."""
+
     model_type = "mixtral"
     architecture = "MixtralForCausalLM"
     default_rope_base = 1e6

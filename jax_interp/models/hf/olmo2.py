@@ -12,6 +12,8 @@ from jax_interp.models.hf.llama import Llama
 
 @FAMILIES.register
 class OLMo2(Llama):
+    """Checkpoints whose `model_type` is "olmo2"."""
+
     model_type = "olmo2"
     architecture = "Olmo2ForCausalLM"
     default_norm_eps = 1e-5

@@ -13,6 +13,8 @@ from jax_interp.models.hf.tensors import TensorSpec
 
 @FAMILIES.register
 class OPT(Family):
+    """Checkpoints whose `model_type` is "opt"."""
+
     model_type = "opt"
     architecture = "OPTForCausalLM"
     prefix = "model.decoder."

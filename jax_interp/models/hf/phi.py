@@ -14,6 +14,8 @@ from jax_interp.models.hf.tensors import TensorSpec
 
 @FAMILIES.register
 class Phi(Llama):
+    """Checkpoints whose `model_type` is "phi"."""
+
     model_type = "phi"
     architecture = "PhiForCausalLM"
     default_rotated_part = 0.5

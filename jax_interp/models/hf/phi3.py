@@ -13,6 +13,8 @@ from jax_interp.models.hf.tensors import Columns, TensorSpec
 
 @FAMILIES.register
 class Phi3(Mistral):
+    """Checkpoints whose `model_type` is "phi3"."""
+
     model_type = "phi3"
     architecture = "Phi3ForCausalLM"
     default_n_ctx = 4096

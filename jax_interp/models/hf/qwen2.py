@@ -13,6 +13,8 @@ from jax_interp.models.hf.shared_attributes import read_layer_types, write_layer
 
 @FAMILIES.register
 class Qwen2(Llama):
+    """Checkpoints whose `model_type` is "qwen2"."""
+
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
     default_n_ctx = 32768

@@ -12,6 +12,8 @@ from jax_interp.models.hf.qwen2 import Qwen2
 
 @FAMILIES.register
 class Qwen3(Qwen2):
+    """Checkpoints whose `model_type` is "qwen3"."""
+
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"
 

@@ -13,6 +13,8 @@ from jax_interp.models.hf.tensors import TensorSpec
 
 @FAMILIES.register
 class StableLM(Llama):
+    """Checkpoints whose `model_type` is "stablelm"."""
+
     model_type = "stablelm"
     architecture = "StableLmForCausalLM"
     default_n_ctx = 4096
