@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -103,11 +103,11 @@ def inputs_for(config: DictionaryRunConfig) -> Inputs:
     swept = config.sweep.addresses if config.sweep else ()
     for address in swept or config.dictionary.addresses:
         check_address(model, address)
-    if config.sweep is not None:
-        members(config.dictionary, config.sweep)  # refused before anything is computed
     if isinstance(config.dictionary, CrossLayerConfig):
         check_cross_layer(model, config.dictionary)
-    elif not swept:
+    elif config.sweep is not None:
+        members(config.dictionary, config.sweep)  # refused before anything is computed
+    if not swept and isinstance(config.dictionary, DictionaryConfig):
         check_one_width(config.dictionary.targets, widths_of(model, config.dictionary.targets))
     text = text_for(config.text, tokenizer)
     text.validation_batches(config.batch, config.context, config.evaluate_sequences)  # too little is refused now
@@ -157,7 +157,7 @@ def train(
       UserError: `run_dir` holds a run of another config, or was begun with other weights or another text.
     """
     trained = config.dictionary
-    batch_at = inputs.text.training_batches(config.batch, config.context, trained.seed)
+    batch_at: Any = inputs.text.training_batches(config.batch, config.context, trained.seed)  # of NumPy arrays
     log = Log(every=config.log_every, quiet=quiet)
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
         same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
@@ -195,7 +195,7 @@ def measure(
       address: what is read, in place of the config's.
       writes: what is written, in place of the config's.
     """
-    batches = inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences)
+    batches: Any = inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences)  # of NumPy's
     reads, writes = address or config.dictionary.address, writes or config.dictionary.writes
     if isinstance(sae, CrossLayer):
         targets = None if writes is None else address_tuple(writes)

@@ -14,6 +14,7 @@ from typing import Any
 
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.dictionaries.storage import save_dictionary
+from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.sweep import Member, Sweep, member_config, train_sweep
 from jax_interp.recipes.dictionary import MAY_DIFFER, DictionaryRunConfig, Inputs, measure
 from jax_interp.recipes.run_inputs import fingerprint, same_inputs
@@ -34,13 +35,15 @@ def run_sweep(
     Returns:
       {"name", "label", "series", "l0", "fvu", "recovered", "dead", "member"} of each member; `sweep.json` has the same.
     """
-    assert config.sweep is not None
-    batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
+    grid, base = config.sweep, config.dictionary
+    assert grid is not None
+    assert isinstance(base, DictionaryConfig)
+    batch_at: Any = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
         same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
         found = train_sweep(
-            config.dictionary,
-            config.sweep,
+            base,
+            grid,
             inputs.model,
             batch_at,
             run=SaveTo(run, every=config.checkpoint_every, keep=2),
@@ -49,7 +52,7 @@ def run_sweep(
         rows = []
         for i, (member, dictionary) in enumerate(found):
             directory = run.directory / "members" / f"{i:02d}"
-            alone = dataclasses.replace(config, sweep=None, dictionary=member_config(config.dictionary, member))
+            alone = dataclasses.replace(config, sweep=None, dictionary=member_config(base, member))
             save_dictionary(
                 directory / "dictionary", dictionary, address=member.address, writes=config.dictionary.writes,
                 model=config.model, config=alone,
@@ -58,8 +61,8 @@ def run_sweep(
             rows.append(
                 {
                     "name": directory.name,
-                    "label": strength(member, config.sweep),
-                    "series": series(member, config.sweep),
+                    "label": strength(member, grid),
+                    "series": series(member, grid),
                     "l0": result["reconstruction"]["l0"],
                     "fvu": result["reconstruction"]["fvu"],
                     "recovered": result["cross_entropy"]["recovered_mean"],

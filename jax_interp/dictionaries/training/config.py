@@ -258,8 +258,9 @@ class SAEConfig(CommonConfig):
                     f"the config for {config.address} sets {field.name}={value}, which {cls.__name__} does not have: "
                     f"leave it out{INSTEAD.get(field.name, '')}"
                 )
-        values = {name: getattr(config, name) for name in names}
-        return cls(**values | {"address": config.reads[0]})
+        values: dict[str, Any] = {name: getattr(config, name) for name in names}
+        values["address"] = config.reads[0]
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,14 @@ the decoder and the gradients of decoder and encoder run over that list. `Elemen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.core.leaves import PyTree
+from jax_interp.dictionaries.activations import ElementwiseActivation
 from jax_interp.dictionaries.activations.pre import dense_code_from_pre, entry_code_from_pre
 from jax_interp.dictionaries.codes import Code
 from jax_interp.dictionaries.forms.dictionary import Dictionary
@@ -53,23 +55,33 @@ def loss_and_grad(
       x: the rows that the code is of.
     """
 
-    def through(encode: Callable[[Dictionary], Code]) -> LossAndGradient:
+    def through(encode: Callable[[Dictionary], Any]) -> LossAndGradient:
         return jax.value_and_grad(lambda dictionary: loss_of(dictionary, encode(dictionary)), has_aux=True)(dictionary)
 
     activation = dictionary.activation
-    if not activation.elementwise:
+    if not isinstance(activation, ElementwiseActivation):
         return through(lambda dictionary: dictionary.training_code(x))
     pre = jax.lax.stop_gradient(dictionary.linear(x) + dictionary.b_enc[None, :])
-    by_products = lambda: through(lambda one: one.activation.decide(one, dense_code_from_pre(pre, one, x)))
+
+    def by_products() -> LossAndGradient:
+        return through(lambda one: _elementwise(one).decide(one, dense_code_from_pre(pre, one, x)))
+
     lengths = list_lengths(config, terms)
     if not lengths:
         return by_products()
     takes_part = activation.takes_part(dictionary, pre)
 
     def by_lists(n: int) -> Callable[[], LossAndGradient]:
-        return lambda: through(lambda one: one.activation.decide(one, entry_code_from_pre(pre, takes_part, n, one, x)))
+        return lambda: through(
+            lambda one: _elementwise(one).decide(one, entry_code_from_pre(pre, takes_part, n, one, x))
+        )
 
     sizes = [length * x.shape[0] for length in lengths]
     count = jnp.sum(takes_part, dtype=jnp.int32)
     branch = sum((count > size).astype(jnp.int32) for size in sizes)
     return jax.lax.switch(branch, [*(by_lists(size) for size in sizes), by_products])
+
+
+def _elementwise(dictionary: Dictionary) -> ElementwiseActivation:
+    assert isinstance(dictionary.activation, ElementwiseActivation)
+    return dictionary.activation

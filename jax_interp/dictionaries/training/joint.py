@@ -173,6 +173,7 @@ def joint_step(
     def loss_of(params: Params):
         model, dictionaries = params
         if model is None:
+            assert frozen is not None
             value, read_values = 0.0, values(frozen, config.sites, tokens)
         else:
             output, activations = read(model, *config.sites)(tokens)

@@ -35,14 +35,15 @@ class Learner(Generic[Trained]):
     Attributes:
       dictionary: a `Dictionary` or a `CrossLayer`, for scaled values.
       opt: the state of its optimizer.
-      since_fired: for each latent, the tokens since it last fired (the count stops at 2³⁰).
+      since_fired: for each latent, the tokens since it last fired (the count stops at 2³⁰): [feature], or [source,
+        feature] for a `CrossLayer`.
       step: the number of steps done.
       key: the random key of the next step.
     """
 
     dictionary: Trained
     opt: PyTree
-    since_fired: Int[Array, "..."]
+    since_fired: PyTree
     step: Int[Array, ""]
     key: Key[Array, ""]
 
@@ -70,7 +71,7 @@ def adam(
     decay = max(round(config.decay * steps), 1)
     peak = config.learning_rate if learning_rate is None else learning_rate
 
-    def rate(count: Int[Array, ""]) -> Float[Array, ""]:
+    def rate(count: Any) -> Any:
         down = (steps - count.astype(jnp.float32)) / decay
         return peak * jnp.clip(jnp.minimum(optimizers.linear_warmup(count, config.warmup), down), 0.0, 1.0)
 

@@ -51,9 +51,10 @@ class Resampler:
         every, until = self.rule.period(self.steps), round(self.rule.until * self.steps)
         dead = learner.since_fired > every * result.tokens // 2
         due = (learner.step % every == 0) & (learner.step <= until)
-        assert result.x is not None
-        assert result.error is not None
-        anew = lambda dictionary, opt: self.resample(dictionary, opt, dead, result.x, result.error)
+        x, error = result.x, result.error
+        assert x is not None
+        assert error is not None
+        anew = lambda dictionary, opt: self.resample(dictionary, opt, dead, x, error)
         dictionary, opt = jax.lax.cond(
             due, anew, lambda dictionary, opt: (dictionary, opt), learner.dictionary, learner.opt
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def kept_rows(keep: Bool[Array, "seq pos"], key: Key[Array, ""]) -> tuple[Int[Ar
     return order[jnp.where(i < n, i, again)], n
 
 
-def code_structure(dictionary: Dictionary, rows: int) -> jax.tree_util.PyTreeDef:
+def code_structure(dictionary: Dictionary, rows: int) -> Any:
     """The tree structure of the code of `rows` rows."""
     x = jax.ShapeDtypeStruct((rows, dictionary.d), dictionary.W_enc.dtype)
     return jax.tree.structure(jax.eval_shape(type(dictionary).training_code, dictionary, x))
