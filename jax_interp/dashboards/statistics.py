@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.dashboards.collector import ScoredBatch
 
 
-def _static(default: int | bool | None) -> int | bool | None:
+def _static(default: Any) -> Any:
     """A field that is structure: a compiled program is for one value of it."""
     return dataclasses.field(default=default, metadata={"static": True})
 
@@ -183,9 +184,11 @@ class InputTokens(_Sums):
     vocab: int | None = _static(None)
 
     def of(self, batch: ScoredBatch) -> dict[str, Array]:
-        if self.vocab is None and batch.logits is None:
-            raise UserError("InputTokens needs the size of the vocabulary: give vocab=, or Scores with logits")
-        vocab = batch.logits.shape[-1] if self.vocab is None else self.vocab
+        vocab = self.vocab
+        if vocab is None:
+            if batch.logits is None:
+                raise UserError("InputTokens needs the size of the vocabulary: give vocab=, or Scores with logits")
+            vocab = batch.logits.shape[-1]
         token, rows = batch.tokens.reshape(-1), _rows(batch)
         count = jax.ops.segment_sum(batch.keep.reshape(-1).astype(jnp.int32), token, vocab)
         return {"count": count, "total": jax.ops.segment_sum(rows.T, token, vocab).T}

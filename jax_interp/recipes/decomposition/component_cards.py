@@ -58,7 +58,7 @@ def component_cards(trained: Trained, held_out: HeldOut, options: PageOptions) -
 
 def _matrix(name: str, one: TopComponents, on_text: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     figures = zip(one.components, one.mean, one.rate, on_text)
-    cards = [{"component": int(c), "mean": float(mean), "rate": float(rate)} | more for c, mean, rate, more in figures]
+    cards = [{"component": int(c), "mean": float(mean), "rate": float(rate), **more} for c, mean, rate, more in figures]
     return {"name": name, "C": one.C, "alive": one.alive, "V": one.V, "U": one.U, "cards": cards}
 
 
@@ -69,7 +69,7 @@ def _on_text(found: MatrixDashboard, strings: Strings) -> list[dict[str, Any]]:
         {
             "inputs": _tokens(found.inputs, i, strings),
             "predicted": _tokens(found.predicted, i, strings),
-            "windows": [_window(windows, i, j, strings) for j in np.flatnonzero(windows.peak[i] > 0)],
+            "windows": [_window(windows, i, j, strings) for j in np.flatnonzero(windows.peak[i] > 0).tolist()],
         }
         for i in range(len(found.strongest.components))
     ]
