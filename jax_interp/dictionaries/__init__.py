@@ -1,14 +1,14 @@
 """Sparse dictionaries: SAEs, transcoders, crosscoders and cross-layer transcoders.
 
-forms/             what a dictionary reads and writes: one value, several, those of later layers
+forms/             what a dictionary reads and writes: one value, several values, values of later layers
 activations/       which latents are on: ReLU, Gated, JumpReLU, TopK, GroupMax, BatchTopK, MatchingPursuit
-losses/            what a dictionary is trained for: terms that are added up
-variants.py        the published combinations of these, by name
+losses/            loss terms; the loss of a dictionary is their sum
+variants.py        configs of published dictionaries, by name
 codes.py, sparse/  the latents of a batch, and products with them that use their sparsity
-training/          the trainers: on a stream, from disk, a grid, across layers, end to end, together with the model
-evaluation/        how good a dictionary is, against controls and known features
-sparse_coder.py    what evaluation needs of a dictionary
-inference_time.py  the best code that a decoder allows
+training/          the trainers: from a stream, from disk, a grid, cross-layer, end to end, jointly with the model
+evaluation/        figures of a dictionary, controls to compare it with, known features
+sparse_coder.py    the interface that evaluation uses
+inference_time.py  the best sparse code for a given decoder, without an encoder
 replacement.py     a model that runs on the features of dictionaries
 storage.py         dictionaries on disk
 

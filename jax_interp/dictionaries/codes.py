@@ -3,7 +3,7 @@
     DenseCode   all of z                                         ReLU, JumpReLU, Gated
     RowCode     k values a row, and their features               TopK, GroupMax, matching pursuit
     BatchCode   n values, the row and the feature of each        BatchTopK: rows have different numbers of latents
-    EntryCode   the same, with pre-activations                   ReLU, JumpReLU, Gated in training, once few are on
+    EntryCode   a BatchCode with pre-activations                 ReLU, JumpReLU, Gated in training, once few are on
 
 Losses and decoders use the methods of `Code` and work with every form.
 """
@@ -21,33 +21,33 @@ from jax_interp.dictionaries.sparse import products as sparse
 
 
 class Code(Protocol):
-    """What every form of a code can do."""
+    """The methods that every form of a code has."""
 
     def decode(self, W: Float[Array, "feature d"]) -> Float[Array, "row d"]:
-        """z @ W."""
+        """Return `z @ W`."""
         ...
 
     def dense(self, n_features: int) -> Float[Array, "row feature"]:
-        """z."""
+        """Return z as a dense array."""
         ...
 
     def weighted_sum(self, weight: Float[Array, " feature"]) -> Float[Array, ""]:
-        """Σ over rows and features of z · weight."""
+        """Return the sum of `z * weight` over rows and features."""
         ...
 
     def firing_counts(self, n_features: int) -> Int[Array, " feature"]:
-        """In how many rows each feature is on."""
+        """Return the number of rows in which each feature is on."""
         ...
 
     def mask_features(self, on: Bool[Array, " feature"]) -> Self:
-        """The code with 0 for the features that are not `on`."""
+        """Return the code with the latents of all other features set to 0."""
         ...
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DenseCode:
-    """All latents."""
+    """A code that holds every latent."""
 
     values: Float[Array, "row feature"]
     pre: Float[Array, "row feature"]
@@ -73,18 +73,18 @@ class DenseCode:
         return dataclasses.replace(self, values=values)
 
     def gather(self, numbers: Float[Array, " feature"]) -> Float[Array, "1 feature"]:
-        """One number for each feature, shaped to multiply `values` and `pre`."""
+        """Shape one number per feature so that it can multiply `values` and `pre`."""
         return numbers[None, :]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowCode:
-    """k latents of each row. Those with value 0 are off."""
+    """A code that holds k latents of each row. Latents with value 0 are off."""
 
     values: Float[Array, "row k"]
     indices: Int[Array, "row k"]
-    """The feature of each value. Within a row they differ."""
+    """The feature of each value. A feature occurs at most once in a row."""
     kernels: bool = dataclasses.field(default=False, metadata={"static": True})
     """Use the kernels of sparse/kernels.py where there is an NVIDIA GPU."""
 
@@ -108,10 +108,10 @@ class RowCode:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchCode:
-    """A list of latents, in ascending order of rows, and of features inside a row. Those with value 0 are off.
+    """A code that holds a list of latents, sorted by row and then by feature. Latents with value 0 are off.
 
-    No row and feature occur twice. Unused places come last: they have value 0, and the row and the feature one past the
-    end.
+    A pair of row and feature occurs at most once. Unused places come last: their value is 0, their row is `n_rows`, and
+    their feature is the number of features.
     """
 
     values: Float[Array, " entry"]
@@ -143,7 +143,7 @@ class BatchCode:
         return dataclasses.replace(self, values=values)
 
     def gather(self, numbers: Shaped[Array, " feature"]) -> Shaped[Array, " entry"]:
-        """For each entry, the number of its feature."""
+        """Given one number per feature, return the number for the feature of each entry."""
         return numbers.at[self.features].get(mode="clip")
 
 
@@ -153,4 +153,4 @@ class EntryCode(BatchCode):
     """The entries of a `DenseCode` that its losses depend on."""
 
     pre: Float[Array, " entry"]
-    """Pre-activations. Those of unused places are far below 0."""
+    """Pre-activations. At unused places they are far below 0."""

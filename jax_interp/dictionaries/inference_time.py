@@ -1,12 +1,12 @@
 """Inference-time optimisation: the best sparse code for a decoder, with no encoder (Rajamanoharan et al. 2024, app. A).
 
-    minimise ‖x - b_dec - a W_dec‖²   with a >= 0 and at most k entries of a on
+    minimise ‖x - b_dec - a W_dec‖²   with a >= 0 and at most k nonzero entries in a
 
-by gradient pursuit (Blumensath & Davies 2008). Each of k steps adds the atom that correlates most with the residual,
-takes one exact line-search step along the gradient for all chosen atoms, and clips at 0. One pass gives the errors for
-1, 2, … k latents. The difference to an encoder's error is the amortisation gap.
+The method is gradient pursuit (Blumensath & Davies 2008). Each of k steps adds the atom that correlates most with the
+residual, takes one exact line-search step along the gradient for all chosen atoms, and clips at 0. One pass gives the
+errors for 1, 2, … k latents. The amortisation gap is the error of an encoder minus this error.
 
-    Pursuit(sae.W_dec, sae.b_dec, k=32)        a dictionary, which can be spliced in and evaluated
+    Pursuit(sae.W_dec, sae.b_dec, k=32)        a dictionary that can be spliced in and evaluated
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PursuitCode:
     indices: Int[Array, "row k"]
     """The atom of each value. An unused place has value 0 and index 0."""
     error: Float[Array, "step row"]
-    """‖residual‖² after each step. Up to step k, `error[i]` is that of the code with at most i + 1 atoms."""
+    """‖residual‖² after each step. Up to step k, `error[i]` is the error of a code with at most i + 1 atoms."""
 
 
 @partial(jax.jit, static_argnames=("k", "extra_steps"))
@@ -41,9 +41,9 @@ def gradient_pursuit(
 
     Args:
       x: rows, with the decoder's bias subtracted.
-      W_dec: the atoms, of any norms.
+      W_dec: the atoms. They may have any norm.
       k: how many atoms a row can have.
-      extra_steps: more gradient steps on the chosen atoms, which come closer to the least squares on them.
+      extra_steps: more gradient steps on the chosen atoms. They bring the values closer to the least-squares solution.
     """
     rows = x.shape[0]
     place = jnp.arange(k)[None, :]
@@ -52,7 +52,7 @@ def gradient_pursuit(
         values, indices, used, residual = state
         products = residual @ W_dec.T
         best = jnp.argmax(products, axis=1).astype(jnp.int32)
-        # from the k-th step on nothing is added; an atom chosen before is not added again
+        # After k steps no atom is added. An atom that is already chosen is not added again.
         new = (i < k) & ~jnp.any(used & (indices == best[:, None]), axis=1)
         here = new[:, None] & (place == i)
         indices, used = jnp.where(here, best[:, None], indices), used | here

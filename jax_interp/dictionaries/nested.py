@@ -1,6 +1,6 @@
-"""The decoding of the first n features of a code, for several n at once, as Matryoshka dictionaries need it.
+"""Decode the first n features of a code, for several n at once. Matryoshka dictionaries need this.
 
-Features between two neighbouring n form a level. Each level is decoded once, and the levels are added up.
+The features between two neighbouring values of n form a level. Each level is decoded once, and the levels are added up.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from jax_interp.dictionaries.sparse.products import decode_entries
 def decode_nested(
     code: Code, W: Float[Array, "feature d"], ends: Sequence[int] | Int[Array, " prefix"]
 ) -> list[Float[Array, "row d"]]:
-    """z[:, :n] @ W[:n] for each n of `ends`.
+    """Return `z[:, :n] @ W[:n]` for each n in `ends`.
 
-    All together cost about one decoding. They cost one each on a mesh, and where `ends` are traced and the code is
-    dense (on an accelerator, every code is made dense).
+    All prefixes together cost about one decoding. There are two exceptions, where each prefix costs one decoding: on a
+    mesh, and where `ends` is traced and the code is dense. (On an accelerator, every code is made dense.)
 
     Args:
       code: z, in any form.
@@ -47,7 +47,7 @@ def decode_nested(
 def _by_entries(
     code: RowCode | BatchCode, W: Float[Array, "feature d"], ends: Int[Array, " prefix"]
 ) -> list[Float[Array, "row d"]]:
-    """The levels: one decoding into rows · levels targets."""
+    """Decode all levels at once: each pair of a row and a level is one target."""
     if isinstance(code, RowCode):
         n_rows = len(code.values)
         order = jnp.argsort(code.indices, axis=1)
@@ -55,7 +55,7 @@ def _by_entries(
         rows = jnp.repeat(jnp.arange(n_rows, dtype=jnp.int32), code.indices.shape[1])
     else:
         n_rows, values, rows, features = code.n_rows, code.values, code.rows, code.features
-    # `target` ascends, as `decode_entries` needs it: entries are in the order of rows, and inside a row of features.
+    # `decode_entries` needs ascending targets. They ascend because entries are sorted by row and then by feature.
     level = jnp.searchsorted(ends, features, side="right").astype(jnp.int32)
     target = jnp.minimum(rows * len(ends) + jnp.minimum(level, len(ends) - 1), n_rows * len(ends))
     values = jnp.where(level < len(ends), values, jnp.zeros((), values.dtype))

@@ -1,23 +1,27 @@
-"""The replacement model: a model in which some values (say the outputs of its MLPs) are a dictionary's reconstructions.
+"""The replacement model: a dictionary's reconstructions take the place of some values (for example, all MLP outputs).
 
-    local = replacement(model, reads, writes, clt)         each written value is reconstructed from the values read
-    local(tokens)                                          in this same run: later layers see the errors of earlier ones
+    local = replacement(model, reads, writes, clt)
+    local(tokens)
     errors = measure_errors(model, reads, writes, clt)(tokens)
-    exact = replacement(model, reads, writes, clt, errors=errors)       with error nodes (Ameisen et al. 2025):
-    exact(tokens)                                          the output of the model, until something is edited
+    exact = replacement(model, reads, writes, clt, errors=errors)
+    exact(tokens)                                          # equals model(tokens)
     edit(exact, at("blocks.2.ln2.normalized.latents", Zero(), feature=17))
 
-Both are models: `read`, `edit`, `grad_at`, `jax.jit`, `jax.grad` and `remat=` work on them. Their values have the names
-of the model's values. Below each address that is read there is `….latents` [batch pos feature]; below each address that
-is written there is `….error`, if errors were given.
+The dictionary reads its inputs in the same run in which it writes, so later layers see the errors of earlier layers.
+With `errors` (error nodes, Ameisen et al. 2025), the output is that of the model until something is edited.
+
+`local` and `exact` are models: `read`, `edit`, `grad_at`, `jax.jit`, `jax.grad` and `remat=` work on them. Their values
+have the names of the model's values. Each address that is read also has `….latents` [batch pos feature]. Each address
+that is written also has `….error`, if errors were given.
 
 Cost: one forward pass, one dense encoding per source, and one dense matrix product for each pair of a source and a
 target that it writes: S(S+1)/2 for a whole cross-layer transcoder.
 
-Layout: transcoders of one layer each, of one shape, that read and write the same layers of a scanned model, stay in the
-scan; their weights are stacked on each call. The sources of a cross-layer transcoder have decoders of different shapes,
-which one scanned body cannot hold without doubling them. `replacement` unrolls the layers that it concerns instead,
-once: this copies their weights, and compile time grows with their number.
+Layout: single-layer transcoders stay in the scan of a scanned model, if they have one shape and each one reads and
+writes the same layer. Their weights are stacked on each call. The sources of a cross-layer transcoder have decoders of
+different shapes, and one scanned body could hold these only with padding that doubles their size. `replacement`
+therefore unrolls the layers that are read or written. This copies the weights of these layers once, and compile time
+grows with the number of layers.
 """
 
 from __future__ import annotations
@@ -46,8 +50,8 @@ class Errors:
 
     Attributes:
       values: the values of the clean run, by target.
-      reconstructions: what the dictionary makes of the clean run, by target. Both are kept, not the difference alone,
-        so that value + (ŷ - reconstruction) is the value to the bit wherever ŷ is the reconstruction.
+      reconstructions: the dictionary's reconstructions in the clean run, by target. Values and reconstructions are
+        both kept, so that value + (ŷ - reconstruction) equals the value bit for bit wherever ŷ is the reconstruction.
     """
 
     values: tuple[Float[Array, "batch pos d_out"], ...]
@@ -72,17 +76,17 @@ class Replacement(Wrapper):
     reads: tuple[str, ...] = static()
     writes: tuple[str, ...] = static()
     measures: bool = static(default=False)
-    """Whether written values stay as they are and their reconstructions are named, for `measure_errors`."""
+    """If True, values are not replaced, and their reconstructions get a name. `measure_errors` uses this."""
 
     @property
     def stretch(self) -> tuple[str, str] | None:
-        """If the edits stay in the body of a scan: the address of all values that are read, and of all written."""
+        """(address of all values read, address of all values written) if the edits stay inside a scan, else None."""
         if not _scanned(self.model, self.reads) or not _are_alike(self.dictionary.sources):
             return None
         return _same_layers(self.reads, self.writes, depth_of(self.model))
 
     def __call__(self, *args: Any, taps: tuple = (), **kwargs: Any) -> Any:
-        scope = f"replacement.{len(taps)}"  # of a nest of replacement models, each has names of its own
+        scope = f"replacement.{len(taps)}"  # nested replacement models have different names
         edits = self._edits(scope) if self.stretch is None else self._stacked_edits(scope, *self.stretch)
         return edit(self.model, *edits)(*args, taps=taps, **kwargs)
 
@@ -92,14 +96,14 @@ class Replacement(Wrapper):
         names = tuple(f"{scope}.{i}" for i in range(len(self.reads)))
         for i, (source, reads, writes) in enumerate(zip(self.dictionary.sources, self.reads, self.writes, strict=True)):
             error = None if self.errors is None else (self.errors.values[i], self.errors.reconstructions[i])
-            # In this order a value that is both read and written is read as what its own source is to write anew
-            # (weakly causal), and as what earlier sources made of it (strictly causal).
+            # The order matters where a value is both read and written. A weakly causal source reads the value before it
+            # is replaced. A strictly causal source reads the value after earlier sources have replaced it.
             edits.append(at(reads, _Encode(source, names[i])))
             edits.append(self._written(writes, _Write(self.dictionary, error, names[: i + 1], writes, self.measures)))
         return edits
 
     def _stacked_edits(self, scope: str, reads: str, writes: str) -> list[Edit | tuple[Edit, ...]]:
-        """Two edits for all sources, with values per layer."""
+        """Two edits for all sources together. Their arrays have an axis for the layer."""
         source = jax.tree.map(lambda *leaves: jnp.stack(leaves), *self.dictionary.sources)
         alone = CrossLayer((source,), self.dictionary.b_dec[:, None])
         error = None if self.errors is None else (jnp.stack(self.errors.values), jnp.stack(self.errors.reconstructions))
@@ -119,7 +123,7 @@ def replacement(
     errors: Errors | None = None,
     where: Bool[Array, "batch pos"] | None = None,
 ) -> Replacement:
-    """The model with the values at `writes` replaced by the dictionary's reconstruction from the values at `reads`.
+    """Replace the values at `writes` by what the dictionary reconstructs from the values at `reads`.
 
     Args:
       model: any model that keeps the surgery contract.
@@ -127,15 +131,16 @@ def replacement(
       writes: the address that each source writes first, one for each source.
       dictionary: a cross-layer dictionary, or a list of transcoders of one layer each. It works on raw activations, as
         exported.
-      errors: of a clean run on the same tokens. They are added to the reconstructions and are constants to gradients.
-      where: at which tokens values are replaced; None: at all.
+      errors: the errors of a clean run on the same tokens. They are added to the reconstructions. No gradient flows
+        through them.
+      where: the tokens at which values are replaced. None: all tokens.
 
     Returns:
       A model. Gradients go through the dictionary.
 
     Raises:
-      UserError: the addresses do not fit the dictionary; or, when the model is called, a value is written before one
-        that it is made from is read.
+      UserError: the addresses do not fit the dictionary. The returned model raises it too, if a value is written before
+        a value that its reconstruction depends on is read.
 
     Example:
         reads = [f"blocks.{i}.ln2.normalized" for i in range(4)]
@@ -149,16 +154,19 @@ def replacement(
 def measure_errors(
     model: Model, reads: Sequence[str], writes: Sequence[str], dictionary: CrossLayer | Sequence[Dictionary]
 ) -> Callable[..., Errors]:
-    """The errors that `replacement` adds, from a clean run: `measure_errors(model, reads, writes, clt)(tokens)`.
+    """Measure the errors that `replacement` adds. They come from a clean run.
 
     Args:
-      model: as for `replacement`, and so are the others.
+      model: any model that keeps the surgery contract.
       reads: the address that each source reads.
       writes: the address that each source writes first.
       dictionary: a cross-layer dictionary, or a list of transcoders.
 
     Returns:
       A function of the model's arguments that returns `Errors`. It runs the model once, up to the last target.
+
+    Example:
+        errors = measure_errors(model, reads, writes, clt)(tokens)
     """
     measuring = _checked(
         Replacement(model, _as_cross_layer(dictionary), None, None, _names(reads), _names(writes), measures=True)
@@ -168,8 +176,10 @@ def measure_errors(
         written = measuring.writes if measuring.stretch is None else measuring.stretch[1:]
         reconstructed = [f"{one}.reconstruction" for one in written]
         found = read(measuring, *written, *reconstructed, output=False)(*args, **kwargs)
-        values, said = ([found[f"{one}{end}"] for one in measuring.writes] for end in ("", ".reconstruction"))
-        return Errors(tuple(values), tuple(said))
+        values, reconstructions = (
+            [found[f"{one}{end}"] for one in measuring.writes] for end in ("", ".reconstruction")
+        )
+        return Errors(tuple(values), tuple(reconstructions))
 
     return run
 
@@ -177,7 +187,7 @@ def measure_errors(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Encode(ScopedEdit):
-    """Leaves the value as it is, names its latents and carries them to the targets."""
+    """Encode the value, name the latents and carry them to the targets. The value itself does not change."""
 
     source: Source
     name: str = static()
@@ -192,7 +202,7 @@ class _Encode(ScopedEdit):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Write(ScopedEdit):
-    """The reconstruction of the last of the sources `names`, with its error, in place of the value."""
+    """Replace the value by its reconstruction from the sources `names`, plus the error of the clean run if given."""
 
     dictionary: CrossLayer
     error: tuple[Array, Array] | None
@@ -235,7 +245,7 @@ def _names(addresses: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _checked(local: Replacement) -> Replacement:
-    """The replacement model, its addresses checked, with the layers that it concerns unrolled where that is needed."""
+    """Check the addresses of a replacement model, and unroll the layers that it reads or writes if needed."""
     n = len(local.dictionary.sources)
     if (len(local.reads), len(local.writes)) != (n, n):
         raise UserError(
@@ -257,7 +267,7 @@ def _checked(local: Replacement) -> Replacement:
 
 
 def _scanned(model: Model, addresses: Sequence[str]) -> set[int]:
-    """Which layers of the addresses are run by a scan."""
+    """The layers of the addresses that run inside a scan."""
     depth = depth_of(model)
     wanted = {layer for one in addresses for layer in Address.parse(one).resolve(depth) or ()}
     return wanted & {layer for segment in iter_segments(model) if segment.stacked for layer in segment.layers}
@@ -270,8 +280,8 @@ def _are_alike(sources: Sequence[Source]) -> bool:
 
 
 def _same_layers(reads: Sequence[str], writes: Sequence[str], depth: int) -> tuple[str, str] | None:
-    """The reads as one address, and the writes, where each source writes the layer that it reads and the layers are
-    evenly spaced; otherwise None."""
+    """(one address for all reads, one address for all writes). None unless each source writes the layer that it reads,
+    and the layers are evenly spaced."""
     parsed = [[Address.parse(one) for one in names] for names in (reads, writes)]
     layers, written = ([one.resolve(depth) for one in addresses] for addresses in parsed)
     if layers != written or None in layers or any(len({one.name for one in addresses}) > 1 for addresses in parsed):

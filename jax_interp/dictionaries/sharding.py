@@ -5,13 +5,13 @@
         state = init_train_state(config, model, batch_at)
         state = shard(state, rules(state), mesh)
 
-Each device encodes its rows with its features. A step communicates no more than necessary: partial sums of the decoder
-[row, d], the gradients of each device's features over the rows of other devices, k candidates of each device for TopK,
-and scalars. With `fsdp`, weights are also gathered before they are multiplied.
+Each device encodes its own rows with its own features. A step communicates only what it must: partial sums of the
+decoder's output [row, d], gradients summed over the devices that hold other rows, k candidates per device for TopK, and
+scalars. With `fsdp`, weights are also gathered before they are multiplied.
 
 Where `tensor` has more than one device, codes are dense: products with a masked dense code need no communication, and
-sparse products would. Codes of matching pursuit alone stay sparse, and gather all decoder rows. Meshes leave shardings
-to the compiler (`explicit=False`).
+sparse products would. Only the codes of matching pursuit stay sparse, and they gather all decoder rows. The mesh
+must leave shardings to the compiler (`explicit=False`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from jax.sharding import PartitionSpec as P
 
 ROWS = ("data", "fsdp")
 
-# Matched with the end of an address, so they serve a learner, both of Adam's moments, and an exported dictionary.
+# A pattern matches the end of an address. The same rules therefore serve a learner, both moments of Adam, and an
+# exported dictionary.
 LEARNER_RULES = (
     ("sources.*.W_dec", P("tensor", None, "fsdp")),
     ("W_enc", P("fsdp", "tensor")),
@@ -42,7 +43,7 @@ def rules(tree: object) -> tuple[tuple[str, P], ...]:
       tree: a learner, a training state with its stream, or a dictionary.
 
     Returns:
-      Pairs of an address pattern and a `PartitionSpec`. The first that matches an address decides.
+      Pairs of an address pattern and a `PartitionSpec`. The first pattern that matches an address decides.
     """
     from jax_interp.core.leaves import flatten
     from jax_interp.dictionaries.activations import ACTIVATIONS  # its files import this one
@@ -61,7 +62,7 @@ def feature_shards() -> int:
 
 
 def rows_spec(n: int) -> tuple[str, ...] | None:
-    """The mesh axes over which `n` rows are sharded. None where their number does not divide `n`."""
+    """The mesh axes over which `n` rows are sharded. None if `n` rows cannot be divided equally among their devices."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     axes = tuple(axis for axis in ROWS if axis in shape)
     return axes if n % math.prod(shape[axis] for axis in axes) == 0 else None

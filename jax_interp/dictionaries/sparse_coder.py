@@ -1,7 +1,7 @@
-"""What evaluation measures: anything that encodes a value into latents and decodes them.
+"""The interface that evaluation uses: an object that encodes a value into latents and decodes them.
 
-`SparseCoder` is the base class of dictionaries. An object of your own that has only `encode` and `decode` is measured
-too (`as_sparse_coder`).
+`SparseCoder` is the base class of dictionaries. An object of your own needs only `encode` and `decode`;
+`as_sparse_coder` gives it the other methods.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from jax_interp.surgery.contract import Dictionary as EncoderDecoder
 
 
 class SparseCoder:
-    """Base class of dictionaries: `encode`, `decode`, and what evaluation asks besides, with defaults."""
+    """Base class of dictionaries: `encode`, `decode`, and optional methods that evaluation uses."""
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch feature"]:
         """The latents of `x`, dense."""
         raise NotImplementedError(f"{type(self).__name__} has no encode")
 
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
-        """What the latents `z` write."""
+        """The reconstruction from the latents `z`."""
         raise NotImplementedError(f"{type(self).__name__} has no decode")
 
     def output(self, x: Float[Array, "row d_in"], z: Float[Array, "row feature"]) -> Float[Array, "row d_out"]:
-        """What the dictionary writes for `x`, whose latents are `z`. A skip from `x` is part of it."""
+        """The full output for the input `x` with latents `z`. It includes a skip from `x`, if there is one."""
         return self.decode(z)
 
     def directions(self) -> Float[Array, "feature d_out"] | None:
-        """One row for each feature: what it writes. None where features have no fixed direction."""
+        """The direction that each feature writes, one row per feature. None if features have no fixed direction."""
         return None
 
     @property
     def n_sources(self) -> int | None:
-        """How many values have latents of their own, which stand side by side in the last axis. None: latents belong to
-        all values that are read."""
+        """The number of sources. Each source has its own latents; they are side by side in the last axis. None: there
+        are no separate sources, and every latent reads all values."""
         return None
 
     def is_autoencoder(self) -> bool:
-        """Whether it writes the value that it reads, as far as its weights show."""
+        """Whether it reconstructs the value that it reads. This is judged from the shapes of its weights."""
         return True
 
 
@@ -74,5 +74,5 @@ class _Adapter(SparseCoder):
 
 
 def as_sparse_coder(dictionary: EncoderDecoder) -> SparseCoder:
-    """`dictionary` itself, or a wrapper that gives an object with `encode` and `decode` the defaults."""
+    """Return `dictionary` if it is a `SparseCoder`, else wrap it. The wrapper adds the default methods."""
     return dictionary if isinstance(dictionary, SparseCoder) else _Adapter(dictionary)

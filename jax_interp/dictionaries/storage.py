@@ -1,12 +1,12 @@
 """A dictionary on disk: `dictionary.safetensors` and `dictionary.json` in one directory.
 
-The JSON describes the tensors: form, sizes, activation with its settings, what is read and written in which model, and
-the training config. Weights keep their dtype. The JSON is written last and holds the digest of the tensors, and each
-file appears by one rename. An interrupted save is therefore recognised and refused.
+The JSON holds the form, the sizes, the activation with its settings, the model, the addresses that are read and
+written, and the training config. Weights keep their dtype. The JSON is written last and holds the digest of the
+tensors. Each file is put in place by one rename. Loading therefore detects an interrupted save and refuses it.
 
-A `Dictionary` has W_enc [d_in, feature], b_enc, W_dec [feature, d_out], b_dec, perhaps W_skip, and activation.<name>
-for the arrays of its activation. A `CrossLayer` has the same of each source l as sources.<l>.<name>, with W_dec
-[feature, target, d_out], and one b_dec [target, d_out] for all.
+A `Dictionary` has the tensors W_enc [d_in, feature], b_enc, W_dec [feature, d_out], b_dec, W_skip if it has a skip, and
+activation.<name> for each array of its activation. A `CrossLayer` has one b_dec [target, d_out]. The other tensors of
+its source l are called sources.<l>.<name>, and the shape of W_dec is [feature, target, d_out].
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ TENSORS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A dictionary and where it belongs."""
+    """A dictionary, and the model and addresses that it was trained for."""
 
     dictionary: Dictionary | CrossLayer
     address: str | tuple[str, ...]
-    """What it reads."""
+    """The address that it reads, or several."""
     model: str
     """The name of the model."""
     config: Any = None
     """The training config, as JSON values."""
     writes: str | tuple[str, ...] | None = None
-    """What it writes. None: what it reads."""
+    """The address that it writes, or several. None: the same as `address`."""
 
 
 def save_dictionary(
@@ -51,15 +51,15 @@ def save_dictionary(
     config: Any = None,
     writes: str | tuple[str, ...] | None = None,
 ) -> Path:
-    """Save a dictionary, and where it belongs.
+    """Save a dictionary, with the model and the addresses that it was trained for.
 
     Args:
-      directory: made where it does not exist. What is saved there is replaced.
-      dictionary: of any registered form.
-      address: what the dictionary reads.
+      directory: created if it does not exist. A dictionary that was saved there before is replaced.
+      dictionary: a dictionary of any registered form.
+      address: the address that the dictionary reads, or several.
       model: the name of the model.
-      config: a dataclass or JSON value to keep with it: how it was trained.
-      writes: what it writes. None: what it reads.
+      config: the training config, to keep with the dictionary: a dataclass or a JSON value.
+      writes: the address that the dictionary writes, or several. None: the same as `address`.
 
     Returns:
       The directory.
@@ -82,14 +82,17 @@ def save_dictionary(
 
 
 def load_dictionary(directory: Path | str) -> Saved:
-    """Load what `save_dictionary` wrote, in the same dtype.
+    """Load a dictionary that `save_dictionary` saved. Weights have the dtype that they were saved in.
 
     Args:
       directory: the directory that it was saved in.
 
+    Returns:
+      The dictionary with its model, addresses and training config.
+
     Raises:
-      UserError: there is no dictionary, its format is of a later version, its form or activation is not known, or
-        tensors are damaged, missing or of other shapes than described.
+      UserError: there is no dictionary, the format is of a later version, the form or the activation is not known, or
+        tensors are damaged, missing, or have other shapes than described.
     """
     directory = Path(directory)
     described = directory / DESCRIPTION

@@ -1,4 +1,4 @@
-"""Where a dictionary reads and where it writes. The activation is a field of it, the loss is the trainer's."""
+"""The forms of dictionaries: what a dictionary reads and what it writes. The activation is a field of the form."""
 
 from jax_interp.core.registry import discover
 from jax_interp.dictionaries.forms.dictionary import Dictionary, init_sae, init_transcoder, site_norms

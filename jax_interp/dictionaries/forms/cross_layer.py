@@ -4,13 +4,14 @@
 
 Its name depends on what it reads and writes:
 
-    cross-layer transcoder       reads each MLP's input, writes MLPs' outputs from that layer on (Ameisen et al. 2025)
-    weakly causal crosscoder     reads values, writes the same ones from that one on (Lindsey et al. 2024)
-    strictly causal crosscoder   writes only later ones: reads all values but the last, writes all but the first
-    per-layer transcoders        the same with a window of one target
+    cross-layer transcoder       reads the input of each MLP; writes the output of that MLP and of later MLPs
+                                 (Ameisen et al. 2025)
+    weakly causal crosscoder     reads each value; writes that value and later values (Lindsey et al. 2024)
+    strictly causal crosscoder   reads each value but the last; writes only later values
+    per-layer transcoders        a cross-layer transcoder with a window of one target
 
-Each source alone is a `Dictionary` with several write sites, so activations, losses and folding are those of all forms.
-The decoders are a triangle: S sources of m features and width d have m·d·(S + S(S+1)/2) weights.
+A single source is a `Dictionary` with several write sites, so activations, losses and scaling work as for any
+`Dictionary`. S sources of m features and width d have S(S+1)/2 decoders and m·d·(S + S(S+1)/2) weights.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class Source:
 
     Args:
       W_enc: the encoder.
-      b_enc: its bias.
-      W_dec: the decoders of source l: `W_dec[:, j]` writes target l + j.
-      activation: which latents are on, and how much.
+      b_enc: the bias of the encoder.
+      W_dec: the decoders. For source l, `W_dec[:, j]` writes target l + j.
+      activation: decides which latents are on, and how strongly.
       W_skip: a linear map from the input to target l; None: there is none.
     """
 
@@ -60,7 +61,7 @@ class Source:
 
     @property
     def dictionary(self) -> Dictionary:
-        """The source alone: its targets side by side, without their biases and the skip."""
+        """The source as a `Dictionary` that writes its targets side by side, without biases and without the skip."""
         W = self.W_dec.reshape(self.W_dec.shape[0], -1)
         none = jnp.zeros((W.shape[1],), W.dtype)
         return Dictionary(
@@ -84,11 +85,11 @@ class Source:
 class CrossLayer(Form):
     """A cross-layer dictionary: one source for each target.
 
-    `encode` and `decode` take any axes between the first and the last, and compute in the dtype of the weights; the
+    `encode` and `decode` accept any axes between the first and the last. They compute in the dtype of the weights. The
     result of `__call__` has the dtype of `x`.
 
     Args:
-      sources: in the order of the layers.
+      sources: one source per layer, in the order of the layers.
       b_dec: the bias of each target.
     """
 
@@ -121,9 +122,9 @@ class CrossLayer(Form):
         """The reconstruction of one target.
 
         Args:
-          target: its number.
-          z: the latents of each source; those of later sources are not used.
-          x: the value that the target's own source reads, for its skip; None: without the skip.
+          target: the index of the target.
+          z: the latents of each source. Sources after the target are not used.
+          x: the value that the source of the same index reads, for the skip. None: the skip is left out.
         """
         flat = [z[i].reshape(-1, z[i].shape[-1]).astype(self.b_dec.dtype) for i in range(target + 1)]
         out = jnp.broadcast_to(self.b_dec[target], (flat[0].shape[0], self.b_dec.shape[1]))
@@ -165,7 +166,7 @@ class CrossLayer(Form):
     def reconstruct(
         self, codes: Sequence[Code], x: Sequence[Float[Array, "row d_in"]]
     ) -> list[Float[Array, "row d_out"]]:
-        """The reconstruction of each target from sparse codes: one sparse product per source, for all its targets."""
+        """The reconstruction of each target from sparse codes. Each source needs one sparse product."""
         d, rows = self.b_dec.shape[1], x[0].shape[0]
         out = [jnp.broadcast_to(bias, (rows, d)) for bias in self.b_dec]
         for i, (source, code) in enumerate(zip(self.sources, codes, strict=True)):
@@ -178,7 +179,7 @@ class CrossLayer(Form):
 
 
 def _read_source(description: Mapping[str, Any], settings: Any, written: int, arrays: Arrays, prefix: str) -> Source:
-    """The source whose arrays have names that begin with `prefix`; it writes so many targets."""
+    """The source whose arrays have names that begin with `prefix`. It writes `written` targets."""
     d_in, d_out, m = (description[name] for name in ("d_in", "d_out", "n_features"))
     shapes = {"W_enc": (d_in, m), "b_enc": (m,), "W_dec": (m, written, d_out)}
     named = {prefix + name: shape for name, shape in shapes.items()}
@@ -189,22 +190,22 @@ def _read_source(description: Mapping[str, Any], settings: Any, written: int, ar
 
 
 def n_targets(n_sources: int, source: int, window: int | None = None) -> int:
-    """How many targets a source writes: its own and all later ones, but at most `window`."""
+    """The number of targets that a source writes: its own and all later ones, but at most `window`."""
     later = n_sources - source
     return later if window is None else min(window, later)
 
 
 def decoder_norms(dictionary: CrossLayer) -> Float[Array, "source feature target"]:
-    """The norm of W_dec^{l→t}_i, 0 if source l does not write target t."""
+    """The norm of each decoder row W_dec^{l→t}_i. It is 0 if source l does not write target t."""
     n = len(dictionary.b_dec)
     parts = [site_norms(source.dictionary) for source in dictionary.sources]
     return jnp.stack([jnp.pad(p, ((0, 0), (i, n - i - p.shape[1]))) for i, p in enumerate(parts)])
 
 
 def from_transcoders(dictionaries: Sequence[Dictionary]) -> CrossLayer:
-    """Transcoders of one layer each, in the order of the layers, as one cross-layer dictionary with a window of 1.
+    """Join single-layer transcoders, in the order of the layers, into one cross-layer dictionary with a window of 1.
 
-    Raises UserError if one of them is no transcoder, or if they write values of different widths.
+    Raises UserError if one of them is not a transcoder, or if they write values of different widths.
     """
     if any(one.centred or one.write_sites != 1 for one in dictionaries):
         raise UserError("only transcoders can be put together: dictionaries that are not centred and write one value")

@@ -1,9 +1,9 @@
-"""The form that all dictionaries share: encode a value into latents, decode them into a value.
+"""The form of SAEs, transcoders and crosscoders: encode a value into latents, decode the latents into a value.
 
     f = activation((x - b_dec) W_enc + b_enc),   ŷ = f W_dec + b_dec (+ x W_skip)
 
 An SAE reconstructs the value that it reads. A transcoder reconstructs another value. A crosscoder reads and
-reconstructs several values, side by side in the last axis. A cross-layer transcoder is several of these
+reconstructs several values, side by side in the last axis. A cross-layer transcoder consists of several dictionaries
 (cross_layer.py).
 """
 
@@ -39,18 +39,19 @@ from jax_interp.dictionaries.sparse_coder import SparseCoder
 class Dictionary(SparseCoder, Form):
     """A sparse autoencoder, transcoder or crosscoder.
 
-    `encode`, `decode` and `__call__` take any leading axes and compute in the dtype of the weights; the result of
-    `__call__` has the dtype of `x`. A value per head, [*batch, head, d_head], is read as one of width head * d_head.
+    `encode`, `decode` and `__call__` accept any leading axes and compute in the dtype of the weights. The result of
+    `__call__` has the dtype of `x`. A value with a head axis, [*batch, head, d_head], is read as a value of width
+    head * d_head.
 
     Args:
       W_enc: the encoder.
-      b_enc: its bias.
-      W_dec: the decoder; a row is the direction of a feature.
-      b_dec: its bias.
-      activation: which latents are on, and how much.
-      W_skip: a linear map from the input to the output, besides the latents; None: there is none.
+      b_enc: the bias of the encoder.
+      W_dec: the decoder. Each row is the direction of a feature.
+      b_dec: the bias of the decoder.
+      activation: decides which latents are on, and how strongly.
+      W_skip: a linear map from the input to the output. It does not pass through the latents. None: there is no skip.
       centred: whether `b_dec` is subtracted from the input.
-      write_sites: how many values it writes, side by side in the last axis.
+      write_sites: the number of values that it writes, side by side in the last axis.
 
     Example:
         edit(model, at("blocks.2.resid_post", Splice(dictionary)))
@@ -71,24 +72,24 @@ class Dictionary(SparseCoder, Form):
 
     @property
     def d(self) -> int:
-        """Width of the value that it reads."""
+        """The width of the value that it reads."""
         return self.W_enc.shape[-2]
 
     def linear(self, x: Float[Array, "row d_in"]) -> Float[Array, "row feature"]:
-        """The encoder without its bias."""
+        """The product of the encoder with `x`, without the encoder's bias."""
         x = x.astype(self.W_enc.dtype)
         return (x - self.b_dec[None, :] if self.centred else x) @ self.W_enc
 
     def code(self, x: Float[Array, "row d_in"]) -> Code:
-        """The latents of inference, as the code that is cheapest for this activation."""
+        """The latents at inference, in the form of code that is cheapest for this activation."""
         return self.activation.encode(self, x.astype(self.W_enc.dtype))
 
     def training_code(self, x: Float[Array, "row d_in"]) -> Code:
-        """The latents of training: for BatchTopK they depend on the batch."""
+        """The latents in training. For BatchTopK they depend on the whole batch."""
         return self.activation.encode_batch(self, x)
 
     def reconstruct(self, code: Code, x: Float[Array, "row d_in"] | None = None) -> Float[Array, "row d_out"]:
-        """The reconstruction from a code. Only a dictionary with a skip needs the input `x`."""
+        """The reconstruction from a code. The input `x` is needed only if the dictionary has a skip."""
         out = code.decode(self.W_dec) + self.b_dec[None, :]
         if self.W_skip is not None:
             if x is None:
@@ -103,12 +104,12 @@ class Dictionary(SparseCoder, Form):
         return z.reshape(*x.shape[:-1], self.n_features)
 
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
-        """`z W_dec + b_dec`: the part of the reconstruction that comes from the latents, without a skip."""
+        """Return `z W_dec + b_dec`: the reconstruction without the skip."""
         flat = z.reshape(-1, z.shape[-1]).astype(self.W_dec.dtype) @ self.W_dec + self.b_dec[None, :]
         return flat.reshape(*z.shape[:-1], flat.shape[-1])
 
     def output(self, x: Float[Array, "row d_in"], z: Float[Array, "row feature"]) -> Float[Array, "row d_out"]:
-        """What it writes for `x`, whose latents are `z`: `decode(z)`, and the skip from `x`."""
+        """The full output for the input `x` with latents `z`: `decode(z)`, plus the skip from `x` if there is one."""
         y_hat = self.decode(z)
         return y_hat if self.W_skip is None else y_hat + x.astype(self.W_skip.dtype) @ self.W_skip
 
@@ -122,7 +123,7 @@ class Dictionary(SparseCoder, Form):
         shape, x = x.shape, self._heads_together(x)
         rows = x.reshape(-1, x.shape[-1])
         y = self.reconstruct(self.code(rows), rows).astype(x.dtype)
-        by_head = x.shape != shape and y.shape[-1] == self.d  # written as it was read
+        by_head = x.shape != shape and y.shape[-1] == self.d  # the output has the shape of the input
         return y.reshape(shape if by_head else (*x.shape[:-1], y.shape[-1]))
 
     def describe(self) -> tuple[Description, Arrays]:
@@ -159,7 +160,7 @@ class Dictionary(SparseCoder, Form):
 
 
 def check_one_width(written: Sequence[str], widths: Sequence[int]) -> None:
-    """Raise UserError if the values that one dictionary writes differ in width: a decoder row has equal parts."""
+    """Raise UserError if the values that one dictionary writes differ in width. A decoder row has equal parts."""
     if len(set(widths)) > 1:
         each = ", ".join(f"{name} {width}" for name, width in zip(written, widths, strict=True))
         raise UserError(
@@ -169,7 +170,7 @@ def check_one_width(written: Sequence[str], widths: Sequence[int]) -> None:
 
 
 def site_norms(dictionary: Dictionary) -> Float[Array, "feature site"]:
-    """The norm of a feature's direction in each value that the dictionary writes. At zero the gradient is finite."""
+    """The norm of each feature's direction in each written value. The gradient of a norm of 0 is finite."""
     rows = dictionary.W_dec.reshape(dictionary.n_features, dictionary.write_sites, -1)
     square = jnp.sum(rows * rows, axis=-1)
     some = square > 0
@@ -189,22 +190,22 @@ def init_sae(
     sites: int = 1,
     dtype: Any = jnp.float32,
 ) -> Dictionary:
-    """A sparse autoencoder, or a crosscoder, at initialisation.
+    """Initialise a sparse autoencoder or a crosscoder.
 
-    Decoder rows are uniform on a sphere, the encoder is a multiple of their transpose, and `b_enc` is zero. With
-    row norm 1 this is Gao et al. 2024, appendix A; row norm 0.1 is the April 2024 update of Anthropic.
+    Decoder rows are uniform on a sphere, the encoder is a multiple of the transposed decoder, and `b_enc` is zero. Row
+    norm 1 is the choice of Gao et al. 2024, appendix A. Row norm 0.1 is the choice of Anthropic's April 2024 update.
 
     Args:
       key: the random key.
-      d: the width of the value; of a crosscoder, of all values together.
+      d: the width of the value. For a crosscoder, the width of all values together.
       n_features: the number of latents.
-      activation: its activation.
-      b_dec: the decoder's bias; None: zero. The trainer gives the mean of its first activations.
-      row_norm: the norm of decoder rows; of a crosscoder, of the part for each value.
-      encoder_scale: the encoder is this times the transpose of the decoder.
+      activation: the activation that the dictionary holds, as `Activation.init` returns it.
+      b_dec: the decoder's bias. None: zero. The trainer gives the mean of its first activations.
+      row_norm: the norm of decoder rows. For a crosscoder, the norm of each value's part of a row.
+      encoder_scale: the encoder is the transposed decoder times this factor.
       centred: whether `b_dec` is subtracted from the input.
-      sites: the number of values of a crosscoder.
-      dtype: of the weights.
+      sites: the number of values. It is above 1 for a crosscoder.
+      dtype: the dtype of the weights.
     """
     rows = jax.random.normal(key, (n_features, sites, d // sites), dtype)
     rows = rows * (jnp.asarray(row_norm, dtype) / jnp.linalg.norm(rows, axis=-1, keepdims=True))
@@ -228,7 +229,7 @@ def init_transcoder(
     write_sites: int = 1,
     dtype: Any = jnp.float32,
 ) -> Dictionary:
-    """A transcoder at initialisation: the best constant, with an FVU of 1 (Paulo et al. 2025, arXiv:2501.18823).
+    """Initialise a transcoder (Paulo et al. 2025, arXiv:2501.18823). At first it writes the mean output: its FVU is 1.
 
     Encoder columns are uniform on the unit sphere, `b_enc` cancels the mean input, the decoder is zero, and `b_dec` is
     the mean output.
@@ -236,14 +237,14 @@ def init_transcoder(
     Args:
       key: the random key.
       d_in: the width of the value that it reads.
-      d_out: the width of all values that it writes together.
+      d_out: the width of the value that it writes. If it writes several values, their widths added up.
       n_features: the number of latents.
-      activation: its activation.
+      activation: the activation that the dictionary holds, as `Activation.init` returns it.
       mean_in: the mean input.
       mean_out: the mean output.
-      skip: whether it has a linear map from the input to the output, zero at first.
+      skip: whether it has a linear map from the input to the output. The map starts at zero.
       write_sites: the number of values that it writes.
-      dtype: of the weights.
+      dtype: the dtype of the weights.
     """
     W_enc = jax.random.normal(key, (d_in, n_features), dtype)
     W_enc = W_enc / jnp.linalg.norm(W_enc, axis=0, keepdims=True)

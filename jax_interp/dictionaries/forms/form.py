@@ -1,6 +1,6 @@
-"""The base class of forms: what a dictionary must say of itself to be saved and loaded (storage.py).
+"""The base class of forms. It defines how a dictionary is described in a file (storage.py).
 
-A new form is one file of this folder that registers itself:
+A new form is one file in this folder that registers itself:
 
     @FORMS.register
     @jax.tree_util.register_dataclass
@@ -34,13 +34,13 @@ class Form:
     b_dec: Array
 
     def describe(self) -> tuple[Description, Arrays]:
-        """What `from_description` needs: sizes and settings as JSON values, and the arrays by name."""
+        """Return what `from_description` needs: sizes and settings as JSON values, and the arrays by name."""
         raise NotImplementedError(f"{type(self).__name__} cannot be saved: it has no describe")
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any], arrays: Arrays) -> Self:
-        """The dictionary that `describe` described. Raises UserError where an array is missing or has another shape
-        than described; KeyError, TypeError or ValueError where the description is not one."""
+        """Rebuild the dictionary from the result of `describe`. Raises UserError if an array is missing or has a wrong
+        shape, and KeyError, TypeError or ValueError if the description is invalid."""
         raise NotImplementedError(f"{cls.__name__} cannot be loaded: it has no from_description")
 
 
@@ -48,7 +48,7 @@ FORMS = Registry("form of dictionary", Form)
 
 
 def describe_activation(activation: Activation) -> tuple[Description, Arrays]:
-    """An activation's class name and settings as JSON values, and its arrays by name."""
+    """Return the class name and settings of an activation as JSON values, and its arrays by name."""
     known = _saved_classes()
     if type(activation) not in known.values():
         raise UserError(f"cannot save the activation {type(activation).__name__}: known are {', '.join(known)}")
@@ -60,7 +60,7 @@ def describe_activation(activation: Activation) -> tuple[Description, Arrays]:
 
 
 def read_activation(settings: Any, arrays: Arrays) -> Activation:
-    """The activation that `describe_activation` described. Raises UserError for one that this version does not know."""
+    """Rebuild an activation from the result of `describe_activation`. Raises UserError if its class is not known."""
     known = _saved_classes()
     kind = known.get(str(settings.get("type"))) if isinstance(settings, dict) else None
     if kind is None:
@@ -74,7 +74,7 @@ def read_activation(settings: Any, arrays: Arrays) -> Activation:
 
 
 def check_shapes(arrays: Arrays, shapes: Mapping[str, Shape]) -> None:
-    """Raises UserError where an array is missing or has another shape."""
+    """Raise UserError if an array is missing or has another shape."""
     for name, shape in shapes.items():
         if name not in arrays or arrays[name].shape != shape:
             found = arrays[name].shape if name in arrays else f"missing; it has {', '.join(sorted(arrays))}"
@@ -82,13 +82,13 @@ def check_shapes(arrays: Arrays, shapes: Mapping[str, Shape]) -> None:
 
 
 def optional_shapes(arrays: Arrays, prefix: str, d_in: int, d_out: int, n_features: int) -> dict[str, Shape]:
-    """The shapes of arrays that a part may have besides its weights: `W_skip`, and the arrays of its activation, which
-    hold one number for each feature or one for all."""
+    """The expected shapes of the optional arrays: `W_skip` and the arrays of the activation. An array of an activation
+    holds one number per feature, or a single number for all features."""
     skip = {prefix + "W_skip": (d_in, d_out)} if prefix + "W_skip" in arrays else {}
     of_activation = {name: a for name, a in arrays.items() if name.startswith(prefix + "activation.")}
     return skip | {name: a.shape if a.size == 1 else (n_features,) for name, a in of_activation.items()}
 
 
 def _saved_classes() -> dict[str, type[Activation]]:
-    """The classes of activations that a dictionary can hold, by name."""
+    """The activation classes that a dictionary can hold, by name."""
     return {kind.trained_class().__name__: kind.trained_class() for kind in ACTIVATIONS}

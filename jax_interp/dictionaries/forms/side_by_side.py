@@ -1,9 +1,10 @@
-"""A cross-layer dictionary as one dictionary of several values side by side, which is how `evaluate` reads values.
+"""Present a cross-layer dictionary as one dictionary whose values are side by side, as `evaluate` expects.
 
-    evaluate(model, reads, SideBySide(clt), batches, writes=targets)         as many addresses as sources, and targets
+    evaluate(model, reads, SideBySide(clt), batches, writes=targets)
 
-Latents are those of all sources together: L0 and dead features are sums over the sources, given by source too, as FVU
-is by target. All targets are replaced at once, by what the latents of the clean run write.
+`reads` has one address per source, and `targets` one per target. The latents are those of all sources together: L0 and
+the number of dead features are sums over the sources. `evaluate` also gives them per source, and FVU per target. All
+targets are replaced at once, by what the latents of the clean run write.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from jax_interp.dictionaries.sparse_coder import SparseCoder
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SideBySide(SparseCoder):
-    """Values of sources (all of one width), latents of sources and values of targets side by side in the last axis."""
+    """A cross-layer dictionary whose sources' values, latents and target values are each side by side in the last axis.
+
+    All values that the sources read must have the same width.
+    """
 
     dictionary: CrossLayer
 
@@ -36,7 +40,7 @@ class SideBySide(SparseCoder):
         return _together(self.dictionary.decode(self._apart(z)))
 
     def output(self, x: Array, z: Array) -> Float[Array, "*batch target_d_out"]:
-        """`decode(z)` and the skips from `x`."""
+        """The full output: `decode(z)` plus the skips from `x`."""
         z, x = self._apart(z), self._apart(x)
         return _together(jnp.stack([self.dictionary.write(t, z, x[t]) for t in range(len(x))]))
 
