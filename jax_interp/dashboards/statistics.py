@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +165,31 @@ class TokenSums:
         return TokenShares(best, np.take_along_axis(share, best, 1), np.take_along_axis(lift, best, 1))
 
 
+_Pair: TypeAlias = tuple[Float[Array, "..."], Float[Array, "..."]]
+"""A sum as two float32 numbers, the second far smaller than the first. Together they hold 48 bits."""
+
+
+def _as_pair(values: Float[Array, "..."] | Int[Array, "..."]) -> _Pair:
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        return values, jnp.zeros_like(values)
+    low = values & 0xFFF  # float32 holds 24 bits of an int32
+    return (values - low).astype(jnp.float32), low.astype(jnp.float32)
+
+
+def _add_pairs(first: _Pair, second: _Pair) -> _Pair:
+    """The sum with the rounding error of each addition (Knuth, The Art of Computer Programming 2, 4.2.2)."""
+    (a, rest_of_a), (b, rest_of_b) = first, second
+    total = a + b
+    part = total - a
+    rest = (a - (total - part)) + (b - part) + (rest_of_a + rest_of_b)
+    high = total + rest
+    return high, jnp.where(jnp.isfinite(high), rest - (high - total), 0.0)
+
+
+def _wide(pair: tuple[np.ndarray, np.ndarray]) -> Float[np.ndarray, "..."]:
+    return np.add(*pair, dtype=np.float64)
+
+
 class _Sums:
     """A statistic whose state is a dict of sums. Sums are of the batches' sums in float32."""
 
@@ -232,8 +257,10 @@ class TokenContrast:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class OnToken(_Sums):
+class OnToken:
     """Scores at one token against scores elsewhere; the result is a `TokenContrast`.
+
+    Sums are float32 within a batch. Over batches they keep 48 bits, as a mean over millions of positions needs.
 
     Args:
       token: the token's id. It is data: another one compiles nothing.
@@ -241,20 +268,25 @@ class OnToken(_Sums):
 
     token: int | Int[Array, ""]
 
-    def of(self, batch: ScoredBatch) -> dict[str, Array]:
+    def of(self, batch: ScoredBatch) -> dict[str, _Pair]:
         here = batch.keep & (batch.tokens == self.token)
         places = jnp.stack([here, batch.keep & ~here])
         chosen = [jnp.where(place[None], batch.scores, 0.0) for place in places]
-        return {
+        sums = {
             "count": jnp.sum(places, axis=(1, 2), dtype=jnp.int32),
             "total": jnp.stack([jnp.sum(scores, axis=(1, 2)) for scores in chosen]),
             "fired": jnp.stack([jnp.sum(scores != 0, axis=(1, 2), dtype=jnp.int32) for scores in chosen]),
         }
+        return {name: _as_pair(values) for name, values in sums.items()}
 
-    def result(self, state: dict[str, np.ndarray]) -> TokenContrast:
-        on, elsewhere = state["count"].tolist()
-        per = np.maximum(state["count"], 1)[:, None]
-        return TokenContrast((on, elsewhere), state["total"].astype(np.float64) / per, state["fired"] / per)
+    def merge(self, first: dict[str, _Pair], second: dict[str, _Pair]) -> dict[str, _Pair]:
+        return {name: _add_pairs(first[name], second[name]) for name in first}
+
+    def result(self, state: dict[str, tuple[np.ndarray, np.ndarray]]) -> TokenContrast:
+        count, total, fired = (_wide(state[name]) for name in ("count", "total", "fired"))
+        on, elsewhere = count.astype(np.int64).tolist()
+        per = np.maximum(count, 1)[:, None]
+        return TokenContrast((on, elsewhere), total / per, fired / per)
 
 
 @dataclasses.dataclass(frozen=True)

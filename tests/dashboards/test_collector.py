@@ -64,6 +64,21 @@ def test_the_lowest_scores_and_ties():
         assert (found.peak[unit, len(order) :] == 0).all()
 
 
+def test_sums_over_many_batches_lose_nothing():
+    """Scores are such that sums within a batch are exact in float32. Their sums over all batches are not."""
+    rng = np.random.default_rng(0)
+    table = rng.integers(1, 2**14, (8, 3)) / 1024
+    scores = lambda table, tokens: table[tokens.reshape(-1)]
+    batches = [(rng.integers(0, 8, (2, 8)), rng.random((2, 8)) < 0.9) for _ in range(1500)]
+    found = collect(scores, jnp.asarray(table, jnp.float32), batches, {"": OnToken(3)})[""]
+    tokens, keep = (np.stack(parts) for parts in zip(*batches))
+    elsewhere = tokens[keep & (tokens != 3)]
+    assert found.count == (np.sum(keep & (tokens == 3)), len(elsewhere))
+    np.testing.assert_array_equal(found.mean, [table[3], table[elsewhere].sum(axis=0) / len(elsewhere)])
+    np.testing.assert_array_equal(found.rate, np.ones((2, 3)))
+    assert np.float32(np.sum(table[elsewhere], axis=0)).astype(float).tolist() != table[elsewhere].sum(axis=0).tolist()
+
+
 @pytest.mark.parametrize("one_per_sequence", [False, True])
 def test_of_equal_scores_the_larger_activation_comes_first(one_per_sequence):
     windows = TopWindows(24, before=0, after=0, one_per_sequence=one_per_sequence)
