@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jax_interp.core.errors import UserError
+from jax_interp.data.harvest import TokenBatch
 
-Batches: TypeAlias = Iterable[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]
+Batches: TypeAlias = Iterable[TokenBatch]
 """Pairs `(tokens, keep)`: positions where `keep` is False (padding, special tokens) do not count."""
 
 

@@ -21,11 +21,12 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.dashboards.collector import Scores, collect
 from jax_interp.dashboards.statistics import InputTokens, Passages, PredictedTokens, TokenShares, TopWindows, Windows
+from jax_interp.data.harvest import TokenBatch
 from jax_interp.decomposition.importance.base import inner_activations
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.decomposition.top_components import TopComponents, layer_address, target_and_importance, top_components
@@ -75,7 +76,7 @@ class ComponentDashboards:
 
 def component_dashboards(
     trained: Trained,
-    batches: Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]],
+    batches: Sequence[TokenBatch],
     *,
     n: int = 6,
     windows: TopWindows = WINDOWS,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.core.errors import UserError
@@ -22,8 +23,8 @@ from jax_interp.data.shuffling import Buffer, draw, fill, init_buffer
 from jax_interp.surgery import Model, read
 
 Addresses = str | Sequence[str]
-TokenBatch = tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]
-"""Tokens, and which of their positions count: False at padding and special tokens."""
+TokenBatch = tuple[Int[Array | np.ndarray, "seq pos"], Bool[Array | np.ndarray, "seq pos"]]
+"""Tokens, and which of their positions count: False at padding and special tokens. NumPy's or JAX's arrays."""
 EMPTY_BATCHES = 100
 """This many token batches in a row whose masks exclude every position are an error."""
 

@@ -15,8 +15,8 @@ from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.matrices import address_order, is_stacked, layer_address
 from jax_interp.decomposition.train import Trained
 
-Batches = Sequence[tuple[Array, Bool[Array, "*rows"]]]
-"""Batches of model inputs, and which of their rows count."""
+Batches = Sequence[tuple[Array | np.ndarray, Bool[Array | np.ndarray, "*rows"]]]
+"""Batches of model inputs, and which of their rows count. NumPy's or JAX's arrays."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
-from jax_interp.data.harvest import columns, harvest, values
+from jax_interp.data.harvest import TokenBatch, columns, harvest, values
 from jax_interp.dictionaries.evaluation.batch_sums import sum_batches
 from jax_interp.dictionaries.forms.dictionary import Dictionary, check_one_width
 from jax_interp.dictionaries.training.normalisation import fold_scale
@@ -98,9 +98,7 @@ class ModelDiff:
         return {name: int(mask.sum()) for name, mask in masks.items()}
 
 
-def model_diff(
-    crosscoder: Dictionary, pair: ModelPair, batches: Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]
-) -> ModelDiff:
+def model_diff(crosscoder: Dictionary, pair: ModelPair, batches: Sequence[TokenBatch]) -> ModelDiff:
     """Compare two models by the latents of a crosscoder.
 
     Args:
@@ -163,7 +161,7 @@ def in_scaled_units(crosscoder: Dictionary, scale: Float[Array, "2"]) -> Diction
     return fold_scale(crosscoder, back, back, 1 / scale[0])
 
 
-def _kept_rows(pair: ModelPair, batches: Iterable[tuple[Array, Array]]) -> Iterator[Float[Array, "row d"]]:
+def _kept_rows(pair: ModelPair, batches: Iterable[TokenBatch]) -> Iterator[Float[Array, "row d"]]:
     """The two models' values side by side where `keep`, in parts of one size and a last smaller one."""
     waiting: list[np.ndarray] = []
     size = 0

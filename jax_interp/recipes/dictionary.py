@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from jax_interp.dictionaries.training.config import CrossLayerConfig, Dictionary
 from jax_interp.dictionaries.training.cross_layer import init_cross_layer, train_cross_layer
 from jax_interp.dictionaries.training.sweep import Sweep, members
 from jax_interp.dictionaries.training.train import train_dictionary
+from jax_interp.models.decoder import Decoder
 from jax_interp.models.hf import load
 from jax_interp.recipes.run_inputs import fingerprint, same_inputs
 from jax_interp.surgery.contract import Model
@@ -86,7 +87,7 @@ class DictionaryRunConfig:
 class Inputs:
     """What a dictionary run needs besides its config. `inputs_for` makes it."""
 
-    model: Model
+    model: Decoder
     tokenizer: Tokenizer
     text: Text
 
@@ -157,7 +158,7 @@ def train(
       UserError: `run_dir` holds a run of another config, or was begun with other weights or another text.
     """
     trained = config.dictionary
-    batch_at: Any = inputs.text.training_batches(config.batch, config.context, trained.seed)  # of NumPy arrays
+    batch_at = inputs.text.training_batches(config.batch, config.context, trained.seed)
     log = Log(every=config.log_every, quiet=quiet)
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
         same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
@@ -195,7 +196,7 @@ def measure(
       address: what is read, in place of the config's.
       writes: what is written, in place of the config's.
     """
-    batches: Any = inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences)  # of NumPy's
+    batches = inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences)
     reads, writes = address or config.dictionary.address, writes or config.dictionary.writes
     if isinstance(sae, CrossLayer):
         targets = None if writes is None else address_tuple(writes)

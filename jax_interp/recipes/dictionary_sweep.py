@@ -38,7 +38,7 @@ def run_sweep(
     grid, base = config.sweep, config.dictionary
     assert grid is not None
     assert isinstance(base, DictionaryConfig)
-    batch_at: Any = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
+    batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
         same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
         found = train_sweep(

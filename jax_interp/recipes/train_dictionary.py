@@ -92,7 +92,7 @@ def _write_page(config: DictionaryRunConfig, directory: Path, heading: str, **pa
         description=description(config),
         config=config_json.dumps(config),
         records=read_log(directory / "metrics.jsonl"),
-        k=getattr(config.dictionary.activation, "k", None) if config.sweep is None else None,
+        k=config.dictionary.activation.k if config.sweep is None else None,
         sources=len(config.dictionary.reads) if isinstance(config.dictionary, CrossLayerConfig) else 1,
         **parts,
     )

@@ -180,7 +180,7 @@ def log_probabilities(model: Model, tokens: Int[Array, "seq pos"]) -> Float[Arra
     return objectives.log_probabilities(model(tokens)[:, :-1])
 
 
-def prediction_mask(keep: Bool[Array, "seq pos"]) -> np.ndarray:
+def prediction_mask(keep: Bool[Array | np.ndarray, "seq pos"]) -> np.ndarray:
     """Which predictions count: those from a kept position and of a kept token, [seq, pos - 1]."""
     kept = np.asarray(keep, bool)
     return kept[:, :-1] & kept[:, 1:]
@@ -285,7 +285,7 @@ def batch_losses(
     return {name: np.asarray(a, np.float64) for name, a in jax.device_get(out).items()}
 
 
-def context_length(keep: Bool[Array, "seq pos"]) -> np.ndarray:
+def context_length(keep: Bool[Array | np.ndarray, "seq pos"]) -> np.ndarray:
     """For each prediction, the number of kept tokens that it is made from, [seq, predicted]."""
     return np.cumsum(np.asarray(keep, bool), axis=1)[:, :-1]
 

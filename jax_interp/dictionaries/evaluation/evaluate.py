@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
-from jax_interp.data.harvest import values
+from jax_interp.data.harvest import TokenBatch, values
 from jax_interp.dictionaries.evaluation import downstream
 from jax_interp.dictionaries.evaluation.batch_sums import add_batch
 from jax_interp.dictionaries.evaluation.downstream import Addresses, CrossEntropy
@@ -38,7 +38,7 @@ from jax_interp.dictionaries.evaluation.sparsity import Density, SourceSparsity,
 from jax_interp.dictionaries.sparse_coder import EncoderDecoder, as_sparse_coder
 from jax_interp.surgery import Model
 
-Batches = Sequence[tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]]
+Batches = Sequence[TokenBatch]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,8 @@ def evaluate(
     mean = jnp.asarray(mean_from_sums(total, shift), jnp.float32)
     by_position, by_context = None, None
     for tokens, keep in batches:
-        losses = downstream.batch_losses(model, address, dictionary, jnp.asarray(tokens), keep, mean, writes)
+        on_device = jnp.asarray(tokens), jnp.asarray(keep)
+        losses = downstream.batch_losses(model, address, dictionary, *on_device, mean, writes)
         counted = downstream.prediction_mask(keep)
         by_position = downstream.add_by_position(by_position, losses, counted)
         by_context = downstream.add_by_index(by_context, losses, counted, downstream.context_length(keep))

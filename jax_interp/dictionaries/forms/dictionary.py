@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
@@ -181,14 +182,14 @@ def init_sae(
     key: Key[Array, ""],
     d: int,
     n_features: int,
-    activation: Any,
+    activation: Activation,
     b_dec: Float[Array, " d"] | None = None,
     *,
     row_norm: float = 1.0,
     encoder_scale: float = 1.0,
     centred: bool = True,
     sites: int = 1,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Dictionary:
     """Initialise a sparse autoencoder or a crosscoder.
 
@@ -221,13 +222,13 @@ def init_transcoder(
     d_in: int,
     d_out: int,
     n_features: int,
-    activation: Any,
+    activation: Activation,
     mean_in: Float[Array, " d_in"],
     mean_out: Float[Array, " d_out"],
     *,
     skip: bool = False,
     write_sites: int = 1,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> Dictionary:
     """Initialise a transcoder (Paulo et al. 2025, arXiv:2501.18823). At first it writes the mean output: its FVU is 1.
 

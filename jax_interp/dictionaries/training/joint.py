@@ -43,7 +43,7 @@ from jax_interp.dictionaries.training.apply_gradient import (
 from jax_interp.dictionaries.training.config import SAEConfig, check_at_least_1, check_sites, older_saes
 from jax_interp.dictionaries.training.end_to_end import output_loss
 from jax_interp.dictionaries.training.initialise import init_sae_of
-from jax_interp.dictionaries.training.learner import Learner
+from jax_interp.dictionaries.training.learner import BatchAt, Learner
 from jax_interp.dictionaries.training.normalisation import for_inference
 from jax_interp.dictionaries.training.spliced import kept_rows
 from jax_interp.dictionaries.training.warm_start import check_count, warm_start
@@ -242,7 +242,7 @@ def init_joint_state(
 def train_joint(
     config: JointConfig,
     model: Model,
-    batch_at: Callable[[int], Batch],
+    batch_at: BatchAt,
     optimize: optax.GradientTransformation,
     dictionaries: Sequence[Dictionary] | None = None,
     *,
@@ -270,7 +270,7 @@ def train_joint(
         saes = tuple(SAEConfig.of(variants.april(site, 0.035)) for site in sites)
         model, _ = train_joint(JointConfig(saes), model, batch_at, optax.adam(1e-4))
     """
-    state = init_joint_state(config, model, batch_at(0)[0], optimize, dictionaries)
+    state = init_joint_state(config, model, jnp.asarray(batch_at(0)[0]), optimize, dictionaries)
     shown = ("loss", "task") if config.train == "both" else ("loss",)
     log = log.with_defaults(shown=shown, per_step={"tokens": batch_at(0)[0].size}, title="joint")
     step = partial(joint_step, config, optimize, objective)

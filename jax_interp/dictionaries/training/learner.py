@@ -15,13 +15,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core import optimizers
 from jax_interp.core.leaves import PyTree
-from jax_interp.data.harvest import Stream
+from jax_interp.data.harvest import Stream, TokenBatch
 from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.training.config import Adam
 
 Trained = TypeVar("Trained")
 
-BatchAt = Callable[[int], tuple[Array, Array]]
+BatchAt = Callable[[int], TokenBatch]
 """The number of a batch, from 0 -> (tokens [seq, pos], keep [seq, pos])."""
 
 PRECISION = {"float32": "F32_F32_F32", "bfloat16": "BF16_BF16_F32"}

@@ -54,11 +54,13 @@ class APD(RunMethod[APDConfig, TrainedAPD]):
         x = inputs.sample(jax.random.key(0))
         jax.eval_shape(lambda model: apd_losses(settings, initial_decomposition(settings, model), x), inputs.model)
 
-    def train(self, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log) -> TrainedAPD:
+    def train(
+        self, settings: APDConfig, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log
+    ) -> TrainedAPD:
         """The trained components, with the threshold that keeps the top k of the rows that figures are measured on."""
         assert inputs.sample is not None
-        model = train_apd(config.decomposition, inputs.model, sample=inputs.sample, run=run, log=log)
-        return with_threshold(config.decomposition, model, inputs.held_out(config.evaluate_rows)[0])
+        model = train_apd(settings, inputs.model, sample=inputs.sample, run=run, log=log)
+        return with_threshold(settings, model, inputs.held_out(config.evaluate_rows)[0])
 
     def save(self, path: Path, trained: TrainedAPD, settings: APDConfig) -> None:
         save_apd(path, trained, settings)
@@ -66,9 +68,11 @@ class APD(RunMethod[APDConfig, TrainedAPD]):
     def load(self, path: Path, target: Model) -> TrainedAPD:
         return load_apd(path, target)[0]
 
-    def measure(self, config: DecompositionRunConfig, trained: TrainedAPD, inputs: Inputs) -> dict[str, Any]:
+    def measure(
+        self, settings: APDConfig, config: DecompositionRunConfig, trained: TrainedAPD, inputs: Inputs
+    ) -> dict[str, Any]:
         x, _ = inputs.held_out(config.evaluate_rows)
-        result, known = evaluate_apd(config.decomposition, trained, x), known_features(inputs.model)
+        result, known = evaluate_apd(settings, trained, x), known_features(inputs.model)
         oracle = None if known is None else oracle_decomposition(trained.model, known.parts)
         x, linearity = x[: config.linearity_rows], LinearitySettings(adversary_steps=config.adversary_steps)
         result["linearity"] = report_rows(linearity_of_apd(trained, x, oracle=oracle, settings=linearity))

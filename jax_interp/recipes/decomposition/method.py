@@ -13,6 +13,7 @@ from jaxtyping import Array, Key, PyTree
 from jax_interp.core.errors import UserError
 from jax_interp.core.registry import Registry
 from jax_interp.decomposition.config import MethodConfig
+from jax_interp.decomposition.top_components import Batches
 from jax_interp.surgery import Model
 from jax_interp.training import Log, RunTarget
 
@@ -32,7 +33,7 @@ class HeldOut:
       strings: of a language model, token ids to strings; None for a toy.
     """
 
-    batches: Sequence[tuple[Array, Array]]
+    batches: Batches
     strings: Callable[[Sequence[int]], list[str]] | None = None
 
 
@@ -77,8 +78,10 @@ class RunMethod(abc.ABC, Generic[Settings, Decomposition]):
         """Raise UserError where the method cannot decompose this target, from shapes alone."""
 
     @abc.abstractmethod
-    def train(self, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log) -> Decomposition:
-        """Train in a run directory, from its last checkpoint if it has one."""
+    def train(
+        self, settings: Settings, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log
+    ) -> Decomposition:
+        """Train in a run directory, from its last checkpoint if it has one. `settings` is `config.decomposition`."""
 
     @abc.abstractmethod
     def save(self, path: Path, trained: Decomposition, settings: Settings) -> None:
@@ -89,8 +92,10 @@ class RunMethod(abc.ABC, Generic[Settings, Decomposition]):
         """Read what `save` wrote."""
 
     @abc.abstractmethod
-    def measure(self, config: DecompositionRunConfig, trained: Decomposition, inputs: Inputs) -> dict[str, Any]:
-        """All figures, as JSON values."""
+    def measure(
+        self, settings: Settings, config: DecompositionRunConfig, trained: Decomposition, inputs: Inputs
+    ) -> dict[str, Any]:
+        """All figures, as JSON values. `settings` is `config.decomposition`."""
 
     @abc.abstractmethod
     def page(

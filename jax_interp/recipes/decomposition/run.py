@@ -45,7 +45,8 @@ def decompose(config: DecompositionRunConfig, run_dir: Path | str, *, quiet: boo
     method.save(directory / DECOMPOSITION, trained, settings)
     if not quiet:
         print("measuring ...", flush=True)
-    result = {"target": config.target, "source": settings.source} | method.measure(config, trained, inputs)
+    figures = method.measure(settings, config, trained, inputs)
+    result = {"target": config.target, "source": settings.source} | figures
     atomic_write(directory / EVALUATION, json.dumps(result, indent=2) + "\n")
     _write_page(config, directory, result, trained, inputs, PageOptions())
     return result
@@ -70,7 +71,8 @@ def train(config: DecompositionRunConfig, inputs: Inputs, run_dir: Path | str, *
         same_inputs(run.directory, inputs.fingerprint)
         saving = SaveTo(run, every=config.checkpoint_every, keep=2)
         log = Log(every=config.log_every, quiet=quiet)
-        return method_for(config.decomposition).train(config, inputs, run=saving, log=log)
+        settings = config.decomposition
+        return method_for(settings).train(settings, config, inputs, run=saving, log=log)
 
 
 def rewrite_page(run_dir: Path | str, options: PageOptions | None = None) -> Path:

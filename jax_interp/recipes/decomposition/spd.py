@@ -37,9 +37,11 @@ class SPD(RunMethod[DecompositionConfig, Trained]):
     def check_inputs(self, settings: DecompositionConfig, inputs: Inputs) -> None:
         jax.eval_shape(partial(initial_decomposition, settings), inputs.model)
 
-    def train(self, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log) -> Trained:
+    def train(
+        self, settings: DecompositionConfig, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log
+    ) -> Trained:
         data = {"sample": inputs.sample, "batch_at": inputs.batch_at}
-        return train_decomposition(config.decomposition, inputs.model, **data, run=run, log=log)
+        return train_decomposition(settings, inputs.model, **data, run=run, log=log)
 
     def save(self, path: Path, trained: Trained, settings: DecompositionConfig) -> None:
         save_decomposition(path, trained, settings)
@@ -47,10 +49,11 @@ class SPD(RunMethod[DecompositionConfig, Trained]):
     def load(self, path: Path, target: Model) -> Trained:
         return load_decomposition(path, target)[0]
 
-    def measure(self, config: DecompositionRunConfig, trained: Trained, inputs: Inputs) -> dict[str, Any]:
+    def measure(
+        self, settings: DecompositionConfig, config: DecompositionRunConfig, trained: Trained, inputs: Inputs
+    ) -> dict[str, Any]:
         x, labels = inputs.held_out(config.evaluate_rows)
-        settings, threshold = config.decomposition, config.threshold
-        steps = config.adversary_steps
+        threshold, steps = config.threshold, config.adversary_steps
         result = evaluate(settings, trained, x, labels=labels, adversary_steps=steps, threshold=threshold)
         known = known_features(inputs.model)
         oracle = None if known is None else oracle_decomposition(trained.model, known.parts)

@@ -13,6 +13,7 @@ from jax_interp.analysis.norm_at_scale import NormAtScale
 from jax_interp.dashboards import features_on_token, logit_effect, top_activations
 from jax_interp.dashboards.features import Encoder, LogitEffect
 from jax_interp.data.tokenizer import Tokenizer
+from jax_interp.models.decoder import Decoder
 from jax_interp.recipes.demo.config import DemoConfig
 from jax_interp.recipes.dictionary import Inputs
 
@@ -69,7 +70,7 @@ def find(config: DemoConfig, inputs: Inputs, sae: Encoder) -> dict[str, Any]:
     }
 
 
-def unembedding(model: Any) -> Callable[[Float[Array, " d"]], Float[Array, " vocab"]]:
+def unembedding(model: Decoder) -> Callable[[Float[Array, " d"]], Float[Array, " vocab"]]:
     """A direction's effect on the logits, straight through the final norm. It is exact up to the norm's denominator,
     which scales all effects alike."""
     norm, head = NormAtScale.of(model.ln_final, None), W_U(model)

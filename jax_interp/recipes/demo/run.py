@@ -115,7 +115,9 @@ def _train(config: DemoConfig, inputs: Inputs, directory: Path, out: StagePrinte
     trained = f"a dictionary of {run.dictionary.n_features:,} features on {run.dictionary.address}"
     with out.stage("Train", f"{trained}, {steps:,} steps of {run.tokens // steps:,} tokens"):
         sys.stdout.flush()
-        return dictionary_recipe.train(run, directory / "dictionary", inputs, quiet=out.quiet)
+        dictionary = dictionary_recipe.train(run, directory / "dictionary", inputs, quiet=out.quiet)
+    assert isinstance(dictionary, Dictionary)  # `DemoConfig` accepts no cross-layer one
+    return dictionary
 
 
 def _print_model(model: Mapping[str, Any], out: StagePrinter) -> None:
@@ -152,7 +154,7 @@ def _dictionary(config: DemoConfig, d: int, directory: Path) -> dict[str, Any]:
         "tokens": config.dictionary.tokens,
         "steps": trained.steps,
         "n_features": trained.n_features,
-        "k": getattr(trained.activation, "k", None),
+        "k": trained.activation.k,
         "d": d,
         "records": read_log(directory / "dictionary" / "metrics.jsonl"),
     }
