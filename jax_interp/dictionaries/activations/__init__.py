@@ -1,4 +1,4 @@
-"""How a dictionary decides which latents are on: one file for each activation, and `Activation`, their base class."""
+"""Activations: they decide which latents are on. Each activation has one file. `Activation` is the base class."""
 
 from jax_interp.core.registry import discover
 from jax_interp.dictionaries.activations.activation import (

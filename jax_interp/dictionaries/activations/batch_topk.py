@@ -1,8 +1,8 @@
-"""BatchTopK: of a batch of B rows, the k·B largest pre-activations are on (Bussmann et al. 2024, arXiv:2412.06410).
+"""BatchTopK: the k·B largest pre-activations in a batch of B rows are on (Bussmann et al. 2024, arXiv:2412.06410).
 
-Rows then have as many latents as they need, k on average. At inference there is no batch: what lies above a threshold
-is on. The threshold is the running mean of the smallest value that was on in training. The dictionary is exported as a
-JumpReLU.
+Rows have different numbers of latents, k on average. Inference does not depend on a batch: a latent is on if its
+pre-activation is above a threshold. The threshold is the running mean of the smallest value that was on in each
+training batch. The dictionary is exported as a JumpReLU.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class BatchTopK(SelectiveActivation):
     k: int = dataclasses.field(default=32, metadata={"static": True})
     """Mean number of latents on, per row."""
     decay: float = dataclasses.field(default=0.99, metadata={"static": True})
-    """Of the running mean that `threshold` is."""
+    """The decay of the running mean `threshold`."""
     weighted: bool = dataclasses.field(default=False, metadata={"static": True})
-    """Choose by pre-activation · ‖W_dec,i‖. The threshold is then one of such products."""
+    """Select latents by pre-activation · ‖W_dec,i‖. The threshold is then compared with this product."""
     threshold: Float[Array, ""] | None = None
-    """Running mean of the smallest value that was on, one step's weight being 1 - decay. Negative before the first
-    step; `init` makes it."""
+    """Running mean of the smallest value that was on. A step has the weight 1 - decay. It is negative before the first
+    step. `init` creates it."""
     limit: Float[Array, ""] | None = None
-    """A number up to k, perhaps traced, that takes the place of k. A sweep over k is then one program."""
+    """A number up to k that is used instead of k. It may be traced, so a sweep over k is one compiled program."""
     kernels: bool = dataclasses.field(default=False, metadata={"static": True})
-    """As in `TopK`, in training alone."""
+    """As in `TopK`, but only in training."""
 
     supports_limit = True
     cross_layer = True
@@ -64,14 +64,14 @@ class BatchTopK(SelectiveActivation):
         return dataclasses.replace(self, threshold=jnp.asarray(-1, dtype))
 
     def encode(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> DenseCode:
-        """What lies above the threshold is on."""
+        """Encode for inference: latents above the threshold are on."""
         pre = dictionary.linear(x) + dictionary.b_enc[None, :]
         score = pre * row_norms(dictionary.W_dec)[None, :] if self.weighted else pre
         least = jnp.maximum(self._running_threshold, jnp.zeros((), pre.dtype))
         return DenseCode(jnp.where(score > jnp.broadcast_to(least, pre.shape), pre, jnp.zeros_like(pre)), pre)
 
     def encode_batch(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> BatchCode | DenseCode:
-        """The largest of the batch are on. The backward pass touches only these."""
+        """Encode for training: the largest of the batch are on. The backward pass touches only these latents."""
         if feature_shards() > 1:
             norms = row_norms(dictionary.W_dec) if self.weighted else None
             n = x.shape[0] * (self.k if self.limit is None else self.limit)
@@ -87,7 +87,7 @@ class BatchTopK(SelectiveActivation):
         return code if norms is None else code.with_values(values / code.gather(norms))
 
     def observe(self, dictionary: Dictionary, code: BatchCode | DenseCode) -> BatchTopK:
-        """The threshold moves towards the smallest value that is on in this batch."""
+        """Move the threshold towards the smallest value that is on in this batch."""
         values = code.values
         if self.weighted:
             values = values * code.gather(row_norms(dictionary.W_dec))
@@ -101,11 +101,11 @@ class BatchTopK(SelectiveActivation):
         return dataclasses.replace(self, threshold=self._running_threshold * factor)
 
     def with_unit_rows(self, norms: Float[Array, " feature"]) -> BatchTopK:
-        # A weighted one's threshold is one of such products already.
+        # With `weighted`, the threshold already refers to products with the norms.
         return dataclasses.replace(self, weighted=False) if self.weighted else self.scaled(norms)
 
     def warm_start(self, given: Dictionary, address: object) -> Activation | None:
-        """A BatchTopK is exported as a JumpReLU whose thresholds are equal. That one becomes the running threshold."""
+        """Continue from an exported BatchTopK: a JumpReLU with equal thresholds. Their value becomes `threshold`."""
         if not isinstance(given.activation, Jump):
             return super().warm_start(given, address)
         exported = given.activation.threshold
@@ -116,7 +116,7 @@ class BatchTopK(SelectiveActivation):
                 f"{each.max():.3g}; the config asks for BatchTopK, which has one: ask for JumpReLU()"
             )
         least = jnp.asarray(each[0], exported.dtype)
-        seen = least > 1e-30  # otherwise it was exported before it had seen anything
+        seen = least > 1e-30  # a smaller threshold was exported before the first training step
         return dataclasses.replace(self, threshold=jnp.where(seen, least, -jnp.ones_like(least)))
 
     def for_inference(self, dictionary: Dictionary) -> Dictionary:
@@ -157,7 +157,7 @@ def _backward(k, kernels, residuals, cotangents):
     g_b_enc = bias_gradient(g, rows, features, len(x), n_features)
     g_W_enc = entries_outer(g, rows, features, subtract_centre(x, centre), n_features, True, kernels)
     z = jnp.zeros((len(x), n_features), g.dtype).at[rows, features].add(g, mode="drop")
-    g_x = z @ W_enc.T  # removed by XLA where it is not used
+    g_x = z @ W_enc.T  # XLA removes this if it is not used
     return g_x, g_W_enc, g_b_enc, centre_gradient(g_b_enc, W_enc, centre), None
 
 

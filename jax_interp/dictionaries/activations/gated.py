@@ -1,9 +1,9 @@
-"""Gated: a gate decides which latents are on, and a magnitude how strongly (Rajamanoharan et al. 2024,
+"""Gated: a gate decides which latents are on, and a magnitude decides how strongly (Rajamanoharan et al. 2024,
 arXiv:2404.16014).
 
     π = (x - b_dec) W_enc + b_enc        f = 1[π > 0] · max((x - b_dec) W_enc · exp(r_mag) + b_mag, 0)
 
-`b_enc` is the paper's b_gate. The gate passes no gradient; the losses on π train it (losses/gated.py).
+`b_enc` is called b_gate in the paper. No gradient flows through the gate; losses on π train it (losses/gated.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @ACTIVATIONS.register
 @dataclasses.dataclass(frozen=True)
 class Gated(ElementwiseActivation):
-    """A gated dictionary, as a config names it. `r_mag` and `b_mag` begin at 0."""
+    """The Gated activation in a config. `init` returns a `Gate` whose `r_mag` and `b_mag` are 0."""
 
     trains_gate = True
 
@@ -42,7 +42,7 @@ class Gated(ElementwiseActivation):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Gate(ElementwiseActivation):
-    """The activation that a gated dictionary holds."""
+    """The activation that a Gated dictionary holds."""
 
     r_mag: Float[Array, " feature"]
     b_mag: Float[Array, " feature"]
@@ -62,9 +62,12 @@ class Gate(ElementwiseActivation):
         return dataclasses.replace(self, b_mag=self.b_mag - shift * jnp.exp(self.r_mag))
 
     def as_jumprelu(self, dictionary: Dictionary) -> Dictionary:
-        """The same function as a JumpReLU dictionary (appendix E): W_enc exp(r_mag), b_mag, and thresholds
-        b_mag - exp(r_mag) b_gate. A threshold below 0 becomes the least positive number. That is exact, since a latent
-        of magnitude 0 is off either way."""
+        """The JumpReLU dictionary that computes the same function (appendix E).
+
+        Its encoder is W_enc exp(r_mag), its bias is b_mag, and its thresholds are b_mag - exp(r_mag) b_gate. A
+        threshold below 0 becomes the smallest positive number. This changes nothing, because a latent of magnitude 0 is
+        off in both.
+        """
         ratio = jnp.exp(self.r_mag)
         threshold = jnp.maximum(self.b_mag - ratio * dictionary.b_enc, jnp.finfo(ratio.dtype).tiny)
         return dataclasses.replace(

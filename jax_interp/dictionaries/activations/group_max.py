@@ -1,6 +1,6 @@
 """GroupMax: features form k groups, and the largest pre-activation of each group is on (EleutherAI's sparsify).
 
-It is as sparse as TopK and cheaper, since nothing is sorted.
+It is as sparse as TopK and cheaper, because it does not sort.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GroupMax(SelectiveActivation):
-    """The largest pre-activation of each of `k` groups is on, where it is positive."""
+    """The largest pre-activation of each of `k` groups is on, if it is positive."""
 
     k: int = dataclasses.field(default=32, metadata={"static": True})
     """Number of groups. Each has n_features / k neighbouring features, so k must divide n_features."""

@@ -1,7 +1,8 @@
-"""JumpReLU: a pre-activation above its feature's threshold passes unchanged, others become 0 (Rajamanoharan et al.
+"""JumpReLU: a pre-activation above the threshold of its feature passes unchanged, others become 0 (Rajamanoharan et al.
 2024, arXiv:2407.14435).
 
-The jump has no useful derivative for the threshold. It is estimated with a kernel of width ε (`bandwidth`) around it:
+The derivative with respect to the threshold is 0 almost everywhere. It is estimated with a kernel of width ε
+(`bandwidth`) around the threshold:
 
     ∂/∂θ JumpReLU_θ(z) = -(θ/ε) 1[|z - θ| < ε/2]        ∂/∂z JumpReLU_θ(z) = 1[z > θ]
     ∂/∂θ H(z - θ)      = -(1/ε) 1[|z - θ| < ε/2]        ∂/∂z H(z - θ)      = 0
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def jump(z: Float[Array, "*place"], threshold: Float[Array, "*place"], bandwidth: float) -> Float[Array, "*place"]:
-    """z where z > threshold, else 0."""
+    """Return z where z > threshold, else 0."""
     return jnp.where(z > threshold, z, jnp.zeros((), z.dtype))
 
 
@@ -52,7 +53,7 @@ jump.defvjp(_jump_forward, _jump_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def step(z: Float[Array, "*place"], threshold: Float[Array, "*place"], bandwidth: float) -> Float[Array, "*place"]:
-    """H(z - threshold): 1 where a latent is on. Its sum is an L0 with a gradient for the thresholds."""
+    """Return H(z - threshold): 1 where a latent is on. The sum is an L0 with a gradient for the thresholds."""
     return (z > threshold).astype(z.dtype)
 
 
@@ -72,16 +73,17 @@ step.defvjp(_step_forward, _step_backward)
 @ACTIVATIONS.register
 @dataclasses.dataclass(frozen=True)
 class JumpReLU(ElementwiseActivation):
-    """A JumpReLU dictionary, as a config names it.
+    """The JumpReLU activation in a config. `init` returns a `Jump`.
 
-    Both numbers are for inputs with E‖x‖² = d, to which the trainer scales them: Gemma Scope's 0.001 for E‖x‖² = 1 is
-    0.001 √d here. The defaults are much larger, so that thresholds converge within thousands of steps.
+    Both numbers are in units of inputs with E‖x‖² = d, because the trainer scales its inputs to this. Gemma Scope uses
+    0.001 in units of E‖x‖² = 1, which is 0.001 √d here. The defaults are much larger, so that thresholds converge
+    within thousands of steps.
     """
 
     threshold: float = 0.5
-    """Where every threshold begins."""
+    """The initial value of every threshold."""
     bandwidth: float = 0.5
-    """Width of the kernel in which a threshold gets a gradient."""
+    """Width of the kernel. A pre-activation within bandwidth / 2 of its threshold gives the threshold a gradient."""
 
     cross_layer = True
     trains_thresholds = True
@@ -105,9 +107,9 @@ class Jump(ElementwiseActivation):
     """The activation that a JumpReLU dictionary holds."""
 
     log_threshold: Float[Array, " feature"]
-    """Logarithms of the thresholds, which therefore stay positive."""
+    """Logarithms of the thresholds, so that thresholds stay positive."""
     bandwidth: float = dataclasses.field(default=0.5, metadata={"static": True})
-    """Width of the kernel in which a threshold gets a gradient."""
+    """Width of the kernel. A pre-activation within bandwidth / 2 of its threshold gives the threshold a gradient."""
 
     cross_layer = True
     trains_thresholds = True
@@ -122,7 +124,7 @@ class Jump(ElementwiseActivation):
         return code.with_values(jump(code.pre, threshold, self.bandwidth))
 
     def takes_part(self, dictionary: Dictionary, pre: Float[Array, "row feature"]) -> Bool[Array, "row feature"]:
-        """What is on, and what is within the kernel of its threshold."""
+        """True where a latent is on or within the kernel of its threshold."""
         return pre > (self.threshold - self.bandwidth / 2)[None, :]
 
     def scaled(self, factor: Float[Array, "..."]) -> Jump:

@@ -1,9 +1,10 @@
-"""Matching pursuit: latents are chosen one after the other, each time the one that explains most of what is left.
+"""Matching pursuit: latents are chosen one after the other. Each step chooses the latent that explains most of the
+residual.
 
-    r = x - b_dec;   k times:  j = argmax r·d_i over the features not taken,  z_j = max(r·d_j, 0),  r = r - z_j d_j
+    r = x - b_dec;   k times:  j = argmax r·d_i over unused features,  z_j = max(r·d_j, 0),  r = r - z_j d_j
 
-The decoder encodes: `W_enc` and `b_enc` are not used, and decoder rows should have norm 1. The cost is k products of
-the encoder's size, one after the other.
+The decoder is also the encoder: `W_enc` and `b_enc` are not used, and decoder rows should have norm 1. The cost is k
+products of the size of an encoder's product, one after the other.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MatchingPursuit(SelectiveActivation):
-    """`k` greedy steps for each row."""
+    """Matching pursuit with `k` greedy steps for each row."""
 
     k: int = dataclasses.field(default=16, metadata={"static": True})
     """Number of steps. A feature is chosen at most once for a row."""

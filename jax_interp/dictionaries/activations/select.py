@@ -1,9 +1,9 @@
-"""The k largest entries of each row, or k a row of a whole batch: exact, without sorting.
+"""Exact selection without sorting: the k largest entries of each row, or the k·B largest entries of a batch of B rows.
 
 The time of `jax.lax.top_k` on XLA's CPU backend grows with the length of the row. Here a row is divided into groups of
-neighbours, the k groups with the largest maxima are found, and the k largest entries are found among their members.
-This is exact: an entry outside these groups has k larger group maxima above it. Groups are gathered in ascending
-order, so that ties are broken as `lax.top_k` breaks them (lowest index first).
+neighbours. The k groups with the largest maxima are found, and then the k largest entries among their members. This is
+exact: for an entry outside these groups, there are k group maxima that are at least as large. Groups are gathered in
+ascending order, so that ties are broken as in `lax.top_k` (lowest index first).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_interp.dictionaries.sharding import feature_shards, rows_spec
 
 GROUP = 16
-# A second pass over k·GROUP candidates pays where the row is at least this many times longer.
+# Groups are used if a row is at least this many times longer than its k·GROUP candidates.
 WORTHWHILE = 4
-# Columns of a mask that are counted as the bits of one word.
+# The number of columns of a mask that are packed into one word.
 WORD = 32
 
 
@@ -40,8 +40,8 @@ def top_k(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "row k"]
         raise ValueError(f"top_k: k = {k} of {n} features; k must be between 1 and the number of features")
     if (shards := feature_shards()) > 1 and n % shards == 0:
         return _by_shards(x, k, shards)
-    # The barriers keep XLA's CPU backend from fusing what surrounds a top-k into it: fused with an elementwise
-    # neighbour it can take some 60 times longer.
+    # The barriers keep XLA's CPU backend from fusing neighbouring operations into a top-k. A top-k that is fused with
+    # an elementwise operation can take about 60 times longer.
     x = jax.lax.optimization_barrier(x)
     if n % GROUP or n < WORTHWHILE * k * GROUP:
         values, indices = jax.lax.optimization_barrier(tuple(jax.lax.top_k(x, k)))
@@ -52,8 +52,8 @@ def top_k(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "row k"]
 
 
 def _by_shards(x: Float[Array, "row feature"], k: int, shards: int) -> tuple[Array, Array]:
-    """Each device finds the k largest of its own features, and the k largest of those are found: k · shards values of a
-    row travel. Left to the partitioner, whole rows would be gathered before any top-k."""
+    """Each device finds the k largest of its own features, and then the k largest of all candidates are found. Only
+    k · shards values per row are communicated. The partitioner of XLA would gather whole rows before the top-k."""
     width = x.shape[1] // shards
 
     def of_device(x):
@@ -84,19 +84,18 @@ def _by_groups(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "ro
 def batch_top_k(
     x: Float[Array, "row feature"], k: int, limit: Float[Array, ""] | None = None
 ) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
-    """The k·rows largest entries of all of `x`, exactly.
+    """The k·rows largest entries of the whole array `x`, exactly.
 
-    Nothing is sorted, and `x` is read once: the n groups with the largest maxima hold the n largest entries (see
-    above).
+    Nothing is sorted, and `x` is read once: the n groups with the largest maxima contain the n largest entries.
 
     Args:
       x: any numbers.
-      k: how many entries a row, on average.
-      limit: a number up to k, perhaps traced, that takes the place of k. Unused places then come last, with value 0, in
-        the row and the feature one past the end.
+      k: the number of entries per row, on average.
+      limit: a number up to k that is used instead of k. It may be traced. Unused places then come last; their value is
+        0, their row is the number of rows, and their feature is the number of features.
 
     Returns:
-      (values, rows, features) in the order of `x`. Of equal entries, the first are taken.
+      (values, rows, features), sorted by row and then by feature. Among equal entries, the first ones are chosen.
     """
     rows = x.shape[0]
     n = k * rows
@@ -111,13 +110,13 @@ def batch_top_k(
 
 
 def _batch_top_k(x: Float[Array, "row feature"], n: int, wanted: int | Array) -> tuple[Array, Array, Array]:
-    """The `wanted` largest, in `n` places. The places after them hold arbitrary entries."""
+    """The `wanted` largest entries, in arrays of `n` places. The places after them hold arbitrary entries."""
     rows, features = x.shape
     if rows * features < 2 * n * GROUP:
         chosen_rows, chosen_features, _ = _true_positions(_largest_mask(x, wanted), n)
         return x[chosen_rows, chosen_features], chosen_rows, chosen_features
     groups = -(-features // GROUP)
-    # The last group is filled up with -inf, which is never among the largest finite numbers.
+    # The last group is padded with -inf, which is never among the largest finite numbers.
     whole = jnp.pad(x, ((0, 0), (0, -features % GROUP)), constant_values=-jnp.inf)
     maxima = jax.lax.optimization_barrier(whole.reshape(rows, groups, GROUP).max(-1))
     of_row, group, _ = _true_positions(_largest_mask(maxima, n), n)
@@ -130,28 +129,31 @@ def _batch_top_k(x: Float[Array, "row feature"], n: int, wanted: int | Array) ->
 
 
 def first_true_positions(mask: Bool[Array, "row feature"], n: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
-    """(rows, features) of the first `n` entries of `mask` that are True, in order. Unused places are one past the end.
-    `mask` is read once."""
+    """(rows, features) of the first `n` True entries of `mask`, in order. Unused places hold the number of rows and the
+    number of features. `mask` is read once."""
     row, feature, real = _true_positions(mask, n)
     return jnp.where(real, row, mask.shape[0]), jnp.where(real, feature, mask.shape[1])
 
 
 def _largest_mask(x: Float[Array, "row column"], n: int | Array) -> Bool[Array, "row column"]:
-    """True at the `n` largest entries: at exactly `n`, the first of equal ones."""
-    least = nth_largest(x.reshape(-1), n)  # one long row: XLA's CPU backend counts short ones half as fast
+    """A mask of exactly `n` entries, the largest ones. Among equal entries, the first ones are chosen."""
+    least = nth_largest(x.reshape(-1), n)  # one long row, because XLA's CPU backend counts short rows half as fast
     above, equal = x > least, x == least
-    remaining = n - jnp.sum(above, dtype=jnp.int32)  # places for entries that equal the least
+    remaining = n - jnp.sum(above, dtype=jnp.int32)  # places left for entries equal to `least`
     in_row = jnp.sum(equal, axis=1, dtype=jnp.int32)
     end = jnp.cumsum(in_row, dtype=jnp.int32)
-    # The places end within one row: only its entries have to be counted.
+    # The last place lies within one row. Only the entries of this row have to be counted.
     row, full = jnp.arange(len(x), dtype=jnp.int32), jnp.minimum(jnp.sum(end < remaining, dtype=jnp.int32), len(x) - 1)
     fits = jnp.cumsum(equal[full], dtype=jnp.int32) <= remaining - (end - in_row)[full]
     return above | (equal & ((row < full)[:, None] | ((row == full)[:, None] & fits[None, :])))
 
 
 def nth_largest(x: Float[Array, "*place"], n: int | Array) -> Float[Array, ""]:
-    """The n-th largest entry, found bit by bit: floats are compared as integers of the same order, and the largest
-    integer that n entries reach is found with 32 counts over `x` (64 for float64). A sort takes ten times longer."""
+    """The n-th largest entry, found bit by bit.
+
+    Floats are mapped to integers of the same order. 32 counts over `x` (64 for float64) find the largest integer that
+    at least n entries reach. A sort takes ten times longer.
+    """
     bits = x.dtype.itemsize * 8
     unsigned = jnp.dtype(f"uint{bits}")
     top = jnp.asarray(1 << (bits - 1), unsigned)
@@ -169,10 +171,10 @@ def nth_largest(x: Float[Array, "*place"], n: int | Array) -> Float[Array, ""]:
 def _true_positions(
     mask: Bool[Array, "row column"], n: int
 ) -> tuple[Int[Array, " entry"], Int[Array, " entry"], Bool[Array, " entry"]]:
-    """(row, column) of each of the first `n` True entries, and whether the place is used. Unused places hold arbitrary
-    positions inside `mask`.
+    """(rows, columns) of the first `n` True entries, and a mask of the places that are used. Unused places hold
+    arbitrary positions inside `mask`.
 
-    WORD columns are packed into one word. Words are counted first, then the bits inside the word that was found.
+    WORD columns are packed into one word. The word of each entry is found first, then the bit inside the word.
     """
     rows, columns = mask.shape
     bits = jnp.pad(mask, ((0, 0), (0, -columns % WORD))).reshape(rows, -1, WORD).astype(jnp.uint32)
@@ -184,9 +186,9 @@ def _true_positions(
     which = jnp.minimum(jnp.searchsorted(end, entry, side="right"), len(words) - 1).astype(jnp.int32)
     at = lambda a: a.at[which].get(mode="promise_in_bounds")
     rest, column = at(words), which % per_row * WORD
-    before = entry - (at(end) - jax.lax.population_count(rest).astype(jnp.int32))  # inside its word
+    before = entry - (at(end) - jax.lax.population_count(rest).astype(jnp.int32))  # rank inside its word
     step = WORD // 2
-    while step:  # skip the lower half of the bits where the wanted one is not in it
+    while step:  # skip the lower half of the bits if the entry is not in it
         lower = jax.lax.population_count(rest & jnp.uint32((1 << step) - 1)).astype(jnp.int32)
         further = lower <= before
         before = jnp.where(further, before - lower, before)

@@ -26,17 +26,18 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TopK(SelectiveActivation):
-    """At most `k` latents are on for each input: fewer where the k-th largest pre-activation is not positive."""
+    """At most `k` latents are on for each input. Fewer are on if the k-th largest pre-activation is not positive."""
 
     k: int = dataclasses.field(default=32, metadata={"static": True})
-    """Number of latents. It is static: each k is compiled by itself."""
+    """Number of latents. It is static: each k is a separate compiled program."""
     limit: Float[Array, ""] | None = None
-    """A number up to k, perhaps traced, that takes the place of k. A sweep over k is then one program."""
+    """A number up to k that is used instead of k. It may be traced, so a sweep over k is one compiled program."""
     weighted: bool = dataclasses.field(default=False, metadata={"static": True})
-    """Choose by pre-activation · ‖W_dec,i‖. The choice then stays when a latent is rescaled against its decoder row."""
+    """Select latents by pre-activation · ‖W_dec,i‖. The selection then does not change if a latent is multiplied by a
+    number and its decoder row is divided by it."""
     kernels: bool = dataclasses.field(default=False, metadata={"static": True})
-    """On an NVIDIA GPU, multiply with the code by kernels that read only its entries (sparse/kernels.py: for large
-    dictionaries; not yet timed). It changes nothing on other devices and on a mesh."""
+    """On an NVIDIA GPU, use kernels that read only the entries of the code (sparse/kernels.py). They are for large
+    dictionaries, and are not yet timed. The field has no effect on other devices or on a mesh."""
 
     supports_limit = True
     cross_layer = True
@@ -52,14 +53,14 @@ class TopK(SelectiveActivation):
         return dataclasses.replace(code, values=jnp.where(on, code.values, jnp.zeros_like(code.values)))
 
     def _least(self, score: Float[Array, "row feature"]) -> Float[Array, "row 1"]:
-        """The smallest score of each row that is on."""
+        """The smallest selected score of each row."""
         values = top_k(score, self.k)[0]
         if self.limit is None:
             return values[:, -1:]
         return jax.lax.dynamic_slice_in_dim(values, self.limit.astype(jnp.int32) - 1, 1, axis=1)
 
     def with_unit_rows(self, norms: Float[Array, " feature"]) -> TopK:
-        return dataclasses.replace(self, weighted=False)  # the pre-activation is that product then
+        return dataclasses.replace(self, weighted=False)  # pre-activations now equal the products with the norms
 
 
 def encode_masked(
@@ -67,13 +68,13 @@ def encode_masked(
 ) -> DenseCode:
     """A dense code of the positive pre-activations whose score is at least `least(score)`.
 
-    This is the form of a code on a mesh that shards features. Where several scores equal the least one, all are on.
+    Codes have this form on a mesh that shards features. All scores equal to the least score are on.
 
     Args:
-      dictionary: its weights.
-      x: what it reads.
-      norms: the score is the pre-activation times these. None: the pre-activation itself.
-      least: from scores [row, feature] to the smallest score that is on, [row, 1].
+      dictionary: the dictionary.
+      x: the input.
+      norms: the score is the pre-activation times `norms`. None: the score is the pre-activation.
+      least: a function from scores [row, feature] to the smallest score that is on, [row, 1].
     """
     pre = dictionary.linear(x) + dictionary.b_enc[None, :]
     score = jax.lax.stop_gradient(pre if norms is None else pre * norms[None, :])
@@ -97,13 +98,13 @@ def encode_selected(
     norms: Float[Array, " feature"] | None = None,
     kernels: bool = False,
 ) -> RowCode:
-    """A code of the positive pre-activations that `select` chooses, with a backward pass that touches only those.
+    """A code of the positive pre-activations that `select` chooses. The backward pass touches only these.
 
     Args:
-      select: from scores [row, feature] to the (values, indices) of the chosen ones, [row, k].
-      dictionary: its weights.
-      x: what it reads.
-      norms: the score is the pre-activation times these. None: the pre-activation itself.
+      select: a function from scores [row, feature] to the (values, indices) of the chosen scores, each [row, k].
+      dictionary: the dictionary.
+      x: the input.
+      norms: the score is the pre-activation times `norms`. None: the score is the pre-activation.
       kernels: as in `TopK`.
     """
     W_enc, b_enc = dictionary.W_enc, dictionary.b_enc
@@ -141,7 +142,7 @@ def _backward(select, kernels, residuals, cotangents):
     rows = jnp.broadcast_to(jnp.arange(len(x), dtype=indices.dtype)[:, None], indices.shape)
     g_b_enc = bias_gradient(g, rows, indices, len(x), n_features)
     g_W_enc = sparse_outer(g, indices, subtract_centre(x, centre), n_features, transpose=True, kernels=kernels)
-    g_x = sparse_matmul(g, indices, W_enc.T, kernels)  # removed by XLA where it is not used
+    g_x = sparse_matmul(g, indices, W_enc.T, kernels)  # XLA removes this if it is not used
     return g_x, g_W_enc, g_b_enc, centre_gradient(g_b_enc, W_enc, centre)
 
 

@@ -1,1 +1,1 @@
-"""Products with sparse codes: gathers, segment sums, and Pallas kernels for accelerators."""
+"""Products with sparse codes: gathers, segment sums, and Pallas kernels for NVIDIA GPUs."""

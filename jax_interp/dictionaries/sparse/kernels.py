@@ -1,20 +1,20 @@
-"""Two Pallas kernels for NVIDIA GPUs (the Triton backend). products.py uses them there if asked to:
+"""Two Pallas kernels for NVIDIA GPUs (the Triton backend). products.py uses them if `kernels=True`:
 
-    segment_sum_kernel   Σ over the entries of a target of values[e] · rows[source[e]]    z @ W, and z.T @ g by feature
-    dot_kernel            a[of_a[e]] · b[of_b[e]] for each entry                           (g @ W.T) at the entries
+    segment_sum_kernel   Σ values[e] · rows[source[e]] over the entries e of each target   z @ W, and z.T @ g by feature
+    dot_kernel           a[of_a[e]] · b[of_b[e]] for each entry e                          (g @ W.T) at the entries
 
-They build no dense code, and keep gathered rows in registers only. They read one row of d numbers for each entry: for
-8192 rows with 64 latents and d = 4096, that is 2 · 10⁹ numbers. The dense product instead does
-2 · 8192 · 131072 · 4096 = 9 · 10¹² operations. They have been run in Pallas' interpreter and lowered for CUDA, but not
-yet timed on a GPU (`benchmarks/kernels.py` does that).
+The kernels build no dense code, and keep gathered rows in registers only. They read one row of d numbers per entry: for
+8192 rows with 64 latents and d = 4096, these are 2 · 10⁹ numbers. With 131072 features, the dense product does
+2 · 8192 · 131072 · 4096 = 9 · 10¹² operations. The kernels have been run in Pallas' interpreter and lowered for CUDA.
+They have not been timed on a GPU yet (`benchmarks/kernels.py` does that).
 
-Sums are in float32 (float64 for float64). They have the same bits every time: one program owns an output and adds in a
+Sums are in float32 (float64 for float64) and deterministic: each output is computed by one program, which adds in a
 fixed order, without atomics.
 
-Limits: one program adds the entries of a target, ENTRIES at a time, for each block of columns. A feature that is on in
-all rows takes rows / ENTRIES turns while the other programs have finished. Numbers of entries, rows and columns are
-int32; Pallas addresses arrays beyond 4 GiB with 64 bits. From jax 0.11 on, Pallas calls its Triton backend deprecated
-and warns when these kernels are compiled.
+Limits: for each block of columns, one program adds all entries of a target, ENTRIES at a time. If a feature is on in
+all rows, its program needs rows / ENTRIES turns, and the other programs finish earlier. Entries, rows and columns are
+counted in int32; Pallas addresses arrays beyond 4 GiB with 64 bits. From jax 0.11 on, Pallas declares its Triton
+backend deprecated and warns when these kernels are compiled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
-# A program works on so many entries by so many columns: 32 float32 sums for each of its 128 threads. Triton needs
+# A program works on ENTRIES by COLUMNS numbers at a time: 32 float32 sums for each of its 128 threads. Triton needs
 # powers of two.
 ENTRIES = 8
 COLUMNS = 512
@@ -41,11 +41,11 @@ def segment_sum_kernel(
     edges: Int[Array, " target_and_one"],
     rows: Float[Array, "n d"],
 ) -> Float[Array, "target d"]:
-    """Row t is Σ values[e] rows[source[e]] over the entries e from edges[t] up to edges[t + 1]; 0 where there are none.
-    Entries outside all edges are ignored."""
+    """Row t of the result is Σ values[e] rows[source[e]] over edges[t] <= e < edges[t + 1]. It is 0 if there are no
+    such entries. Entries outside all edges are ignored."""
     targets, d = edges.size - 1, rows.shape[1]
     columns = min(COLUMNS, pl.next_power_of_2(d))
-    # Targets vary fastest, so that programs that run together read the same columns of `rows`, which are in cache.
+    # Targets vary fastest. Programs that run at the same time then read the same columns of `rows` from the cache.
     return pl.pallas_call(
         partial(_sum_entries, columns=columns),
         out_shape=jax.ShapeDtypeStruct((targets, d), rows.dtype),
@@ -78,7 +78,7 @@ def _sum_entries(values: Any, source: Any, edges: Any, rows: Any, out: Any, *, c
 def dot_kernel(
     a: Float[Array, "n d"], of_a: Int[Array, " entry"], b: Float[Array, "m d"], of_b: Int[Array, " entry"]
 ) -> Float[Array, " entry"]:
-    """a[of_a[e]] · b[of_b[e]] for each entry e."""
+    """Return a[of_a[e]] · b[of_b[e]] for each entry e."""
     return pl.pallas_call(
         partial(_dot_entries, columns=min(COLUMNS, pl.next_power_of_2(a.shape[1]))),
         out_shape=jax.ShapeDtypeStruct(of_a.shape, a.dtype),
@@ -104,12 +104,12 @@ def _dot_entries(a: Any, of_a: Any, b: Any, of_b: Any, out: Any, *, columns: int
 
 
 def _block(rows: Any, row: Array, column: Array, mask: Array) -> Array:
-    """These columns of these rows, 0 outside the mask."""
+    """Load the columns `column` of the rows `row`, with 0 outside the mask."""
     shape = mask.shape
     at = jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column[None, :], shape)
     return triton.load(rows.at[at], mask=mask, other=0.0)
 
 
 def _precise(dtype: Any) -> Any:
-    """The dtype of sums."""
+    """The dtype in which sums are computed."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32

@@ -1,16 +1,16 @@
-"""Arithmetic on k-sparse codes: `values [row, k]` at `indices [row, k]` stand for a dense `[row, feature]` matrix.
+"""Products with k-sparse codes. `values [row, k]` at `indices [row, k]` represent a dense matrix z [row, feature].
 
-Besides its encoder's product, a k-sparse dictionary needs three products. None of them forms the dense code:
+Besides the product of its encoder, a k-sparse dictionary needs three products. On a CPU, none of them forms z:
 
     sparse_matmul(values, indices, W)      z @ W                 the decoder
     sparse_dot(g, indices, W)              (g @ W.T) at indices  the gradient that reaches the code
     sparse_outer(values, indices, g, m)    z.T @ g               the gradient of a weight row per feature
 
-`decode` is the first, with the other two in its derivative. Within a row the indices must differ, as those of a top-k
-do. Entries with value 0 are absent. Where rows have different numbers of latents (BatchTopK), the code is a list of
-entries (value, row, feature), and `decode_entries` is the decoder.
+`decode` computes the first product; its derivative uses the other two. The indices of a row must all be different, as
+they are after a top-k. Entries with value 0 are absent. If rows have different numbers of latents (BatchTopK), the code
+is a list of entries (value, row, feature), and `decode_entries` is the decoder.
 
-With `kernels`, NVIDIA GPUs use the kernels of kernels.py. Elsewhere it changes nothing.
+With `kernels=True`, NVIDIA GPUs use the kernels of kernels.py. On other devices the option has no effect.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from jax_interp.dictionaries.sparse.segment_sum import (
     sort_entries,
 )
 
-# `sparse_dot` on CPU gathers [ROWS, k, d] at a time: a block must stay in cache.
+# On a CPU, `sparse_dot` gathers blocks of [ROWS, k, d]. A block must fit into the cache.
 ROWS = 128
-ENTRIES = 4096  # ... and so must a block of single entries
-# Elsewhere at most so many numbers are gathered at a time: all 64 latents of 8192 rows would be 2 · 10⁹ at d = 4096.
+ENTRIES = 4096  # the same for a block of single entries
+# Other devices gather at most this many numbers at a time. All 64 latents of 8192 rows would be 2 · 10⁹ at d = 4096.
 GATHERED = 2**26
 
 
 def to_dense(
     values: Float[Array, "row k"], indices: Int[Array, "row k"], n_features: int
 ) -> Float[Array, "row feature"]:
-    """The dense code: for display and editing, since it allocates `[row, feature]` numbers."""
+    """The dense code. It allocates `[row, feature]` numbers, so use it for display and editing only."""
     rows = jnp.arange(values.shape[0])[:, None]
     return jnp.zeros((values.shape[0], n_features), values.dtype).at[rows, indices].set(values, unique_indices=True)
 
@@ -48,7 +48,7 @@ def to_dense(
 def sparse_matmul(
     values: Float[Array, "row k"], indices: Int[Array, "row k"], W: Float[Array, "feature d"], kernels: bool = False
 ) -> Float[Array, "row d"]:
-    """`z @ W`: 2·row·k·d operations instead of 2·row·feature·d."""
+    """Return `z @ W` with 2·row·k·d operations instead of 2·row·feature·d."""
 
     def gathered(values, indices, W):
         of_rows = lambda v, i: jnp.einsum("nk,nkd->nd", v, W.at[i].get(mode="promise_in_bounds"))
@@ -72,13 +72,13 @@ def _on_cuda(kernels: bool, product: Callable[..., Array]) -> dict[str, Callable
 
 
 def _block_rows(numbers: int, rows: int) -> int:
-    """How many of `rows` rows to take at a time, where each gathers so many numbers. On a mesh, all of them: cutting an
-    axis that devices share would gather it."""
+    """The number of rows to process at a time, if each row gathers `numbers` numbers. On a mesh it is all rows, because
+    cutting a sharded axis into blocks would gather the axis."""
     return max(GATHERED // numbers, 1) if jax.sharding.get_abstract_mesh().empty else rows
 
 
 def _map_blocks(of_rows: Callable[..., Array], size: int, *arrays: Array) -> Array:
-    """`of_rows(*arrays)`, `size` rows at a time."""
+    """Compute `of_rows(*arrays)`, `size` rows at a time."""
     n = len(arrays[0])
     if size >= n:
         return of_rows(*arrays)
@@ -90,7 +90,7 @@ def _map_blocks(of_rows: Callable[..., Array], size: int, *arrays: Array) -> Arr
 def sparse_dot(
     g: Float[Array, "row d"], indices: Int[Array, "row k"], W: Float[Array, "feature d"], kernels: bool = False
 ) -> Float[Array, "row k"]:
-    """`g @ W.T` at the entries `indices` alone."""
+    """Return `g @ W.T` at the entries `indices` only."""
 
     def gathered(size, g, indices, W):
         of_rows = lambda g, i: jnp.einsum("nd,nkd->nk", g, W.at[i].get(mode="promise_in_bounds"))
@@ -115,11 +115,11 @@ def sparse_outer(
     transpose: bool = False,
     kernels: bool = False,
 ) -> Float[Array, "feature d"]:
-    """`z.T @ g`, or with `transpose`, `g.T @ z` ([d, feature]).
+    """Return `z.T @ g`, or `g.T @ z` ([d, feature]) with `transpose`.
 
-    It is deterministic on every backend. The CPU sorts the entries by feature and adds those of a feature in a tree.
-    Other devices multiply with the dense code: their matrix units are faster than scattered additions, whose order
-    would change from run to run. A kernel adds the sorted entries of a feature in order.
+    The result is deterministic on every backend. The CPU sorts the entries by feature and adds the entries of a feature
+    in a tree. Other devices multiply with the dense code. Scattered additions would be slower there, and their order
+    would change from run to run. The kernel adds the sorted entries of a feature in order.
     """
 
     def dense(values, indices, g):
@@ -147,7 +147,7 @@ def sparse_outer(
 def decode(
     values: Float[Array, "row k"], indices: Int[Array, "row k"], W_dec: Float[Array, "feature d"], kernels: bool = False
 ) -> Float[Array, "row d"]:
-    """`z @ W_dec`. The gradients touch only the k entries of each row."""
+    """Return `z @ W_dec`. The gradients touch only the k entries of each row."""
     return sparse_matmul(values, indices, W_dec, kernels)
 
 
@@ -171,7 +171,7 @@ def entries_dot(
     W: Float[Array, "feature d"],
     kernels: bool = False,
 ) -> Float[Array, " entry"]:
-    """`g @ W.T` at the entries alone. The result at an unused place is arbitrary."""
+    """Return `g @ W.T` at the entries only. The result at an unused place is arbitrary."""
     rows, features = jnp.minimum(rows, len(g) - 1), jnp.minimum(features, len(W) - 1)
     products = lambda rows, features: jnp.sum(g[rows] * W.at[features].get(mode="promise_in_bounds"), axis=1)
     gathered = lambda size, rows, features: _map_blocks(products, size, rows, features)
@@ -197,8 +197,8 @@ def entries_outer(
     transpose: bool = False,
     kernels: bool = False,
 ) -> Float[Array, "feature d"]:
-    """`z.T @ g` for a list of entries, or with `transpose`, `g.T @ z`. It is deterministic, as `sparse_outer` is.
-    Entries of the feature one past the end are ignored."""
+    """Return `z.T @ g` for a list of entries, or `g.T @ z` with `transpose`. The result is deterministic, like that of
+    `sparse_outer`. Entries whose feature is `n_features` are ignored."""
 
     def dense(values, rows, features, g):
         z = jnp.zeros((g.shape[0], n_features), values.dtype).at[rows, features].add(values, mode="drop")
@@ -230,8 +230,8 @@ def decode_entries(
     n_rows: int,
     kernels: bool = False,
 ) -> Float[Array, "row d"]:
-    """`z @ W_dec` for entries in ascending order of rows. The gradients touch only the entries. Entries in the row one
-    past the end are ignored."""
+    """Return `z @ W_dec` for a list of entries in ascending order of rows. The gradients touch only the entries.
+    Entries whose row is `n_rows` are ignored."""
 
     def dense(values, rows, features, W):
         return jnp.zeros((n_rows, W.shape[0]), values.dtype).at[rows, features].add(values, mode="drop") @ W

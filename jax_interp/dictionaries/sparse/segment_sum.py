@@ -1,8 +1,8 @@
-"""Sums of weighted rows by target (segment sums), which products.py is made of. All are deterministic.
+"""Sums of weighted rows by target (segment sums), the building blocks of products.py. All are deterministic.
 
-gathered_row_sum       each target has k entries                                     CPU
-segment_sum    ... as many as it has, which are sorted by target             CPU
-segment_sum_on_gpu    the same                                                      NVIDIA GPUs, by `kernels.py`
+gathered_row_sum      for targets that have k entries each                                CPU
+segment_sum           for targets with any number of entries, which are sorted by target   CPU
+segment_sum_on_gpu    the same as segment_sum                                             NVIDIA GPUs (kernels.py)
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Terms that one fused loop adds up. XLA's CPU backend makes a vectorised, parallel loop over rows and d from
-# `acc + w * W[i]`. It is four times as fast as contracting a gathered [rows, k, d] block in cache. More terms at once
-# only take longer to compile.
+# The number of terms that one fused loop adds. XLA's CPU backend turns `acc + w * W[i]` into a vectorised, parallel
+# loop over rows and d. This is four times as fast as contracting a gathered [rows, k, d] block in cache. More terms per
+# loop only take longer to compile.
 UNROLLED_TERMS = 8
-# With more terms, the groups are a loop: 256 unrolled terms take seconds to compile, and run no faster.
+# With more terms than this, a `fori_loop` goes over groups of terms. 256 unrolled terms take seconds to compile and do
+# not run faster.
 MAX_UNROLLED_TERMS = 16
-# `segment_sum` adds the entries of a target BRANCHING at a time.
+# `segment_sum` adds at most BRANCHING entries of a target at a time.
 BRANCHING = 16
-# Rows that `block_transpose` transposes at a time.
+# `block_transpose` transposes this many rows at a time.
 TRANSPOSE_BLOCK = 64
 
 
 def gathered_row_sum(
     values: Float[Array, "row k"], indices: Int[Array, "row k"], W: Float[Array, "feature d"]
 ) -> Float[Array, "row d"]:
-    """Row r is Σ over j of values[r, j] W[indices[r, j]], for XLA's CPU backend."""
-    # Without the barriers, XLA would compute the gathered arrays again for each term, and the sums again for each use.
+    """Row r of the result is Σ_j values[r, j] W[indices[r, j]]. This is fast on XLA's CPU backend."""
+    # Without the barriers, XLA would recompute the gathered arrays for each term, and the sums for each use.
     values, indices, W = jax.lax.optimization_barrier((values, indices, W))
     total, k = jnp.zeros((values.shape[0], W.shape[1]), W.dtype), values.shape[1]
 
@@ -57,24 +58,24 @@ def segment_sum(
 ) -> Float[Array, "target d"]:
     """Row t of the result is Σ values[e] rows[source[e]] over the entries whose target is t.
 
-    Up to BRANCHING entries are summed by `gathered_row_sum`. A target with more entries gets several partial sums,
-    which are summed in the same way until every target has at most BRANCHING left. Shapes do not depend on how entries
-    are distributed over targets. The number of rounds does (the logarithm of the largest count).
+    `gathered_row_sum` adds up to BRANCHING entries. A target with more entries gets several partial sums. These are
+    summed in the same way, until every target has at most BRANCHING partial sums left. Shapes do not depend on how
+    entries are distributed over targets. The number of rounds is logarithmic in the largest number of entries.
 
     Args:
       values: the weight of each entry.
       source: the row that each entry adds.
-      target: the target of each entry, ascending.
-      rows: what is summed.
-      n_targets: number of targets.
+      target: the target of each entry, in ascending order.
+      rows: the rows that are summed.
+      n_targets: the number of targets.
     """
     ends = segment_offsets(target, n_targets)
     branch = jnp.arange(BRANCHING, dtype=jnp.int32)[None, :]
-    n_partial = n_targets + target.size // BRANCHING  # at most one unfilled sum for each target
+    n_partial = n_targets + target.size // BRANCHING  # each target has at most one partial sum that is not full
 
     def grouped(first, count):
-        """The layout of the partial sums, BRANCHING items each: (where those of each target begin, how many they are,
-        the items of each sum, which of these are real)."""
+        """The layout of partial sums of BRANCHING items each: (index of the first sum of each target, number of sums of
+        each target, items of each sum, mask of the items that exist)."""
         sums = -(-count // BRANCHING)
         end = jnp.cumsum(sums, dtype=jnp.int32)
         place = jnp.arange(n_partial, dtype=jnp.int32)
@@ -113,13 +114,13 @@ def segment_sum_on_gpu(
 
 
 def segment_offsets(target: Int[Array, " entry"], n_targets: int) -> Int[Array, " target_and_one"]:
-    """Where the entries of each target begin, and where the last ones end."""
+    """The index of the first entry of each target, and at the end the number of entries."""
     return jnp.searchsorted(target, jnp.arange(n_targets + 1, dtype=jnp.int32)).astype(jnp.int32)
 
 
 def block_transpose(rows: Float[Array, "feature d"]) -> Float[Array, "d feature"]:
-    """`rows.T`, block by block. With a plain transpose, XLA would let the sums above write their results with a stride,
-    which is several times slower than the sums themselves."""
+    """Return `rows.T`, computed block by block. With a plain transpose, XLA would make the preceding sums write their
+    results with a stride, which is several times slower than the sums themselves."""
     n, d = rows.shape
     rows = jnp.pad(rows, ((0, -n % TRANSPOSE_BLOCK), (0, 0)))
 
@@ -134,11 +135,11 @@ def block_transpose(rows: Float[Array, "feature d"]) -> Float[Array, "d feature"
 
 
 def sort_entries(features: Int[Array, " entry"], n_features: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:
-    """(features in ascending order, the original index of each). The sort is stable."""
+    """Return (features in ascending order, original index of each). The sort is stable."""
     n = features.size
     bits = max(n - 1, 1).bit_length()
     if n_features << bits <= 2**32:
-        # One unsigned word holds the feature and the index: sorting one array is much faster than sorting pairs.
+        # One unsigned word holds both the feature and the index. Sorting one array is much faster than sorting pairs.
         word = jnp.sort((features.astype(jnp.uint32) << bits) | jnp.arange(n, dtype=jnp.uint32))
         return (word >> bits).astype(jnp.int32), (word & jnp.uint32((1 << bits) - 1)).astype(jnp.int32)
     origin = jnp.argsort(features)
