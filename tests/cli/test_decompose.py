@@ -129,7 +129,7 @@ def test_one_threshold_is_of_every_figure(monkeypatch):
 
         monkeypatch.setattr(module, name, noted)
     config = DecompositionRunConfig(settings, evaluate_rows=4, linearity_rows=4, adversary_steps=(1,), threshold=0.3)
-    SPD().measure(config, drawn(settings, target), inputs_of(target))
+    SPD().measure(settings, config, drawn(settings, target), inputs_of(target))
     assert seen == dict.fromkeys(("evaluate", "linearity_of", "composites_of"), 0.3)
     old = json.loads(configs.dumps(config))
     del old["threshold"]
