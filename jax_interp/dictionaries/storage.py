@@ -48,7 +48,7 @@ def save_dictionary(
     *,
     address: str | tuple[str, ...],
     model: str,
-    config: Any = None,
+    config: object = None,
     writes: str | tuple[str, ...] | None = None,
 ) -> Path:
     """Save a dictionary, with the model and the addresses that it was trained for.

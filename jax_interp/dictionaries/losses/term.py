@@ -109,7 +109,7 @@ def snake(name: str) -> str:
     return "_".join(name[a:b] for a, b in zip([0, *cut], [*cut, len(name)])).lower()
 
 
-def warmed_up(coefficient: float, forward: Forward, warmup: float) -> Any:
+def warmed_up(coefficient: float, forward: Forward, warmup: float) -> float | Float[Array, ""]:
     """The coefficient, which rises linearly from 0 during the first part `warmup` of the run."""
     return coefficient * jnp.minimum(forward.progress / warmup, 1.0) if warmup else coefficient
 

@@ -20,12 +20,13 @@ backend deprecated and warns when these kernels are compiled.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jax.ref import Ref
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 # A program works on ENTRIES by COLUMNS numbers at a time: 32 float32 sums for each of its 128 threads. Triton needs
@@ -55,7 +56,7 @@ def segment_sum_kernel(
     )(values, source, edges, rows)
 
 
-def _sum_entries(values: Any, source: Any, edges: Any, rows: Any, out: Any, *, columns: int) -> None:
+def _sum_entries(values: Ref, source: Ref, edges: Ref, rows: Ref, out: Ref, *, columns: int) -> None:
     d, precise = rows.shape[1], _precise(rows.dtype)
     target = pl.program_id(0)
     column = pl.program_id(1) * columns + jnp.arange(columns, dtype=jnp.int32)
@@ -88,7 +89,7 @@ def dot_kernel(
     )(a, of_a, b, of_b)
 
 
-def _dot_entries(a: Any, of_a: Any, b: Any, of_b: Any, out: Any, *, columns: int) -> None:
+def _dot_entries(a: Ref, of_a: Ref, b: Ref, of_b: Ref, out: Ref, *, columns: int) -> None:
     d, precise = a.shape[1], _precise(a.dtype)
     entry = pl.program_id(0) * ENTRIES + jnp.arange(ENTRIES, dtype=jnp.int32)
     real = entry < of_a.shape[0]
@@ -103,13 +104,13 @@ def _dot_entries(a: Any, of_a: Any, b: Any, of_b: Any, out: Any, *, columns: int
     triton.store(out.at[entry], jnp.sum(total, axis=1).astype(out.dtype), mask=real)
 
 
-def _block(rows: Any, row: Array, column: Array, mask: Array) -> Array:
+def _block(rows: Ref, row: Array, column: Array, mask: Array) -> Array:
     """Load the columns `column` of the rows `row`, with 0 outside the mask."""
     shape = mask.shape
     at = jnp.broadcast_to(row[:, None], shape), jnp.broadcast_to(column[None, :], shape)
     return triton.load(rows.at[at], mask=mask, other=0.0)
 
 
-def _precise(dtype: Any) -> Any:
+def _precise(dtype: DTypeLike) -> DTypeLike:
     """The dtype in which sums are computed."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32

@@ -249,7 +249,7 @@ def train_joint(
     objective: Objective = next_token,
     run: RunTarget = None,
     log: Log = Log(),
-) -> tuple[Any, tuple[Dictionary, ...]]:
+) -> tuple[Model, tuple[Dictionary, ...]]:
     """Train a model and dictionaries together, or dictionaries alone, from the start or from the last checkpoint of
     `run`. The same call after a kill ends with the same bits.
 

@@ -71,7 +71,7 @@ def adam(
     decay = max(round(config.decay * steps), 1)
     peak = config.learning_rate if learning_rate is None else learning_rate
 
-    def rate(count: Any) -> Any:
+    def rate(count: Any) -> Float[Array, ""]:
         down = (steps - count.astype(jnp.float32)) / decay
         return peak * jnp.clip(jnp.minimum(optimizers.linear_warmup(count, config.warmup), down), 0.0, 1.0)
 
@@ -86,7 +86,7 @@ def offset_rate(optimizer: Adam, activation: Activation, d: int) -> float:
     return d**0.5 if activation.k is None else 1.0
 
 
-def matmul_precision(matmul: str | None) -> AbstractContextManager[Any]:
+def matmul_precision(matmul: str | None) -> AbstractContextManager[object]:
     """The context in which matrices are multiplied as `DictionaryConfig.matmul` asks."""
     return contextlib.nullcontext() if matmul is None else jax.default_matmul_precision(PRECISION[matmul])
 

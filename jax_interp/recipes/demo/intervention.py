@@ -18,7 +18,7 @@ from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models import generate
 from jax_interp.recipes.demo.config import DemoConfig
 from jax_interp.recipes.dictionary import Inputs
-from jax_interp.surgery import Clamp, Model, Splice, at, edit
+from jax_interp.surgery import Clamp, Model, Splice, Tapped, at, edit
 from jax_interp.surgery.contract import Dictionary
 
 MAX_TOKENS = 8
@@ -35,7 +35,7 @@ def last_log_probabilities(model: Model, tokens: Int[Array, "1 pos"]) -> Float[A
 
 def clamp_feature(
     model: Model, address: str, sae: Dictionary, feature: int | Int[Array, ""], value: float | Float[Array, ""]
-) -> Any:
+) -> Tapped:
     """The model with one feature of the dictionary at `address` clamped to `value` at every position.
 
     Feature and value are data: another one compiles nothing.
