@@ -1,10 +1,10 @@
-"""Parameter decomposition: take a network's matrices apart into the mechanisms that it uses.
+"""Parameter decomposition: split a network's matrices into the mechanisms that the network uses.
 
     parts = decompose(model, "blocks.*.mlp", C=512, key=key)
     logits, acts = read(parts, "blocks.*.mlp.up.components")(tokens)
 
 components.py        `decompose`: matrices as sums of rank-one components, whose inner activations are named values
-matrices.py          which matrices a pattern selects
+matrices.py          the matrices that a pattern selects
 masks.py             masks of components, as edits
 importance/          causal importance functions; sigmoids.py
 losses/              loss terms and adversaries
@@ -12,16 +12,16 @@ config.py, train.py  SPD and its successors: the config and one jitted step; pre
 apd/                 attribution-based parameter decomposition, the first method of the family
 training_run.py      what the trainers share
 sharding.py, storage.py            V and U on a mesh; a trained decomposition on disk
-metrics/, evaluate.py              figures of a decomposition; all of them at once
+metrics/, evaluate.py              single metrics of a decomposition; all metrics at once
 linearity/           tests of the assumption that weights are a sum of parts
 capacity.py          how many components are alive as C grows
 top_components.py    the most important components on given inputs
-clustering.py        components that make one mechanism
+clustering.py        groups of components that form one mechanism
 attributions.py, interactions.py   which components activate later ones; an attention logit by pairs of components
-prune.py, edit_weights.py          the components that one prompt needs; weights edited by components
+prune.py, edit_weights.py          the components that one prompt needs; edits of single components in the weights
 
-Loss terms, adversaries, importance functions, sigmoids and methods register where they are defined: a new one is one
-file, and configs find it as soon as that file is imported.
+Loss terms, adversaries, importance functions, sigmoids and methods are registered where they are defined. To add one,
+write one file. Configs accept it as soon as this file is imported.
 """
 
 from jax_interp.decomposition.apd import APDConfig, train_apd

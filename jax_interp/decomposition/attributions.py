@@ -2,8 +2,9 @@
 
     attr(c' → c) = (∂a_c / ∂a_c')* · a_c' · g_c'          a = x V, g the importance of c'
 
-The star means that no gradient goes through other decomposed matrices, whose components are nodes of their own. Norms,
-activation functions and attention patterns stay differentiable. An edge is thus the direct effect of c' on c.
+The star means that no gradient goes through other decomposed matrices, because their components are separate nodes of
+the graph. Gradients do go through norms, activation functions and attention patterns. An edge is therefore the direct
+effect of c' on c.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from jax_interp.surgery import Add, at, depth_of, edit, read, sites
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """An edit: the value without its gradient."""
+    """An edit that keeps the value and stops its gradient."""
 
     def __call__(self, x: Array) -> Array:
         return jax.lax.stop_gradient(x)
 
 
 def matrices_of(model: Decomposed) -> list[str]:
-    """The addresses of all decomposed matrices, layers apart."""
+    """The addresses of all decomposed matrices, with one address for each layer."""
     found = []
     for name in model.names:
         found += [layer_address(name, i) for i in (range(depth_of(model.blocks)) if is_stacked(name) else [None])]
@@ -42,7 +43,7 @@ def matrices_of(model: Decomposed) -> list[str]:
 def _linearised(
     model: Decomposed, source: str, target: str, x: PyTree
 ) -> tuple[Array, Array, Callable[[Array], Array]]:
-    """The two matrices' inner activations, and the pullback from the target's to the source's."""
+    """The inner activations of source and target, and the pullback from the target's activations to the source's."""
     _check_order(model, source, target, x)
     stops = [at(f"{name}.output", Stop()) for name in matrices_of(model) if name not in (source, target)]
     cut = edit(model, *stops)
@@ -57,7 +58,7 @@ def _linearised(
 
 
 def _check_order(model: Decomposed, source: str, target: str, x: PyTree) -> None:
-    """Raises UserError where the source does not come before the target, which then cannot depend on it."""
+    """Raises UserError unless the source comes before the target. Otherwise the target cannot depend on the source."""
     names = matrices_of(model)
     for name in (source, target):
         if name not in names:
@@ -79,19 +80,19 @@ def local_attributions(
     component: int,
     position: int | None = None,
 ) -> Float[Array, "*rows C_source"]:
-    """What each source component contributes to one target component, row by row.
+    """The contribution of each source component to one target component, for each row.
 
     Args:
       model: the decomposed model.
-      source, target: addresses of decomposed matrices, layers apart (`blocks.0.mlp.down`).
-      importance: importances of the source's components.
-      x: inputs of the model.
+      source, target: addresses of decomposed matrices, each of one layer (`blocks.0.mlp.down`).
+      importance: the importances of the source's components.
+      x: the model's inputs.
       component: index of the target component.
-      position: of the target; None: the sum over positions.
+      position: the position of the target component; None: the sum over positions.
 
     Returns:
-      Attributions of the source's components. Matrices that read the same value (queries and keys of a layer) do not
-      affect each other: zeros.
+      Attributions of the source's components. They are zero between matrices that read the same value, such as the
+      queries and keys of one layer.
 
     Raises:
       UserError: a matrix is not decomposed, or the source does not come before the target.
@@ -110,14 +111,16 @@ def edge_attributions(
     x: PyTree,
     absolute: bool = False,
 ) -> Float[Array, "C_target C_source"]:
-    """Attributions over a dataset: `Σ attr / (Σ g_c' · RMS(a_c))`. They cost a backward pass for each target component.
+    """Attributions over a dataset: `Σ attr / (Σ g_c' · RMS(a_c))`.
+
+    This takes one backward pass for each target component.
 
     Args:
       model, source, target, importance, x: as in `local_attributions`.
-      absolute: attribute |a_c| instead of a_c.
+      absolute: compute the attributions of |a_c| instead of a_c.
 
     Raises:
-      UserError: as in `local_attributions`.
+      UserError: in the same cases as `local_attributions`.
     """
     inner, reached, pull = _linearised(model, source, target, x)
     rows = tuple(range(inner.ndim - 1))

@@ -1,7 +1,7 @@
 """The capacity sweep: how many components are alive as C grows.
 
-A decomposition that finds the mechanisms of a network has the same number of live components at every C that is large
-enough. A number that grows with C means that mechanisms are split. (VPD 2026: flat from 0.5 to 4 times C.)
+If a decomposition finds the mechanisms of a network, the number of live components is the same at every C that is large
+enough. If the number grows with C, mechanisms are being split. (VPD 2026: constant from 0.5 to 4 times C.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Capacity:
 
     factor: the multiple of the config's C.
     C: the number of components.
-    alive: by matrix, how many of them are alive in each run.
+    alive: for each matrix, the number of live components in each run.
     """
 
     factor: float
@@ -57,24 +57,24 @@ def capacity_sweep(
 ) -> list[Capacity]:
     """Train at several multiples of the config's C and count the live components.
 
-    It takes as long as all runs together. Each capacity compiles its own program.
+    Each capacity compiles its own program.
 
     Args:
-      config: of all runs.
+      config: the config of all runs, except for C.
       model: the target.
-      x: inputs on which components are counted.
+      x: inputs on which live components are counted.
       sample: `sample(key)` draws a batch.
-      factors: multiples of C; the products are rounded, and at least 1.
-      seeds: each is trained at each capacity.
-      threshold: a component is alive where its importance is above this somewhere on `x`.
-      run: a directory; each capacity is saved in its own directory there (`C0.5`, `C1`, ...).
-      **options: of `train_instances`.
+      factors: multiples of C. Products are rounded, and are at least 1.
+      seeds: the seeds to train at each capacity.
+      threshold: a component is alive if its importance is above this on some row of `x`.
+      run: a directory. Each capacity is saved in a subdirectory (`C0.5`, `C1`, ...).
+      **options: other arguments of `train_instances`.
 
     Returns:
       One `Capacity` for each factor.
 
     Raises:
-      UserError: there are no factors, or one is not above 0.
+      UserError: `factors` is empty, or a factor is not above 0.
     """
     if not factors or min(factors) <= 0:
         raise UserError(f"factors={tuple(factors)}: C is multiplied by them; give at least one, each above 0")
@@ -91,7 +91,7 @@ def capacity_sweep(
 
 
 def count_alive(runs: Trained, x: Array, threshold: float = 0.1) -> dict[str, Int[np.ndarray, "instance *layer"]]:
-    """For each matrix the number of components alive on `x`, in each run that `train_instances` returned."""
+    """The number of components of each matrix that are alive on `x`, for each run that `train_instances` returned."""
     return {name: np.asarray(count) for name, count in _counts(runs, x, threshold).items()}
 
 

@@ -1,10 +1,11 @@
 """Clusters of components that are important together, by minimum description length (VPD 2026).
 
-    L = Σ_i s_i (log2 k + α r_i)        s_i rows on which cluster i is on, r_i its rank, k clusters
+    L = Σ_i s_i (log2 k + α r_i)
 
-Merging two clusters that are on together saves the bits that name one of them. Where one is on without the other, it
-costs the other's rank. The greedy run merges down to one cluster; the result is the stage with the shortest
-description.
+Here k is the number of clusters, s_i the number of rows on which cluster i is on, and r_i the rank of cluster i. If two
+clusters are on together, merging them saves the bits that name one of them. On a row where only one of the two is on,
+merging adds the rank of the other one. The greedy algorithm merges until one cluster is left. It returns the stage with
+the shortest description.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 
-Numbers = TypeVar("Numbers", float, np.ndarray)  # of one merge, or of many
+Numbers = TypeVar("Numbers", float, np.ndarray)  # one merge, or an array of merges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +43,10 @@ def description_length(
     """`Σ_i s_i (log2 k + α r_i)`. A cluster is on where any of its components is on.
 
     Args:
-      on: which components are on at which rows.
+      on: True where a component is on.
       owner: the cluster of each component.
       alpha: the weight of ranks.
-      ranks: of the components; None: 1 each.
+      ranks: the rank of each component; None: every rank is 1.
     """
     ranks = np.ones(on.shape[1]) if ranks is None else np.asarray(ranks, float)
     groups = np.unique(owner)
@@ -60,14 +61,14 @@ def description_length(
 def merge_cost(
     s_i: Numbers, s_j: Numbers, s_both: Numbers, total: float, k: int, r_i: Numbers, r_j: Numbers, alpha: float
 ) -> Numbers:
-    """How much longer the description becomes by a merge. Numbers for one merge, or arrays for many.
+    """The change of the description length when clusters i and j are merged. Takes numbers, or arrays for many merges.
 
     Args:
-      s_i, s_j: the numbers of rows on which each cluster is on.
-      s_both: the number of rows on which either is on.
+      s_i, s_j: the number of rows on which each cluster is on.
+      s_both: the number of rows on which at least one of the two is on.
       total: Σ s over all clusters.
       k: the number of clusters.
-      r_i, r_j: their ranks.
+      r_i, r_j: the rank of each cluster.
       alpha: the weight of ranks.
     """
     rest = total - s_i - s_j
@@ -85,18 +86,18 @@ def cluster(
     gamma: float | None = None,
     seed: int = 0,
 ) -> Clustering:
-    """Merge clusters pairwise down to one, the cheapest pair first, and return the best of all stages.
+    """Merge the cheapest pair of clusters until one cluster is left, and return the best stage.
 
-    It takes components³ operations: seconds for five hundred.
+    The cost is cubic in the number of components: 500 components take seconds.
 
     Args:
       importance: lower importances on a dataset.
       alpha: the weight of ranks.
-      threshold: components are on where their importance is above this.
-      ranks: of the components; None: 1 each.
-      gamma: where given, the candidate in place J is merged with probability proportional to e^(-γ J) (VPD: .2).
-        Several seeds then show which clusters are stable.
-      seed: of these random choices.
+      threshold: a component is on where its importance is above this.
+      ranks: the rank of each component; None: every rank is 1.
+      gamma: None: always merge the cheapest pair. Otherwise the pair at place J of the order is merged with a
+        probability proportional to e^(-γ J) (VPD: 0.2). Compare several seeds to see which clusters are stable.
+      seed: the seed of these random choices.
 
     Returns:
       The clusters. Components that are never on stay alone.
@@ -132,8 +133,14 @@ def cluster(
 
 @dataclasses.dataclass(frozen=True)
 class _Stage:
-    """The clusters after some merges: their members and ranks, on which rows each is on, on how many, and on how many
-    two are on together."""
+    """The clusters after some merges.
+
+    groups: the components in each cluster.
+    rank: the rank of each cluster.
+    active: the rows on which each cluster is on.
+    counts: the number of these rows.
+    together: the number of rows on which two clusters are both on.
+    """
 
     groups: list[list[int]]
     rank: Float[np.ndarray, " cluster"]

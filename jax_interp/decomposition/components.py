@@ -3,8 +3,8 @@
     W = sum_c V[:, c] U[c, :] + Δ          Δ = W - V U, so that nothing is lost while V and U are still wrong
 
 `decompose(model, "blocks.*.mlp", C=512, key=key)` is model surgery: it returns the model with each selected matrix in
-this form. The target's weights stay unchanged in `target`. V and U are in `components`, which is trained. Each
-decomposed matrix has these named values below its own address:
+this form. The target's weights stay unchanged in `target`. V and U are in `components`, the part that is trained. Each
+decomposed matrix has these named values below its address:
 
     input        what the matrix reads; for an embedding, token ids
     components   the inner activations x @ V, "... component"; a mask is an edit of them, `Scale(mask)`
@@ -71,7 +71,7 @@ class Components:
         Args:
           x: what the matrix reads, `[..., d_in]`, or `[layer, ..., d_in]` where V has a layer axis. Token ids, which an
             embedding reads, give rows of V; ids outside the vocabulary give NaN, as they do in the target.
-          dtype: of the result; None: that of x.
+          dtype: the dtype of the result; None: the dtype of x.
         """
         rows, components = spec_of(x), (spec_of(self.V) or (None,))[-1]
         if jnp.issubdtype(x.dtype, jnp.integer):
@@ -86,12 +86,12 @@ class Components:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DecomposedLinear:
-    """A decomposed linear map, in the place of the map (`weight` `[d_in, d_out]`, called as `linear(x, site, ...)`). It
-    also replaces an embedding, whose `x` are token ids.
+    """A decomposed linear map. It replaces a linear map (`weight` `[d_in, d_out]`, called as `linear(x, site, ...)`) or
+    an embedding, whose `x` are token ids.
 
-    The output is `m_Δ y + (m a - m_Δ a) U + (1 - m_Δ) b`, with a = x V, y the target's output and b the bias. It costs
-    three products and equals y exactly where both masks are 1. With Δ off it contains nothing of y, so rounding errors
-    are those of the components and not of the target's output.
+    The output is `m_Δ y + (m a - m_Δ a) U + (1 - m_Δ) b`, with a = x V, y the target's output and b the bias. This
+    takes three matrix products. The output equals y exactly where both masks are 1. With Δ off, y is not used, so the
+    output has no rounding errors from y.
     """
 
     linear: Any
@@ -129,11 +129,11 @@ class DecomposedLinear:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decomposed:
-    """A model with some of its matrices decomposed. It is called like the model; `decompose` makes it.
+    """A model with some of its matrices decomposed, as `decompose` returns it. Call it like the original model.
 
-    Attributes of the target (`config`, `blocks`) are attributes of it too.
+    The attributes of the target (`config`, `blocks`) are also attributes of this model.
 
-    target: the model. To train the components, differentiate with respect to `components` alone.
+    target: the original model. To train the components, differentiate with respect to `components` alone.
     components: V and U by entry.
     tied: pairs (name, twin): the twin's matrix is the transpose of the other's, and shares its V and U.
     """
@@ -145,7 +145,7 @@ class Decomposed:
     @property
     def names(self) -> tuple[str, ...]:
         """The entries of the decomposed matrices, twins included, sorted as strings. This is the order in which a dict
-        comes out of `jax.jit`."""
+        is returned by `jax.jit`."""
         return tuple(sorted([*self.components, *(twin for _, twin in self.tied)]))
 
     def of(self, name: str) -> Components:
@@ -201,10 +201,10 @@ def decompose(
     Args:
       model: any model that keeps the surgery contract.
       matrices: one pattern of addresses, or several (see `matrices.select_matrices`).
-      C: the number of components of every matrix; or numbers by pattern, of which the first match counts:
-        `{"blocks.*.attn.*": 512, "*": 3072}`.
-      key: random key of the initial V and U. A layer's values depend on the key and its address, and not on how the
-        model's blocks are laid out.
+      C: the number of components of every matrix; or a number for each pattern, where the first pattern that matches
+        counts: `{"blocks.*.attn.*": 512, "*": 3072}`.
+      key: random key of the initial V and U. The values depend on the key and the address of a matrix, not on whether
+        the model's blocks are scanned or unrolled.
       tied: pairs (name, twin): the twin's matrix is the transpose of the other's, and shares its V and U.
       init: "normal": V ~ N(0, 1/√d_in), U ~ N(0, 1/√C). "unit" (SPD 2025): columns of V and rows of U have norm one,
         then U[c] is scaled by ⟨V[:, c] U[c], W⟩.
@@ -213,7 +213,7 @@ def decompose(
       The decomposed model. Without masks its output equals the model's bit by bit.
 
     Raises:
-      UserError: a pattern selects no matrix, C does not name one, or a twin is not the transpose.
+      UserError: a pattern selects no matrix, no pattern of C matches a matrix, or a twin is not the transpose.
 
     Example:
         parts = decompose(model, "blocks.*.mlp", C=512, key=jax.random.key(0))
@@ -279,7 +279,7 @@ def spec_of(x: Array) -> PartitionSpec | None:
 
 
 def _row_of_ones(x: Array) -> Array:
-    """One for each row, sharded as the rows are."""
+    """The number 1 for each row, sharded like the rows."""
     spec = spec_of(x)
     return jnp.ones((*x.shape[:-1], 1), x.dtype, out_sharding=None if spec is None else jax.P(*spec[:-1], None))
 

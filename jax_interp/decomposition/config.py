@@ -1,4 +1,4 @@
-"""The configs of decomposition runs: frozen dataclasses, to JSON and back by `core.config_json`."""
+"""The configs of decomposition runs: frozen dataclasses, which `core.config_json` writes and reads as JSON."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from jax_interp.decomposition.sigmoids import sigmoid_pair
 class MethodConfig:
     """Base class of the configs of decomposition methods. A subclass is a frozen dataclass with at least these fields.
 
-    matrices: patterns of the matrices that are decomposed.
+    matrices: patterns that select the matrices to decompose.
     tied: pairs (name, twin) of a matrix and its transpose.
     steps: the number of training steps.
-    batch: rows of a batch (for a language model, sequences). Data of another size is refused.
-    seed: of the initial values and the data.
-    source: the published run that this is.
+    batch: the number of rows in a batch (sequences, for a language model). Other batch sizes are an error.
+    seed: the seed of the initial values and the data.
+    source: the published run that this config reproduces.
     """
 
     matrices: tuple[str, ...]
@@ -45,7 +45,7 @@ METHODS = Registry("decomposition method", MethodConfig)
 
 @dataclasses.dataclass(frozen=True)
 class WarmUp:
-    """AdamW on V and U with faithfulness as the only loss, before the run."""
+    """Training of V and U before the run, by AdamW with faithfulness as the only loss."""
 
     steps: int = 200
     learning_rate: float = 0.01
@@ -60,13 +60,14 @@ class WarmUp:
 class Schedule:
     """A learning rate over the run: a linear rise, then a decay.
 
-    The rise takes the first w steps, the fraction `warm_up` of all; the first step has 1/w of the rate. (In the
-    published code of APD and SPD the first step has a rate of 0.) The decay has t = 0 .. T-1:
+    The rise takes the first w steps, which are the fraction `warm_up` of all steps. The first step has 1/w of the rate.
+    (In the published code of APD and SPD the first step has a rate of 0.) The T other steps are t = 0 .. T-1. Their
+    rate is multiplied by:
 
-    "cosine": `f + (1 - f) ½ (1 + cos πt/(T-1))` with f the fraction `final`.
+    "cosine": `f + (1 - f) ½ (1 + cos πt/(T-1))`, where f is the fraction `final`.
     "quarter_cosine": `cos ½πt/(T-1)` (SPD and APD 2025).
-    "linear": from 1 to `final`.
-    "constant": no decay.
+    "linear": a line from 1 to `final`.
+    "constant": 1.
     """
 
     rate: float = 1e-3
@@ -84,13 +85,13 @@ class Schedule:
 class DecompositionConfig(MethodConfig):
     """A run of SPD or one of its successors.
 
-    The defaults are the recipe of 2026 for TMS 5-2: Δ, a warm-up, an MLP for each component as importance function,
-    and stochastic losses.
+    The defaults are the 2026 settings for TMS 5-2: a Δ component, a warm-up, an importance function with one MLP for
+    each component, and stochastic losses.
     """
 
     matrices: tuple[str, ...] = ("linear1",)
     C: int | dict[str, int] = 20
-    """Components of every matrix, or numbers by pattern, of which the first match counts."""
+    """The number of components of every matrix, or a number for each pattern. The first pattern that matches counts."""
     tied: tuple[tuple[str, str], ...] = ()
     init: Init = "normal"
     """The initial V and U, see `decompose`."""
@@ -108,21 +109,21 @@ class DecompositionConfig(MethodConfig):
     """The distribution of stochastic masks."""
     steps: int = 10_000
     batch: int = 4096
-    """Rows of a batch (for a language model, sequences). Data of another size is refused."""
+    """The number of rows in a batch (sequences, for a language model). Other batch sizes are an error."""
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     importance_schedule: Schedule | None = None
-    """The schedule of the importance function; None: the same."""
+    """The schedule of the importance function; None: the same as `schedule`."""
     clip: float | None = None
-    """The largest norm of the gradient of V and U together."""
+    """The gradient of V and U together is clipped to this norm; None: no clipping."""
     importance_clip: float | None = None
-    """The largest norm of the gradient of the importance function."""
+    """The gradient of the importance function is clipped to this norm; None: no clipping."""
     compute: Precision = "float32"
     """The dtype of all forward passes. V, U, Δ, faithfulness and the optimizer use float32."""
     remat: bool = False
-    """Recompute masked forward passes in the backward pass: it costs their time again and saves their memory."""
+    """Recompute masked forward passes in the backward pass. This saves memory and takes more time."""
     seed: int = 0
     source: str = ""
-    """Which published run this is, and whether it follows the run's YAML or the paper: "yaml: ...", "paper: ..."."""
+    """The published run, and whether this config follows its YAML or the paper: "yaml: ...", "paper: ..."."""
 
     def __post_init__(self) -> None:
         if not self.matrices:

@@ -1,7 +1,7 @@
-"""Editing a model's weights by its components: remove a mechanism, scale it, or redirect what it writes.
+"""Edit a model's weights by its components: remove a mechanism, scale it, or redirect what it writes.
 
-A matrix that several parts of a model share (`linear1` and `linear2` of a tied TMS, a tied embedding and unembedding)
-is one matrix. It is edited under the name of the part that holds it, and all parts that use it change.
+Several parts of a model can share one matrix (`linear1` and `linear2` of a tied TMS, a tied embedding and unembedding).
+Edit such a matrix under the name of the part that holds it. All parts that share the matrix change.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def scale_component(model: Decomposed, name: str, component: int, factor: float,
     Args:
       model: the decomposed model.
       name: the entry of the matrix.
-      component: its index.
+      component: the index of the component.
       factor: 0 removes the component, 2 doubles it.
-      layer: for a stacked entry, which layer; counted from the end where negative.
+      layer: the layer, for a stacked entry only. A negative number counts from the end.
 
     Raises:
-      UserError: there is no such component or layer, or the part holds no matrix.
+      UserError: the component or layer does not exist, or the part holds no matrix.
 
     Example:
         without = scale_component(trained.model, "blocks.*.mlp.up", 5, 0.0, layer=2)
@@ -56,13 +56,13 @@ def redirect_component(
     Args:
       model: the decomposed model.
       name: the entry of the matrix.
-      component: its index.
+      component: the index of the component.
       write: the direction u.
-      alpha: the strength; negative values write towards u. VPD uses 3.
-      layer: for a stacked entry, which layer; counted from the end where negative.
+      alpha: the strength α. A negative value writes in the direction of u. VPD uses 3.
+      layer: the layer, for a stacked entry only. A negative number counts from the end.
 
     Raises:
-      UserError: as `scale_component`.
+      UserError: in the same cases as `scale_component`.
     """
     V, U = _vectors(model, name, component, layer)
     return add_rank_one(model.target, name, -V, U + alpha * write / jnp.linalg.norm(write), layer=layer)
@@ -71,16 +71,16 @@ def redirect_component(
 def add_rank_one(
     target: Model, name: str, read: Float[Array, " d_in"], write: Float[Array, " d_out"], *, layer: int | None = None
 ) -> Model:
-    """A model with `W + read ⊗ write` in place of one matrix.
+    """The model with one matrix W replaced by `W + read ⊗ write`.
 
     Args:
       target: the model.
       name: the entry of the matrix (`linear1`, `blocks.*.mlp.up`).
       read, write: the two vectors.
-      layer: for a stacked entry, which layer; counted from the end where negative.
+      layer: the layer, for a stacked entry only. A negative number counts from the end.
 
     Raises:
-      UserError: there is no such layer, or the part holds no matrix.
+      UserError: the layer does not exist, or the part holds no matrix.
     """
     index = _layer(target, name, layer)
 

@@ -1,4 +1,4 @@
-"""All figures of a trained decomposition on one batch, as JSON values."""
+"""All metrics of a trained decomposition on one batch, as JSON values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from jax_interp.decomposition.metrics import alive, hidden_report, l0, mask_repo
 from jax_interp.decomposition.train import Trained
 
 LINEARITY, GRID = LinearitySettings(), GridSettings()
-ALIVE = 0.1  # a component with smaller importances is not alive, however low the threshold
+ALIVE = 0.1  # a component is alive only if its importance is above this, even with a lower threshold
 
 
 def evaluate(
@@ -47,22 +47,22 @@ def evaluate(
     adversary_steps: Sequence[int] = (20, 40, 80, 160, 320),
     threshold: float = 0.0,
 ) -> dict[str, Any]:
-    """The figures of a trained decomposition on one batch.
+    """All metrics of a trained decomposition on one batch.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       trained: the decomposition.
       x: the batch.
-      labels: for a language model the next tokens, as in `mask_report`.
-      key: random key of masks; None: key 1.
-      adversary_steps: numbers of ascent steps.
-      threshold: a component is important on a row where its importance is above this (in L0 and in rounded masks), and
-        alive where its importance is above this and above 0.1 on some row. A sigmoid that never reaches 0 ("normal")
-        needs a threshold above 0.
+      labels: the next tokens, for a language model (see `mask_report`).
+      key: random key of the masks; None: key 1.
+      adversary_steps: the numbers of ascent steps to measure.
+      threshold: a component is important on a row if its importance there is above this. L0 and rounded masks use it.
+        A component is alive if its importance is above both this and 0.1 on some row. A sigmoid that never reaches 0
+        ("normal") needs a threshold above 0.
 
     Returns:
-      JSON values: faithfulness, errors under six kinds of masks and along the adversary's steps, errors of hidden
-      activations, L0, numbers of live components, mean importances. Figures by layer are lists.
+      JSON values: faithfulness, errors under six kinds of masks and for each number of adversary steps, errors of
+      hidden activations, L0, numbers of live components, and mean importances. Values by layer are lists.
     """
     key = jax.random.key(1) if key is None else key
     settings = LossSettings(config.delta, config.sampling, config.compare)
@@ -113,14 +113,14 @@ def linearity_of(
     """The linearity report of a trained decomposition.
 
     Args:
-      config: of the run. Δ is a part where the run has one.
+      config: the config of the run. Δ is a part if the run has one.
       trained: the decomposition.
       x: a batch.
-      oracle: the known right decomposition (`linearity.oracle_decomposition`), for inputs that are features. Figures
-        then have their excess over the oracle's.
+      oracle: the decomposition that is known to be right (`linearity.oracle_decomposition`), if the inputs are
+        features. The report then also has the excess of each error over the oracle's.
       key: random key; None: key 0.
       threshold: as in `evaluate`.
-      settings: how thoroughly it is measured.
+      settings: how many samples and steps the measurement uses.
     """
     importance = _lower(trained, x)
     measure = partial(decomposition_linearity, data=x, key=key, threshold=threshold, settings=settings)
@@ -145,11 +145,11 @@ def composites_of(
     """`composites` of a decomposed model whose inputs are features.
 
     Args:
-      config: of the run. Δ is a part where the run has one.
+      config: the config of the run. Δ is a part if the run has one.
       trained: the decomposition.
       n_features: the number of inputs.
-      threshold: a feature needs the parts with an importance above this on its one-hot input.
-      oracle: the known right decomposition, or None.
+      threshold: a feature needs the parts whose importance on its one-hot input is above this.
+      oracle: the decomposition that is known to be right, or None.
       active, key, settings: as in `composites`.
     """
     x = one_hot_inputs(n_features)
@@ -179,13 +179,13 @@ def composites(
 
     Args:
       parts: the parts, and which of them each feature needs.
-      oracle: the same of the known right decomposition, or None.
-      active: how many features are on at a time.
+      oracle: the same for the decomposition that is known to be right, or None.
+      active: the numbers of features that are on at the same time.
       key: random key; None: key 2.
-      settings: how many inputs and sets, see `composite_grid`.
+      settings: the numbers of inputs and sets, see `composite_grid`.
 
     Returns:
-      JSON values, row by row: the error over ‖f(x)‖², and its excess over the oracle's.
+      A list of rows with JSON values: the error divided by ‖f(x)‖², and its excess over the oracle's.
     """
     key = jax.random.key(2) if key is None else key
 
@@ -207,7 +207,7 @@ def composites(
 
 
 def report_rows(report: LinearityReport) -> list[dict[str, Any]]:
-    """A linearity report as JSON values, row by row."""
+    """A linearity report as a list of rows with JSON values."""
     rows = []
     for name, value in report.rows():
         if isinstance(value, Figure):

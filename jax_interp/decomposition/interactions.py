@@ -2,8 +2,8 @@
 
     logit(i, j) = scale Σ_{c, c'} (x_i V_q)_c  U_q[c]ᵀ R_{j-i} U_k[c']  (V_kᵀ x_j)_{c'}      for each head
 
-The sum over all pairs equals the logit where V U is the whole matrix (`with_delta` adds Δ as more components) and
-queries and keys have neither bias nor norm. Rotary positions are linear, so each component is rotated like the whole.
+The sum over all pairs equals the logit if V U is the whole matrix (`with_delta` adds Δ as more components) and queries
+and keys have no bias and no norm. Rotary positions are linear, so each component is rotated in the same way.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def pair_interactions(
 
     Args:
       queries, keys: the components of one layer's query and key matrices.
-      x: what both matrices read.
+      x: the input of both matrices.
       n_heads: the number of query heads.
-      scale: of the logit, usually 1/√d_head.
-      rotate: turns `[batch, pos, head, d_head]` by its positions, as the model does.
+      scale: the factor of the logit, usually 1/√d_head.
+      rotate: applies the model's rotary positions to `[batch, pos, head, d_head]`.
       kv_heads: the number of key heads; None: `n_heads`.
       query: the query's position.
 
@@ -45,7 +45,7 @@ def pair_interactions(
       Interactions. Their sum over both component axes is the attention logit of the components.
 
     Raises:
-      UserError: the components are of several layers.
+      UserError: the components have a layer axis.
     """
     kv_heads = n_heads if kv_heads is None else kv_heads
     q = _parts(queries, x, n_heads, rotate)[:, query % x.shape[1]]  # batch C head d_head
@@ -72,12 +72,12 @@ def static_interactions(
       queries, keys: the components of one layer's query and key matrices.
       q_sign, k_sign: the signs of the components' mean activations.
       n_heads: the number of query heads.
-      rotate_by: `rotate_by(u, τ)` turns vectors by τ positions.
-      offsets: offsets τ are 0 .. offsets - 1.
+      rotate_by: `rotate_by(u, τ)` rotates vectors by τ positions.
+      offsets: the number of offsets; τ goes from 0 to offsets - 1.
       kv_heads: the number of key heads; None: `n_heads`.
 
     Raises:
-      UserError: the components are of several layers.
+      UserError: the components have a layer axis.
     """
     kv_heads = n_heads if kv_heads is None else kv_heads
 

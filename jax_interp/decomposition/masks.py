@@ -1,4 +1,4 @@
-"""Masks: what each component, and the rest Δ, is multiplied by at each row. A set of masks is a list of edits.
+"""Masks: the factors of each component and of the rest Δ, for each row. Masks are applied as edits.
 
     masked = edit(model, *edits(masks))          # or masked_output(model, masks, x)
 
@@ -52,9 +52,9 @@ def masked_output(model: Decomposed, masks: Masks, *args: Any, **kwargs: Any) ->
 
     Args:
       model: the decomposed model.
-      masks: by entry; a matrix without a mask keeps the target's weights.
-      *args: what the model is called with.
-      **kwargs: its keyword arguments.
+      masks: the masks by entry. A matrix without a mask keeps the target's weights.
+      *args: the model's positional arguments.
+      **kwargs: the model's keyword arguments.
 
     Example:
         x = jnp.ones((4, 5))
@@ -65,7 +65,7 @@ def masked_output(model: Decomposed, masks: Masks, *args: Any, **kwargs: Any) ->
 
 
 def masks_from_values(values: PerMatrix, delta: float = 0.0) -> dict[str, Mask]:
-    """Masks with these values of the components, and one number for every Δ."""
+    """Masks with these values for the components, and one number for every Δ."""
     return {name: Mask(value, jnp.asarray(delta, value.dtype)) for name, value in values.items()}
 
 
@@ -77,7 +77,7 @@ def stochastic_masks(
     Args:
       key: random key.
       importance: lower importances g, `[*layer, batch, ..., C]` for each matrix.
-      delta: whether there is a Δ component. Its importance is 0, so its mask is r itself; without it Δ is off.
+      delta: whether there is a Δ component. Its importance is 0, so its mask is r. False: Δ is off.
       sampling: r ~ U[0, 1) ("continuous"), or r ~ Bernoulli(1/2) ("binomial").
     """
     draw = lambda key, shape: (
@@ -97,8 +97,8 @@ def masks_from_sources(importance: PerMatrix, sources: PerMatrix) -> dict[str, M
 
     Args:
       importance: lower importances g, `[*layer, batch, ..., C]` for each matrix.
-      sources: r in [0, 1], `[*layer, batch or 1, ..., C]`, or with C + 1 at the end, the last being Δ's mask. Without
-        it Δ is off.
+      sources: r in [0, 1], `[*layer, batch or 1, ..., C]`. If the last axis has C + 1 entries, the last entry is the
+        mask of Δ. Otherwise Δ is off.
     """
     found = {}
     for name, g in importance.items():
@@ -110,11 +110,11 @@ def masks_from_sources(importance: PerMatrix, sources: PerMatrix) -> dict[str, M
 
 
 def route_masks(masks: Masks, routes: Mapping[str, Bool[Array, "*layer_and_rows"]]) -> dict[str, Mask]:
-    """The masks at rows that are routed to the components; the target's weights (masks of 1) at all others.
+    """Apply masks only at the rows that are routed to the components. All other rows use the target's weights (mask 1).
 
     Args:
-      masks: by entry.
-      routes: by entry, `[*layer, batch, ...]`: which rows are routed to the components.
+      masks: the masks by entry.
+      routes: by entry, `[*layer, batch, ...]`: True at the rows that are routed to the components.
     """
     found = {}
     for name, mask in masks.items():
@@ -126,7 +126,7 @@ def route_masks(masks: Masks, routes: Mapping[str, Bool[Array, "*layer_and_rows"
 
 
 def subset_routes(key: Key[Array, ""], importance: PerMatrix) -> dict[str, Bool[Array, "*layer_and_rows"]]:
-    """For each row a uniformly random subset of k matrices, with k ~ U{1, ..., number of matrices} (VPD 2026)."""
+    """For each row, a uniformly random subset of k matrices with k ~ U{1, ..., number of matrices} (VPD 2026)."""
     counts = {name: g.shape[0] if is_stacked(name) else 1 for name, g in importance.items()}
     total = sum(counts.values())
     name, g = next(iter(importance.items()))
@@ -140,7 +140,7 @@ def subset_routes(key: Key[Array, ""], importance: PerMatrix) -> dict[str, Bool[
 def bernoulli_routes(
     key: Key[Array, ""], importance: PerMatrix, probability: float
 ) -> dict[str, Bool[Array, "*layer_and_rows"]]:
-    """For each row each matrix independently, with this probability."""
+    """For each row, each matrix is chosen independently with this probability."""
     return {
         name: jax.random.bernoulli(jax.random.fold_in(key, i), probability, g.shape[:-1])
         for i, (name, g) in enumerate(importance.items())

@@ -1,9 +1,9 @@
-"""Which matrices of a model a pattern selects. A matrix is a part with a two-dimensional `weight`.
+"""Select matrices of a model by patterns. A matrix is a part with a two-dimensional `weight`.
 
 An *entry* is the name under which a matrix is decomposed:
 
-    blocks.*.mlp.up           one entry for all blocks: its arrays are stacked over layers, in every layout of blocks
-    blocks.3.attn.q           a matrix of one block, which must be unrolled
+    blocks.*.mlp.up           one entry for all blocks: its arrays have a layer axis, for scanned and unrolled blocks
+    blocks.3.attn.q           a matrix of one block; this block must be unrolled
     linear1, hidden_layers.0  a matrix outside the blocks
 
 A pattern is an address with globs in its parts (`blocks.*.attn.?`, `*`, `linear*`). A pattern that ends before a matrix
@@ -29,7 +29,7 @@ from jax_interp.surgery.contract import Model
 
 
 def matrices(model: Model) -> dict[str, tuple[int, ...]]:
-    """Every matrix of `model` by its concrete address (`blocks.3.mlp.up`): its shape `[d_in, d_out]`."""
+    """The shape `[d_in, d_out]` of every matrix, by its address (`blocks.3.mlp.up`)."""
     found: dict[str, tuple[int, ...]] = {}
     leaves = zip(addresses(model), jax.tree.leaves(model), strict=True)
     segments = list(iter_segments(model))
@@ -52,14 +52,15 @@ def matrices(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def select_matrices(model: Model, patterns: str | Sequence[str]) -> list[str]:
-    """The entries that patterns select, in the order of the model.
+    """The entries that the patterns select, in the order of the model.
 
     Args:
       model: any model that keeps the surgery contract.
       patterns: one pattern, or several.
 
     Returns:
-      `blocks.*.mlp.up` where all blocks are selected and have the matrix in one shape; otherwise one entry per block.
+      Entries. There is one entry `blocks.*.mlp.up` if all blocks are selected and their matrices have the same shape;
+      otherwise there is one entry for each block.
 
     Raises:
       UserError: a pattern selects nothing.
@@ -88,17 +89,17 @@ def select_matrices(model: Model, patterns: str | Sequence[str]) -> list[str]:
 
 
 def is_stacked(name: str) -> bool:
-    """Whether an entry is of all layers. Its arrays then have a leading layer axis."""
+    """Whether an entry stands for all layers. Its arrays then have a leading layer axis."""
     return name.startswith("blocks.*.")
 
 
 def row_axes(name: str, values: Array | jax.ShapeDtypeStruct) -> tuple[int, ...]:
-    """Which axes of an entry's values `[*layer, *rows, last]` are its rows."""
+    """The row axes of an entry's values `[*layer, *rows, last]`."""
     return tuple(range(1 if is_stacked(name) else 0, values.ndim - 1))
 
 
 def layer_address(name: str, layer: int | None) -> str:
-    """The address of one layer of a stacked entry (`blocks.2.mlp.up`); the entry itself for None."""
+    """The address of one layer of a stacked entry (`blocks.2.mlp.up`). With None it is the entry itself."""
     return name if layer is None else name.replace("*", str(layer), 1)
 
 
@@ -112,11 +113,11 @@ def weight_of(model: Model, name: str) -> Array:
 def check_tied(model: Model, tied: Sequence[tuple[str, str]]) -> None:
     """Check that the matrices of every pair (name, twin) are transposes of each other.
 
-    Values are compared bit by bit. Inside `jax.jit`, and where other processes hold some of the values, shapes alone
-    are compared. A twin without a matrix of its own uses the other's, and passes.
+    Values are compared bit by bit. Only shapes are compared inside `jax.jit`, and if other processes hold some of the
+    values. A twin that has no matrix and uses the other part's matrix passes.
 
     Raises:
-      UserError: a twin is no part of the model, or its matrix is not the transpose of the other's.
+      UserError: a twin is not a part of the model, or its matrix is not the transpose of the other matrix.
     """
     for one, twin in tied:
         try:
@@ -162,7 +163,7 @@ def _matches(pattern: str, address: str) -> bool:
 
 
 def address_order(address: str) -> tuple:
-    """A sort key of addresses: numbers in them count as numbers."""
+    """A sort key for addresses. Numbers in them are compared as numbers."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in address.split("."))
 
 

@@ -1,8 +1,8 @@
 """Published runs as configs.
 
-The `source` of each says what it follows: "yaml" (configuration or code) or "paper" (the text). The two differ in
-places; the configuration is what was run. Matrices have the names of this package's toys: `linear1`, `hidden_layers.0`,
-`blocks.*.mlp.up` (`mlp_in` in the publications), `blocks.*.mlp.down` (`mlp_out`).
+The `source` of each config says what it follows: "yaml" (the configuration or the code) or "paper" (the text). They
+sometimes differ; the published results come from the configuration. Matrices have the names of this package's toys:
+`linear1`, `hidden_layers.0`, `blocks.*.mlp.up` (`mlp_in` in the papers), `blocks.*.mlp.down` (`mlp_out`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STOCHASTIC = (StochasticReconstruction(), StochasticLayerwise())
 
 
 def _toy(source: str, C: int, p: float, beta: float, steps: int, **changes) -> DecompositionConfig:
-    """The toy recipe of 2026: Δ, 200 warm-up steps, stochastic losses of weight 1, a cosine schedule to 0."""
+    """The 2026 settings for toys: Δ, 200 warm-up steps, stochastic losses with weight 1, a cosine schedule to 0."""
     losses = (ImportanceMinimality(beta, p=p), *STOCHASTIC)
     return replace(DecompositionConfig(C=C, losses=losses, steps=steps, source=source), **changes)
 
@@ -58,8 +58,8 @@ _TIED_HERE = "V and U tied as the target is, which theirs are not"
 
 
 def _merged(C: int, hidden: int, minimality: float, steps: int, rate: float, **changes) -> DecompositionConfig:
-    """The JAX code of 2026: smooth L0 with half its coefficient on frequency, and `MixedReconstruction` with subsets
-    and an adversary that has sources for each place in the batch."""
+    """The 2026 JAX code: smooth L0 with a frequency penalty of half the weight, and `MixedReconstruction` with subsets
+    and an adversary that has separate sources for each row of the batch."""
     config = DecompositionConfig(
         C=C, importance=SharedMLP((hidden,)), warm_up=WarmUp(200, 0.01, 0.0),
         losses=(
@@ -116,7 +116,7 @@ PRESETS: dict[str, DecompositionConfig] = {
                                importance=ScalarMLP(128)),
     "tms_5_2_merged": _merged(20, 50, 8e-4, 20_000, 1e-3, **_TMS, source=f"{_JAX_LINE}; {_TIED_HERE}"),
     "resid_mlp1_merged": _merged(200, 400, 1e-6, 50_000, 2e-3, **_RESID),
-    "tms_5_5": DecompositionConfig(  # the test of that code
+    "tms_5_5": DecompositionConfig(  # from the tests of the 2026 JAX code
         **_TMS, C=5, importance=SharedMLP((16,)), warm_up=WarmUp(150, 0.01, 0.0),
         losses=(Faithfulness(1.0, relative=True), ImportanceMinimality(3e-3, p=1.0), *STOCHASTIC),
         steps=3_000, batch=2048, schedule=Schedule(1e-3, "constant"), clip=0.01,

@@ -1,8 +1,8 @@
-"""Pruning: the components that one prompt needs. Its importances are made as small as the prediction allows (VPD 2026).
+"""Pruning (VPD 2026): find the components that one prompt needs. Importances become as small as the prediction allows.
 
-Without an adversary the result is a tiny graph that looks right and is not: a few components that give the right answer
-in the one combination of masks that was tried. Here the masks of all other components are random, and an adversary
-searches for the worst masks of those that the importance function calls alive.
+Without an adversary the result is a small but wrong graph: a few components that give the right answer only in the one
+combination of masks that was tried. Here an adversary searches for the worst masks of the components that the
+importance function calls alive. The masks of all other components are random.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from jax_interp.decomposition.train import Trained
 class PruneConfig:
     """The settings of `prune`.
 
-    steps, learning_rate: of Adam on the importances.
-    reconstruction: the weight of the label's cross-entropy, half under random and half under adversarial masks.
-    minimality, p: the weight and exponent of `lp_minimality`.
-    adversary_steps, adversary_step_size: of the sign ascent; 0 steps: no adversary.
+    steps, learning_rate: the settings of Adam, which optimises the importances.
+    reconstruction: the weight of the label's cross-entropy. It is the mean of random and adversarial masks.
+    minimality, p: the weight and the exponent of `lp_minimality`.
+    adversary_steps, adversary_step_size: the settings of the sign ascent. With 0 steps there is no adversary.
     delta: whether there is a Δ component.
     """
 
@@ -52,8 +52,8 @@ class PruneConfig:
 class Pruned:
     """The result of `prune`.
 
-    importance: the prompt's importances by entry.
-    stochastic_loss, adversarial_loss: the label's cross-entropy by step, under random and under adversarial masks.
+    importance: the importances for the prompts, by entry.
+    stochastic_loss, adversarial_loss: the label's cross-entropy at each step, with random and with adversarial masks.
     """
 
     importance: PerMatrix
@@ -61,7 +61,7 @@ class Pruned:
     adversarial_loss: Float[Array, " step"]
 
     def nodes(self, threshold: float = 0.0) -> dict[str, Array]:
-        """Which components at which positions have an importance above the threshold."""
+        """For each matrix, True for the components and positions with an importance above the threshold."""
         return {name: g > threshold for name, g in self.importance.items()}
 
 
@@ -72,17 +72,18 @@ def prune(
     config: PruneConfig = PruneConfig(),
     position: int = -1,
 ) -> Pruned:
-    """Find importances of these prompts that are as small as possible while the label stays likely.
+    """Find importances for some prompts that are as small as possible while the label stays likely.
 
-    The search starts from the importance function's values. Components that it calls dead at a position stay dead, with
-    random masks; the adversary sets the masks of the others. Another prompt of the same shape compiles nothing.
+    The search starts from the values of the importance function. Components that are dead there at a position stay dead
+    and have random masks. The adversary sets the masks of the other components. A second prompt of the same shape does
+    not compile again.
 
     Args:
       trained: the decomposition of a language model.
       tokens: the prompts.
-      label: the token that is predicted for each prompt.
-      config: of the search.
-      position: where the label is predicted.
+      label: the token to predict for each prompt.
+      config: the settings of the search.
+      position: the position at which the label is predicted.
     """
     return Pruned(*_pruned(config, position, trained, tokens, label))
 
@@ -121,7 +122,7 @@ def _pruned(
         constant = jax.lax.stop_gradient(g)
         fixed = init_sources(key, g, "random", "unique_per_datapoint", config.delta)
 
-        def sources(r: PerMatrix) -> PerMatrix:  # dead ones and Δ keep their random values
+        def sources(r: PerMatrix) -> PerMatrix:  # dead components and Δ keep random sources
             wide = {n: jnp.pad(on, [(0, 0)] * (on.ndim - 1) + [(0, int(config.delta))]) for n, on in live.items()}
             return {n: wide[n] * r[n] + (1 - wide[n]) * fixed[n] for n in r}
 

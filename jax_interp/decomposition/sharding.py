@@ -1,4 +1,4 @@
-"""Sharding of V and U on a mesh: rules in addition to those of the target (`jax_interp.training.sharding`).
+"""Sharding rules for V and U on a mesh, made from the rules of the target (see `jax_interp.training.sharding`).
 
 with jax.set_mesh(mesh):
     place = lambda state: shard(state, state_rules(state, target), mesh)
@@ -18,10 +18,10 @@ from jax_interp.training.sharding import Rules, matches
 
 
 def rules(model: Decomposed, target: Rules) -> Rules:
-    """The rules of a decomposed model: those of V and U and their optimizer moments, then the target's.
+    """The rules of a decomposed model: rules for V, U and their optimizer moments, then the rules of the target.
 
-    What a matrix reads and writes is split as its weight is. Components are split over `tensor`, where its inputs are
-    not. Importance functions have no rule here; `("**", P())` as a last rule replicates them.
+    The inputs and outputs of a matrix are split like those of its weight. If the inputs are not split over `tensor`,
+    the components are. Importance functions have no rule here. To replicate them, add `("**", P())` as the last rule.
 
     Args:
       model: the decomposed model.
@@ -34,9 +34,9 @@ def rules(model: Decomposed, target: Rules) -> Rules:
 
 
 def state_rules(state: TrainState, target: Rules) -> Rules:
-    """The rules of a training state: V, U and their moments as in `rules`; everything else is on every device.
+    """The rules of a training state: V, U and their moments as in `rules`; everything else is replicated.
 
-    Rules that you put before these decide otherwise.
+    To override a rule, put your own rules before these.
 
     Args:
       state: the training state.
@@ -52,7 +52,7 @@ def _of_components(components: Mapping[str, Components], target: Rules) -> list[
 def _split(name: str, target: Rules) -> list[tuple[str, P]]:
     for pattern, spec in target:
         if matches(pattern, f"{name}.weight"):
-            reads, writes = [_axes(entry) for entry in (None, None, *spec)[-2:]]  # a spec is of the last axes
+            reads, writes = [_axes(entry) for entry in (None, None, *spec)[-2:]]  # a spec describes the last axes
             inner = () if "tensor" in reads else ("tensor",)
             kept = tuple(axis for axis in writes if axis not in inner)
             return [("V", P(reads or None, inner or None)), ("U", P(inner or None, kept or None))]

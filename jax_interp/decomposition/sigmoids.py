@@ -1,9 +1,9 @@
-"""Sigmoids: from an importance function's value to a causal importance between 0 and 1.
+"""Sigmoids: they map the value of an importance function to a causal importance between 0 and 1.
 
-Each entry of `SIGMOIDS` is a pair. Masks are made of the lower form, and minimality losses are applied to the upper
-form. The two differ in where a small gradient leaks past the ends, so that neither form gets stuck there.
+Each entry of `SIGMOIDS` is a pair. Masks use the lower form, and minimality losses use the upper form. The forms differ
+in where they have a small gradient outside [0, 1]. This gradient keeps values from getting stuck there.
 
-    @register_sigmoid("shifted", upper=upper_leaky)      # in any file: configs then accept sigmoid="shifted"
+    @register_sigmoid("shifted", upper=upper_leaky)      # in any file; configs then accept sigmoid="shifted"
     def shifted(z): ...
 """
 
@@ -34,10 +34,10 @@ SIGMOIDS: dict[str, SigmoidPair] = {}
 
 
 def register_sigmoid(name: str, *, upper: Sigmoid | None = None) -> Callable[[AnySigmoid], AnySigmoid]:
-    """Decorator of a lower form: register it under `name`.
+    """Decorator that registers a lower form under `name`.
 
     Args:
-      name: what configs call the pair.
+      name: the name of the pair in configs.
       upper: the upper form; None: the same function.
 
     Raises:
@@ -54,7 +54,7 @@ def register_sigmoid(name: str, *, upper: Sigmoid | None = None) -> Callable[[An
 
 
 def sigmoid_pair(name: str) -> SigmoidPair:
-    """The pair of this name. Raises UserError with the names that exist."""
+    """The pair with this name. If there is none, raises UserError with the names that exist."""
     if name not in SIGMOIDS:
         raise UserError(f"sigmoid={name!r}: there are {', '.join(SIGMOIDS)}")
     return SIGMOIDS[name]
@@ -69,10 +69,10 @@ def upper_leaky(z: Float[Array, "..."]) -> Float[Array, "..."]:
 @register_sigmoid("leaky_hard", upper=upper_leaky)
 @jax.custom_vjp
 def lower_leaky(z: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`clip(z, 0, 1)` with a one-sided leak backward (the torch code of 2026).
+    """`clip(z, 0, 1)` with a one-sided leak in the backward pass (the 2026 torch code).
 
-    The gradient is 1 in (0, 1] and 0 above 1. At 0 and below it is `LEAK` times the incoming gradient where a descent
-    step would raise z, and 0 where it would lower z further.
+    The gradient is 1 in (0, 1] and 0 above 1. For z <= 0 it is `LEAK` times the incoming gradient if a descent step
+    would raise z, and 0 if the step would lower z further.
     """
     return jnp.clip(z, 0, 1)
 
@@ -99,7 +99,7 @@ def hard(z: Float[Array, "..."]) -> Float[Array, "..."]:
 
 @register_sigmoid("normal")
 def logistic(z: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The logistic sigmoid. It never reaches 0, so give a threshold where components are counted."""
+    """The logistic sigmoid. It never reaches 0, so give a threshold above 0 to functions that count components."""
     return jax.nn.sigmoid(z)
 
 

@@ -1,5 +1,5 @@
-"""A trained decomposition on disk: one safetensors file of V, U and the importance function, with the config in its
-header. The target's weights are not in it.
+"""A trained decomposition on disk: one safetensors file with V, U, the importance function, and the config in its
+header. The target's weights are not saved.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def save_decomposition(path: Path | str, trained: Trained, config: Decomposition
     Tensors are called `components.<entry>.V`, `components.<entry>.U` and `gates.…`.
 
     Args:
-      path: of the file. It is written whole or not at all.
+      path: the file to write. It is written completely or not at all.
       trained: the decomposition.
-      config: of its run.
+      config: the config of its run.
     """
     write_tree(path, {"components": trained.model.components, "gates": trained.ci_fn}, config)
 
 
 def load_decomposition(path: Path | str, model: Model) -> tuple[Trained, DecompositionConfig]:
-    """Load what `save_decomposition` wrote.
+    """Load a decomposition that `save_decomposition` wrote.
 
     Args:
       path: the file.
@@ -49,7 +49,7 @@ def load_decomposition(path: Path | str, model: Model) -> tuple[Trained, Decompo
       The decomposition and its config.
 
     Raises:
-      UserError: there is no such file, or it belongs to another method or another model.
+      UserError: the file does not exist, or it belongs to another method or another model.
     """
     flat, config = read_tree(path, DecompositionConfig)
 
@@ -63,12 +63,12 @@ def load_decomposition(path: Path | str, model: Model) -> tuple[Trained, Decompo
 
 
 def write_tree(path: Path | str, tree: PyTree, config: object) -> None:
-    """Write the leaves of a pytree by address, and the config in the header."""
+    """Write the leaves of a pytree under their addresses, and the config in the header."""
     write_tensors(path, flatten(tree), {"config": json.dumps(configs.to_json(config))})
 
 
 def read_tree(path: Path | str, kind: type[T]) -> tuple[dict[str, Array], T]:
-    """The leaves by address, and the config. Raises UserError for no such file, or a config of another kind."""
+    """The leaves by address, and the config. Raises UserError if the file is missing or has another kind of config."""
     try:
         file = read_tensors(path)
     except TensorFileError as error:
@@ -80,7 +80,7 @@ def read_tree(path: Path | str, kind: type[T]) -> tuple[dict[str, Array], T]:
 
 
 def fill_tree(path: Path | str, tree: PyTree, flat: dict[str, Array]) -> PyTree:
-    """A pytree with the structure of `tree` and these leaves. Raises UserError where shapes differ."""
+    """A pytree with the structure of `tree` and these leaves. Raises UserError if shapes differ."""
     want = {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
     have = {name: tuple(leaf.shape) for name, leaf in flat.items()}
     if want != have:

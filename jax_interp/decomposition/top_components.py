@@ -1,4 +1,4 @@
-"""The most important components of each matrix on given inputs, by their mean importance."""
+"""The components of each matrix with the largest mean importance on given inputs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from jax_interp.decomposition.matrices import address_order, is_stacked, layer_a
 from jax_interp.decomposition.train import Trained
 
 Batches = Sequence[tuple[Array | np.ndarray, Bool[Array | np.ndarray, "*rows"]]]
-"""Batches of model inputs, and which of their rows count. NumPy's or JAX's arrays."""
+"""Pairs of model inputs and a mask of the rows that count, as NumPy or JAX arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TopComponents:
-    """The components of one matrix with the largest mean importance, in that order.
+    """The components of one matrix with the largest mean importance, the largest first.
 
-    C: how many components the matrix has.
-    alive: how many of them are important at some row.
-    components: their indices. Components that are never important are not among them.
-    mean: their mean importances over all rows.
-    rate: the fractions of rows at which their importances are above the threshold.
-    V, U: what they read and write.
+    C: the number of components of the matrix.
+    alive: the number of components that are important on some row.
+    components: the indices of the top components. Components that are never important are left out.
+    mean: the mean importance of each top component over all rows.
+    rate: the fraction of rows on which the importance of each top component is above the threshold.
+    V, U: the vectors that each top component reads and writes.
     """
 
     C: int
@@ -45,12 +45,12 @@ def top_components(trained: Trained, batches: Batches, n: int = 6, threshold: fl
 
     Args:
       trained: the decomposition.
-      batches: pairs of model inputs and which of their rows count. Importances are summed on the device.
-      n: how many components of each matrix.
-      threshold: a component counts as important at a row where its importance is above this.
+      batches: pairs of model inputs and a mask of the rows that count. Importances are summed on the device.
+      n: the number of components to return for each matrix.
+      threshold: a component is important on a row if its importance there is above this.
 
     Returns:
-      `TopComponents` by address, layers apart (`blocks.2.mlp.up`).
+      `TopComponents` by address, with one address for each layer (`blocks.2.mlp.up`).
 
     Example:
         top_components(trained, [(x, jnp.ones(x.shape[:-1], bool))])["linear1"].components
@@ -77,8 +77,8 @@ def top_components(trained: Trained, batches: Batches, n: int = 6, threshold: fl
 
 
 def target_and_importance(trained: Trained, x: Array) -> tuple[Array, PerMatrix, PerMatrix]:
-    """The target's output, what each matrix reads, and the lower importances with negative values set to 0 (leaky
-    sigmoids give such values)."""
+    """The target's output, the input of each matrix, and the lower importances. Negative importances, which leaky
+    sigmoids can give, are set to 0."""
     output, inputs, _ = read_inputs(trained.model, x)
     lower = causal_importance(trained.ci_fn(trained.model, inputs), trained.sigmoid).lower
     positive = {name: jnp.maximum(g.astype(jnp.float32), 0.0) for name, g in lower.items()}
@@ -87,7 +87,8 @@ def target_and_importance(trained: Trained, x: Array) -> tuple[Array, PerMatrix,
 
 @jax.jit
 def _totals(trained: Trained, x: Array, keep: Bool[Array, "*rows"], threshold: float | Array) -> PerMatrix:
-    """For each entry `[2, *layer, C]`: sums of importances over kept rows, and numbers of rows with important ones."""
+    """For each entry `[2, *layer, C]`: the sum of each importance over kept rows, and the number of rows above the
+    threshold."""
     kept = keep.reshape(-1).astype(jnp.float32)
 
     def count(name: str, g: Float[Array, "*layer_and_rows C"]) -> Float[Array, "two *layer C"]:

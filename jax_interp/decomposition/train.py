@@ -1,15 +1,15 @@
-"""Training a decomposition by SPD and its successors (Bushnaq, Braun & Sharkey 2025; Bushnaq et al. 2026).
+"""Train a decomposition by SPD or one of its successors (Bushnaq, Braun & Sharkey 2025; Bushnaq et al. 2026).
 
-One jitted step computes the target's forward pass, the importance function, the ascent of persistent adversaries, one
-backward pass and the update.
+One jitted step computes the target's forward pass, the importances, the ascent of persistent adversaries, one backward
+pass and the update.
 
     config = DecompositionConfig(matrices=("linear1",), tied=(("linear1", "linear2"),), C=20, steps=10_000)
     trained = train_decomposition(config, model, sample=lambda key: sparse_features(key, 4096))
     trained.model, trained.ci_fn                      # the decomposed model, its importance function
     trained.importance(x).lower["linear1"]            # [batch, C]
 
-The state is one pytree. The target is an argument of the step, so it is neither trained nor a constant of the program.
-Seeds and coefficients are data: `train_instances` runs many of them in one program.
+The state is one pytree. The target is an argument of the step: it is not trained, and it is not a constant of the
+program. Seeds and coefficients are data, so `train_instances` can train many decompositions in one program.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from jax_interp.training import Log, RunTarget, fit
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that the next step depends on.
+    """Everything that the next step depends on.
 
     components: V and U by entry.
-    gates: the importance function (`ci_fn` elsewhere; checkpoints are addressed by the name of this field).
+    gates: the importance function. It is called `ci_fn` elsewhere, but checkpoints use the name of this field.
     opt_components, opt_gates: the states of their optimizers.
-    sources: the states of persistent adversaries, one for each loss that has one.
-    coefficients: of the losses, in the config's order.
+    sources: the states of the persistent adversaries, one for each loss that has an adversary.
+    coefficients: the coefficients of the losses, in the order of the config.
     key: the run's random key.
     step: the number of steps done.
     """
@@ -91,18 +91,18 @@ class Trained:
         """The causal importances of all components on one input.
 
         Args:
-          *args: what the model is called with.
-          **kwargs: its keyword arguments.
+          *args: the model's positional arguments.
+          **kwargs: the model's keyword arguments.
 
         Returns:
-          Importances, each `[*layer, batch, ..., C]`, by entry.
+          The importances by entry, each `[*layer, batch, ..., C]`.
         """
         _, inputs, _ = read_inputs(self.model, *args, **kwargs)
         return causal_importance(self.ci_fn(self.model, inputs), self.sigmoid)
 
 
 def initial_decomposition(config: DecompositionConfig, model: Model, seed: Seed = None) -> Decomposed:
-    """The model decomposed as the config says, with initial V and U. `seed` replaces the config's."""
+    """The model decomposed as the config says, with initial V and U. `seed` replaces the config's seed."""
     key = jax.random.key(config.seed if seed is None else seed)
     return decompose(
         model, config.matrices, C=config.C, key=jax.random.fold_in(key, 0), tied=config.tied, init=config.init
@@ -110,13 +110,13 @@ def initial_decomposition(config: DecompositionConfig, model: Model, seed: Seed 
 
 
 def init_state(config: DecompositionConfig, model: Model, example: PyTree, seed: Seed = None) -> TrainState:
-    """The state before the first step, V and U warmed up.
+    """The state before the first step, after the warm-up of V and U.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       model: the target.
       example: a batch, or its type.
-      seed: an integer or a traced one; None: the config's.
+      seed: an integer, which may be traced; None: the config's seed.
     """
     key = jax.random.key(config.seed if seed is None else seed)
     decomposed = initial_decomposition(config, model, seed)
@@ -147,13 +147,13 @@ def init_state(config: DecompositionConfig, model: Model, example: PyTree, seed:
 def loss_values(
     config: DecompositionConfig, inputs: LossInputs, key: Key[Array, ""], sources: Sequence[PerMatrix]
 ) -> tuple[Float[Array, " loss"], dict[str, Array]]:
-    """Every loss of the config without its coefficient: as one array, and as metrics by name.
+    """Every loss of the config, without its coefficient. Returns the losses as one array, and as metrics by name.
 
     Args:
-      config: of the run.
-      inputs: of the batch.
+      config: the config of the run.
+      inputs: the inputs of the loss terms for one batch.
       key: the step's random key.
-      sources: raw sources of persistent adversaries, one for each loss that has one.
+      sources: the raw sources of the persistent adversaries, one for each loss that has an adversary.
     """
     own = {i: raw for (i, _, _), raw in zip(_adversaries(config), sources, strict=True)}
     values = [loss(inputs, jax.random.fold_in(key, i), own.get(i)) for i, loss in enumerate(config.losses)]
@@ -165,15 +165,16 @@ def loss_values(
 def train_step(
     config: DecompositionConfig, state: TrainState, x: PyTree, target: Model
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One training step. Pure; `partial(train_step, config)` is a step of `training.fit` with the target in `frozen`.
+    """One training step, a pure function.
 
-    Persistent adversaries first climb on this batch with V, U and importances fixed. They climb once more with the
-    gradient of the loss itself.
+    `partial(train_step, config)` is a step for `training.fit` with the target in `frozen`. Persistent adversaries first
+    take ascent steps on this batch with V, U and importances fixed. They take one more step along the gradient of the
+    loss.
 
     Args:
-      config: of the run.
-      state: before the step.
-      x: the batch, `config.batch` rows.
+      config: the config of the run.
+      state: the state before the step.
+      x: the batch of `config.batch` rows.
       target: the model that is decomposed.
 
     Returns:
@@ -184,7 +185,7 @@ def train_step(
     x = in_precision(config.compute, x)
     template = Decomposed(target, state.components, config.tied)
     needs_hidden = any(loss.needs_hidden for loss in config.losses)
-    # once, outside what is differentiated
+    # computed once, outside the function that is differentiated
     output, inputs, hidden = read_inputs(in_precision(config.compute, template), x, outputs=needs_hidden)
 
     def loss_inputs(components: dict[str, Components], ci_fn: ImportanceFunction) -> LossInputs:
@@ -228,24 +229,24 @@ def train_decomposition(
 ) -> Trained:
     """Train a decomposition, from the start or from the last checkpoint of `run`.
 
-    A run that is killed and started again by the same call ends with the same bits.
+    If a run is killed, the same call resumes it, and the result is the same bit for bit.
 
     Args:
-      config: what is trained, see `DecompositionConfig`.
-      model: the target: any model that keeps the surgery contract, called with one batch.
-      sample: `sample(key)` draws a batch inside the step.
-      batch_at: `batch_at(step)` gives a batch; one of the two is needed. Batches have `config.batch` rows.
+      config: the config of the run.
+      model: the target: any model that keeps the surgery contract and takes one batch as its argument.
+      sample: `sample(key)` draws a batch of `config.batch` rows inside the step.
+      batch_at: `batch_at(step)` returns a batch of `config.batch` rows. Give either `sample` or `batch_at`.
       run: where and how often the run is saved, as in `training.fit`.
-      place: on a mesh, puts the state where it is to live (see `sharding.state_rules`). The model and batches are
-        placed by the caller.
+      place: on a mesh, a function that shards the state (see `sharding.state_rules`). The caller shards the model and
+        the batches.
       log: what is logged and shown, as in `training.fit`.
 
     Returns:
       The decomposed model and its importance function.
 
     Raises:
-      UserError: a pattern selects no matrix; the data has another number of rows; `run` belongs to another config or
-        target.
+      UserError: a pattern selects no matrix, the batches do not have `config.batch` rows, or `run` belongs to another
+        config or target.
 
     Example:
         config = DecompositionConfig(("linear1",), C=20, tied=(("linear1", "linear2"),), steps=10_000, batch=1024)
@@ -270,22 +271,23 @@ def train_instances(
     """Train many decompositions in one program.
 
     Args:
-      config: of all instances.
-      model: the target; with `models` one of them, for its shape.
-      seeds: one for each instance.
-      coefficients: of the losses, in the config's order; None: the config's.
-      models: the targets with a leading instance axis on their leaves, where instances have different ones.
-      sample: `sample(key)` draws a batch, by each instance's own key.
-      at_once: how many instances are under one `vmap`; the others follow in the same step. None: all, and on a CPU one,
-        because the arrays of many instances leave its caches.
-      run: where the runs are saved. It goes on only with the config, seeds, coefficients and models of its beginning.
+      config: the config of all instances.
+      model: the target of all instances. It is not used if `models` is given.
+      seeds: one seed for each instance.
+      coefficients: the coefficients of the losses for each instance, in the order of the config; None: those of the
+        config.
+      models: a different target for each instance, as one model whose leaves have a leading instance axis.
+      sample: `sample(key)` draws a batch. Each instance has its own key.
+      at_once: the number of instances under one `vmap`. The others run after them in the same step. None: all; on a CPU
+        one, because the arrays of many instances do not fit into its caches.
+      run: where the runs are saved. They can be resumed only with the same config, seeds, coefficients and models.
       log: what is logged and shown, as in `training.fit`.
 
     Returns:
       A `Trained` with a leading instance axis on every leaf.
 
     Raises:
-      UserError: the coefficients have another shape, and what `train_decomposition` raises.
+      UserError: the coefficients have the wrong shape; or in the same cases as `train_decomposition`.
     """
     example = example_of(sample)
     check_batch(config.batch, example)
@@ -306,12 +308,12 @@ def train_instances(
 
 
 def trained_from(config: DecompositionConfig, model: Model, state: TrainState) -> Trained:
-    """The decomposition that a training state has learned so far."""
+    """The decomposition in a training state."""
     return Trained(Decomposed(model, state.components, config.tied), state.gates, config.sigmoid)
 
 
 def _optimizers(config: DecompositionConfig) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
-    """Those of V and U, and of the importance function."""
+    """The optimizer of V and U, and the optimizer of the importance function."""
     return (
         adam(config.schedule, config.steps, config.clip),
         adam(config.importance_schedule or config.schedule, config.steps, config.importance_clip),
@@ -319,7 +321,7 @@ def _optimizers(config: DecompositionConfig) -> tuple[optax.GradientTransformati
 
 
 def _adversaries(config: DecompositionConfig) -> list[tuple[int, Loss, Adversary]]:
-    """The losses with a persistent adversary, with their places among all losses."""
+    """The losses with a persistent adversary, as (index among all losses, loss, adversary)."""
     return [(i, loss, loss.adversary) for i, loss in enumerate(config.losses) if loss.adversary is not None]
 
 
@@ -328,8 +330,11 @@ def _error_of(loss: Loss, inputs: LossInputs, key: Array, raw: PerMatrix) -> Arr
 
 
 def _climb(config: DecompositionConfig, state: TrainState, sources: tuple, grads: tuple, progress: Array) -> tuple:
-    """The adversaries after a step along the gradient of their losses. The total loss has a loss times its coefficient;
-    the coefficient is divided out, because Adam's eps does not scale with it."""
+    """The adversaries after one step along the gradients of their losses.
+
+    The gradients come from the total loss, in which each loss is multiplied by its coefficient. The coefficient is
+    divided out, because Adam's eps does not scale with it.
+    """
 
     def own_gradient(i: int, grad: Array) -> Array:
         coefficient = state.coefficients[i]

@@ -1,4 +1,4 @@
-"""What the trainers of all decomposition methods share: the loop over one run or many, its record, learning rates."""
+"""Code that the trainers of all decomposition methods share: training loops, the record of a run, learning rates."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from jax_interp.training.fingerprint import fingerprints
 Sample = Callable[[Key[Array, ""]], PyTree]
 """`sample(key)` draws one batch."""
 Seed = int | Array | None
-"""A seed, which may be traced; None: the config's."""
+"""A seed, which may be traced; None: the config's seed."""
 BatchAt = Callable[[int], PyTree]
-"""`batch_at(step)` gives one batch."""
+"""`batch_at(step)` returns one batch."""
 Config = TypeVar("Config", bound=MethodConfig)
 
 
 class State(Protocol):
-    """A training state: any pytree with the number of steps done in `step`."""
+    """A training state: any pytree with a field `step`, the number of steps done."""
 
     @property
     def step(self) -> Int[Array, ""]: ...
@@ -42,19 +42,19 @@ class State(Protocol):
 
 S = TypeVar("S", bound=State)
 Step = Callable[[S, PyTree, Model], tuple[S, dict[str, Array]]]
-"""`step(state, batch or step number, target)` gives the next state and metrics, as `training.fit` takes it."""
+"""`step(state, batch or step number, target)` returns the next state and metrics, as `training.fit` requires."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer(Generic[Config, S]):
-    """What differs between decomposition methods.
+    """The functions that differ between decomposition methods.
 
-    title: on the progress display.
-    shown: metrics on the progress display.
-    init: `init(config, model, example, seed)`, the state before the first step. `example` is a batch or its type; a
-      seed of None is the config's.
-    step: `step(config, state, x, target)`, one step on the batch x: `(state, metrics)`.
-    data_key: the random key of the batch of the next step.
+    title: the title of the progress display.
+    shown: the metrics on the progress display.
+    init: `init(config, model, example, seed)` returns the state before the first step. `example` is a batch or its
+      type. If the seed is None, the config's seed is used.
+    step: `step(config, state, x, target)` does one step on the batch x and returns `(state, metrics)`.
+    data_key: returns the random key of the next batch.
     """
 
     title: str
@@ -66,7 +66,7 @@ class Trainer(Generic[Config, S]):
     def sampled_step(
         self, config: Config, sample: Sample, state: S, number: int | Array, target: Model
     ) -> tuple[S, dict[str, Array]]:
-        """`step` on `sample(key)`, drawn inside the same program. `number` is not used."""
+        """One `step` on a batch that `sample(key)` draws inside the same program. `number` is not used."""
         return self.step(config, state, sample(self.data_key(state)), target)
 
     def train(
@@ -80,7 +80,7 @@ class Trainer(Generic[Config, S]):
         place: Callable[[S], S] | None = None,
         log: Log = Log(),
     ) -> S:
-        """The state after a whole run, see `train_decomposition`."""
+        """Do a whole run and return the last state. See `train_decomposition` for the arguments."""
         if (sample is None) == (batch_at is None):
             raise UserError(
                 "a decomposition draws its data by sample(key), or is given batch_at(number): one of the two"
@@ -101,21 +101,21 @@ class Trainer(Generic[Config, S]):
         self, config: Config, targets: Model, *, seeds: Sequence[int], models: bool, example: PyTree
     ) -> S:
         """Initial states of many runs, with a leading instance axis."""
-        if config.tied:  # weights have no values to compare inside jit
+        if config.tied:  # checked here, because inside jit there are no values to compare
             for i in range(len(seeds) if models else 1):
                 check_tied(jax.tree.map(lambda leaf, i=i: leaf[i], targets) if models else targets, config.tied)
         init = lambda seed, model: self.init(config, model, example, seed)
         return jax.jit(jax.vmap(init, (0, 0 if models else None)))(jnp.asarray(seeds, jnp.uint32), targets)
 
     def instances_step(self, config: Config, sample: Sample, at_once: int | None = None, models: bool = False) -> Step:
-        """`sampled_step` of states with a leading instance axis.
+        """A step like `sampled_step` for states with a leading instance axis.
 
         Args:
           config: the config of all instances.
-          sample: draws each instance's batch, by the instance's own key.
-          at_once: how many instances are under one `vmap`; the others follow in the same step. None: all, and on a CPU
-            one, because the arrays of many instances leave its caches.
-          models: whether targets have an instance axis too.
+          sample: draws the batch of each instance. Each instance has its own key.
+          at_once: the number of instances under one `vmap`. The others run after them in the same step. None: all; on a
+            CPU one, because the arrays of many instances do not fit into its caches.
+          models: whether the targets have an instance axis too.
         """
         if at_once is None and jax.default_backend() == "cpu":
             at_once = 1
@@ -129,11 +129,11 @@ class Trainer(Generic[Config, S]):
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run directory belongs to. It is stored as the directory's config, so nothing else can go on there.
+    """What identifies a run. It is stored as the config of the run directory, so no other run can continue there.
 
     config: the config of the method.
     targets: a hash of the target's weights.
-    seeds, coefficients: of many instances, one row for each.
+    seeds, coefficients: for runs of many instances, one seed and one row of coefficients for each instance.
     """
 
     config: MethodConfig
@@ -149,7 +149,7 @@ def run_record(
     seeds: Sequence[int] | None = None,
     coefficients: Float[Array, "instance loss"] | None = None,
 ) -> SaveTo:
-    """`run` with a `RunRecord` as the config to store; unchanged where nothing is saved and where the run is open."""
+    """`run` with a `RunRecord` as the config to store. If nothing is saved or the run is open, `run` is unchanged."""
     saving = SaveTo.of(run)
     if saving.run is None or isinstance(saving.run, Run):
         return saving
@@ -170,7 +170,7 @@ def example_of(sample: Sample) -> PyTree:
 
 
 def check_batch(batch: int, example: PyTree) -> None:
-    """Check that the data has as many rows as the config says, which is what a run records. Raises UserError."""
+    """Raises UserError if a batch of the data does not have as many rows as the config says."""
     have = {leaf.shape[0] for leaf in jax.tree.leaves(example)}
     if have != {batch}:
         rows = " and ".join(map(str, sorted(have)))
@@ -180,7 +180,7 @@ def check_batch(batch: int, example: PyTree) -> None:
 
 
 def rate(schedule: Schedule, steps: int) -> Callable[[ArrayLike], Array]:
-    """The learning rate of step 0, 1, ... of `steps`."""
+    """The learning rate as a function of the step, which is counted from 0, in a run of `steps` steps."""
     up = int(schedule.warm_up * steps)
 
     def at(count: ArrayLike) -> Array:
@@ -192,6 +192,6 @@ def rate(schedule: Schedule, steps: int) -> Callable[[ArrayLike], Array]:
 
 
 def adam(schedule: Schedule, steps: int, clip: float | None) -> optax.GradientTransformation:
-    """Adam by this schedule, after clipping to the norm `clip`."""
+    """Adam with this schedule, after the gradient is clipped to the norm `clip`."""
     chain = [optax.clip_by_global_norm(clip)] if clip else []
     return optax.chain(*chain, optax.adam(rate(schedule, steps)))

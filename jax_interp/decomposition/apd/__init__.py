@@ -3,15 +3,16 @@
 Braun, Bushnaq, Heimersheim, Mendel & Sharkey 2025, arXiv 2501.14926.
 
 A component spans all matrices and has a rank of up to m in each. It is stored as m neighbouring subcomponents of every
-matrix, so the model is that of `decompose` with C · m of them, and a component's mask is repeated m times.
+matrix. The model is therefore the result of `decompose` with C · m subcomponents, and the mask of a component is
+repeated m times.
 
 config.py         the config of a run
-attributions.py   how much of an output each component accounts for, and which components are kept
+attributions.py   how much each component contributes to the outputs, and which components are kept
 losses.py         parameter match, reconstruction, simplicity (Schatten norms)
 train.py          one jitted step, and the trainers
-trained.py        a trained decomposition with its threshold; its file
+trained.py        a trained decomposition with its threshold, and its file format
 spectrum.py       components as matrices, and their singular values
-evaluate.py       all figures of one run; components as the parts of the linearity suite
+evaluate.py       all metrics of one run; the linearity tests with components as parts
 """
 
 from jax_interp.decomposition.apd.attributions import attributions, batch_top_k, component_masks

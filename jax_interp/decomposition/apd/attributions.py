@@ -1,4 +1,4 @@
-"""First-order attributions of the target's outputs to components, and the top k of them."""
+"""First-order attributions of the target's outputs to components, and the k largest attributions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from jax_interp.surgery import Add, Each, at, edit, read
 def attributions(model: Decomposed, rank: int, x: PyTree) -> Float[Array, "batch C"]:
     """Attributions `A_c = Σ_o (Σ_l ⟨∂f_o/∂z_l, P_{c,l} a_l⟩)²` (APD 2025).
 
-    a_l is what matrix l reads in the target, z_l its output, P_{c,l} component c's part of it. Gradients and
-    activations are the target's, as constants; the result is differentiable in V and U. It costs one forward pass, and
-    one backward pass for each output.
+    In the target, matrix l has the input a_l and the output z_l. P_{c,l} is the part of matrix l that belongs to
+    component c. Gradients and activations are constants, so the result is differentiable in V and U only. This takes
+    one forward pass, and one backward pass for each output.
 
     Args:
       model: the decomposed model.
-      rank: of the components.
+      rank: the number of neighbouring subcomponents in one component.
       x: a batch.
     """
     inputs, gradients = jax.lax.stop_gradient(_output_gradients(model, x))
@@ -33,7 +33,7 @@ def attributions(model: Decomposed, rank: int, x: PyTree) -> Float[Array, "batch
     for name, a in inner_activations(model, inputs).items():
         U = model.of(name).U
         a, U = a.reshape(*a.shape[:-1], -1, rank), U.reshape(*U.shape[:-2], -1, rank, U.shape[-1])
-        # first what each component writes: the product with gradients is then over C vectors, not C · rank
+        # add up what each component writes first: the product with gradients then has C vectors, not C · rank
         if is_stacked(name):
             written = jnp.einsum("l...cm,lcmd->l...cd", a, U)
             total = total + jnp.einsum("ol...d,l...cd->o...c", gradients[name], written)
@@ -44,8 +44,10 @@ def attributions(model: Decomposed, rank: int, x: PyTree) -> Float[Array, "batch
 
 
 def _output_gradients(model: Decomposed, x: PyTree) -> tuple[PerMatrix, PerMatrix]:
-    """What each matrix reads, and d output / d (its output), `[output, *layer, batch, d_out]`. Rows are independent, so
-    one backward pass is enough for one output of a whole batch."""
+    """The input of each matrix, and d output / d (output of the matrix), `[output, *layer, batch, d_out]`.
+
+    Rows are independent, so one backward pass gives the gradients of one output for the whole batch.
+    """
     names = [f"{name}.output" for name in model.names]
     output, acts = read(model, *names, *(f"{name}.input" for name in model.names))(x)
 
@@ -66,10 +68,10 @@ def _output_gradients(model: Decomposed, x: PyTree) -> tuple[PerMatrix, PerMatri
 
 
 def batch_top_k(attributions: Float[Array, "batch C"], k: float) -> Bool[Array, "batch C"]:
-    """Which attributions are among the `int(k · batch)` largest of the whole batch.
+    """True for the `int(k · batch)` largest attributions of the whole batch.
 
-    k is an average over rows and may be a fraction. Attributions equal to the smallest kept one are kept too. An
-    attribution of 0 is never kept.
+    k is the average number for each row and may be a fraction. Attributions that equal the smallest kept attribution
+    are kept too. An attribution of 0 is never kept.
     """
     return (attributions >= top_k_threshold(attributions, k)) & (attributions > 0)
 
@@ -77,12 +79,12 @@ def batch_top_k(attributions: Float[Array, "batch C"], k: float) -> Bool[Array, 
 def top_k_threshold(attributions: Float[Array, "batch C"], k: float) -> Float[Array, ""]:
     """The smallest of the `int(k · batch)` largest attributions of the batch."""
     count = max(int(k * attributions.shape[0]), 1)
-    flat = jax.lax.optimization_barrier(attributions.reshape(-1))  # a top-k that is fused with its neighbours is slow
+    flat = jax.lax.optimization_barrier(attributions.reshape(-1))  # a fused top-k is slow
     return jax.lax.optimization_barrier(jax.lax.top_k(flat, count)[0])[-1]
 
 
 def component_masks(model: Decomposed, mask: Float[Array, "batch C"], rank: int) -> dict[str, Mask]:
-    """The masks of all matrices for masks of components. Δ is off."""
+    """The masks of all matrices, from one mask for each component. Δ is off."""
     wide = jnp.repeat(mask, rank, axis=-1)
     layers = {name: (model.of(name).V.shape[0],) if is_stacked(name) else () for name in model.names}
     return masks_from_values({name: jnp.broadcast_to(wide, (*layers[name], *wide.shape)) for name in model.names})

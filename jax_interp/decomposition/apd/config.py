@@ -11,9 +11,9 @@ from jax_interp.decomposition.config import METHODS, MethodConfig, Schedule
 @METHODS.register
 @dataclasses.dataclass(frozen=True)
 class APDConfig(MethodConfig):
-    """A run of APD. The defaults are the paper's for TMS 5-2.
+    """A run of APD. The defaults are the paper's settings for TMS 5-2.
 
-    The weight of a loss is the field with the loss's name. A loss of weight 0 is not computed.
+    The weight of each loss is the field with the name of that loss. A loss with weight 0 is not computed.
     """
 
     matrices: tuple[str, ...] = ("linear1",)
@@ -23,8 +23,8 @@ class APDConfig(MethodConfig):
     rank: int = 3
     """The largest rank of a component in each matrix."""
     top_k: float | None = 0.211
-    """How many components are kept on a row, on average over the batch. None: nothing is masked, and minimality is
-    `lp` of the attributions."""
+    """The number of components that are kept on a row, on average over the batch. None: nothing is masked, and the
+    minimality loss is `lp_attribution`."""
     parameter_match: float = 1.0
     top_k_reconstruction: float = 1.0
     activation_reconstruction: float = 0.0
@@ -32,13 +32,13 @@ class APDConfig(MethodConfig):
     """Addresses of the hidden activations that are reconstructed."""
     simplicity: float = 0.7
     p: float = 1.0
-    """The exponent of simplicity."""
+    """The exponent of the simplicity loss."""
     lp: float = 0.0
     lp_power: float = 1.0
     init_scale: float = 1.0
     """The gain of the Xavier-normal initial values."""
     unit_norm: bool = False
-    """Keep the columns of V (the paper's A) at norm one, with gradients at right angles to them."""
+    """Keep the columns of V (A in the paper) at norm one, and use only the gradients orthogonal to them."""
     steps: int = 20_000
     batch: int = 2048
     schedule: Schedule = dataclasses.field(default_factory=lambda: Schedule(0.03, "constant", warm_up=0.05))

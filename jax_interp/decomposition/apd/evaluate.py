@@ -1,4 +1,4 @@
-"""All figures of an APD decomposition on one batch, as JSON values."""
+"""All metrics of an APD decomposition on one batch, as JSON values."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from jax_interp.decomposition.metrics import identity_error, one_hot_inputs
 
 
 def evaluate_apd(config: APDConfig, trained: TrainedAPD, x: Array) -> dict[str, Any]:
-    """The figures of a trained decomposition on one batch.
+    """All metrics of a trained decomposition on one batch.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       trained: the decomposition.
       x: the batch.
 
     Returns:
-      JSON values: faithfulness, every loss, errors with the top k, all and none of the components, L0, the share of
-      rows on which each component is kept (`rate`), and its singular values in every matrix.
+      JSON values: faithfulness, every loss, L0, the errors with the top k, all and none of the components, the share of
+      rows on which each component is kept (`rate`), and the singular values of each component in every matrix.
     """
 
     @jax.jit
@@ -84,15 +84,15 @@ def linearity_of_apd(
     key: Array | None = None,
     settings: LinearitySettings = LINEARITY,
 ) -> LinearityReport:
-    """The linearity report, with components as parts and the kept ones as the needed ones.
+    """The linearity report with components as parts. The components that are kept on a row are the needed parts.
 
     Args:
       trained: the decomposition.
       x: a batch.
-      oracle: the known right decomposition (`linearity.oracle_decomposition`), whose components are features. Figures
-        then have their excess over the oracle's.
+      oracle: the decomposition that is known to be right (`linearity.oracle_decomposition`), with features as
+        components. The report then also has the excess of each error over the oracle's.
       key: random key; None: key 0.
-      settings: how thoroughly it is measured.
+      settings: how many samples and steps the measurement uses.
     """
     masked = mask_components(trained.model, trained.rank)
     measure = partial(linearity, data=x, key=key, settings=settings)
@@ -109,17 +109,17 @@ def features_of_apd(
     key: Array | None = None,
     settings: GridSettings = GRID,
 ) -> dict[str, Any]:
-    """Figures of a model whose inputs are features, on one-hot inputs.
+    """Metrics on one-hot inputs, for a model whose inputs are features.
 
     Args:
       trained: the decomposition.
       n_features: the number of inputs.
-      oracle: the known right decomposition, or None.
+      oracle: the decomposition that is known to be right, or None.
       active, key, settings: as in `evaluate.composites`.
 
     Returns:
-      JSON values: the attributions on each feature's input (`probe`), how far the kept components are from one for each
-      feature (`identity_error`), and `composites`, where a feature needs the components that are kept.
+      JSON values: the attributions on each feature's input (`probe`), how far the kept components are from exactly one
+      for each feature (`identity_error`), and `composites`, where a feature needs the components kept on its input.
     """
     x = one_hot_inputs(n_features)
     scores, kept = jax.device_get(jax.jit(lambda trained, x: (trained.attributions(x), trained.kept(x)))(trained, x))
@@ -135,8 +135,8 @@ def features_of_apd(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ComponentsForward(MaskedForward):
-    """A decomposed model with one mask for the `rank` neighbouring subcomponents of every matrix that are one
-    component."""
+    """A decomposed model with one mask for each component, that is for `rank` neighbouring subcomponents of every
+    matrix."""
 
     subcomponents: DecompositionForward
     rank: int = dataclasses.field(metadata={"static": True})
@@ -158,13 +158,13 @@ class ComponentsForward(MaskedForward):
 
 
 def mask_components(model: Decomposed, rank: int, least: float = 0.05) -> MaskedFunction:
-    """The components of a decomposed model as the parts of the linearity suite. Δ is off, except in the target.
+    """The components of a decomposed model as parts for the linearity tests. Δ is off, except in the target.
 
     Args:
       model: the decomposed model.
-      rank: of its components.
-      least: a component's rank is the number of its singular values, over all matrices, that are at least `least` times
-        the largest of any component in that matrix. (No trained singular value is exactly 0.)
+      rank: the number of neighbouring subcomponents in one component.
+      least: a singular value counts for the rank of a component if it is at least `least` times the largest singular
+        value of any component in that matrix. (No trained singular value is exactly 0.)
     """
     values = [one.values for one in spectra(model, rank, model.names).values()]
     ranks = np.sum([(one > least * max(one.max(), 1e-30)).sum(axis=1) for one in values], axis=0)

@@ -23,7 +23,7 @@ def apd_losses(config: APDConfig, model: Decomposed, x: PyTree) -> tuple[Float[A
     """All losses of the config on one batch.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       model: the decomposed model.
       x: a batch.
 
@@ -45,7 +45,7 @@ def apd_losses(config: APDConfig, model: Decomposed, x: PyTree) -> tuple[Float[A
 
 
 def _reconstruction(config: APDConfig, model: Decomposed, mask: Float[Array, "batch C"], x: PyTree) -> dict[str, Array]:
-    """The mean squared errors of the hidden activations, where asked for, and of the output under the mask."""
+    """The mean squared errors of the hidden activations (if the config names some) and of the output under the mask."""
     found: dict[str, Array] = {}
     masked = edit(model, *edits(component_masks(model, mask, config.rank)))
     if config.activation_reconstruction:
@@ -65,13 +65,13 @@ def schatten(
 ) -> Float[Array, ""]:
     """Simplicity: `(1/N)(1/B) Σ_l Σ_{b,c,m} mask_{b,c} (S_A S_B + eps)^{p/2}`.
 
-    S_A and S_B are the squared norms of the m-th column of A and row of B. The sum is the p-th power of the Schatten
-    p-norm where those are singular vectors. N is the number of decomposed weights.
+    S_A is the squared norm of the m-th column of A, and S_B that of the m-th row of B. If these columns and rows are
+    singular vectors, the sum is the p-th power of the Schatten p-norm. N is the number of decomposed weights.
 
     Args:
-      model: the decomposed model; V and U are the paper's A and B.
-      mask: which components are kept on which rows.
-      rank: of the components.
+      model: the decomposed model. V and U are called A and B in the paper.
+      mask: the components that are kept on each row.
+      rank: the number of neighbouring subcomponents in one component.
       p: the exponent.
       eps: keeps the gradient finite at 0.
     """
@@ -88,5 +88,5 @@ def schatten(
 
 
 def lp_attribution(attributions: Float[Array, "batch C"], outputs: int, p: float, eps: float = 1e-16) -> Array:
-    """Minimality without a top k: `mean_b Σ_c (|A_c| / outputs + eps)^{p/2}`."""
+    """The minimality loss without a top k: `mean_b Σ_c (|A_c| / outputs + eps)^{p/2}`."""
     return jnp.mean(jnp.sum((jnp.abs(attributions) / outputs + eps) ** (p / 2), axis=-1))

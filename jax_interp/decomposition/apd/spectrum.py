@@ -16,10 +16,10 @@ from jax_interp.decomposition.matrices import address_order, is_stacked, layer_a
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
-    """The singular values of all components in one matrix, and the first singular vectors of each.
+    """The singular values of all components in one matrix, and the first pair of singular vectors of each component.
 
-    values: in descending order, as many as the rank.
-    reads, writes: the first singular vectors. Signs are such that the entry of `reads` with the largest size is
+    values: the singular values in descending order, `rank` for each component.
+    reads, writes: the first singular vectors. Their sign makes the entry of `reads` with the largest magnitude
       positive.
     """
 
@@ -29,7 +29,7 @@ class Spectrum:
 
 
 def products(model: Decomposed, rank: int) -> dict[str, Float[Array, "*layer C d_in d_out"]]:
-    """The components of every matrix as matrices, P_c = A_c B_c."""
+    """The components of every matrix, multiplied out: P_c = A_c B_c."""
     found = {}
     for name in model.names:
         V, U = model.of(name).V, model.of(name).U
@@ -39,12 +39,12 @@ def products(model: Decomposed, rank: int) -> dict[str, Float[Array, "*layer C d
 
 
 def spectra(model: Decomposed, rank: int, names: Collection[str] | None = None) -> dict[str, Spectrum]:
-    """The spectra of matrices by address, layers apart (`blocks.0.mlp.up`).
+    """The spectra of matrices by address, with one address for each layer (`blocks.0.mlp.up`).
 
     Args:
       model: the decomposed model.
-      rank: of its components.
-      names: entries; None: all except twins, which have the same values.
+      rank: the number of neighbouring subcomponents in one component.
+      names: entries; None: all entries except twins, which have the same values.
     """
     found = {}
     names = model.components if names is None else names

@@ -22,7 +22,13 @@ from jax_interp.training import Log, RunTarget, fit
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class APDState:
-    """All that the next step depends on: V and U by entry, the optimizer's state, the run's key, the steps done."""
+    """Everything that the next step depends on.
+
+    components: V and U by entry.
+    opt: the state of the optimizer.
+    key: the run's random key.
+    step: the number of steps done.
+    """
 
     components: dict[str, Components]
     opt: PyTree
@@ -33,15 +39,15 @@ class APDState:
 def initial_decomposition(config: APDConfig, model: Model, seed: Seed = None) -> Decomposed:
     """The model decomposed as the config says, with initial components.
 
-    A `[d_in, rank]` and B `[rank, d_out]` of each component are Xavier-normal, times `init_scale`. `seed` replaces the
-    config's.
+    For each component, A `[d_in, rank]` and B `[rank, d_out]` are Xavier-normal values times `init_scale`. `seed`
+    replaces the config's seed.
     """
     key = jax.random.key(config.seed if seed is None else seed)
     wide = decompose(model, config.matrices, C=config.C * config.rank, key=key, tied=config.tied)
     scaled = {}
     for name, pair in wide.components.items():
         d_in, d_out, m = pair.V.shape[-2], pair.U.shape[-1], config.rank
-        # `decompose` draws V of deviation 1/√d_in and U of 1/√(C m)
+        # `decompose` draws V with standard deviation 1/√d_in, and U with 1/√(C m)
         V = pair.V * (d_in**0.5 * config.init_scale * (2 / (d_in + m)) ** 0.5)
         U = pair.U * ((config.C * m) ** 0.5 * config.init_scale * (2 / (m + d_out)) ** 0.5)
         scaled[name] = Components(V, U)
@@ -52,10 +58,10 @@ def init_state(config: APDConfig, model: Model, example: PyTree = None, seed: Se
     """The state before the first step.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       model: the target.
       example: not used.
-      seed: an integer or a traced one; None: the config's.
+      seed: an integer, which may be traced; None: the config's seed.
     """
     components = initial_decomposition(config, model, seed).components
     opt = optimizers.init(adam(config.schedule, config.steps, None), components)
@@ -64,7 +70,7 @@ def init_state(config: APDConfig, model: Model, example: PyTree = None, seed: Se
 
 
 def apd_step(config: APDConfig, state: APDState, x: PyTree, target: Model) -> tuple[APDState, dict[str, Array]]:
-    """One step on the batch `x`: the state after it, and metrics (the total loss and every loss)."""
+    """One step on the batch `x`. Returns the next state, and metrics: the total loss and every loss."""
     components = state.components
     if config.unit_norm:
         components = {name: Components(_unit_columns(pair.V), pair.U) for name, pair in components.items()}
@@ -82,18 +88,18 @@ def train_apd(
     """Train an APD decomposition, from the start or from the last checkpoint of `run`.
 
     Args:
-      config: what is trained, see `APDConfig`.
-      model: the target: a toy model, since attributions cost a backward pass for each output.
+      config: the config of the run.
+      model: the target. Use a toy model, because attributions take one backward pass for each output.
       sample: `sample(key)` draws a batch of `config.batch` rows inside the step.
       run: where and how often the run is saved, as in `training.fit`.
       log: what is logged and shown, as in `training.fit`.
 
     Returns:
-      The decomposed model. Each component is `rank` neighbouring subcomponents of every matrix.
+      The decomposed model. Each component consists of `rank` neighbouring subcomponents of every matrix.
 
     Raises:
-      UserError: a pattern selects no matrix; the data has another number of rows; `run` belongs to another config or
-        target.
+      UserError: a pattern selects no matrix, the batches do not have `config.batch` rows, or `run` belongs to another
+        config or target.
     """
     state = APD.train(config, model, sample=sample, run=run, log=log)
     return Decomposed(model, state.components, config.tied)
@@ -112,7 +118,7 @@ def apd_instances(
 
     Args:
       config, model, sample, run, log: as in `train_apd`.
-      seeds: one for each instance. `run` goes on only with the config, seeds and model of its beginning.
+      seeds: one seed for each instance. `run` can be resumed only with the same config, seeds and model.
 
     Returns:
       V and U by entry, with a leading instance axis.
@@ -131,7 +137,7 @@ def _unit_columns(V: Float[Array, "*layer d_in C"]) -> Float[Array, "*layer d_in
 
 
 def _at_right_angles(grad: Array, V: Array) -> Array:
-    """The gradient without its component along V."""
+    """The gradient without its component along the columns of V."""
     return grad - jnp.sum(grad * V, axis=-2, keepdims=True) * V
 
 

@@ -1,4 +1,4 @@
-"""A trained APD decomposition: its model and its threshold; and the file that it is saved in."""
+"""A trained APD decomposition (its model and its threshold), and the file format for it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from jax_interp.surgery.taps import static
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainedAPD:
-    """A decomposed model and the attribution from which on a component is kept.
+    """A decomposed model and an attribution threshold.
 
-    Training keeps the top k of a batch. A fixed threshold makes the mask of one input independent of the others.
+    Training keeps the top k of a batch. With a fixed threshold the mask of one input does not depend on the others.
 
-    model: each component is `rank` neighbouring subcomponents of every matrix.
-    threshold: components with an attribution of at least this are kept.
-    rank: of the components.
+    model: the decomposed model. Each component consists of `rank` neighbouring subcomponents of every matrix.
+    threshold: a component is kept if its attribution is at least this.
+    rank: the number of neighbouring subcomponents in one component.
     """
 
     model: Decomposed
@@ -55,7 +55,7 @@ def with_threshold(config: APDConfig, model: Decomposed, x: PyTree) -> TrainedAP
     """The trained decomposition with the threshold that keeps the top k of one batch.
 
     Args:
-      config: of the run; without a `top_k` all components are kept.
+      config: the config of the run. If it has no `top_k`, all components are kept.
       model: what `train_apd` returned.
       x: the batch.
     """
@@ -76,7 +76,7 @@ def save_apd(path: Path | str, trained: TrainedAPD, config: APDConfig) -> None:
 
 
 def load_apd(path: Path | str, model: Model) -> tuple[TrainedAPD, APDConfig]:
-    """Load what `save_apd` wrote.
+    """Load a decomposition that `save_apd` wrote.
 
     Args:
       path: the file.
@@ -86,7 +86,7 @@ def load_apd(path: Path | str, model: Model) -> tuple[TrainedAPD, APDConfig]:
       The decomposition and its config.
 
     Raises:
-      UserError: there is no such file, or it belongs to another method or another model.
+      UserError: the file does not exist, or it belongs to another method or another model.
     """
     flat, config = read_tree(path, APDConfig)
 

@@ -1,11 +1,11 @@
-"""Causal importance functions (`ci_fn`): from what a matrix reads to how needed each of its components is.
+"""Causal importance functions (`ci_fn`). They predict from a matrix's input how much each component is needed.
 
     config = ScalarMLP(hidden=16)
     ci_fn = config.init(key, decomposed)
     values = ci_fn(decomposed, inputs)           # {entry: [*layer, batch, ..., C]} before the sigmoid
 
-A config is a frozen dataclass; `init` makes a pytree of parameters from it, which is called as above. Every file of
-this folder registers its configs in `IMPORTANCE_FUNCTIONS`.
+A config is a frozen dataclass. Its `init` returns a pytree of parameters, which is called as above. Every file of this
+folder registers its configs in `IMPORTANCE_FUNCTIONS`.
 """
 
 from jax_interp.core.registry import discover

@@ -1,8 +1,8 @@
-"""Causal importance functions: the base class and registry of their configs, and what all of them use.
+"""Causal importance functions: the base class and registry of their configs, and helpers that all of them use.
 
-A causal importance function (`ci_fn`) says how needed each component of a matrix is on one input. It reads what the
-matrices of the *target* read, never masked activations, and returns one value per component before the sigmoid. A pair
-of sigmoids then makes two importances of it (`sigmoids.py`).
+A causal importance function (`ci_fn`) predicts how much each component of a matrix is needed on one input. It reads the
+inputs of the matrices in the *target*, never masked activations. It returns one value for each component. A pair of
+sigmoids turns this value into two importances (`sigmoids.py`).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ PerMatrix = dict[str, Float[Array, "*layer_and_rows"]]
 
 
 class ImportanceFunction(Protocol):
-    """A pytree of parameters that is called on the inputs of all matrices."""
+    """A pytree of parameters. It is called with the inputs of all matrices."""
 
     def __call__(self, model: Decomposed, inputs: PerMatrix) -> PerMatrix:
         """Values before the sigmoid, `[*layer, batch, ..., C]` for each matrix.
 
         Args:
-          model: the decomposed model. Functions that use inner activations x V read V from it.
-          inputs: what each matrix reads in the target, `[*layer, batch, ..., d_in]`.
+          model: the decomposed model. It gives V to functions that use the inner activations x V.
+          inputs: the input of each matrix in the target, `[*layer, batch, ..., d_in]`.
         """
         ...
 
@@ -68,8 +68,8 @@ class Importance:
     """Causal importances of every component, each array `[*layer, batch, ..., C]`.
 
     pre_sigmoid: the importance function's values before the sigmoid.
-    lower: the importances that masks are made of.
-    upper: the importances that minimality losses make small.
+    lower: the importances that masks use.
+    upper: the importances that minimality losses use.
     """
 
     pre_sigmoid: PerMatrix
@@ -82,13 +82,13 @@ def read_inputs(model: Decomposed, *args: Any, outputs: bool = False, **kwargs: 
 
     Args:
       model: the decomposed model.
-      *args: what the model is called with.
-      outputs: whether the matrices' outputs are returned too.
+      *args: the model's positional arguments.
+      outputs: whether to return the outputs of the matrices too.
       **kwargs: keyword arguments of the model.
 
     Returns:
-      `(output, inputs, hidden)`: the target's output, what each decomposed matrix reads, and what each returns
-      (None unless `outputs`).
+      `(output, inputs, hidden)`: the target's output, the input of each decomposed matrix, and the output of each
+      decomposed matrix (None unless `outputs`).
     """
     addresses = [f"{name}.input" for name in model.names]
     if outputs:
@@ -116,7 +116,7 @@ def inner_activations(model: Decomposed, inputs: PerMatrix) -> PerMatrix:
 
 
 def require_vectors(inputs: PerMatrix) -> PerMatrix:
-    """The inputs, unchanged. Raises UserError where one of them is an embedding's token ids."""
+    """Returns the inputs unchanged. Raises UserError if one of them is the token ids of an embedding."""
     for name, x in inputs.items():
         if jnp.issubdtype(x.dtype, jnp.integer):
             raise UserError(
@@ -127,7 +127,7 @@ def require_vectors(inputs: PerMatrix) -> PerMatrix:
 
 
 def concatenate_matrices(values: PerMatrix) -> Float[Array, "*rows feature"]:
-    """The last axes of all matrices side by side, sorted by name. The layers of one entry are neighbours."""
+    """All matrices' values, concatenated along the last axis in the order of their names, layer by layer."""
     columns = []
     for name in sorted(values):
         x = values[name]
@@ -141,7 +141,7 @@ def concatenate_matrices(values: PerMatrix) -> Float[Array, "*rows feature"]:
 
 
 def split_components(joint: Float[Array, "*rows component"], model: Decomposed) -> PerMatrix:
-    """One array for each matrix from the components of all, in the order of `concatenate_matrices`."""
+    """The inverse of `concatenate_matrices` for components: one array for each matrix."""
     found, first = {}, 0
     for name in sorted(model.names):
         shape = model.of(name).V.shape
@@ -154,14 +154,14 @@ def split_components(joint: Float[Array, "*rows component"], model: Decomposed) 
 
 
 def total_widths(model: Decomposed) -> tuple[int, int]:
-    """The numbers of inputs and of components of all matrices and layers together."""
+    """The total number of inputs and the total number of components, over all matrices and layers."""
     shapes = [model.of(name).V.shape for name in model.names]
     count = lambda shape, axis: shape[axis] * (shape[0] if len(shape) == 3 else 1)
     return sum(count(shape, -2) for shape in shapes), sum(count(shape, -1) for shape in shapes)
 
 
 def normal_init(key: Array, shape: tuple[int, ...], fan_in: int, gain: float = 1.0) -> Float[Array, "..."]:
-    """Gaussian weights of standard deviation gain / √fan_in. A layer before a rectifier has gain √2."""
+    """Gaussian weights with standard deviation gain / √fan_in. Use gain √2 for a layer before a rectifier."""
     return jax.random.normal(key, shape, jnp.float32) * (gain / fan_in**0.5)
 
 

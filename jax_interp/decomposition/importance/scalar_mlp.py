@@ -1,4 +1,4 @@
-"""A small MLP for each component, from its inner activation to one number (SPD 2025)."""
+"""One small MLP for each component, which reads the component's inner activation (SPD 2025)."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ class ScalarMLPs:
 def scalar_mlp_values(a: Float[Array, "row C"], wi: Array, bi: Array, wo: Array, bo: Array) -> Float[Array, "row C"]:
     """The values of all MLPs.
 
-    They are most of the cost of a small decomposition, so the order of axes and of work is chosen by hand. The forward
-    pass is unrolled over hidden units: one elementwise loop, no array `[row, C, hidden]`. Where a gradient is taken,
-    gelu and its derivative are kept as `[C, hidden, row]`, whose last axis XLA vectorises.
+    These MLPs are most of the cost of a small decomposition, so the order of axes and operations is chosen by hand. The
+    forward pass is unrolled over hidden units: it is one elementwise loop without an array `[row, C, hidden]`. For a
+    gradient, gelu and its derivative are stored as `[C, hidden, row]`, because XLA vectorises the last axis.
     """
     total = jnp.broadcast_to(bo[None], a.shape)
     for h in range(wi.shape[1]):
@@ -88,7 +88,7 @@ def scalar_mlp_values(a: Float[Array, "row C"], wi: Array, bi: Array, wo: Array,
 def _forward(
     a: Float[Array, "row C"], wi: Array, bi: Array, wo: Array, bo: Array
 ) -> tuple[Array, Float[Array, "C row"], Float[Array, "C hidden row"], Float[Array, "C hidden row"]]:
-    """The values, and what the backward pass needs: `a` transposed, gelu, and its derivative."""
+    """The values, and the arrays that the backward pass needs: `a` transposed, gelu, and the derivative of gelu."""
     turned = a.T
     z = turned[:, None, :] * wi[:, :, None] + bi[:, :, None]
     cdf, density = normal_cdf(z), jnp.exp(-0.5 * z * z) * (2 * math.pi) ** -0.5
@@ -100,7 +100,7 @@ def _forward(
 def _backward(
     turned: Float[Array, "C row"], value: Array, slope: Array, wi: Array, wo: Array, grad: Float[Array, "row C"]
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """The gradients of a, wi, bi, wo and bo. Sums over rows, which a mesh may split, are sharded as the parameters."""
+    """The gradients of a, wi, bi, wo and bo. A mesh may split the rows; sums over rows are sharded like parameters."""
     g, spec = grad.T, spec_of(wi)
     each, every = (None, None) if spec is None else (jax.P(*spec), jax.P(None, *spec))
     both = jnp.einsum("kcb,chb->kch", jnp.stack([g, g * turned]), slope, out_sharding=every)
@@ -116,7 +116,7 @@ def _backward(
 
 @_forward.def_vmap
 def _(size: int, batched: Sequence[bool], a: Array, *parameters: Array) -> tuple[Any, Any]:
-    """Instances and layers become more components, since each has its own MLP. One more leading axis would be much
+    """Treat instances and layers as more components, because each has its own MLP. Another leading axis would be much
     slower on XLA's CPU backend."""
     rows, *networks = _with_axis(size, batched, (a, *parameters))
     g, *kept = _forward(_instances_as_components(rows), *map(_merge_axes, networks))
@@ -160,8 +160,8 @@ def _values_backward(kept: tuple[Array, ...], grad: Array) -> tuple[Array, ...]:
 
 
 def _sum_over_hidden(values: Float[Array, "C hidden row"], weights: Float[Array, "C hidden"]) -> Float[Array, "row C"]:
-    """The weighted sum over hidden units, as a product. XLA would fuse a sum of slices into every reader of it and
-    repeat the work there. On a mesh each device holds the weights of its own components."""
+    """The weighted sum over hidden units, written as a matrix product. XLA would fuse a sum of slices into every
+    operation that uses the sum, and repeat the work. On a mesh each device holds the weights of its own components."""
     if (spec := spec_of(values)) is not None:
         weights = jax.sharding.reshard(weights, jax.P(*spec[:2]))
     return jnp.einsum("chb,ch->cb", values, weights).T
@@ -173,7 +173,7 @@ scalar_mlp_values.defvjp(_values_forward, _values_backward)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScalarMLPFunction:
-    """The importance function of `ScalarMLP`. The field is called `gates` because saved files are addressed by it."""
+    """The importance function of `ScalarMLP`. Saved files use the name of the field `gates`."""
 
     gates: dict[str, ScalarMLPs]
 

@@ -1,4 +1,4 @@
-"""One MLP for all components of a matrix, or one for all components of all matrices."""
+"""One MLP for all components of a matrix, or one MLP for all components of all matrices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MLP = tuple[Dense, ...]
 
 
 def init_mlp(key: Array, sizes: tuple[int, ...], layer: tuple[int, ...] = ()) -> MLP:
-    """Dense layers of these widths: gain √2 for all but the last, biases zero."""
+    """Dense layers with these widths. Biases are zero; the gain is √2 for all layers but the last."""
     keys = jax.random.split(key, len(sizes) - 1)
     gains = (2**0.5,) * (len(sizes) - 2) + (1.0,)
     return tuple(
@@ -51,7 +51,7 @@ def init_mlp(key: Array, sizes: tuple[int, ...], layer: tuple[int, ...] = ()) ->
 
 
 def apply_mlp(layers: MLP, x: Float[Array, "*rows d_in"]) -> Float[Array, "*rows d_out"]:
-    """The layers one after another, with gelu between them."""
+    """Apply the layers in order, with gelu between them."""
     for layer in layers[:-1]:
         x = gelu(layer(x))
     return layers[-1](x)
@@ -61,9 +61,9 @@ def apply_mlp(layers: MLP, x: Float[Array, "*rows d_in"]) -> Float[Array, "*rows
 @reads_older_files(called=("SharedGates",))
 @dataclasses.dataclass(frozen=True)
 class SharedMLP(ImportanceConfig):
-    """One MLP for each matrix, from what the matrix reads to the importances of all its components.
+    """One MLP for each matrix. It reads the input of the matrix and returns the importances of all its components.
 
-    Widths are d_in, `*hidden`, C.
+    The widths are d_in, `*hidden`, C.
     """
 
     hidden: tuple[int, ...] = (50,)
@@ -94,9 +94,9 @@ class SharedMLPFunction:
 @reads_older_files(called=("GlobalGates",))
 @dataclasses.dataclass(frozen=True)
 class GlobalMLP(ImportanceConfig):
-    """One MLP from what all matrices read, concatenated, to the importances of all components.
+    """One MLP that reads the concatenated inputs of all matrices and returns the importances of all components.
 
-    Widths are Σ d_in, `*hidden`, Σ C.
+    The widths are Σ d_in, `*hidden`, Σ C.
     """
 
     hidden: tuple[int, ...] = (400, 300)

@@ -1,4 +1,4 @@
-"""A transformer over positions, from what all matrices read to the importances of all components (VPD 2026)."""
+"""A transformer that reads the inputs of all matrices and returns the importances of all components (VPD 2026)."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from jax_interp.surgery.taps import static
 @reads_older_files(called=("TransformerGates",))
 @dataclasses.dataclass(frozen=True)
 class GlobalTransformer(ImportanceConfig):
-    """A bidirectional transformer from the inputs of all matrices at all positions to all importances.
+    """A bidirectional transformer that reads the inputs of all matrices at all positions.
 
-    Each input is RMS-normed; they are concatenated and projected to `d_model`. Then come `blocks` pre-norm blocks (RMS
-    norm without weights, rotary attention without biases or a causal mask, gelu MLP) and a projection to all
-    components. Inputs without positions get one. With `remat`, the backward pass recomputes the blocks.
+    The inputs are RMS-normed, concatenated and projected to `d_model`. Then follow `blocks` pre-norm blocks (RMS norm
+    without weights, rotary attention without biases and without a causal mask, gelu MLP) and a projection to all
+    components. Inputs without a position axis get one position. With `remat`, the backward pass recomputes the blocks.
     """
 
     d_model: int = 512
@@ -112,7 +112,7 @@ class TransformerFunction:
 
 
 def rms_norm(x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
-    """x over its root mean square, without weights. The eps is the dtype's machine epsilon."""
+    """x divided by its root mean square, without weights. The eps is the machine epsilon of the dtype."""
     y = x.astype(jnp.float32)
     eps = jnp.asarray(jnp.finfo(x.dtype).eps, jnp.float32)
     return (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""A small MLP for each component, from the whole input of its matrix."""
+"""One small MLP for each component, which reads the whole input of the matrix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jax_interp.decomposition.matrices import is_stacked
 class VectorMLP(ImportanceConfig):
     """One MLP for each component: `g_c = Σ_h wo[c, h] gelu(Σ_i wi[c, i, h] x_i + bi[c, h]) + bo[c]`.
 
-    It keeps rows · C · hidden numbers in memory.
+    This needs memory for rows · C · hidden numbers.
     """
 
     hidden: int = 16
@@ -65,7 +65,7 @@ class VectorMLPs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VectorMLPFunction:
-    """The importance function of `VectorMLP`. The field is called `gates` because saved files are addressed by it."""
+    """The importance function of `VectorMLP`. Saved files use the name of the field `gates`."""
 
     gates: dict[str, VectorMLPs]
 

@@ -1,19 +1,19 @@
-"""Tests of weight linearity: the assumption that weights are a sum of parts, of which each input needs few.
+"""Tests of weight linearity: the assumption that weights are a sum of parts, and that each input needs few parts.
 
     report = weight_linearity(f, WeightParts(theta, parts), importance, data, oracle=...)     # any f(theta, x)
     report = decomposition_linearity(model, importance, data)                                 # of `decompose`
     print(report)
 
-There are two strengths (StefanHex 2025). *Mechanistic faithfulness*: for every pattern of ablations there are weights
-that behave right; `composite_grid` tests it for any function from masks to behaviour. *Weight linearity*: those weights
-also add up; everything else here tests it. Reconstruction errors alone certify neither: an SVD whose parts are declared
-always needed scores zero on all of them.
+There are two claims (StefanHex 2025). *Mechanistic faithfulness*: for every pattern of ablations there are weights that
+give the right behaviour. `composite_grid` tests this claim for any function from masks to behaviour. *Weight
+linearity*: these weights are also sums of the parts. All other tests here are about this stronger claim. Reconstruction
+errors alone prove neither claim: an SVD whose parts all count as always needed has zero error.
 
-masked_function.py   a function that can be run with any of its parts masked
-measure.py           all figures of one decomposition
-report.py            the report that holds them
+masked_function.py   functions that can be run with any of their parts masked
+measure.py           measures one decomposition
+report.py            the report with all results
 grid.py              composite inputs of known features
-oracle.py            the known right decomposition of toys
+oracle.py            for toys, the decomposition that is known to be right
 """
 
 from jax_interp.decomposition.linearity.grid import Grid, GridSettings, composite_grid

@@ -17,12 +17,13 @@ from jax_interp.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Squared errors, divided by the squares of the right output (both summed over rows and outputs).
+    """Squared errors divided by the square of the right output. Both are summed over rows and outputs.
 
-    strict: with exactly the parts that the active features need, against f(x); the mean over sets of features.
-    superset_mean, superset_max: with those parts and any others.
-    removed: with some needed part missing, against f of the features whose parts are all there ("mechanism removed");
-      None where there was no such case.
+    strict: the error when exactly the parts are on that the active features need. The right output is f(x). This is the
+      mean over sets of features.
+    superset_mean, superset_max: the error when the needed parts and some other parts are on.
+    removed: the error when some needed part is off ("mechanism removed"). The right output is f of the features whose
+      parts are all on. None if there was no such case.
     """
 
     strict: float
@@ -31,7 +32,7 @@ class Grid:
     removed: float | None
 
     def rows(self) -> list[tuple[str, float | None]]:
-        """All entries with their names, in order."""
+        """The names and values of all fields, in order."""
         names = ("needed parts alone", "and any others, mean", "and any others, worst", "mechanism removed")
         return list(zip(names, (self.strict, self.superset_mean, self.superset_max, self.removed)))
 
@@ -40,9 +41,9 @@ class Grid:
 class GridSettings:
     """How large a composite grid is.
 
-    samples: inputs for each set of features.
-    cap: at most so many sets of parts of each of the two kinds; random ones where there are more.
-    feature_sets: so many random sets of features where there are more; None: all.
+    samples: the number of inputs for each set of features.
+    cap: the largest number of sets of parts of each of the two kinds. If there are more, random sets are used.
+    feature_sets: the largest number of sets of features. If there are more, random sets are used. None: all sets.
     amplitudes: the range of the uniform amplitudes.
     """
 
@@ -64,18 +65,18 @@ def composite_grid(
 ) -> Grid:
     """Run composite inputs with many sets of parts (mechanistic faithfulness).
 
-    For each set A of features the inputs are `Σ_{i in A} t_i features[i]` with random amplitudes t. S(A) is the union
-    of the parts that its features need. The function is run with sets of parts that contain S(A), and with sets that do
-    not.
+    For each set A of features the inputs are `Σ_{i in A} t_i features[i]` with random amplitudes t. S(A) is the set of
+    all parts that the features in A need. The function is run with sets of parts that contain S(A), and with sets that
+    do not.
 
     Args:
-      run: `run(mask, x)`, any function from sets of parts to behaviour. Its weights need not add up.
-      target: the right behaviour.
+      run: `run(mask, x)`, the output with a set of parts. The weights behind it do not have to be sums of parts.
+      target: the function with the right behaviour.
       owner: which parts each feature needs.
       features: the input of each feature.
       key: random key of inputs and sets.
-      active: how many features are on at a time.
-      settings: how many inputs and sets.
+      active: the number of features that are on at the same time.
+      settings: the numbers of inputs and sets.
 
     Raises:
       UserError: `active` is not between 1 and the number of features.
@@ -113,7 +114,7 @@ def _relative(run: Callable, T: np.ndarray, x: Array, right: np.ndarray, scale: 
 
 
 def _features(n: int, active: int, count: int | None, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """All sets of `active` of n features, or `count` different random ones where there are more."""
+    """All sets of `active` out of n features. If there are more than `count`, `count` different random sets."""
     total = math.comb(n, active)
     if count is None or total <= count:
         return list(itertools.combinations(range(n), active))
@@ -129,7 +130,7 @@ def _features(n: int, active: int, count: int | None, rng: np.random.Generator) 
 def _sets(
     parts: int, needed: np.ndarray, cap: int, rng: np.random.Generator, containing: bool
 ) -> list[Bool[np.ndarray, " part"]]:
-    """Sets of parts that contain all needed ones (first the needed ones alone), or sets that lack some of them."""
+    """Sets of parts that contain all needed parts (the first set has only these), or sets that lack some of them."""
     free = np.flatnonzero(~needed) if containing else np.arange(parts)
     if 2 ** min(len(free), 40) <= 4 * cap:
         every = list(itertools.product([False, True], repeat=len(free)))

@@ -1,4 +1,4 @@
-"""Functions that can be run with any of their parts masked: what the linearity suite works on."""
+"""Functions that can be run with any of their parts masked. The linearity tests work on these functions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOLERANCE = 1e-3  # of the largest singular value; residues of training are far 
 
 
 class MaskedForward:
-    """Base class of pytrees that run a function with its parts masked.
+    """Base class of pytrees that can run a function with its parts masked.
 
     Attributes:
       can_resample: whether `resampled` is implemented.
@@ -40,17 +40,17 @@ class MaskedForward:
         raise NotImplementedError
 
     def resampled(self, keep: Float[Array, "batch part"], x: Array, donor: Array) -> Array:
-        """The output where parts that are not kept have the activations of row `donor[i]` in place of row i's."""
+        """The output when the parts that are not kept use the activations of row `donor[i]` instead of row i."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedFunction:
-    """A function, the parts of its weights, and what is known about them.
+    """A function, the parts of its weights, and properties of these parts.
 
-    forward: a pytree, so it is an argument of compiled programs. A second decomposition of the same shape compiles
-      nothing.
-    faithfulness: ‖Σθ_c - θ‖ / ‖θ‖ by matrix.
+    forward: runs the function. It is a pytree, so it can be an argument of a compiled program: a second decomposition
+      of the same shape does not compile again.
+    faithfulness: ‖Σθ_c - θ‖ / ‖θ‖ for each matrix.
     ranks: the rank of each part, see `ranks_of`.
     """
 
@@ -79,10 +79,10 @@ _target = jax.jit(lambda forward, x: forward.target(x))
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class WeightParts:
-    """Weights and their parts, which should add up to them.
+    """Weights, and parts that should add up to these weights.
 
-    target: θ, any pytree.
-    parts: the same pytree with a leading part axis on every leaf.
+    target: the weights θ, any pytree.
+    parts: a pytree of the same structure, with a leading part axis on every leaf.
     """
 
     target: PyTree
@@ -92,7 +92,7 @@ class WeightParts:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightsForward(MaskedForward):
-    """`f(theta, x)` with theta the masked sum of parts, a different sum for each row."""
+    """`f(theta, x)`, where theta is the masked sum of the parts and differs from row to row."""
 
     weights: WeightParts
     f: Callable[[PyTree, Array], Array] = dataclasses.field(metadata={"static": True})
@@ -109,7 +109,9 @@ class WeightsForward(MaskedForward):
 
 
 def mask_weights(f: Callable[[PyTree, Array], Array], weights: WeightParts) -> MaskedFunction:
-    """`f(theta, x)` with theta the masked sum of the parts. Every row has its own weights, so this is for small models.
+    """`f(theta, x)`, where theta is the masked sum of the parts.
+
+    Every row has its own weights, so use this for small models only.
 
     Args:
       f: any function of weights and inputs x `[batch, ...]`.
@@ -128,8 +130,8 @@ def mask_weights(f: Callable[[PyTree, Array], Array], weights: WeightParts) -> M
 def ranks_of(whole: Float[np.ndarray, "d_in d_out"], parts: Iterable[Float[np.ndarray, " value"]]) -> np.ndarray:
     """The numerical rank of each part of one matrix.
 
-    Only singular values above `TOLERANCE` times the largest of the matrix and of all parts count. A Δ that training has
-    made small then has rank 0, although it is exactly zero nowhere.
+    A singular value counts if it is above `TOLERANCE` times the largest singular value of the matrix and of all parts.
+    A Δ that training has made small then has rank 0, although its entries are not exactly zero.
 
     Args:
       whole: the matrix.
@@ -141,7 +143,7 @@ def ranks_of(whole: Float[np.ndarray, "d_in d_out"], parts: Iterable[Float[np.nd
 
 
 def sum_of_ranks(target: Mapping[str, Array], parts: Mapping[str, Array]) -> np.ndarray:
-    """The sum of each part's ranks over all matrices. A vector has rank 1, or 0 where it is zero."""
+    """For each part the sum of its ranks over all matrices. A vector has rank 1, or rank 0 if it is zero."""
     total: int | np.ndarray = 0
     for name, value in parts.items():
         array, whole = np.asarray(value, np.float64), np.asarray(target[name], np.float64)
@@ -155,9 +157,10 @@ def sum_of_ranks(target: Mapping[str, Array], parts: Mapping[str, Array]) -> np.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DecompositionForward(MaskedForward):
-    """A decomposed model. Its parts are the subcomponents of all matrices; with `delta`, each matrix's Δ follows them.
+    """A decomposed model. Its parts are the subcomponents of all matrices. With `delta`, the Δ of each matrix is a part
+    too, after the subcomponents of this matrix.
 
-    Δ has no inner activation that could be resampled: `resampled` turns it off where it is not kept, as `run` does.
+    Δ has no inner activation to resample. Where Δ is not kept, `resampled` turns it off, as `run` does.
     """
 
     model: Decomposed
@@ -182,7 +185,7 @@ class DecompositionForward(MaskedForward):
         return edit(self.model, *edits)(x)
 
     def masks(self, flat: Float[Array, "batch part"], x: Array) -> dict[str, Mask]:
-        """Masks by matrix: one for each row, the same at all positions."""
+        """One mask for each matrix. A row has the same mask at all positions."""
         rows = x.shape[1:-1] if jnp.issubdtype(x.dtype, jnp.floating) else x.shape[1:]
         found, first = {}, 0
         for name in self.model.names:
@@ -199,7 +202,7 @@ class DecompositionForward(MaskedForward):
 
 
 def layer_count(model: Decomposed, name: str) -> int:
-    """How many matrices an entry stands for."""
+    """The number of matrices in an entry."""
     return model.of(name).V.shape[0] if is_stacked(name) else 1
 
 
@@ -208,7 +211,7 @@ def mask_decomposition(model: Decomposed, *, delta: bool = False) -> MaskedFunct
 
     Args:
       model: the decomposed model.
-      delta: whether each matrix's Δ is one more part, after its components. Otherwise Δ is off, except in the target.
+      delta: whether the Δ of each matrix is a part, after its components. Otherwise Δ is off, except in the target.
     """
     errors, ranks = {}, []
     for name in model.names:
@@ -226,7 +229,7 @@ def mask_decomposition(model: Decomposed, *, delta: bool = False) -> MaskedFunct
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Resample:
-    """An edit: inner activations where `keep` is 1, and those of row `donor[i]` where it is 0."""
+    """An edit that keeps inner activations where `keep` is 1, and takes those of row `donor[i]` where `keep` is 0."""
 
     keep: Array
     donor: Array
@@ -240,7 +243,8 @@ def importance_matrix(model: Decomposed, importance: PerMatrix, *, delta: bool =
 
     Args:
       model: the decomposed model.
-      importance: lower importances by entry. Of values with positions the largest over each example's positions counts.
+      importance: lower importances by entry. If they have positions, the largest over the positions of an example
+        counts.
       delta: whether Δ is a part. Its importance is 0.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Measuring weight linearity: all figures of `LinearityReport`."""
+"""Measure weight linearity: compute a `LinearityReport`."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from jax_interp.decomposition.linearity.masked_function import (
 )
 from jax_interp.decomposition.linearity.report import Figure, LinearityReport
 
-EXACT_UP_TO = 12  # parts below full importance: up to so many, all their on/off patterns are tried
+EXACT_UP_TO = 12  # the largest number of parts below full importance for which all on/off patterns are tried
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearitySettings:
-    """How thoroughly weight linearity is measured.
+    """How many samples and steps the measurement uses.
 
-    samples: how often random masks are drawn.
-    ks: numbers of other parts, or of other rows, that are added to the needed parts.
-    adversary_steps: numbers of ascent steps. Steps times step size is 2.
-    pairs: interactions are those of so many random pairs of parts, or of all pairs where there are fewer.
+    samples: the number of random masks.
+    ks: the numbers k of other parts (`subset`) or other rows (`union`) that are added to the needed parts.
+    adversary_steps: the numbers of ascent steps. The step size is 2 / steps.
+    pairs: the number of random pairs of parts for interactions. All pairs are used if there are fewer.
     """
 
     samples: int = 16
@@ -60,12 +60,13 @@ def weight_linearity(
     """The linearity report for parts of the weights of any function.
 
     Args:
-      f: `f(theta, x)`, x `[row, ...]`.
+      f: `f(theta, x)` with x `[row, ...]`.
       components: the weights and their parts.
-      importance: how needed each part is on each row, from 0 to 1.
+      importance: how much each part is needed on each row, from 0 to 1.
       data: inputs.
-      oracle: the known right parts, and their importances. Figures then have their excess over the oracle's.
-      key, threshold, settings: as in `linearity`.
+      oracle: the parts that are known to be right, and their importances. The report then also has the excess of each
+        error over the oracle's.
+      key, threshold, settings: see `linearity`.
 
     Example:
         parts = WeightParts(5 * jnp.eye(2), 5 * jnp.einsum("ci,cj->cij", v, v))
@@ -93,8 +94,8 @@ def decomposition_linearity(
       model: the decomposed model.
       importance: lower importances on `data`.
       data: inputs.
-      delta: whether each matrix's Δ is a part, of importance 0.
-      key, threshold, settings: as in `linearity`.
+      delta: whether the Δ of each matrix is a part. Its importance is 0.
+      key, threshold, settings: see `linearity`.
     """
     parts = mask_decomposition(model, delta=delta)
     matrix = importance_matrix(model, importance, delta=delta)
@@ -110,15 +111,15 @@ def linearity(
     threshold: float = 0.0,
     settings: LinearitySettings = LinearitySettings(),
 ) -> LinearityReport:
-    """All figures of `LinearityReport`.
+    """Compute the `LinearityReport` of a function and its parts.
 
     Args:
       parts: a function and its parts.
-      importance: how needed each part is on each row, from 0 to 1.
+      importance: how much each part is needed on each row, from 0 to 1.
       data: inputs, one for each row.
       key: random key; None: key 0.
-      threshold: parts with a larger importance are needed.
-      settings: how thoroughly it is measured.
+      threshold: a part is needed on a row if its importance there is above this.
+      settings: how many samples and steps the measurement uses.
 
     Raises:
       UserError: the importances do not have one row for each input and one column for each part.
@@ -157,7 +158,7 @@ def linearity(
 
 @dataclasses.dataclass(frozen=True)
 class _Measurement:
-    """One decomposition on one batch: importances g, which parts are needed, the right output and its mean square."""
+    """One decomposition on one batch: the importances g, the needed parts, the right output and its mean square."""
 
     parts: MaskedFunction
     g: Float[Array, "row part"]
@@ -188,7 +189,7 @@ class _Measurement:
         return (self.uniform(key) < 0.5).astype(jnp.float32)
 
     def random_others(self, keys: Sequence[Array], ks: Sequence[int]) -> dict[str, Any]:
-        """Stochastic masks, and the needed parts together with others."""
+        """The errors `stochastic`, `subset` and `union`."""
         g, needed = self.g, self.needed
         subset_keys, union_keys = (jax.random.split(key, len(ks)) for key in keys[1:])
         return {
@@ -223,14 +224,15 @@ class _Measurement:
         return self.mean_error(key, lambda k: 1 - self.needed * self.half(k))
 
     def exact(self) -> Figure | None:
-        """The mean over rows of the worst error over all on/off patterns of the parts below full importance. For one
-        linear map the error is convex in r, so the worst r is one of them."""
+        """The worst error of each row over all on/off patterns of the parts below full importance; the mean over rows.
+
+        For one linear map the error is convex in r, so one of these patterns is the worst r."""
         g = self.g
         free = np.asarray(g) < 1
         count = int(free.sum(axis=1).max(initial=0))
         if count > EXACT_UP_TO:
             return None
-        order = np.argsort(~free, axis=1, kind="stable")[:, :count]  # each row's free parts first
+        order = np.argsort(~free, axis=1, kind="stable")[:, :count]  # the free parts of each row first
         is_free, order = jnp.asarray(np.take_along_axis(free, order, axis=1)), jnp.asarray(order)
         largest = np.zeros(g.shape[0])
         for pattern in range(2**count):
@@ -261,14 +263,14 @@ def _square(x: Array) -> Float[Array, " row"]:
 
 
 def _with_others(needed: Array, draw: Array, k: int) -> Array:
-    """The needed parts and the k others with the largest random numbers."""
+    """The needed parts, and the k other parts with the largest random numbers."""
     draw = jnp.where(needed > 0, -1.0, draw)
     least = -jnp.sort(-draw, axis=1)[:, k - 1 : k]
     return jnp.where((draw >= least) & (draw >= 0), 1.0, needed)
 
 
 def _union(needed: Array, key: Array, k: int) -> Array:
-    """The needed parts of each row and of k others: for row i those of row p(i), for k random permutations p."""
+    """The parts that row i or one of k other rows needs. The other rows are p(i) for k random permutations p."""
     found = needed
     for one in jax.random.split(key, k):
         found = jnp.maximum(found, needed[jax.random.permutation(one, needed.shape[0])])
@@ -287,7 +289,7 @@ def _resampled(forward: MaskedForward, keep: Array, data: Array, right: Array, d
 
 @jax.jit
 def _adversary(forward: MaskedForward, g: Array, data: Array, right: Array, r: Array, steps: Array) -> Float[Array, ""]:
-    """The error after sign ascent on r. Steps times step size is 2."""
+    """The error after sign ascent on r. The step size is 2 / steps."""
     loss = lambda r: jnp.sum(_square(forward.run(g + (1 - g) * jnp.broadcast_to(r, g.shape), data) - right))
     size = 2.0 / jnp.asarray(steps, jnp.float32)
     move = lambda _, r: jnp.clip(r + size * jnp.sign(jax.grad(loss)(r)), 0.0, 1.0)
@@ -298,7 +300,7 @@ def _adversary(forward: MaskedForward, g: Array, data: Array, right: Array, r: A
 def _at_vertex(
     forward: MaskedForward, g: Array, data: Array, right: Array, order: Array, free: Array, bits: Array
 ) -> Array:
-    """Each row's error with its free parts, in `order`, set to the bits."""
+    """The error of each row when its free parts, in the given `order`, are set to `bits`."""
     r = (bits[None, :] & free).astype(jnp.float32)
     rows = jnp.arange(g.shape[0])[:, None]
     mask = g.at[rows, order].add((1 - jnp.take_along_axis(g, order, axis=1)) * r)
@@ -312,10 +314,10 @@ def _damage(forward: MaskedForward, off: Array, data: Array, right: Array) -> Fl
 
 
 def _pairs(C: int, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """`count` different random pairs (i, j), j < i < C, or all of them where there are no more.
+    """`count` different random pairs (i, j) with j < i < C, or all pairs if there are not more.
 
-    Pair number k in the order (1, 0), (2, 0), (2, 1), ... has the largest i with i (i - 1) / 2 <= k, so only the drawn
-    pairs are formed.
+    In the order (1, 0), (2, 0), (2, 1), ... pair number k has the largest i with i (i - 1) / 2 <= k. So pairs that are
+    not drawn are never computed.
     """
     total = C * (C - 1) // 2
     numbers = range(total) if total <= count else rng.choice(total, count, replace=False).tolist()

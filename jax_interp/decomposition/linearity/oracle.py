@@ -1,4 +1,4 @@
-"""The oracle: the decomposition that is known to be right, where features are known."""
+"""The oracle: the decomposition that is known to be right, for models whose features are known."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jax_interp.decomposition.matrices import is_stacked
 def oracle_decomposition(
     model: Decomposed, parts: Mapping[str, tuple[Float[Array, "d_in feature"], Float[Array, "feature d_out"]]]
 ) -> Decomposed | None:
-    """The target with known features as components, in the matrices that `model` decomposes.
+    """Decompose the target into its known features, in the matrices that `model` decomposes.
 
     Args:
       model: a decomposed model.
-      parts: V and U by patterns of addresses; component i belongs to feature i. A matrix that no pattern names is not
+      parts: V and U for each address pattern. Component i belongs to feature i. A matrix that no pattern matches is not
         decomposed.
 
     Returns:
-      The decomposed model, or None where no pattern names a matrix.
+      The decomposed model, or None if no pattern matches a matrix.
     """
     pairs = {}
     for name in model.components:
@@ -36,7 +36,7 @@ def oracle_decomposition(
 
 
 def oracle_importance(oracle: Decomposed, x: Float[Array, "batch feature"]) -> PerMatrix:
-    """The importances of the oracle's components: 1 where their feature is on, 0 elsewhere."""
+    """The importances of the oracle's components: 1 where the feature of a component is on, 0 elsewhere."""
     on = (x != 0).astype(jnp.float32)
     return {
         name: jnp.broadcast_to(on, (*oracle.of(name).V.shape[:-2], *on.shape)) if is_stacked(name) else on

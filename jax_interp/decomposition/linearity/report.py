@@ -1,4 +1,4 @@
-"""The linearity report: every figure of the suite, of one decomposition, and its excess over an oracle's."""
+"""The linearity report: the results of all tests for one decomposition, and their excess over an oracle's results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Figure:
 
     raw: the mean over rows of ‖f(x; mask) - f(x)‖².
     normalised: `raw` divided by the mean of ‖f(x)‖².
-    excess: `normalised` minus the oracle's; None without an oracle.
+    excess: `normalised` minus the oracle's `normalised`; None without an oracle.
     """
 
     raw: float
@@ -22,7 +22,7 @@ class Figure:
 
     @property
     def relative(self) -> float:
-        """The square root of the normalised error: a relative norm."""
+        """The relative norm of the error: the square root of `normalised`."""
         return math.sqrt(self.normalised)
 
     def with_excess(self, oracle: Figure) -> Figure:
@@ -32,24 +32,24 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class LinearityReport:
-    """All figures of the suite. Errors are `Figure`s. Curves are by the number k of others, or by ascent steps.
+    """The results of all tests. Errors are `Figure`s. Some are curves over a number k, or over the ascent steps.
 
     faithfulness   ‖Σθ_c - θ‖ / ‖θ‖ by matrix
     all_on         all parts are on
     strict         exactly the parts with an importance above the threshold are on
     stochastic     masks m = g + (1 - g) r with r uniform
-    subset         the needed parts and k random others
-    union          the needed parts of this row and of k random others
-    adversarial    sign ascent on r, by scope and number of steps
-    exact          the worst of all on/off patterns of the parts below full importance; None where there are too many
-    resample       parts that are not needed get another row's activations, and a Δ that is not needed is off;
-                   None where parts have no activations
-    scrub, anti    half of the parts that are not needed are off; half of the needed ones are. anti / scrub is far
-                   above 1 for a good decomposition
-    l0, rank, mdl  parts above the threshold on a row; the sum of the ranks of all parts; bits per row that say which
-                   parts are on, with their ranks: `Σ_on (log2 parts + rank)`
+    subset         the needed parts and k random other parts are on
+    union          the parts that this row or one of k random other rows needs are on
+    adversarial    masks after sign ascent on r, by scope and number of steps
+    exact          the worst of all on/off patterns of the parts below full importance; None if there are too many
+    resample       parts that are not needed use another row's activations, and a Δ that is not needed is off;
+                   None if parts have no activations
+    scrub, anti    scrub: half of the parts that are not needed are off; anti: half of the needed parts are off.
+                   anti / scrub is far above 1 for a good decomposition
+    l0, rank, mdl  the number of parts above the threshold on a row; the sum of the ranks of all parts; the bits per
+                   row that describe the parts that are on, with their ranks: `Σ_on (log2 parts + rank)`
     interaction    the mean and the largest of |L({i,j}) - L({i}) - L({j}) + L({})|, where L is the normalised error
-                   with these parts off and all others on: redundancy that ablations of single parts do not show
+                   with these parts off and all others on; it shows redundancy that single ablations do not show
     """
 
     faithfulness: dict[str, float]
@@ -71,7 +71,7 @@ class LinearityReport:
 
     @property
     def anti_over_scrub(self) -> float:
-        """The error of ablating needed parts over that of ablating the others."""
+        """The error when needed parts are ablated, divided by the error when other parts are ablated."""
         return self.anti.raw / max(self.scrub.raw, 1e-30)
 
     def with_excess(self, oracle: LinearityReport) -> LinearityReport:

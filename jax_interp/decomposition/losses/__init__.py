@@ -1,15 +1,15 @@
-"""Loss terms: each a frozen dataclass with its coefficient and options, called on `LossInputs`.
+"""Loss terms. Each term is a frozen dataclass with a coefficient and options, and is called with `LossInputs`.
 
 faithfulness.py     components add up to the target's weights
 minimality.py       few components are important
-reconstruction.py   the masked model does what the target does: stochastic, layerwise, subset, unmasked, masked by
-                    importances, and at every decomposed matrix's output
-adversarial.py      ... under the worst masks: projected gradient ascent, fresh, persistent, or mixed
-adversaries.py      the adversaries that find those masks
+reconstruction.py   the masked model has the target's outputs: stochastic, layerwise, subset, unmasked, masked by
+                    importances, and at the output of every decomposed matrix
+adversarial.py      the same under the worst masks: projected gradient ascent, fresh, persistent, or mixed
+adversaries.py      the adversaries that find the worst masks
 base.py             the base class, its registry, and the inputs of all terms
 
-Every file of this folder registers its terms in `LOSSES`. A term in a file of your own is available to configs as soon
-as that file is imported.
+Every file of this folder registers its terms in `LOSSES`. Configs accept a term from your own file as soon as that file
+is imported.
 """
 
 from jax_interp.core.registry import discover

@@ -20,14 +20,14 @@ from jax_interp.decomposition.matrices import is_stacked
 @LOSSES.register
 @dataclasses.dataclass(frozen=True)
 class PGDReconstruction(Loss):
-    """The error under a fresh adversary: sign ascent on the sources, begun anew for every batch.
+    """The error under a fresh adversary, which starts a new sign ascent on the sources for every batch.
 
-    The found sources are constants for the gradient of the loss.
+    The gradient of the loss treats the resulting sources as constants.
 
-    steps, step_size: of the ascent.
+    steps, step_size: the number of ascent steps and their size.
     init: the sources before the first step.
-    scope: which rows share sources.
-    subset: mask a random subset of the matrices at each row. The subset is the same during the whole ascent.
+    scope: the rows that share sources, see `source_shape`.
+    subset: mask a random subset of the matrices at each row. The subset does not change during the ascent.
     """
 
     coefficient: float = 1.0
@@ -56,9 +56,9 @@ class PGDReconstruction(Loss):
 class PersistentPGD(Loss):
     """The error under a persistent adversary's masks (VPD 2026).
 
-    The gradient with respect to the sources is what the adversary's last step of a batch climbs along.
+    The adversary takes its last step on a batch along the gradient of this loss with respect to the sources.
 
-    adversary: it keeps its sources in the training state.
+    adversary: the adversary. Its sources are in the training state.
     subset: mask a random subset of the matrices at each row.
     """
 
@@ -80,15 +80,15 @@ class MixedReconstruction(Loss):
     (the JAX code of 2026).
 
     adversarial: the probability that an example gets the persistent adversary's masks.
-    adversary: it keeps its sources in the training state.
-    subset: examples with stochastic masks mask a random subset of the matrices at each row.
+    adversary: the adversary. Its sources are in the training state.
+    subset: for examples with stochastic masks, mask a random subset of the matrices at each row.
     """
 
     coefficient: float = 1.0
     adversarial: float = 0.5
     adversary: Adversary = dataclasses.field(default_factory=lambda: AdamAdversary(scope="broadcast_across_batch"))
     subset: bool = False
-    metric: ClassVar[str | None] = "Merged"  # its name in the logs of existing runs
+    metric: ClassVar[str | None] = "Merged"  # the name of this term in the logs of existing runs
 
     def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
         assert sources is not None

@@ -1,9 +1,9 @@
-"""Adversaries: they choose the sources r of the masks m = g + (1 - g) r for which the masked model is worst.
+"""Adversaries: they search for the sources r of the masks m = g + (1 - g) r that make the masked model worst.
 
-A fresh adversary starts anew at every batch and steps along the sign of the gradient (`pgd`). A persistent one (a
-subclass of `Adversary`) keeps its sources in the training state. `scope` says which rows share their sources. An
-adversary with sources for each row is too strict where circuits share weights, because it can keep all noise of one
-sign; reported figures use one that is shared across the batch.
+A fresh adversary starts again on every batch and steps along the sign of the gradient (`pgd`). A persistent adversary
+(a subclass of `Adversary`) keeps its sources in the training state. `scope` says which rows share their sources. An
+adversary with separate sources for each row is too strict if circuits share weights, because it can give all noise the
+same sign. The metrics therefore use sources that are shared across the batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Scope = Literal["unique_per_datapoint", "shared_across_batch"] | PersistentScope
 
 
 class AdversaryState(Protocol):
-    """The state of a persistent adversary: any pytree with its sources in `raw`."""
+    """The state of a persistent adversary: any pytree with the sources in a field `raw`."""
 
     @property
     def raw(self) -> PerMatrix: ...
@@ -35,12 +35,12 @@ class AdversaryState(Protocol):
 class Adversary:
     """Base class of persistent adversaries. A subclass is a frozen dataclass.
 
-    A new one is one file: a class registered in `ADVERSARIES` with `init`, `climb` and, where raw sources are not the
-    masks' own, `values`.
+    To add an adversary, write one file with a class registered in `ADVERSARIES`. The class has `init` and `climb`. It
+    also has `values` if the raw sources are not the sources of the masks.
 
     Attributes:
-      warm_up_steps: ascent steps on each batch before the loss is computed. One more step follows, with the gradient
-        of the loss itself.
+      warm_up_steps: the number of ascent steps on each batch before the loss is computed. One more step follows, along
+        the gradient of the loss.
     """
 
     warm_up_steps: int = 0
@@ -50,13 +50,13 @@ class Adversary:
 
         Args:
           key: random key.
-          importance: the importances of a batch, or their types; their shapes count alone.
+          importance: the importances of a batch, or their types. Only the shapes are used.
           delta: whether there is a Δ component, which needs one more source.
         """
         raise NotImplementedError
 
     def values(self, raw: PerMatrix, importance: PerMatrix) -> PerMatrix:
-        """Sources in [0, 1] for every row, from raw sources."""
+        """The sources of every row, in [0, 1], computed from the raw sources."""
         return tile_sources(raw, importance)
 
     def climb(self, state: Any, grads: PerMatrix, progress: Float[Array, ""] | float) -> Any:
@@ -76,10 +76,10 @@ class Adversary:
         state: Any,
         progress: Float[Array, ""] | float,
     ) -> Any:
-        """The state after `warm_up_steps` on this batch, as a constant.
+        """The state after `warm_up_steps` on this batch. It is a constant for gradients.
 
         Args:
-          error: `error(key, raw)`, what the adversary makes large.
+          error: `error(key, raw)`, the error that the adversary maximises.
           key: random key; each step gets its own.
           state: the state before.
           progress: step / steps of the run.
@@ -96,7 +96,7 @@ ADVERSARIES = Registry("adversary", Adversary)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """The state of `AdamAdversary`: raw sources, Adam's two moments, and the number of steps."""
+    """The state of `AdamAdversary`: the raw sources, Adam's two moments, and the number of steps."""
 
     raw: PerMatrix
     first: PerMatrix
@@ -110,10 +110,11 @@ class Sources:
 class AdamAdversary(Adversary):
     """A persistent adversary that climbs by Adam (persistent PGD, VPD 2026).
 
-    scope: which rows share sources, see `source_shape`.
-    repeat: the number of examples with sources of their own in the scope "repeat_across_batch".
+    scope: the rows that share sources, see `source_shape`.
+    repeat: the number of examples with separate sources in the scope "repeat_across_batch".
     rate_warm_up: the fraction of the run over which the learning rate rises from 0.
-    parametrisation: "clip" keeps sources in [0, 1] by clipping; "sigmoid" keeps unbounded values, N(0, 1) at first.
+    parametrisation: "clip": raw sources are clipped to [0, 1]. "sigmoid": raw sources are unbounded, start as N(0, 1)
+      and go through a sigmoid.
     """
 
     scope: PersistentScope = "per_batch_per_position"
@@ -157,11 +158,11 @@ def source_shape(g: Array, name: str, scope: Scope, delta: bool, repeat: int = 1
     Args:
       g: importances `[*layer, *rows, C]`, or their type.
       name: the matrix's entry.
-      scope: "unique_per_datapoint" or "per_batch_per_position": sources for each row. "shared_across_batch" or
-        "single_source": one for all rows. "broadcast_across_batch": one for each position. "repeat_across_batch": for
-        each position of `repeat` examples, tiled over the batch.
-      delta: whether there is one more source, for Δ.
-      repeat: see above.
+      scope: "unique_per_datapoint" or "per_batch_per_position": each row has its own sources. "shared_across_batch" or
+        "single_source": all rows share them. "broadcast_across_batch": each position has its own.
+        "repeat_across_batch": each position of `repeat` examples has its own, and they are tiled over the batch.
+      delta: whether Δ has a source too.
+      repeat: the number of examples with separate sources in the scope "repeat_across_batch".
     """
     rows = tuple(g.shape[axis] for axis in row_axes(name, g))
     layer = g.shape[: g.ndim - 1 - len(rows)]
@@ -182,7 +183,7 @@ def init_sources(
     delta: bool,
     repeat: int = 1,
 ) -> PerMatrix:
-    """Initial sources of every matrix: uniform in [0, 1], ones or zeros. Arguments as in `source_shape`."""
+    """Initial sources of every matrix: uniform in [0, 1], ones or zeros. See `source_shape` for the arguments."""
     found = {}
     for i, (name, g) in enumerate(importance.items()):
         shape = source_shape(g, name, scope, delta, repeat)
@@ -194,7 +195,7 @@ def init_sources(
 
 
 def tile_sources(sources: PerMatrix, importance: PerMatrix) -> PerMatrix:
-    """Sources of fewer examples than the batch has, tiled over it. Sources of one example stay, and broadcast."""
+    """Tile the sources of a few examples over the batch. Sources of one example are not tiled; they broadcast."""
     found = {}
     for name, r in sources.items():
         axis = row_axes(name, r)[0]

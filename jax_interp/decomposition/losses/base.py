@@ -1,4 +1,4 @@
-"""The base class and registry of loss terms, and what every loss term is called on."""
+"""The base class and registry of loss terms, and the inputs of a loss term."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-    """How masked forward passes run and how their outputs are compared. The fields are those of the run's config.
+    """How masked forward passes run and how outputs are compared. The run's config has the same fields.
 
     delta: whether there is a Δ component. SPD 2025 has none.
     sampling: the distribution of stochastic masks.
@@ -41,15 +41,15 @@ class LossSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LossInputs:
-    """What every loss term of one step is called on: one batch, seen by the target and by the importance function.
+    """The inputs of every loss term in one step: a batch, the target's values on it, and the importances.
 
     Args:
-      model: the decomposed model. It has the target's own weights, and V and U in float32.
+      model: the decomposed model, with the target's weights, and V and U in float32.
       args: the batch, as the model's positional arguments.
       output: the target's output `[batch, ..., d]`.
       importance: the components' importances.
-      hidden: the target's outputs of every decomposed matrix; None unless some loss has `needs_hidden`.
-      progress: step / steps, from 0 to 1.
+      hidden: the output of every decomposed matrix in the target; None unless some loss has `needs_hidden`.
+      progress: the fraction of the run that is done, from 0 to 1.
       settings: how masked forward passes run.
     """
 
@@ -63,11 +63,11 @@ class LossInputs:
 
     @property
     def lower(self) -> PerMatrix:
-        """The importances that masks are made of."""
+        """The importances that masks use."""
         return self.importance.lower
 
     def masked(self, masks: Masks, *addresses: str) -> Any:
-        """The masked model's output, or a dict of its values at `addresses` instead."""
+        """The output of the masked model; or, with `addresses`, a dict of its values there."""
 
         def forward(model: Decomposed, masks: Masks, args: tuple[PyTree, ...]) -> Any:
             masked = edit(in_precision(self.settings.compute, model), *edits(masks))
@@ -77,15 +77,15 @@ class LossInputs:
         return run(self.model, dict(masks), self.args)
 
     def error(self, masks: Masks) -> Float[Array, ""]:
-        """The distance of the masked model's output from the target's."""
+        """The distance between the outputs of the masked model and of the target."""
         return distance(self.settings.compare, self.output, self.masked(masks))
 
     def stochastic_masks(self, key: Key[Array, ""]) -> dict[str, Mask]:
-        """Stochastic masks of these importances, by the settings."""
+        """Stochastic masks for these importances, as the settings say."""
         return stochastic_masks(key, self.lower, delta=self.settings.delta, sampling=self.settings.sampling)
 
     def stop_gradient(self) -> LossInputs:
-        """The same without gradients into the model and the importances: what an adversary works on."""
+        """The same inputs, without gradients into the model and the importances. Adversaries use these inputs."""
         model, importance = jax.lax.stop_gradient((self.model, self.importance))
         return dataclasses.replace(self, model=model, importance=importance)
 
@@ -130,7 +130,7 @@ LOSSES = Registry("loss", Loss)
 
 
 def in_precision(compute: Precision, tree: PyTree) -> PyTree:
-    """The pytree with its floating-point arrays cast to bfloat16; unchanged for "float32"."""
+    """Cast the floating-point arrays of a pytree to bfloat16. With "float32" the pytree is unchanged."""
     if compute == "float32":
         return tree
     is_float = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -143,7 +143,7 @@ def distance(compare: Compare, target: Array, output: Array) -> Float[Array, ""]
 
 
 def distances(compare: Compare, target: Array, output: Array) -> Float[Array, "batch ..."]:
-    """`distance` row by row: the mean over the last axis of squares, or the KL divergence in nats."""
+    """The distance of each row: the mean square over the last axis, or the KL divergence in nats."""
     if compare == "mse":
         return mean_squared_error(target, output)
     return kl_divergence(log_probabilities(target), log_probabilities(output))

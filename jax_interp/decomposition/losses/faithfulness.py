@@ -16,7 +16,7 @@ from jax_interp.decomposition.losses.base import LOSSES, Loss, LossInputs
 
 
 def faithfulness(model: Decomposed) -> Float[Array, ""]:
-    """`Σ_l ‖W_l - V_l U_l‖²_F / N`, N the number of decomposed weights (SPD 2025)."""
+    """`Σ_l ‖W_l - V_l U_l‖²_F / N`, where N is the number of decomposed weights (SPD 2025)."""
     deltas = [model.delta(name) for name in model.names]
     return sum((jnp.sum(d * d) for d in deltas), jnp.zeros(())) / sum(d.size for d in deltas)
 
@@ -34,7 +34,7 @@ def relative_faithfulness(model: Decomposed) -> Float[Array, ""]:
 @LOSSES.register
 @dataclasses.dataclass(frozen=True)
 class Faithfulness(Loss):
-    """`faithfulness`, or `relative_faithfulness` where `relative`."""
+    """The loss `faithfulness`, or `relative_faithfulness` if `relative` is True."""
 
     coefficient: float = 1.0
     relative: bool = False
@@ -44,12 +44,12 @@ class Faithfulness(Loss):
 
 
 def warm_up(model: Decomposed, steps: int, learning_rate: float, weight_decay: float) -> Decomposed:
-    """The model after AdamW on V and U with faithfulness as the only loss.
+    """Train V and U by AdamW with faithfulness as the only loss, and return the model.
 
     Args:
       model: the decomposed model.
       steps: the number of steps.
-      learning_rate, weight_decay: of AdamW.
+      learning_rate, weight_decay: the settings of AdamW.
     """
     adam = optax.adamw(learning_rate, weight_decay=weight_decay)
 

@@ -1,4 +1,4 @@
-"""Importance minimality: few components are important for any one row."""
+"""Importance minimality: few components are important on each row."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def annealed(
     """A value that changes linearly during the run.
 
     Args:
-      start: the value up to the fraction `first` of the run.
-      end: the value from the fraction `last` on; None: `start` all along.
-      progress: step / steps, from 0 to 1.
+      start: the value until the fraction `first` of the run.
+      end: the value after the fraction `last` of the run; None: the value is always `start`.
+      progress: the fraction of the run that is done, from 0 to 1.
       first, last: fractions of the run.
     """
     if end is None:
@@ -45,14 +45,14 @@ def lp_minimality(
 ) -> Float[Array, ""]:
     """`(1/rows) Σ_l Σ_c [s_c + frequency · s_c log2(1 + s_c)]`, with `s_c = Σ_rows (upper + eps)^p`.
 
-    With frequency 0 this is the mean over rows of `Σ_l Σ_c upper^p` (SPD 2025). The frequency term is of the torch code
-    of 2026; it depends on the size of the batch.
+    With frequency 0 this is the mean over rows of `Σ_l Σ_c upper^p` (SPD 2025). The frequency term comes from the 2026
+    torch code. It depends on the size of the batch.
 
     Args:
       upper: upper importances.
       p: the exponent.
       frequency: the weight of the frequency term.
-      eps: added to importances, so that the gradient is finite at 0 for p < 1.
+      eps: added to the importances, so that the gradient is finite at 0 for p < 1.
     """
     total = jnp.zeros(())
     for name, u in upper.items():
@@ -75,9 +75,9 @@ def smooth_l0(upper: PerMatrix, gamma: Float[Array, ""] | float) -> Float[Array,
 
 
 def frequency_penalty(upper: PerMatrix, gamma: Float[Array, ""] | float, reference: int) -> Float[Array, ""]:
-    """`Σ_l Σ_c f_c log2(1 + reference · f_c)`, f_c the mean over rows of `g² / (g² + γ²)`.
+    """`Σ_l Σ_c f_c log2(1 + reference · f_c)`, where f_c is the mean over rows of `g² / (g² + γ²)`.
 
-    It does not depend on the size of the batch."""
+    The value does not depend on the size of the batch."""
     total = jnp.zeros(())
     for name, g in upper.items():
         square = g.astype(jnp.float32) ** 2
@@ -89,7 +89,7 @@ def frequency_penalty(upper: PerMatrix, gamma: Float[Array, ""] | float, referen
 @LOSSES.register
 @dataclasses.dataclass(frozen=True)
 class ImportanceMinimality(Loss):
-    """`lp_minimality` (SPD 2025), with p annealed from `p` to `p_final` between the fractions `anneal` of the run."""
+    """The loss `lp_minimality` (SPD 2025). Between the fractions `anneal` of the run, p goes from `p` to `p_final`."""
 
     coefficient: float = 3e-3
     p: float = 1.0
@@ -106,10 +106,10 @@ class ImportanceMinimality(Loss):
 @LOSSES.register
 @dataclasses.dataclass(frozen=True)
 class SmoothL0(Loss):
-    """`smooth_l0` with γ annealed from `gamma` to `gamma_final`, and `frequency` times `frequency_penalty`
-    (the JAX code of 2026).
+    """The loss `smooth_l0` plus `frequency` times `frequency_penalty` (the 2026 JAX code).
 
-    γ² keeps a gradient at small importances, which Lp with p < 1 lacks.
+    During the run γ changes from `gamma` to `gamma_final`. Unlike Lp with p < 1, this loss has a finite gradient at
+    small importances.
     """
 
     coefficient: float = 8e-4

@@ -1,4 +1,4 @@
-"""Reconstruction: with components masked, the model still does what the target does."""
+"""Reconstruction losses: with some components masked, the model still has the target's outputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mean_over_samples(samples: int, key: Array, loss: Callable[[Array], Array]) 
 
 
 def layerwise_error(inputs: LossInputs, masks: dict[str, Mask]) -> Float[Array, ""]:
-    """The mean over matrices, layers apart, of the error with this matrix masked alone."""
+    """The error with only one matrix of one layer masked; the mean over all matrices and layers."""
     total, count = jnp.zeros(()), 0
     for name, mask in masks.items():
         if not is_stacked(name):
@@ -42,7 +42,7 @@ def layerwise_error(inputs: LossInputs, masks: dict[str, Mask]) -> Float[Array, 
             continue
         depth = mask.components.shape[0]
         if not any(segment.stacked for segment in iter_segments(inputs.model)):
-            # unrolled: each layer has its own address
+            # the model is unrolled, so each layer has its own address
             for layer in range(depth):
                 one_layer = jax.tree.map(lambda m, at=layer: m[at] if m.ndim else m, mask)
                 total = total + inputs.error({layer_address(name, layer): one_layer})
@@ -63,7 +63,7 @@ def layerwise_error(inputs: LossInputs, masks: dict[str, Mask]) -> Float[Array, 
 @LOSSES.register
 @dataclasses.dataclass(frozen=True)
 class StochasticReconstruction(Loss):
-    """The error with all matrices masked at once by random m = g + (1 - g) r (SPD 2025), `samples` times."""
+    """The error with all matrices masked by random m = g + (1 - g) r (SPD 2025); the mean over `samples` draws."""
 
     coefficient: float = 1.0
     samples: int = 1
@@ -75,7 +75,7 @@ class StochasticReconstruction(Loss):
 @LOSSES.register
 @dataclasses.dataclass(frozen=True)
 class StochasticLayerwise(Loss):
-    """The error with one matrix masked at a time, the mean over matrices (SPD 2025). It draws its own masks."""
+    """The error with one matrix masked at a time; the mean over matrices (SPD 2025). Masks are drawn for this term."""
 
     coefficient: float = 1.0
     samples: int = 1
@@ -89,8 +89,8 @@ class StochasticLayerwise(Loss):
 class StochasticSubset(Loss):
     """The error with a random subset of the matrices masked at each row (VPD 2026).
 
-    routing: "uniform_k_subset": subsets of uniformly random size. "static_probability": each matrix independently,
-      with `probability`.
+    routing: "uniform_k_subset": the size of the subset is uniformly random. "static_probability": each matrix is masked
+      independently with probability `probability`.
     """
 
     coefficient: float = 0.5
@@ -106,7 +106,7 @@ class StochasticSubset(Loss):
         return mean_over_samples(self.samples, key, one)
 
     def routes(self, lower: PerMatrix, key: Array) -> dict[str, Array]:
-        """Which matrices are masked at which rows."""
+        """For each matrix, True at the rows where it is masked."""
         if self.routing == "uniform_k_subset":
             return subset_routes(key, lower)
         return bernoulli_routes(key, lower, self.probability)
@@ -128,7 +128,7 @@ class Unmasked(Loss):
 class ImportanceMasked(Loss):
     """The error with masks equal to the importances and Δ off.
 
-    As a training loss it rewards importances that carry the values of activations.
+    As a training loss it rewards importances that encode the values of activations.
     """
 
     coefficient: float = 1.0
@@ -138,12 +138,12 @@ class ImportanceMasked(Loss):
 
 
 def hidden_errors(inputs: LossInputs, masks: Masks, relative: bool = False) -> dict[str, Float[Array, "*layer"]]:
-    """For each matrix the mean squared error of its output under masks.
+    """The mean squared error of each matrix's output under masks.
 
     Args:
-      inputs: with the target's outputs of all matrices in `hidden`.
-      masks: of the matrices that are masked.
-      relative: divide by the target's mean square.
+      inputs: the batch. `hidden` must hold the outputs of all matrices.
+      masks: the masks by entry. A matrix without a mask keeps the target's weights.
+      relative: divide by the mean square of the target's output.
 
     Raises:
       UserError: `inputs.hidden` is None.
@@ -163,7 +163,7 @@ def _error(target: Array, value: Array, name: str, relative: bool) -> Float[Arra
 @LOSSES.register
 @dataclasses.dataclass(frozen=True)
 class HiddenReconstruction(Loss):
-    """The mean over matrices of `hidden_errors`, under stochastic masks or masks equal to the importances."""
+    """The mean of `hidden_errors` over matrices, with stochastic masks or with the importances as masks."""
 
     coefficient: float = 1.0
     masks: Literal["stochastic", "importance"] = "stochastic"

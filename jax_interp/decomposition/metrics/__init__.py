@@ -1,9 +1,9 @@
 """Metrics of a decomposition.
 
-importance.py   how many components are important and alive; importances on one-hot inputs against known patterns
-masks.py        outputs under six kinds of masks: KL, cross-entropy and the share not recovered; hidden activations; the
-                worst masks, and the curve over the adversary's steps
-truth.py        against known directions: MMCS, ML2R; agreement of two runs
+importance.py   numbers of important and live components; importances on one-hot inputs, compared with known patterns
+masks.py        errors of outputs and of hidden activations under six kinds of masks; errors under the worst masks for
+                each number of adversary steps
+truth.py        components compared with known directions (MMCS, ML2R), and with the components of another run
 """
 
 from jax_interp.decomposition.metrics.importance import (

@@ -20,11 +20,11 @@ from jax_interp.decomposition.masks import Mask, Sampling, masked_output, masks_
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MaskReport:
-    """Errors by kind of mask (see `evaluation_masks`).
+    """Errors for each kind of mask (see `evaluation_masks`).
 
-    error: the distance from the target's output, KL or MSE by the settings.
-    error_unrecovered: the error divided by that of zero masks.
-    ce: for language models the cross-entropy, and the target's under "target".
+    error: the distance from the target's output, KL or MSE as the settings say.
+    error_unrecovered: the error divided by the error with zero masks.
+    ce: for language models, the cross-entropy. The entry "target" is that of the target.
     ce_unrecovered: `(ce - ce_target) / (ce_zero - ce_target)`.
     """
 
@@ -42,8 +42,8 @@ def evaluation_masks(
     Args:
       key: random key.
       importance: lower importances.
-      delta: whether stochastic masks include Δ, as those of training do. Δ is off in all other masks.
-      threshold: where "rounded" masks round.
+      delta: whether stochastic masks include Δ, as in training. Δ is off in all other masks.
+      threshold: "rounded" masks are 1 where the importance is above this, and 0 elsewhere.
       sampling: the distribution of "stochastic" masks.
 
     Returns:
@@ -71,8 +71,9 @@ def mask_report(
     Args:
       inputs: a batch, see `LossInputs`.
       key: random key of the masks.
-      labels: for a language model the next token of each position, negative where there is none; adds cross-entropies.
-      threshold: of the rounded masks.
+      labels: for a language model, the next token of each position; negative where there is none. With labels the
+        report has cross-entropies too.
+      threshold: the threshold of the rounded masks.
     """
     error, ce = {}, {}
     settings = inputs.settings
@@ -98,7 +99,7 @@ def cross_entropy(logits: Float[Array, "batch pos vocab"], labels: Int[Array, "b
 def hidden_report(
     inputs: LossInputs, key: Array, relative: bool = True
 ) -> dict[str, dict[str, Float[Array, "*layer"]]]:
-    """Errors of the matrices' outputs by kind of mask ("stochastic", "ci") and matrix, see `hidden_errors`."""
+    """Errors of the outputs of matrices, for two kinds of masks ("stochastic", "ci"). See `hidden_errors`."""
     kinds = {"stochastic": inputs.stochastic_masks(key), "ci": masks_from_values(inputs.lower)}
     return {kind: hidden_errors(inputs, masks, relative) for kind, masks in kinds.items()}
 
@@ -109,7 +110,7 @@ def pgd_error(inputs: LossInputs, key: Array, attack: PGDReconstruction | None =
     Args:
       inputs: a batch, see `LossInputs`.
       key: random key of the initial sources.
-      attack: the adversary; default: 20 steps of 0.1 from random sources shared across the batch (VPD 2026).
+      attack: the adversary. The default takes 20 steps of 0.1 from random sources shared across the batch (VPD 2026).
     """
     return (PGDReconstruction() if attack is None else attack)(inputs.stop_gradient(), key)
 
@@ -117,9 +118,8 @@ def pgd_error(inputs: LossInputs, key: Array, attack: PGDReconstruction | None =
 def pgd_curve(
     inputs: LossInputs, key: Array, steps: Sequence[int] = (20, 40, 80, 160, 320), travel: float = 2.0
 ) -> Float[Array, " count"]:
-    """`pgd_error` for several numbers of steps, with steps times step size equal to `travel`.
+    """`pgd_error` for several numbers of steps. The step size is `travel` / steps.
 
-    The error of a decomposition that is faithful only to the adversary of its training rises sharply with the number
-    of steps.
+    If a decomposition is faithful only under its training adversary, the error rises sharply with the number of steps.
     """
     return jnp.stack([pgd_error(inputs, key, PGDReconstruction(steps=n, step_size=travel / n)) for n in steps])

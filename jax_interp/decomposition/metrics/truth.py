@@ -17,11 +17,11 @@ from jax_interp.decomposition.metrics.importance import match_components
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Recovery:
-    """How well known directions were found (APD 2025).
+    """How well the components match known directions (APD 2025).
 
-    cosine: for each direction the cosine with the most similar component; `mmcs` is the mean.
-    ratio: that component's norm divided by the direction's; `ml2r` is the mean.
-    owner: the index of that component.
+    cosine: for each direction, the cosine with the most similar component. `mmcs` is the mean.
+    ratio: the norm of the most similar component divided by the norm of the direction. `ml2r` is the mean.
+    owner: the index of the most similar component.
     """
 
     cosine: Float[Array, " feature"]
@@ -47,9 +47,9 @@ def recovery(
     Args:
       parts: the components as matrices, or as V and U.
       truth: one direction for each feature.
-      least: components whose row is shorter than `least` times the known one are left out. Without this, a dead
-        component that happens to have the right direction would be chosen and give a ratio near 0. Where no component
-        is long enough, all are compared. 0 is the published definition.
+      least: a component is left out if its norm is less than `least` times the norm of the known direction. Otherwise a
+        dead component that happens to have the right direction could be chosen, and the ratio would be near 0. If no
+        component is long enough, all are compared. 0 is the published definition.
     """
     if isinstance(parts, Components):
         parts = jnp.einsum("fc,cd->cfd", parts.V, parts.U)
@@ -65,17 +65,18 @@ def recovery(
 
 
 def agreement(one: Components, other: Components, least: float = 0.1) -> dict[str, Float[np.ndarray, "*layer"]]:
-    """How far two runs found the same components: mean cosines of matched components.
+    """How similar the components of two runs are: the mean cosines of matched components.
 
-    Components are matched one to one, so that the cosines of their rank-one products have the largest sum. V and U are
-    compared for the same pairs, without their signs. A component without a match counts as 0.
+    Components are matched one to one, so that the sum of the cosines of their rank-one products is as large as
+    possible. V and U are compared for the same pairs, with signs ignored. A component without a match counts as 0.
 
     Args:
       one, other: components of the same matrix from two runs.
-      least: components whose norm is below `least` times the run's largest are left out.
+      least: a component is left out if its norm is below `least` times the largest norm in its run.
 
     Returns:
-      The mean cosines of "V", "U" and "product" over the first run's components: numbers, or one for each layer.
+      The mean cosines of "V", "U" and "product" over the components of the first run. Each is a number, or one number
+      for each layer.
 
     Raises:
       UserError: the matrices have different shapes.
