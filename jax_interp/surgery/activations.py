@@ -1,4 +1,4 @@
-"""`Activations`: the values that a model under `read` returns, by address."""
+"""`Activations`: the values that `read` collects, by address."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from jax_interp.surgery.taps import static
 class Activations(Mapping[str, Array]):
     """A mapping from address to array, and a pytree. The array of several layers is `[layer, ...]`.
 
-    Every spelling of an address finds its value. Some of the layers that were read can be asked for alone.
+    Any spelling of an address works as a key. If several layers were read together, one of them can be looked up alone.
 
     Example:
         _, acts = call(read(model, "blocks.*.resid_post"), tokens)
         acts["blocks.*.resid_post"]            # [layer, batch, pos, d_model]
         acts["blocks.-1.hook_resid_post"]      # the last layer
-        acts.stack("resid_post")               # all layers that were read, of one or of several addresses
+        acts.stack("resid_post")               # all layers that were read, even under several addresses
     """
 
     arrays: dict[str, Shaped[Array, "..."]]
@@ -50,7 +50,7 @@ class Activations(Mapping[str, Array]):
         raise AddressError(f"{address!r} was not read. Read were: {', '.join(self.arrays) or 'nothing'}.")
 
     def get(self, address: str, default: Any = None) -> Any:
-        """The value, or `default` if it was not read."""
+        """The value at `address`, or `default` if it was not read."""
         try:  # `Mapping.get` looks for a KeyError
             return self[address]
         except AddressError:
@@ -78,7 +78,7 @@ class Activations(Mapping[str, Array]):
         return tuple(sorted(layer for layers, _ in self._readings(name) for layer in layers))
 
     def stack(self, name: str) -> Shaped[Array, "layer ..."]:
-        """Every reading of the block value `name`, in the order of the layers, as one array."""
+        """All layers of the block value `name` that were read, as one array in the order of the layers."""
         readings = self._readings(name)
         taken = [layer for layers, _ in readings for layer in layers]
         if len(set(taken)) != len(taken):

@@ -3,10 +3,10 @@
     embed, ln_final.normalized, logits        a value outside the blocks
     blocks.7.attn.z, blocks.-1.resid_post     a value of one block
     blocks.2:8.mlp.post, blocks.*.resid_post  the same value of several blocks
-    blocks.resid_post                         the value of the block in `at(..., layer=)`; the layer is data
+    blocks.resid_post                         a value of the block that `at(..., layer=)` chooses; the layer is data
 
-Names are those of TransformerLens without `hook_`, and its own spelling is accepted: `blocks.3.attn.hook_z` is
-`blocks.3.attn.z`. An address means the same in every layout of the blocks.
+The names are the TransformerLens names without `hook_`. The TransformerLens spelling is accepted too:
+`blocks.3.attn.hook_z` is `blocks.3.attn.z`. An address means the same value whether the blocks are stacked or not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ type_of_addresses = "str or a (nested) list of str"
 
 
 class AddressError(UserError, LookupError):
-    """An address names nothing, or no value that can be read or edited."""
+    """An address names no value of the model, or a value that cannot be read or edited."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Address:
 
     Attributes:
       name: the name of the value, without the block.
-      layers: which blocks, as written: "7", "-1", "2:8", "*". None outside the blocks, "" if the layer is data
-        (`blocks.resid_post`).
+      layers: the blocks, as the user wrote them: "7", "-1", "2:8", "*". None for a value outside the blocks; "" if the
+        layer is data (`blocks.resid_post`).
     """
 
     name: str
@@ -42,7 +42,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Parse an address. Raises `AddressError` if `text` cannot be one."""
+        """Parse an address. Raises `AddressError` if `text` is not a valid address."""
         if not isinstance(text, str):
             raise AddressError(f"an address is a {type_of_addresses}, not {type(text).__name__}: {text!r}")
         parts = [part.removeprefix("hook_") for part in text.strip().split(".")]
@@ -55,12 +55,12 @@ class Address:
         if not _LAYERS.fullmatch(parts[1]):
             if not re.fullmatch(r"[^\W\d]\w*", parts[1]):
                 raise AddressError(
-                    f"{text!r}: {parts[1]!r} is no block. Write a number, a range (blocks.2:5) or all (blocks.*); "
-                    "for any others a list of addresses, one for each"
+                    f"{text!r}: {parts[1]!r} is no block. Write a number, a range (blocks.2:5) or all (blocks.*). "
+                    "For other sets of blocks, give a list of addresses"
                 )
             return cls(".".join(parts[1:]), "")
         if len(parts) == 2:
-            raise AddressError(f"{text!r} names a block and no value of it: write '{text}.resid_post', for example")
+            raise AddressError(f"{text!r} names a block but no value in it: write '{text}.resid_post', for example")
         return cls(".".join(parts[2:]), parts[1])
 
     def __str__(self) -> str:
@@ -70,13 +70,13 @@ class Address:
 
     @property
     def is_single(self) -> bool:
-        """Whether it names exactly one value. A reading of it has no layer axis then."""
+        """Whether the address names exactly one value. The array that is read then has no layer axis."""
         return self.layers is None or self.layers.lstrip("-").isdigit()
 
     def resolve(self, depth: int) -> tuple[int, ...] | None:
-        """The layers that it means in a model of `depth` blocks, ascending; None outside the blocks.
+        """The layers of the address in a model of `depth` blocks, ascending; None for a value outside the blocks.
 
-        Raises `AddressError` if it means none.
+        Raises `AddressError` if the model has none of these layers.
         """
         if self.layers is None:
             return None
@@ -94,9 +94,9 @@ class Address:
 
 
 def flatten(addresses: str | Iterable) -> Iterator[str]:
-    """The addresses in a nested list of them: a list of addresses is an address."""
+    """The addresses in a nested list of addresses."""
     if isinstance(addresses, str) or not isinstance(addresses, Iterable):
-        yield addresses  # type: ignore[misc]  (what is not a string is refused by `parse`, with its value)
+        yield addresses  # type: ignore[misc]  (`parse` refuses anything that is not a string)
     else:
         for address in addresses:
             yield from flatten(address)
@@ -108,7 +108,7 @@ def depth_in(names: Iterable[str]) -> int:
 
 
 def suggest(asked: str, exist: Iterable[str]) -> str:
-    """The end of an error message about `asked`: the nearest names that exist, and how to list them all."""
+    """The end of an error message about the unknown name `asked`: the nearest names, and how to list all names."""
     exist = sorted(set(exist))
     tail = asked.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(asked, exist, n=3, cutoff=0.5)

@@ -1,8 +1,8 @@
-"""`BodyValues`: the values that surgery keeps while one traced body runs, and takes from one body to the next.
+"""`BodyValues`: the values that surgery keeps while one traced body runs, and passes from one body to the next.
 
-A body is what JAX traces as one function: the model outside its blocks, a block, the body of a scan over a `Stack`, one
-branch of an edit that acts at some layers only. What is kept in it enters as an input and leaves as an output, so every
-transformation sees it as data.
+A body is a piece of the model that JAX traces as one function: the model outside its blocks, a block, the body of a
+scan over a `Stack`, or one branch of an edit that acts at some layers only. The kept values enter a body as inputs and
+leave it as outputs, so every transformation sees them as data.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from jax_interp.surgery.place import Place
 
 
 class CarryError(UserError, LookupError):
-    """A carried value is used before it is made, or is made in a way that cannot be carried."""
+    """An edit uses a carried value before it is made, or makes a value that cannot be carried."""
 
 
 class NotYetMade(Exception):
-    """While the types of carried values are being found: an edit asked for one whose type is not known yet."""
+    """An edit asked for a carried value whose type is not known yet. Raised only while types are being found."""
 
 
 @dataclasses.dataclass
 class BodyValues:
-    """Readings in the making, by the number of their tap, and carried values, by name.
+    """The readings so far, by the index of their tap, and the carried values, by name.
 
     Attributes:
-      readings: arrays; in a scanned body the buffers that its layers write to.
+      readings: arrays. In a scanned body they are the buffers that the layers write to.
       carried: pytrees of arrays.
-      first_made: in a scanned body: the first layer at which a carried value is made, for those that its own layers
-        make. Until then the entry in `carried` is zeros.
-      made_here: the same for the values that this body has made so far.
-      finding_types: nothing is computed. The body is evaluated for the names and types of what it makes: readings are
-        skipped, and so are edits that cannot make anything.
+      first_made: for each carried value that the layers of a scanned body make, the first layer that makes it. Before
+        that layer the entry in `carried` is zeros.
+      made_here: for each carried value that this body has made so far, the first layer that made it.
+      finding_types: True while the body is evaluated only for the names and types of its carried values. Nothing is
+        computed then, and readings and plain edits are skipped.
     """
 
     readings: dict[int, Array] = dataclasses.field(default_factory=dict)
@@ -47,17 +47,17 @@ class BodyValues:
     finding_types: bool = False
 
     def copy(self, **changes: Any) -> BodyValues:
-        """The values as they are now, for a body inside this one. `changes` replaces fields."""
+        """A copy, for a body inside this one. `changes` replaces fields."""
         fields = {"readings": self.readings, "carried": self.carried, "made_here": self.made_here, **changes}
         return dataclasses.replace(self, **{name: dict(value) for name, value in fields.items()})
 
     def changed_since(self, before: BodyValues) -> tuple[dict[int, Array], dict[str, PyTree]]:
-        """The readings and carried values that are new or other than `before`."""
+        """The readings and carried values that are new, or differ from those in `before`."""
         readings = {i: value for i, value in self.readings.items() if before.readings.get(i) is not value}
         return readings, {k: value for k, value in self.carried.items() if before.carried.get(k) is not value}
 
     def update(self, after: BodyValues) -> None:
-        """Go on with the values of a body inside this one."""
+        """Take over the values of a body inside this one, after it has run."""
         self.readings, self.carried, self.made_here = after.readings, after.carried, after.made_here
 
     def carry(self, name: str, value: PyTree, place: Place) -> None:
@@ -70,7 +70,7 @@ class BodyValues:
             self.made_here[name] = min(place.layers[0], self.made_here.get(name, place.layers[0]))
 
     def take(self, name: str, place: Place, who: str) -> PyTree:
-        """A carried value, for the edit called `who`. Raises `CarryError` where it is not made yet."""
+        """A carried value, for the edit called `who`. Raises `CarryError` if no edit has made it yet."""
         if self.finding_types and name not in self.carried:
             raise NotYetMade(name)
         first = self.first_made.get(name)
@@ -88,13 +88,12 @@ class BodyValues:
         )
 
     def _is_made(self, name: str, first: int, place: Place) -> bool:
-        """In a scanned body: whether the value is made wherever this scope exists."""
+        """In a scanned body: whether the value is made before this scope runs, at every layer of the scope."""
         return place.layers[0] > first or (place.layers[0] == first and self.made_here.get(name) == first)
 
 
 def zeros_like_type(kind: Any, rows: int | None = None) -> Array:
-    """Zeros for a value of type `kind`; with `rows`, a leading axis of so many. Sharded like `kind` where types carry
-    shardings."""
+    """Zeros with the shape, dtype and (explicit) sharding of `kind`. `rows` adds a leading axis of that size."""
     shape = kind.shape if rows is None else (rows, *kind.shape)
     sharding = getattr(kind, "sharding", None)
     if sharding is None or sharding.mesh.empty or not sharding.mesh.are_all_axes_explicit:

@@ -1,4 +1,4 @@
-"""`call`: one jitted call of a model under surgery, which checks what a compiled program cannot."""
+"""`call`: a jitted call of a model under surgery. It checks indices, which a compiled program cannot do."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _MAX_PLANS = 1024
 def call(model: Model, *args: Any, **kwargs: Any) -> Any:
     """`model(*args, **kwargs)`, compiled by `jax.jit` with the model as an argument, and checked before it runs.
 
-    A new value (another vector, coefficient, layer, position, token) never compiles again. Another kind of surgery, or
-    another shape, does.
+    A new value (another vector, coefficient, layer, position, token) does not compile again. Another kind of surgery,
+    or another shape, does.
 
-    In a compiled program an index is data. An index outside the value cannot raise there: it makes the value NaN.
-    `call` raises for such an index before the program runs. For this it traces a surgery that has indices once more
-    when it is first called; after that it compares numbers.
+    In a compiled program an index is data. An index outside the value cannot raise an error there, so it makes the
+    value NaN. `call` raises the error before the program runs. To find the bounds of the indices, the first call of a
+    surgery with indices traces the model one more time. Later calls only compare numbers.
 
     Args:
       model: a model, under surgery or not.
-      args: its arguments: arrays, or pytrees of arrays.
-      kwargs: its keyword arguments. A plain `bool`, `int`, `str` or function is structure (`last_only=True`,
-        `cache=64`, a remat policy), everything else is data.
+      args: the arguments of the model: arrays, or pytrees of arrays.
+      kwargs: the keyword arguments of the model. A plain `bool`, `int`, `str` or function is structure
+        (`last_only=True`, `cache=64`, a remat policy). Everything else is data.
 
     Returns:
       What the model returns.
@@ -70,7 +70,7 @@ def _is_structure(value: Any) -> bool:
 
 
 def _check_tokens(model: Model, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Raise UserError for a token id outside the vocabulary, where the model says how large that is."""
+    """Raise UserError for a token id outside the vocabulary, if the model has a `config.vocab_size`."""
     vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
     tokens = args[0] if args else kwargs.get("tokens")
     if vocab_size is None or not _is_known(tokens) or not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -81,7 +81,7 @@ def _check_tokens(model: Model, args: tuple, kwargs: dict[str, Any]) -> None:
     outside = (ids < 0) | (ids >= vocab_size)
     mask = kwargs.get("mask")
     if _is_known(mask) and np.shape(mask) == ids.shape:
-        outside &= np.asarray(mask)  # what stands at padding means nothing
+        outside &= np.asarray(mask)  # token ids at padding are ignored
     if outside.any():
         place = tuple(int(i) for i in np.argwhere(outside)[0])
         raise UserError(
@@ -91,7 +91,7 @@ def _check_tokens(model: Model, args: tuple, kwargs: dict[str, Any]) -> None:
 
 
 def _is_known(array: Any) -> TypeGuard[Array]:
-    """Whether it is an array whose values are on this host."""
+    """Whether `array` is a concrete array whose values are on this host."""
     if not isinstance(array, (np.ndarray, jax.Array)) or isinstance(array, jax.core.Tracer):
         return False
     return not isinstance(array, jax.Array) or array.is_fully_addressable
@@ -100,13 +100,13 @@ def _is_known(array: Any) -> TypeGuard[Array]:
 # ---- indices --------------------------------------------------------------------------------------------------
 
 Plan = list[tuple[tuple[int, ...], Bounds, str]]
-"""For each index of a surgery: the numbers of its leaves (two for a `Span`), its bounds, what it is called."""
+"""For each index of a surgery: the numbers of its leaves (two for a `Span`), its bounds, its name in messages."""
 
 _plans: OrderedDict[Hashable, Plan] = OrderedDict()
 
 
 def _check_indices(static: tuple, model: Model, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Raise RegionError for an index that is known and outside."""
+    """Raise RegionError for a known index outside its bounds."""
     indices = list(_indices(model))
     if not indices:
         return
@@ -118,22 +118,25 @@ def _check_indices(static: tuple, model: Model, args: tuple, kwargs: dict[str, A
         _plans[key] = plan
         if len(_plans) > _MAX_PLANS:
             _plans.popitem(last=False)
-        return  # making the plan has checked these
+        return  # making the plan has checked these indices already
     for numbers, bounds, what in plan:
         chosen = [indices[i] for i in numbers]
         check_known(Span(*chosen) if len(chosen) == 2 else chosen[0], bounds, what)
 
 
 def _indices(model: Model) -> Iterator[Array]:
-    """The leaves of `layer=`, `pos=`, `head=` and `feature=` of every edit, where they are known."""
-    for one in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Edit)):
-        if isinstance(one, Edit):
-            region = (one.layer, one.region.pos, one.region.head, one.region.feature)
+    """The leaves of `layer=`, `pos=`, `head=` and `feature=` of every edit, if their values are known."""
+    for node in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Edit)):
+        if isinstance(node, Edit):
+            region = (node.layer, node.region.pos, node.region.head, node.region.feature)
             yield from (leaf for leaf in jax.tree.leaves(region) if _is_known(leaf))
 
 
 def _plan(run: Callable[..., Any], leaves: list[Any], structure: Any, indices: list[Array]) -> Plan:
-    """Evaluate the surgery for shapes alone, with its indices known. Raises what the model raises for them."""
+    """Find the bounds of every index by an abstract evaluation of the model in which the indices are known.
+
+    Raises the errors of the model for indices outside its values.
+    """
     number_of = {id(leaf): i for i, leaf in enumerate(indices)}
     abstract = [hasattr(leaf, "shape") and id(leaf) not in number_of for leaf in leaves]
     bounds_of: list[tuple[Chosen, Bounds, str]] = []

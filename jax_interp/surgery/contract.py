@@ -9,19 +9,19 @@
             x = run_blocks(self.blocks, x, site)      # each block is called as block(x, site)
             return site.close(self.head(x))
 
-`site(name, value)` gives the value its name and returns it; where an edit acts, it returns the edited value. `read`,
+`site(name, value)` names the value and returns it. If an edit acts on this name, it returns the edited value. `read`,
 `edit`, `grad_at` and `sites` work on every model that does this.
 
-**An edit** is a callable pytree, `fn(value) -> value` of the same shape. Its leaves are data, so they can be swept and
-differentiated. There are two kinds:
+**An edit** is a callable pytree, `fn(value) -> value`, that keeps the shape. Its leaves are data, so they can be swept
+and differentiated. There are two kinds:
 
     plain     fn(value). A function, a `jax.tree_util.Partial`, a registered dataclass.
-    scoped    fn(value, site), of a class that derives from `ScopedEdit`. The site lets it name values of its own and
-              hand values to later edits.
+    scoped    fn(value, site). An instance of a subclass of `ScopedEdit`. With the site it can name its own values and
+              pass values to later edits.
 
-**A carried value** is made by one scoped edit and used by a later one: `site.carry(name, value)` and
-`site.carried(name)`. It is data. It goes through scanned and unrolled blocks, `jax.checkpoint`, `jax.vmap` and
-`jax.grad` like the residual stream does.
+**A carried value** is made by one scoped edit, `site.carry(name, value)`, and used by a later one,
+`site.carried(name)`. It is data. It passes through scanned and unrolled blocks, `jax.checkpoint`, `jax.vmap` and
+`jax.grad` as the residual stream does.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ class Model(Protocol):
 
 
 class LayeredModel(Model, Protocol):
-    """A model with `blocks`: a list of segments, each a block or a `Stack` of them."""
+    """A model with `blocks`: a list of segments. A segment is a block, or a `Stack` of blocks."""
 
     blocks: Any
 
 
 @runtime_checkable
 class LayeredConfig(Protocol):
-    """A config with settings per layer (the kind of attention): `arrange` asks it for those of other layers."""
+    """A config with settings per layer (the kind of attention, for example). `arrange` calls `of_layers`."""
 
     def of_layers(self, layers: list[int]) -> Any: ...
 
 
 class Block(Protocol):
-    """One block. If it is called with `state=` (a KV cache, for example) it returns `(x, state)`, otherwise `x`."""
+    """One block. It returns `x`, or `(x, state)` if it is called with `state=` (a KV cache, for example)."""
 
     def __call__(self, x: Any, site: Site, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class Dictionary(Protocol):
-    """What `Splice` puts in place of a value: it encodes the value into latents and decodes latents."""
+    """A dictionary that `Splice` can use: it encodes a value into latents, and decodes latents into a value."""
 
     def encode(self, x: Array, /) -> Array: ...
 
@@ -70,21 +70,21 @@ class Dictionary(Protocol):
 
 
 class PlainEdit(Protocol):
-    """An edit that needs the value alone: a callable pytree. The result has the shape of the value."""
+    """An edit that needs only the value: a callable pytree. The result has the shape of the value."""
 
     def __call__(self, x: Array) -> Array: ...
 
 
 class ScopedEdit(abc.ABC):
-    """Base class of the edits that are called with a site: `fn(value, site)`.
+    """Base class of edits that are called with a site: `fn(value, site)`.
 
-    The site is the scope below the edited value. With it the edit can
-      - name values of its own: `site("latents", z, axes)` at `blocks.3.mlp_in` is the value `blocks.3.mlp_in.latents`.
-        Surgeries outside this one can read and edit it;
-      - know where it is: `site.axes` are the axes of the value, `site.layer` is the number of the block;
-      - make a value that a later edit uses, `site.carry(name, value)`, and use one, `site.carried(name)`.
+    The site is the scope below the edited value. With the site the edit can
+      - name its own values: `site("latents", z, axes)` at `blocks.3.mlp_in` is the value `blocks.3.mlp_in.latents`.
+        A later `read` or `edit` around this model can address it;
+      - find out where it acts: `site.axes` are the axes of the value, `site.layer` is the number of the block;
+      - make a value for a later edit, `site.carry(name, value)`, and use such a value, `site.carried(name)`.
 
-    Derive a frozen dataclass from it and register that as a pytree.
+    A subclass is a frozen dataclass that is registered as a pytree.
 
     Example:
         @jax.tree_util.register_dataclass

@@ -1,4 +1,4 @@
-"""One edit at one value: calling it, checking what it returns, keeping its result inside the region."""
+"""Apply one edit to one value: call the edit, check its result, and keep the result only inside the region."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 class EditError(UserError):
-    """What an edit returned cannot stand in for the value."""
+    """The result of an edit cannot replace the value."""
 
 
 def apply_edit(
     fn: Callable[..., Any], r: Resolved, x: Array, axes: tuple[str, ...], trace: Trace, scope: Site | None
 ) -> Array:
-    """What the edit makes of the value, inside its region; outside the region the value keeps its bits.
+    """The edited value. Outside the region of the edit the value keeps its bits.
 
     Args:
-      fn: the edit's callable at this layer.
+      fn: the callable of the edit at this layer.
       r: the tap of the edit.
       x: the value.
       axes: the names of its axes.
-      trace: the forward pass.
-      scope: the site of a scoped edit, None for a plain edit.
+      trace: the state of this forward pass.
+      scope: the site of a scoped edit; None for a plain edit.
     """
     what = f"the value at {r.tap.address!r}"
     try:
@@ -61,9 +61,9 @@ def apply_edit(
 
 
 def checked_layer(r: Resolved, x: Array, trace: Trace) -> Array:
-    """The value, NaN if the edit's `layer=` is data and the model has no such layer: a compiled program cannot raise.
+    """Check that the model has the layer that `layer=` of the edit names.
 
-    Raises `RegionError` if the layer is known.
+    Raises `RegionError` if the layer is known. A traced layer cannot raise, so the value becomes NaN.
     """
     layer, depth = r.tap.layer, trace.depth
     if layer is None or layer.dtype == bool:
@@ -78,7 +78,7 @@ def checked_layer(r: Resolved, x: Array, trace: Trace) -> Array:
 
 
 def name_of(fn: Callable[..., Any]) -> str:
-    """What to call an edit's callable in a message."""
+    """The name of an edit's callable, for messages."""
     fn = fn.fn if isinstance(fn, Each) else fn
     fn = fn.func if isinstance(fn, jax.tree_util.Partial) else fn
     return getattr(fn, "__name__", type(fn).__name__)

@@ -1,8 +1,8 @@
-"""The built-in edits: small callable pytrees, value -> value. Any callable pytree of your own is an edit too.
+"""The built-in edits: small callable pytrees, value -> value. Your own callable pytrees are edits too.
 
-The fields of an edit are data: a vector, a coefficient or a donor can be swept, differentiated and sharded, and a new
-one never compiles again. The result is cast to the dtype of the value. The shapes below are those of one layer; in
-`Each(edit)` the fields have a leading layer axis. Scalars and smaller arrays are broadcast to the value from the right.
+The fields of an edit are data. They can be swept, differentiated and sharded, and a new value does not compile again.
+The result is cast to the dtype of the edited value. The shapes below are for one layer; in `Each(edit)` the fields have
+a leading layer axis. Scalars and smaller arrays are broadcast to the value from the right, as in NumPy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _like(value: ArrayLike, x: Array) -> Array:
 
 @_edit
 class Zero:
-    """Zero ablation: zeros in place of the value.
+    """Zero ablation: replace the value by zeros.
 
     Example:
         edit(model, at("blocks.1.attn.z", Zero(), head=3))
@@ -50,11 +50,11 @@ class Zero:
 
 @_edit
 class Mean:
-    """Mean ablation: a mean in place of the value.
+    """Mean ablation: replace the value by a mean.
 
     Args:
-      mean: the mean over a dataset; it is broadcast to the value. None: the mean over the batch of the call, for each
-        position.
+      mean: the mean over a dataset, broadcast to the value. None: the mean over the batch of this call, separately for
+        each position.
     """
 
     mean: Shaped[Array, "..."] | None = None
@@ -79,10 +79,10 @@ class Resample:
 
 @_edit
 class Replace:
-    """Activation patching: another value in place of the value. Gradients flow into it.
+    """Activation patching: replace the value by another one. Gradients flow into the new value.
 
     Args:
-      value: the new value, of another run for example.
+      value: the new value, from another run for example.
 
     Example:
         _, acts = call(read(model, "blocks.2.resid_post"), clean)
@@ -97,10 +97,10 @@ class Replace:
 
 @_edit
 class Freeze:
-    """`Replace` by a constant: no gradient flows into the new value. It freezes attention patterns or norm scales.
+    """`Replace` without a gradient into the new value. Use it to freeze attention patterns or norm scales.
 
     Args:
-      value: the new value, of a clean run for example.
+      value: the new value, from a clean run for example.
     """
 
     value: Shaped[Array, "..."]
@@ -114,8 +114,8 @@ class Add:
     """Steering: value + coefficient * vector.
 
     Args:
-      vector: what is added; it is broadcast to the value.
-      coefficient: its factor.
+      vector: the steering vector, broadcast to the value.
+      coefficient: the factor of the vector.
 
     Example:
         edit(model, at("blocks.2.resid_post", Add(vector, 4.0), pos=-1))
@@ -144,11 +144,11 @@ class Scale:
 
 @_edit
 class ProjectOut:
-    """Directional ablation: the value without its component in the span of some directions.
+    """Directional ablation: remove the component of the value in the span of some directions.
 
     Args:
-      directions: one direction, or several linearly independent ones. They need not be orthonormal: several are
-        orthonormalised by QR. A single direction of norm zero removes nothing.
+      directions: one direction, or several linearly independent directions. They need not be orthonormal: several
+        directions are orthonormalised by QR. A single direction of norm zero removes nothing.
     """
 
     directions: Float[Array, "d"] | Float[Array, "k d"]
@@ -156,7 +156,7 @@ class ProjectOut:
     def __call__(self, x: Array) -> Array:
         v = jnp.asarray(self.directions)
         if v.dtype != jnp.float64:
-            v = v.astype(jnp.float32)  # float16 has no room for the square of a long one
+            v = v.astype(jnp.float32)  # the square of a long vector overflows in float16
         if v.ndim == 1:
             norm = jnp.linalg.norm(v)
             unit = (v / jnp.where(norm == 0, jnp.ones_like(norm), norm)).astype(x.dtype)
@@ -170,8 +170,8 @@ class Noise:
     """value + std * standard normal noise.
 
     Args:
-      key: the random key. The same key and shape give the same noise; while generating, every new token is a value of
-        the same shape, so all new tokens get the same noise.
+      key: the random key. The same key and shape give the same noise. During generation each new token has the same
+        shape, so all new tokens get the same noise.
       std: the standard deviation.
     """
 
@@ -184,7 +184,7 @@ class Noise:
 
 @_edit
 class Clamp:
-    """The value limited to [low, high]. `Clamp(c, c)` sets it to c, which holds a feature at a strength.
+    """Limit the value to [low, high]. `Clamp(c, c)` sets it to c, for example to fix a feature at one activation.
 
     Args:
       low: the least value.
@@ -203,14 +203,14 @@ class Clamp:
 
 @_edit
 class Splice(ScopedEdit):
-    """The reconstruction of a dictionary in place of the value. The latents are a value of their own, `….latents`.
+    """Replace the value by its reconstruction from a dictionary. The latents get an address too, `….latents`.
 
     Args:
-      dictionary: it encodes the value into latents and decodes them. A dictionary of all heads together reads the last
-        two axes of a value per head as one, and may decode to that width.
-      error: add the reconstruction error, x + decode(edited latents) - decode(latents), so that only edits of the
-        latents change anything. The error is a constant to gradients, as with `use_error_term` of SAELens: d output /
-        d x goes through the dictionary.
+      dictionary: encodes the value into latents and decodes the latents. If the value has a head axis, a dictionary of
+        all heads together may merge the last two axes, (head, d_head), and decode to the merged width.
+      error: add the reconstruction error, x + decode(edited latents) - decode(latents). The value then changes only if
+        the latents are edited. The error has no gradient, as with `use_error_term` of SAELens: d output / d x goes
+        through the dictionary.
 
     Example:
         spliced = edit(model, at("blocks.3.resid_post", Splice(sae)))
@@ -228,11 +228,11 @@ class Splice(ScopedEdit):
         if not self.error:
             return x_hat
         x_hat, clean = x_hat.astype(x.dtype), decode(latents).astype(x.dtype)
-        return _value_with_gradient_of(x + (x_hat - clean), x_hat)  # x to the bit where no latent was edited
+        return _value_with_gradient_of(x + (x_hat - clean), x_hat)  # exactly x where no latent was edited
 
 
 def _as_wide_as(x: Array, x_hat: Array) -> Array:
-    """`x_hat` with its last axis cut into the heads of `x`, if only that differs."""
+    """`x_hat` with its last axis split into the heads of `x`, if it has one merged axis instead of two."""
     return x_hat.reshape(x.shape) if x_hat.ndim == x.ndim - 1 and x_hat.size == x.size else x_hat
 
 
@@ -248,12 +248,14 @@ def _(primals, tangents):
 
 @_edit
 class Rotate:
-    """Distributed alignment search: swap a subspace with that of a donor, x + ((donor - x) R) Rᵀ (Geiger et al. 2023).
+    """Distributed alignment search: take the part of x in a subspace from a donor (Geiger et al. 2023).
+
+    The result is x + ((donor - x) R) Rᵀ.
 
     Args:
-      basis: R, with orthonormal columns that span the subspace. Train it through a parametrisation that keeps them
-        orthonormal (`jnp.linalg.qr(W)[0]`).
-      donor: the value of another run.
+      basis: R, a matrix whose orthonormal columns span the subspace. To train it, use a parametrisation that keeps the
+        columns orthonormal (`jnp.linalg.qr(W)[0]`).
+      donor: the same value from another run.
     """
 
     basis: Float[Array, "d k"]

@@ -1,4 +1,4 @@
-"""LoRA: a linear map plus a product of two thin matrices. Put it in the place of a linear map with `replace_each`."""
+"""LoRA: a linear map plus a product of two thin matrices. Put it into a model with `replace_each`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax_interp.surgery.site import Site
 
 
 class Linear(Protocol):
-    """What `LoRA` adapts: a part with a weight, called with its input and its site."""
+    """A part of a model that `LoRA` can adapt: it has a weight, and is called with its input and its site."""
 
     weight: nnx.Param
 
@@ -21,15 +21,15 @@ class Linear(Protocol):
 
 
 class LowRank(nnx.Module):
-    """The trained part of a `LoRA`: `scale * (x @ a) @ b`. `b` starts at zero. `x @ a` is the value `low_rank`.
+    """The trained part of a `LoRA`: `scale * (x @ a) @ b`. `b` starts at zero. `x @ a` is named `low_rank`.
 
     Args:
       key: the random key of `a`.
-      d_in: width of the input.
-      d_out: width of the output.
+      d_in: the width of the input.
+      d_out: the width of the output.
       rank: the width between the two matrices.
       scale: a constant factor.
-      dtype: of both matrices.
+      dtype: the dtype of both matrices.
     """
 
     def __init__(self, key: Key[Array, ""], d_in: int, d_out: int, rank: int, *, scale: float, dtype: DTypeLike):
@@ -42,20 +42,20 @@ class LowRank(nnx.Module):
         return jnp.asarray(self.scale, x.dtype) * (inner @ self.b[...])
 
     def product(self) -> Float[Array, "*layer d_in d_out"]:
-        """`scale * a @ b`; of every layer if it is stacked."""
+        """`scale * a @ b`, with a leading layer axis if the part is stacked."""
         return jnp.asarray(self.scale, self.a[...].dtype) * (self.a[...] @ self.b[...])
 
 
 class LoRA(nnx.Module):
-    """`linear(x) + (alpha / rank) x a b` (Hu et al. 2021, "LoRA"). When it is made it is the same function as `linear`.
+    """`linear(x) + (alpha / rank) x a b` (Hu et al. 2021, "LoRA"). A new `LoRA` computes the same function as `linear`.
 
-    What is trained is the part `low_rank`. It has a class of its own, so that `split(model, LowRank)` finds it.
+    Only the part `low_rank` is trained. It has its own class, so that `split(model, LowRank)` finds it.
 
     Args:
-      linear: a part with a `weight` `[d_in, d_out]`, which is called as `linear(x, site, ...)`.
+      linear: a part with a `weight` `[d_in, d_out]`. It is called as `linear(x, site, ...)`.
       key: the random key of `a`.
       rank: the width between the two matrices.
-      alpha: the product is multiplied by alpha / rank; None: by 1.
+      alpha: the product is multiplied by alpha / rank. None: the factor is 1.
 
     Example:
         adapted = replace_each(model, "blocks.*.attn.q", LoRA, jax.random.split(key, n_layers))
@@ -78,7 +78,7 @@ class LoRA(nnx.Module):
         return self.linear.weight[...] + self.low_rank.product()
 
     def merged(self) -> Linear:
-        """The linear map alone, with the product added to its weight."""
+        """A plain linear map: `linear` with the product added to its weight."""
         linear = jax.tree.map(lambda leaf: leaf, self.linear)
         linear.weight = nnx.Param(self.weight)
         return linear

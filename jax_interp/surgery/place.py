@@ -1,4 +1,4 @@
-"""Where in a model a piece of code runs, and what an edit is there."""
+"""`Place`: which block is running, and which edits act in it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Place:
     """The block that is running.
 
     Attributes:
-      layer: its number: an int in a block that runs as it is, data in a scanned one, None outside the blocks.
-      span: the layers of the segment. One piece of code runs all of them.
-      layers: those of `span` at which the current scope exists.
-      each: for an edit with values per layer, by the number of its tap: the values of the running layer, where the
-        scan slices them.
+      layer: the number of the block: an int in an unrolled block, a traced integer in a scanned block, None outside
+        the blocks.
+      span: the layers of the segment. In a scan, one traced body runs all of them.
+      layers: the layers of `span` at which the current scope exists.
+      each: for edits with values per layer that the scan slices: tap index -> the values of the running layer.
     """
 
     layer: int | Int[Array, ""] | None = None
@@ -38,15 +38,16 @@ class Place:
 
     @property
     def is_scanned(self) -> bool:
+        """Whether the running block is part of a scan."""
         return self.inside and not isinstance(self.layer, int)
 
     @property
     def names_layers(self) -> tuple[int, ...] | tuple[None]:
-        """The layers at which a value that is named here exists; (None,) outside the blocks."""
+        """The layers of the values that are named in this scope; (None,) outside the blocks."""
         return self.layers if self.inside else (None,)
 
     def lookup(self, table: list) -> Array:
-        """The running layer's entry of a table that has one entry for each layer of the span."""
+        """The entry of the running layer in `table`, which has one entry for each layer of the span."""
         return jnp.asarray(table)[self.layer - self.span.start]  # type: ignore[operator]
 
     def wanted(self, r: Resolved) -> list[int]:
@@ -54,7 +55,7 @@ class Place:
         return [layer for layer in self.layers if layer in (r.layers or ())]
 
     def acts(self, r: Resolved, depth: int) -> bool | Bool[Array, ""]:
-        """Whether an edit acts here: a bool where that is structure, an array where it is data."""
+        """Whether an edit acts in the running layer: a bool if this is known while tracing, otherwise an array."""
         if not self.inside:
             return True
         layer = r.tap.layer
@@ -71,13 +72,13 @@ class Place:
         return self.lookup([layer in wanted for layer in self.span])
 
     def below(self, r: Resolved) -> Place:
-        """The place of the scope of a scoped edit: only the layers at which it acts."""
+        """The place for the scope of a scoped edit: only the layers at which the edit acts."""
         if not self.inside or r.tap.layer is not None:
             return self
         return dataclasses.replace(self, layers=tuple(self.wanted(r)))
 
     def callable_of(self, r: Resolved) -> Callable[..., Any]:
-        """The edit's callable; of an `Each` with the values of the running layer."""
+        """The callable of an edit. For `Each`, the callable with the values of the running layer."""
         fn = r.tap.fn
         if not isinstance(fn, Each):
             return fn

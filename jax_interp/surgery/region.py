@@ -1,7 +1,7 @@
 """Regions: the part of a value that an edit may change.
 
-A region is data. Its kind (an index, several indices, a span, a mask) is structure; another index never compiles again.
-The edit sees the whole value. Its result is kept inside the region only, so values outside keep their bits.
+A region is data, so another index does not compile again. Its kind (an index, several indices, a span, a mask) is
+structure. The edit sees the whole value. Its result is kept only inside the region; values outside keep their bits.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Span:
 
 
 Chosen = Int32[Array, "*index"] | Bool[Array, "axis"] | Span
-"""A user's index as data, made by `index`."""
+"""The user's index as data. `index` makes it."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Which positions, heads and features of a value an edit changes; None is all of them.
+    """Which positions, heads and features of a value an edit changes. None means all.
 
     Attributes:
       pos: an index, a vector of indices, a boolean mask over the axis, or a `Span`.
       head: the same for the axis of heads.
       feature: the same for the last axis.
-      where: a boolean mask over the whole value, or over its (batch, pos).
+      where: a boolean mask over the whole value, or over its axes (batch, pos).
     """
 
     pos: Chosen | None = None
@@ -64,16 +64,16 @@ class Region:
 
 
 def index(value: Index | Span | None) -> Chosen | None:
-    """A user's index as data of one dtype, so that no spelling of it compiles again.
+    """The user's index as data of one dtype: an int, a list and an array do not compile separately.
 
     Raises:
-      RegionError: it is no index, list of indices, slice without a step, or boolean mask.
+      RegionError: `value` is not an index, a list of indices, a slice without a step, or a boolean mask.
     """
     if value is None or isinstance(value, Span):
         return value
     if isinstance(value, slice):
         if value.step not in (None, 1):
-            raise RegionError(f"a region's slice has no step, got {value}: give the indices as a list")
+            raise RegionError(f"a slice in a region cannot have a step, got {value}: give the indices as a list")
         stop = _FAR if value.stop is None else value.stop
         return Span(constant(0 if value.start is None else value.start, np.int32), constant(stop, np.int32))
     array = value if isinstance(value, jax.Array) else np.asarray(value)
@@ -87,7 +87,7 @@ def index(value: Index | Span | None) -> Chosen | None:
 def constant(value: Any, dtype: Any) -> Array:
     """`value` as a device array of exactly `dtype`. Its value stays known inside a traced function.
 
-    A NumPy array or a Python scalar would cost a transfer every time that a jitted model is called.
+    A NumPy array or a Python scalar would be transferred to the device at every call of a jitted model.
     """
     if isinstance(value, jax.core.Tracer):
         return jax.lax.convert_element_type(value, dtype)
@@ -96,7 +96,7 @@ def constant(value: Any, dtype: Any) -> Array:
 
 
 Bounds = tuple[int | None, int | None]
-"""(below, above): indices from -below to above - 1 exist; None where that is not known."""
+"""(below, above): the valid indices are -below to above - 1. None: this bound is not known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +104,10 @@ class Positions:
     """The positions of the tokens of a forward pass.
 
     Attributes:
-      at: the absolute positions, [pos] or [batch, pos] (batch 1 if all rows agree); None for 0..n-1.
-      length: what negative positions count from: one number, or one for each row, [batch, 1].
-      bounds: (below, above): possible indices are -below to above - 1. None: not known.
-      open_ended: a possible position that is not in this call may come in another call, as in generation.
+      at: the absolute positions, [pos] or [batch, pos] (batch 1 if all rows have the same positions). None: 0..n-1.
+      length: a negative position p means `length + p`. One number, or one number for each row, [batch, 1].
+      bounds: (below, above): the valid indices are -below to above - 1. None: not known.
+      open_ended: whether a valid position may be missing from this call, because other calls have it (in generation).
     """
 
     at: Int[ArrayLike, "..."] | None = None
@@ -131,12 +131,12 @@ def mask(
       shape: the shape of the value.
       axes: the names of its axes.
       positions: the positions of the forward pass.
-      what: what to call the value in a message.
-      note: is told each index, its bounds and what it is called.
+      what: the name of the value in messages.
+      note: called with each index, its bounds, and its name in messages.
 
     Returns:
-      `(inside, valid)`. `inside` is a boolean array that can be broadcast to the value, None for all of it. `valid` is
-      a boolean scalar: False if an index that is data is outside; None if all indices are known.
+      `(inside, valid)`. `inside` is a boolean array that can be broadcast to the value; None means the whole value.
+      `valid` is a boolean scalar, False if a traced index is outside the value; None if no index is traced.
 
     Raises:
       RegionError: an index is known and outside the value.
@@ -201,9 +201,9 @@ def check_known(chosen: Chosen | None, bounds: Bounds, what: str) -> None:
 
 
 def _outside(span: Span, bounds: Bounds) -> Bool[Array, ""]:
-    """Whether a span cannot choose anything: it ends before it begins, or is past either end.
+    """Whether a span is invalid: it ends before it begins, or lies beyond either end of the axis.
 
-    Two empty spans are allowed, because splitting an axis gives them: n:n, and n: where the axis ends at n.
+    Two empty spans are valid, because splitting an axis can produce them: n:n, and n: on an axis of length n.
     """
     (below, above), start, stop = bounds, jnp.asarray(span.start), jnp.asarray(span.stop)
     found = ((start < 0) == (stop < 0)) & (stop < start)
@@ -213,7 +213,7 @@ def _outside(span: Span, bounds: Bounds) -> Bool[Array, ""]:
 
 
 def _select(chosen: Chosen, stand: Positions, what: str) -> tuple[Bool[Array, "..."], Bool[Array, ""] | None]:
-    """Which positions are chosen, and whether the choice is inside (None: it is known to be)."""
+    """Which positions are chosen, and whether all chosen indices are valid (None: this was checked already)."""
     here, length, (below, above) = jnp.asarray(stand.at), jnp.asarray(stand.length), stand.bounds
     check_known(chosen, stand.bounds, what)
     if isinstance(chosen, Span):
@@ -229,7 +229,7 @@ def _select(chosen: Chosen, stand: Positions, what: str) -> tuple[Bool[Array, ".
     several = chosen.reshape((1,) * here.ndim + (-1,))
     several = jnp.where(several < 0, several + (length[..., None] if length.ndim else length), several)
     same = here[..., None] == several
-    if not stand.open_ended:  # a position that no row has
+    if not stand.open_ended:  # a position that no row has is an error
         valid.append(jnp.all(jnp.any(same, axis=tuple(range(here.ndim)))))
     return jnp.any(same, axis=-1), jnp.all(jnp.stack(valid)) if valid else None
 
@@ -246,7 +246,7 @@ def _whole(
     fits = where.ndim == len(shape) and all(m in (1, n) for m, n in zip(where.shape, shape, strict=True))
     if not fits:
         raise RegionError(
-            f"where= of {what} has shape {given}, the value has {shape} ({' '.join(axes)}): give the whole mask, one "
-            "over (batch, pos), or one over the rows alone, [batch, 1]"
+            f"where= of {what} has shape {given}, the value has {shape} ({' '.join(axes)}): give a mask of the whole "
+            "value, a mask over (batch, pos), or a mask over the rows alone, [batch, 1]"
         )
     return where

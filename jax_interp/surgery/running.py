@@ -1,4 +1,4 @@
-"""Running the blocks of a model: a block of its own as it is, a `Stack` by one `lax.scan`."""
+"""Run the blocks of a model: call each unrolled block, and run each `Stack` by one `lax.scan`."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def run_blocks(
       blocks: the model's segments.
       x: the input of the first block.
       site: the root scope, from `Site.open`.
-      args: what every block is called with besides.
-      state: one entry per segment, with leaves `[layer, ...]` for a `Stack` (a KV cache, for example). Each block gets
+      args: further arguments of every block.
+      state: one entry per segment (a KV cache, for example), with leaves `[layer, ...]` for a `Stack`. Each block gets
         its part as `state=` and returns `(x, state)`.
-      remat: what the backward pass recomputes. True: everything but the inputs of the blocks. A policy: all but the
-        names it keeps (`jax.checkpoint_policies.save_only_these_names("attn_out", "mlp.post")`).
+      remat: what the backward pass recomputes. True: everything except the inputs of the blocks. A policy: everything
+        except the names that it saves (`jax.checkpoint_policies.save_only_these_names("attn_out", "mlp.post")`).
 
     Returns:
-      The output of the last block; with `state`, `(x, states)`. If a reading does not want the model's output, blocks
-      after the last one that it depends on are not run, and `x` is the value there.
+      The output of the last block; with `state`, `(x, states)`. Under `read(..., output=False)` the blocks after the
+      last block that is read are not run, and `x` is the output of the last block that was run.
     """
     states, last = [], site.trace.enter_blocks()
     for i, segment in enumerate(iter_segments(blocks)):
@@ -61,7 +61,7 @@ def _call(block: Block, x: PyTree, site: Site, args: tuple, state: PyTree | None
 
 
 def _apply(segment: Segment, x: PyTree, site: Site, args: tuple, state: PyTree | None, remat: Remat):
-    """Run one block as it is. What surgery keeps enters and leaves it as data, so that `jax.checkpoint` can wrap it."""
+    """Run one unrolled block. Readings and carried values are inputs and outputs, so `jax.checkpoint` can wrap it."""
     layer, trace = segment.layers.start, site.trace
     place = Place(layer, segment.layers, (layer,))
 
@@ -80,7 +80,7 @@ def _apply(segment: Segment, x: PyTree, site: Site, args: tuple, state: PyTree |
 
 
 def _scan(segment: Segment, x: PyTree, span: range, site: Site, args: tuple, state: PyTree | None, remat: Remat):
-    """Run the layers `span` of a stack by one `lax.scan`. What surgery keeps is part of the scan's carry."""
+    """Run the layers `span` of a stack by one `lax.scan`. Readings and carried values are part of the scan's carry."""
     trace, entering = site.trace, _values_of_scan(segment, x, span, site, args, state)
     each = {}  # values for each layer of this segment travel through the scan with the parameters
     for r in trace.taps:
@@ -89,7 +89,7 @@ def _scan(segment: Segment, x: PyTree, span: range, site: Site, args: tuple, sta
             if rows.stop - rows.start == len(span):
                 each[r.index] = [leaf[rows] for leaf in r.tap.fn.values()]
     whole = len(span) == len(segment.layers)
-    # A scan over part of the parameters would copy that part; picking a layer inside the body does not.
+    # A scan over a slice of the parameters would copy the slice. Indexing a layer inside the body does not.
     blocks = segment.block if whole else None
     states = state if whole else jax.tree.map(lambda leaf: leaf[: len(span)], state)
 
@@ -122,9 +122,9 @@ def _scan(segment: Segment, x: PyTree, span: range, site: Site, args: tuple, sta
 def _values_of_scan(
     segment: Segment, x: PyTree, span: range, site: Site, args: tuple, state: PyTree | None
 ) -> BodyValues:
-    """What enters a scan: a buffer for each reading in these layers, and the carried values.
+    """The initial values of a scan: a buffer for each reading in these layers, and the carried values.
 
-    Those that its own layers make are zeros at first. Types are found by evaluating the block for shapes alone.
+    Carried values that the layers of the scan make start as zeros. Their types come from `jax.eval_shape` of the block.
     """
     trace, before = site.trace, site.values
     reads = [r for r in trace.reads if set(span).intersection(r.layers or ())]
@@ -140,14 +140,14 @@ def _values_of_scan(
         return values.carried
 
     carried = before.carried
-    while True:  # an edit may need the type of what an edit at a later value makes: once more for each such step
+    while True:  # an edit may need the type of a carried value that is found only in this pass: repeat until no new type
         known, carried = set(carried), jax.eval_shape(types, segment.block, x, state, carried)
         if known == set(carried):
             break
     readings = {}
     for r in reads:
         wanted = [layer for layer in span if layer in (r.layers or ())]
-        if (kind := trace.type_of(r, wanted[0])) is not None:  # what is missing is reported at the end
+        if (kind := trace.type_of(r, wanted[0])) is not None:  # `Trace.check` reports a missing value later
             readings[r.index] = zeros_like_type(kind, len(wanted))
     new = {name: kind for name, kind in carried.items() if name not in before.carried}
     carried = before.carried | {name: jax.tree.map(zeros_like_type, kind) for name, kind in new.items()}

@@ -1,7 +1,7 @@
 """Edits on disk: one `safetensors` file, with the structure as JSON in its header.
 
-Nothing is pickled and no code is stored. A file names the classes of the edits that it holds. Only classes that the
-reader knows are made from it: the built-in edits, and the dataclasses given as `types=`.
+The file contains no pickle and no code. It names the classes of its edits. `load_edits` makes instances of known
+classes only: the built-in edits, and the dataclasses given as `types=`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ def save_edits(path: str | os.PathLike, *edits: Edit | Iterable) -> Path:
 
     Args:
       path: the file.
-      edits: what `at` returns; nested lists of edits are fine. Their callables are frozen dataclasses of arrays, as the
-        built-in edits are.
+      edits: edits made by `at`, or nested lists of edits. Their callables must be frozen dataclasses of arrays, like
+        the built-in edits.
 
     Returns:
       The path of the file.
 
     Raises:
-      SavingError: an edit holds something that cannot be saved, a function for example, or the file cannot be written.
+      SavingError: an edit contains something that cannot be saved (a function, for example), or the file cannot be
+        written.
 
     Example:
         save_edits("ablation.safetensors", at("blocks.1.attn.z", Zero(), head=3))
@@ -64,13 +65,13 @@ def load_edits(path: str | os.PathLike, types: Iterable[type] = ()) -> tuple[Edi
 
     Args:
       path: the file.
-      types: the dataclasses that the file may hold besides the built-in edits.
+      types: further dataclasses that the file may contain, besides the built-in edits.
 
     Returns:
       The edits, for `edit`.
 
     Raises:
-      SavingError: there is no such file, it is damaged, it holds no edits, or it holds a class that is not known.
+      SavingError: the file does not exist, is damaged, contains no edits, or contains a class that is not known.
     """
     try:
         file = read_tensors(Path(path))
@@ -113,10 +114,10 @@ def _encode(node: Any, path: str, arrays: dict[str, jax.Array]) -> Any:
         fields = {f.name: _encode(getattr(node, f.name), f"{path}.{f.name}", arrays) for f in dataclasses.fields(node)}
         return {"type": type(node).__name__, "fields": fields}
     if isinstance(node, jax.tree_util.Partial):
-        node = node.func  # a plain function: what the user gave
+        node = node.func  # the plain function that the user gave to `at`
     raise SavingError(
-        f"cannot save {type(node).__name__} ({node!r:.80}): an edit that is saved is made of frozen dataclasses and "
-        "arrays, like the edits in jax_interp.surgery"
+        f"cannot save {type(node).__name__} ({node!r:.80}): an edit can be saved if it consists of frozen dataclasses "
+        "and arrays, like the edits in jax_interp.surgery"
     )
 
 

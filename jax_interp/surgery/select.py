@@ -1,11 +1,11 @@
 """Model surgery: find and replace parts of a model. This is the one file that uses penzai.
 
-A Flax NNX module is a pytree, so penzai's `pz.select` works on it. The functions here are the common cases. For all
-others, `select(model)` is penzai's own selection (`.at_instances_of(cls)`, `.where(...)`, `.apply`, `.set`).
+A Flax NNX module is a pytree, so penzai's `pz.select` works on it. The functions here cover the common cases. For other
+cases, `select(model)` returns penzai's selection (`.at_instances_of(cls)`, `.where(...)`, `.apply`, `.set`).
 
-In a model whose blocks are stacked, a part of the stacked block is that part of all its layers at once: its arrays have
-a leading layer axis. `replace_each` changes the part of one layer at a time, and `replan(model, unroll=...)` gives a
-layer a block of its own. docs/surgery-recipes.md has whole examples.
+In a model whose blocks are stacked, a part of the stacked block belongs to all its layers at once: its arrays have a
+leading layer axis. `replace_each` changes the part layer by layer, and `replan(model, unroll=...)` makes one layer a
+separate block. docs/surgery-recipes.md has complete examples.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def replace(model: M, what: type | str, fn: Callable[[Part], Part]) -> M:
 
     Args:
       model: the model.
-      what: a class, for all parts of this class, or a path: `"blocks.3.mlp"`, `"blocks.*.attn.q"`, `"unembed"`. A path
-        to one layer needs a layer that is unrolled; `blocks.*` reaches stacked and unrolled blocks.
-      fn: takes a part and returns what stands in its place. The arrays of a stacked part have a leading layer axis;
-        `jax.vmap(fn)` treats each layer on its own.
+      what: a class, to select all parts of this class, or a path: `"blocks.3.mlp"`, `"blocks.*.attn.q"`, `"unembed"`.
+        A path to one layer works only if this layer is unrolled. `blocks.*` selects stacked and unrolled blocks.
+      fn: takes a part and returns its replacement. The arrays of a stacked part have a leading layer axis; pass
+        `jax.vmap(fn)` to treat each layer separately.
 
     Returns:
-      A model that shares all other arrays.
+      A new model that shares all other arrays with `model`.
 
     Raises:
-      SelectionError: `what` selects nothing, or one layer of a stack.
+      SelectionError: `what` selects nothing, or a single layer of a stack.
 
     Example:
         unrolled = replan(model, 3)
@@ -64,7 +64,7 @@ def replace(model: M, what: type | str, fn: Callable[[Part], Part]) -> M:
         selection = select(model).at_instances_of(what)
         if selection.count() == 0:
             raise SelectionError(
-                f"the model has no part of class {what.__name__}; `jax.tree_util` or treescope show it"
+                f"the model has no part of class {what.__name__}; `treescope.display(model)` shows the model"
             )
         return selection.apply(fn)
     places = _places(model, what)
@@ -72,47 +72,49 @@ def replace(model: M, what: type | str, fn: Callable[[Part], Part]) -> M:
 
 
 def replace_each(model: Layered, path: str, fn: Callable[..., Part], *values: PyTree) -> Layered:
-    """The model with one part of every layer replaced by `fn(part, *values)`, in whatever layout the model has.
+    """The model with one part of every layer replaced by `fn(part, *values)`. It works in every layout of the blocks.
 
     Args:
       model: the model.
       path: the part of every block: `"blocks.*.attn.q"`.
-      fn: takes the part of one layer and the values of this layer; for a stack it is called under `jax.vmap`.
+      fn: takes the part of one layer and the values of this layer. For a stack it is called under `jax.vmap`.
       values: pytrees of arrays `[layer, ...]`: random keys, scales, new weights.
 
     Returns:
-      A model that shares all other arrays.
+      A new model that shares all other arrays with `model`.
 
     Raises:
-      SelectionError: the path selects nothing, or values have no entry for each layer.
+      SelectionError: the path selects nothing, or the leading axis of a value is not the number of layers.
 
     Example:
         replace_each(model, "blocks.*.attn.q", LoRA, jax.random.split(key, n_layers))
     """
     if not path.startswith("blocks.*."):
-        raise SelectionError(f"{path!r}: replace_each changes a part of every block, 'blocks.*.mlp'")
+        raise SelectionError(
+            f"{path!r}: replace_each changes a part of every block. The path starts with 'blocks.*.', as 'blocks.*.mlp'"
+        )
     depth = depth_of(model.blocks)
     for leaf in jax.tree.leaves(values):
         if not jnp.ndim(leaf) or leaf.shape[0] != depth:
             raise SelectionError(
-                f"{path!r}: values have a leading axis over the model's {depth} layers, got {jnp.shape(leaf)}"
+                f"{path!r}: values need a leading axis over the model's {depth} layers, got {jnp.shape(leaf)}"
             )
     for place, segment in zip(_places(model, path), list(iter_segments(model)), strict=True):
-        own = jax.tree.map(lambda leaf, s=segment: leaf[s.layers.start : s.layers.stop], values)
-        change = lambda part, s=segment, own=own: dataclasses.replace(s, block=part).map(fn, *own)
+        rows = jax.tree.map(lambda leaf, s=segment: leaf[s.layers.start : s.layers.stop], values)
+        change = lambda part, s=segment, rows=rows: dataclasses.replace(s, block=part).map(fn, *rows)
         model = select(model).at(lambda root, place=place: _walk(root, place)).apply(change)
     return model
 
 
 def split(model: PyTree, what: type) -> tuple[PyTree, PyTree]:
-    """The parts of one class, and the rest of the model, as two pytrees. `join` puts them together again.
+    """Split the model into the parts of one class and the rest, as two pytrees. `join` puts them together again.
 
     Args:
       model: the model.
       what: the class of the parts.
 
     Returns:
-      `(parts, rest)`. Differentiate with respect to the parts and give them to the optimizer.
+      `(parts, rest)`. To train only the parts, differentiate with respect to `parts`.
 
     Raises:
       SelectionError: the model has no part of this class.
@@ -128,22 +130,22 @@ def split(model: PyTree, what: type) -> tuple[PyTree, PyTree]:
 
 
 def join(*parts: PyTree) -> PyTree:
-    """The model again, from the pytrees that `split` returned."""
+    """Put the pytrees that `split` returned together into a model again."""
     from penzai import pz
 
     return pz.combine(*parts)
 
 
 def arrange(model: Layered, layers: Sequence[int]) -> Layered:
-    """The model with other blocks: some of its own, in another order.
+    """Reorder, repeat or drop blocks of a model.
 
     Args:
-      model: a model with an attribute `blocks`. If its `config` is a `LayeredConfig`, the new model has
-        `config.of_layers(layers)`, so that each block keeps its own settings (its kind of attention).
-      layers: which blocks, in the order in which they run; negative numbers count from the end.
+      model: a model with an attribute `blocks`. If its `config` is a `LayeredConfig`, the new config is
+        `config.of_layers(layers)`, so that each block keeps its settings (its kind of attention, for example).
+      layers: the blocks of `model` in their new order. Negative numbers count from the end.
 
     Returns:
-      A copy of the model with a copy of the blocks, neighbours of one structure stacked.
+      A copy of the model with copies of the blocks. Neighbouring blocks of the same structure are stacked.
 
     Raises:
       SelectionError: there is no such block, or `layers` is empty.
@@ -157,7 +159,7 @@ def arrange(model: Layered, layers: Sequence[int]) -> Layered:
         if not -depth <= layer < depth:
             raise SelectionError(f"there is no block {layer}: this model has blocks.0 to blocks.{depth - 1}")
     if not layers:
-        raise SelectionError("a model of no blocks: name at least one layer")
+        raise SelectionError("arrange needs at least one layer, got an empty list")
     order = [layer % depth for layer in layers]
     blocks = dict(iter_blocks(model))
     arranged = with_blocks(model, [blocks[layer] for layer in order])
@@ -168,7 +170,7 @@ def arrange(model: Layered, layers: Sequence[int]) -> Layered:
 
 
 def skip_block(model: Layered, layer: int) -> Layered:
-    """The model without one block; later layers get a number that is one less. Raises what `arrange` raises."""
+    """The model without one block. The numbers of later layers go down by one. Raises the errors of `arrange`."""
     depth = depth_of(model.blocks)
     if not -depth <= layer < depth:
         raise SelectionError(f"there is no block {layer} to skip: this model has blocks.0 to blocks.{depth - 1}")
@@ -176,7 +178,7 @@ def skip_block(model: Layered, layer: int) -> Layered:
 
 
 def _places(model: PyTree, path: str) -> list[tuple[str | int, ...]]:
-    """The places in the pytree that a path means, in the layout of this model."""
+    """The key paths in the pytree that `path` means, in the layout of this model."""
     head, *rest = path.split(".")
     places: list[tuple[str | int, ...]] = []
     if head != "blocks":

@@ -1,8 +1,8 @@
-"""`Site`: what a model calls to give a value its name.
+"""`Site`: the object that a model calls to name its values.
 
-`site(name, x)` names the value, reads it, edits it, and calls `jax.ad_checkpoint.checkpoint_name`, so the same names
-address activations, metrics, and what a remat policy keeps. A site is passed as an argument. A name that nobody taps
-leaves no trace in the compiled program.
+`site(name, x)` names the value, and applies the reads and edits at this name. It also calls
+`jax.ad_checkpoint.checkpoint_name`, so a remat policy can use the same names. A site is passed as an argument. A name
+without a read or edit costs nothing in the compiled program.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Site:
     """A scope of names. A model starts with `Site.open`; `site / "attn"` is the scope below it.
 
     Attributes:
-      trace: the forward pass, with its taps.
+      trace: the state of this forward pass, with its taps.
       place: the block that is running.
-      values: what surgery keeps in this body.
+      values: the readings and carried values of the body that is running.
       axes: in the scope of a scoped edit, the names of the axes of the edited value.
     """
 
@@ -67,14 +67,13 @@ class Site:
 
         Args:
           taps: the `taps=` that the model was called with.
-          blocks: the model's segments, so that layers can be counted.
-          positions: the absolute positions of the `pos` axis of a value, if they are not 0..n-1 (left padding,
-            generation).
-          length: what negative positions count from, if `positions` is given: the length of the prompt, one number or
-            one for each row. Default: one more than the last position of the row.
-          bounds: (below, above): the position of an edit lies from -below to above - 1. None: not known.
-          open_ended: a position that is not in this call may come in another call, as in generation. Otherwise a
-            position that no row has makes the value NaN, if it is data.
+          blocks: the model's segments. They give the number of layers.
+          positions: the absolute positions along the `pos` axis, if they are not 0..n-1 (left padding, generation).
+          length: used with `positions`: a negative position p means `length + p`. It is the length of the prompt, one
+            number or one for each row. Default: the last position of each row plus one.
+          bounds: (below, above): valid positions of an edit are -below to above - 1. None: not known.
+          open_ended: True if a valid position may be missing from this call, because other calls have it (in
+            generation). If False, a traced position that no row has makes the value NaN.
         """
         if positions is not None and length is None:
             length = jnp.max(positions, axis=-1, keepdims=True) + 1
@@ -84,20 +83,21 @@ class Site:
         return Site(self.trace, self.place, self.values, prefix=f"{self._prefix}{name}.", edit=self._edit)
 
     def in_block(self, place: Place, values: BodyValues) -> Site:
-        """The root scope of a block, whose body keeps `values`."""
+        """The root scope of a block. `values` are the readings and carried values of its body."""
         return Site(self.trace, place, values)
 
     @property
     def layer(self) -> int | Int[Array, ""]:
-        """The number of the block that is running: an int where blocks run as they are, data where they are scanned."""
+        """The number of the block that is running: an int in an unrolled block, a traced integer in a scanned block."""
         if self.place.layer is None:
             raise AddressError("only a scope inside the blocks has a layer")
         return self.place.layer
 
     def wants(self, *names: str) -> bool:
-        """Whether a tap is on one of these names of this scope, so that a model can leave out values nobody asks for.
+        """Whether a read or edit addresses one of these names in this scope.
 
-        The answer is structure, and the same for every layer of a scanned stretch.
+        A model asks this to skip computing values that nobody needs. The answer is a Python bool, the same for all
+        layers of one `Stack`.
         """
         full = [self._prefix + name for name in names]
         inside = self.place.inside
@@ -108,15 +108,15 @@ class Site:
         return any(not inside or self.place.wanted(r) for r in acting)
 
     def __call__(self, name: str, x: Array, axes: str = "batch pos d_model") -> Array:
-        """Give `x` its name.
+        """Name the value `x`.
 
         Args:
-          name: the name below this scope.
+          name: the name, relative to this scope.
           x: the value.
-          axes: the names of its axes, separated by spaces.
+          axes: the names of the axes of `x`, separated by spaces.
 
         Returns:
-          `x`, or what the edits at this address make of it.
+          `x`, or the edited value if edits act at this address.
         """
         full, axis_names = self._prefix + name, tuple(axes.split())
         self.trace.record(full, self.place.names_layers, x, axis_names)
@@ -129,7 +129,7 @@ class Site:
         return checkpoint_name(x, full)
 
     def close(self, output: Any) -> Any:
-        """End the forward pass: check that every tap was met, and return what was asked for."""
+        """End the forward pass: check that every tap found its value, and return the output, the readings, or both."""
         trace = self.trace
         if trace.survey:
             return trace.surveyed()
@@ -147,16 +147,17 @@ class Site:
         """Make a carried value, for later edits of the same run. Only a scoped edit can do this.
 
         Args:
-          name: any name. Edits that belong together agree on it; another edit of the same run that makes a value of
-            this name replaces it.
-          value: a pytree of arrays. Made again (at the next layer, say) it must have the same structure, shapes and
-            dtypes.
+          name: any name that the edits agree on. A second edit of the same run that carries this name replaces the
+            value.
+          value: a pytree of arrays. If the value is made again (at the next layer, for example), it must have the same
+            structure, shapes and dtypes.
 
         Raises:
-          CarryError: the edit's `layer=` is data, so that nobody knows whether the value is made, or the type changed.
+          CarryError: the edit has `layer=`, which is data, so it is not known whether the value is made; or the type of
+            the value changed.
         """
         if self._edit is None:
-            raise CarryError(f"{name!r}: only a scoped edit carries values, a model passes its own as arguments")
+            raise CarryError(f"{name!r}: only a scoped edit carries values; a model passes its values as arguments")
         if self._edit.tap.layer is not None:
             raise CarryError(
                 f"the edit at {self._edit.tap.address!r} with layer= cannot make the carried value {name!r}: its layer "
@@ -168,7 +169,7 @@ class Site:
         """A carried value that an earlier edit of this run has made.
 
         Raises:
-          CarryError: no edit has made it before this one acts.
+          CarryError: no earlier edit has made the value.
         """
         if self._edit is None:
             raise CarryError(f"{name!r}: only a scoped edit uses carried values")
@@ -180,7 +181,7 @@ class Site:
 
     @property
     def _outside_of(self) -> int:
-        """The first tap of the nest that acts on names of this scope: values of an edit are seen outside of it only."""
+        """The index of the first tap that sees names of this scope. Only outer surgeries see the values of an edit."""
         return 0 if self._edit is None else self._edit.index + 1
 
     def _read(self, r: Resolved, x: Array) -> None:
@@ -192,8 +193,9 @@ class Site:
         elif not place.is_scanned:
             values.readings[r.index] = x
         else:
-            # The buffer has a row for each wanted layer of this segment. Every layer writes the row of the next
-            # wanted one, which then overwrites it: no branch, no copy. After the last, rows are written back.
+            # The buffer has a row for each wanted layer of this segment. An unwanted layer writes the row of the next
+            # wanted layer, which overwrites it. This needs no branch and no copy. After the last wanted layer, the
+            # row is written back unchanged.
             buffer = values.readings[r.index]
             row = place.lookup([min(sum(w < layer for w in wanted), len(wanted) - 1) for layer in place.span])
             if wanted[-1] != place.layers[-1]:
@@ -201,7 +203,7 @@ class Site:
             values.readings[r.index] = jax.lax.dynamic_update_index_in_dim(buffer, x, row, 0)
 
     def _apply(self, r: Resolved, x: Array, name: str, axes: tuple[str, ...]) -> Array:
-        """The value after one edit, where the edit acts."""
+        """The value after one edit; unchanged in layers where the edit does not act."""
         on = self.place.acts(r, self.trace.depth)
         if on is False or (self.values.finding_types and not r.is_scoped):
             return x
@@ -230,8 +232,10 @@ class Site:
     def _branch(
         self, on: Array, scoped: Callable[[Array], tuple[Array, BodyValues]], x: Array
     ) -> tuple[Array, BodyValues]:
-        """`scoped(x)` in a branch that runs where `on`. What it reads and carries leaves the branch as an output; where
-        the edit is off, that is what was there before, or zeros."""
+        """`lax.cond(on, scoped, identity)`. Readings and carried values are outputs of both branches.
+
+        If the edit is off, they keep their earlier values, or are zeros if there were none.
+        """
         before, after = self.values, self.values.copy()
 
         def act(x):

@@ -1,10 +1,10 @@
-"""Segments: how the blocks of a model are laid out, and how to walk them.
+"""Segments: the layout of the blocks of a model, and functions that walk the blocks.
 
-The `blocks` of a model are a list of segments. A segment is a block, which runs as it is, or a `Stack`: one block
-whose leaves have a leading layer axis, run by `lax.scan`, so that compile time does not grow with depth. `replan` turns
+The `blocks` of a model are a list of segments. A segment is an unrolled block, or a `Stack`: one block whose leaves
+have a leading layer axis. A `Stack` is run by `lax.scan`, so compile time does not grow with depth. `replan` converts
 one layout into another; addresses and values stay the same.
 
-Code that works on blocks does not ask which kind a segment is. It uses one of these:
+Code that works on blocks need not know the kind of a segment. It uses one of these functions:
 
     iter_blocks(model)               (layer, block) of every layer
     get_block(model, 3)              one block
@@ -33,10 +33,10 @@ M = TypeVar("M", bound=LayeredModel)
 
 
 class Stack(nnx.Module):
-    """`depth` blocks of one structure, held as a single block whose leaves have a leading layer axis.
+    """`depth` blocks of one structure, stored as a single block whose leaves have a leading layer axis.
 
     Args:
-      block: the block whose leaves are `[layer, ...]`, as `jax.vmap` of the making of one block returns it.
+      block: the block whose leaves are `[layer, ...]`. `jax.vmap` of a function that makes one block returns it.
     """
 
     def __init__(self, block: Block):
@@ -74,7 +74,7 @@ class Segment:
     stacked: bool
 
     def map(self, fn: Callable[..., Any], *values: PyTree) -> Any:
-        """`fn(block, *values)`; for a `Stack`, of each layer by `jax.vmap`. `values` are those of these layers."""
+        """`fn(block, *values)`. For a `Stack`, `jax.vmap` applies it to each layer. `values` have a leading layer axis."""
         return jax.vmap(fn)(self.block, *values) if self.stacked else fn(self.block, *index_layer(values, 0))
 
 
@@ -100,7 +100,7 @@ def depth_of(model: Model | Iterable[Block | Stack]) -> int:
 
 
 def iter_blocks(model: Model | Iterable[Block | Stack]) -> Iterator[tuple[int, Block]]:
-    """`(layer, block)` for every layer of a model, or of a list of segments. A stacked layer is sliced out."""
+    """`(layer, block)` for every layer of a model, or of a list of segments. The block of a `Stack` is a slice of it."""
     for segment in iter_segments(model):
         for i, layer in enumerate(segment.layers):
             yield layer, index_layer(segment.block, i) if segment.stacked else segment.block
@@ -117,21 +117,21 @@ def get_block(model: Model | Iterable[Block | Stack], layer: int) -> Block:
 
 
 def map_blocks(model: M, fn: Callable[..., Block], *values: PyTree) -> M:
-    """The model with `fn(block, *values)` in place of every block. The layout stays, the model itself is unchanged.
+    """A model with `fn(block, *values)` in place of every block. The layout stays the same, and `model` is unchanged.
 
     Args:
       model: a model with an attribute `blocks`, under surgery or not.
-      fn: called with the block of one layer; for a stacked segment once, under `jax.vmap`. It may change the block
-        that it gets and return it.
-      values: pytrees with leaves `[layer, ...]`; `fn` gets the entry of its layer.
+      fn: called with the block of one layer. For a `Stack` it is called once, under `jax.vmap`. It may modify its
+        argument and return it.
+      values: pytrees with leaves `[layer, ...]`. `fn` gets the entry of its layer.
     """
     if isinstance(model, Wrapper):
         return dataclasses.replace(model, model=map_blocks(model.model, fn, *values))  # type: ignore[type-var]
     segments = []
     for segment in iter_segments(model):
-        own = jax.tree.map(lambda leaf, s=segment: leaf[s.layers.start : s.layers.stop], values)
-        fresh = dataclasses.replace(segment, block=jax.tree.map(lambda leaf: leaf, segment.block))
-        changed = fresh.map(fn, *own)
+        rows = jax.tree.map(lambda leaf, s=segment: leaf[s.layers.start : s.layers.stop], values)
+        copied = dataclasses.replace(segment, block=jax.tree.map(lambda leaf: leaf, segment.block))
+        changed = copied.map(fn, *rows)
         segments.append(Stack(changed) if segment.stacked else changed)
     return with_blocks(model, segments)
 
@@ -143,30 +143,30 @@ def blocks_as_pytree(
 
     Args:
       model: a model with an attribute `blocks`, under surgery or not, or a list of segments.
-      part: takes a part of a block: an attribute, or several in a pytree. It must not compute: for a stacked segment
-        it is called once, on leaves that have the layer axis already.
+      part: returns a part of a block: an attribute, or a pytree of several. It must only select and not compute,
+        because for a `Stack` it is called once, on leaves with a layer axis.
 
     Example:
         blocks_as_pytree(model, lambda block: block.mlp.out.weight[...])    # [layer, d_mlp, d_model]
     """
     rows = []
     for segment in iter_segments(model):
-        found = part(segment.block)
-        rows.append(found if segment.stacked else jax.tree.map(lambda leaf: leaf[None], found))
+        leaves = part(segment.block)
+        rows.append(leaves if segment.stacked else jax.tree.map(lambda leaf: leaf[None], leaves))
     return rows[0] if len(rows) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
 
 
 def replan(model: M, unroll: str | int | Iterable = ()) -> M:
-    """The same model in another layout: the layers in `unroll` are blocks of their own, all others are scanned.
+    """The same model in another layout: the layers in `unroll` become separate blocks, all other layers are scanned.
 
-    Neighbouring blocks that differ in structure cannot be scanned together; the second one starts a new `Stack`.
+    Neighbouring blocks of different structure cannot be scanned together. The second block then starts a new `Stack`.
 
     Args:
       model: a model with an attribute `blocks`, under surgery or not.
       unroll: a layer, a slice written as text, "*" for all layers, or a list of these.
 
     Returns:
-      A copy of the model. The blocks that change layout are copied, all other arrays are shared.
+      A copy of the model. Blocks that change their layout are copied. All other arrays are shared.
 
     Raises:
       AddressError: `unroll` names no layer of the model.
@@ -203,7 +203,7 @@ def replan(model: M, unroll: str | int | Iterable = ()) -> M:
 
 
 def with_blocks(model: M, segments: Sequence[Block | Stack]) -> M:
-    """The model with other segments: a copy that shares every other array."""
+    """A copy of the model with other segments. It shares all other arrays."""
     if dataclasses.is_dataclass(model) and not isinstance(model, type):
         return dataclasses.replace(model, blocks=list(segments))
     copy = jax.tree.map(lambda leaf: leaf, model)
@@ -227,6 +227,6 @@ def _layers(unroll: str | int | Iterable, depth: int) -> set[int]:
 
 
 def _signature(block: Block) -> tuple:
-    """What blocks must have in common to be stacked."""
+    """The structure, shapes and dtypes of a block. Blocks can be stacked if these are equal."""
     leaves, structure = jax.tree.flatten(block)
     return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]

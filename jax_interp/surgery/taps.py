@@ -1,6 +1,7 @@
-"""Taps: what a model under surgery is called with. An `Edit` changes a named value, a `Read` keeps it.
+"""Taps: the reads and edits that a model under surgery gets as `taps=`.
 
-Their class and address are structure, everything else in them is data.
+An `Edit` changes a named value, a `Read` returns it. The class and address of a tap are structure; everything else in it
+is data.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jax_interp.surgery.region import Region
 
 
 def static(**kwargs) -> Any:
-    """A dataclass field that is structure of the pytree: with another value a program compiles again."""
+    """A dataclass field that is part of the pytree's structure. A program compiles again for another value of it."""
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
@@ -29,7 +30,7 @@ class Each:
     """An edit with values per layer.
 
     Args:
-      fn: a callable pytree whose leaves have a leading axis, with one entry for each layer of the address. Scalars are
+      fn: a callable pytree whose leaves have a leading axis with one entry for each layer of the address. Scalars are
         shared by all layers.
 
     Example:
@@ -51,7 +52,7 @@ class Each:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Edit:
-    """Made by `at`: replace the value at `address` by `fn(value)`, inside `region`; with `layer`, at that layer."""
+    """Replace the value at `address` by `fn(value)` inside `region`, and only at `layer` if it is given. See `at`."""
 
     fn: Callable[..., Array] | Each
     layer: Int32[Array, "*layers"] | Bool[Array, "layer"] | None
@@ -62,7 +63,7 @@ class Edit:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """Made by `read`: keep the value at `address`. With `output=False` the model's own output is not wanted."""
+    """Return the value at `address`. With `output=False` the model does not return its own output. See `read`."""
 
     address: str = static()
     output: bool = static(default=True)
@@ -71,13 +72,13 @@ class Read:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """Ask the model for the names and types of all its values instead of its output."""
+    """Ask the model for the names and types of all its values, instead of its output."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IndexBounds:
-    """Ask the model for the bounds of its edits' indices instead of its output: `call` checks later indices by them."""
+    """Ask the model for the bounds of the indices in its edits, instead of its output. `call` checks indices with them."""
 
 
 Tap = Edit | Read | Survey | IndexBounds
@@ -85,10 +86,10 @@ Tap = Edit | Read | Survey | IndexBounds
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Wrapper:
-    """Base class of models around another model: frozen dataclasses, registered as pytrees.
+    """Base class of models that wrap another model. Subclasses are frozen dataclasses, registered as pytrees.
 
-    Such a model has the attributes of the model inside: its config, blocks, embedding matrix. `replan` and `map_blocks`
-    change the blocks of the model inside.
+    A wrapper has the attributes of the wrapped model: its config, blocks, embedding matrix. `replan` and `map_blocks`
+    change the blocks of the wrapped model.
     """
 
     model: Model
@@ -102,10 +103,10 @@ class Wrapper:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tapped(Wrapper):
-    """A model under surgery: a model, and the taps that it is called with. `read` and `edit` return it.
+    """A model under surgery: a model and its taps. `read` and `edit` return it.
 
-    It is compared by identity, so that `jax.jit(edited)` works; its arrays are constants of that program. `call` makes
-    the model an argument, so that its arrays can change without compiling again.
+    It is compared by identity, so `jax.jit(edited)` works, but then the arrays are constants of the compiled program.
+    `call` passes the model as an argument, so its arrays can change without compiling again.
     """
 
     taps: tuple[Tap, ...]
@@ -119,10 +120,10 @@ class Resolved:
     """A tap in a model of known depth.
 
     Attributes:
-      index: its place in the nest of surgeries, innermost first.
+      index: its position in the nested surgeries, innermost first.
       tap: an `Edit` or a `Read`.
-      address: its address.
-      layers: the layers that the address means; None outside the blocks.
+      address: the parsed address.
+      layers: the layers of the address; None outside the blocks.
     """
 
     index: int
@@ -146,7 +147,7 @@ class Resolved:
 
 
 def resolve(taps: tuple[Tap, ...], depth: int) -> list[Resolved]:
-    """Find the layers of each tap. Raises `AddressError` for what is wrong before the model runs."""
+    """Find the layers of each tap. Raises `AddressError` for errors that are visible before the model runs."""
     resolved, reads = [], set()
     for i, tap in enumerate(tap for tap in taps if not isinstance(tap, (Survey, IndexBounds))):
         address = Address.parse(tap.address)
@@ -162,11 +163,11 @@ def resolve(taps: tuple[Tap, ...], depth: int) -> list[Resolved]:
         r = Resolved(i, tap, address, address.resolve(depth))
         if isinstance(tap, Read):
             if (r.name, r.layers) in reads:
-                raise AddressError(f"{tap.address!r} is read twice in one nest of surgeries: read it once")
+                raise AddressError(f"{tap.address!r} is read twice in nested surgeries: read it once")
             reads.add((r.name, r.layers))
         if isinstance(tap, Edit) and isinstance(tap.fn, Each):
             if r.layers is None:
-                raise AddressError(f"Each carries values per layer, and {tap.address!r} is outside the blocks")
+                raise AddressError(f"Each has values per layer, but {tap.address!r} is outside the blocks")
             for leaf in tap.fn.values():
                 if leaf.shape[0] != len(r.layers):
                     raise AddressError(

@@ -1,7 +1,7 @@
-"""What one forward pass knows about its taps. A `Trace` lives while JAX traces (or runs) a model once.
+"""`Trace`: the state of one forward pass. It exists while JAX traces (or runs) a model once.
 
-It holds no traced value longer than the scope that made it: what is read inside a block leaves the block as an output,
-and is added here afterwards.
+It never keeps a traced value after the scope of this value has ended. A value that is read inside a block leaves the
+block as an output, and is added to the trace afterwards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jax_interp.surgery.taps import Edit, IndexBounds, Read, Resolved, Survey, T
 
 @dataclasses.dataclass(frozen=True)
 class NamedValue:
-    """A value that has a name: its type and the names of its axes."""
+    """The type of a named value, and the names of its axes."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -30,7 +30,7 @@ class NamedValue:
 
 
 class Trace:
-    """The taps of one forward pass, what was seen of them so far, and the readings in the making."""
+    """The taps of one forward pass, the named values so far, and the readings so far."""
 
     def __init__(self, taps: tuple[Tap, ...], depth: int, positions: Positions):
         self.depth, self.positions = depth, positions
@@ -40,10 +40,10 @@ class Trace:
         self.index_bounds: list[tuple[Chosen, Bounds, str]] = []
         self.reads = [r for r in self.taps if isinstance(r.tap, Read)]
         self.wants_output = all(r.tap.output for r in self.reads)
-        self.named: dict[str, dict[int | None, NamedValue]] = {}  # name -> layer (None: outside) -> what was there
+        self.named: dict[str, dict[int | None, NamedValue]] = {}  # name -> layer (None: outside the blocks) -> value
         self._offered: set[tuple[str, bool]] = set()  # names that a model makes only on request
         self._readings: dict[int, list[tuple[jax.Array, bool]]] = {r.index: [] for r in self.reads}
-        self._met: set[int] = set()  # the taps whose value was there
+        self._met: set[int] = set()  # indices of the taps whose value exists
         self._clock = 0
         self._times: dict[tuple[str, bool], int] = {}
         self._blocks_begin = 0
@@ -52,50 +52,52 @@ class Trace:
     # ---- while the model runs -------------------------------------------------------------------------------
 
     def acting(self, name: str, inside: bool, since: int) -> list[Resolved]:
-        """The taps at this name, innermost first, from the `since`-th of the nest on."""
+        """The taps at this name, innermost first. Taps with an index below `since` are left out."""
         return [r for r in self.taps if r.name == name and r.inside == inside and r.index >= since]
 
     def meet(self, r: Resolved) -> None:
-        """The value of a tap is there."""
+        """Note that the value of this tap exists."""
         self._met.add(r.index)
 
     def note_index(self, index: Chosen, bounds: Bounds, what: str) -> None:
-        """An edit is given `index` where -below to above - 1 exist, with `bounds` (below, above)."""
+        """Note an index of an edit, its bounds (below, above), and its name in messages."""
         if self.asks_for_bounds:
             self.index_bounds.append((index, bounds, what))
 
     def offer(self, names: Iterable[str], inside: bool) -> None:
-        """The model makes values of these names, inside or outside the blocks, if somebody asks for them."""
+        """Note names that the model makes only on request, inside or outside the blocks."""
         self._offered.update((name, inside) for name in names)
 
     def add_reading(self, r: Resolved, value: jax.Array, *, has_layer_axis: bool) -> None:
-        """A part of a reading: the value at one layer or, with a layer axis, those of several."""
+        """Add a part of a reading: the value at one layer or, with a layer axis, the values at several layers."""
         self._readings[r.index].append((value, has_layer_axis))
 
     def type_of(self, r: Resolved, layer: int) -> NamedValue | None:
-        """The type of the value of a tap at one layer; None where it was not met."""
+        """The type of the value of a tap at one layer; None if the value does not exist."""
         return self.named.get(r.name, {}).get(layer) if r.index in self._met else None
 
     def record(self, name: str, layers: tuple[int, ...] | tuple[None], value: jax.Array, axes: tuple[str, ...]) -> None:
-        """A value called `name` exists at `layers`; (None,) is outside the blocks."""
+        """Note that a value called `name` exists at `layers`; (None,) means outside the blocks."""
         kind = jax.typeof(value)
         if len(axes) != len(kind.shape):
-            raise ValueError(f"the model names the axes of {name!r} ({' '.join(axes)}), its shape is {kind.shape}")
+            raise ValueError(
+                f"the model gives {name!r} {len(axes)} axis names ({' '.join(axes)}), but its shape is {kind.shape}"
+            )
         here = NamedValue(kind.shape, kind.dtype, axes, kind.sharding)
         known = self.named.setdefault(name, {})
         inside = layers != (None,)
         if not inside and None in known:
-            raise ValueError(f"the model names two values {name!r}: every name outside the blocks is given once")
+            raise ValueError(f"the model names two values {name!r}: outside the blocks every name must be unique")
         self._clock += 1
         self._times.setdefault((name, inside), self._clock)
         for layer in layers:
             known[layer] = here
 
     def enter_blocks(self) -> int | None:
-        """The last layer that a reading without output depends on; None where the whole model is needed."""
+        """The last layer that has to be run for readings without output; None if the whole model is needed."""
         self._blocks_begin = self._clock
         outstanding = [r for r in self.reads if not r.inside and not self._readings[r.index]]
-        if self.survey or self.wants_output or outstanding:  # what is outstanding may come after the blocks
+        if self.survey or self.wants_output or outstanding:  # an outstanding value may come after the blocks
             return None
         self._stopped_after = max((r.layers[-1] for r in self.reads if r.layers is not None), default=-1)
         return self._stopped_after
@@ -103,7 +105,7 @@ class Trace:
     # ---- at the end -----------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise `AddressError` for a tap that named nothing, or an edit that nothing read can depend on."""
+        """Raise `AddressError` for a tap whose value does not exist, or an edit that no reading depends on."""
         for r in self.taps:
             known = self.named.get(r.name, {})
             missing = [layer for layer in (r.layers if r.layers is not None else (None,)) if layer not in known]
@@ -112,10 +114,10 @@ class Trace:
             if missing and r.inside and set(known) - {None}:
                 first, last = missing[0], self._stopped_after
                 if first is not None and last is not None and first > last:
-                    end = "" if r.address.layers == "" else "edit no block after it, or "
+                    end = "" if r.address.layers == "" else f"edit no block after block {last}, or "
                     raise AddressError(
-                        f"{r.tap.address!r} means block {first} too, and with output=False nothing is run after "
-                        f"block {last}, the last one read: {end}leave out output=False"
+                        f"{r.tap.address!r} includes block {first}, but with output=False no block is run after "
+                        f"block {last}, the last block that is read: {end}leave out output=False"
                     )
                 have = ", ".join(map(str, sorted(layer for layer in known if layer is not None)))
                 raise AddressError(f"{r.tap.address!r}: {r.name!r} exists in blocks {have} and not in {missing[0]}.")
@@ -126,8 +128,8 @@ class Trace:
                 raise AddressError(f"{r.tap.address!r} names no value of this model.{suggest(asked, exist)}")
             if r.index not in self._met:
                 raise AddressError(
-                    f"{r.tap.address!r} is made by a surgery outside this one, which acts later: "
-                    f"{'read' if isinstance(r.tap, Read) else 'edit'} it outside of that"
+                    f"{r.tap.address!r} is made by an outer surgery, which acts later: "
+                    f"{'read' if isinstance(r.tap, Read) else 'edit'} it after that surgery, outside of it"
                 )
         if not self.wants_output:
             latest = max(self._when(r, last=True) for r in self.reads)
@@ -136,14 +138,14 @@ class Trace:
                     self._refuse_unconsumed(r)
 
     def _comes_after_all_reads(self, r: Resolved) -> bool:
-        """Whether an edit was not met because the blocks that it is in were not run."""
+        """Whether this is an edit in blocks that were not run, because all readings come before them."""
         stopped = self._stopped_after is not None and r.layers is not None and r.layers[0] > self._stopped_after
         return stopped and isinstance(r.tap, Edit)
 
     def _refuse_unconsumed(self, r: Resolved) -> None:
         raise AddressError(
             f"the edit at {r.tap.address!r} comes after everything that is read, and the output is not wanted: "
-            "nothing depends on it. Read something later, or leave out output=False"
+            "nothing depends on this edit. Read a later value, or leave out output=False"
         )
 
     def collect(self) -> Activations:
@@ -164,7 +166,7 @@ class Trace:
         return Activations(arrays, self.depth)
 
     def surveyed(self) -> dict[str, NamedValue]:
-        """Every named value by concrete address, in the order in which a forward pass makes them."""
+        """Every named value by its address, in the order of the forward pass."""
         outside = [(self._times[name, False], name) for name, at in self.named.items() if None in at]
         inside = [(self._times[name, True], name) for name, at in self.named.items() if set(at) - {None}]
         order: list[tuple[Any, str, int | None]] = []

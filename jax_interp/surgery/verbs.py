@@ -1,13 +1,13 @@
 """The verbs of surgery: functions that take a model and return a model, an edit, or a gradient.
 
     sites(model)(*args)                        every named value and its type; nothing is computed
-    read(model, *addresses)                    a model that also returns those values
-    edit(model, *edits)                        a model in which those values are changed
+    read(model, *addresses)                    a model that also returns the values at these addresses
+    edit(model, *edits)                        a model that changes values by these edits
     at(address, fn, layer=, pos=, ...)         an edit
-    grad_at(model, *addresses)(metric)(*args)  d metric / d value at each of them, one backward pass
+    grad_at(model, *addresses)(metric)(*args)  d metric / d value at each address, from one backward pass
 
-`read` and `edit` return a model: a callable pytree that accepts `taps=`. It goes through `jax.jit`, `grad`, `vmap` and
-a checkpoint like the model itself. Surgeries nest, and the innermost acts first.
+`read` and `edit` return a model: a callable pytree that accepts `taps=`. It works with `jax.jit`, `grad`, `vmap` and
+checkpoints as the original model does. Surgeries can be nested. The innermost surgery acts first.
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ def at(
 
     Args:
       address: the address of the value, or a list of addresses.
-      fn: a callable pytree, value -> value of the same shape, or `Each(fn)` with one set of values per layer. It sees
-        the whole value; the region chooses which part of its result is kept. A plain function is structure: another
-        function compiles again, and the numbers that it closes over are constants. For numbers that are data, give
+      fn: a callable pytree, value -> value of the same shape, or `Each(fn)` with one set of values per layer. It gets
+        the whole value; the region decides which part of the result is kept. A plain function is structure: another
+        function compiles again, and the numbers that it closes over are constants. To make numbers data, give
         `jax.tree_util.Partial(fn, numbers)` or a registered dataclass.
-      layer: the layer as data, for an address without one (`blocks.resid_post`): an index, a list of indices, or a
-        boolean mask over the layers. Another layer never compiles again.
-      pos: which positions: an index (negative: from the end), a list of indices, a slice, or a boolean mask over the
-        axis. Positions are absolute, in generation too; negative ones count from the end of the prompt there.
-      head: which heads, in the same ways. For a value with key/value heads it means those.
-      feature: which entries of the last axis, in the same ways.
-      where: a boolean mask over the value, or over its (batch, pos).
+      layer: the layer as data, for an address without a layer (`blocks.resid_post`): an index, a list of indices, or a
+        boolean mask over the layers. Another layer does not compile again.
+      pos: the positions: an index (negative: from the end), a list of indices, a slice, or a boolean mask over the
+        axis. Positions are absolute, also in generation, where negative positions count from the end of the prompt.
+      head: the heads, in the same forms as `pos`. For a value with key/value heads, these are key/value heads.
+      feature: the entries of the last axis, in the same forms as `pos`.
+      where: a boolean mask over the value, or over its axes (batch, pos).
 
     Returns:
       An edit, for `edit`. For a list of addresses, a tuple of edits.
 
     Raises:
-      TypeError: `fn` is a class, not callable, or no pytree.
-      RegionError: an index is none, `layer=` is a slice. An index outside the value raises when the model is called, if
-        it is known. If it is traced data it cannot raise: it makes the value NaN.
-      AddressError: `address` cannot be an address.
+      TypeError: `fn` is a class, not callable, or not a pytree.
+      RegionError: an index is not valid, or `layer=` is a slice. An index outside the value raises when the model is
+        called, if the index is known. A traced index cannot raise; it makes the value NaN.
+      AddressError: `address` is not a valid address.
 
     Example:
         at("blocks.1.attn.z", Zero(), head=3)                          # ablate a head
@@ -78,7 +78,7 @@ def at(
     chosen = index(layer) if not isinstance(layer, slice) else None
     if isinstance(layer, slice) or isinstance(chosen, Span):
         raise RegionError(
-            f"layer={layer}: an index, a list of them or a mask; or a range in the address, blocks.2:4.name"
+            f"layer={layer}: give an index, a list of indices or a mask; or write a range in the address, blocks.2:4.name"
         )
     fn = Each(_as_pytree(fn.fn)) if isinstance(fn, Each) else _as_pytree(fn)
     fn = jax.tree.map(_strongly_typed, fn)
@@ -92,10 +92,10 @@ def edit(model: Model, *edits: Edit | Iterable) -> Tapped:
 
     Args:
       model: a model, under surgery or not.
-      edits: what `at` returns; nested lists of edits are fine. At one address they act in this order.
+      edits: edits made by `at`, or nested lists of edits. Edits at the same address act in this order.
 
     Returns:
-      A model. When it is called, an edit at an address that names nothing is an `AddressError`.
+      A model. When it is called, it raises `AddressError` if an edit's address names no value.
 
     Raises:
       TypeError: one of `edits` was not made by `at`.
@@ -112,18 +112,18 @@ def read(model: Model, *addresses: str | Iterable, output: bool = True) -> Tappe
 
     Args:
       model: a model, under surgery or not.
-      addresses: which values. An address of several layers (`blocks.*.resid_post`) is read as one array
-        `[layer, ...]`. One value is read once in a nest of surgeries.
-      output: whether the model's own output is wanted. If not, blocks after the last one that the values depend on are
-        not run.
+      addresses: the values to read. An address of several layers (`blocks.*.resid_post`) is read as one array
+        `[layer, ...]`. Nested surgeries may read each value only once.
+      output: whether to return the model's own output. If False, the blocks after the last block that the values need
+        are not run.
 
     Returns:
-      A model that returns `(output, Activations)`, or the `Activations` alone with `output=False`. The readings of a
-      nest of surgeries come back in one `Activations`. When the model is called, an address that names nothing is an
-      `AddressError`.
+      A model that returns `(output, Activations)`, or only the `Activations` with `output=False`. Nested surgeries
+      return all their readings in one `Activations`. When the model is called, it raises `AddressError` if an address
+      names no value.
 
     Raises:
-      AddressError: one of `addresses` cannot be an address.
+      AddressError: one of `addresses` is not a valid address.
       ValueError: there is no address.
 
     Example:
@@ -137,23 +137,22 @@ def read(model: Model, *addresses: str | Iterable, output: bool = True) -> Tappe
 
 
 def grad_at(model: Model, *addresses: str | Iterable) -> Callable:
-    """The gradient of a metric at some of the model's values: `grad_at(model, *addresses)(metric)(*args)`.
+    """The gradient of a metric with respect to named values: `grad_at(model, *addresses)(metric)(*args)`.
 
-    One forward and one backward pass give the gradients at all addresses. The gradient is that of the value after the
-    model's own edits. Attribution patching multiplies it by a difference of activations (Nanda 2023).
+    One forward and one backward pass give the gradients at all addresses. If the model has edits, the gradient is with
+    respect to the edited values. Attribution patching multiplies it by a difference of activations (Nanda 2023).
 
     Args:
       model: a model, under surgery or not.
       addresses: where to differentiate.
 
     Returns:
-      A function of `metric` and `has_aux=False`. `metric` maps the model's output to a scalar; with `has_aux=True` to
-      `(scalar, aux)`. It returns a function of the model's arguments that returns `(metric(output), gradients)`: the
-      gradients are an `Activations` with the shapes and dtypes of the values, and with `has_aux=True` the first result
-      is the pair.
+      A function of `metric` and `has_aux=False`. `metric` maps the model's output to a scalar, or to `(scalar, aux)` if
+      `has_aux=True`. The function returns another function, which takes the model's arguments and returns
+      `(metric(output), gradients)`. `gradients` is an `Activations` with the shapes and dtypes of the values.
 
     Raises:
-      AddressError: one of `addresses` cannot be an address.
+      AddressError: one of `addresses` is not a valid address.
 
     Example:
         value, grads = grad_at(model, "blocks.*.attn.z")(lambda logits: logits[0, -1, 7])(tokens)
@@ -163,9 +162,9 @@ def grad_at(model: Model, *addresses: str | Iterable) -> Callable:
 
     def with_metric(metric: Callable, has_aux: bool = False) -> Callable:
         def run(*args: Any, **kwargs: Any) -> tuple[Any, Activations]:
-            # the shapes of what would be read, without the model's own readings: a value may be read and derived by
+            # Drop the model's own readings: the same value may be read there and differentiated here.
             plain = without_reads(model)
-            # with the output: the model's edits after the last address count, and would be missed without it
+            # Keep the output: without it, edits after the last address would be reported as having no effect.
             _, types = jax.eval_shape(lambda: read(plain, *names)(*args, **kwargs))
 
             def perturbed(deltas: Activations) -> Any:
@@ -187,11 +186,12 @@ def sites(model: Model) -> Callable[..., dict[str, jax.ShapeDtypeStruct]]:
     """The address and type of every named value of a model: `sites(model)(*args)`. Nothing is computed.
 
     Args:
-      model: a model, under surgery or not; its arrays may be shapes (`jax.eval_shape` of the making of a model).
+      model: a model, under surgery or not. Its arrays may be abstract (`jax.eval_shape` of a function that makes the
+        model).
 
     Returns:
-      A function of the model's arguments. It returns a dict from address to type, in the order of the forward pass. It
-      includes values that the model makes only on request (attention patterns).
+      A function of the model's arguments. It returns a dict from address to type, in the order of the forward pass. The
+      dict includes values that the model makes only on request (attention patterns).
 
     Example:
         sites(model)(tokens)["blocks.1.attn.pattern"].shape    # (batch, head, query, key)
@@ -236,10 +236,10 @@ def without_reads(model: Model) -> Model:
 
 
 def restore(activations: Activations) -> tuple[Edit, ...]:
-    """The edits that put values back where they were read: patching with the values of another run.
+    """Edits that patch the values of one run into another run, each at the address where it was read.
 
     Args:
-      activations: what a model under `read` returned.
+      activations: the activations that a model under `read` returned.
 
     Returns:
       One edit for each address that was read.
@@ -260,20 +260,20 @@ def _canonical(text: str) -> str:
 
 
 def _as_pytree(fn: Callable) -> Callable:
-    """`fn` if it is a pytree. A plain function, which `jax.jit` would refuse as a leaf, becomes one without leaves."""
+    """`fn` as a pytree. A plain function becomes a `Partial` without leaves, since `jax.jit` refuses it as a leaf."""
     if not jax.tree_util.all_leaves([fn]):
         return fn
     if hasattr(fn, "__name__") or isinstance(fn, functools.partial):
         return jax.tree_util.Partial(fn)
     kind = type(fn).__name__
     raise TypeError(
-        f"an edit's {kind} is no pytree, so JAX cannot take it as an argument: make it a frozen dataclass and register "
-        f"it, @jax.tree_util.register_dataclass @dataclass(frozen=True) class {kind}; its fields are data then"
+        f"the edit {kind} is no pytree, so JAX cannot take it as an argument: make it a frozen dataclass and register "
+        f"it, @jax.tree_util.register_dataclass @dataclass(frozen=True) class {kind}; its fields are then data"
     )
 
 
 def _strongly_typed(leaf: Any) -> Any:
-    """A scalar or NumPy array as a device array of its dtype in JAX, so that no spelling of a value compiles again."""
+    """A scalar or NumPy array as a strongly typed device array, so that a Python float and an array compile once."""
     if isinstance(leaf, (bool, int, float, complex, np.ndarray, np.generic)):
         return constant(leaf, jax.dtypes.canonicalize_dtype(np.result_type(leaf)))
     return constant(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
