@@ -1,1 +1,1 @@
-"""The lowest floor: errors, configs as JSON, files, objectives, optimizers, and the layers that all models use."""
+"""The parts that all other packages use: errors, configs as JSON, files, objectives, optimizers, and basic layers."""

@@ -1,4 +1,4 @@
-"""Files that appear whole: a reader sees the previous file or the new one, never a part, whatever ends the process."""
+"""Atomic writes: a reader sees the complete previous file or the complete new file, even if the writer is killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def sync(path: Path | str) -> None:
-    """Flush a file's bytes to the disk, or the names in a directory. Only then does a rename survive a power cut."""
+    """Flush a file, or the entries of a directory, to the disk. Without this a rename may not survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -21,14 +21,14 @@ def sync(path: Path | str) -> None:
 def replacing(path: Path | str) -> Iterator[Path]:
     """Write a file under a temporary name and rename it to `path` at the end of the block.
 
-    Nothing is renamed where the block raises, and the temporary file is removed. A process that is killed on the way
-    leaves `.<name>.tmp`, which the next write of the same file replaces. One writer at a time: hold the run's lock.
+    If the block raises an error, the temporary file is removed and `path` does not change. A process that is killed
+    leaves `.<name>.tmp`, which the next write of the same file replaces. Only one process may write the file at a time.
 
     Args:
       path: the file to create or replace.
 
     Yields:
-      The temporary path, in the same directory. The block writes it.
+      The temporary path, in the same directory. The block writes this file.
 
     Example:
         with replacing("rows.npy") as temporary, open(temporary, "wb") as file:
@@ -48,11 +48,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> Path:
-    """Write `content` to `path`, whole or not at all: see `replacing`.
+    """Write `content` to `path` atomically (see `replacing`).
 
     Args:
-      path: the file to create or replace. Its directory exists.
-      content: the bytes of the file, or its text, written as UTF-8.
+      path: the file to create or replace. Its directory must exist.
+      content: the bytes of the file, or its text, which is written as UTF-8.
 
     Returns:
       `path`.

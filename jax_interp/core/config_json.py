@@ -1,9 +1,9 @@
-"""Configs: frozen dataclasses, written as JSON and read back by their types.
+"""Configs: frozen dataclasses that are written as JSON and read back according to their types.
 
-A field is a bool, int, float, str, Path, Enum, Literal, another dataclass, a union of these, None, a base class with a
-registry (any registered variant of it), or a list, tuple or dict of them. A dataclass is written with its class name
-under "type". A union of dataclasses is therefore read as the class that was written, and a file of another kind is
-recognised.
+A field can be a bool, int, float, str, Path, Enum, Literal, None, another dataclass, a union of these, a base class with
+a registry (the field then takes any registered variant), or a list, tuple or dict of these. A dataclass is written with
+its class name under "type". A union of dataclasses is therefore read back as the class that was written, and a file
+that holds another class is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class _Older:
-    """How files of earlier versions spell one dataclass."""
+    """How earlier versions wrote one dataclass."""
 
     name: str
     renamed: Mapping[str, str]
@@ -44,18 +44,18 @@ def reads_older_files(
     called: Sequence[str] = (),
     rewritten: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Callable[[type[T]], type[T]]:
-    """Class decorator: read files that an earlier version wrote of this dataclass, under the names of today.
+    """Class decorator: accept files that an earlier version of this dataclass wrote.
 
-    A run that was begun by an earlier version then goes on with the same config.
+    A run that an earlier version started can then be resumed with the same config.
 
     Args:
-      renamed: earlier name of a field -> its name now.
-      removed: name of a removed field -> the only value of it that a file may have. A file with another value is
-        refused, since the class does not do that any more.
+      renamed: earlier name of a field -> current name.
+      removed: name of a removed field -> the only value that a file may have for it. A file with another value is
+        refused, because the class no longer supports that value.
       called: earlier names of the class.
-      rewritten: for changes that names do not express, such as a field that moved into another dataclass. It takes the
-        JSON values of the fields, in the earlier form or in today's, and returns them in today's form. It is applied
-        first. Fields of nested dataclasses have today's names already.
+      rewritten: a function for other changes, such as a field that moved into another dataclass. It takes the JSON
+        values of the fields, in the earlier or the current form, and returns the current form. It is applied first.
+        Nested dataclasses are already in the current form.
 
     Example:
         @reads_older_files(renamed={"lr": "learning_rate"}, removed={"nesterov": False}, called=("AdamConfig",))
@@ -72,16 +72,16 @@ def reads_older_files(
 
 
 def upgrade(value: Any) -> Any:
-    """The JSON values of a config file, with the earlier names that `reads_older_files` knows replaced.
+    """Convert the JSON values of a config file from the earlier forms that `reads_older_files` declares.
 
     Raises:
-      UserError: a removed field has a value that is not supported any more.
+      UserError: a removed field has a value that is no longer supported.
     """
     if isinstance(value, list):
-        return [upgrade(one) for one in value]
+        return [upgrade(item) for item in value]
     if not isinstance(value, dict):
         return value
-    out = {name: upgrade(one) for name, one in value.items()}
+    out = {name: upgrade(item) for name, item in value.items()}
     older = _OLDER.get(out["type"]) if isinstance(out.get("type"), str) else None
     if older is None:
         return out
@@ -90,7 +90,7 @@ def upgrade(value: Any) -> Any:
     for name, only in older.removed.items():
         if name in out and out.pop(name) != only:
             raise UserError(f"{older.name} has no {name!r} any more; only files in which it is {only!r} are read")
-    return {older.renamed.get(name, name): one for name, one in out.items()} | {"type": older.name}
+    return {older.renamed.get(name, name): item for name, item in out.items()} | {"type": older.name}
 
 
 def to_json(config: Any) -> Any:
@@ -131,13 +131,13 @@ def load(kind: type[T], path: Path | str) -> T:
 
     Args:
       kind: the dataclass that the file holds.
-      path: the file, or a run directory, in which it is `config.json`.
+      path: the file, or a run directory that contains `config.json`.
 
     Returns:
       The config.
 
     Raises:
-      UserError: there is no such file, it is not JSON, or it is not a `kind` (the message names the field).
+      UserError: the file does not exist, is not JSON, or does not describe a `kind` (the message names the field).
     """
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
@@ -145,7 +145,7 @@ def load(kind: type[T], path: Path | str) -> T:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"no config at {path}: {error.strerror}") from error
-    except ValueError as error:  # of the text, or of the JSON in it
+    except ValueError as error:  # the file is not UTF-8, or not JSON
         raise UserError(f"{path} is not JSON: {error}") from error
     try:
         return from_json(kind, value)
@@ -156,18 +156,18 @@ def load(kind: type[T], path: Path | str) -> T:
 def from_json(kind: type[T], value: Any, where: str = "config") -> T:
     """Read JSON values as a `kind`.
 
-    Fields that are left out take their defaults. An int is accepted for a float, and nothing else is converted.
+    Missing fields take their defaults. An int is accepted for a float; nothing else is converted.
 
     Args:
       kind: a dataclass, or any other type that a field can have.
       value: JSON values, as `to_json` makes them.
-      where: what messages call the value.
+      where: the name of the value in messages.
 
     Returns:
       An instance of `kind`.
 
     Raises:
-      UserError: names the field, what it holds, and what it should hold.
+      UserError: a field has a wrong name or value. The message names the field, its value, and the expected type.
     """
     return _read(kind, upgrade(value), where)
 
@@ -234,7 +234,7 @@ def _read_union(kind: Any, arguments: tuple[Any, ...], value: Any, where: str) -
 
 
 def _read_variant(registry: Registry[Any], value: Any, where: str) -> Any:
-    """Read a field that takes every registered variant of its type. The class name is under "type"."""
+    """Read a field that accepts every registered variant of its type. "type" names the variant."""
     tag = value.get("type") if isinstance(value, dict) else None
     if not isinstance(tag, str):
         known = ", ".join(registry.names())
@@ -267,7 +267,7 @@ def _read_container(kind: Any, origin: Any, arguments: tuple[Any, ...], value: A
 
 
 def _key(kind: Any, key: str, where: str) -> Any:
-    """The key of a dict, from the string that JSON made of it."""
+    """The key of a dict, from its string in JSON."""
     if kind is int:
         try:
             return int(key)
@@ -304,12 +304,12 @@ def _read_dataclass(kind: type, value: Any, where: str) -> Any:
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """The fields in which two configs differ, one line each: `optimizer.learning_rate: 0.001 -> 0.01`.
+    """The fields in which two configs differ, one line per field: `optimizer.learning_rate: 0.001 -> 0.01`.
 
     Args:
       old: a config as JSON values.
-      new: another one.
-      where: the dotted name of the field that holds both.
+      new: another config as JSON values.
+      where: the dotted name of the field that contains `old` and `new`.
 
     Returns:
       One line for each field that differs, in the order of `new`.

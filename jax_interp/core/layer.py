@@ -1,4 +1,4 @@
-"""What all layers share: the scope in which they name values, the sharding of a result, and the precision of sums."""
+"""Parts that all layers share: the scope for naming values, the sharding of results, and the precision of sums."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jaxtyping import Array
 
 
 class Scope(Protocol):
-    """Where a layer names its values: `jax_interp.surgery.Site`, or anything that can be called the same way."""
+    """The object with which a layer names its values: a `jax_interp.surgery.Site`, or an object with the same methods."""
 
     def __call__(self, name: str, x: Array, axes: str = ..., /) -> Array:
-        """Give `x` a name. Returns `x`, or the edited value where an edit acts on this name."""
+        """Name the value `x`. Returns `x`, or the edited value if an edit acts on this name."""
         ...
 
     def __truediv__(self, name: str, /) -> Scope:
@@ -25,8 +25,8 @@ class Scope(Protocol):
 def out_sharding_like(x: Array) -> P | None:
     """The `out_sharding` that gives a result the sharding of `x`.
 
-    Under a mesh with explicit axes the type of an array carries its sharding, and a contraction over a sharded axis
-    must be told the sharding of its result. None where types carry no sharding.
+    Under a mesh with explicit axes the type of an array includes its sharding, and a contraction over a sharded axis
+    needs `out_sharding`. The result is None under other meshes.
     """
     sharding = jax.typeof(x).sharding
     return sharding.spec if not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit else None
@@ -39,5 +39,5 @@ def out_sharding_of_rows(index: Array) -> P | None:
 
 
 def upcast(x: Array) -> Array:
-    """`x` in float32 at least: unchanged where its dtype has 32 bits or more. Long sums lose too much in 16 bits."""
+    """`x` in at least float32 (unchanged if its dtype has 32 bits or more). Long sums are too inexact in 16 bits."""
     return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)

@@ -1,9 +1,9 @@
-"""A pytree as a flat `{address: leaf}`, which checkpoints store and sharding rules match.
+"""A pytree as a flat dict `{address: leaf}`. Checkpoints store it, and sharding rules match its addresses.
 
-The address of a leaf is its key path joined by dots (`params.blocks.0.attn.q.weight`, `opt.0.mu.W_dec`). It is the same
-for a dict, a list, a registered dataclass, a named tuple of optax and a Flax module: it does not depend on the class
-that holds the value. A checkpoint therefore survives a renamed class. An `nnx.List`, which orbax saves and cannot load,
-never reaches orbax.
+The address of a leaf is its key path joined by dots (`params.blocks.0.attn.q.weight`, `opt.0.mu.W_dec`). It does not
+depend on the container class: a dict, a list, a registered dataclass, an optax named tuple and a Flax module give the
+same addresses. A checkpoint can therefore be restored after a class is renamed. Orbax never sees an `nnx.List`, which
+it can save but cannot load.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 PyTree = Any
-"""A tree of arrays in any containers that JAX knows: dicts, lists, registered dataclasses, Flax modules."""
+"""A tree of arrays in any container that JAX knows: dicts, lists, registered dataclasses, Flax modules."""
 
 
 def _part(key: Any) -> str:
@@ -32,13 +32,13 @@ def _part(key: Any) -> str:
 def addresses(tree: PyTree) -> list[str]:
     """The address of every leaf, in the order of `jax.tree.leaves`.
 
-    A Flax variable adds a last part `.value`. It is dropped where the variable has no other leaf.
+    A Flax variable adds a last part `.value` to the key path. This part is dropped if the variable has only one leaf.
 
     Args:
       tree: any pytree.
 
     Returns:
-      One address for each leaf. A tree that is a single leaf has the address "".
+      One address for each leaf. If the tree is a single leaf, its address is "".
 
     Raises:
       ValueError: two leaves have the same address, as in `{"a.b": x, "a": {"b": y}}`.
@@ -77,5 +77,5 @@ def unflatten(template: PyTree, flat: dict[str, Any]) -> PyTree:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether `leaf` is a typed PRNG key array, or the abstract value of one."""
+    """Whether `leaf` is a typed PRNG key array, or the abstract value of a key array."""
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

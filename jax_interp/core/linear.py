@@ -1,7 +1,7 @@
 """Linear maps and embeddings.
 
-A layer is called with its scope, even where it names nothing: a module that replaces it (a sum of components, LoRA) can
-then name values of its own (`blocks.3.mlp.up.components`).
+A layer is called with its scope, even if the layer names no value. A module that replaces the layer (a sum of
+components, LoRA) can then name its own values (`blocks.3.mlp.up.components`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Linear(nnx.Module):
     """`x @ weight + bias`, with weight `[d_in, d_out]`.
 
     Args:
-      key: for the weight, which is normal with standard deviation `std`. The bias starts at zero.
+      key: the random key of the weight, which is normal with standard deviation `std`. The bias starts at zero.
       d_in: number of input features.
       d_out: number of output features.
       bias: whether there is a bias.
       std: standard deviation of the initial weight.
-      dtype: of the parameters.
+      dtype: the dtype of the parameters.
     """
 
     def __init__(self, key: Array, d_in: int, d_out: int, *, bias: bool, std: float, dtype: DTypeLike):
@@ -34,7 +34,7 @@ class Linear(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch pos d_in"], site: Scope, out_sharding: P | None = None
     ) -> Float[Array, "batch pos d_out"]:
-        """Apply the map. `out_sharding` is needed where `d_in` may be sharded over an explicit mesh axis."""
+        """Apply the map. `out_sharding` is needed if `d_in` may be sharded over an explicit mesh axis."""
         y = jnp.einsum("bpi,io->bpo", x, self.weight[...], out_sharding=out_sharding)
         return y if self.bias is None else y + jnp.expand_dims(self.bias[...], (0, 1))
 
@@ -62,5 +62,5 @@ class Embedding(nnx.Module):
 
 
 def normal(key: Array, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> Array:
-    """Gaussian weights. They are drawn in float32, so that `dtype` changes their rounding and not the draw."""
+    """Gaussian weights. They are drawn in float32 and then cast, so `dtype` changes only the rounding."""
     return (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)

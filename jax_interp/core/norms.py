@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm, and either of them with a frozen scale."""
+"""RMSNorm, LayerNorm, and `FrozenNorm`, a norm with a constant scale."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from jax_interp.core.layer import Scope, upcast
 
 
 class Norm(nnx.Module):
-    """The base class of the norms: `x / scale(x)`, times a weight, plus a bias, where the norm has them.
+    """The base class of norms: `x / scale(x)`, times an optional weight, plus an optional bias.
 
-    A norm names `scale` (the denominator, `[batch, pos, 1]`) and `normalized` (before the weight).
+    A norm names the values `scale` (the denominator, `[batch, pos, 1]`) and `normalized` (before the weight).
     """
 
     weight: nnx.Param | None
@@ -28,22 +28,22 @@ class Norm(nnx.Module):
     """Whether the mean over the features is subtracted first."""
 
     def multiplier(self) -> Array | None:
-        """What normalized values are multiplied by, at least in float32; None without weights."""
+        """The factor of the normalized values, in at least float32; None for a norm without a weight."""
         if self.weight is None:
             return None
         weight = upcast(self.weight[...])
         return weight + jnp.asarray(1, weight.dtype) if self.offset else weight
 
     def normalize(self, x: Float[Array, "batch pos *head width"], site: Scope) -> Float[Array, "batch pos *head width"]:
-        """`x` over its scale. Computed at least in float32: squares of bfloat16 values lose what the norm measures."""
+        """`x` divided by its scale, computed in at least float32 because squares in bfloat16 are too inexact."""
         y = upcast(x)
         if self.centred:
             y = y - _mean(y)
         scale = jnp.sqrt(_mean(y * y) + self.eps)
         head = " head" if x.ndim == 4 else ""
         width = "d_head" if x.ndim == 4 else "d_model"
-        # The bound changes no value. Without it XLA turns the division by a square root into a product with rsqrt,
-        # unless somebody reads the square root, and then reading would change bits.
+        # The bound changes no value. Without the bound XLA replaces the division by a square root with a product with
+        # rsqrt, but not if the square root is read. Reading `scale` would then change the last bits.
         scale = site("scale", jnp.maximum(scale, math.sqrt(self.eps)), f"batch pos{head} one")
         return site("normalized", (y / scale).astype(x.dtype), f"batch pos{head} {width}")
 
@@ -59,15 +59,15 @@ class RMSNorm(Norm):
       eps: added under the square root.
       affine: whether there is a weight.
       offset: whether the weight is stored minus one, as in Gemma: `* (1 + weight)`.
-      dtype: of the weight.
+      dtype: the dtype of the weight.
     """
 
     bias = None
     centred = False
 
     def __init__(self, width: int, *, eps: float, affine: bool, offset: bool, dtype: DTypeLike):
-        start = jnp.zeros if offset else jnp.ones
-        self.weight = nnx.Param(start(width, dtype)) if affine else None
+        initial = jnp.zeros if offset else jnp.ones
+        self.weight = nnx.Param(initial(width, dtype)) if affine else None
         self.eps, self.offset = eps, offset
 
     def __call__(self, x: Float[Array, "batch pos *head width"], site: Scope) -> Float[Array, "batch pos *head width"]:
@@ -88,7 +88,7 @@ class LayerNorm(Norm):
       width: number of features.
       eps: added under the square root.
       affine: whether there are a weight and a bias.
-      dtype: of the parameters.
+      dtype: the dtype of the parameters.
     """
 
     centred = True
@@ -110,16 +110,15 @@ class LayerNorm(Norm):
 class FrozenNorm(nnx.Module):
     """A norm whose denominator is a constant: `(x - mean) / scale * weight + bias`, an affine map of its input.
 
-    The mean, a linear map of `x`, stays (LayerNorm only). It names `scale` and `normalized` as the norm does. No
-    gradient reaches `scale`. To freeze the denominator of each token for one text instead, no module need be replaced:
+    LayerNorm still subtracts the mean of `x`, which is a linear map. The frozen norm names `scale` and `normalized`, as
+    the norm does. `scale` gets no gradient. To freeze the denominator of each token of one text, an edit is enough:
     `edit(model, at("blocks.*.ln1.scale", Each(Freeze(values))))`.
 
     Args:
       norm: the norm to freeze.
-      scale: the denominator, a number: the mean over a text of `blocks.3.ln1.scale`, for example.
+      scale: the denominator, one number. For example the mean of `blocks.3.ln1.scale` over a text.
 
     Example:
-
         mean_scale = acts["ln_final.scale"].mean()
         frozen = replace(model, "ln_final", lambda norm: FrozenNorm(norm, mean_scale))
     """
@@ -145,15 +144,15 @@ class FrozenNorm(nnx.Module):
 
 
 def _mean(x: Array) -> Array:
-    """The mean over the last axis, divided before it is summed.
+    """The mean over the last axis. Each term is divided before the sum.
 
-    Whether a compiler contracts a product after the sum with the next operation depends on what is fused there, and
-    then unrolled and scanned blocks would differ in the last bit.
+    If the sum were divided instead, the compiler could fuse that product with the next operation in some programs only.
+    Unrolled and scanned blocks would then differ in the last bit.
     """
     return jnp.sum(x * jnp.asarray(1 / x.shape[-1], x.dtype), axis=-1, keepdims=True)
 
 
 def _with_axes_of(x: Array, vector: Array | None) -> Array:
-    """The vector with as many axes as `x`, to be multiplied with the last axis of `x`."""
+    """`vector` with leading axes of size 1 added, so that it broadcasts along the last axis of `x`."""
     assert vector is not None
     return jnp.expand_dims(vector, range(x.ndim - 1))

@@ -1,8 +1,7 @@
-"""The objectives that the package trains and measures with, each once: cross-entropy, KL divergence, squared error.
+"""The objectives for training and evaluation: cross-entropy, KL divergence, and squared error.
 
-Every function computes in float32 at least (`upcast`), takes the class or feature axis last, and returns one value for
-each row of the other axes. `masked_mean` then averages the rows that count. All are pure and differentiable. Called
-outside `jit`, each of them is one compiled program.
+Every function computes in at least float32 (`upcast`), takes the class or feature axis last, and returns one value for
+each row of the other axes. `masked_mean` then averages the rows to keep. All functions are pure and differentiable.
 
     losses = cross_entropy(model(tokens)[:, :-1], tokens[:, 1:])     # nats, [batch, pos - 1]
     loss = masked_mean(losses, keep[:, 1:])
@@ -36,8 +35,8 @@ def log_probabilities(logits: Float[Array, "*rows class"]) -> Float[Array, "*row
 def cross_entropy(logits: Float[Array, "*rows class"], targets: Int[Array, "*rows"]) -> Float[Array, "*rows"]:
     """-log p(target) in nats, from logits: `logsumexp(logits) - logits[target]`.
 
-    It never forms the log probabilities of the other classes, which saves the memory of one array of logits. The last
-    bit may differ from `negative_log_likelihood(log_probabilities(logits), targets)`, which adds in another order.
+    It does not compute the log probabilities of the other classes, which saves the memory of one array of logits. The
+    last bit may differ from `negative_log_likelihood(log_probabilities(logits), targets)`, which adds in another order.
 
     Args:
       logits: `[..., class]`, of any floating dtype; computed in float32 at least.
@@ -53,7 +52,7 @@ def cross_entropy(logits: Float[Array, "*rows class"], targets: Int[Array, "*row
 
 @partial(jax.jit, inline=True)
 def negative_log_likelihood(log_p: Float[Array, "*rows class"], targets: Int[Array, "*rows"]) -> Float[Array, "*rows"]:
-    """-log p(target) in nats, from log probabilities, for code that needs these for something else too.
+    """-log p(target) in nats, from log probabilities. For code that also uses the log probabilities elsewhere.
 
     Args:
       log_p: log probabilities, `[..., class]`.
@@ -86,7 +85,7 @@ def mean_squared_error(target: Array, output: Array, axis: int | tuple[int, ...]
     Args:
       target: values of any shape and floating dtype.
       output: values of the same shape.
-      axis: the axes that are averaged. None: all of them, for one number.
+      axis: the axes that are averaged. None: all axes, which gives one number.
 
     Returns:
       One error for each row of the other axes.
@@ -96,12 +95,12 @@ def mean_squared_error(target: Array, output: Array, axis: int | tuple[int, ...]
 
 @partial(jax.jit, inline=True, static_argnames="empty_is_zero")
 def masked_mean(values: Float[Array, "*rows"], keep: Bool[Array, "*rows"], empty_is_zero: bool = False) -> Array:
-    """The mean of the values that are kept. A NaN that is not kept does not count.
+    """The mean of the values where `keep` is True. A NaN where `keep` is False has no effect.
 
     Args:
       values: one value for each row.
-      keep: which rows count, of the same shape.
-      empty_is_zero: what the mean is where nothing is kept: 0, or NaN (the default), at which `training.fit` stops.
+      keep: which rows are averaged, in the shape of `values`.
+      empty_is_zero: if no row is kept, return 0 instead of NaN. `training.fit` stops at a NaN.
 
     Returns:
       A scalar of the dtype of `values`.

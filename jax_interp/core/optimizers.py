@@ -1,7 +1,7 @@
-"""Steps of optax optimizers under any promotion setting, the factors of learning-rate schedules, rows of norm 1.
+"""Optimizer steps with optax, factors of learning-rate schedules, and unit-norm rows.
 
-A schedule of this package is a peak times factors of the step: `linear_warmup`, and `decay` along the run. optax's own
-schedules begin at another step or multiply in another order, which changes the last bit of a rate.
+A learning rate in this package is a peak rate times two factors: `linear_warmup`, and `decay` over the run. The
+schedules of optax start at another step or multiply in another order, which changes the last bit of the rate.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def update(
 ) -> tuple[PyTree, optax.OptState]:
     """Take one step along the gradients.
 
-    optax mixes int32 counts with floats, which the strict promotion of our tests refuses. Promotion is therefore the
-    usual one inside.
+    optax mixes int32 counts with floats. This function therefore uses JAX's standard type promotion, even if the caller
+    has switched on strict promotion.
 
     Args:
       optimizer: the optax optimizer.
       grads: gradients with the structure of `params`.
-      opt_state: the state of the optimizer, from `init` or the step before.
+      opt_state: the state of the optimizer, from `init` or the previous step.
       params: any pytree of arrays.
 
     Returns:
-      The parameters after the step, with the dtypes and shardings that they had, and the state of the optimizer.
+      The parameters after the step, with unchanged dtypes and shardings, and the new state of the optimizer.
     """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         updates, opt_state = optimizer.update(grads, opt_state, params)
@@ -48,18 +48,18 @@ def update(
 
 
 def linear_warmup(step: ArrayLike, steps: int) -> Float[Array, ""]:
-    """The factor `(step + 1) / steps`, at most 1. It is 1 everywhere where `steps` is 0.
+    """The factor `(step + 1) / steps`, at most 1. If `steps` is 0, the factor is always 1.
 
     Args:
       step: the number of the step, from 0.
-      steps: the length of the warm-up. Step `steps - 1` is the first one at the full rate.
+      steps: the length of the warm-up. Step `steps - 1` is the first step at the full rate.
     """
     step = jnp.asarray(step, jnp.float32)
     return jnp.minimum((step + 1) / steps, 1.0) if steps else jnp.ones_like(step)
 
 
 def decay(kind: Decay, progress: ArrayLike, final: float = 0.0) -> Float[Array, ""]:
-    """The factor by which a learning rate has fallen.
+    """The decay factor of a learning rate.
 
     Args:
       kind: "constant": 1. "linear": from 1 to `final`. "cosine": `f + (1 - f) (1 + cos πp) / 2` with f = `final`.
@@ -76,17 +76,17 @@ def decay(kind: Decay, progress: ArrayLike, final: float = 0.0) -> Float[Array, 
 
 
 def unit_rows(W: Float[Array, "feature d"]) -> Float[Array, "feature d"]:
-    """Rows scaled to norm 1. A row of norm 0 stays 0.
+    """Scale each row to norm 1. A row of norm 0 stays 0.
 
-    A dictionary whose decoder rows are free can shrink its latents and grow its decoder at no cost.
+    Without this constraint, a dictionary can lower a penalty on its latents by scaling them down and its decoder up.
     """
     norm = jnp.sqrt(jnp.sum(W * W, axis=-1, keepdims=True))
     return W / jnp.where(norm > 0, norm, jnp.ones_like(norm))
 
 
 def without_parallel(g: Float[Array, "feature d"], W: Float[Array, "feature d"]) -> Float[Array, "feature d"]:
-    """`g` without its component along each row of `W`, whose rows have norm 1.
+    """Remove from each row of `g` its component along the same row of `W`. The rows of `W` have norm 1.
 
-    `unit_rows` undoes that part of a step. It is taken out of the gradient first, or it would enter Adam's moments.
+    `unit_rows` undoes this component after a step. It is removed before the step to keep it out of Adam's moments.
     """
     return g - jnp.sum(g * W, axis=-1, keepdims=True) * W

@@ -1,4 +1,4 @@
-"""Registries: the variants of one kind of thing, each added where it is defined.
+"""Registries: the variants of a base class. Each variant registers itself where it is defined.
 
     ACTIVATIONS = Registry("activation", Activation)          in the file of the Protocol or base class
 
@@ -6,10 +6,10 @@
     @dataclasses.dataclass(frozen=True)
     class TopK(Activation): ...
 
-    discover(__name__, __path__)                               in the folder's __init__: imports every file of it
+    discover(__name__, __path__)                               in the folder's __init__: imports all its files
 
-A field of a config whose type is the base class accepts every variant: `core.config_json` looks a variant up by its
-class name. A variant in a file of the user's own takes part as soon as that file is imported.
+A config field whose type is the base class accepts every variant: `core.config_json` looks the variant up by its class
+name. A variant in a user's own file is available as soon as this file is imported.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Variant = TypeVar("Variant", bound=type)
 
 
 class Registry(Generic[Base]):
-    """The registered subclasses of `base`, by class name, in the order in which they were defined.
+    """The registered subclasses of `base`, by class name, in the order of registration.
 
     Args:
-      what: what one of them is called in messages ("activation").
-      base: the class that all of them derive from.
+      what: the word for a variant in messages ("activation").
+      base: the base class of all variants.
     """
 
     def __init__(self, what: str, base: type[Base]):
@@ -40,8 +40,8 @@ class Registry(Generic[Base]):
         _REGISTRIES[base] = self
 
     def register(self, variant: Variant) -> Variant:
-        """Class decorator: add `variant`. Raises TypeError where it does not derive from the base class, or where
-        another class has its name."""
+        """Class decorator: add `variant`. Raises TypeError if it does not derive from the base class, or if another
+        class already has its name."""
         if not issubclass(variant, self.base):
             raise TypeError(f"{variant.__name__} does not derive from {self.base.__name__}, so it is no {self.what}")
         taken = self._variants.get(variant.__name__)
@@ -51,7 +51,7 @@ class Registry(Generic[Base]):
         return variant
 
     def __getitem__(self, name: str) -> type[Base]:
-        """The variant called `name`. Raises UserError with the nearest name where there is none."""
+        """The variant called `name`. If there is none, raises UserError with the nearest name."""
         if name in self._variants:
             return self._variants[name]
         near = difflib.get_close_matches(name, self._variants, n=1)
@@ -73,12 +73,12 @@ _REGISTRIES: dict[type, Registry[Any]] = {}
 
 
 def registry_of(base: Any) -> Registry[Any] | None:
-    """The registry of the variants of `base`; None where `base` has none."""
+    """The registry of the variants of `base`; None if `base` has no registry."""
     return _REGISTRIES.get(base) if isinstance(base, type) else None
 
 
 def discover(package: str, path: Iterable[str]) -> None:
-    """Import every module of a package, so that each registers what it defines.
+    """Import every module of a package, so that its variants are registered.
 
     Args:
       package: the package's `__name__`.

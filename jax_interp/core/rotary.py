@@ -1,4 +1,4 @@
-"""Rotary positions: each pair of a head's features is rotated by an angle proportional to the position."""
+"""Rotary position embeddings: each pair of features of a head is rotated by an angle proportional to the position."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ RopeKind = Literal["linear", "llama3", "yarn"]
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are changed to reach past the context that a model was trained on.
+    """How rotary frequencies are scaled for contexts longer than in training.
 
-    `linear` divides every frequency by `factor` (Chen et al. 2023). `llama3` divides the frequencies of wavelengths
-    above `original_n_ctx / low_freq` positions, keeps those of wavelengths below `original_n_ctx / high_freq`, and
-    interpolates between (Llama 3.1, "NTK by parts"). `yarn` (Peng et al. 2023) interpolates linearly in the index of
-    the pair, between the pairs that turn `beta_fast` and `beta_slow` times in the original context, and multiplies
-    queries and keys by `attention_factor`.
+    `linear` divides every frequency by `factor` (Chen et al. 2023). `llama3` divides a frequency if its wavelength is
+    above `original_n_ctx / low_freq` positions, keeps it if its wavelength is below `original_n_ctx / high_freq`, and
+    interpolates in between (Llama 3.1, "NTK by parts"). `yarn` (Peng et al. 2023) interpolates linearly in the index of
+    the pair, from the pair that turns `beta_fast` times in the original context to the pair that turns `beta_slow`
+    times. It also multiplies queries and keys by `attention_factor`.
     """
 
     kind: RopeKind
@@ -41,7 +41,7 @@ class RopeScaling:
     beta_slow: float = 1.0
     """yarn: pairs that turn fewer times in the original context are divided by `factor`."""
     attention_factor: float = 1.0
-    """yarn: what queries and keys are multiplied by."""
+    """yarn: the factor of queries and keys."""
     truncate: bool = True
     """yarn: whether the interpolation begins and ends at whole pairs."""
 
@@ -65,7 +65,7 @@ class Rope:
     base: float = 10_000.0
     """The wavelength of pair i of n is 2π base^(i/n) positions."""
     dim: int | None = None
-    """How many features of a head are rotated, from the first; None: all."""
+    """How many features of a head are rotated, counted from the first. None: all."""
     scaling: RopeScaling | None = None
     adjacent: bool = False
     """Whether feature 2i is paired with 2i + 1 (GPT-J), instead of i with i + dim/2 (GPT-NeoX, Llama)."""
@@ -81,7 +81,7 @@ class Rotation:
 
 
 def frequencies(rope: Rope, d_head: int) -> Float[np.ndarray, "half"]:
-    """Radians per position for each pair of features, the slowest last. In float64: they are constants of a model."""
+    """Radians per position for each pair of features, the slowest last. Computed in float64 on the host."""
     dim = d_head if rope.dim is None else rope.dim
     freq = rope.base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
     if rope.scaling is None:
@@ -90,7 +90,7 @@ def frequencies(rope: Rope, d_head: int) -> Float[np.ndarray, "half"]:
 
 
 def rotation(positions: Int[Array, "#batch pos"], rope: Rope, d_head: int) -> Rotation:
-    """The rotation at these positions. In float32: at position 10,000 a bfloat16 angle would be off by whole turns."""
+    """The rotation at these positions, in float32. At position 10,000 a bfloat16 angle would be wrong by whole turns."""
     freq = jnp.asarray(frequencies(rope, d_head).reshape(1, 1, 1, -1), jnp.float32)
     angles = positions[..., None, None].astype(jnp.float32) * freq
     cos, sin = jnp.cos(angles), jnp.sin(angles)

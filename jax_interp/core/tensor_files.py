@@ -1,13 +1,13 @@
-"""Tensors on disk: safetensors files, and pairs of a safetensors file and a JSON file that describes it.
+"""Tensors on disk: safetensors files, and pairs of a safetensors file and a JSON file that describes the tensors.
 
     write_tensors("parts.safetensors", {"V": V, "U": U}, {"config": text})      one file, with strings in its header
     file = read_tensors("parts.safetensors")                                    file.arrays, file.header
     write_described("runs/sae", "dictionary", arrays, {"format": 2, ...})       dictionary.safetensors, dictionary.json
     description, arrays = read_described("runs/sae", "dictionary", formats=(2,), what="dictionary")
 
-Every file appears whole, by one rename. Nothing in a file is trusted: headers are checked by `safetensors` (lengths,
-offsets, overlaps), pickles do not exist in this format, and names of tensors are never used as paths. A file that is
-missing, cut short, altered or of another kind raises a `TensorFileError` that names it.
+Files are written atomically, by one rename. Files that are read are not trusted: `safetensors` checks the headers
+(lengths, offsets, overlaps), the format has no pickles, and names of tensors are never used as paths. A file that is
+missing, truncated, altered or of another format raises a `TensorFileError` that names it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jax_interp.core.errors import UserError
 
 FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 DTYPES = FLOATS | {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "complex64"}
-"""The dtypes that are written, and read back to the bit."""
+"""The dtypes that can be written. They are read back bit for bit."""
 
 
 class TensorFileError(UserError):
@@ -47,11 +47,11 @@ class TensorFile:
 def write_tensors(
     path: Path | str, arrays: Mapping[str, jax.Array | np.ndarray], header: Mapping[str, str] | None = None
 ) -> Path:
-    """Write arrays to one safetensors file, whole or not at all. Missing directories are made.
+    """Write arrays to one safetensors file, atomically. Missing directories are created.
 
     Args:
       path: the file to create or replace.
-      arrays: the arrays by name, of any shape, of a dtype in `DTYPES`.
+      arrays: the arrays by name. Any shape; a dtype in `DTYPES`.
       header: strings to store with them.
 
     Returns:
@@ -72,10 +72,10 @@ def write_tensors(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            # order="C": the writer stores the buffer of an array as it lies in memory
+            # order="C": the writer stores the memory of an array without looking at its strides
             contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
             temporary.touch()
-            mode = temporary.stat().st_mode  # by the umask; the writer makes a file that its owner alone may read
+            mode = temporary.stat().st_mode  # follows the umask; safetensors makes the file readable by its owner only
             numpy.save_file(contiguous, temporary, metadata=None if header is None else dict(header))
             temporary.chmod(mode)
     except (OSError, SafetensorError) as error:
@@ -86,10 +86,10 @@ def write_tensors(
 
 @contextlib.contextmanager
 def open_tensors(path: Path | str) -> Iterator[Any]:
-    """The `safetensors.safe_open` handle of a file, within the block: for reading parts of large tensors.
+    """Open a safetensors file within the block, to read parts of large tensors. Yields the `safe_open` handle.
 
     Raises:
-      TensorFileError: the file is missing, or is not a whole safetensors file.
+      TensorFileError: the file is missing, or is not a complete safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -112,10 +112,10 @@ def read_tensors(path: Path | str) -> TensorFile:
       path: a file that `write_tensors` or another program wrote.
 
     Returns:
-      The arrays, bit for bit, in memory of their own, and the header.
+      The arrays, bit for bit, copied into memory, and the header.
 
     Raises:
-      TensorFileError: the file is missing, is not a whole safetensors file, or holds a dtype that numpy does not know.
+      TensorFileError: the file is missing, is not a complete safetensors file, or has a dtype that numpy does not know.
     """
     with open_tensors(path) as handle:
         arrays = {}
@@ -137,13 +137,13 @@ def read_header(path: Path | str) -> dict[str, str]:
 def write_described(
     directory: Path | str, stem: str, arrays: Mapping[str, jax.Array | np.ndarray], description: Mapping[str, Any]
 ) -> Path:
-    """Write `<stem>.safetensors` and `<stem>.json` in one directory, replacing what is there.
+    """Write `<stem>.safetensors` and `<stem>.json` in one directory. Existing files are replaced.
 
-    The JSON file is written last and holds the SHA-256 of the tensors under "sha256". A pair of which only one file was
-    replaced is then found by `read_described`.
+    The JSON file is written last and holds the SHA-256 of the tensors under "sha256". If a crash replaces only one of
+    the two files, `read_described` detects it.
 
     Args:
-      directory: made where it is missing.
+      directory: created if it is missing.
       stem: the name of both files.
       arrays: as in `write_tensors`.
       description: JSON values. `read_described` expects an entry "format".
@@ -163,21 +163,21 @@ def write_described(
 def read_described(
     directory: Path | str, stem: str, *, formats: Collection[int], what: str, dtypes: Collection[str] = DTYPES
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read what `write_described` wrote.
+    """Read a pair of files that `write_described` wrote.
 
     Args:
       directory: where the two files are.
       stem: the name of both files.
-      formats: the values of "format" that the caller reads.
-      what: what the pair is called in messages ("dictionary").
+      formats: the values of "format" that the caller supports.
+      what: the word for the content in messages ("dictionary").
       dtypes: the dtypes that the arrays may have.
 
     Returns:
       The description, and the arrays by name.
 
     Raises:
-      TensorFileError: a file is missing, the format is another one, the tensors are not those that are described, or
-        their dtype is not allowed.
+      TensorFileError: a file is missing, its format is not supported, the SHA-256 of the tensors differs, or a dtype is
+        not allowed.
     """
     described, tensors = (Path(directory) / f"{stem}.{suffix}" for suffix in ("json", "safetensors"))
     for path in (described, tensors):
@@ -207,7 +207,7 @@ def read_described(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises TensorFileError where the file is missing or holds something else."""
+    """The JSON object in a file. Raises TensorFileError if the file is missing or contains something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -223,7 +223,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_file_name(name: object, suffix: str = "") -> bool:
-    """Whether `name`, which an index file gives, is a bare file name: it cannot lead out of its directory."""
+    """Whether `name` (from an index file) is a bare file name, which cannot lead out of its directory."""
     return isinstance(name, str) and Path(name).name == name and "\\" not in name and name.endswith(suffix)
 
 

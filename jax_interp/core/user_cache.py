@@ -2,8 +2,8 @@
 
     use_compilation_cache()        before the first program is compiled
 
-A program that this machine has compiled before is then read from disk. The command line and the tests call it; in a
-script or a notebook of your own it is one line. Nothing else in the package writes compiled programs.
+A program that this machine has compiled before is then read from disk. The command line and the tests call this
+function. Add this line to your own scripts and notebooks. Nothing else in the package writes compiled programs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ def user_cache() -> Path:
 
 
 def compilation_cache() -> Path | None:
-    """The folder of compiled programs; None where the cache is switched off.
+    """The folder of compiled programs; None if the cache is switched off.
 
-    It is `JAX_INTERP_COMPILATION_CACHE` where that is set (empty: off), otherwise `programs/` in the user's cache, with
-    one folder for each kind of processor: machine code for another one may not run.
+    If `JAX_INTERP_COMPILATION_CACHE` is set, the folder is its value (empty: the cache is off). Otherwise it is a
+    subfolder of `programs/` in the user's cache, one for each kind of processor, because machine code for another
+    processor may not run.
     """
     if VARIABLE in os.environ:
         return Path(os.environ[VARIABLE]).expanduser() if os.environ[VARIABLE] else None
@@ -38,16 +39,16 @@ def compilation_cache() -> Path | None:
 
 
 def use_compilation_cache(*, min_compile_seconds: float = 0.1) -> Path | None:
-    """Switch JAX's persistent compilation cache on, unless the user has chosen one by JAX's own settings.
+    """Switch on JAX's persistent compilation cache, unless `JAX_COMPILATION_CACHE_DIR` is set.
 
-    Files that were written more than 30 days ago are removed. Works before and after the first `import jax`; before
-    it, JAX is not imported.
+    Files that are older than 30 days are removed. The function works before and after the first `import jax`, and does
+    not import JAX itself.
 
     Args:
-      min_compile_seconds: programs that compiled faster than this are not kept.
+      min_compile_seconds: programs that compile faster than this are not stored.
 
     Returns:
-      The folder in use; None where the cache is off or the user's own.
+      The folder in use; None if the cache is off, or if `JAX_COMPILATION_CACHE_DIR` is set.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return None
@@ -58,7 +59,7 @@ def use_compilation_cache(*, min_compile_seconds: float = 0.1) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_old(folder)
     except OSError:
-        return None  # a home that cannot be written: programs are compiled anew
+        return None  # the folder cannot be written: programs are compiled every time
     settings = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": min_compile_seconds,
@@ -83,7 +84,7 @@ def _remove_old(folder: Path) -> None:
 
 
 def _processor() -> str:
-    """A short name of the processor's kind and of what it can do."""
+    """A short name for the kind of processor and its features."""
     features = platform.processor()
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:

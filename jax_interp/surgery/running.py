@@ -140,7 +140,9 @@ def _values_of_scan(
         return values.carried
 
     carried = before.carried
-    while True:  # an edit may need the type of a carried value that is found only in this pass: repeat until no new type
+    while (
+        True
+    ):  # an edit may need the type of a carried value that is found only in this pass: repeat until no new type
         known, carried = set(carried), jax.eval_shape(types, segment.block, x, state, carried)
         if known == set(carried):
             break
