@@ -1,9 +1,9 @@
 """Configs: frozen dataclasses that are written as JSON and read back according to their types.
 
-A field can be a bool, int, float, str, Path, Enum, Literal, None, another dataclass, a union of these, a base class with
-a registry (the field then takes any registered variant), or a list, tuple or dict of these. A dataclass is written with
-its class name under "type". A union of dataclasses is therefore read back as the class that was written, and a file
-that holds another class is refused.
+A field can be a bool, int, float, str, Path, Enum, Literal, None, another dataclass, a union of these, a base class
+with a registry (the field then takes any registered variant), or a list, tuple or dict of these. A dataclass is written
+with its class name under "type". A union of dataclasses is therefore read back as the class that was written, and a
+file that holds another class is refused.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 
 class Scope(Protocol):
-    """The object with which a layer names its values: a `jax_interp.surgery.Site`, or an object with the same methods."""
+    """The object with which a layer names its values: `jax_interp.surgery.Site`, or an object with the same methods."""
 
     def __call__(self, name: str, x: Array, axes: str = ..., /) -> Array:
         """Name the value `x`. Returns `x`, or the edited value if an edit acts on this name."""

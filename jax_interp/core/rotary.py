@@ -90,7 +90,7 @@ def frequencies(rope: Rope, d_head: int) -> Float[np.ndarray, "half"]:
 
 
 def rotation(positions: Int[Array, "#batch pos"], rope: Rope, d_head: int) -> Rotation:
-    """The rotation at these positions, in float32. At position 10,000 a bfloat16 angle would be wrong by whole turns."""
+    """The rotation at these positions, in float32. At position 10,000 a bfloat16 angle would be off by whole turns."""
     freq = jnp.asarray(frequencies(rope, d_head).reshape(1, 1, 1, -1), jnp.float32)
     angles = positions[..., None, None].astype(jnp.float32) * freq
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -103,8 +103,8 @@ def rotation(positions: Int[Array, "#batch pos"], rope: Rope, d_head: int) -> Ro
 def rotate(
     x: Float[Array, "batch pos head d_head"], by: Rotation, adjacent: bool = False
 ) -> Float[Array, "batch pos head d_head"]:
-    """Rotate the pairs of the first 2·half features: (i, i + half), or (2i, 2i + 1) where `adjacent`. The others
-    stay."""
+    """Rotate the pairs (i, i + half), or (2i, 2i + 1) if `adjacent`, of the first 2·half features. Other features stay
+    the same."""
     cos, sin = by.cos.astype(x.dtype), by.sin.astype(x.dtype)
     half = cos.shape[-1]
     rotated, rest = x[..., : 2 * half], x[..., 2 * half :]

@@ -74,7 +74,7 @@ class Segment:
     stacked: bool
 
     def map(self, fn: Callable[..., Any], *values: PyTree) -> Any:
-        """`fn(block, *values)`. For a `Stack`, `jax.vmap` applies it to each layer. `values` have a leading layer axis."""
+        """`fn(block, *values)`, applied to each layer of a `Stack` by `jax.vmap`. `values` have a leading layer axis."""
         return jax.vmap(fn)(self.block, *values) if self.stacked else fn(self.block, *index_layer(values, 0))
 
 
@@ -100,7 +100,7 @@ def depth_of(model: Model | Iterable[Block | Stack]) -> int:
 
 
 def iter_blocks(model: Model | Iterable[Block | Stack]) -> Iterator[tuple[int, Block]]:
-    """`(layer, block)` for every layer of a model, or of a list of segments. The block of a `Stack` is a slice of it."""
+    """`(layer, block)` for every layer of a model, or of a list of segments. A block of a `Stack` is a slice of it."""
     for segment in iter_segments(model):
         for i, layer in enumerate(segment.layers):
             yield layer, index_layer(segment.block, i) if segment.stacked else segment.block

@@ -1,7 +1,7 @@
 """Taps: the reads and edits that a model under surgery gets as `taps=`.
 
-An `Edit` changes a named value, a `Read` returns it. The class and address of a tap are structure; everything else in it
-is data.
+An `Edit` changes a named value, a `Read` returns it. The class and address of a tap are structure. Everything else in
+it is data.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Survey:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IndexBounds:
-    """Ask the model for the bounds of the indices in its edits, instead of its output. `call` checks indices with them."""
+    """Ask the model for the bounds of the indices in its edits, instead of its output. `call` needs them for checks."""
 
 
 Tap = Edit | Read | Survey | IndexBounds

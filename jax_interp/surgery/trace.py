@@ -145,7 +145,7 @@ class Trace:
     def _refuse_unconsumed(self, r: Resolved) -> None:
         raise AddressError(
             f"the edit at {r.tap.address!r} comes after everything that is read, and the output is not wanted: "
-            "nothing depends on this edit. Read a later value, or leave out output=False"
+            "nothing depends on it. Read a later value, or leave out output=False"
         )
 
     def collect(self) -> Activations:

@@ -78,7 +78,8 @@ def at(
     chosen = index(layer) if not isinstance(layer, slice) else None
     if isinstance(layer, slice) or isinstance(chosen, Span):
         raise RegionError(
-            f"layer={layer}: give an index, a list of indices or a mask; or write a range in the address, blocks.2:4.name"
+            f"layer={layer}: give an index, a list of indices or a mask; or write a range in the address, "
+            "blocks.2:4.name"
         )
     fn = Each(_as_pytree(fn.fn)) if isinstance(fn, Each) else _as_pytree(fn)
     fn = jax.tree.map(_strongly_typed, fn)
