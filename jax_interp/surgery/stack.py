@@ -74,7 +74,7 @@ class Segment:
     stacked: bool
 
     def map(self, fn: Callable[..., Any], *values: PyTree) -> Any:
-        """`fn(block, *values)`, applied to each layer of a `Stack` by `jax.vmap`. `values` have a leading layer axis."""
+        """`fn(block, *values)`, applied to each layer of a `Stack` by `jax.vmap`. `values` then have a layer axis."""
         return jax.vmap(fn)(self.block, *values) if self.stacked else fn(self.block, *index_layer(values, 0))
 
 

@@ -1,4 +1,4 @@
-"""The step loop, checkpoints, run directories, meshes and sharding rules. It knows no method."""
+"""Training infrastructure for all methods: the step loop, checkpoints, run directories, meshes and sharding rules."""
 
 from jax_interp.training.interrupt import Interrupted
 from jax_interp.training.loop import NonFinite, fit

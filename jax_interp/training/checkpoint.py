@@ -1,16 +1,15 @@
-"""Checkpoints: a pytree at a step, written by orbax, checked leaf by leaf when it is read.
+"""Checkpoints: a pytree at one step, written by orbax and verified leaf by leaf when it is read.
 
     directory/00001200/arrays/       orbax: the flat {address: leaf}
     directory/00001200/leaves.json   shape, dtype and fingerprint of every leaf
 
-Orbax on its own loads a flipped bit without an error, casts a leaf to the template's dtype without an error, cannot
-store an array of size zero, and cannot load a tree that contains an `nnx.List`. Leaves are therefore stored flat,
-described beside the arrays, and compared when they are read. A step that fails the comparison is refused by name, and
-the step before it is used.
+Orbax alone loads flipped bits and casts dtypes without an error, cannot store an array of size zero, and cannot load a
+tree that contains an `nnx.List`. The leaves are therefore stored as a flat dict, their description is stored beside the
+arrays, and both are compared when they are read. If the comparison fails, `restore` warns and uses an earlier step.
 
-A step becomes visible by one rename, after everything in it is on the disk. A process that is killed at any moment
-leaves either the step or a `.tmp` directory, which the next save removes. `save` returns when the step is durable, so
-the arrays may be donated right after.
+A step appears by one rename, after all its files are on the disk. A process that is killed leaves either the complete
+step or a `.tmp` directory, which the next save removes. `save` returns after the step is on the disk, so the arrays may
+be donated right after.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ class CheckpointError(UserError):
 
 
 class CorruptCheckpoint(CheckpointError):
-    """A step whose bytes are not those that were saved: truncated, altered, or not completely written."""
+    """A step is damaged: its bytes differ from the saved bytes (truncated, altered, or not completely written)."""
 
 
 class CheckpointMismatch(CheckpointError):
-    """A sound checkpoint of another state: its leaves, shapes or dtypes are not those of the template."""
+    """A checkpoint of another state: its leaves, shapes or dtypes differ from those of the template."""
 
 
 class CheckpointWarning(UserWarning):
@@ -62,7 +61,7 @@ def _barrier(name: str) -> None:
 
 
 def steps(directory: Path | str) -> list[int]:
-    """The completed steps in `directory`, ascending. Only `restore` checks what is in them."""
+    """The completed steps in `directory`, ascending. Their content is not checked; `restore` checks it."""
     directory = Path(directory)
     if not directory.is_dir():
         return []
@@ -70,7 +69,7 @@ def steps(directory: Path | str) -> list[int]:
 
 
 def latest(directory: Path | str) -> int | None:
-    """The last completed step in `directory`; None where there is none."""
+    """The last completed step in `directory`; None if there is none."""
     return max(steps(directory), default=None)
 
 
@@ -79,16 +78,16 @@ def _describe(leaf: Any) -> dict[str, Any]:
 
 
 def save(directory: Path | str, step: int, tree: PyTree, *, keep: int = 3, milestone_every: int | None = None) -> Path:
-    """Write `tree` as `step`, then delete the steps that are not kept.
+    """Write `tree` as `step`, then delete old steps.
 
     Every process of a multi-host run calls this, with the same path on a shared file system.
 
     Args:
-      directory: the directory of all checkpoints; made where it is missing.
-      step: the number of the step. Later steps are deleted: the run was taken back to before them.
+      directory: the directory of all checkpoints. It is created if it is missing.
+      step: the number of the step. Later steps are deleted, because the run has returned to an earlier step.
       tree: any pytree of arrays and PRNG keys.
       keep: how many of the last steps are kept, at least 1.
-      milestone_every: steps that are a multiple of this one are kept for ever.
+      milestone_every: steps that are a multiple of this number are never deleted.
 
     Returns:
       The directory of the step.
@@ -122,7 +121,7 @@ def save(directory: Path | str, step: int, tree: PyTree, *, keep: int = 3, miles
         body = json.dumps({"step": step, "leaves": leaves}, indent=1)
         digest = hashlib.sha256(body.encode()).hexdigest()
         atomic_write(temporary / "leaves.json", f"{digest}\n{body}\n")
-        _remove(final)  # a damaged step that the run has reached again
+        _remove(final)  # the step exists if it was damaged and the run has reached it again
         os.rename(temporary, final)
         sync(directory)
         _prune(directory, step, keep, milestone_every)
@@ -131,7 +130,7 @@ def save(directory: Path | str, step: int, tree: PyTree, *, keep: int = 3, miles
 
 
 def _remove(path: Path) -> None:
-    """Delete a step. A process that is killed on the way leaves no part of it under its name."""
+    """Delete a step. It is renamed first, so a killed process does not leave a partial step under its name."""
     if path.exists():
         trash = path.with_name(f".{path.name}.trash.tmp")
         shutil.rmtree(trash, ignore_errors=True)
@@ -151,18 +150,18 @@ def restore(directory: Path | str, template: PyTree, step: int | None = None) ->
 
     Args:
       directory: the directory of all checkpoints.
-      template: gives structure, shapes, dtypes and shardings. Its leaves are arrays or `jax.ShapeDtypeStruct`s. The
-        mesh may differ from the one at saving: the bits are the same.
-      step: which step. None: the last sound one. A damaged step is then skipped, with a `CheckpointWarning` that names
-        it and the reason.
+      template: the structure, shapes, dtypes and shardings of the result. Its leaves are arrays or
+        `jax.ShapeDtypeStruct`s. The mesh may differ from the mesh at saving; the restored bits are the same.
+      step: the step to read. None: the last undamaged step. Damaged steps are then skipped, each with a
+        `CheckpointWarning` that names the step and the reason.
 
     Returns:
-      The tree, and the step that it was saved as.
+      The tree, and the number of the step that was read.
 
     Raises:
-      CheckpointMismatch: the template does not fit.
-      CorruptCheckpoint: `step` is damaged, or no sound step is left.
-      CheckpointError: there is no such step, or none at all.
+      CheckpointMismatch: the checkpoint does not fit the template.
+      CorruptCheckpoint: `step` is damaged, or all steps are damaged.
+      CheckpointError: `step` does not exist, or there is no checkpoint.
 
     Example:
         template = jax.eval_shape(make_state)
@@ -190,7 +189,7 @@ def restore(directory: Path | str, template: PyTree, step: int | None = None) ->
 
 
 def describe(path: Path | str) -> dict[str, dict[str, Any]]:
-    """`{address: {"shape", "dtype", "fingerprint"}}` of the step in the directory `path`. Reads no arrays.
+    """The description of the step in `path`: `{address: {"shape", "dtype", "fingerprint"}}`. It reads no arrays.
 
     Raises:
       CorruptCheckpoint: the description is missing or damaged.
@@ -222,7 +221,7 @@ def _load(path: Path, template: PyTree) -> PyTree:
     try:
         arrays = ocp.load(str(path / "arrays"), abstract) if abstract else {}
     except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # a lack of memory tells nothing about the file
+        raise  # running out of memory does not mean that the file is damaged
     except Exception as error:  # orbax, tensorstore and zstd have no common type for unreadable data
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CorruptCheckpoint(f"checkpoint {path} is damaged: its arrays cannot be read: {first[:300]}") from error
@@ -246,14 +245,14 @@ def _sharding(x: Any) -> jax.sharding.Sharding:
 
 
 def _impl(x: Any) -> str:
-    """The PRNG implementation of a key array or of the abstract value of one."""
+    """The PRNG implementation of a key array, or of its abstract value."""
     found = []
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), jax.ShapeDtypeStruct(x.shape, x.dtype))
     return found[0]
 
 
 def _stored(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """What orbax stores for the leaf `x`. For a PRNG key: its data, uint32, with the key's own axes last."""
+    """The array that orbax stores for the leaf `x`. For a PRNG key: its key data, uint32, with the key axes last."""
     if not is_key(x):
         return x
     data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(x.shape, x.dtype))
@@ -261,7 +260,7 @@ def _stored(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _compare(path: Path, saved: dict[str, dict[str, Any]], wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
-    """Raise one error that lists every difference between the template and what was saved."""
+    """Raise one error that lists the differences between the template and the saved leaves."""
     problems = []
     for name in sorted(wanted.keys() - saved.keys()):
         near = difflib.get_close_matches(name, saved.keys() - wanted.keys(), n=1)

@@ -1,9 +1,9 @@
-"""One 32-bit number for each leaf that depends on its bits alone, not on the mesh or the sharding.
+"""Fingerprints: one 32-bit number for each leaf. It depends only on the bits, not on the mesh or the sharding.
 
-Each 32-bit word is mixed with its index by an invertible hash, and the results are summed modulo 2^32. A sum has no
-order, so every layout over devices gives the same number. The mixing is a bijection of the word, so a change within a
-single word (a flipped bit, one ulp) always changes the number. Any other change is missed with probability 2^-32.
-This guards against accidents, not against an adversary.
+Each 32-bit word is mixed with its index by an invertible hash, and the results are summed modulo 2^32. The order of the
+sum does not matter, so every layout over devices gives the same number. The hash is a bijection of the word, so a
+change within a single word (a flipped bit, one ulp) always changes the number. Any other change is missed with
+probability 2^-32. Fingerprints detect accidents, not attacks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax_interp.core.leaves import PyTree, flatten, is_key
 
 
 def _words(x: Array) -> Array:
-    """The bits of `x` as uint32, one or more words per element. Types under a byte, and bool, are widened first."""
+    """The bits of `x` as uint32, one or more words per element. Bool and types below 8 bits are widened first."""
     if is_key(x):
         x = jax.random.key_data(x)
     dtype = x.dtype
@@ -34,7 +34,7 @@ def _words(x: Array) -> Array:
 
 
 def _mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """A bijection of the 32-bit words that spreads every bit (the finaliser of Ettinger's `triple32` family)."""
+    """A bijective hash of 32-bit words (the finaliser of Ettinger's `triple32` family)."""
     h = (h ^ (h >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
     h = (h ^ (h >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
     return h ^ (h >> jnp.uint32(16))
@@ -54,6 +54,6 @@ _all = jax.jit(lambda flat: {name: fingerprint(x) for name, x in flat.items()})
 
 
 def fingerprints(tree: PyTree) -> dict[str, str]:
-    """`{address: eight hex digits}` for every array leaf of `tree`. One compilation per structure, one transfer."""
+    """`{address: eight hex digits}` for every array leaf of `tree`. It compiles once per structure of `tree`."""
     flat = {name: x for name, x in flatten(tree).items() if isinstance(x, jax.Array)}
     return {name: f"{int(value):08x}" for name, value in jax.device_get(_all(flat)).items()}

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request: the run finishes its step, saves, and stops."""
+"""SIGINT and SIGTERM as stop requests: the run finishes its step, saves, and stops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and the run has saved itself. `exit_code` is 128 + signal, as in a shell."""
+    """The run stopped because of a signal, after saving its state. `exit_code` is 128 + signal, as in a shell."""
 
     def __init__(self, step: int, steps: int, signum: int, directory: Path | None):
         how = f"saved in {directory}; run the same command again to go on from there" if directory else "not saved"
@@ -28,7 +28,7 @@ class StopRequest:
     signum: int | None = None
 
     def agreed(self, step: int, every: int) -> bool:
-        """Whether to stop after `step`. The processes of a multi-host run agree on it once every `every` steps."""
+        """Whether to stop after `step`. The hosts of a multi-host run exchange their requests every `every` steps."""
         asked = self.signum is not None
         if jax.process_count() == 1:
             return asked
@@ -39,9 +39,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Within the block the first SIGINT or SIGTERM is noted and not raised. A second one acts at once.
+    """Within the block the first SIGINT or SIGTERM only sets a stop request. A second signal has its usual effect.
 
-    Signals reach Python's main thread only. In another thread the request is never set.
+    Python handles signals in the main thread only. In another thread the request is never set.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -53,7 +53,7 @@ def stop_requests() -> Iterator[StopRequest]:
         request.signum = signum
         for number, handler in previous.items():
             signal.signal(number, handler)
-        print("stopping after this step; once more to stop at once, without saving", file=sys.stderr)
+        print("stopping after this step; press Ctrl-C again to stop now without saving", file=sys.stderr)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.getsignal(number) or signal.SIG_DFL

@@ -1,11 +1,10 @@
-"""The training loop: one jitted step, repeated, with a log, checkpoints and an exact resume.
+"""The training loop: a jitted step that is repeated, with a log, checkpoints and exact resume.
 
     def step(state, batch, *frozen): ...  -> (state, metrics)     pure; metrics is a (nested) dict of arrays
     state = fit(step, state, batch_at, steps=1000, run=SaveTo("runs/sae", config, every=100))
 
-A run that is killed at any moment and started again with the same call ends with the same bits, in the state and in
-`metrics.jsonl`, as a run that was never interrupted. This holds because the loop keeps no state of its own: the next
-step depends only on the state and on the number of the step.
+If a run is killed and started again with the same call, its final state and its `metrics.jsonl` are bit for bit those
+of an uninterrupted run. This holds because the next step depends only on the state and on the number of the step.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from jax_interp.training.options import Log, RunTarget, SaveTo
 from jax_interp.training.progress import Progress, progress
 from jax_interp.training.runs import Run
 
-IN_FLIGHT = 2  # steps given to the device before the metrics of an earlier one are read
+IN_FLIGHT = 2  # how many steps the device may be ahead of the metrics that the host has read
 
-Metrics = Mapping[str, Any]  # names to arrays, numbers, or mappings of the same kind
+Metrics = Mapping[str, Any]  # name -> array, number, or nested metrics
 
 
 class NonFinite(RuntimeError):
-    """A metric or a leaf of the state became NaN or infinite. `step` and `quantity` tell when and which."""
+    """A metric or a leaf of the state became NaN or infinite. `step` is the step, `quantity` the name of the value."""
 
     def __init__(self, step: int, quantity: str, value: str, advice: str):
         super().__init__(f"step {step}: {quantity} is {value}. {advice}")
@@ -55,31 +54,30 @@ def fit(
     run: RunTarget = None,
     log: Log = Log(),
 ) -> PyTree:
-    """Apply `step` until `steps` steps are done in total. Goes on from the last checkpoint of `run`, if it has one.
+    """Apply `step` until `steps` steps are done in total. If `run` has a checkpoint, resume from the last one.
 
-    Step k counts from 1: the record `{"step": 1}` of the log has the metrics of the first step, computed from batch 0.
+    In the log, steps count from 1: the record `{"step": 1}` has the metrics of the first step, computed from batch 0.
 
     Args:
-      step: `(state, batch, *frozen) -> (state, metrics)`, pure. It is jitted here with the state donated, or used as it
-        is if it is jitted already. `metrics` is a dict of arrays, or of such dicts.
-      state: the initial state. Its shapes, dtypes and shardings are also the template that a checkpoint is restored
-        into. It is copied first, so the caller's arrays stay valid.
+      step: a pure function `(state, batch, *frozen) -> (state, metrics)`. `fit` jits it and donates the state. A
+        function that is jitted already is not changed. `metrics` is a dict of arrays, or a nested dict.
+      state: the initial state. Its shapes, dtypes and shardings are also the template for restoring a checkpoint. It is
+        copied first, so the caller's arrays stay valid.
       batch_at: step number (0, 1, ...) -> batch. Without `batch_at` and `batches` the batch is the step number, an
         int32 scalar.
-      steps: how many steps the run has when it is complete, the steps before a resume included.
-      batches: first step number -> iterator over the batches from that step on, for pipelines that prefetch.
-      frozen: pytrees that the step reads and never changes. They are neither saved nor donated.
-      run: where and how often the run is saved: a `SaveTo`, or a directory alone.
-      log: what is evaluated, logged and shown.
+      steps: the total number of steps of the run, including the steps before a resume.
+      batches: first step number -> iterator over the batches from that step on. Use it for pipelines that prefetch.
+      frozen: pytrees that the step reads but does not change. They are neither saved nor donated.
+      run: where and how often the run is saved: a `SaveTo`, or only a directory.
+      log: what is evaluated, logged and displayed.
 
     Returns:
       The state after step `steps`.
 
     Raises:
-      NonFinite: at the first NaN or infinity in a metric, or the first NaN in a state that is about to be saved. The
-        last checkpoint stays as it is.
-      Interrupted: after SIGINT or SIGTERM. The state is saved first.
-      UserError: the run has more than `steps` steps already, or `batches` ends too early, or a metric is named "step".
+      NonFinite: a metric is NaN or infinite, or a state that should be saved contains NaN. The last checkpoint is kept.
+      Interrupted: SIGINT or SIGTERM stopped the run. The state is saved first.
+      UserError: the run already has more than `steps` steps, `batches` ends too early, or a metric is named "step".
 
     Example:
         state = fit(train_step, state, batch_at, steps=1000, frozen=(model,),
@@ -97,13 +95,13 @@ def fit(
         stop = stack.enter_context(stop_requests())
         next_batch = _batches(batch_at, batches(start) if batches else None, steps)
         loop = _Loop(state, step, tuple(frozen), log, saving, opened, reporter, stop)
-        del state  # the loop alone holds the state, so that its memory is free after a step
+        del state  # no other reference may remain, so that the memory of the old state is freed after each step
         return loop.run(next_batch, start, steps)
 
 
 @dataclasses.dataclass
 class _Loop:
-    """A run: its state, and what does not change from step to step."""
+    """The state of a run, and the settings that stay the same for all steps."""
 
     state: PyTree
     step: Callable[..., tuple[PyTree, Metrics]]
@@ -115,7 +113,7 @@ class _Loop:
     stop: StopRequest
 
     def run(self, next_batch: Callable[[int], PyTree], start: int, steps: int) -> PyTree:
-        """Take the steps `start + 1` to `steps`; returns the state after them."""
+        """Run the steps `start + 1` to `steps`. Returns the final state."""
         evaluate, saved = self.log.evaluate, start
         for k in range(start + 1, steps + 1):
             self.state, metrics = self.step(self.state, next_batch(k), *self.frozen)
@@ -148,15 +146,17 @@ def _multiple(k: int, every: int | None) -> bool:
 def _batches(
     batch_at: Callable[[int], PyTree] | None, source: Iterator[PyTree] | None, steps: int
 ) -> Callable[[int], PyTree]:
-    """Step k = 1, 2, ... -> its batch."""
+    """A function from the step k = 1, 2, ... to its batch."""
     if source is not None:
         return lambda k: _next(source, k, steps)
     return lambda k: np.int32(k - 1) if batch_at is None else batch_at(k - 1)
 
 
 class _Reporter:
-    """Takes the metrics of each step from the device, checks that they are finite, writes them to the log and shows
-    them. The device may be `IN_FLIGHT` steps ahead, so that it never waits for the host."""
+    """Reads the metrics of each step from the device, checks that they are finite, logs them and displays them.
+
+    The device may be `IN_FLIGHT` steps ahead, so it does not wait for the host.
+    """
 
     def __init__(self, log: Log, run: Run | None, span: tuple[int, int], files: tuple[MetricsLog, ...], view: Progress):
         self.view = view
@@ -169,13 +169,13 @@ class _Reporter:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, log: Log, run: Run | None, start: int, steps: int) -> Iterator[_Reporter]:
-        """The reporter of steps `start + 1` to `steps`; its files and its display are closed after the block."""
+        """The reporter of steps `start + 1` to `steps`. Its files and its display are closed after the block."""
         with contextlib.ExitStack() as stack:
             paths = (run.metrics, run.timing) if run and jax.process_index() == 0 else ()
             files = tuple(stack.enter_context(contextlib.closing(MetricsLog(path))) for path in paths)
             quiet = log.quiet or jax.process_index() != 0
             if start and run and not quiet:
-                print(f"{log.title}: going on after step {start} of {steps}, from {run.directory}", file=sys.stderr)
+                print(f"{log.title}: resuming after step {start} of {steps}, from {run.directory}", file=sys.stderr)
             shown = [*(log.shown or ()), *(f"{name}/s" for name in log.per_step or ())]
             view = progress(log.title or "", start, steps, shown, quiet=quiet)
             yield cls(log, run, (start, steps), files, stack.enter_context(contextlib.closing(view)))
@@ -186,7 +186,7 @@ class _Reporter:
         self._pending.append((k, metrics))
 
     def report(self, waiting: int) -> None:
-        """Report all queued steps but the last `waiting` of them."""
+        """Report all queued steps except the last `waiting` steps."""
         while len(self._pending) > waiting:
             self._report(*self._pending.popleft())
 
@@ -213,7 +213,7 @@ class _Reporter:
     def _finite(self, k: int, values: dict[str, Any]) -> dict[str, Any]:
         """`values`, with None for a NaN that is allowed. Raises NonFinite for any other value that is not finite."""
         if "step" in values:
-            raise UserError("a metric cannot be named 'step': the log has the step's number under that name")
+            raise UserError("a metric cannot be named 'step': the log uses this name for the number of the step")
         nullable = tuple(self._log.may_be_nan or ())
         for name, value in values.items():
             if isinstance(value, float) and np.isnan(value) and name.startswith(nullable):
@@ -224,7 +224,7 @@ class _Reporter:
 
 
 def _begin(run: Run | None, state: PyTree, steps: int) -> tuple[PyTree, int]:
-    """The state to start from and the number of steps behind it. The logs are cut back to that step."""
+    """The state to start from, and the number of steps that are done. Later records of the logs are removed."""
     start = 0
     if run and (done := checkpoint.latest(run.checkpoints)) is not None:
         if done > steps:
@@ -242,14 +242,13 @@ def _begin(run: Run | None, state: PyTree, steps: int) -> tuple[PyTree, int]:
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """The shape, dtype and sharding of an initial leaf: its buffer can be freed during the restore."""
+    """The shape, dtype and sharding of an initial leaf. Its buffer can then be freed during the restore."""
     x = x if isinstance(x, jax.Array) else _copied(x)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
 def _copied(x: Any) -> jax.Array:
-    """A copy that the loop may donate, of a strong dtype: the weak type of a Python number would compile the step
-    twice."""
+    """A copy that the loop may donate. It has no weak type, because a weak type would compile the step twice."""
     if is_key(x):
         return jnp.array(x, copy=True)
     dtype = x.dtype if hasattr(x, "dtype") else np.result_type(x)
@@ -272,7 +271,7 @@ _nan_flags = jax.jit(lambda flat: {name: jnp.isnan(x).any() for name, x in flat.
 
 
 def _check_state(k: int, state: PyTree, run: Run) -> None:
-    """Refuse to save a state that holds NaN: the metrics of the step may not show it yet."""
+    """Raise NonFinite if the state contains NaN. The metrics of this step may not show it yet."""
     flat = {name: x for name, x in flatten(state).items() if not is_key(x) and jnp.issubdtype(x.dtype, jnp.inexact)}
     bad = [name for name, flag in jax.device_get(_nan_flags(flat)).items() if flag]
     if bad:

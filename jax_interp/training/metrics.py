@@ -1,10 +1,10 @@
-"""The metrics log of a run: one JSON object a line, the same bytes whether or not the run was interrupted.
+"""The metrics log of a run: one JSON object per line. An interrupted run and an uninterrupted run have the same bytes.
 
     {"step": 100, "loss": 0.8125, "l0": 32.0}
 
-`metrics.jsonl` holds values that are functions of the state only. Values that depend on the clock (steps and tokens per
-second) go to `timing.jsonl`, which makes no such promise. Records are written before the checkpoint that contains their
-step. A resumed run therefore cuts the file back to its step and goes on.
+`metrics.jsonl` contains only values that are functions of the state. Values that depend on the clock (steps and tokens
+per second) go to `timing.jsonl`, whose bytes may differ. A record is written before the checkpoint of its step. A
+resumed run therefore removes the records after its checkpoint, and continues the file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def flatten_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, A
             out[f"{prefix}{name}"] = value
         else:
             array = np.asarray(value)
-            if array.dtype.kind not in "biuf":  # bfloat16 and the like are not numpy's own kinds
+            if array.dtype.kind not in "biuf":  # bfloat16 and other dtypes that are not part of numpy
                 array = array.astype(np.float32)
             out[f"{prefix}{name}"] = array.tolist()
     return out
@@ -43,19 +43,19 @@ def flatten_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, A
 def read_log(path: Path | str) -> list[dict[str, Any]]:
     """The records of a log.
 
-    A last line without a newline is left out: the process died while it was written.
+    A last line without a newline is skipped, because the process died while writing it.
 
     Args:
-      path: a `metrics.jsonl` or `timing.jsonl`. A file that does not exist has no records.
+      path: a `metrics.jsonl` or `timing.jsonl`. If the file does not exist, the result is empty.
 
     Raises:
-      UserError: a line is not a record. The message has its number.
+      UserError: a line is not a record. The message gives the number of the line.
     """
     return [record for _, record in _lines(Path(path))]
 
 
 def truncate_log(path: Path | str, step: int) -> None:
-    """Remove a half-written last line and every record after `step`. The bytes of all others stay."""
+    """Remove an incomplete last line and every record after `step`. The bytes of the other records do not change."""
     path = Path(path)
     if not path.exists():
         return
@@ -65,7 +65,7 @@ def truncate_log(path: Path | str, step: int) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The complete lines of a log that are not empty, each with its record."""
+    """The complete, non-empty lines of a log, each with its record."""
     whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
     for number, line in enumerate(whole.split(b"\n"), start=1):
         if not line:
@@ -80,13 +80,13 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 class MetricsLog:
-    """Appends records to one file. Each record goes to the kernel in one piece, so SIGKILL loses none."""
+    """Appends records to one file. Each record is flushed to the kernel, so a killed process loses no record."""
 
     def __init__(self, path: Path | str):
         self._file = open(path, "ab")  # noqa: SIM115  closed by close()
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record, which has a "step". NaN and infinity are written as JSON's usual extensions."""
+        """Append one record, which must have a "step". NaN and infinity are written as `NaN` and `Infinity`."""
         self._file.write(json.dumps(dict(record)).encode() + b"\n")
         self._file.flush()
 

@@ -1,4 +1,4 @@
-"""The options of `fit`: `SaveTo` is where and how often a run is saved, `Log` is what is measured, logged and shown."""
+"""The options of `fit`: `SaveTo` (where and how often a run is saved) and `Log` (what is measured and displayed)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class SaveTo:
     run: Run | Path | str | None = None
     """The directory of checkpoints, `metrics.jsonl` and `timing.jsonl`, or an open run. None: nothing is saved."""
     config: Any = None
-    """A frozen dataclass, stored with the run. A resume with another config is refused. An open run has its config
-    already, and this one is ignored. A trainer stores its own config here."""
+    """A frozen dataclass that is stored with the run. A resume with another config is refused. If `run` is an open run,
+    this field is ignored, because an open run already has a config. Trainers store their own config here."""
     every: int | None = None
-    """Steps between checkpoints. There is always one after the last step and one after a signal. None: only these."""
+    """Steps between checkpoints. None: save only after the last step and after a signal, which happens in any case."""
     keep: int = 3
     """How many of the last checkpoints stay on the disk."""
     milestone_every: int | None = None
-    """Checkpoints of steps that are a multiple of this one are never deleted."""
+    """Checkpoints of steps that are a multiple of this number are never deleted."""
 
     def __post_init__(self) -> None:
         _check_positive("SaveTo", every=self.every)
@@ -48,14 +48,14 @@ class SaveTo:
 
         Args:
           run: a `SaveTo`, a directory, an open run, or None.
-          config: replaces the config of `run`, unless it is None.
+          config: if not None, it replaces the config of `run`.
         """
         saving = run if isinstance(run, SaveTo) else SaveTo(run)
         return saving if config is None else dataclasses.replace(saving, config=config)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Run | None]:
-        """The open run. A directory is opened here and closed after the block; an open run stays open."""
+        """The open run. If `run` is a directory, it is opened here and closed after the block."""
         if self.run is None or isinstance(self.run, Run):
             yield self.run
             return
@@ -64,13 +64,14 @@ class SaveTo:
 
 
 RunTarget = SaveTo | Run | Path | str | None
-"""What `fit` and the trainers accept as `run`: a directory alone saves after the last step only."""
+"""The values that `fit` and the trainers accept as `run`. With a plain directory, only the last step is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """What a run measures, writes to its log, and shows while it goes on. A field that is None takes the trainer's
-    default, which is given here for `fit` itself.
+    """What a run measures, logs and displays.
+
+    A field that is None takes the default of the trainer. The defaults below are those of `fit`.
 
     Example:
         fit(step, state, batch_at, steps=1000, log=Log(every=100, evaluate=held_out_loss, evaluate_every=500))
@@ -79,19 +80,19 @@ class Log:
     every: int | None = None
     """Steps between two records of `metrics.jsonl`. The last step is always recorded. Default: 10."""
     evaluate: Callable[..., Mapping[str, Any]] | None = None
-    """`(state, *frozen) -> metrics`, called every `evaluate_every` steps and after the last one. The log has its
-    metrics as `eval.<name>`. Default: nothing is evaluated."""
+    """`(state, *frozen) -> metrics`, called every `evaluate_every` steps and after the last step. The log has these
+    metrics under `eval.<name>`. Default: nothing is evaluated."""
     evaluate_every: int | None = None
     """Steps between two calls of `evaluate`. Default: only after the last step."""
     shown: Sequence[str] | None = None
-    """Names of the metrics on the progress display; rates are added. Default: `("loss",)`."""
+    """Names of the metrics on the progress display. Rates are shown too. Default: `("loss",)`."""
     per_step: Mapping[str, float] | None = None
-    """Amounts that one step handles, for rates: `{"tokens": 4096}` gives "tokens/s" in `timing.jsonl` and on the
+    """Amounts that one step processes. `{"tokens": 4096}` gives the rate "tokens/s" in `timing.jsonl` and on the
     display. Default: none."""
     title: str | None = None
-    """What the progress display calls the run. Default: "train"."""
+    """The title of the run on the progress display. Default: "train"."""
     may_be_nan: Sequence[str] | None = None
-    """Prefixes of metric names that may be NaN: the log then has null. Any other NaN stops the run. Default: none."""
+    """Prefixes of metric names that may be NaN. The log then has null. Any other NaN stops the run. Default: none."""
     on_record: Callable[[dict[str, Any]], None] | None = None
     """Called with every record that is written to `metrics.jsonl`."""
     quiet: bool = False
@@ -101,7 +102,7 @@ class Log:
         _check_positive("Log", every=self.every, evaluate_every=self.evaluate_every)
 
     def with_defaults(self, **defaults: Any) -> Log:
-        """These options, where every field that is None has its value from `defaults`."""
+        """A copy in which every field that is None takes its value from `defaults`."""
         unset = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **unset)
 

@@ -1,4 +1,4 @@
-"""The progress display: a bar on a terminal, a plain line from time to time anywhere else."""
+"""The progress display: a bar on a terminal, or a line of text at intervals otherwise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Progress:
-    """A display of progress. All of its methods do nothing unless a display overrides them."""
+    """Base class of progress displays. By default all methods do nothing."""
 
     def step(self, done: int) -> None:
         """Called after every step, with the number of steps that are done."""
@@ -32,7 +32,7 @@ def short_number(value: Any) -> str:
 
 
 def shown_values(values: Mapping[str, Any], shown: Sequence[str]) -> str:
-    """The values of the names in `shown` that exist, in that order: `loss 4.187  tokens/s 28.3k`."""
+    """The values with the names in `shown`, as text: `loss 4.187  tokens/s 28.3k`. Missing names are skipped."""
     return "  ".join(f"{name} {short_number(values[name])}" for name in shown if name in values)
 
 
@@ -109,15 +109,15 @@ class Bar(Progress):
 
 
 class Silent(Progress):
-    """Shows nothing: for tests, and for all but the first process of a multi-host run."""
+    """Shows nothing. For tests, and for every process of a multi-host run except the first."""
 
 
 def progress(title: str, start: int, steps: int, shown: Sequence[str], *, quiet: bool = False) -> Progress:
-    """The display for a run: a bar where stderr is a terminal, lines elsewhere, nothing where `quiet`.
+    """The display for a run: a bar if stderr is a terminal, lines if it is not, nothing if `quiet`.
 
     Args:
-      title: what the display calls the run.
-      start: steps that were done before.
+      title: the title of the run.
+      start: steps that are done already.
       steps: steps of the complete run.
       shown: names of the values that are displayed.
       quiet: show nothing.

@@ -1,13 +1,13 @@
 """The directory of a run (POSIX: the lock is `flock`).
 
     config.json       the resolved config, from which the run can be started again
-    versions.json     versions of Python, JAX and all else that decides the bits, at the start of the run
+    versions.json     versions of Python, JAX and other packages that affect the bits, at the start of the run
     metrics.jsonl     the metrics log
-    timing.jsonl      how fast the steps were
+    timing.jsonl      the speed of the steps
     checkpoints/      see checkpoint.py
-    .lock             held while a process works on the run
+    .lock             locked while a process works on the run
 
-A directory belongs to one config, and to one process at a time.
+A directory belongs to one config. Only one process at a time can work on it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jax_interp.training.checkpoint import latest
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An open run directory, and the paths in it. Make one with `open_run`."""
+    """An open run directory and the paths in it. `open_run` makes it."""
 
     directory: Path
 
@@ -54,21 +54,21 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[str] = ()) -> Iterator[Run]:
-    """Create a run directory, or open one that exists, and hold its lock within the block.
+    """Create a run directory or open an existing one, and hold its lock within the block.
 
-    A `UserError` within the block, before anything was trained, leaves the stored config as it was: a call that was
-    refused does not bind the next one.
+    If the block raises a `UserError` before anything was trained, the stored config is restored. A refused call thus
+    does not fix the config of the run.
 
     Args:
-      directory: the directory. It is new or empty, or holds a run.
-      config: a frozen dataclass. It is stored, or compared with the stored one.
-      may_differ: dotted keys of the config that may change between the sessions of one run ("steps", "log_every").
+      directory: the directory. It must be new, empty, or contain a run.
+      config: a frozen dataclass. It is stored, or compared with the stored config.
+      may_differ: dotted keys of the config that may change when the run is resumed ("steps", "log_every").
 
     Yields:
       The open run.
 
     Raises:
-      UserError: the directory holds something that is not a run, another process works on it, or the stored config
+      UserError: the directory contains something other than a run, another process works on it, or the stored config
         differs (the message names the keys).
 
     Example:
@@ -88,7 +88,7 @@ def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[
             f"{run.directory} holds {', '.join(sorted(present)[:3])} and no run: choose another directory, or an empty "
             "one"
         )
-    if jax.process_index() != 0:  # process 0 owns the directory, and fails for all of them
+    if jax.process_index() != 0:  # process 0 owns the directory; if it fails, the whole run fails
         yield run
         return
     with _locked(run.directory):
@@ -107,7 +107,7 @@ def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Hold the kernel's lock on a file. The lock ends with the process, whatever ends the process."""
+    """Hold a kernel lock on a file. The kernel releases it when the process ends, even after a crash."""
     with open(directory / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,7 +125,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _trained(run: Run) -> tuple[int | None, int]:
-    """How far the run is: its last checkpoint, and the length of its log."""
+    """The progress of the run: its last checkpoint, and the length of its log."""
     return latest(run.checkpoints), run.metrics.stat().st_size if run.metrics.exists() else 0
 
 
@@ -142,13 +142,13 @@ def _keep_config(run: Run, before: bytes | None, config: Any, may_differ: Sequen
         if changed:
             raise UserError(
                 f"{run.directory} holds a run of another config: {'; '.join(changed)}. "
-                "Use that config to go on with it, or another directory to start anew"
+                "Use that config to resume the run, or another directory to start a new run"
             )
     atomic_write(run.config, text)
 
 
 def versions() -> dict[str, str]:
-    """The versions of everything that can change the bits of a run."""
+    """The versions of the software and hardware that can change the bits of a run."""
     import jax
 
     out = {

@@ -8,16 +8,16 @@
     )
     state = shard(state, RULES, make_mesh(fsdp=4, tensor=2))
 
-Shardings stay out of the modules: the file of a model describes what it computes, its rules describe where it lives.
+Model code contains no shardings. The rules of a model say on which devices its parameters are stored.
 
-A pattern is a dotted name whose parts are globs of one part each: `*` is any one part, `q*` is a part that starts with
-q, and `**` is any number of parts. A pattern matches an address that *ends* with it. One rule therefore serves a
-parameter in the model, in the moments of the optimizer (`opt.0.mu.blocks.0.attn.q.weight`) and in every block. The
-first match counts. A rule without a leaf and a leaf without a rule are errors: otherwise a renamed parameter would stay
-unsharded unnoticed.
+A pattern is a dotted name. Each part is a glob: `*` is any single part, `q*` is a part that starts with q, and `**` is
+any number of parts. A pattern matches every address that *ends* with it. One rule therefore covers a parameter in the
+model, in the moments of the optimizer (`opt.0.mu.blocks.0.attn.q.weight`) and in every block. The first matching rule
+is used. A rule without a leaf and a leaf without a rule are errors, because a renamed parameter would otherwise lose
+its sharding without a message.
 
-A spec is aligned with the *last* axes of its leaf, and the others are replicated. Blocks that are stacked along a
-leading layer axis therefore keep the rule of a single block. `P()` replicates, and fits a scalar.
+A spec is aligned with the *last* axes of its leaf; the other axes are replicated. Stacked blocks with a leading layer
+axis therefore use the rule of a single block. `P()` replicates, and also fits a scalar.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from jax_interp.core.leaves import PyTree, flatten, unflatten
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis of a batch: fsdp is data parallel with split weights
+BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis of a batch: fsdp is data parallelism with split weights
 
 
 def make_mesh(
@@ -45,11 +45,11 @@ def make_mesh(
     """A mesh of `data * fsdp * tensor` devices.
 
     Args:
-      data: devices along the axis that splits batches. One of the three sizes may be -1: all devices that remain.
+      data: devices along the axis that splits batches. One of the three sizes may be -1: all remaining devices.
       fsdp: devices along the axis that splits batches and weights.
       tensor: devices along the axis that splits features and heads.
-      explicit: whether shardings are part of the types (the default of JAX). False leaves them to the compiler.
-      devices: the devices to use; None: all. What the mesh does not need stays unused.
+      explicit: whether shardings are part of array types (JAX's default). False: the compiler chooses shardings.
+      devices: the devices to use. None: all. Devices that the mesh does not need stay unused.
 
     Returns:
       A mesh with the axes "data", "fsdp" and "tensor".
@@ -74,7 +74,7 @@ def make_mesh(
 
 
 def abstract_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, explicit: bool = True) -> AbstractMesh:
-    """A mesh without devices. `jax.eval_shape` under it checks shapes and shardings of a large run on a laptop."""
+    """A mesh without devices. With `jax.eval_shape` it checks shapes and shardings of a large run on any machine."""
     return AbstractMesh((data, fsdp, tensor), AXES, axis_types=_types(explicit))
 
 
@@ -87,7 +87,7 @@ def matches(pattern: str, address: str) -> bool:
 
     def match(pattern: list[str], parts: list[str]) -> bool:
         if not pattern:
-            return True  # the rest of the address is the free prefix
+            return True  # the rest of the address is any prefix
         if pattern[-1] == "**":
             return any(match(pattern[:-1], parts[:i]) for i in range(len(parts) + 1))
         return bool(parts) and fnmatch.fnmatchcase(parts[-1], pattern[-1]) and match(pattern[:-1], parts[:-1])
@@ -159,7 +159,7 @@ def shardings(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
 
 
 def shard(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
-    """Place every leaf by the rules. A leaf that is there already is not moved.
+    """Place every leaf on the mesh by the rules. A leaf that already has its sharding is not moved.
 
     Args:
       tree: a pytree of arrays.
@@ -179,14 +179,14 @@ def shard(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
 
 
 def abstract(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
-    """`tree` as `jax.ShapeDtypeStruct`s with shardings, a template for `checkpoint.restore` and `jax.eval_shape`."""
+    """`tree` as `jax.ShapeDtypeStruct`s with shardings: a template for `checkpoint.restore` and `jax.eval_shape`."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings(tree, rules, mesh)
     )
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, spec: PartitionSpec = BATCH) -> PyTree:
-    """Place a batch from the host: its leading axis split over `data` and `fsdp`, scalars replicated."""
+    """Place a batch from the host on the mesh. The leading axis is split over `data` and `fsdp`; scalars are copied."""
     return jax.tree.map(
         lambda x: jax.device_put(x, NamedSharding(mesh, spec if jax.numpy.ndim(x) else PartitionSpec())), batch
     )

@@ -82,7 +82,7 @@ def test_killed_it_goes_on_to_the_same_dictionary(start, demo_json, longer_run, 
         process = start("demo", path, "--run-dir", tmp_path / name)
         _, err = process.communicate(timeout=900)
         assert process.returncode == 0, err
-        assert ("going on after step" in err) == (name == "killed")
+        assert ("resuming after step" in err) == (name == "killed")
         assert (tmp_path / name / "report.html").exists()
     weights = [tmp_path / name / "dictionary" / "dictionary" / "dictionary.safetensors" for name in ("killed", "whole")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -78,7 +78,10 @@ def test_an_edit_that_nothing_depends_on_is_refused(model, tokens):
         trace(edit(read(model, "blocks.1.resid_post", output=False), at("blocks.1.resid_post", Zero())), tokens)
     trace(read(late, "blocks.3.resid_post", output=False), tokens)
     # an edit of more blocks than are run
-    for address, layer, advice in (("blocks.*.attn.z", None, "edit no block after block 2, or"), ("blocks.attn.z", 1, "")):
+    for address, layer, advice in (
+        ("blocks.*.attn.z", None, "edit no block after block 2, or"),
+        ("blocks.attn.z", 1, ""),
+    ):
         every = edit(model, at(address, Zero(), layer=layer))
         with pytest.raises(AddressError, match=rf"includes block 3.*no block is run after block 2.*: {advice} ?leave"):
             trace(read(every, "blocks.2.attn.q", output=False), tokens)

@@ -150,7 +150,7 @@ def test_a_resume_says_where_it_goes_on(tmp_path, capsys):
     fit(count, START, steps=2, run=tmp_path, log=QUIET)
     assert capsys.readouterr().err == ""
     fit(count, START, steps=4, run=tmp_path)
-    assert f"train: going on after step 2 of 4, from {tmp_path}" in capsys.readouterr().err
+    assert f"train: resuming after step 2 of 4, from {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_run_that_is_past_the_steps_asked_for_is_refused_and_left_as_it_is(tmp_path):
