@@ -1,4 +1,4 @@
-"""The demo: a dictionary of 4,096 features on the residual stream of stdlib-small, and what can be done with it.
+"""The demo: train a dictionary of 4,096 features on the residual stream of stdlib-small, and use it.
 
     jax-interp demo
 

@@ -1,4 +1,4 @@
-"""ReLU with an L1 penalty weighted by free decoder norms, on stdlib-small.
+"""A ReLU dictionary with an L1 penalty weighted by free decoder norms, on stdlib-small.
 
     jax-interp train-dictionary stdlib_small_april
 

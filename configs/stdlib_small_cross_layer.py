@@ -1,5 +1,5 @@
-"""A JumpReLU cross-layer transcoder with a tanh penalty: every MLP's input to its own output and those of later layers,
-on stdlib-small.
+"""A JumpReLU cross-layer transcoder with a tanh penalty, on stdlib-small. It reads the input of each MLP, and writes
+the output of this MLP and of later MLPs.
 
     jax-interp train-dictionary stdlib_small_cross_layer
 

@@ -1,5 +1,5 @@
-"""A ReLU crosscoder, with an L1 penalty weighted by the norms of its decoders, of the residual stream after every
-block, on stdlib-small.
+"""A ReLU crosscoder of the residual stream after every block, on stdlib-small. Its L1 penalty is weighted by decoder
+norms.
 
     jax-interp train-dictionary stdlib_small_crosscoder
 

@@ -1,4 +1,4 @@
-"""The largest of each of 32 groups, on stdlib-small.
+"""A GroupMax dictionary: the largest pre-activation of each of 32 groups is on. On stdlib-small.
 
     jax-interp train-dictionary stdlib_small_group_max
 

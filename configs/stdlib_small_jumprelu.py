@@ -1,4 +1,4 @@
-"""A JumpReLU dictionary drawn to an L0 of 32, on stdlib-small.
+"""A JumpReLU dictionary with a target L0 of 32, on stdlib-small.
 
     jax-interp train-dictionary stdlib_small_jumprelu
 

@@ -1,4 +1,4 @@
-"""Matching pursuit, 16 greedy steps with the decoder as its own encoder, on stdlib-small.
+"""Matching pursuit with 16 greedy steps, on stdlib-small. The decoder is also the encoder.
 
     jax-interp train-dictionary stdlib_small_matching_pursuit
 

@@ -1,4 +1,4 @@
-"""A Matryoshka dictionary: nested prefixes of one BatchTopK code, on stdlib-small.
+"""A Matryoshka dictionary with nested prefixes of a BatchTopK code, on stdlib-small.
 
     jax-interp train-dictionary stdlib_small_matryoshka
 

@@ -1,4 +1,4 @@
-"""ReLU with an Lp penalty whose p falls, on stdlib-small.
+"""A ReLU dictionary with an Lp penalty whose p falls during training, on stdlib-small.
 
     jax-interp train-dictionary stdlib_small_p_anneal
 

@@ -1,4 +1,4 @@
-"""ReLU with an L1 penalty, decoder rows of norm 1, on stdlib-small.
+"""A ReLU dictionary with an L1 penalty and decoder rows of norm 1, on stdlib-small.
 
     jax-interp train-dictionary stdlib_small_relu
 

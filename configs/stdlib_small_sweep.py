@@ -2,7 +2,7 @@
 
     jax-interp train-dictionary stdlib_small_sweep
 
-Two CPU cores: about six minutes. The report's Pareto plot has one line a layer.
+Two CPU cores: about six minutes. The Pareto plot in the report has one line per layer.
 """
 
 from jax_interp.dictionaries import variants

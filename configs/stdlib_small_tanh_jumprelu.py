@@ -1,4 +1,4 @@
-"""JumpReLU with a tanh penalty and free decoder norms, on stdlib-small.
+"""A JumpReLU dictionary with a tanh penalty and free decoder norms, on stdlib-small.
 
     jax-interp train-dictionary stdlib_small_tanh_jumprelu
 

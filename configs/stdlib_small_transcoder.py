@@ -1,4 +1,4 @@
-"""A TopK transcoder with a skip: what goes into the MLP of block 2 to what comes out, on stdlib-small.
+"""A TopK transcoder with a skip, from the input of the MLP of block 2 to its output, on stdlib-small.
 
     jax-interp train-dictionary stdlib_small_transcoder
 

@@ -1,8 +1,8 @@
-"""A very small language model on a tenth of the Python standard library's source: to see a run through.
+"""A very small language model on part of the source of the Python standard library, for a quick complete run.
 
     jax-interp train-lm stdlib_tiny --run-dir runs/stdlib-tiny
 
-Two CPU cores. It learns what is frequent, not how to copy; its time and loss have not been measured yet.
+The model learns frequent tokens, but not to copy from context. Its time and loss have not been measured yet.
 """
 
 from jax_interp.data.prepared import TextConfig

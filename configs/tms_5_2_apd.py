@@ -1,10 +1,11 @@
-"""APD on the toy model of superposition with five features in two dimensions, by the paper's settings.
+"""APD on the toy model of superposition with five features in two dimensions, with the settings of the paper.
 
     jax-interp decompose tms_5_2_apd
 
-20,000 steps of batch 2048, some 200 a second: two and a quarter minutes of one CPU core, measuring included. Each of
-five components is one feature: identity error 0, MMCS .999, ML2R .90 (the paper: .998 and .893; simplicity shrinks
-them). Now and then a seed ends in another minimum, with features shared (experiments/apd_tms.py).
+20,000 steps with batch 2048, about 200 per second: two and a quarter minutes on one CPU core, including evaluation.
+Each of five components is one feature: identity error 0, MMCS 0.999, ML2R 0.90 (the paper: 0.998 and 0.893; the
+simplicity loss shrinks components). Some seeds end in another minimum, where components share features
+(experiments/apd_tms.py).
 """
 
 from jax_interp.decomposition.presets import APD_PRESETS

@@ -1,9 +1,9 @@
-"""SPD on the toy model of superposition with five features in two dimensions, by the recipe of 2026.
+"""SPD on the toy model of superposition with five features in two dimensions, with the settings of 2026.
 
     jax-interp decompose tms_5_2_spd
 
-Two CPU cores: the target trains in seconds, the decomposition in about two minutes. Five components alive, one for each
-feature: identity-CI errors 0 and 0, MMCS at least .999, ML2R within [.98, 1.03].
+On two CPU cores, the target trains in seconds and the decomposition in about two minutes. Figures: five components
+alive, one for each feature, identity-CI errors 0 and 0, MMCS at least 0.999, ML2R within [0.98, 1.03].
 """
 
 from jax_interp.decomposition.presets import preset

@@ -1,4 +1,4 @@
-"""A few steps of `tms_5_2_spd` on a small batch: shows that everything runs, measures nothing.
+"""A few steps of `tms_5_2_spd` with a small batch. It only tests that everything runs.
 
 jax-interp decompose tms_5_2_spd_tiny
 """

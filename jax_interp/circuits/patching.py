@@ -1,8 +1,9 @@
 """Activation patching over all layers and positions, in one compiled program.
 
-One prompt is run with one value taken from the run of another prompt, at one layer and position at a time. Where that
-brings the other prompt's answer back, the value carries what tells the prompts apart there (Meng et al. 2022,
-arXiv:2202.05262; Heimersheim & Nanda 2024, arXiv:2404.15255).
+The model runs on the corrupted prompt, with one value replaced by the value from the run on the clean prompt. This is
+repeated for every layer and position. If a patch restores the clean answer, the value at this layer and position
+carries the information that distinguishes the two prompts (Meng et al. 2022, arXiv:2202.05262; Heimersheim & Nanda
+2024, arXiv:2404.15255).
 
     metric = LogitDifference(tokenizer.id_of("data"), tokenizer.id_of("name"))
     grid = patch_grid(model, clean, corrupted, "resid_pre", metric)                          # [layer, pos]
@@ -25,8 +26,8 @@ from jax_interp.surgery import Each, Replace, at, edit, read
 from jax_interp.surgery.contract import Model
 
 Metric: TypeAlias = Callable[[Any], Float[Array, ""]]
-"""From the model's output to one number. A callable pytree is an argument of the compiled program, a plain function is
-compiled with it."""
+"""A function from the model's output to one number. A callable pytree is an argument of the compiled program. A plain
+function is part of the program."""
 
 
 @jax.tree_util.register_dataclass
@@ -35,9 +36,9 @@ class LogitDifference:
     """The logit of one token minus the logit of another at one position, averaged over the batch.
 
     Args:
-      answer: token id, or one for each sequence.
-      other: likewise.
-      pos: the position that predicts them.
+      answer: the id of the first token, or one id per sequence.
+      other: the id of the token that is compared with it, or one id per sequence.
+      pos: the position whose logits are used.
     """
 
     answer: Int[Array, "*batch"] | int
@@ -53,17 +54,17 @@ class LogitDifference:
 def patch_grid(
     model: Model, source: Int[Array, "batch pos"], target: Int[Array, "batch pos"], name: str, metric: Metric
 ) -> Float[Array, "layer pos"]:
-    """Run `target` with one value of the run of `source`, for every layer and position.
+    """Run `target` with one value taken from the run of `source`, for every layer and position.
 
-    Layers and positions are traced indices: all runs are one program, two `vmap`s over a model under surgery.
+    Layers and positions are traced indices. All runs are one compiled program: two `vmap`s over an edited model.
 
     Args:
-      model: any model whose blocks all have the value.
+      model: any model in which every block has the value.
       source: the prompts that values are taken from.
-      target: the prompts that are run with them.
-      name: the value's name within a block, such as "resid_pre", "attn_out" or "mlp.post". Its axes after the layer's
-        must be batch and position.
-      metric: what is measured of each output.
+      target: the prompts that are run with these values.
+      name: the name of the value within a block, such as "resid_pre", "attn_out" or "mlp.post". Its first axes must be
+        batch and position.
+      metric: a function from the model's output to one number.
 
     Returns:
       The metric of each run.

@@ -1,7 +1,7 @@
-"""What a unit fires on: its highest scores in context, its tokens, what it writes.
+"""What a unit fires on and what it writes. A unit is a latent, a component, a neuron or a probe.
 
-`collect` goes through a text once and keeps statistics of any scores; `features` does so for a dictionary's latents,
-`components` for the components of a decomposition.
+`collect` reads a text once and keeps statistics of the scores of units. `features` uses it for the latents of a
+dictionary, and `components` for the components of a decomposition.
 """
 
 from jax_interp.dashboards.collector import Scores, Statistic, collect

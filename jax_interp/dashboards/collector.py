@@ -1,15 +1,15 @@
-"""One pass over a text that collects what some units fire on.
+"""`collect`: one pass over a text that collects what units fire on.
 
 A unit is anything with a score at every position: a latent of a dictionary, a component of a matrix, a neuron, a probe.
-A function gives the scores, statistics say what to keep of them:
+A score function computes the scores, and statistics define what is kept:
 
     neurons = lambda model, tokens: harvest(model, "blocks.1.mlp.post", tokens)[:, :8]       # [row, unit]
     found = collect(neurons, model, batches, {"windows": TopWindows(k=10), "tokens": InputTokens(vocab)})
-    found["windows"].tokens                   around the ten highest scores of each unit, [unit, k, window]
-    found["tokens"].standing_out(5).tokens    the tokens that stand out where it fires, [unit, 5]
+    found["windows"].tokens                   the ten highest scores of each unit with context, [unit, k, window]
+    found["tokens"].standing_out(5).tokens    the tokens that stand out where a unit fires, [unit, 5]
 
-Scores and statistics are one compiled program for all batches of one shape. The device holds the scores of one batch,
-and the statistics, whose size does not depend on the length of the text.
+Scores and statistics are one compiled program for all batches of one shape. The device holds the scores of one batch
+and the statistics. The size of the statistics does not depend on the length of the text.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Batches: TypeAlias = Iterable[TokenBatch]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a score function returns where there is more to say than one number for each unit and position.
+    """The result of a score function that returns more than the scores.
 
     Args:
-      values: the scores, by which windows are ranked.
-      activations: a second value, which windows also show; where scores are equal the larger |activation| comes first.
-      logits: the model's output, which the statistics of predicted tokens need.
+      values: the scores. Windows are ranked by them.
+      activations: a second value, which windows also show. Among equal scores, the larger |activation| comes first.
+      logits: the model's output. `PredictedTokens` needs it.
     """
 
     values: Float[Array, "row unit"]
@@ -46,14 +46,14 @@ class Scores:
 
 
 ScoreFunction: TypeAlias = Callable[[Any, Int[Array, "seq pos"]], "Float[Array, 'row unit'] | Scores"]
-"""`scores(model, tokens)`, with `row = seq · pos`. A callable pytree is an argument of the compiled program: another
-dictionary of the same shape compiles nothing. A plain function is compiled as it is."""
+"""`scores(model, tokens)`, with `row = seq · pos`. A callable pytree is an argument of the compiled program, so another
+dictionary of the same shape does not compile again. A plain function is part of the program."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScoredBatch:
-    """One batch as the statistics see it. Scores and activations are in float32, and 0 where `keep` is False."""
+    """One batch with its scores, the input of statistics. Scores and activations are float32, and 0 where not kept."""
 
     tokens: Int[Array, "seq pos"]
     keep: Bool[Array, "seq pos"]
@@ -67,32 +67,32 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Statistic(Protocol, Generic[State, Result]):
-    """What to keep of the scores: a registered dataclass whose sizes are static and whose numbers are data."""
+    """A statistic of the scores: a dataclass and pytree. Fields that set shapes are static, others are data."""
 
     def of(self, batch: ScoredBatch) -> State:
-        """The statistic of one batch: arrays whose shapes do not depend on the batch's. Traced."""
+        """Compute the statistic of one batch. The shapes of the result must not depend on the batch size. Traced."""
         ...
 
     def merge(self, first: State, second: State) -> State:
-        """The statistic of two parts of a text, of which `first` comes first. Traced."""
+        """Merge the statistics of two parts of a text. `first` comes before `second` in the text. Traced."""
         ...
 
     def result(self, state: State) -> Result:
-        """What the user gets, from the state as NumPy arrays."""
+        """Convert the final state, as NumPy arrays, into the result for the user."""
         ...
 
 
 def collect(
     scores: ScoreFunction, model: PyTree, batches: Batches, statistics: Mapping[str, Statistic[Any, Any]]
 ) -> dict[str, Any]:
-    """Go through a text once and return statistics of the scores.
+    """Read a text once and return statistics of the scores.
 
     Args:
       scores: the score function.
       model: the first argument of `scores`.
       batches: pairs `(tokens, keep)`; they are read one at a time.
-      statistics: what to keep, by names of your choice: `TopWindows`, `InputTokens`, `PredictedTokens`, `OnToken`,
-        `Passages`, or a `Statistic` of your own.
+      statistics: the statistics to compute, under names of your choice: `TopWindows`, `InputTokens`, `PredictedTokens`,
+        `OnToken`, `Passages`, or a `Statistic` of your own.
 
     Returns:
       The result of each statistic, under its name.

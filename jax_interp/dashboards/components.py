@@ -1,15 +1,15 @@
-"""What the components of a decomposed language model are important for, on a text.
+"""Dashboards of the components of a decomposed language model: where in a text each component is important.
 
     found = component_dashboards(trained, batches, n=6, windows=8)
     one = found.matrices["blocks.2.mlp.up"]
-    one.strongest.components     its n components with the largest mean importance
-    one.inputs.tokens            on which tokens they are important, [component, token]
-    one.predicted.tokens         while which tokens are predicted
-    one.windows                  around which positions
-    one.passages                 position by position, on a few sequences
+    one.strongest.components     the n components of the matrix with the largest mean importance
+    one.inputs.tokens            input tokens on which they are important, [component, token]
+    one.predicted.tokens         predicted tokens for which they are important
+    one.windows                  the most important positions, with context
+    one.passages                 the importance at each position of a few sequences
 
-The text is read twice, batch by batch: to choose the components, then to collect what they are important for. An
-importance below zero, which a leaky sigmoid can give, counts as zero.
+The text is read twice: once to choose the components, and once to collect the positions where they are important. A
+leaky sigmoid can give an importance below zero, which counts as zero.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ PASSAGES = Passages(2, length=40)
 
 @dataclasses.dataclass(frozen=True)
 class MatrixDashboard:
-    """What the strongest components of one matrix are important for.
+    """The dashboard of one matrix: where its strongest components are important.
 
     Args:
       strongest: the components with the largest mean importance.
       inputs: the tokens that stand out at positions where a component is important.
       predicted: the tokens that stand out among the predictions at these positions.
-      windows: for each component its most important positions, each in another sequence; `scores` are importances and
-        `activations` ‖U_c‖ (x V_c).
+      windows: the most important positions of each component, at most one per sequence. `scores` are importances, and
+        `activations` are ‖U_c‖ (x V_c).
       passages: the importances on `ComponentDashboards.passage_tokens`.
     """
 
@@ -58,14 +58,14 @@ class MatrixDashboard:
 
 @dataclasses.dataclass(frozen=True)
 class ComponentDashboards:
-    """What the strongest components of all matrices are important for.
+    """The dashboards of all matrices.
 
     Args:
-      matrices: by the address of the matrix, such as `blocks.2.mlp.up`.
-      token_counts: how often each token stands at a kept position.
-      threshold: the importance above which a position has a window.
-      passage_tokens: the ends of those sequences of the first batch on which all chosen components together are the
-        most important; -1 where not kept.
+      matrices: the dashboard of each matrix, by its address, such as `blocks.2.mlp.up`.
+      token_counts: the number of kept positions with each token.
+      threshold: a position has a window if its importance is above this.
+      passage_tokens: the tokens of the passages. They are the ends of the sequences of the first batch with the largest
+        total importance of all chosen components. -1 where not kept.
     """
 
     matrices: dict[str, MatrixDashboard]
@@ -83,19 +83,19 @@ def component_dashboards(
     tokens: int = 12,
     passages: Passages = PASSAGES,
 ) -> ComponentDashboards:
-    """Choose the strongest components of every matrix, and collect what they are important for.
+    """Choose the strongest components of every matrix, and collect where they are important.
 
     Args:
       trained: the decomposed language model; its output must be logits.
-      batches: pairs `(tokens, keep)`, which are read twice.
-      n: components of each matrix.
-      windows: how many windows, of how many tokens, above which importance. The threshold also decides which components
-        are alive.
-      tokens: how many tokens that stand out.
-      passages: how many sequences are shown position by position, and how much of each.
+      batches: pairs `(tokens, keep)`. They are read twice.
+      n: the number of components of each matrix.
+      windows: the number and the size of windows, and their threshold of importance. A component also counts as alive
+        only if its importance is above this threshold.
+      tokens: the number of tokens that stand out.
+      passages: the number and the length of passages.
 
     Returns:
-      A dashboard for every matrix; the layers of a stack are matrices of their own.
+      A dashboard for every matrix. Each layer of a stack is a separate matrix.
 
     Raises:
       UserError: there is no batch.
@@ -127,8 +127,8 @@ class ComponentScores:
     """The score function of a decomposed model: importances of some components, their activations, and the logits.
 
     Args:
-      places: for every entry of the decomposition the layers and the components, each [unit]. Units come in the order
-        of the entries' names.
+      places: for every entry of the decomposition, the layer and the component of each unit, each [unit]. Units are
+        sorted by the name of the entry.
     """
 
     places: dict[str, tuple[Int[Array, " unit"], Int[Array, " unit"]]]
@@ -153,7 +153,7 @@ Arrays = TypeVar("Arrays", TokenShares, Windows)
 
 
 def _rows_of(values: Arrays, own: slice) -> Arrays:
-    """The part of one matrix."""
+    """The rows of `values` that belong to one matrix."""
     arrays = {name: v[own] for name, v in vars(values).items() if isinstance(v, np.ndarray)}
     return dataclasses.replace(values, **arrays)
 
@@ -161,7 +161,7 @@ def _rows_of(values: Arrays, own: slice) -> Arrays:
 def _places(
     trained: Trained, chosen: dict[str, TopComponents]
 ) -> tuple[dict[str, tuple[Array, Array]], dict[str, slice]]:
-    """Of every entry the layers and components of its units; and where the units of each matrix are among all."""
+    """(layers and components of the units of each entry, slice of the units of each matrix among all units)."""
     places, rows, first = {}, {}, 0
     for entry in sorted(trained.model.names):
         depth = trained.model.of(entry).V.shape[0] if is_stacked(entry) else None

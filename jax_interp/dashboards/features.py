@@ -4,8 +4,8 @@
     windows = top_activations(model, address, sae, batches, features=found.features[:5], n=8)
     promoted, suppressed = logit_effect(sae, feature=17, unembed=W_U(fold_layernorm(model)), n=10)
 
-`W_U` is in `jax_interp.analysis`; `fold_layernorm`, in `jax_interp.models.processing`, multiplies the final norm's
-weight into the unembedding.
+`W_U` is in `jax_interp.analysis`. `fold_layernorm` is in `jax_interp.models.processing`; it multiplies the weight of
+the final norm into the unembedding.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Encoder(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """The score function of a dictionary: its latents.
+    """The score function of a dictionary. The scores are its latents.
 
     Args:
       dictionary: the dictionary.
-      features: which latents; None: all.
-      address: what the dictionary reads.
+      features: the features to score. None: all.
+      address: the address that the dictionary reads.
     """
 
     dictionary: Encoder
@@ -60,13 +60,13 @@ class TokenFeatures:
     """Features that fire on one token more than elsewhere.
 
     Args:
-      token: the token's id.
-      occurrences: how many kept positions hold it.
-      features: in descending order of `mean_on - mean_elsewhere`.
+      token: the id of the token.
+      occurrences: the number of kept positions with this token.
+      features: the features, in descending order of `mean_on - mean_elsewhere`.
       mean_on: mean activation at the token.
       mean_elsewhere: mean activation at the other kept positions.
-      rate_on: fraction of positions of the token at which the feature fires.
-      rate_elsewhere: the same fraction of the other kept positions.
+      rate_on: the fraction of positions with the token at which the feature fires.
+      rate_elsewhere: the fraction of the other kept positions at which the feature fires.
     """
 
     token: int
@@ -81,18 +81,18 @@ class TokenFeatures:
 def features_on_token(
     model: Model, address: Addresses, dictionary: Encoder, batches: Batches, token: int, n: int = 20
 ) -> TokenFeatures:
-    """Find the features whose mean activation at a token exceeds the mean elsewhere the most.
+    """Find the features that fire most on a token, compared with their mean activation elsewhere.
 
     Args:
       model: the model that the dictionary was trained on.
-      address: what the dictionary reads.
-      dictionary: any dictionary, for raw activations.
+      address: the address that the dictionary reads.
+      dictionary: any dictionary that works on raw activations.
       batches: pairs `(tokens, keep)`.
       token: the id of the token.
-      n: how many features.
+      n: the number of features to return.
 
     Returns:
-      The features, with their means and rates.
+      The features, with their mean activations and rates.
 
     Raises:
       UserError: no kept position holds the token.
@@ -148,7 +148,7 @@ def _static(address: Addresses) -> Addresses:
 
 @dataclasses.dataclass(frozen=True)
 class LogitEffect:
-    """Tokens in the order of the change of their logits, and these changes."""
+    """Tokens sorted by the change of their logits, and these changes."""
 
     tokens: Int[np.ndarray, " n"]
     effects: Float[np.ndarray, " n"]
@@ -160,14 +160,14 @@ def logit_effect(
     unembed: Callable[[Float[Array, " d"]], Float[Array, " vocab"]] | Float[Array, "d vocab"],
     n: int = 10,
 ) -> tuple[LogitEffect, LogitEffect]:
-    """Find the tokens whose logits a feature's decoder direction changes most, straight through the unembedding.
+    """Find the tokens whose logits change most if a feature's decoder direction goes directly to the unembedding.
 
     Args:
       dictionary: any dictionary.
-      feature: which feature.
-      unembed: a matrix, or a function of one vector. Where the model has a final norm, its weight should be multiplied
-        in; the norm's denominator depends on the rest of the residual stream and only scales the effects.
-      n: tokens in each direction.
+      feature: the index of the feature.
+      unembed: a matrix, or a function of one vector. If the model has a final norm, its weight should be multiplied
+        into it. The denominator of the norm depends on the rest of the residual stream, and only scales the effects.
+      n: the number of tokens in each direction.
 
     Returns:
       `(promoted, suppressed)`. Effects are differences from their mean over the vocabulary, since a constant added to

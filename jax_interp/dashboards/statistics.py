@@ -1,4 +1,4 @@
-"""What `collect` can keep: the windows with the highest scores, the tokens on which a unit fires, whole passages."""
+"""Statistics for `collect`: windows with the highest scores, tokens on which units fire, and whole passages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jax_interp.dashboards.collector import ScoredBatch
 
 
 def _static(default: Any) -> Any:
-    """A field that is structure: a compiled program is for one value of it."""
+    """A static field: another value compiles another program."""
     return dataclasses.field(default=default, metadata={"static": True})
 
 
@@ -23,15 +23,15 @@ def _static(default: Any) -> Any:
 class Windows:
     """The positions with the highest scores of each unit, in descending order, with the tokens around them.
 
-    A window is `before` tokens, the position itself, and some tokens after it. Where a unit has fewer windows than
-    were asked for, the rest are blank: `peak` is 0 and `tokens` -1.
+    A window holds `before` tokens, the position itself, and some tokens after it. If a unit has fewer windows than
+    requested, the other windows are blank: `peak` is 0 and `tokens` is -1.
 
     Args:
-      peak: the scores.
-      tokens: -1 outside the sequence and where not kept.
-      scores: the unit's own scores in the window; 0 where `tokens` is -1.
-      activations: likewise the second value of `Scores`; None where the score function gives none.
-      before: the index of the position itself in its window.
+      peak: the score at the position itself.
+      tokens: the tokens of the window. -1 outside the sequence and where not kept.
+      scores: the scores of the unit in the window. 0 where `tokens` is -1.
+      activations: the second value of `Scores` in the window. None if the score function does not return it.
+      before: the index of the position itself in the window.
     """
 
     peak: Float[np.ndarray, "unit k"]
@@ -47,17 +47,17 @@ _BLANK = {"peak": -np.inf, "size": -1.0, "tokens": -1, "scores": 0.0, "activatio
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TopWindows:
-    """The `k` highest scores of each unit with their contexts; the result is a `Windows`.
+    """The `k` highest scores of each unit with their contexts. The result is a `Windows`.
 
-    Of equal scores the one with the larger |activation| comes first, where the score function gives activations, and
-    then the earlier one.
+    Equal scores are sorted by |activation|, if the score function returns activations, and then by position in the
+    text.
 
     Args:
-      k: windows for each unit.
-      before: tokens before the position.
-      after: tokens after it.
-      one_per_sequence: keep at most one window of each sequence, its best.
-      threshold: only scores above it have a window; `-jnp.inf` for scores that can be negative.
+      k: the number of windows for each unit.
+      before: the number of tokens before the position.
+      after: the number of tokens after the position.
+      one_per_sequence: keep only the best window of each sequence.
+      threshold: only scores above it have a window. Use `-jnp.inf` for scores that can be negative.
     """
 
     k: int = _static(10)
@@ -88,7 +88,7 @@ class TopWindows:
         return self._pad(self._cut(batch, ranked, seq, place))
 
     def _cut(self, batch: ScoredBatch, ranked: dict[str, Array], seq: Array, place: Array) -> dict[str, Array]:
-        """The windows around these positions, blank where the score is not above the threshold."""
+        """Cut the windows around these positions. A window is blank if its score is not above the threshold."""
         column = place[..., None] + jnp.arange(self.before + 1 + self.after)[None, None, :]
         unit = jnp.arange(batch.scores.shape[0])[:, None, None]
         padding = ((0, 0), (self.before, self.after))
@@ -104,7 +104,7 @@ class TopWindows:
         }
 
     def _pad(self, found: dict[str, Array]) -> dict[str, Array]:
-        """With blank windows up to `k`, where a batch has fewer positions."""
+        """Add blank windows up to `k`, if a batch has fewer positions."""
         missing = {name: ((0, 0), (0, self.k - v.shape[1]), *(((0, 0),) * (v.ndim - 2))) for name, v in found.items()}
         return {name: jnp.pad(v, missing[name], constant_values=_BLANK[name]) for name, v in found.items()}
 
@@ -120,7 +120,7 @@ class TopWindows:
 
 
 def _descending(ranked: dict[str, Array], k: int) -> Int[Array, "unit k"]:
-    """The `k` best by peak, then by size, then the earliest."""
+    """The indices of the `k` best: sorted by peak, then by size, then the earliest first."""
     if "size" in ranked:
         return jnp.lexsort((-ranked["size"], -ranked["peak"]), axis=-1)[:, :k]
     return jax.lax.top_k(ranked["peak"], k)[1]
@@ -128,14 +128,13 @@ def _descending(ranked: dict[str, Array], k: int) -> Int[Array, "unit k"]:
 
 @dataclasses.dataclass(frozen=True)
 class TokenShares:
-    """Tokens that stand out where a unit has high scores, the first the most.
+    """Tokens that stand out where a unit has high scores.
 
     Args:
-      tokens: token ids, in descending order of share · log lift. This is what a token adds to the KL divergence between
-        its distribution weighted by the scores and its distribution in the text: a frequent token needs a high lift, a
-        rare one a high share.
-      share: the token's part of the unit's scores, Σ score over the token / Σ score.
-      lift: the share divided by the token's part of the text.
+      tokens: token ids, in descending order of share · log lift. This product is the contribution of the token to a KL
+        divergence: from the distribution of tokens in the text to their distribution weighted by scores.
+      share: the fraction of the scores of the unit that falls on the token: Σ score over the token / Σ score.
+      lift: the share divided by the frequency of the token in the text.
     """
 
     tokens: Int[np.ndarray, "unit n"]
@@ -148,8 +147,8 @@ class TokenSums:
     """Scores summed over each token of the vocabulary.
 
     Args:
-      count: how often each token stands at a kept position (of predicted tokens: the sum of its probabilities).
-      total: the sum of each unit's scores there.
+      count: the number of kept positions with each token. For predicted tokens, the sum of their probabilities.
+      total: the sum of the scores of each unit at these positions. For predicted tokens, weighted by probability.
     """
 
     count: Float[np.ndarray, " vocab"]
@@ -191,7 +190,7 @@ def _wide(pair: tuple[np.ndarray, np.ndarray]) -> Float[np.ndarray, "..."]:
 
 
 class _Sums:
-    """A statistic whose state is a dict of sums. Sums are of the batches' sums in float32."""
+    """A statistic whose state is a dict of sums over batches. Scores are summed in float32."""
 
     def merge(self, first: dict[str, Array], second: dict[str, Array]) -> dict[str, Array]:
         return jax.tree.map(jnp.add, first, second)
@@ -200,10 +199,10 @@ class _Sums:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class InputTokens(_Sums):
-    """Scores summed by the token at the position; the result is a `TokenSums`.
+    """Scores summed by the token at the position. The result is a `TokenSums`.
 
     Args:
-      vocab: how many tokens there are; None: as many as the logits of the score function.
+      vocab: the size of the vocabulary. None: the last axis of the logits that the score function returns.
     """
 
     vocab: int | None = _static(None)
@@ -225,8 +224,11 @@ class InputTokens(_Sums):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PredictedTokens(_Sums):
-    """Scores summed by the predicted token, where each position counts by the probabilities that the model gives after
-    it; the result is a `TokenSums`. The score function must give logits."""
+    """Scores summed by the predicted token. The result is a `TokenSums`.
+
+    Each position counts for every token, weighted by the probability that the model gives to it as the next token. The
+    score function must return logits.
+    """
 
     def of(self, batch: ScoredBatch) -> dict[str, Array]:
         if batch.logits is None:
@@ -245,8 +247,8 @@ class TokenContrast:
     """Scores at one token against scores at all other kept positions.
 
     Args:
-      count: how many positions hold the token, and how many do not.
-      mean: the mean score there, [2, unit].
+      count: the number of kept positions with the token, and the number of other kept positions.
+      mean: the mean score at each of the two kinds of positions, [2, unit].
       rate: the fraction of these positions at which the score is not 0, [2, unit].
     """
 
@@ -258,12 +260,13 @@ class TokenContrast:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OnToken:
-    """Scores at one token against scores elsewhere; the result is a `TokenContrast`.
+    """Scores at one token against scores elsewhere. The result is a `TokenContrast`.
 
-    Sums are float32 within a batch. Over batches they keep 48 bits, as a mean over millions of positions needs.
+    Sums are float32 within a batch. Sums over batches have 48 bits, because a mean over millions of positions needs
+    this.
 
     Args:
-      token: the token's id. It is data: another one compiles nothing.
+      token: the id of the token. It is data, so another token does not compile again.
     """
 
     token: int | Int[Array, ""]
@@ -291,7 +294,7 @@ class OnToken:
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
-    """The ends of some sequences, and the scores of all units there."""
+    """The ends of some sequences, and the scores of all units on them. Tokens are -1 where not kept."""
 
     tokens: Int[np.ndarray, "seq pos"]
     scores: Float[np.ndarray, "unit seq pos"]
@@ -300,12 +303,14 @@ class Passage:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Passages:
-    """The ends of those `n` sequences of the first batch that have the highest scores, all units and positions taken
-    together; the result is a `Passage`, in which tokens are -1 where not kept.
+    """The ends of `n` sequences of the first batch. The result is a `Passage`.
+
+    The sequences with the largest sum of scores are chosen. The sum is over all units and over the last `length`
+    positions.
 
     Args:
-      n: how many sequences.
-      length: the last positions of each.
+      n: the number of sequences.
+      length: the number of last positions to keep of each sequence.
     """
 
     n: int = _static(2)
@@ -324,4 +329,4 @@ class Passages:
 
 
 def _rows(batch: ScoredBatch) -> Float[Array, "unit row"]:
-    return batch.scores.reshape(batch.scores.shape[0], batch.tokens.size)  # -1 would not do where there are no units
+    return batch.scores.reshape(batch.scores.shape[0], batch.tokens.size)  # with no units, -1 would be ambiguous

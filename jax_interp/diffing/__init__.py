@@ -1,4 +1,4 @@
-"""Comparing models: what a fine-tuned model has that its base lacks."""
+"""Compare models: which features a fine-tuned model has that its base model does not have."""
 
 from jax_interp.diffing.crosscoder_diff import PAIR_ADDRESSES, ModelDiff, ModelPair, model_diff
 from jax_interp.diffing.exclusive_latents import (

@@ -1,14 +1,14 @@
-"""What a fine-tuned model has that its base lacks: one crosscoder of the same value of both, and its latents compared.
+"""Compare a fine-tuned model with its base model: train one crosscoder on a value of both, and compare its latents.
 
     pair = ModelPair(base, tuned, "blocks.2.resid_post")
     config = variants.batch_topk_crosscoder(PAIR_ADDRESSES, k=32, n_features=4096, steps=2000)
     crosscoder = train_dictionary(config, pair, batch_at, run="runs/diff")
     found = model_diff(crosscoder, pair, batches)
-    found.classes.only_1        latents of the fine-tuned model only, by their decoder norms
-    found.exclusive             those of them that latent scaling confirms
+    found.classes.only_1        latents of the fine-tuned model only, judged by their decoder norms
+    found.exclusive             the latents of only_1 that latent scaling confirms
 
-`ModelPair` is a model whose named values are those of the two models. Everything that trains on a model's values can
-train on it, and both models run in the one step that harvests and learns.
+`ModelPair` is a model with two named values, one from each model. Everything that trains on a model's values can train
+on it. Both models run inside the training step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from jax_interp.diffing.exclusive_latents import (
 from jax_interp.surgery import Model, Site, read
 
 PAIR_ADDRESSES = ("model_0", "model_1")
-"""The two values of a `ModelPair`."""
+"""The addresses of the two values of a `ModelPair`."""
 
 
 @jax.tree_util.register_dataclass
@@ -49,10 +49,10 @@ class ModelPair:
     """Two models on the same tokens, as one model whose values are `model_0` and `model_1`.
 
     Args:
-      base: a model of any kind.
-      tuned: another one.
-      address: the value of both models. Each runs no further than there.
-      other: the value's address in the second model, where it differs from `address`.
+      base: the first model, of any kind.
+      tuned: the second model, of any kind.
+      address: the address of the value in both models. A model runs only up to this value.
+      other: the address in the second model, if it differs from `address`.
     """
 
     base: Model
@@ -71,16 +71,16 @@ class ModelPair:
 class ModelDiff:
     """Two models compared by the latents of a crosscoder.
 
-    Norms and cosines are those of scaled values, in which crosscoders are trained: each model's with E‖x‖² = d.
+    Norms and cosines are in units of scaled values: E‖x‖² = d for each model. Crosscoders are trained on such values.
 
     Args:
       relative_norms: ‖d^1‖ / (‖d^0‖ + ‖d^1‖).
-      norm_difference: the same question on the scale of Minder et al.
-      classes: by `norm_difference` and its published bounds.
-      cosine: between the two decoder directions; NaN where one is 0.
-      scaling: latent scaling with model 1 as the reference; NaN for latents that never fired on these batches.
+      norm_difference: the relative norm difference of Minder et al. 2025.
+      classes: the class of each latent, by `norm_difference` and its published bounds.
+      cosine: the cosine between the two decoder directions. NaN if one of them is 0.
+      scaling: latent scaling with model 1 as the reference. NaN for latents that never fired on these batches.
       exclusive: the latents of `classes.only_1` that latent scaling confirms.
-      fvu: fraction of variance unexplained of each model, over the same tokens.
+      fvu: the fraction of variance unexplained for each model, over the same tokens.
     """
 
     relative_norms: Float[np.ndarray, " feature"]
@@ -93,7 +93,7 @@ class ModelDiff:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many latents each class has, and how many are exclusive."""
+        """The number of latents in each class, and the number of exclusive latents."""
         masks = dataclasses.asdict(self.classes) | {"exclusive": self.exclusive}
         return {name: int(mask.sum()) for name, mask in masks.items()}
 
@@ -102,9 +102,9 @@ def model_diff(crosscoder: Dictionary, pair: ModelPair, batches: Sequence[TokenB
     """Compare two models by the latents of a crosscoder.
 
     Args:
-      crosscoder: trained on the two values of `pair`; it works on raw activations, as exported.
+      crosscoder: a crosscoder trained on the two values of `pair`. It works on raw activations, as exported.
       pair: the two models.
-      batches: pairs `(tokens, keep)`. They are read twice: for the scales of the values, then for the latents.
+      batches: pairs `(tokens, keep)`. They are read twice: once for the scales of the values, and once for the latents.
 
     Returns:
       Norms, classes, cosines, latent scaling and FVU.
@@ -139,7 +139,7 @@ def model_diff(crosscoder: Dictionary, pair: ModelPair, batches: Sequence[TokenB
 
 
 def _cosines(crosscoder: Dictionary) -> Float[np.ndarray, " feature"]:
-    """Between each latent's directions in the two models."""
+    """The cosine between the two directions of each latent, one per model."""
     W = np.asarray(crosscoder.W_dec, np.float64).reshape(crosscoder.n_features, 2, -1)
     a, b = W[:, 0], W[:, 1]
     with np.errstate(invalid="ignore"):
@@ -147,14 +147,13 @@ def _cosines(crosscoder: Dictionary) -> Float[np.ndarray, " feature"]:
 
 
 def in_scaled_units(crosscoder: Dictionary, scale: Float[Array, "2"]) -> Dictionary:
-    """The crosscoder for values that were multiplied by `scale`.
+    """Convert a crosscoder for raw values into a crosscoder for values that are multiplied by `scale`.
 
-    Norms and cosines of decoders are compared in scaled values, because the raw activations of one model can be larger
-    throughout.
+    Decoders are compared in scaled units, because all activations of one model can be larger than those of the other.
 
     Args:
-      crosscoder: for raw values.
-      scale: the factor of each model's values.
+      crosscoder: a crosscoder for raw values.
+      scale: the factor for the values of each model.
     """
     width = crosscoder.W_dec.shape[1] // 2
     back = columns(1 / scale, (width, width))
@@ -162,7 +161,7 @@ def in_scaled_units(crosscoder: Dictionary, scale: Float[Array, "2"]) -> Diction
 
 
 def _kept_rows(pair: ModelPair, batches: Iterable[TokenBatch]) -> Iterator[Float[Array, "row d"]]:
-    """The two models' values side by side where `keep`, in parts of one size and a last smaller one."""
+    """The values of both models side by side at kept positions, in batches of one size. The last may be smaller."""
     waiting: list[np.ndarray] = []
     size = 0
     for tokens, keep in batches:

@@ -1,4 +1,4 @@
-"""Which latents of a crosscoder of two models belong to one model only (Minder, Dumas et al. 2025, arXiv:2504.02922).
+"""Find the latents of a crosscoder that belong to only one of two models (Minder, Dumas et al. 2025, arXiv:2504.02922).
 
 A small decoder norm does not prove that a model lacks a concept. An L1 penalty shrinks small norms to 0 (complete
 shrinkage), and it can split a shared concept into two exclusive latents (latent decoupling). Latent scaling measures
@@ -6,15 +6,16 @@ how much of latent j is present in each model, along the direction d_j of the re
 
     β(Y) = argmin_β Σ ‖Y - β f_j d_j‖² = d_j · Σ f_j Y / (‖d_j‖² Σ f_j²)
 
-Y is a model's reconstruction x̂, or its error without the latent, x - (x̂ - f_j d_j^model). The ratio ν = β_other /
-β_reference is high for decoupled latents where Y is the reconstruction (ν^r), and for shrunk latents where Y is the
-error (ν^ε). The reconstruction contains the biases, as in the published code.
+Y is either the reconstruction x̂ of a model, or its error without the latent, x - (x̂ - f_j d_j^model). The ratio is
+ν = β_other / β_reference. Computed from the reconstruction, ν^r is high for decoupled latents. Computed from the error,
+ν^ε is high for shrunk latents. The reconstruction includes the biases, as in the published code.
 
     scaling = latent_scaling(crosscoder, batches)
     truly_exclusive(scaling)
 
-The values of the two models stand side by side in the last axis ([row, 2·d], scaled as the crosscoder was trained), or
-have an axis of their own ([row, 2, d]); `W_dec` likewise. Side by side both must have the same width.
+The values of the two models are either side by side in the last axis, [row, 2·d], or they have an axis of their own,
+[row, 2, d]. The same holds for `W_dec`. Both models must have the same width, and values must be scaled as in the
+training of the crosscoder.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.evaluation.batch_sums import sum_batches
 
 ScalingSums = dict[str, Array]
-"""What latent scaling needs of some rows; sums of batches add up."""
+"""The sums over rows that latent scaling needs. Sums of several batches can be added."""
 
 
 class Crosscoder(Protocol):
-    """What latent scaling needs of a crosscoder."""
+    """The part of a crosscoder that latent scaling needs."""
 
     @property
     def W_dec(self) -> Float[Array, "feature *sites"]: ...
@@ -50,8 +51,8 @@ class Crosscoder(Protocol):
 def relative_norms(W_dec: Float[Array, "feature *sites"]) -> Float[np.ndarray, " feature"]:
     """‖d^1‖ / (‖d^0‖ + ‖d^1‖), the relative decoder norm of Lindsey et al. 2024 and Kissane et al. 2024.
 
-    0 is a latent of model 0 only, 1/2 a shared one, 1 one of model 1 only. 0.9 is a ratio of norms of 9 : 1. NaN where
-    both norms are 0.
+    It is 0 for a latent of model 0 only, 1/2 for a shared latent, and 1 for a latent of model 1 only. 0.9 means norms
+    of 9 : 1. It is NaN if both norms are 0.
     """
     a, b = _norms(W_dec)
     with np.errstate(invalid="ignore"):
@@ -61,7 +62,7 @@ def relative_norms(W_dec: Float[Array, "feature *sites"]) -> Float[np.ndarray, "
 def norm_difference(W_dec: Float[Array, "feature *sites"]) -> Float[np.ndarray, " feature"]:
     """½ (1 + (‖d^1‖ - ‖d^0‖) / max(‖d^0‖, ‖d^1‖)), the relative norm difference of Minder et al. 2025.
 
-    It has the ends and the middle of `relative_norms` and another scale between them: 0.9 is a ratio of norms of 5 : 1.
+    It equals `relative_norms` at 0, 1/2 and 1. In between, the scale is different: 0.9 means norms of 5 : 1.
     """
     a, b = _norms(W_dec)
     with np.errstate(invalid="ignore"):
@@ -70,7 +71,7 @@ def norm_difference(W_dec: Float[Array, "feature *sites"]) -> Float[np.ndarray, 
 
 @dataclasses.dataclass(frozen=True)
 class NormClasses:
-    """Masks over latents. Latents between the bounds are in none of them.
+    """One mask over latents per class. Latents between the bounds are in no class.
 
     Args:
       only_0: latents of model 0 only.
@@ -84,23 +85,26 @@ class NormClasses:
 
 
 def classify(norms: Float[np.ndarray, " feature"]) -> NormClasses:
-    """Class each latent by the published bounds: below 0.1, 0.4 to 0.6, above 0.9.
+    """Classify each latent by the published bounds: below 0.1, 0.4 to 0.6, and above 0.9.
 
     Args:
-      norms: `relative_norms` or `norm_difference`; their classes differ.
+      norms: the result of `relative_norms` or of `norm_difference`. The two give different classes.
+
+    Returns:
+      A mask for each class.
     """
     return NormClasses(norms < 0.1, (norms >= 0.4) & (norms <= 0.6), norms > 0.9)
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentScaling:
-    """Latent scaling of every latent; NaN for latents that never fired.
+    """Latent scaling of every latent. NaN for latents that never fired.
 
     Args:
-      beta_reconstruction: β of each model's reconstruction.
-      beta_error: β of each model's error without the latent.
-      nu_reconstruction: ν^r, the other model's β divided by the reference model's.
-      nu_error: ν^ε likewise.
+      beta_reconstruction: β for the reconstruction of each model.
+      beta_error: β for the error of each model without the latent.
+      nu_reconstruction: ν^r, the ratio of `beta_reconstruction`: the other model divided by the reference model.
+      nu_error: ν^ε, the same ratio of `beta_error`.
     """
 
     beta_reconstruction: Float[np.ndarray, "2 feature"]
@@ -117,7 +121,7 @@ def latent_scaling(
     Args:
       crosscoder: a crosscoder of two models.
       batches: values of both models, [row, 2·d] or [row, 2, d], scaled as the crosscoder was trained.
-      reference: the model whose exclusive latents are in question, usually the fine-tuned one.
+      reference: the index of the model whose exclusive latents are tested, usually the fine-tuned model.
 
     Returns:
       β and ν of every latent.
@@ -135,7 +139,7 @@ def latent_scaling(
 
 @partial(jax.jit, static_argnames="reference")
 def scaling_sums(crosscoder: Crosscoder, rows: Float[Array, "row *sites"], reference: int = 1) -> ScalingSums:
-    """The sums that latent scaling needs of one batch, for all latents in one pass."""
+    """The sums of one batch that latent scaling needs, for all latents in one pass."""
     f = crosscoder.encode(rows).astype(jnp.float32)
     x_hat, x = _by_model(crosscoder.decode(f)).astype(jnp.float32), _by_model(rows).astype(jnp.float32)
     direction = _by_model(crosscoder.W_dec)[:, reference].astype(jnp.float32)
@@ -148,10 +152,10 @@ def scaling_sums(crosscoder: Crosscoder, rows: Float[Array, "row *sites"], refer
 
 
 def scaling_from_sums(sums: ScalingSums, W_dec: Float[Array, "feature *sites"], reference: int = 1) -> LatentScaling:
-    """Latent scaling from the `scaling_sums` of all batches together."""
+    """Compute latent scaling from `scaling_sums`, added up over all batches."""
     W = np.asarray(_by_model(W_dec), np.float64)
     direction = W[:, reference]
-    # the error without the latent still contains the latent itself: Σ f² d_j·d_j^model
+    # the error without latent j is the residual plus the latent's own part, which adds Σ f² d_j·d_j^model
     latent = sums["square"][None] * np.einsum("fsd,fd->sf", W, direction)
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = 1 / (np.sum(direction**2, axis=1) * sums["square"])
@@ -167,7 +171,7 @@ def scaling_from_sums(sums: ScalingSums, W_dec: Float[Array, "feature *sites"], 
 def truly_exclusive(
     scaling: LatentScaling, nu_error: float = 0.2, nu_reconstruction: float = 0.5
 ) -> Bool[np.ndarray, " feature"]:
-    """The latents that the other model lacks: ν^ε and ν^r are both below the published bounds."""
+    """The latents that the other model does not have: ν^ε and ν^r are both below the published bounds."""
     return (scaling.nu_error < nu_error) & (scaling.nu_reconstruction < nu_reconstruction)
 
 
@@ -177,7 +181,7 @@ def _norms(W_dec: Float[Array, "feature *sites"]) -> tuple[np.ndarray, np.ndarra
 
 
 def _by_model(values: Float[Array, "row *sites"]) -> Float[Array, "row 2 d"]:
-    """With an axis for the models. Raises UserError where there are not two of the same width."""
+    """Give `values` an axis for the models. Raises UserError if the shape does not fit two models of one width."""
     if values.ndim not in (2, 3) or (values.shape[-1] % 2 if values.ndim == 2 else values.shape[1] != 2):
         raise UserError(f"values of two models are [row, 2·d] or [row, 2, d], not {values.shape}")
     return values.reshape(values.shape[0], 2, -1)

@@ -4,10 +4,10 @@ evaluate.py         all of them, for a dictionary in a model
 reconstruction.py   how well and how sparsely it reconstructs activations
 sparsity.py         how often its latents fire; whether it is too sparse
 downstream.py       the loss of the model with the dictionary spliced in
-published.py        figures as other libraries define them
-cross_layer.py      a cross-layer dictionary, layer by layer and as a replacement model
-similarity.py       its directions against those of another dictionary
-recovery.py         its latents against known features
-controls.py         what a trained dictionary should be compared with
+published.py        figures by the definitions of other libraries
+cross_layer.py      figures of a cross-layer dictionary, by layer and for its replacement model
+similarity.py       cosines between the directions of two dictionaries
+recovery.py         comparison with known features
+controls.py         controls to compare a trained dictionary with
 batch_sums.py       sums over batches in float64
 """

@@ -1,6 +1,6 @@
 """Sums over batches: float32 within a batch, on the device; float64 (or int64) over batches, on the host.
 
-A float32 sum over millions of tokens would lose the digits that the figures are made of.
+A float32 sum over millions of tokens would not be precise enough.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from jax_interp.core.errors import UserError
 
 
 def add_batch(total: PyTree[np.ndarray] | None, batch: PyTree[Array]) -> PyTree[np.ndarray]:
-    """The sum with one more batch.
+    """Add one batch to the sum.
 
     Args:
-      total: the sum so far, None at first.
-      batch: what the batch adds, a pytree of arrays.
+      total: the sum so far. None before the first batch.
+      batch: the contribution of the batch, a pytree of arrays.
     """
     batch = jax.tree.map(_wide, jax.device_get(batch))
     return batch if total is None else jax.tree.map(np.add, total, batch)
 
 
 def sum_batches(rows: Iterable[Array], of_batch: Callable[[Array], PyTree[Array]]) -> PyTree[np.ndarray]:
-    """The sum of `of_batch(x)` over the batches `rows`. Raises UserError where there are none."""
+    """The sum of `of_batch(x)` over the batches `rows`. Raises UserError if there are no batches."""
     total = None
     for x in rows:
         total = add_batch(total, of_batch(x))

@@ -1,17 +1,17 @@
-"""Controls: dictionaries to compare a trained one with. `evaluate` takes them like any dictionary.
+"""Controls: dictionaries to compare a trained dictionary with. `evaluate` accepts them like any dictionary.
 
-    random_like(key, sae)                    the same form, sizes, norms and activation, with random directions
+    random_like(key, sae)                    a copy of a dictionary with random directions
     random_dictionary(key, d, m, k)          an untrained TopK dictionary
     refit(dictionary, rows)                  a given encoder, with the best decoder for its codes
     principal_components(rows, k)            the best rank-k reconstruction
     neurons(d, k)                            the k largest coordinates of each input
     oracle(directions, bias, threshold)      the true features of a synthetic world
-    downstream.Identity                      recovers everything to the bit
+    downstream.Identity                      the dictionary that changes nothing
 
-A random encoder, refitted, is the "frozen random encoder" of Korznikov et al. 2026 (arXiv:2602.14111). On several
+`refit` of a random dictionary is the "frozen random encoder" of Korznikov et al. 2026 (arXiv:2602.14111). On several
 benchmarks its figures are close to those of trained dictionaries, so report them beside your own.
 
-`rows` is an iterable of [row, d] arrays, which is gone through once.
+`rows` is an iterable of [row, d] arrays, which is read once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Basis(SparseCoder):
     """Orthonormal rows."""
     b_dec: Float[Array, " d"]
     k: int | None = dataclasses.field(default=None, metadata={"static": True})
-    """Keep the `k` entries of z with the largest |z|. None: keep all."""
+    """Keep the `k` entries of z with the largest |z| in each row. None: keep all."""
 
     def encode(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch feature"]:
         rows = x.reshape(-1, x.shape[-1]).astype(self.W_dec.dtype)
@@ -70,26 +70,27 @@ def _linear(z: Array, W_dec: Array, b_dec: Array) -> Array:
 def random_dictionary(
     key: Key[Array, ""], d: int, n_features: int, k: int, b_dec: Float[Array, " d"] | None = None
 ) -> Dictionary:
-    """An untrained TopK dictionary: directions are uniform on the sphere, and the encoder is the decoder's transpose.
+    """An untrained TopK dictionary. Directions are uniform on the sphere, and the encoder is the transposed decoder.
 
     Args:
-      key: for the directions.
-      d: width of the activations.
-      n_features: number of features.
-      k: latents on, per row.
-      b_dec: give the mean of the activations, which otherwise costs most of the reconstruction. None: 0.
+      key: the random key for the directions.
+      d: the width of the activations.
+      n_features: the number of features.
+      k: the number of latents on per row.
+      b_dec: the bias of the decoder. Give the mean of the activations: without it, most of the error comes from the
+        mean. None: 0.
     """
     return init_sae(key, d, n_features, TopK(k).init(n_features, jnp.float32), b_dec)
 
 
 def random_like(key: Key[Array, ""], dictionary: Dictionary) -> Dictionary:
-    """`dictionary` with random directions. Norms, biases and the activation stay.
+    """A copy of `dictionary` with random directions. Norms, biases and the activation stay the same.
 
-    Each feature's encoder column and decoder row point in the same random direction. L0 stays the same with TopK and
-    BatchTopK only, so report it for others.
+    The encoder column and the decoder row of a feature point in the same random direction. L0 can change, except with
+    TopK, so report the L0 of the control too.
 
     Raises:
-      UserError: the dictionary writes another value than it reads, or has a skip.
+      UserError: the dictionary does not write the value that it reads, or has a skip.
     """
     W_enc, W_dec = dictionary.W_enc, dictionary.W_dec
     if not dictionary.is_autoencoder():
@@ -123,7 +124,7 @@ class Refit(SparseCoder):
 
 
 def check_sae(dictionary: EncoderDecoder, what: str) -> None:
-    """Raises UserError for a dictionary that writes another value than it reads, as far as its weights show."""
+    """Raise UserError if the weights show that the dictionary does not write the value that it reads."""
     if not as_sparse_coder(dictionary).is_autoencoder():
         raise UserError(
             f"{what} can be fitted for an SAE, from the rows that it reads; this dictionary writes another value"
@@ -131,17 +132,17 @@ def check_sae(dictionary: EncoderDecoder, what: str) -> None:
 
 
 def refit(dictionary: EncoderDecoder, rows: Rows, ridge: float = 1e-6) -> Refit:
-    """`dictionary` with the decoder and bias that have the least Σ‖x - x̂‖² for its codes.
+    """Keep the encoder of `dictionary`, and fit the decoder and its bias by least squares.
 
-    Training the decoder alone would end at the same. It solves normal equations with (feature + 1)² floats.
+    The result minimises Σ‖x - x̂‖², like training only the decoder. The normal equations need (feature + 1)² floats.
 
     Args:
-      dictionary: an SAE; its encoder is kept.
-      rows: activations.
-      ridge: penalty on the decoder, times the mean square of a latent. It keeps dead and redundant latents at 0.
+      dictionary: an SAE. Its encoder is kept.
+      rows: batches of activations.
+      ridge: penalty on the decoder, relative to the mean square of a latent. It keeps the rows of dead latents at 0.
 
     Raises:
-      UserError: the dictionary writes another value than it reads, or there are no rows.
+      UserError: the dictionary does not write the value that it reads, or there are no rows.
     """
     check_sae(dictionary, "a decoder")
 
@@ -154,13 +155,13 @@ def refit(dictionary: EncoderDecoder, rows: Rows, ridge: float = 1e-6) -> Refit:
 
     gram, cross = sum_batches(rows, lambda x: of_batch(dictionary, x))
     penalty = np.full(len(gram), ridge * np.trace(gram[:-1, :-1]) / max(len(gram) - 1, 1) + 1e-30)
-    penalty[-1] = 0.0  # not on the bias
+    penalty[-1] = 0.0  # no penalty on the bias
     W = np.linalg.solve(gram + np.diag(penalty), cross)
     return Refit(dictionary, jnp.asarray(W[:-1], jnp.float32), jnp.asarray(W[-1], jnp.float32))
 
 
 def frozen_random_encoder(key: Key[Array, ""], rows: Iterable[Array], n_features: int, k: int) -> Refit:
-    """A random TopK dictionary, centred on the mean of the first batch, with a refitted decoder."""
+    """A random TopK dictionary with a fitted decoder. Its bias for encoding is the mean of the first batch."""
     rows = list(rows)
     if not rows:
         raise UserError("frozen_random_encoder got no rows: give an iterable of [row, d] arrays")
@@ -169,8 +170,8 @@ def frozen_random_encoder(key: Key[Array, ""], rows: Iterable[Array], n_features
 
 
 def principal_components(rows: Rows, k: int) -> Basis:
-    """The mean and the first `k` principal components: z is signed, L0 = k, and FVU = Σ_{i>k} λ_i / Σ λ_i. No linear
-    code with L0 = k has a lower FVU."""
+    """The mean and the first `k` principal components as a dictionary. z is signed and L0 = k. FVU is
+    Σ_{i>k} λ_i / Σ λ_i. No linear code of k dimensions has a lower FVU."""
 
     @jax.jit
     def of_batch(x):
@@ -188,8 +189,7 @@ def principal_components(rows: Rows, k: int) -> Basis:
 
 
 def neurons(d: int, k: int, b_dec: Float[Array, " d"] | None = None) -> Basis:
-    """The coordinates as features, of which the `k` with the largest magnitude are on: the baseline without a
-    dictionary."""
+    """A baseline without a dictionary: coordinates are the features, and the `k` largest magnitudes are on."""
     if not 0 < k <= d:
         raise UserError(f"k={k} of {d} neurons: from 1 to {d}")
     return Basis(jnp.eye(d), jnp.zeros((d,)) if b_dec is None else b_dec, k)
@@ -198,16 +198,16 @@ def neurons(d: int, k: int, b_dec: Float[Array, " d"] | None = None) -> Basis:
 def oracle(
     directions: Float[Array, "feature d"], bias: Float[Array, " d"], threshold: Float[Array, "..."] | float
 ) -> Dictionary:
-    """The true features as a dictionary: the decoder has their directions, and the encoder is its pseudo-inverse.
+    """The true features as a dictionary. The decoder has their directions, and the encoder is its pseudo-inverse.
 
-    It is exact where the directions are independent. With more features than dimensions, interference leaks into the
-    codes, and only the decoder is right.
+    The codes are exact if the directions are linearly independent. With more features than dimensions, features
+    interfere in the codes, and only the decoder is right.
 
     Args:
-      directions: the true features.
-      bias: the mean of the activations without any feature.
-      threshold: latents at or below it are off: about half the magnitude with which a feature fires, one number for all
-        features or one for each.
+      directions: the directions of the true features.
+      bias: the activation when no feature is on.
+      threshold: latents at or below it are off. Half the magnitude of a feature that is on works well. One number, or
+        one number per feature.
     """
     W_enc = jnp.linalg.pinv(directions)
     log = jnp.log(jnp.asarray(threshold, directions.dtype))

@@ -1,11 +1,11 @@
-"""The figures of a cross-layer dictionary: of all layers together, of each layer, and of its replacement model.
+"""Figures of a cross-layer dictionary: for all layers together, for each layer, and for its replacement model.
 
     result = evaluate_cross_layer(model, reads, clt, [(tokens, keep), ...], writes=targets)
     result.together.reconstruction.fvu, result.layers[3].fvu, result.replacement.recovered_mean
 
-There are two losses. For the spliced loss, all targets are replaced by what the latents of the clean run write, so
-errors do not accumulate. The replacement model (replacement.py) reads from the run that it writes to, so later layers
-read the errors of earlier ones. Its loss is higher, and it is the model that attribution graphs describe.
+There are two losses. For the spliced loss, the latents come from the clean run, so errors do not accumulate. For the
+loss of the replacement model (replacement.py), the latents come from the same run, so later layers read the errors of
+earlier layers. This loss is higher. Attribution graphs describe the replacement model.
 """
 
 from __future__ import annotations
@@ -29,34 +29,37 @@ from jax_interp.surgery import Model
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One source, and the target of its layer."""
+    """The figures of one source and of the target of its layer."""
 
     reads: str
-    """Address that the source reads."""
+    """The address that the source reads."""
     writes: str
-    """Address of the target."""
+    """The address of the target."""
     fvu: float
-    """FVU of the target. Earlier sources write it too."""
+    """FVU of the target. Earlier sources also write this target."""
     l0: float
-    """Mean number of the source's latents that are on, per token."""
+    """Mean number of latents of the source that are on, per token."""
     dead: int
     """Latents of the source that fired on no token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Replaced:
-    """The replacement model, over the predictions that `Evaluation.cross_entropy` counts. All targets are ablated."""
+    """The losses of the replacement model, over the same predictions as `Evaluation.cross_entropy`.
+
+    The ablations that the scores refer to ablate all targets.
+    """
 
     cross_entropy: float
-    """Its cross-entropy, in nats."""
+    """Cross-entropy of the replacement model, in nats."""
     kl: float
-    """KL from the clean prediction, in nats."""
+    """KL(clean ‖ replacement) of the next token's distribution, in nats."""
     recovered_mean: float
-    """(mean-ablated - this) / (mean-ablated - clean), of cross-entropies."""
+    """(mean-ablated - replacement) / (mean-ablated - clean), of cross-entropies."""
     recovered_zero: float
-    """(zero-ablated - this) / (zero-ablated - clean), of cross-entropies."""
+    """(zero-ablated - replacement) / (zero-ablated - clean), of cross-entropies."""
     kl_score_mean: float
-    """1 - KL / KL of mean ablation."""
+    """1 - `kl` / (KL of mean ablation)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +69,12 @@ class CrossLayerEvaluation:
     together: Evaluation
     """All sources and targets side by side."""
     layers: tuple[Layer, ...]
-    """Each source with the target of its layer."""
+    """The figures of each layer."""
     replacement: Replaced
     """The loss of the replacement model."""
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of `Evaluation.to_json()`, and "layers" and "replacement"."""
+        """The figures of `Evaluation.to_json()`, plus "layers" and "replacement"."""
         return self.together.to_json() | without_nan(
             {"layers": [dataclasses.asdict(layer) for layer in self.layers]}
             | {"replacement": dataclasses.asdict(self.replacement)}
@@ -91,8 +94,11 @@ def evaluate_cross_layer(
       model: any model that keeps the contract of `jax_interp.surgery`.
       reads: the address that each source reads.
       dictionary: the cross-layer dictionary.
-      batches: pairs of tokens and `keep`, as for `evaluate`. They are gone through three times.
-      writes: the address of each target. None: `reads`.
+      batches: pairs of tokens and `keep`, as for `evaluate`. They are read three times.
+      writes: the address of each target. None: the same as `reads`.
+
+    Returns:
+      The figures of all layers together, of each layer, and of the replacement model.
 
     Raises:
       SelfCheckError: as in `evaluate`.
@@ -115,8 +121,8 @@ def of_replacement(
     batches: Batches,
     others: CrossEntropy,
 ) -> Replaced:
-    """The replacement model's loss on the `batches` that gave `others`. Where nothing is kept, values are the model's
-    own."""
+    """The losses of the replacement model on the `batches` that `others` was computed from. Values are not replaced at
+    positions where `keep` is False."""
     local = replacement(model, reads, writes, dictionary)
     loss = divergence = 0.0
     for tokens, keep in batches:

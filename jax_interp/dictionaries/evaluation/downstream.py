@@ -1,11 +1,11 @@
 """The loss of a model with a dictionary spliced in: cross-entropy and KL, in nats per predicted token.
 
-A prediction counts where the position that it is made from and the next position are both kept. Positions that are not
-kept have their own activations in every variant.
+A prediction counts if `keep` is True for its position and for the next position. Activations where `keep` is False are
+never replaced.
 
-Losses are summed by position, and by context length: the number of kept tokens that a prediction is made from. The two
-differ where padding stands on the left. A dictionary trained on short sequences can fail on long ones, which its mean
-loss does not show.
+Losses are summed by position, and by context length. The context length is the number of kept tokens up to the
+position. The two differ if padding is on the left. A dictionary that was trained on short sequences can fail on long
+ones, which its mean loss does not show.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ class Identity(SparseCoder):
 
 
 class SelfCheckError(RuntimeError):
-    """Splicing in the identity changed the model's loss, so the figures of a dictionary would be wrong too."""
+    """Raised if splicing in the identity changes the model's loss. The figures of a dictionary would then be wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Binned:
     """Losses by position or by context length, in bins 0, 1, 2-3, 4-7, …
 
-    Bin i has the predictions with edges[i] <= position (or context length) < edges[i + 1]. Every figure is a mean over
-    the predictions of a bin, NaN where there is none.
+    Bin i has the predictions with edges[i] <= position (or context length) < edges[i + 1]. Each figure is a mean over
+    the predictions of a bin. It is NaN if the bin is empty.
     """
 
     edges: list[int]
-    """Edges of the bins: one more than there are bins."""
+    """Edges of the bins, in ascending order. There is one more edge than there are bins."""
     predictions: list[int]
-    """Number of predictions."""
+    """Number of predictions in each bin."""
     clean: list[float]
     """Cross-entropy of the model itself, in nats."""
     spliced: list[float]
@@ -74,7 +74,7 @@ class Binned:
 
     @classmethod
     def from_sums(cls, total: Mapping[str, np.ndarray]) -> Self:
-        """From sums by position or by context length. Empty bins at both ends are left out."""
+        """Compute the figures from sums by position or by context length. Empty bins at both ends are left out."""
         length = len(total["count"])
         edges = np.array([0] + [2**i for i in range(max(length - 1, 1).bit_length() + 1)])
         sums = {name: np.array([a[i:j].sum() for i, j in itertools.pairwise(edges)]) for name, a in total.items()}
@@ -98,9 +98,9 @@ class Binned:
 class CrossEntropy:
     """Losses of the model and of its variants, in nats per prediction.
 
-    "Spliced" has what the dictionary writes in place of the value, "zero" and "mean" have 0 and the mean over kept
-    tokens. `recovered_*` and `kl_score_*` are scores of means: 1 where splicing changes nothing, 0 where it is no
-    better than the ablation. Mean ablation hurts less than zero ablation, so scores against it are lower.
+    The value is replaced by the reconstruction ("spliced"), by 0 ("zero"), or by its mean over kept tokens ("mean").
+    `recovered_*` and `kl_score_*` are computed from mean losses. They are 1 if splicing changes nothing, and 0 if it is
+    as bad as the ablation. Mean ablation hurts less than zero ablation, so scores against it are lower.
     """
 
     predictions: int
@@ -128,26 +128,26 @@ class CrossEntropy:
     kl_score_mean: float
     """1 - kl_spliced / kl_mean_ablated."""
     clean_by_position: list[float]
-    """`clean` at each position that a prediction is made from; NaN where there is none."""
+    """`clean` at each position. NaN if no prediction counts there."""
     spliced_by_position: list[float]
-    """`spliced` by position."""
+    """`spliced` at each position."""
     zero_by_position: list[float]
-    """`zero_ablated` by position."""
+    """`zero_ablated` at each position."""
     mean_by_position: list[float]
-    """`mean_ablated` by position."""
+    """`mean_ablated` at each position."""
     recovered_zero_by_position: list[float]
-    """The score of these means, against zero ablation."""
+    """`recovered_zero` at each position."""
     recovered_mean_by_position: list[float]
-    """The score of these means, against mean ablation."""
+    """`recovered_mean` at each position."""
     position_bins: Binned
     """Losses in bins of positions."""
     context_bins: Binned | None
-    """Losses in bins of context lengths: the number of kept tokens that a prediction is made from. It differs from the
-    position where padding stands on the left."""
+    """Losses in bins of context lengths. The context length is the number of kept tokens up to the position. It differs
+    from the position if padding is on the left."""
 
     @classmethod
     def from_sums(cls, total: Mapping[str, np.ndarray], by_context: Mapping[str, np.ndarray] | None = None) -> Self:
-        """From sums by position, and by context length for `context_bins`."""
+        """Compute the figures from sums by position, and from sums by context length for `context_bins`."""
         mean = {name: float(a) for name, a in _means({name: a.sum() for name, a in total.items()}).items()}
         at = {name: a.tolist() for name, a in _means(total).items()}
         return cls(
@@ -176,12 +176,12 @@ class CrossEntropy:
 
 @jax.jit
 def log_probabilities(model: Model, tokens: Int[Array, "seq pos"]) -> Float[Array, "seq predicted vocab"]:
-    """Log probabilities of every next token, in float32 at least."""
+    """Log probabilities of every next token, in float32 or float64."""
     return objectives.log_probabilities(model(tokens)[:, :-1])
 
 
 def prediction_mask(keep: Bool[Array | np.ndarray, "seq pos"]) -> np.ndarray:
-    """Which predictions count: those from a kept position and of a kept token, [seq, pos - 1]."""
+    """A mask [seq, pos - 1] of the predictions that count: their position and the next position are both kept."""
     kept = np.asarray(keep, bool)
     return kept[:, :-1] & kept[:, 1:]
 
@@ -189,7 +189,7 @@ def prediction_mask(keep: Bool[Array | np.ndarray, "seq pos"]) -> np.ndarray:
 def check_identity(
     model: Model, address: Addresses, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"]
 ) -> None:
-    """Raises SelfCheckError where splicing in `Identity` changes a bit of the cross-entropies."""
+    """Raise SelfCheckError if splicing in `Identity` changes any bit of the cross-entropies."""
     clean = np.asarray(negative_log_likelihood(log_probabilities(model, tokens), tokens[:, 1:]))
     same = edit(model, *(at(one, Splice(Identity()), where=keep) for one in address_tuple(address)))
     same = np.asarray(negative_log_likelihood(log_probabilities(same, tokens), tokens[:, 1:]))
@@ -202,12 +202,12 @@ def check_identity(
 
 
 def address_tuple(addresses: Addresses) -> tuple[str, ...]:
-    """One or several addresses as a tuple."""
+    """Return one address or several addresses as a tuple."""
     return (addresses,) if isinstance(addresses, str) else tuple(addresses)
 
 
 def splice(model: Model, address: str, dictionary: EncoderDecoder, keep: Bool[Array, "seq pos"]) -> Model:
-    """The model with the dictionary's reconstruction in place of the value, where `keep` is True."""
+    """Replace the value at `address` by its reconstruction where `keep` is True."""
     return edit(model, at(address, Splice(dictionary), where=keep))
 
 
@@ -219,8 +219,9 @@ def splice_written(
     tokens: Array,
     keep: Bool[Array, "seq pos"],
 ) -> Model:
-    """The model with what the dictionary writes, from `reads` of the clean run, in place of each of `writes`, where
-    `keep` is True. This is how a transcoder is spliced in, and a crosscoder, whose values are all replaced at once."""
+    """Replace the values at `writes` by what the dictionary writes, where `keep` is True. The dictionary reads the
+    values at `reads` in the clean run. Transcoders and crosscoders are spliced in this way; all values of a crosscoder
+    are replaced at once."""
     parts = _written(model, dictionary, tokens, reads=address_tuple(reads), writes=address_tuple(writes))
     return edit(
         model, *(at(one, Replace(part), where=keep) for one, part in zip(address_tuple(writes), parts, strict=True))
@@ -249,32 +250,32 @@ def batch_losses(
     mean: Float[Array, " d_out"],
     writes: Addresses | None = None,
 ) -> dict[str, np.ndarray]:
-    """The cross-entropies and KLs of one batch, for each variant: float64 [seq, predicted], on the host.
+    """The cross-entropies and KLs of one batch for each variant of the model, as float64 [seq, predicted] on the host.
 
     Args:
       model: the model.
-      address: what the dictionary reads.
-      dictionary: anything with `encode` and `decode`.
-      tokens: [seq, pos].
-      keep: [seq, pos]; where it is False, nothing is replaced.
-      mean: the mean of what is written, for mean ablation. Several values are side by side.
-      writes: what is written. None: what is read.
+      address: the address that the dictionary reads, or several.
+      dictionary: an object with `encode` and `decode`.
+      tokens: the token ids, [seq, pos].
+      keep: a mask [seq, pos]. Where it is False, nothing is replaced.
+      mean: the mean of the written value, for mean ablation. The means of several values are side by side.
+      writes: the address that the dictionary writes, or several. None: the same as `address`.
 
     Returns:
-      "clean", "spliced", "zero", "mean": cross-entropies. "kl_spliced", "kl_zero", "kl_mean": KL from clean.
+      "clean", "spliced", "zero", "mean": cross-entropies. "kl_spliced", "kl_zero", "kl_mean": KL(clean ‖ variant).
     """
     keep, targets = jnp.asarray(keep), address_tuple(writes or address)
     shapes = jax.eval_shape(read(model, *dict.fromkeys(targets), output=False), tokens)
     if writes is None and isinstance(address, str) and len(shapes[address].shape) == 3:
         with_dictionary = splice(model, address, dictionary, keep)
-    else:  # another value, several of them, or one with heads, which the dictionary takes together
+    else:  # the dictionary writes another value, several values, or a value with a head axis
         with_dictionary = splice_written(model, address, targets, dictionary, tokens, keep)
     ends = np.cumsum([shapes[one].size // tokens.size for one in targets])
     means = [part.reshape(shapes[one].shape[2:]) for one, part in zip(targets, jnp.split(mean, ends[:-1].tolist()))]
     ablated = lambda values: edit(model, *(at(one, Mean(v), where=keep) for one, v in zip(targets, values)))
     variants = {
         "spliced": with_dictionary,
-        "zero": ablated([jnp.zeros_like(part) for part in means]),  # one program with the next
+        "zero": ablated([jnp.zeros_like(part) for part in means]),  # an array, so that "mean" compiles nothing new
         "mean": ablated(means),
     }
     reference = log_probabilities(model, tokens)
@@ -286,27 +287,27 @@ def batch_losses(
 
 
 def context_length(keep: Bool[Array | np.ndarray, "seq pos"]) -> np.ndarray:
-    """For each prediction, the number of kept tokens that it is made from, [seq, predicted]."""
+    """For each prediction, the number of kept tokens up to its position, [seq, predicted]."""
     return np.cumsum(np.asarray(keep, bool), axis=1)[:, :-1]
 
 
 def add_by_position(
     total: dict[str, np.ndarray] | None, batch: dict[str, np.ndarray], counted: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The sums by position with one more batch. Batches may differ in length."""
+    """Add one batch to sums by position. Batches may differ in length."""
     return add_by_index(total, batch, counted, np.broadcast_to(np.arange(counted.shape[1]), counted.shape))
 
 
 def add_by_index(
     total: dict[str, np.ndarray] | None, batch: dict[str, np.ndarray], counted: np.ndarray, place: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The sums with one more batch, by an index.
+    """Add one batch to sums by index.
 
     Args:
-      total: the sums so far, None at first.
-      batch: losses of each variant, [seq, predicted].
-      counted: which predictions count.
-      place: the index of each prediction: its position, or its context length.
+      total: the sums so far. None before the first batch.
+      batch: the losses of each variant, [seq, predicted].
+      counted: a mask of the predictions that count.
+      place: the index of each prediction: its position or its context length.
     """
     length = max(int(place.max(initial=0)) + 1, 0 if total is None else len(total["count"]))
     at = lambda weights: np.bincount(place[counted], weights, minlength=length)
@@ -318,12 +319,12 @@ def add_by_index(
 
 
 def without_position_0(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Sums by position without position 0, whose activations are of another kind in most models."""
+    """Set the sums at position 0 to 0. In most models, activations there differ strongly from all others."""
     return {name: np.concatenate([np.zeros_like(a[:1]), a[1:]]) for name, a in total.items()}
 
 
 def _means(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Means, and scores of these means, elementwise. NaN where nothing was counted."""
+    """Means, and scores computed from the means, elementwise. NaN where nothing was counted."""
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = {name: np.asarray(a / sums["count"]) for name, a in sums.items() if name != "count"}
         score = lambda ablated, spliced, clean: np.where(

@@ -1,4 +1,4 @@
-"""The figures of a dictionary, in any model that keeps the contract.
+"""Measure a dictionary in a model. Any model that keeps the contract of `jax_interp.surgery` works.
 
 result = evaluate(model, "blocks.2.resid_post", sae, [(tokens, keep), ...])
 result.reconstruction.fvu, result.cross_entropy.recovered_zero, result.to_json()
@@ -43,7 +43,7 @@ Batches = Sequence[TokenBatch]
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """The figures that need activations and no model."""
+    """The figures of `evaluate_rows`. They need activations, but no model."""
 
     reconstruction: Reconstruction
     """How well and how sparsely activations are reconstructed."""
@@ -63,9 +63,12 @@ def evaluate_rows(
     Batches of one shape compile once, for all dictionaries of one form.
 
     Args:
-      dictionary: anything with `encode` and `decode`.
-      rows: batches of what it reads. They are gone through once.
-      written: batches of what it should write, of the same lengths. None: what it reads.
+      dictionary: an object with `encode` and `decode`.
+      rows: batches of the activations that it reads. They are read once.
+      written: batches of the activations that it should write, of the same lengths. None: the same as `rows`.
+
+    Returns:
+      The figures of reconstruction and sparsity.
 
     Raises:
       UserError: there are no rows.
@@ -87,10 +90,10 @@ def evaluate_rows(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The figures of `evaluate`, over kept tokens, or over predictions from kept tokens and of kept tokens."""
+    """The figures of `evaluate`. Only kept tokens count. A prediction counts if its token and the next one are kept."""
 
     address: Addresses
-    """What the dictionary reads."""
+    """The address that the dictionary reads, or several."""
     reconstruction: Reconstruction
     """How well and how sparsely activations are reconstructed."""
     density: Density
@@ -98,16 +101,16 @@ class Evaluation:
     cross_entropy: CrossEntropy
     """The model's loss with the dictionary spliced in, and with the value ablated."""
     reconstruction_after_first: Reconstruction | None
-    """`reconstruction` without position 0, whose activations can be thirty times as long as all others and then decide
-    SSE and FVU. None where position 0 is never kept, or nothing else is: `reconstruction` says the same."""
+    """`reconstruction` without position 0. Activations there can be thirty times as long as all others, and then they
+    determine SSE and FVU. None if position 0 is never kept, or if no other position is kept."""
     cross_entropy_after_first: CrossEntropy | None
     """`cross_entropy` without predictions from position 0. None in the same cases."""
     published: Published
     """Figures as other libraries define them."""
     fvu_by_value: dict[str, float]
-    """The FVU of each value that is written, by address. In the FVU of all together, the longest values count most."""
+    """The FVU of each written value, by address. In the FVU of all values together, the longest values count most."""
     by_source: tuple[SourceSparsity, ...] = ()
-    """The latents of each source, where each source has its own (a cross-layer dictionary)."""
+    """L0 and dead latents of each source of a cross-layer dictionary. Empty for other dictionaries."""
 
     def to_json(self) -> dict[str, Any]:
         """The figures as nested dicts and lists of JSON values. NaN becomes None."""
@@ -125,13 +128,17 @@ def evaluate(
 
     Args:
       model: any model that keeps the contract of `jax_interp.surgery`.
-      address: what the dictionary reads. Several addresses are read side by side in the last axis (a crosscoder).
-      dictionary: anything with `encode` and `decode`.
-      batches: pairs of tokens [seq, pos] and `keep` [seq, pos]. They are gone through twice: for the activations, for
-        which the model runs up to `address` only, and for four losses. Where `keep` is False (padding, special tokens),
-        a position is in no figure and keeps its own activation when the dictionary is spliced in.
-      writes: what the dictionary should write. None: what it reads. The dictionary is spliced in here, and the
-        ablations are of this value.
+      address: the address that the dictionary reads. For a crosscoder, give several addresses; their values are side by
+        side in the last axis.
+      dictionary: an object with `encode` and `decode`.
+      batches: pairs of tokens [seq, pos] and a mask `keep` [seq, pos]. They are read twice: once for the activations,
+        where the model runs only up to `address`, and once for the losses. Positions where `keep` is False (padding,
+        special tokens) count in no figure, and their activations are never replaced.
+      writes: the address that the dictionary should write, or several. None: the same as `address`. This value is
+        replaced by the dictionary's output, and it is the value that is ablated.
+
+    Returns:
+      The figures of reconstruction, sparsity and loss.
 
     Raises:
       SelfCheckError: splicing the identity into the first batch changes a bit of its cross-entropy.
@@ -179,8 +186,8 @@ def evaluate(
 def _sums(
     model: Model, address: Addresses, dictionary: EncoderDecoder, batches: Batches, writes: Addresses | None
 ) -> tuple[np.ndarray, Sums, Sums | None, dict[str, int]]:
-    """The pass over activations: (shift, sums, sums of position 0 alone, width of each value written). The shift of the
-    second moments is the mean of the first batch. The third is None where position 0 is never kept, or nothing else."""
+    """The pass over activations: (shift, sums, sums at position 0 only, width of each written value). The shift is the
+    mean of the first batch. The sums at position 0 are None if it is never kept, or if no other position is kept."""
     reads, targets = downstream.address_tuple(address), downstream.address_tuple(writes or address)
     of_targets = jax.eval_shape(lambda model, tokens: values(model, targets, tokens), model, jnp.asarray(batches[0][0]))
     widths = {name: part.shape[1] for name, part in zip(targets, of_targets, strict=True)}
@@ -207,7 +214,7 @@ _batch_sums = jax.jit(batch_sums)
 def _rows(
     model: Model, tokens: Array, reads: tuple[str, ...], writes: tuple[str, ...]
 ) -> tuple[Float[Array, "row d"], Float[Array, "row d_out"] | None]:
-    """What is read, and what should be written where `writes` is not empty. Several values are side by side."""
+    """(values at `reads`, values at `writes` or None if `writes` is empty). Several values are side by side."""
     parts = values(model, reads + writes, tokens)
     x, y = parts[: len(reads)], parts[len(reads) :]
     return jnp.concatenate(x, axis=1), jnp.concatenate(y, axis=1) if y else None

@@ -1,4 +1,4 @@
-"""Figures as other libraries define them, to be set beside their numbers and beside nothing else."""
+"""Figures by the definitions of other libraries. Use them only to compare with the numbers of these libraries."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What published code reports under the names "explained variance", "L2 loss" or "relative reconstruction bias".
+    """Figures that published code calls "explained variance", "L2 loss" or "relative reconstruction bias".
 
-    x is what the dictionary should write, x̂ what it writes; E is the mean over tokens, and d is the width.
+    x is the value that the dictionary should write, and x̂ the value that it writes. E is the mean over tokens.
     """
 
     ev_second_moment: float
-    """1 - E‖x - x̂‖² / (E‖x‖² - (mean over columns of E[x_d²])²): the square of the wrong moment. It can be above 1, and
-    below the explained variance. SAELens up to 6.18 (evals.py), SAEBench 0.6.0."""
+    """1 - E‖x - x̂‖² / (E‖x‖² - (mean over columns of E[x_d²])²). It squares the second moment instead of the mean. It
+    can be above 1, and below the explained variance. SAELens up to 6.18 (evals.py), SAEBench 0.6.0."""
     fve_centred_residual: float
-    """1 - Σ Var(x - x̂) / Σ Var(x): a constant error does not count. dictionary_learning."""
+    """1 - Σ Var(x - x̂) / Σ Var(x). A constant error does not count. dictionary_learning."""
     ev_per_token: float
-    """Mean of 1 - ‖x - x̂‖² / ‖x - x̄‖², x̄ being the mean of the token's batch: a mean of ratios, in which tokens near
-    the mean count most. SAELens' explained_variance_legacy."""
+    """Mean of 1 - ‖x - x̂‖² / ‖x - x̄‖², where x̄ is the mean of the batch. Tokens near the mean count most, because
+    this is a mean of ratios. SAELens' explained_variance_legacy."""
     nmse_per_token: float
     """Mean of ‖x - x̂‖² / ‖x‖². The README of openai/sparse_autoencoder."""
     l2_loss: float
     """Mean of ‖x - x̂‖, not squared. dictionary_learning."""
     gamma_v1: float
-    """sqrt(E‖x̂‖² / (E‖x‖² - E‖x - x̂‖²)): Rajamanoharan et al. 2024 before its correction. For x̂ = x/2 it is 1/√3; the
-    right γ is 1/2."""
+    """sqrt(E‖x̂‖² / (E‖x‖² - E‖x - x̂‖²)): γ in the first version of Rajamanoharan et al. 2024, which was later
+    corrected. For x̂ = x/2 it is 1/√3; the correct γ is 1/2."""
     gamma_regression: float
-    """E[x·x̂ / ‖x‖²]: the factor from x to x̂, as that paper's first version says in words (S. Marks)."""
+    """E[x·x̂ / ‖x‖²]: the factor from x to x̂. The first version of that paper describes γ like this (S. Marks)."""
 
     @classmethod
     def from_sums(cls, total: Mapping[str, np.ndarray]) -> Self:
-        """From the sums over batches of reconstruction.py."""
+        """Compute the figures from the sums over batches of reconstruction.py."""
         n, d = int(total["tokens"]), len(total["square"])
         second = total["square"].sum() / n
         sse, hat = total["sse"].sum() / n, total["hat_square"] / n

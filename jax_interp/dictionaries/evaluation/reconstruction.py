@@ -1,8 +1,8 @@
 """How well and how sparsely a dictionary reconstructs a set of activations, computed batch by batch.
 
-Below, x is what the dictionary should write (for an SAE: what it reads), x̂ what it writes, z its latents, and d_i the
-decoder row of feature i. Means are over the rows that are kept. published.py has what other libraries call by these
-names.
+Below, x is the value that the dictionary should write (for an SAE, its input), x̂ is the value that it writes, z are
+its latents, and d_i is the decoder row of feature i. Means are over the rows that are kept. Other libraries use some of
+these names for other figures: see published.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Sums = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """How well and how sparsely a set of activations is reconstructed."""
+    """Figures of the reconstruction of a set of activations, and of the sparsity of its code."""
 
     tokens: int
     """Number of rows."""
@@ -35,26 +35,26 @@ class Reconstruction:
     l1: float
     """Mean of Σ |z_i|."""
     l1_weighted: float | None
-    """Mean of Σ |z_i| ‖d_i‖, which does not change when a latent is rescaled against its decoder row. None: features
-    have no fixed direction."""
+    """Mean of Σ |z_i| ‖d_i‖. It does not change if a latent is multiplied by a number and its decoder row is divided by
+    it. None: features have no fixed direction."""
     sse: float
     """Mean of ‖x - x̂‖²."""
     mse_d: float
-    """sse / d, d being the width of x."""
+    """sse / d, where d is the width of x."""
     fvu: float
-    """Fraction of variance unexplained: Σ ‖x - x̂‖² / Σ ‖x - x̄‖², x̄ being the mean of these rows. 1 - fvu is the
+    """Fraction of variance unexplained: Σ ‖x - x̂‖² / Σ ‖x - x̄‖², where x̄ is the mean of these rows. 1 - fvu is the
     explained variance."""
     cosine: float
     """Mean of x·x̂ / (‖x‖ ‖x̂‖), over the rows with ‖x‖ > 1e-6."""
     l2_ratio: float
     """Mean of ‖x̂‖ / ‖x‖, over the same rows."""
     gamma: float
-    """Σ ‖x̂‖² / Σ x·x̂ (Rajamanoharan et al. 2024, v2, eq. 10): 1 where x̂ is unbiased, below 1 where it is shrunk. The
-    best single factor on x̂ is 1 / gamma."""
+    """Σ ‖x̂‖² / Σ x·x̂ (Rajamanoharan et al. 2024, v2, eq. 10). It is 1 if x̂ is unbiased, and below 1 if x̂ is too
+    small. Multiplying x̂ by 1 / gamma gives the smallest squared error."""
 
     @classmethod
     def from_sums(cls, total: Mapping[str, np.ndarray]) -> Self:
-        """From the sums over batches of `batch_sums`."""
+        """Compute the figures from the sums of `batch_sums` over batches."""
         n, d = int(total["tokens"]), total["centred"].shape[0]
         per_token = lambda name: float(total[name] / n)
         sse = total["sse"].sum()
@@ -79,15 +79,15 @@ def batch_sums(
     shift: Float[Array, " d_out"],
     y: Float[Array, "row d_out"] | None = None,
 ) -> dict[str, Array]:
-    """What one batch adds to the sums, in float32 on the device.
+    """The contribution of one batch to the sums, in float32 on the device.
 
     Args:
-      dictionary: what is measured.
-      x: what it reads.
-      keep: rows where this is False add nothing.
-      shift: any vector near the mean of what is written. Second moments are taken about it: about 0, their difference
-        from the squared mean would lose the digits that matter where the mean is large.
-      y: what the dictionary should write. None: `x`.
+      dictionary: the dictionary to measure.
+      x: its input.
+      keep: a mask of rows. Rows where it is False add nothing.
+      shift: a vector near the mean of `y`, subtracted before second moments are computed. Without it, a large mean
+        would make the variance imprecise.
+      y: the value that the dictionary should write. None: the same as `x`.
     """
     x = x.astype(jnp.float32)
     coder = as_sparse_coder(dictionary)
@@ -118,7 +118,7 @@ def batch_sums(
         "fires": jnp.sum(on, axis=0, dtype=jnp.int32),
         "first_fired": first_fired(on, keep),
         "tokens": jnp.sum(keep, dtype=jnp.int32),
-        # for published.py alone
+        # only for published.py
         "square": columns(y * y),
         "error": columns(error),
         "error_norm": total(jnp.sqrt(sse)),
@@ -145,7 +145,7 @@ def _row_dot(a: Float[Array, "row d"], b: Float[Array, "row d"]) -> Float[Array,
 
 
 def add_batch_sums(total: Sums | None, batch: dict[str, Array]) -> Sums:
-    """The sums with one more batch, in float64 and int64 on the host."""
+    """Add one batch to the sums, in float64 and int64 on the host."""
     both, first = add_batch(total, batch), np.asarray(batch["first_fired"], np.int64)
     first = np.where(first == NEVER, np.iinfo(np.int64).max, first + (0 if total is None else total["tokens"]))
     both["first_fired"] = first if total is None else np.minimum(total["first_fired"], first)
@@ -153,29 +153,29 @@ def add_batch_sums(total: Sums | None, batch: dict[str, Array]) -> Sums:
 
 
 def subtract_sums(total: Sums, part: Sums) -> Sums:
-    """The sums without the rows of `part`. When each feature first fired is then not known."""
+    """Subtract the sums of some rows. The result has no `first_fired`, because it cannot be subtracted."""
     return {name: a - part[name] for name, a in total.items() if name != "first_fired"}
 
 
 @jax.jit
 def masked_mean(x: Float[Array, "row d"], keep: Bool[Array, " row"]) -> Float[Array, " d"]:
-    """The mean of the kept rows, float32. 0 where no row is kept."""
+    """The mean of the kept rows, in float32. It is 0 if no row is kept."""
     kept = jnp.where(keep[:, None], x.astype(jnp.float32), jnp.zeros((), jnp.float32))
     return jnp.sum(kept, axis=0) / jnp.maximum(jnp.sum(keep), 1).astype(jnp.float32)
 
 
 def mean_from_sums(total: Sums, shift: np.ndarray) -> np.ndarray:
-    """The mean of what should be written, float64."""
+    """The mean of the value that should be written, in float64."""
     return np.asarray(shift, np.float64) + total["centred"] / total["tokens"]
 
 
 def fvu_by_value(total: Sums, widths: dict[str, int]) -> dict[str, float]:
-    """The FVU of each of several values that stand side by side. In the FVU of all together, the longest values count
-    most.
+    """The FVU of each of several values that are side by side. In the FVU of all values together, the longest values
+    count most.
 
     Args:
-      total: sums over batches.
-      widths: width of each value, by name, in their order.
+      total: the sums over batches.
+      widths: the width of each value by name, in the order of the columns.
     """
     ends = np.cumsum([0, *widths.values()])
     part = lambda columns, i: columns[ends[i] : ends[i + 1]].sum()

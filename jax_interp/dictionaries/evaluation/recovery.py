@@ -1,6 +1,6 @@
-"""A dictionary against known features: the figures of SynthSAEBench (arXiv:2602.14687), with their definitions.
+"""Compare a dictionary with known features. The figures are defined as in SynthSAEBench (arXiv:2602.14687).
 
-Each latent is judged as a detector of the true feature that is nearest to its decoder row.
+Each latent is judged as a detector of one true feature: the one whose direction is nearest to its decoder row.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ Counts = Mapping[str, Int[np.ndarray, " latent"]]
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The figures of `score`. Those of detection are means over latents."""
+    """The figures of `score`. `precision`, `recall` and `f1` are means over latents."""
 
     samples: int
     """Number of rows that were drawn."""
     mcc: float
     """Mean |cosine| of the best one-to-one assignment of latents to true features."""
     uniqueness: float
-    """Number of different nearest true features over the number of latents."""
+    """Number of distinct nearest true features divided by the number of latents."""
     ground_truth_recall: float
     """Mean over true features of the largest cosine with a latent."""
     found: float
     """Fraction of true features that have a cosine of at least 0.9 with a latent."""
     precision: float
-    """Of the rows on which a latent fires, the fraction on which its feature is on."""
+    """The fraction of rows on which the feature is on, among the rows on which the latent fires."""
     recall: float
-    """Of the rows on which its feature is on, the fraction on which a latent fires."""
+    """The fraction of rows on which the latent fires, among the rows on which the feature is on."""
     f1: float
     """Harmonic mean of precision and recall."""
     explained_variance: float
@@ -60,11 +60,14 @@ def score(dictionary: Dictionary, world: World, key: Key[Array, ""], n: int = 10
     """Compare a dictionary with the true features of a synthetic world.
 
     Args:
-      dictionary: has `encode`, `decode` and `W_dec` [feature, ...].
-      world: the features, and how often they are on.
-      key: for the samples.
-      n: number of samples, rounded down to whole batches (at least one batch).
-      batch: samples at a time.
+      dictionary: an object with `encode`, `decode` and `W_dec` [feature, ...].
+      world: the synthetic world, with the true features.
+      key: the random key for the samples.
+      n: the number of samples, rounded down to whole batches (at least one batch).
+      batch: the number of samples per batch.
+
+    Returns:
+      The figures.
     """
     nearest = similarity.max_cosine(dictionary.W_dec, world.directions, absolute=True)[1]
     sums, counts = None, None
@@ -97,7 +100,7 @@ def _of_batch(
 ) -> tuple[dict[str, Array], dict[str, Array | dict[str, Array]]]:
     x, codes = world.sample(key, n)
     sums = batch_sums(dictionary, x, jnp.ones((n,), bool), world.bias)
-    z = dictionary.encode(x)  # XLA finds that it is the one of batch_sums
+    z = dictionary.encode(x)  # XLA computes it only once, although batch_sums computes it too
     counts = detection_counts(z, codes, nearest)
     return sums, {"detection": counts, "true_l0": jnp.sum(codes != 0, dtype=jnp.int32)}
 
@@ -106,12 +109,12 @@ def _of_batch(
 def detection_counts(
     z: Float[Array, "row latent"], codes: Float[Array, "row feature"], nearest: Int[Array, " latent"]
 ) -> dict[str, Int[Array, " latent"]]:
-    """On how many rows each latent fires with its feature on, fires without it, and does not fire with it on.
+    """Count rows for each latent: "both" (latent and feature are on), "latent_only" and "feature_only".
 
     Args:
-      z: latents.
+      z: the latents.
       codes: the true features of the same rows.
-      nearest: the true feature that each latent is judged by.
+      nearest: the true feature of each latent.
     """
     fires, on = z != 0, (codes != 0)[:, nearest]
     count = lambda where: jnp.sum(where, axis=0, dtype=jnp.int32)
@@ -120,8 +123,8 @@ def detection_counts(
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-    """Each latent as a detector of its feature: 0 where a figure is undefined (a latent that never fires, a feature
-    that is never on), as in SynthSAEBench."""
+    """Each latent as a detector of its feature. An undefined figure is 0, as in SynthSAEBench: for example the
+    precision of a latent that never fires."""
 
     precision: Float[np.ndarray, " latent"]
     recall: Float[np.ndarray, " latent"]
@@ -129,7 +132,7 @@ class Detection:
 
     @classmethod
     def from_counts(cls, counts: Counts) -> Self:
-        """From the sums over batches of `detection_counts`."""
+        """Compute the figures from the sums of `detection_counts` over batches."""
 
         def ratio(a, b):
             return np.divide(a, b, out=np.zeros(len(a)), where=b > 0)

@@ -1,16 +1,16 @@
-"""How similar two sets of directions are: of two dictionaries, of two seeds, of a dictionary and the true features.
+"""How similar two sets of directions are, such as those of two dictionaries, of two seeds, or the true features.
 
-Directions are rows [feature, ...]; further axes (the sites of a crosscoder) are flattened. A row of norm 0 has cosine 0
+Directions are rows [feature, ...]. Further axes (the sites of a crosscoder) are flattened. A row of norm 0 has cosine 0
 with every row.
 
-    mmcs(a, b)              mean over a of the largest cosine with b (Sharkey et al. 2022). It is not symmetric: with a
-                            much larger b it is high for any a, so compute it both ways
+    mmcs(a, b)              mean over the rows of a of the largest cosine with b (Sharkey et al. 2022). It is not
+                            symmetric. If b is much larger it is high for any a, so compute it both ways
     mcc(a, b)               mean |cosine| of the best one-to-one assignment (O'Neill et al. 2025; SynthSAEBench)
-    uniqueness(a, truth)    the number of different nearest true features, over the number of rows
-    fraction_found(a, truth, .9)  fraction of true features that some row has a cosine of at least .9 with
+    uniqueness(a, truth)    number of distinct nearest true features divided by the number of rows of a
+    fraction_found(a, truth, .9)  fraction of true features with a cosine of at least .9 with some row of a
     stability(a, b, ...)    whether runs with different seeds find the same features
 
-Chance level, for m Gaussian directions in d dimensions: a row's largest cosine is about sqrt(2 ln m / d).
+Chance level: the largest cosine of a row with m Gaussian directions in d dimensions is about sqrt(2 ln m / d).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Directions = Float[Array, "feature *axes"]
 
 
 def unit_directions(a: Directions) -> Float[Array, "feature d"]:
-    """Rows flattened to one axis, in float32, with norm 1. A row of norm 0 stays 0."""
+    """Flatten rows to one axis and scale them to norm 1, in float32. A row of norm 0 stays 0."""
     flat = a.reshape(a.shape[0], -1).astype(jnp.float32)
     norm = jnp.sqrt(jnp.sum(flat * flat, axis=1, keepdims=True))
     return flat / jnp.where(norm > 0, norm, jnp.ones_like(norm))
 
 
 def _products(a: Float[Array, "row d"], b: Float[Array, "column d"]) -> Float[Array, "row column"]:
-    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)  # the default of a GPU would keep three digits
+    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)  # a GPU's default keeps only three digits
 
 
 @jax.jit
@@ -50,14 +50,16 @@ def cosines(a: Directions, b: Directions) -> Float[Array, "row column"]:
 def max_cosine(
     a: Directions, b: Directions, *, absolute: bool = False, exclude_self: bool = False, rows: int = 1024
 ) -> tuple[Float[Array, " row"], Int[Array, " row"]]:
-    """For each row of `a`, its largest cosine with a row of `b`, and the index of that row (the first of equal ones).
+    """The largest cosine of each row of `a` with a row of `b`, and the index of that row of `b`.
+
+    Among equal cosines, the first row of `b` is chosen.
 
     Args:
-      a: directions.
-      b: directions.
-      absolute: compare |cosine|.
-      exclude_self: do not compare row i of `a` with row i of `b`; for b = a.
-      rows: how many rows of cosines are in memory at a time.
+      a: the first set of directions.
+      b: the second set of directions.
+      absolute: whether to use |cosine|.
+      exclude_self: whether to skip row i of `b` for row i of `a`. Use it if `a` and `b` are the same set.
+      rows: the number of rows of `a` whose cosines are in memory at a time.
     """
     a, b = unit_directions(a), unit_directions(b)
     n, block = a.shape[0], min(rows, a.shape[0])
@@ -84,21 +86,21 @@ def mmcs(a: Directions, b: Directions, *, absolute: bool = False) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Matching:
-    """A one-to-one assignment, with as many pairs as the smaller set has directions."""
+    """A one-to-one assignment between two sets. It has as many pairs as the smaller set has directions."""
 
     rows: Int[np.ndarray, " pair"]
-    """Index into the first set."""
+    """The index of each pair in the first set."""
     columns: Int[np.ndarray, " pair"]
-    """Index into the second set."""
+    """The index of each pair in the second set."""
     cosines: Float[np.ndarray, " pair"]
-    """Signed cosine of each pair."""
+    """The signed cosine of each pair."""
 
 
 def match(a: Directions, b: Directions, *, absolute: bool = True) -> Matching:
-    """The one-to-one assignment with the largest sum of |cosine|, or of cosines where `absolute` is False.
+    """The one-to-one assignment with the largest sum of |cosine|, or of cosines if `absolute` is False.
 
     It is exact (Hungarian algorithm, in float64 on the host). All cosines are in memory, and the time grows with the
-    cube of the smaller number of rows.
+    cube of the size of the smaller set.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -108,45 +110,48 @@ def match(a: Directions, b: Directions, *, absolute: bool = True) -> Matching:
 
 
 def mcc(a: Directions, b: Directions, *, absolute: bool = True) -> float:
-    """Mean correlation coefficient: the mean |cosine| of the pairs of `match`. It is symmetric."""
+    """Mean correlation coefficient: the mean |cosine| over the pairs of `match`. It is symmetric."""
     c = match(a, b, absolute=absolute).cosines
     return float(np.mean(np.abs(c) if absolute else c))
 
 
 def uniqueness(latents: Directions, truth: Directions) -> float:
-    """The number of different nearest true features over the number of latents: 1 where no two latents share one."""
+    """Number of distinct nearest true features divided by the number of latents. 1 if no two are the same."""
     nearest = np.asarray(max_cosine(latents, truth, absolute=True)[1])
     return len(np.unique(nearest)) / len(nearest)
 
 
 def fraction_found(latents: Directions, truth: Directions, threshold: float = 0.9) -> float:
-    """The fraction of true features that have a cosine of at least `threshold` with a latent. Their mean cosine,
-    the "ground-truth recall", is `mmcs(truth, latents)`."""
+    """The fraction of true features that have a cosine of at least `threshold` with a latent. For the mean of these
+    largest cosines, the "ground-truth recall", use `mmcs(truth, latents)`."""
     return float(np.mean(np.asarray(max_cosine(truth, latents)[0]) >= threshold))
 
 
 @dataclasses.dataclass(frozen=True)
 class Stability:
-    """How far runs agree: means over ordered pairs of runs. Cosines are signed, as features are."""
+    """The agreement of runs, as means over ordered pairs of runs. Cosines are signed, because features have a sign."""
 
     pairs: int
     """Number of ordered pairs."""
     threshold: float
-    """The cosine from which on a feature counts as shared."""
+    """A feature counts as shared if its largest cosine is at least this."""
     shared: float
     """Fraction of features with a cosine of at least `threshold` in the other run."""
     mmcs: float
     """Mean largest cosine with a feature of the other run."""
     mcc: float
-    """Mean cosine of the best one-to-one assignment; a mean over unordered pairs."""
+    """Mean cosine of the best one-to-one assignment. This is a mean over unordered pairs."""
 
 
 def stability(*runs: Directions, threshold: float = 0.7) -> Stability:
-    """Whether runs with different seeds find the same features.
+    """Measure whether runs with different seeds find the same features.
 
     Args:
-      *runs: the decoder directions of each run, at least two.
-      threshold: the cosine from which on a feature counts as shared.
+      *runs: the decoder directions of each run. Give at least two runs.
+      threshold: a feature counts as shared if its largest cosine is at least this.
+
+    Returns:
+      The agreement of the runs.
 
     Raises:
       UserError: there are fewer than two runs.

@@ -1,4 +1,4 @@
-"""How often features fire, which never do, and whether too few fire."""
+"""How often features fire, how many are dead, and whether a dictionary is too sparse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 
-NEVER = np.iinfo(np.int32).max  # stands for "did not fire" in `first_fired`
+NEVER = np.iinfo(np.int32).max  # means "did not fire" in `first_fired`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,38 +26,41 @@ class Density:
     window: int
     """Number of tokens that were counted."""
     dead: int
-    """Features that fired on none of the `window` tokens. A longer window finds fewer, so compare equal windows."""
+    """Number of features that fired on none of the `window` tokens. It is lower for a longer window, so compare only
+    figures with equal windows."""
     above_1_percent: int
-    """Features that fire on more than 1 % of the tokens."""
+    """Number of features that fire on more than 1 % of the tokens."""
     above_10_percent: int
-    """Features that fire on more than 10 % of the tokens."""
+    """Number of features that fire on more than 10 % of the tokens."""
     log10_edges: list[float]
     """Edges of the histogram, in log10 of the density."""
     counts: list[int]
-    """Features with a density in [log10_edges[i], log10_edges[i + 1]). Dead features are in no bin."""
+    """counts[i] is the number of features whose log10 density is in [log10_edges[i], log10_edges[i + 1]). Dead features
+    are in no bin."""
     windows: list[int]
-    """Numbers of tokens: powers of two from 512 up, and `window`."""
+    """Window lengths in tokens: powers of two from 512 up, and `window`."""
     dead_by_window: list[int]
-    """Features that did not fire on the first `windows[i]` tokens. Use it beside a figure published for that window."""
+    """dead_by_window[i] is the number of features that did not fire on the first windows[i] tokens. Compare it with a
+    published figure for the same window."""
     l0_share_above_1_percent: float
-    """The part of all firings that features above 1 % have (SAEBench's "normalized" figure)."""
+    """The share of L0 from features that fire on more than 1 % of the tokens (SAEBench's "normalized" figure)."""
     l0_share_above_10_percent: float
-    """The same for features above 10 %."""
+    """The share of L0 from features that fire on more than 10 % of the tokens."""
     l0_share_of_top_per_mille: float
-    """The part of all firings that the densest 0.1 % of features have."""
+    """The share of L0 from the densest 0.1 % of features."""
     l0_share_of_top_1_percent: float
-    """The same for the densest 1 %."""
+    """The share of L0 from the densest 1 % of features."""
     l0_share_of_top_10_percent: float
-    """The same for the densest 10 %."""
+    """The share of L0 from the densest 10 % of features."""
 
     @classmethod
     def from_sums(cls, total: Mapping[str, np.ndarray], bins_per_decade: int = 4) -> Self:
-        """From the sums over batches `tokens`, `fires` and `first_fired` (reconstruction.py)."""
+        """Compute the figures from the sums `tokens`, `fires` and `first_fired` of reconstruction.py."""
         n, fires = int(total["tokens"]), total["fires"]
         density = fires[fires > 0] / n
         first = -int(np.ceil(np.log10(max(n, 2))))
         edges = np.linspace(first, 0, -first * bins_per_decade + 1)
-        # counted by index, so that a density of exactly 1 falls into the last bin
+        # clipped, so that a density of exactly 1 is in the last bin
         place = np.clip(np.searchsorted(edges, np.log10(density), side="right") - 1, 0, len(edges) - 2)
         windows = [int(w) for w in 2 ** np.arange(9, 62) if w < n] + [n]
         descending = np.sort(fires)[::-1]
@@ -82,7 +85,7 @@ class Density:
 
 
 def first_fired(on: Bool[Array, "row feature"], keep: Bool[Array, " row"]) -> Int[Array, " feature"]:
-    """The index, among the kept rows, of the first on which each feature fires. NEVER where it fires on none."""
+    """For each feature, the index of the first kept row on which it fires, counted among kept rows. NEVER if none."""
     number = jnp.cumsum(keep, dtype=jnp.int32) - 1
     where = jnp.where(on, number[:, None], jnp.full((), NEVER, jnp.int32))
     return jnp.min(where, axis=0)
@@ -95,35 +98,38 @@ class SourceSparsity:
     l0: float
     """Mean number of its latents that are on, per token."""
     dead: int
-    """Latents of it that fired on no token."""
+    """Number of its latents that fired on no token."""
 
 
 def sparsity_by_source(total: Mapping[str, np.ndarray], n_sources: int) -> tuple[SourceSparsity, ...]:
-    """The figures of each of `n_sources` sources, whose latents stand side by side."""
+    """The figures of each of `n_sources` sources, whose latents are side by side."""
     n, fires = int(total["tokens"]), total["fires"].reshape(n_sources, -1)
     return tuple(SourceSparsity(float(source.sum() / n), int((source == 0).sum())) for source in fires)
 
 
 def nth_projection(dictionary: Dictionary, rows: Iterable[Float[Array, "row d"]], n: float) -> float:
-    """The n-th decoder projection, which shows whether a dictionary is too sparse (Chanin et al. 2025,
-    arXiv:2508.16560).
+    """The n-th decoder projection. It shows whether a dictionary is too sparse (Chanin et al. 2025, arXiv:2508.16560).
 
-    A dictionary with fewer latents on than there are features mixes correlated features into each other, for a lower
-    squared error. Its decoder rows then point a little in every direction, and the (n·rows)-th largest of all
-    projections (x - b_dec)·d_i is larger than it need be. Among dictionaries trained at several L0, the one with the
-    smallest value is near the right L0:
-
-        for k, sae in trained.items():
-            print(k, nth_projection(sae, rows, n=20))
+    If L0 is below the true number of features that are on, a dictionary can lower its squared error by mixing
+    correlated features. Each decoder row then contains parts of other features, and projections (x - b_dec)·d_i of
+    unrelated inputs are larger. The n-th decoder projection is the (n·rows)-th largest of all projections. Train
+    dictionaries at several L0: the one with the smallest value is near the right L0.
 
     Args:
-      dictionary: has `W_dec` [feature, d] and `b_dec` [d].
-      rows: batches of activations. Each gives one value, and their mean is returned.
-      n: per row; the same for all dictionaries, about the largest L0 in question. From 0 to below the number of
-        features.
+      dictionary: a dictionary with `W_dec` [feature, d] and `b_dec` [d].
+      rows: batches of activations. One value is computed per batch.
+      n: the rank per row, from 0 to below the number of features. Use the same n for all dictionaries, about as large
+        as the largest L0 that you consider.
+
+    Returns:
+      The mean over the batches.
 
     Raises:
       UserError: `n` is out of range, or there are no rows.
+
+    Example:
+        for k, sae in trained.items():
+            print(k, nth_projection(sae, rows, n=20))
     """
     features = dictionary.W_dec.shape[0]
     if not 0 <= n < features:

@@ -1,4 +1,4 @@
-"""What a dictionary is trained for: terms that are added up. Each states how it averages, and its paper."""
+"""Loss terms. The loss of a dictionary is the sum of the terms in its config."""
 
 from jax_interp.core.registry import discover
 from jax_interp.dictionaries.losses.aux_k import AuxK

@@ -1,10 +1,10 @@
-"""AuxK: dead latents are trained on what the others leave unexplained (Gao et al. 2024, appendix A.2).
+"""AuxK: dead latents are trained to explain the error of the reconstruction (Gao et al. 2024, appendix A.2).
 
-    aux = Σ ‖e - ê‖²  /  Σ ‖e - ē‖²                              e = stop_gradient(y - ŷ), ē its mean over the batch
+    aux = Σ ‖e - ê‖²  /  Σ ‖e - ē‖²                            e = stop_gradient(y - ŷ), ē: mean of e over the batch
 
-ê is the decoding (without b_dec) of the k_aux largest pre-activations among dead latents, after ReLU.
+ê is decoded (without b_dec) from the k_aux largest pre-activations of dead latents, after ReLU.
 
-Differences from published code: OpenAI's adds b_dec to both e and ê, which gives the same value. SAELens takes
+Differences from published code: OpenAI's code adds b_dec to both e and ê, which gives the same value. SAELens uses
 pre-activations without ReLU and decodes with b_dec. dictionary_learning does the same as this file.
 """
 
@@ -34,15 +34,15 @@ Weights = tuple[Array, Array, Array]  # W_enc, b_enc, W_dec
 class AuxK(Term):
     """`coefficient` · aux.
 
-    It costs nothing while no latent is dead, and otherwise as much as the number of dead latents requires. Under `vmap`
-    it always costs as much as if all were dead.
+    The term costs nothing while no latent is dead. Otherwise the cost grows with the number of dead latents. Under
+    `vmap` it always costs as much as if all latents were dead.
     """
 
     entries_suffice = True
     cross_layer = "sources"
     coefficient: float = 1 / 32
     k: int | None = None
-    """How many dead latents are used for each row. None: the largest power of two up to d / 2, where d is the width of
+    """The number of dead latents used for each row. None: the largest power of two up to d / 2, where d is the width of
     one written value (as in published code for crosscoders)."""
 
     def check(self, activation: Activation) -> None:
@@ -74,25 +74,25 @@ def default_k_aux(d: int, n_features: int) -> int:
 def aux_loss(
     weights: Weights, x: Float[Array, "row d"], error: Float[Array, "row e"], dead: Bool[Array, " feature"], k_aux: int
 ) -> Float[Array, ""]:
-    """The fraction of `error` that the dead latents leave unexplained. 0 where none is dead.
+    """The fraction of `error` that the dead latents do not explain. 0 if no latent is dead.
 
-    The dead latents are gathered into a smaller dictionary of width k_aux (then all of them are used), 4·k_aux or all
-    features: the smallest that holds them. The value does not depend on the width. It is differentiable with respect to
-    `weights` and `x`.
+    The dead latents are gathered into a smaller dictionary. Its width is k_aux, 4·k_aux or the number of features: the
+    smallest width that holds all dead latents. The value does not depend on the width. It is differentiable with
+    respect to `weights` and `x`.
 
     Args:
       weights: W_enc, b_enc, W_dec.
-      x: what the encoder multiplies.
-      error: what should be explained; a constant.
-      dead: which features are dead; a constant.
-      k_aux: how many of them are used for each row.
+      x: the input of the encoder, centred if the dictionary is.
+      error: the error to explain. It gets no gradient.
+      dead: which features are dead.
+      k_aux: the number of dead latents used for each row.
     """
     return _by_width(lambda of_width, *args: of_width(*args), weights, x, error, dead, k_aux)
 
 
 def _by_width(call, weights, x, error, dead, k_aux) -> Any:
     n_dead, n_features = jnp.sum(dead), len(dead)
-    # On a mesh dead latents are not gathered: they would have to travel between devices.
+    # If features are sharded, dead latents are not gathered: this would move weights between devices.
     narrower = (w for w in (k_aux, 4 * k_aux) if w < n_features and feature_shards() == 1)
     widths = (*narrower, n_features)
     branch = jnp.where(n_dead == 0, 0, 1 + sum((n_dead > w).astype(jnp.int32) for w in widths[:-1]))

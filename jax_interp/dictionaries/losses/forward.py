@@ -1,4 +1,4 @@
-"""What a training step has computed when the loss terms are evaluated."""
+"""`Forward`: the results of a forward pass, from which loss terms are computed."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """One batch through a dictionary: what a loss term is given."""
+    """The forward pass of one batch through a dictionary. Loss terms get it as their argument."""
 
     dictionary: Dictionary
     x: Float[Array, "row d_in"]
-    """What the dictionary read."""
+    """The input of the dictionary."""
     y: Float[Array, "row d_out"]
-    """What it should write. For an SAE, `x`."""
+    """The target. For an SAE it is `x`."""
     code: Code
-    """Its latents, in the form that is trained on."""
+    """The latents, in the form that is used in training."""
     y_hat: Float[Array, "row d_out"]
-    """What it wrote."""
+    """The reconstruction of `y`."""
     dead: Bool[Array, " feature"]
     """Features that have not fired for `DictionaryConfig.dead_after` tokens."""
     variance: Float[Array, ""]
     """E‖y - E y‖², measured once before training."""
     progress: Float[Array, ""]
-    """The part of the run that is over: from 0 to 1."""
+    """The fraction of the training run that is completed, from 0 to 1."""
     key: Key[Array, ""]
-    """For terms that draw something. Each step has another."""
+    """A random key for terms that need one. It differs from step to step."""
 
     @property
     def error(self) -> Float[Array, "row d_out"]:
@@ -51,14 +51,14 @@ class Forward:
 
 
 def pre_code(forward: Forward, term: Term) -> DenseCode | EntryCode:
-    """The code with its pre-activations, all of them or those that take part. Raises UserError where there are none."""
+    """The code with its pre-activations: all of them, or those that take part. Raises UserError if it has none."""
     needs_pre_activations(term, forward.dictionary.activation)
     assert isinstance(forward.code, DenseCode | EntryCode)
     return forward.code
 
 
 def dense_code(forward: Forward, term: Term) -> DenseCode:
-    """The code, for a term that needs every pre-activation."""
+    """The code with every pre-activation, for terms that need all of them."""
     code = pre_code(forward, term)
     assert isinstance(code, DenseCode), f"{type(term).__name__} does not say `entries_suffice`"
     return code

@@ -1,8 +1,8 @@
 """Terms that train the gate of a Gated dictionary (Rajamanoharan et al. 2024, arXiv:2404.16014, eq. 8).
 
 GateL1          λ mean Σ max(π_i, 0)
-FrozenDecoder   the error of decoding max(π, 0), without gradient for the decoder, its bias and a skip. The gate learns
-                to detect features, and cannot make the decoder shrink them.
+FrozenDecoder   the squared error of the reconstruction from max(π, 0). The decoder, its bias and the skip get no
+                gradient. The gate learns to detect features, and cannot make the decoder shrink them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, n
 
 
 def _gate(forward: Forward, term: Term) -> DenseCode | EntryCode:
-    """A code with the values max(π, 0)."""
+    """The code with the values max(π, 0)."""
     needs_gate(term, forward.dictionary.activation)
     code = pre_code(forward, term)
     return code.with_values(jax.nn.relu(code.pre))
@@ -32,7 +32,7 @@ def _gate(forward: Forward, term: Term) -> DenseCode | EntryCode:
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class GateL1(Term):
-    """λ · mean Σ max(π_i, 0), the L1 of the gate."""
+    """`coefficient` · mean Σ max(π_i, 0): the L1 of the gate."""
 
     entries_suffice = True
     coefficient: float = 0.01
@@ -49,7 +49,7 @@ class GateL1(Term):
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class FrozenDecoder(Term):
-    """`coefficient` · the error of decoding max(π, 0), without gradient for the decoder."""
+    """`coefficient` · the squared error of the reconstruction from max(π, 0). The decoder gets no gradient."""
 
     entries_suffice = True
     coefficient: float = 1.0

@@ -1,10 +1,11 @@
-"""Ghost gradients: dead latents are trained with an exponential in place of their ReLU (Anthropic, January 2024).
+"""Ghost gradients: dead latents are trained with an exponential instead of a ReLU (Anthropic, January 2024).
 
     g = exp(pre_dead) W_dec,dead, scaled to half the norm of the residual r = y - ŷ
-    ghost = Σ c (g - r)² / ‖r‖,  c = r² / ((g - r)² / ‖r‖ + 1e-6) at each entry, in the reconstruction term's units
+    ghost = Σ c (g - r)² / ‖r‖,  c = r² / ((g - r)² / ‖r‖ + 1e-6) at each entry
 
-No gradient flows through the scale of g, through r and through c. The residual is that of what the dictionary writes. A
-widely used transcoder code takes the residual of what it reads.
+No gradient flows through the scale of g, through r, or through c. `kind` sets the units, as for the reconstruction
+term. The residual r is computed from the value that the dictionary writes. A widely used transcoder code uses the value
+that the dictionary reads.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from jax_interp.dictionaries.losses.term import TERMS, Term, coefficient_only, n
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class GhostGradients(Term):
-    """While a latent is dead, its value is about that of the reconstruction term, otherwise 0. Its gradient is what
-    matters."""
+    """The ghost term. Only its gradient matters. Its value is about that of the reconstruction term if any latent is
+    dead, and 0 otherwise."""
 
     coefficient: float = 1.0
     kind: Kind = "fvu"

@@ -1,6 +1,6 @@
-"""Terms for the error of the reconstruction. `kind` says how squared errors become one number:
+"""Loss terms for the error of the reconstruction. `kind` sets how squared errors become one number:
 
-    fvu   mean ‖y - ŷ‖² / V     V is the variance, measured once, so that the scale depends on no width, model or batch
+    fvu   mean ‖y - ŷ‖² / V     V: the variance, measured once. The scale does not depend on width, model or batch
     sse   mean ‖y - ŷ‖²
     mse   mean ‖y - ŷ‖² / d
 
@@ -26,12 +26,12 @@ Kind = Literal["fvu", "sse", "mse"]
 
 
 def squared_error_loss(error: Float[Array, "row d"], forward: Forward, kind: Kind) -> Float[Array, ""]:
-    """The squares of `error` as one number."""
+    """Reduce the squares of `error` to one number."""
     return reduce_squares(error * error, forward, kind)
 
 
 def reduce_squares(squares: Float[Array, "row d"], forward: Forward, kind: Kind) -> Float[Array, ""]:
-    """`squares` as one number: summed over columns, averaged over rows, divided as `kind` says."""
+    """Sum `squares` over columns, take the mean over rows, and divide the result according to `kind`."""
     sse = jnp.sum(squares) / forward.rows
     if kind == "fvu":
         return sse / forward.variance
@@ -39,7 +39,7 @@ def reduce_squares(squares: Float[Array, "row d"], forward: Forward, kind: Kind)
 
 
 def divisor(kind: Kind, variance: Float[Array, ""], width: int) -> Float[Array, ""] | float:
-    """What a sum of squared errors is divided by."""
+    """The number by which `kind` divides a sum of squared errors."""
     return {"fvu": variance, "sse": 1.0, "mse": float(width)}[kind]
 
 
@@ -68,21 +68,22 @@ class Reconstruction(Term):
 class Matryoshka(Term):
     """`coefficient` · the mean of the errors of nested dictionaries (Bussmann et al. 2025, arXiv:2503.17547).
 
-    Each nested dictionary has the first n features; the last has all of them. They share one code, so the first
-    features must be useful without the later ones.
+    A nested dictionary consists of the first n features. The last one has all features. All share one code, so the
+    first features must be useful without the later ones.
 
-    Differences from published code: Bussmann's mean also contains b_dec alone. Nabeshima's code sorts latents by
-    magnitude after each step; here they keep their places.
+    Differences from published code: the mean of Bussmann et al. also includes the error of b_dec alone. Nabeshima's
+    code sorts latents by magnitude after each step; this code does not.
     """
 
     entries_suffice = True
     reconstructs = True
     coefficient: float = 1.0
     fractions: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
-    """n over the number of features, ascending, each above 0 and below 1."""
+    """n / (number of features) for each nested dictionary but the last: ascending, above 0 and below 1."""
     random: int = 0
-    """Above 0: so many nested dictionaries, all but the last drawn at each step, n = m·u² with u uniform, m being the
-    number of features. Small n are drawn more often (Nabeshima 2024)."""
+    """If above 0: the number of nested dictionaries. All but the last are drawn at each step (Nabeshima 2024).
+    `fractions` is not used. n = m·u², where m is the number of features and u is uniform, so small n are more
+    frequent."""
     kind: Kind = "fvu"
 
     def __post_init__(self) -> None:
@@ -118,12 +119,12 @@ class Matryoshka(Term):
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class MultiTopK(Term):
-    """`coefficient` · the error with more latents on, so that k can be changed after training (Gao et al. 2024, §2.4,
-    appendix A.8)."""
+    """`coefficient` · the error with `factor` times as many latents on. It allows k to be changed after training (Gao
+    et al. 2024, §2.4, appendix A.8)."""
 
     coefficient: float = 1 / 8
     factor: int = 4
-    """How many times as many latents."""
+    """The number of latents on is multiplied by this factor."""
     kind: Kind = "fvu"
 
     def check(self, activation: Activation) -> None:

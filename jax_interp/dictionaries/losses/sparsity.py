@@ -1,4 +1,4 @@
-"""Terms that make a ReLU code sparse.
+"""Loss terms that make a ReLU code sparse.
 
 L1           mean over rows of Σ f_i w_i       w_i = 1, or the norm of the feature's decoder row
 AnnealedLp   mean over rows of Σ f_i^p         p falls from 1 during the run
@@ -23,10 +23,10 @@ Weight = Literal["none", "l1_of_norms", "l2_of_norms"]
 
 
 def feature_weights(forward: Forward, weight: Weight) -> Float[Array, " feature"]:
-    """What each feature counts: 1 ("none"), or the norm of its decoder row.
+    """The weight of each feature in a penalty: 1 ("none"), or the norm of its decoder row.
 
-    Where a dictionary writes several values, "l1_of_norms" adds the norms at each value (Lindsey et al. 2024:
-    comparable to an SAE of each), and "l2_of_norms" is the norm of the whole row.
+    If a dictionary writes several values, "l1_of_norms" is the sum of the norms for the values (Lindsey et al. 2024:
+    comparable to one SAE per value), and "l2_of_norms" is the norm of the whole row.
     """
     if weight == "none":
         return jnp.ones((forward.dictionary.n_features,), forward.x.dtype)
@@ -43,8 +43,8 @@ def feature_weights(forward: Forward, weight: Weight) -> Float[Array, " feature"
 class L1(Term):
     """`coefficient` · mean Σ f_i w_i.
 
-    Without weights it needs decoder rows of norm 1 (Bricken et al. 2023). Otherwise a dictionary makes it small by
-    shrinking latents and enlarging rows. With weights, rows can have any norm (Anthropic, April 2024 update).
+    Without weights, decoder rows must have norm 1 (Bricken et al. 2023). Otherwise the penalty can be made small by
+    shrinking latents and enlarging rows. With weights, rows may have any norm (Anthropic, April 2024 update).
     """
 
     entries_suffice = True
@@ -66,16 +66,16 @@ class L1(Term):
 class AnnealedLp(Term):
     """`coefficient` · c · mean Σ f_i^p (Karvonen et al. 2024).
 
-    p falls linearly from 1 to `end_p`, so that weak latents are penalised more and more, and strong ones less. The
-    factor c, without gradient, keeps the penalty as large as Σ f_i of the same batch. The published code computes c
-    from its last ten steps.
+    p falls linearly from 1 to `end_p`. Weak latents are penalised more and more, and strong latents less and less. The
+    factor c makes the penalty equal to mean Σ f_i of the same batch; it gets no gradient. The published code computes c
+    from the last ten steps.
     """
 
     entries_suffice = True
     cross_layer = "sources"
     coefficient: float = 0.01
     start: float = 0.3
-    """The part of the run after which p falls."""
+    """The fraction of the run after which p begins to fall."""
     end_p: float = 0.2
     """p at the end of the run."""
     warmup: float = 0.05
@@ -94,7 +94,7 @@ class AnnealedLp(Term):
         f = pre_code(forward, self).values
         p = 1 - (1 - self.end_p) * jnp.clip((forward.progress - self.start) / (1 - self.start), 0.0, 1.0)
         on = f > 0
-        # The derivative of f^p is infinite at 0: latents that are off are left out, and others count as 1e-6 at least.
+        # The derivative of f^p is infinite at 0. Latents that are off are left out, and others count as at least 1e-6.
         powered = jnp.where(on, jnp.exp(p * jnp.log(jnp.where(on, jnp.maximum(f, 1e-6), 1.0))), 0.0)
         penalty, plain = jnp.sum(powered) / forward.rows, jnp.sum(f) / forward.rows
         c = jax.lax.stop_gradient(plain / jnp.maximum(penalty, 1e-12))

@@ -1,6 +1,6 @@
 """The base class of loss terms. A dictionary is trained on the sum of the terms in its config.
 
-A new term is one file of this folder (or of your own):
+A new term is one file in this folder, or a file of your own:
 
     @TERMS.register
     @coefficient_only
@@ -11,8 +11,8 @@ A new term is one file of this folder (or of your own):
         def __call__(self, forward):
             return self.coefficient * jnp.sum(forward.code.values**2) / forward.rows
 
-The coefficient is the only leaf of a term and every other field is structure, so that `jax.vmap` over terms with
-stacked coefficients is a sweep.
+The coefficient is the only leaf of a term; all other fields are static. A sweep is therefore a `jax.vmap` over terms
+with stacked coefficients.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ class Term:
 
     coefficient: float
     entries_suffice: ClassVar[bool] = False
-    """Whether it depends only on latents that take part (`ElementwiseActivation.takes_part`). A step may then leave
-    the others out."""
+    """Whether the term depends only on latents for which `ElementwiseActivation.takes_part` is True. A training step
+    may then leave out all others."""
     cross_layer: ClassVar[Literal["targets", "sources"] | None] = None
-    """How a cross-layer dictionary is trained with it: once, on all targets together; or on each source with the
-    targets that it writes, summed over sources. None: not at all."""
+    """How the term applies to a cross-layer dictionary. "targets": once, to all targets together. "sources": to each
+    source with the targets that it writes, summed over sources. None: it cannot be used."""
     reconstructs: ClassVar[bool] = False
-    """Whether it asks for the target back."""
+    """Whether the term measures the error of the reconstruction."""
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
-        """Its value for one batch, coefficient included."""
+        """The value of the term for one batch, including the coefficient."""
         raise NotImplementedError(f"{type(self).__name__} has no __call__")
 
     def check(self, activation: Activation) -> None:
-        """Raises UserError where it would train something that `activation` does not have."""
+        """Raise UserError if the term needs something that `activation` does not have."""
 
     def sse_divisor(self, variance: Float[Array, ""], width: int) -> Float[Array, ""] | float | None:
-        """What it divides a sum of squared errors by. None: it has no such sum.
+        """The number by which the term divides its sum of squared errors. None: it has no such sum.
 
         Args:
           variance: E‖y - E y‖² of the target.
-          width: the number of the target's columns.
+          width: the width of the target.
         """
         return None
 
@@ -72,7 +72,7 @@ TERMS = Registry("loss term", Term)
 
 
 def coefficient_only(kind: type[T]) -> type[T]:
-    """Register a term as a pytree whose leaf is `coefficient`, the rest of its fields being structure."""
+    """Register a term as a pytree. `coefficient` is its only leaf; all other fields are static."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     data = [name for name in names if name == "coefficient"]
     return jax.tree_util.register_dataclass(kind, data, [name for name in names if name not in data])
@@ -92,13 +92,13 @@ def total(terms: Sequence[Term], forward: Forward) -> tuple[Float[Array, ""], di
 
 
 def check_terms(activation: Activation, terms: Sequence[Term]) -> None:
-    """Raises UserError where one of `terms` would train something that `activation` does not have."""
+    """Raise UserError if one of `terms` needs something that `activation` does not have."""
     for term in terms:
         term.check(activation)
 
 
 def sse_unit(terms: Sequence[Term], variance: Float[Array, ""], width: int) -> Float[Array, ""] | float:
-    """What the first reconstruction among `terms` divides its sum of squared errors by. 1 where there is none."""
+    """The number by which the first reconstruction term divides its sum of squared errors. 1 if there is none."""
     divisors = (term.sse_divisor(variance, width) for term in terms)
     return next((divisor for divisor in divisors if divisor is not None), 1.0)
 
@@ -110,12 +110,12 @@ def snake(name: str) -> str:
 
 
 def warmed_up(coefficient: float, forward: Forward, warmup: float) -> float | Float[Array, ""]:
-    """The coefficient, which rises linearly from 0 during the first part `warmup` of the run."""
+    """The coefficient, multiplied by a factor that rises linearly from 0 to 1 in the first `warmup` of the run."""
     return coefficient * jnp.minimum(forward.progress / warmup, 1.0) if warmup else coefficient
 
 
 def needs_pre_activations(term: Term, activation: Activation) -> None:
-    """Raises UserError unless `activation` decides each latent from its own pre-activation."""
+    """Raise UserError unless `activation` decides each latent from its own pre-activation."""
     if not activation.elementwise:
         raise UserError(
             f"{type(term).__name__} acts on pre-activations, and {type(activation).__name__} "
@@ -124,12 +124,12 @@ def needs_pre_activations(term: Term, activation: Activation) -> None:
 
 
 def needs_thresholds(term: Term, activation: Activation) -> None:
-    """Raises UserError unless `activation` has thresholds that are trained."""
+    """Raise UserError unless `activation` has thresholds that are trained."""
     if not activation.trains_thresholds:
         raise UserError(f"{type(term).__name__} trains thresholds, {type(activation).__name__} has none: use JumpReLU")
 
 
 def needs_gate(term: Term, activation: Activation) -> None:
-    """Raises UserError unless `activation` has a gate."""
+    """Raise UserError unless `activation` has a gate."""
     if not activation.trains_gate:
         raise UserError(f"{type(term).__name__} trains a gate, {type(activation).__name__} has none: use Gated")

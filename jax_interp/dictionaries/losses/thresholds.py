@@ -1,9 +1,9 @@
-"""Terms for JumpReLU dictionaries: most depend on how many latents are on, with a gradient for the thresholds.
+"""Loss terms for JumpReLU dictionaries.
 
-L0         λ mean Σ H(pre_i - θ_i)                            Rajamanoharan et al. 2024, arXiv:2407.14435
-TargetL0   λ (mean Σ H(pre_i - θ_i) / target - 1)²            the same paper's appendix; used by dictionary_learning
-Tanh       λ mean Σ tanh(c f_i ‖d_i‖)                         Anthropic, January 2025
-PreActivation   λ mean Σ max(θ_i - pre_i, 0) ‖d_i‖            the same: revives latents that never fire
+L0              λ mean Σ H(pre_i - θ_i)                     Rajamanoharan et al. 2024, arXiv:2407.14435
+TargetL0        λ (mean Σ H(pre_i - θ_i) / target - 1)²     appendix of the same paper; used by dictionary_learning
+Tanh            λ mean Σ tanh(c f_i ‖d_i‖)                  Anthropic, January 2025
+PreActivation   λ mean Σ max(θ_i - pre_i, 0) ‖d_i‖          Anthropic, January 2025; revives latents that never fire
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jax_interp.dictionaries.losses.term import (
 
 
 def _jump(forward: Forward, term: Term) -> Jump:
-    """The activation, which has `threshold` [feature] and `bandwidth`."""
+    """The activation of the dictionary, checked to have `threshold` [feature] and `bandwidth`."""
     needs_thresholds(term, forward.dictionary.activation)
     return cast("Jump", forward.dictionary.activation)
 
@@ -67,8 +67,8 @@ class L0(Term):
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class TargetL0(Term):
-    """`coefficient` · (L0 / `target` - 1)². The target sets the number of latents, so that no coefficient has to be
-    searched for."""
+    """`coefficient` · (L0 / `target` - 1)². The target sets the number of latents, so you need not search for a
+    coefficient."""
 
     entries_suffice = True
     cross_layer = "sources"
@@ -92,8 +92,8 @@ class TargetL0(Term):
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class Tanh(Term):
-    """`coefficient` · mean Σ tanh(`scale` · f_i ‖d_i‖): about an L0 for strong latents, about an L1 for weak ones. Its
-    gradient reaches the encoder too."""
+    """`coefficient` · mean Σ tanh(`scale` · f_i ‖d_i‖). It is close to an L0 for strong latents and to an L1 for weak
+    ones. Its gradient also reaches the encoder."""
 
     entries_suffice = True
     cross_layer = "sources"
@@ -116,8 +116,8 @@ class Tanh(Term):
 class PreActivation(Term):
     """`coefficient` · mean Σ max(θ_i - pre_i, 0) ‖d_i‖, for latents that get no other gradient.
 
-    It was published with 3e-6 beside an SSE, which is 3e-6 / V beside an FVU. The default is about that for values with
-    a width of some hundreds. Its exact size matters little: where it is the only gradient, Adam uses its sign alone.
+    The published coefficient is 3e-6 for an SSE, which is 3e-6 / V for an FVU. The default is about that for values
+    with a width of some hundreds. The exact size matters little: if this is the only gradient, Adam uses only its sign.
     """
 
     cross_layer = "sources"
