@@ -1,7 +1,7 @@
-"""Text, tokenizers, tokens in batches, and activations in streams and stores. It knows no method.
+"""Text, tokenizers, batches of tokens, and activations in streams and stores.
 
-`stdlib` is the corpus that is on every machine, `text` a user's own text, `tokenizer` byte-level BPE with an explicit
-BOS. `token_store` keeps tokens on disk, `batches` cuts windows from them, `prepared` goes from a corpus to its token
-stores. `harvest` streams shuffled activations, `activation_store` keeps them on disk. `ngram` is the baseline of
-language models.
+`stdlib` is a text corpus that exists on every machine, `text` reads a user's own text, and `tokenizer` is byte-level
+BPE with an explicit BOS. `token_store` stores tokens on disk, `batches` cuts them into windows, and `prepared` converts
+a corpus into token stores. `harvest` streams shuffled activations, and `activation_store` stores activations on disk.
+`ngram` is a baseline for language models.
 """

@@ -1,13 +1,13 @@
-"""Activations on disk: written once, read by many trainings.
+"""Activations on disk: written once, read by many training runs.
 
     store = write_activation_store("acts/", model, "blocks.2.resid_post", batch_at, rows=2_000_000)
     store = open_activation_store("acts/")
     store.batch_at(step, 2048)         2048 rows in random order, a pure function of the step
 
-One directory holds `shard-00000.npy`, ... (rows of all values side by side, memory-mapped when read) and `store.json`,
-which describes them: addresses, widths, dtype, the statistics of the rows, and for each shard its number of rows and
-their SHA-256. A shard appears by one rename before the manifest names it. Writing that was killed therefore goes on
-with the same call, and a damaged store is refused by name.
+A store is a directory with `shard-00000.npy`, ... and a manifest `store.json`. Each row of a shard is the concatenation
+of all values of one token. Shards are memory-mapped when they are read. The manifest has the addresses, widths, dtype
+and statistics of the rows, and for each shard the number of rows and the SHA-256. A shard is written completely before
+the manifest names it, so a write that was killed can be resumed by the same call. A damaged store is refused.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ MANIFEST, FORMAT = "store.json", 1
 
 @dataclasses.dataclass(frozen=True)
 class ActivationStore:
-    """Rows of activations on disk. Make one with `write_activation_store` or `open_activation_store`."""
+    """Rows of activations on disk. `write_activation_store` and `open_activation_store` return it."""
 
     directory: Path
     addresses: tuple[str, ...]
-    """The values that a row has side by side."""
+    """The addresses of the values that are concatenated in a row."""
     widths: tuple[int, ...]
     """The width of each value."""
     shards: tuple[np.ndarray, ...]
     """Memory-mapped arrays `[row, sum of the widths]`."""
     scale: np.ndarray
-    """What multiplies each value, so that E‖x‖² is its width. `[value]`."""
+    """The factor of each value that makes E‖x‖² equal to its width. `[value]`."""
     mean: np.ndarray
     """The mean of the scaled rows. `[sum of the widths]`."""
     variance: np.ndarray
@@ -61,12 +61,12 @@ class ActivationStore:
     def batch_at(self, step: int, batch: int, seed: int = 0) -> Float[np.ndarray, "batch d"]:
         """The raw rows of one training step: a pure function of (seed, step).
 
-        An epoch has every row once, in an order that depends on the seed and the epoch. A batch may reach into the next
-        epoch.
+        Each epoch visits every row once, in an order that depends on the seed and the epoch. A batch may extend into
+        the next epoch.
 
         Args:
           step: the number of the step, from 0.
-          batch: rows in a batch.
+          batch: the number of rows in a batch.
           seed: the seed of the order.
 
         Returns:
@@ -76,12 +76,12 @@ class ActivationStore:
         return self.take(shuffled(at % self.rows, self.rows, seed=seed, epoch=at // self.rows))
 
     def take(self, rows: np.ndarray) -> Float[np.ndarray, "batch d"]:
-        """The rows with these numbers, float32."""
+        """The rows with these indices, in float32."""
         ends = np.cumsum([len(shard) for shard in self.shards])
         out, which = np.empty((len(rows), sum(self.widths)), np.float32), np.searchsorted(ends, rows, side="right")
         for i in np.unique(which):
-            mine = np.flatnonzero(which == i)
-            order = mine[np.argsort(rows[mine])]  # ascending within a shard: the disk is read forwards
+            in_shard = np.flatnonzero(which == i)
+            order = in_shard[np.argsort(rows[in_shard])]  # ascending, so that the disk is read forwards
             out[order] = self.shards[i][rows[order] - (ends[i] - len(self.shards[i]))]
         return out
 
@@ -107,16 +107,16 @@ def write_activation_store(
     layout: StoreLayout = StoreLayout(),
     quiet: bool = False,
 ) -> ActivationStore:
-    """Harvest activations until `rows` rows are on disk. Goes on where an earlier call was stopped.
+    """Harvest activations until `rows` rows are on disk. If an earlier call was stopped, resume it.
 
     Args:
-      directory: the directory of the store; made where it is missing.
+      directory: the directory of the store. It is created if it is missing.
       model: any model that names its values.
-      addresses: what is harvested, as in `harvest.values`.
-      batch_at: batch number -> (tokens, keep), a function of the number only. Positions where `keep` is False are left
-        out.
-      rows: how many rows the complete store has.
-      model_name: the name of the model, kept in the manifest.
+      addresses: the addresses of the values to store, as in `harvest.values`.
+      batch_at: batch number -> (tokens, keep), a pure function of the number. Positions where `keep` is False are not
+        stored.
+      rows: the number of rows of the complete store.
+      model_name: the name of the model, written to the manifest.
       layout: the size and dtype of the files.
       quiet: show no progress.
 
@@ -124,8 +124,8 @@ def write_activation_store(
       The complete store.
 
     Raises:
-      UserError: a value is not finite or beyond the range of float16, the masks exclude every position, all values are
-        zero, or the directory holds another store: of other values, sizes or weights, or with another first batch.
+      UserError: a value is not finite or exceeds the range of float16, the masks exclude every position, all values are
+        zero, or the directory contains another store (with other addresses, sizes, weights, or first batch).
 
     Example:
         store = write_activation_store("acts", model, "blocks.2.resid_post", batch_at, rows=2_000_000)
@@ -161,7 +161,7 @@ def write_activation_store(
 
 
 def _resumed(directory: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The manifest in the directory, or that of a new store. Raises UserError where it is of another store."""
+    """The manifest in the directory, or a new manifest. Raises UserError if the directory has another store."""
     if not (directory / MANIFEST).is_file():
         return about | {"shards": [], "statistics": None}
     manifest = _manifest(directory)
@@ -184,7 +184,7 @@ def _digest(batch: TokenBatch) -> str:
 def _harvested(
     model: Model, addresses: Addresses, batch_at: Callable[[int], TokenBatch], manifest: dict[str, Any]
 ) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Yields for each missing shard: its rows, the batch to go on from, and how many rows of that batch are used."""
+    """Yields for each missing shard: its rows, the next batch number, and how many rows of that batch are used."""
     last = manifest["shards"][-1] if manifest["shards"] else {"next_batch": 0, "used": 0}
     cursor, used = last["next_batch"], last["used"]
     missing = manifest["rows"] - sum(shard["rows"] for shard in manifest["shards"])
@@ -203,7 +203,7 @@ def _harvested(
                 raise UserError(f"the masks of {empty} token batches in a row exclude every position: nothing to store")
         rows = np.concatenate(parts)
         rest = len(rows) - size
-        # a call that goes on from here harvests the remaining rows again
+        # a call that resumes here harvests the remaining rows again
         yield rows[:size], cursor - 1 if rest else cursor, len(kept) - rest if rest else 0
         parts, missing = [rows[size:]], missing - size
 
@@ -281,7 +281,8 @@ def open_activation_store(directory: Path | str, *, verify: bool = True) -> Acti
     if manifest["statistics"] is None:
         done = sum(shard["rows"] for shard in manifest["shards"])
         raise UserError(
-            f"{directory} has {done} of {manifest['rows']} rows: the same write_activation_store call goes on with it"
+            f"{directory} has only {done} of {manifest['rows']} rows: repeat the same write_activation_store call to "
+            "complete it"
         )
     shards = tuple(_open_shard(directory, entry, manifest, verify) for entry in manifest["shards"])
     statistics = {name: np.asarray(a, np.float32) for name, a in manifest["statistics"].items()}

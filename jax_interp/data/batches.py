@@ -1,7 +1,7 @@
 """Batches of tokens as a pure function of (seed, step): windows of a flat token array, and changes to them.
 
-The windows of a batch are computed from the seed and the step alone. A data cursor is therefore one integer, a resume
-needs no state, and the batch of any step can be made again.
+The windows of a batch depend only on the seed and the step. A resume therefore needs only the number of the step, and
+the batch of any step can be computed again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy import ndarray as Array
 from jax_interp.core.errors import UserError
 from jax_interp.data.shuffling import mix64, seed_bits, shuffled
 
-_OFFSETS = np.uint64(0x0FF5E7)  # domains of the hash: offsets and repeats must not follow the order of the windows
+_OFFSETS = np.uint64(0x0FF5E7)  # separate hash domains: offsets and repeats must not depend on the window order
 _REPEATS = np.uint64(0x9E3779B9)
 _DOCUMENTS = np.uint64(0xD0C5_0000_0000)
 _RANDOM_ROWS = 0x72616E64  # keeps these draws apart from every other use of a seed
@@ -27,9 +27,8 @@ _RANDOM_ROWS = 0x72616E64  # keeps these draws apart from every other use of a s
 class WindowSampler:
     """Batches of windows of a token array: `batch_at(step)` is a pure function of the seed and the step.
 
-    An epoch visits every window once, in an order that depends on the epoch. The first window starts at an offset that
-    also depends on the epoch, so that documents are not always cut at the same places. A batch may reach into the next
-    epoch, and nothing is dropped.
+    Each epoch visits every window once, in an order that depends on the epoch. The offset of the first window also
+    depends on the epoch, so documents are not always cut at the same places. A batch may extend into the next epoch.
 
     Example:
         sampler = WindowSampler(store.tokens, batch=8, length=257, seed=0)
@@ -43,12 +42,14 @@ class WindowSampler:
     """Tokens in a window."""
     seed: int = 0
     stride: int | None = None
-    """Tokens between the starts of neighbouring windows. Default: `length - 1`. The last token of a window is then the
-    first of the next one, and an epoch predicts every token once."""
+    """Tokens between the starts of neighbouring windows. Default: `length - 1`. The last token of a window is then also
+    the first token of the next window, and each token is predicted once in an epoch."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.length < 2 or self.step_size < 1:
-            raise UserError(f"batch={self.batch}, length={self.length} and stride={self.stride}: at least 1, 2 and 1")
+            raise UserError(
+                f"batch={self.batch}, length={self.length} and stride={self.stride} must be at least 1, 2 and 1"
+            )
         if self.windows < 1:
             raise UserError(f"{self.tokens.size} tokens are fewer than one window of {self.length} at any offset")
 
@@ -59,11 +60,11 @@ class WindowSampler:
 
     @property
     def windows(self) -> int:
-        """Windows in an epoch: as many as fit at every offset."""
+        """The number of windows in an epoch: the number that fits at every offset."""
         return (int(self.tokens.size) - self.length - (self.step_size - 1)) // self.step_size + 1
 
     def starts_at(self, step: int) -> Int[Array, " batch"]:
-        """The starts of the windows of batch `step`. The cost depends on the batch size alone."""
+        """The starts of the windows of batch `step`. The cost depends only on the batch size."""
         index = int(step) * self.batch + np.arange(self.batch, dtype=np.int64)
         epoch = (index // self.windows).astype(np.uint64)
         window = shuffled(index % self.windows, self.windows, seed=self.seed, epoch=epoch)
@@ -78,15 +79,15 @@ class WindowSampler:
 def repeat_stretches(
     tokens: Int[Array, "batch length"], step: int, *, fraction: float, seed: int = 0
 ) -> Int[Array, "batch length"]:
-    """Repeat a stretch in some rows of a batch, so that copying from the context is worth learning early.
+    """Repeat a span of tokens in some rows of a batch, so that the model learns early to copy from the context.
 
-    In a chosen row `row[i] = row[i - m]` for the m positions after some position. m lies between an eighth and half of
-    the row, so the repeated token is never at a fixed distance.
+    In a chosen row, the m tokens after some position repeat the m tokens before it: `row[i] = row[i - m]`. m is random,
+    between an eighth and a half of the row, so the distance to the copied token varies.
 
     Args:
       tokens: a batch.
       step: the step of the batch. The result is a pure function of (seed, step).
-      fraction: the probability of a row to be chosen.
+      fraction: the probability that a row is chosen.
       seed: the seed.
 
     Returns:
@@ -109,15 +110,15 @@ def repeat_stretches(
 def random_repeats(
     tokens: Int[Array, "batch length"], step: int, *, fraction: float, vocab_size: int, bos_id: int, seed: int = 0
 ) -> Int[Array, "batch length"]:
-    """Replace some rows of a batch by random tokens that repeat, which only copying from the context predicts.
+    """Replace some rows of a batch by repeated random tokens. Only copying from the context can predict them.
 
-    Such a row is BOS and then m uniformly random tokens (not BOS), repeated to the end of the row. m lies between 8 and
-    half of the row.
+    Such a row is BOS, then m uniformly random tokens (not BOS), which are repeated to the end of the row. m is random,
+    between 8 and half of the row.
 
     Args:
       tokens: a batch.
       step: the step of the batch. The result is a pure function of (seed, step).
-      fraction: the probability of a row to be replaced.
+      fraction: the probability that a row is replaced.
       vocab_size: the size of the vocabulary.
       bos_id: the id of BOS.
       seed: the seed.
@@ -141,12 +142,12 @@ def random_repeats(
 def begin_as_documents(
     tokens: Int[Array, "batch length"], step: int, *, fraction: float, bos_id: int, seed: int = 0
 ) -> Int[Array, "batch length"]:
-    """Put BOS in place of the first token of some rows. Few windows begin with BOS otherwise, and every prompt does.
+    """Replace the first token of some rows by BOS. Every prompt begins with BOS, but few training windows do.
 
     Args:
       tokens: a batch.
       step: the step of the batch. The result is a pure function of (seed, step).
-      fraction: the probability of a row to be chosen.
+      fraction: the probability that a row is chosen.
       bos_id: the id of BOS.
       seed: the seed.
 
@@ -168,8 +169,9 @@ def evaluation_windows(
     Args:
       tokens: a flat token array.
       length: tokens in a window.
-      pad_id: what fills the last window.
-      overlap: tokens that neighbouring windows share. With 1, every token but the very first is predicted once.
+      pad_id: the token id that fills up the last window.
+      overlap: the number of tokens that neighbouring windows share. With 1, every token except the very first is
+        predicted once.
 
     Returns:
       int32 `[windows, length]`.
@@ -182,5 +184,5 @@ def evaluation_windows(
 
 
 def special_mask(tokens: Int[Array, "*shape"], special_ids: Iterable[int]) -> Bool[Array, "*shape"]:
-    """True where a token is none of `special_ids` (BOS, padding)."""
+    """True where a token is not one of `special_ids` (BOS, padding)."""
     return ~np.isin(tokens, sorted(special_ids))

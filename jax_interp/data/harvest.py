@@ -1,11 +1,11 @@
-"""Activations of a model as rows, and a stream of shuffled rows that is harvested inside the training step.
+"""Activations of a model as rows, and a stream of shuffled rows that is computed inside the training step.
 
-Tokens go in, rows of one or several values come out in random order. The whole state of the stream is one pytree: the
-buffer, the key, the cursor, and the statistics of the inputs. A run that resumes therefore sees the very rows that it
-would have seen.
+The stream takes tokens and returns rows of one or several values in random order. Its whole state is one pytree: the
+buffer, the key, the cursor, and the statistics of the rows. A resumed run therefore gets exactly the same rows as an
+uninterrupted run.
 
     stream = init_stream(key, model, addresses, batch_at, capacity=2**15)
-    stream, x = advance(stream, model, addresses, *batch_at(int(stream.cursor)))     pure: jits with training
+    stream, x = advance(stream, model, addresses, *batch_at(int(stream.cursor)))     pure: can be jitted with training
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ from jax_interp.surgery import Model, read
 
 Addresses = str | Sequence[str]
 TokenBatch = tuple[Int[Array | np.ndarray, "seq pos"], Bool[Array | np.ndarray, "seq pos"]]
-"""Tokens, and which of their positions count: False at padding and special tokens. NumPy's or JAX's arrays."""
+"""Tokens, and a mask of the positions to use: False at padding and special tokens. NumPy or JAX arrays."""
 EMPTY_BATCHES = 100
-"""This many token batches in a row whose masks exclude every position are an error."""
+"""It is an error if the masks of this many consecutive token batches exclude every position."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A stream of shuffled activations. Make one with `init_stream`, take rows with `advance`.
+    """A stream of shuffled activations. `init_stream` makes it, and `advance` takes rows from it.
 
-    The statistics are measured once, on the rows that first fill the buffer.
+    The statistics are measured once, on the first rows that fill the buffer.
     """
 
     buffer: Buffer
     key: Key[Array, ""]
     cursor: Int[Array, ""]
-    """How many token batches have been consumed."""
+    """The number of token batches that have been used."""
     scale: Float[Array, " value"]
-    """What multiplies the raw values of each address, so that E‖x‖² is the width of the value."""
+    """The factor of each raw value that makes E‖x‖² equal to its width."""
     mean: Float[Array, " d"]
     """The mean of the scaled rows."""
     variance: Float[Array, " value"]
     """E‖x - mean‖² of each scaled value."""
     widths: tuple[int, ...] = dataclasses.field(metadata={"static": True})
-    """The width of each value. A row has them side by side."""
+    """The width of each value. A row is the concatenation of all values."""
 
     def columns(self, per_value: Float[Array, " value"]) -> Float[Array, " d"]:
-        """One number for each value, repeated over the value's columns."""
+        """Repeat the number of each value over the columns of this value in a row."""
         return columns(per_value, self.widths)
 
 
 def columns(per_value: Float[Array, " value"], widths: tuple[int, ...]) -> Float[Array, " d"]:
-    """One number for each value, repeated over the columns of a row of values side by side."""
+    """Repeat the number of each value over the columns of this value in a row. `widths`: the widths of the values."""
     return jnp.repeat(per_value, jnp.asarray(widths), total_repeat_length=sum(widths))
 
 
@@ -66,15 +66,15 @@ def values(model: Model, addresses: Addresses, tokens: Int[Array, "seq pos"]) ->
     Blocks after the last address are not run.
 
     Args:
-      model: any model that names its values. Surgeries on it act.
-      addresses: one address or several, of values with a position axis, each in a single layer.
+      model: any model that names its values, with or without edits.
+      addresses: one or several addresses. Each must name a single value with a position axis.
       tokens: `[seq, pos]`.
 
     Returns:
       For each address an array `[seq * pos, d]`. A value with heads (`[seq, pos, head, d_head]`) is flattened.
 
     Raises:
-      UserError: a value has no position axis of its own, or holds several layers.
+      UserError: a value has no position axis, or an address names several layers.
 
     Example:
         resid, mlp = values(model, ("blocks.2.resid_post", "blocks.2.mlp_out"), tokens)
@@ -87,14 +87,14 @@ def values(model: Model, addresses: Addresses, tokens: Int[Array, "seq pos"]) ->
         if value.shape[: tokens.ndim] != tokens.shape or value.ndim not in (tokens.ndim + 1, tokens.ndim + 2):
             raise UserError(
                 f"{address} has shape {value.shape} for tokens {tokens.shape}: a dictionary reads one vector per token "
-                "(or one per head, taken together), at a single layer: blocks.3.resid_post, not blocks.*.resid_post"
+                "(or one per head, concatenated) of a single layer: blocks.3.resid_post, not blocks.*.resid_post"
             )
         rows.append(value.reshape(tokens.size, -1))
     return rows
 
 
 def harvest(model: Model, addresses: Addresses, tokens: Int[Array, "seq pos"]) -> Float[Array, "row d"]:
-    """The rows of `values` side by side: `[seq * pos, sum of the widths]`."""
+    """The rows of `values`, concatenated: `[seq * pos, sum of the widths]`."""
     rows = values(model, addresses, tokens)
     return rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=-1)
 
@@ -106,17 +106,17 @@ def init_stream(
     batch_at: Callable[[int], TokenBatch],
     capacity: int,
 ) -> Stream:
-    """Fill a buffer from the batches 0, 1, ... and measure the rows in it.
+    """Fill a buffer from the batches 0, 1, ... and measure the statistics of its rows.
 
     Args:
-      key: random key of the stream.
+      key: the random key of the stream.
       model: any model that names its values.
-      addresses: what is harvested, as in `values`.
-      batch_at: batch number -> (tokens, keep). Positions where `keep` is False never enter the buffer.
-      capacity: about how many rows the buffer holds; rounded down to whole batches, at least one.
+      addresses: the addresses of the values, as in `values`.
+      batch_at: batch number -> (tokens, keep). Positions where `keep` is False do not enter the buffer.
+      capacity: the number of rows in the buffer. It is rounded down to whole batches, to at least one batch.
 
     Returns:
-      The stream. Its cursor is the number of batches that filled the buffer.
+      The stream. Its cursor is the number of batches that were used to fill the buffer.
 
     Raises:
       UserError: `keep` excludes every position, or the activations are not finite or all zero.
@@ -165,17 +165,18 @@ def shuffle_and_measure(
 def advance(
     stream: Stream, model: Model, addresses: Addresses, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"]
 ) -> tuple[Stream, Float[Array, "row d"]]:
-    """Harvest one token batch into the stream, and draw as many rows as it has tokens.
+    """Put the activations of one token batch into the stream, and draw as many rows as the batch has tokens.
 
     Args:
       stream: the stream.
       model: any model that names its values.
-      addresses: the addresses of `init_stream`.
-      tokens: `[seq, pos]`, of the shape that the stream began with.
-      keep: which positions enter the buffer. Where some are excluded, that many drawn rows stay and are seen again.
+      addresses: the addresses that were given to `init_stream`.
+      tokens: `[seq, pos]`, in the same shape as the batches of `init_stream`.
+      keep: which positions enter the buffer. If n positions are excluded, n of the drawn rows also stay in the buffer
+        and can be drawn again.
 
     Returns:
-      The stream after the batch, and rows `[seq * pos, d]`: scaled, float32.
+      The stream after the batch, and scaled rows `[seq * pos, d]` in float32.
     """
     key, subkey = jax.random.split(stream.key)
     buffer, rows = draw(stream.buffer, subkey, harvest(model, addresses, tokens), keep.reshape(-1))

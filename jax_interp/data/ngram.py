@@ -1,9 +1,10 @@
-"""Interpolated modified Kneser-Ney n-grams over token ids: the baseline for language models.
+"""Interpolated modified Kneser-Ney n-grams over token ids: a baseline for language models.
 
-Chen & Goodman (1999), "An empirical study of smoothing techniques for language modeling", section 3, with the usual
-conventions of KenLM and SRILM: the highest order and n-grams that begin with BOS use counts, the others count the
-distinct tokens seen before them; three discounts per order from counts of counts; orders below the first end in the
-uniform distribution. Numpy on sorted arrays: a 5-gram of three million tokens takes seconds and some 300 MB.
+See Chen & Goodman (1999), "An empirical study of smoothing techniques for language modeling", section 3. The
+conventions are those of KenLM and SRILM. N-grams of the highest order, and n-grams that begin with BOS, use plain
+counts. All others count the distinct tokens before them. Each order has three discounts, from counts of counts. The
+unigrams are interpolated with the uniform distribution. A 5-gram model of three million tokens takes seconds and about
+300 MB.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from jax_interp.core.errors import UserError
 
 @dataclass(frozen=True)
 class _Order:
-    """The n-grams of one length, sorted by context and then token.
+    """The n-grams of one length, sorted by context and then by token.
 
-    `keys[i] = context * vocab_size + token`, where `context` is the place of the n-gram's first n - 1 tokens in the
-    order below (0 for unigrams) and `i` is the place of the n-gram itself. By n-gram, `value` is its discounted count
-    over its context's total; by context, `backoff` is the mass that goes to the order below (1 for unseen contexts).
+    `keys[i] = context * vocab_size + token` is the key of n-gram `i`. Here `context` is the index of the first n - 1
+    tokens in the next lower order (0 for unigrams). For each n-gram, `value` is its discounted count divided by the
+    total count of its context. For each context, `backoff` is the probability mass of the next lower order (1 for
+    unseen contexts).
     """
 
     keys: Int[Array, " ngrams"]
@@ -32,7 +34,7 @@ class _Order:
     backoff: Float[Array, " contexts"]
 
     def find(self, context: Int[Array, " k"], token: Int[Array, " k"], vocab_size: int) -> Int[Array, " k"]:
-        """The places of n-grams, -1 where one was never seen (or its context, given as -1, was not)."""
+        """The indices of n-grams; -1 for an unseen n-gram, or if `context` is -1 (an unseen context)."""
         wanted = np.where(context < 0, -1, context * vocab_size + token)
         place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         return np.where(self.keys[place] == wanted, place, -1)
@@ -40,20 +42,20 @@ class _Order:
 
 @dataclass(frozen=True)
 class KneserNey:
-    """A fitted n-gram model. Make one with `fit_kneser_ney`."""
+    """A fitted n-gram model. `fit_kneser_ney` makes it."""
 
     orders: tuple[_Order, ...]
     discounts: tuple[tuple[float, float, float], ...]
     """D1, D2 and D3+ of each order."""
     vocab_size: int
     bos_id: int
-    """The id with which documents begin. It is context, and is never predicted but for its uniform share."""
+    """The id that begins documents. It is used as context. Its predicted probability is only its uniform share."""
 
     def log_probs(self, tokens: Int[Array, " n"]) -> Float[Array, " n"]:
         """log p of every token given the tokens before it in its document, in nats.
 
         Args:
-          tokens: documents back to back, each with BOS first (`TokenStore.tokens`).
+          tokens: concatenated documents, each with BOS first (`TokenStore.tokens`).
 
         Returns:
           One number for each token; NaN where the token is BOS.
@@ -63,7 +65,9 @@ class KneserNey:
         """
         tokens = np.asarray(tokens, np.int64)
         if tokens.size == 0 or tokens[0] != self.bos_id:
-            raise UserError(f"tokens must start with BOS ({self.bos_id}): documents back to back, BOS first in each")
+            raise UserError(
+                f"tokens must start with BOS ({self.bos_id}): concatenate documents that each begin with BOS"
+            )
         probability = np.full(tokens.size, 1 / self.vocab_size)
         context = np.zeros(tokens.size, np.int64)
         for order in self.orders:
@@ -78,7 +82,7 @@ class KneserNey:
         """p(token | context) for the whole vocabulary.
 
         Args:
-          context: all tokens of the document so far, BOS included.
+          context: all tokens of the document so far, including BOS.
         """
         history = [int(t) for t in context]
         probability = np.full(self.vocab_size, 1 / self.vocab_size)
@@ -96,13 +100,13 @@ class KneserNey:
 
 
 def fit_kneser_ney(tokens: Int[Array, " n"], *, vocab_size: int, bos_id: int, order: int = 5) -> KneserNey:
-    """Fit a model. It takes about a second per million tokens and order.
+    """Fit a Kneser-Ney model. It takes about one second per order for a million tokens.
 
     Args:
-      tokens: documents back to back, each with BOS first.
+      tokens: concatenated documents, each with BOS first.
       vocab_size: the size of the vocabulary.
       bos_id: the id of BOS.
-      order: n of the longest n-grams.
+      order: the length n of the longest n-grams.
 
     Returns:
       The fitted model.
@@ -112,10 +116,10 @@ def fit_kneser_ney(tokens: Int[Array, " n"], *, vocab_size: int, bos_id: int, or
     """
     tokens = np.asarray(tokens, np.int64)
     if tokens.size < 2 or tokens[0] != bos_id:
-        raise UserError(f"tokens must start with BOS ({bos_id}) and hold at least one more: documents back to back")
+        raise UserError(f"tokens must start with BOS ({bos_id}), followed by at least one other token")
     if order < 1:
-        raise UserError(f"order={order}: a model of n-grams has n of at least 1")
-    keys, places = [], []  # by order: its n-grams, and for each token the place of the n-gram that ends in it
+        raise UserError(f"order={order} must be at least 1")
+    keys, places = [], []  # for each order: its n-grams, and for each token the index of the n-gram that ends there
     context = np.zeros(tokens.size, np.int64)
     for _ in range(order):
         inside = context >= 0
@@ -136,13 +140,13 @@ def fit_kneser_ney(tokens: Int[Array, " n"], *, vocab_size: int, bos_id: int, or
 
 
 def _previous(place: Int[Array, " n"], tokens: Int[Array, " n"], bos_id: int) -> Int[Array, " n"]:
-    """For each token, the place of the n-gram that ends just before it in its document; -1 where there is none."""
+    """For each token, the index of the n-gram that ends just before it in its document; -1 if there is none."""
     before = np.concatenate([[-1], place[:-1]])
     return np.where(tokens == bos_id, -1, before)
 
 
 def _counts(tokens: Array, bos_id: int, places: list[Array], n: int, size: int) -> Int[Array, " ngrams"]:
-    """What order n + 1 counts: occurrences in the highest order and after BOS, else distinct tokens before."""
+    """The counts of order n + 1: occurrences (highest order, and after BOS), otherwise distinct preceding tokens."""
     place = places[n]
     inside = place >= 0
     counts = np.bincount(place[inside], minlength=size)
@@ -181,10 +185,10 @@ def modified_discounts(counts: Int[Array, " ngrams"]) -> tuple[float, float, flo
     """The discounts D1, D2, D3+ of Chen & Goodman: D_k = k - (k + 1) Y n_{k+1} / n_k with Y = n1 / (n1 + 2 n2).
 
     Args:
-      counts: the count of every n-gram. n_k of them have the count k.
+      counts: the count of every n-gram. n_k is the number of n-grams with count k.
 
     Returns:
-      D1, D2, D3+. They are 0.5, 1, 1.5, as in KenLM, where an n_k is 0 or a discount is outside [0, k].
+      D1, D2, D3+. If some n_k is 0 or a discount is outside [0, k], they are 0.5, 1, 1.5, as in KenLM.
     """
     n = np.bincount(np.minimum(counts, 5), minlength=6).astype(float)
     if np.any(n[1:5] == 0):

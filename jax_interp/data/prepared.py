@@ -1,4 +1,4 @@
-"""A corpus as token stores on disk, with its tokenizer: made once, then read."""
+"""Convert a corpus into token stores on disk and a tokenizer. This is done once; later calls read the files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from jax_interp.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A corpus, and how it is cut into tokens."""
+    """A corpus and the size of its vocabulary."""
 
     corpus: Literal["stdlib"] = "stdlib"
     """"stdlib": the source of the standard library of the running interpreter."""
     vocab_size: int = 2048
-    """The size of the vocabulary, BOS included."""
+    """The size of the vocabulary, including BOS."""
     max_documents: int | None = None
-    """About how many training documents are used: every k-th one. None: all. Validation always has all of its own."""
+    """Use about this many training documents (every k-th document). None: all. The validation split is not reduced."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,21 @@ class PreparedText:
 
 
 def prepare_text(config: TextConfig, directory: str | Path) -> PreparedText:
-    """Read the tokens of a corpus, or make them first (about 10 s for the standard library).
+    """Read the tokens of a corpus. If they do not exist yet, make them (about 10 s for the standard library).
 
-    It writes `tokenizer.json`, one file per split, and then a manifest. An interrupted preparation is made again.
+    The files are `tokenizer.json`, one file per split, and a manifest, which is written last. An interrupted
+    preparation starts again from the beginning.
 
     Args:
       config: the corpus and the vocabulary.
-      directory: where the tokens are, or are written.
+      directory: the directory of the tokens.
 
     Returns:
       The tokenizer and both splits.
 
     Raises:
-      UserError: the directory holds the tokens of another corpus (of another Python version, for example) or of another
-        config, or the text is too short for the vocabulary.
+      UserError: the directory contains the tokens of another corpus (of another Python version, for example) or of
+        another config, or the text is too short for the vocabulary.
     """
     directory = Path(directory)
     corpus = _corpus(config)
@@ -79,7 +80,9 @@ def _corpus(config: TextConfig) -> Corpus:
     if config.max_documents is None or config.max_documents >= len(corpus.train):
         return corpus
     if config.max_documents < 1:
-        raise UserError(f"max_documents={config.max_documents}: at least 1, or None for all {len(corpus.train)}")
+        raise UserError(
+            f"max_documents={config.max_documents} must be at least 1, or None for all {len(corpus.train)} documents"
+        )
     every = -(-len(corpus.train) // config.max_documents)
     return Corpus(corpus.train[::every], corpus.validation, corpus.fingerprint, corpus.python, corpus.skipped)
 
@@ -88,8 +91,8 @@ def _write(config: TextConfig, corpus: Corpus, directory: Path) -> None:
     tokenizer = train_bpe((document.text for document in corpus.train), config.vocab_size)
     if tokenizer.vocab_size != config.vocab_size or tokenizer.bos_id is None:
         raise UserError(
-            f"the text gives only {tokenizer.vocab_size} tokens, vocab_size={config.vocab_size} asks for more; "
-            "lower it or use more documents"
+            f"the text gives only {tokenizer.vocab_size} tokens, fewer than vocab_size={config.vocab_size}; "
+            "lower vocab_size or use more documents"
         )
     tokenizer.save(directory / "tokenizer.json")
 

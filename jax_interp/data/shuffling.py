@@ -1,11 +1,12 @@
-"""Random orders: of rows that stream through a buffer on the device, and of any number of indices.
+"""Shuffling: a buffer on the device that shuffles a stream of rows, and pseudo-random permutations on the host.
 
-A `Buffer` takes rows in order and gives them back in random order, in shapes that never change. It is `batch` bins of
-`depth` rows. A draw takes one random row of every bin and puts a fresh row in its place. The rows of a draw are
-therefore distinct, each row is equally likely to leave, and nothing of the size of the buffer is permuted or copied.
-Fresh rows are dealt to the bins in random order. A row stays `depth` draws on average (geometrically distributed).
+A `Buffer` takes rows in order and returns them in random order. All shapes are static. The buffer has `batch` bins of
+`depth` rows. A draw takes one random row of every bin and replaces it by a new row. The rows of a draw are therefore
+distinct, each row in the buffer is equally likely to be drawn, and the whole buffer is never permuted or copied. New
+rows are assigned to the bins in random order. A row stays in the buffer for `depth` draws on average (geometrically
+distributed).
 
-`shuffled` is a pseudo-random permutation of `range(n)` that is computed index by index, on the host.
+`shuffled` is a pseudo-random permutation of `range(n)` that is computed for each index separately.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class Buffer:
 
     rows: Float[Array, "capacity d"]
     filled: Int[Array, ""]
-    """How many of the first rows hold data."""
+    """The number of rows that contain data. They are the first rows."""
     batch: int = dataclasses.field(metadata={"static": True})
-    """How many rows a draw takes: the number of bins."""
+    """The number of bins, which is the number of rows in a draw."""
 
     @property
     def capacity(self) -> int:
@@ -54,13 +55,13 @@ def fill(buffer: Buffer, rows: Float[Array, "batch d"], keep: Bool[Array, " batc
 def draw(
     buffer: Buffer, key: Key[Array, ""], fresh: Float[Array, "batch d"], keep: Bool[Array, " batch"]
 ) -> tuple[Buffer, Float[Array, "batch d"]]:
-    """Draw one random row of each bin of a full buffer, and put fresh rows in their places.
+    """Draw one random row of each bin of a full buffer, and replace the drawn rows by new rows.
 
     Args:
       buffer: a full buffer.
-      key: random key of this draw.
-      fresh: as many rows as a draw has.
-      keep: which fresh rows enter the buffer. Where some are left out, as many drawn rows stay in it.
+      key: the random key of this draw.
+      fresh: the new rows, one for each bin.
+      keep: which new rows enter the buffer. If n new rows are left out, n drawn rows also stay in the buffer.
 
     Returns:
       The buffer after the draw, and the drawn rows.
@@ -72,17 +73,17 @@ def draw(
     kept_first = jnp.argsort(~keep, stable=True)
     fresh = fresh[kept_first].astype(rows.dtype)
     target = jax.random.permutation(deal, place)
-    # Places outside the buffer are dropped; each differs from the others, as unique_indices promises.
+    # Indices outside the buffer are dropped. They must be distinct too, because unique_indices=True requires it.
     target = jnp.where(jnp.arange(n) < jnp.sum(keep), target, buffer.capacity + jnp.arange(n))
     return dataclasses.replace(buffer, rows=buffer.rows.at[target].set(fresh, mode="drop", unique_indices=True)), rows
 
 
-ROUNDS = 8  # of the Feistel network; four leave correlations that can be measured between permutations of 1000
+ROUNDS = 8  # of the Feistel network; with four rounds, permutations of 1000 have measurable correlations
 
 
 def mix64(x: ArrayLike) -> np.ndarray:
     """SplitMix64's finaliser (Steele, Lea & Flood 2014): uint64 -> uint64, a bijection whose bits look random."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is what is meant
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is intended
         x = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -95,17 +96,17 @@ def seed_bits(seed: int) -> np.uint64:
 
 
 def shuffled(index: Int[np.ndarray, " k"], n: int, *, seed: int, epoch: ArrayLike = 0) -> Int[np.ndarray, " k"]:
-    """The places to which a pseudo-random permutation of `range(n)` sends `index`.
+    """Apply a pseudo-random permutation of `range(n)` to `index`.
 
-    It is a Feistel network over the next even power of two, with cycle walking. Nothing of size `n` is built, and one
-    index costs the same whatever `n` is. It uses integer arithmetic only, so the order does not depend on the version
-    of numpy's generators.
+    The permutation is a Feistel network over the next even power of two, with cycle walking. No array of size `n` is
+    built, and the cost per index does not depend on `n`. Only integer arithmetic is used, so the order does not depend
+    on the version of NumPy's generators.
 
     Args:
       index: indices from 0 to n - 1.
       n: the size of the permutation.
-      seed: of any size and sign.
-      epoch: broadcasts against `index`. There is one permutation for each (seed, epoch).
+      seed: an integer of any size and sign.
+      epoch: an epoch number, or an array that broadcasts to `index`. Each (seed, epoch) has its own permutation.
 
     Returns:
       int64 indices of the shape of `index`.

@@ -1,9 +1,10 @@
 """The source of the running interpreter's standard library as a text corpus.
 
-It is real text that is present on every machine: some ten megabytes of Python, with prose in its docstrings. Tests, the
-character tables of `encodings`, generated files and other tables are left out. All other files are decoded as the
-interpreter decodes them, sorted by path, and split by an explicit list of held-out modules. The same interpreter
-therefore always gives the same corpus. Other versions of Python give other corpora, which `Corpus.fingerprint` tells.
+This is real text that exists on every machine: about ten megabytes of Python, with English prose in its docstrings.
+Tests, the character tables of `encodings`, generated files and other tables are left out. All other files are decoded
+as the interpreter decodes them and sorted by path. An explicit list of modules is held out for validation. The same
+interpreter therefore always gives the same corpus. Another version of Python gives another corpus, with another
+`Corpus.fingerprint`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ VALIDATION_MODULES = (
     "xml/dom/pulldom.py",
     "zipapp.py",
 )
-"""The modules held out for validation: about a tenth of the text. All of them exist in Python 3.11 to 3.14."""
+"""The modules held out for validation: about a tenth of the text. They all exist in Python 3.11 to 3.14."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in the order of their paths, in two splits."""
+    """Two splits of documents, each sorted by path."""
 
     train: tuple[Document, ...]
     validation: tuple[Document, ...]
@@ -99,7 +100,7 @@ class Corpus:
     """Files that could not be decoded."""
 
     def describe(self) -> dict[str, object]:
-        """Counts and identity as plain values, for a manifest or a log."""
+        """A description of the corpus as JSON values, for a manifest or a log."""
         sizes = {split: sum(len(d.text.encode()) for d in getattr(self, split)) for split in ("train", "validation")}
         return {
             "name": "python-stdlib",
@@ -124,7 +125,7 @@ def _source_files(root: Path) -> Iterator[Path]:
 
 
 def stdlib_corpus(root: str | Path | None = None, *, validation: tuple[str, ...] = VALIDATION_MODULES) -> Corpus:
-    """Read the corpus: some 500 files, in under a second.
+    """Read the corpus: about 500 files, in less than a second.
 
     Files that `tokenize.open` cannot decode are left out and named in `skipped`. Symbolic links to directories are not
     followed.
@@ -137,8 +138,8 @@ def stdlib_corpus(root: str | Path | None = None, *, validation: tuple[str, ...]
       The corpus.
 
     Raises:
-      UserError: `root` holds no Python source (some interpreters have their library in a zip archive), or a module of
-        `validation` is missing: losses on a smaller validation split could not be compared.
+      UserError: `root` contains no Python source (some interpreters have their library in a zip archive), or a module
+        of `validation` is missing (losses on a smaller validation split would not be comparable).
     """
     root = Path(sysconfig.get_paths()["stdlib"] if root is None else root)
     held_out = set(validation)

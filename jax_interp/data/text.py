@@ -1,4 +1,4 @@
-"""A user's text as tokens of a model: a training split and a validation split."""
+"""Encode a user's text for a model, as a training split and a validation split."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jax_interp.core.errors import UserError
 from jax_interp.data.batches import WindowSampler, evaluation_windows, special_mask
 from jax_interp.data.token_store import pack
 
-HELD_OUT = 0.1  # of a user's own text: every tenth document, or the end of a single one
+HELD_OUT = 0.1  # the validation part of a user's text: every tenth document, or the end of a single document
 
 Batch = tuple[Int[np.ndarray, "seq pos"], Bool[np.ndarray, "seq pos"]]
 
 
 class TextTokenizer(Protocol):
-    """What `text_for` needs of a tokenizer. `jax_interp.data.tokenizer.Tokenizer` has it."""
+    """The attributes and methods of a tokenizer that `text_for` uses. `data.tokenizer.Tokenizer` has them."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -34,17 +34,17 @@ class TextTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """Two disjoint splits of a text as flat token arrays, documents back to back. Make one with `text_for`."""
+    """Two disjoint splits of a text, as flat arrays of concatenated documents. `text_for` makes it."""
 
     train: Int[np.ndarray, " n"]
     validation: Int[np.ndarray, " n"]
     special: frozenset[int]
-    """The ids of special tokens. Neither training nor evaluation counts their positions."""
+    """The ids of special tokens. Training and evaluation ignore their positions."""
     source: str
-    """What `text_for` was given."""
+    """The `source` that was given to `text_for`."""
 
     def fingerprint(self) -> str:
-        """The SHA-256 of both splits, by which a resumed run checks that its tokens are the same."""
+        """The SHA-256 of both splits. A resumed run uses it to check that the tokens are the same."""
         digest = hashlib.sha256()
         for split in (self.train, self.validation):
             digest.update(np.ascontiguousarray(split.astype(np.int32)).tobytes())
@@ -63,7 +63,7 @@ class Text:
           seed: the seed of the order.
 
         Returns:
-          A function from a step number to (tokens, keep), both `[batch, context]`. It depends on (seed, step) only.
+          A function from a step number to (tokens, keep), both `[batch, context]`. It depends only on (seed, step).
         """
         sampler = WindowSampler(self.train, batch, context, seed=seed, stride=context)
 
@@ -74,12 +74,12 @@ class Text:
         return batch_at
 
     def validation_batches(self, batch: int, context: int, sequences: int) -> list[Batch]:
-        """Windows that are spread evenly over the validation split, in whole batches.
+        """Windows that are evenly spaced over the validation split, in full batches.
 
         Args:
           batch: windows in a batch.
           context: tokens in a window.
-          sequences: about how many windows there are in all batches.
+          sequences: the approximate number of windows in all batches.
 
         Returns:
           Pairs (tokens, keep), both `[batch, context]`.
@@ -105,14 +105,15 @@ def text_for(source: str, tokenizer: TextTokenizer) -> Text:
 
     Args:
       source: "stdlib" for the standard library of the running interpreter (a few seconds). Otherwise a UTF-8 file, or a
-        directory whose .txt, .py and .md files are one document each.
+        directory in which every .txt, .py and .md file is a document.
       tokenizer: the tokenizer of the model.
 
     Returns:
-      The text. Of the user's own documents every tenth is held out for validation, or the last tenth of a single one.
+      The text. For a user's own text, every tenth document is held out for validation. If there is only one document,
+      its last tenth is held out.
 
     Raises:
-      UserError: there is no such text, or it is not UTF-8.
+      UserError: the text does not exist, or is not UTF-8.
 
     Example:
         text = text_for("stdlib", tokenizer)

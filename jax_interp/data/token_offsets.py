@@ -1,4 +1,4 @@
-"""Where the tokens of a text stand in it, and whether two prompts match token for token."""
+"""The character offsets of tokens in a text, and the alignment of two prompts token by token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax_interp.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class TokenOffset:
-    """One token, and the characters of the text that it stands for: `text == whole[start:end]`."""
+    """One token, and the characters that it covers: `text` is `whole_text[start:end]`."""
 
     id: int
     text: str
@@ -29,10 +29,10 @@ class AlignedPrompts(NamedTuple):
 
 
 def token_offsets(tokenizer: Tokenizer, text: str, *, bos: bool) -> list[TokenOffset]:
-    """The characters that each token of a text stands for, spaces included.
+    """The characters that each token of a text covers, including spaces.
 
-    BOS stands for the empty string. A character that is cut into several tokens belongs to each of them, and also to a
-    token that the tokenizer inserted before it.
+    BOS covers the empty string. If a character is split into several tokens, each of them covers it. A token that the
+    tokenizer inserts before this character covers it too.
 
     Args:
       tokenizer: the tokenizer.
@@ -43,7 +43,7 @@ def token_offsets(tokenizer: Tokenizer, text: str, *, bos: bool) -> list[TokenOf
       One `TokenOffset` for each id of `tokenizer.encode(text, bos=bos)`.
 
     Raises:
-      UserError: `bos`, and the tokenizer has none.
+      UserError: `bos` is True, but the tokenizer has no BOS.
 
     Example:
         [offset.text for offset in token_offsets(tokenizer, "def f(x):", bos=True)]
@@ -64,13 +64,13 @@ def token_positions(
       text: the text.
       substring: the part.
       bos: whether the tokens begin with BOS, which then has position 0.
-      index: which occurrence, where there are several: 0 is the first, -1 the last.
+      index: the occurrence to use if there are several: 0 is the first, -1 the last.
 
     Returns:
       Positions in `tokenizer.encode(text, bos=bos)`, ascending.
 
     Raises:
-      UserError: `substring` is empty or not in the text, or occurs more than once and no `index` was given.
+      UserError: `substring` is empty or not in the text, or occurs more than once while `index` is None.
 
     Example:
         token_positions(tokenizer, "(values, values", "values", bos=True, index=-1)
@@ -93,7 +93,7 @@ def token_positions(
 
 
 def align_prompts(tokenizer: Tokenizer, first: str, second: str, *, bos: bool) -> AlignedPrompts:
-    """The tokens of two prompts that are to be compared position by position, as in activation patching.
+    """The tokens of two prompts that are compared position by position, as in activation patching.
 
     Args:
       tokenizer: the tokenizer.
@@ -102,11 +102,11 @@ def align_prompts(tokenizer: Tokenizer, first: str, second: str, *, bos: bool) -
       bos: whether the tokens begin with BOS.
 
     Returns:
-      The tokens of both, and the positions at which they differ.
+      The tokens of both prompts, and the positions at which they differ.
 
     Raises:
-      UserError: the prompts have different numbers of tokens. The message shows where they first differ, and which
-        tokens stand there.
+      UserError: the prompts have different numbers of tokens. The message shows the first position at which they
+        differ, and the tokens from there.
 
     Example:
         align_prompts(tokenizer, "(self", "[self", bos=True).differ
@@ -116,11 +116,12 @@ def align_prompts(tokenizer: Tokenizer, first: str, second: str, *, bos: bool) -
         ids = [offset.id for offset in a], [offset.id for offset in b]
         return AlignedPrompts(*ids, [i for i, (x, y) in enumerate(zip(*ids, strict=True)) if x != y])
     begin = next(i for i, (x, y) in enumerate(zip_longest(a, b)) if x is None or y is None or x.id != y.id)
-    same = 0  # tokens at the end that agree again
+    same = 0  # the number of equal tokens at the end
     while same < min(len(a), len(b)) - begin and a[-1 - same].id == b[-1 - same].id:
         same += 1
     cuts = [[offset.text for offset in side[begin : len(side) - same]] for side in (a, b)]
     raise UserError(
-        f"{first!r} has {len(a)} tokens and {second!r} {len(b)}; from position {begin} on one has {cuts[0]} where the "
-        f"other has {cuts[1]}: choose words of as many tokens (tokenizer.id_of tells whether a word is one token)"
+        f"{first!r} has {len(a)} tokens and {second!r} has {len(b)}. From position {begin} on, the first has {cuts[0]} "
+        f"and the second has {cuts[1]}: choose words with equal numbers of tokens (tokenizer.id_of tells whether a "
+        "word is one token)"
     )

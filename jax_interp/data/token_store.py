@@ -1,4 +1,4 @@
-"""Token stores on disk: the tokens of each split of a corpus as one flat array, beside a JSON manifest.
+"""Token stores on disk: one flat array of tokens for each split of a corpus, and a JSON manifest.
 
 Every document starts with BOS. The arrays are memory-mapped when they are read.
 """
@@ -24,10 +24,10 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class TokenStore:
-    """The tokens of one split: documents back to back, each with BOS first."""
+    """The tokens of one split: concatenated documents, each with BOS first."""
 
     tokens: Int[Array, " n"]
-    """A flat array, memory-mapped as a rule."""
+    """A flat array, usually memory-mapped."""
     bos_id: int
     manifest: Mapping[str, Any]
     """The content of the manifest: "splits", "bos_id", and "about" (a description of the corpus)."""
@@ -38,19 +38,19 @@ class TokenStore:
         return np.flatnonzero(self.tokens == self.bos_id)
 
     def documents(self) -> list[Int[Array, " length"]]:
-        """The documents, each with its BOS, as views."""
+        """The documents, each with its BOS, as views of `tokens`."""
         return np.split(self.tokens, self.starts[1:])
 
 
 def pack(documents: Iterable[Iterable[int]], *, vocab_size: int) -> Int[Array, " n"]:
-    """Lay documents of token ids back to back.
+    """Concatenate documents of token ids.
 
     Args:
-      documents: the ids of each document, BOS included.
+      documents: the ids of each document, including BOS.
       vocab_size: the size of the vocabulary.
 
     Returns:
-      One flat array: uint16 where the vocabulary fits, else int32.
+      One flat array: uint16 if the vocabulary fits, otherwise int32.
 
     Raises:
       UserError: an id is outside the vocabulary.
@@ -70,15 +70,15 @@ def write_token_store(
     bos_id: int,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write each split as `<name>.npy`, and then a manifest with their lengths, dtypes and SHA-256.
+    """Write each split as `<name>.npy`, and then a manifest with the lengths, dtypes and SHA-256 of the splits.
 
-    The manifest is written last and appears whole: a store that has one is complete.
+    The manifest is written last and atomically. A store with a manifest is therefore complete.
 
     Args:
-      directory: made where it is missing.
-      splits: the tokens of each split, by name, as `pack` makes them.
+      directory: the directory of the store. It is created if it is missing.
+      splits: the tokens of each split, by name, as `pack` returns them.
       bos_id: the id of BOS.
-      about: JSON values that describe the corpus, kept in the manifest.
+      about: JSON values that describe the corpus. They are written to the manifest.
 
     Example:
         write_token_store("tokens", {"train": pack(ids, vocab_size=2048)}, bos_id=0)
@@ -95,7 +95,7 @@ def write_token_store(
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any] | None:
-    """The manifest of the store in `directory`; None where there is none, or where it is not complete."""
+    """The manifest of the store in `directory`; None if it is missing or incomplete."""
     try:
         manifest = json.loads((Path(directory) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,7 +112,7 @@ def open_token_store(directory: str | Path, split: str, *, verify: bool = True) 
       verify: read the tokens once and compare their SHA-256 with the manifest.
 
     Raises:
-      UserError: there is no complete store or no such split, or the file is not the one of the manifest.
+      UserError: the store is not complete, it has no such split, or a file does not match the manifest.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)

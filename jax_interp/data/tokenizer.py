@@ -1,8 +1,9 @@
-"""Byte-level BPE for source code: training, loading, and one explicit rule for the document-start token.
+"""Byte-level BPE for source code: training and loading, with an explicit document-start token (BOS).
 
-The pre-tokenizer decides what may become a token, and it is made for interpretability. A newline with the indentation
-that follows it is one piece. Brackets always stand alone, so that closing one is one prediction. Identifiers are cut at
-`_`, at changes of case and at digits, so that the parts of `get_default_encoding` are the same tokens elsewhere.
+The pre-tokenizer splits a text into pieces, and no token crosses the end of a piece. The pieces are chosen for
+interpretability. A newline and the indentation after it are one piece. Each bracket is a piece, so closing a bracket is
+one prediction. Identifiers are split at `_`, at changes of case and at digits, so the parts of `get_default_encoding`
+are the same tokens in other identifiers.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     import tokenizers
 
 BOS = "<|endoftext|>"
-"""The one special token. It starts every document, and so ends the one before. Its id is 0."""
+"""The only special token. It marks the start of every document. Its id is 0."""
 
 PIECES = "|".join(
     (
         r"\s*\n\s*",  # line ends, blank lines and the next line's indentation together
-        r" ?__\p{Ll}+__(?![\p{L}_])",  # __init__ and its kind stay whole
+        r" ?__\p{Ll}+__(?![\p{L}_])",  # names like __init__ are not split
         r" ?_*(?:\p{Lu}+(?!\p{Ll})|\p{Lu}?[\p{Ll}\p{M}]+|[\p{Lo}\p{Lm}\p{Lt}]+)",  # HTTP|Server, _encoding, __init
         r" ?_+",
         r" ?\p{N}{1,3}",
@@ -33,16 +34,16 @@ PIECES = "|".join(
         r"\s+(?!\S)|\s+",
     )
 )
-"""The pieces that BPE merges within. Every character of a text belongs to exactly one piece."""
+"""The pieces of a text. BPE merges only within a piece. Every character belongs to exactly one piece."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     """A tokenizer of the `tokenizers` library, with an explicit BOS.
 
-    `encode(text, bos=True)` puts the BOS id first and `bos=False` does not, for every tokenizer. Tokens that the
-    post-processor of the file would add are never added. The name of a special token in a text is encoded as that
-    token, as in transformers.
+    For every tokenizer, `encode(text, bos=True)` puts the BOS id first, and `bos=False` does not. The post-processor of
+    the file adds no tokens. If a text contains the name of a special token, it is encoded as this token, as in
+    transformers.
 
     Example:
         tokenizer = load_tokenizer("model/tokenizer.json")
@@ -52,13 +53,13 @@ class Tokenizer:
 
     backend: tokenizers.Tokenizer
     bos_id: int | None
-    """The id of the token that starts documents; None where the tokenizer has none."""
+    """The id of the token that starts documents; None if the tokenizer has no such token."""
     special_ids: frozenset[int] = field(default_factory=frozenset)
-    """The ids of special tokens, BOS included."""
+    """The ids of special tokens, including BOS."""
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids, special ones included."""
+        """The number of token ids, including special tokens."""
         return self.backend.get_vocab_size()
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
@@ -69,13 +70,13 @@ class Tokenizer:
           bos: whether the BOS id comes first.
 
         Raises:
-          UserError: `bos`, and the tokenizer has none.
+          UserError: `bos` is True, but the tokenizer has no BOS.
         """
         return self._with_bos(bos) + self.backend.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def exact(self) -> tokenizers.Tokenizer:
-        """A copy of the backend with exact offsets: post-processors may remove spaces from them."""
+        """A copy of the backend without its post-processor, which may remove spaces from the offsets."""
         from tokenizers import Tokenizer as Backend
 
         copy = Backend.from_str(self.backend.to_str())
@@ -92,12 +93,12 @@ class Tokenizer:
 
         Args:
           ids: token ids.
-          skip_special: leave special tokens out.
+          skip_special: whether to leave out special tokens.
         """
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def strings(self, ids: Iterable[int]) -> list[str]:
-        """One string per token for display: newlines as `⏎`, tabs as `⇥`, leading and trailing spaces as `·`."""
+        """One string per token, for display. Newlines are `⏎`, tabs are `⇥`, leading and trailing spaces are `·`."""
         return [self._display(int(i)) for i in ids]
 
     def id_of(self, text: str) -> int:
@@ -109,13 +110,13 @@ class Tokenizer:
         ids = self.encode(text, bos=False)
         if len(ids) != 1:
             raise UserError(
-                f"{text!r} is not one token here but {self.strings(ids)}; name one of those, "
-                "and mind the leading space: ' self' and 'self' are different tokens"
+                f"{text!r} is not one token but {self.strings(ids)}; give one of these tokens, "
+                "and note the leading space: ' self' and 'self' are different tokens"
             )
         return ids[0]
 
     def save(self, path: str | Path) -> None:
-        """Write the tokenizer to a JSON file. Its directory is made where it is missing."""
+        """Write the tokenizer to a JSON file. A missing directory is created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(path))
 
@@ -143,14 +144,14 @@ def _visible(text: str) -> str:
 
 
 def train_bpe(texts: Iterable[str] | Iterator[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE. It takes seconds for ten megabytes, and the same texts give the same tokenizer.
+    """Train a byte-level BPE tokenizer. It takes seconds for ten megabytes. The result depends only on the texts.
 
     Args:
       texts: the training documents.
-      vocab_size: the size of the vocabulary, at least 257: BOS and the 256 bytes are in it.
+      vocab_size: the size of the vocabulary. It includes BOS and the 256 bytes, so it is at least 257.
 
     Returns:
-      A tokenizer that encodes every text, and decodes it to itself.
+      A tokenizer that can encode every text without loss.
 
     Raises:
       UserError: `vocab_size` is below 257.
@@ -182,10 +183,10 @@ def load_tokenizer(path: str | Path, *, bos_token: str | None = None, bos_id: in
     """Read a tokenizer.
 
     Args:
-      path: a `tokenizer.json`, or a directory with one.
-      bos_token: the text of BOS. Default: the token `bos_id` where it is a special token, else the first of
-        `<|endoftext|>`, `<|begin_of_text|>`, `<bos>`, `<s>` that is a special token, else none.
-      bos_id: the id that a model's config names.
+      path: a `tokenizer.json`, or a directory that contains it.
+      bos_token: the text of BOS. Default: the token with id `bos_id`, if it is a special token; otherwise the first of
+        `<|endoftext|>`, `<|begin_of_text|>`, `<bos>`, `<s>` that is a special token; otherwise no BOS.
+      bos_id: the BOS id in the config of the model.
 
     Returns:
       The tokenizer.
@@ -207,7 +208,7 @@ def load_tokenizer(path: str | Path, *, bos_token: str | None = None, bos_id: in
     if bos_token is not None and backend.token_to_id(bos_token) is None:
         raise UserError(f"bos_token={bos_token!r} is not in the vocabulary of {file}")
     if bos_token is None:
-        # Special ones only: a vocabulary may have <s> as a word of HTML, and an id for another use.
+        # Only special tokens: in some vocabularies <s> is an HTML tag, or bos_id is an ordinary token.
         special = {i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special}
         names = (*([special[bos_id]] if bos_id in special else []), BOS, "<|begin_of_text|>", "<bos>", "<s>")
         bos_token = next((name for name in names if name in special.values()), None)

@@ -1,4 +1,4 @@
-"""Models: one configurable decoder and its parts; loading, saving, processing and generation."""
+"""Models: one configurable decoder, with loading, saving, weight processing and generation."""
 
 from jax_interp.core.rotary import Rope, RopeScaling
 from jax_interp.models.cache import Cache

@@ -23,9 +23,9 @@ from jax_interp.surgery import Site
 class Attention(nnx.Module):
     """Causal self-attention.
 
-    It names `q`, `k`, `v` (before norms and rotation), `rot_q`, `rot_k` and `z`, the mixed values. It names
-    `attn_scores`, `pattern` and `result` (the output of each head) only where something reads or edits them, because a
-    fused kernel does not compute them.
+    It names `q`, `k`, `v` (before norms and rotation), `rot_q`, `rot_k`, and `z` (the attention-weighted values). It
+    names `attn_scores`, `pattern` and `result` (the output of each head) only if they are read or edited, because the
+    fused attention kernel does not compute them.
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):
@@ -43,7 +43,7 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch pos d_model"], site: Site, context: AttentionContext, state: KV | None = None
     ) -> tuple[Float[Array, "batch pos d_model"], KV | None]:
-        """The output, and the cache `state` with the keys and values of these tokens (None without a cache)."""
+        """Returns the output, and the cache with the keys and values of these tokens (None without a cache)."""
         q = site("q", self._heads(self.q(x, site / "q")), "batch pos head d_head")
         k = site("k", self._heads(self.k(x, site / "k")), "batch pos kv_head d_head")
         v = site("v", self._heads(self.v(x, site / "v")), "batch pos kv_head d_head")
@@ -56,12 +56,12 @@ class Attention(nnx.Module):
             state = state.write(k, v, context.first_slot)
             if context.first_slot is not None:
                 k, v = state.k, state.v
-        # Scaled here and not in the scores, where a compiler may or may not contract the product with its neighbours.
+        # Queries are scaled, not scores: there the compiler may fuse the product differently in different programs.
         q = q * jnp.asarray(self.scale, q.dtype)
         if self.softcap or here.bias is not None or site.wants("attn_scores", "pattern"):
             z = explicit_attention(q, k, v, site, here, self.softcap)
         else:
-            with jax.numpy_dtype_promotion("standard"):  # JAX's own code mixes bfloat16 and float32
+            with jax.numpy_dtype_promotion("standard"):  # the code of JAX mixes bfloat16 and float32
                 z = jax.nn.dot_product_attention(q, k, v, mask=here.mask, is_causal=here.mask is None, scale=1.0)
         return self._out(site("z", z, "batch pos head d_head"), site, x), state
 
@@ -82,7 +82,7 @@ class Attention(nnx.Module):
             weight = self.o.weight[...].reshape(*z.shape[-2:], -1)
             result = jnp.einsum("bpnh,nhd->bpnd", z, weight, out_sharding=out_sharding_like(z))
             edited = site("result", result, "batch pos head d_model")
-            # Only what an edit changed is added, so that a read leaves the output the same to the bit.
+            # Add only the change by edits. A read then does not change a bit of the output.
             out = out + (jnp.sum(edited, axis=2) - jnp.sum(result, axis=2))
         return out
 
@@ -90,7 +90,7 @@ class Attention(nnx.Module):
 def _normed(
     norm: Norm | None, x: Float[Array, "batch pos head d_head"], site: Site
 ) -> Float[Array, "batch pos head d_head"]:
-    """Each head normed, or all heads as one vector, depending on the width of the norm's weight."""
+    """Normalize each head, or all heads as one vector, depending on the width of the norm's weight."""
     if norm is None:
         return x
     assert norm.weight is not None
@@ -107,11 +107,11 @@ def explicit_attention(
     context: LayerContext,
     softcap: float = 0.0,
 ) -> Float[Array, "batch pos head d_head"]:
-    """`jax.nn.dot_product_attention` with its scores and pattern named, both `[batch, head, pos, key]`.
+    """Like `jax.nn.dot_product_attention`, but it names `attn_scores` and `pattern`, both `[batch, head, pos, key]`.
 
-    The scores are float32 whatever the dtype of the model. They are capped, and get the bias. Where masked they are
-    -0.7 times the largest float32 number, so that a row with everything masked is uniform and not NaN. The operations
-    and their order are those of JAX's own XLA implementation: on CPU, reading the pattern changes no bit of the output.
+    The scores are float32 for every dtype of the model, and include the softcap and the bias. Masked scores are -0.7
+    times the largest float32 number, so a row in which all keys are masked gives a uniform pattern and not NaN. The
+    operations and their order are those of JAX's XLA implementation, so on CPU reading the pattern changes no bit.
     """
     mask = context.mask
     if mask is None:

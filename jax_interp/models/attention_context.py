@@ -1,4 +1,4 @@
-"""What attention needs besides queries, keys and values: rotation, mask and bias, computed once for all layers."""
+"""The attention context: the rotation, mask and bias of attention. They are computed once for all layers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class LayerContext:
     """The rotation, mask and bias of one kind of attention, full or sliding."""
 
     rotation: Rotation | None
-    """None where positions are not rotary."""
+    """None if positions are not rotary."""
     mask: Bool[Array, "#batch 1 pos key"] | None
-    """True where a token sees a key. None: every token sees itself and all tokens before it."""
+    """True where a token can attend to a key. None: each token attends to itself and all tokens before it."""
     bias: Float[Array, "#batch head pos key"] | None
     """Added to the scores (ALiBi)."""
 
@@ -30,17 +30,17 @@ class LayerContext:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AttentionContext:
-    """What `Decoder` gives every block besides the residual stream."""
+    """The input of every block besides the residual stream."""
 
     by_kind: tuple[LayerContext, ...]
     """One for each kind of attention in the model."""
     kind_of_layer: tuple[int, ...] = field(metadata={"static": True})
     """The index into `by_kind` for each layer."""
     first_slot: Int[Array, ""] | None = None
-    """The cache slot of the first token; the keys are then the slots of the cache. None: no tokens came before."""
+    """The cache slot of the first token. The keys are then the slots of the cache. None: no tokens came before."""
 
     def at_layer(self, layer: int | Int[Array, ""]) -> LayerContext:
-        """The context of one layer. Where layers are scanned, `layer` is traced and the kind is selected as data."""
+        """The context of one layer. In scanned layers `layer` is traced, and the kind is selected by `jnp.where`."""
         if len(self.by_kind) == 1:
             return self.by_kind[0]
         if isinstance(layer, int):
@@ -58,15 +58,15 @@ def attention_context(
 ) -> AttentionContext:
     """The attention context of a batch of tokens.
 
-    A token sees slots at or before its own. The distance to a slot counts the real tokens between, so padding takes
-    no place in a sliding window.
+    A token attends to its own slot and earlier slots. The distance to a slot is the number of real tokens in between,
+    so padding does not use up a sliding window.
 
     Args:
-      config: the model's.
-      tokens: `[batch, pos]`; only their shape is used.
+      config: the config of the model.
+      tokens: `[batch, pos]`. Only the shape is used.
       positions: the absolute position of each token.
-      mask: True where a token is real; None: all are. Not used with `cache`, which holds it.
-      cache: the cache that counts these tokens already. The tokens are its last ones, and keys are its slots.
+      mask: True where a token is real. None: all tokens are real. Not used with `cache`, which contains a mask.
+      cache: the cache, which already includes these tokens as its last tokens. Its slots are the keys.
     """
     pos = tokens.shape[1]
     real = mask if cache is None else cache.valid
@@ -80,7 +80,7 @@ def attention_context(
 
     def context_of_kind(slides: bool) -> LayerContext:
         rope = config.rope_local or config.rope if slides else config.rope
-        # Either all kinds have a mask or none has: in scanned layers the kind is selected as data.
+        # All kinds must have a mask, or none: in scanned layers `jnp.where` selects between the kinds.
         seen = None
         if len(kinds) > 1 or slides or real is not None:
             seen = causal & (distance() < config.window) if slides else causal
@@ -98,8 +98,8 @@ def attention_context(
 def alibi(n_heads: int, distance: Int[Array, "#batch pos key"]) -> Float[Array, "#batch head pos key"]:
     """The ALiBi bias: minus the distance times a slope for each head (Press et al. 2021).
 
-    Slopes fall geometrically from 2^(-8/n). Where n is no power of two, the largest power of two below n gives the
-    first slopes, and every other slope of twice as many heads the rest.
+    The slopes fall geometrically from 2^(-8/n). If n is not a power of two, let m be the largest power of two below n.
+    The first m slopes are those of m heads. The remaining slopes are every other slope of 2m heads.
     """
     power = 2 ** int(np.log2(n_heads))
     slopes = 2.0 ** (-8 / power * np.arange(1, power + 1))
@@ -111,9 +111,9 @@ def alibi(n_heads: int, distance: Int[Array, "#batch pos key"]) -> Float[Array, 
 def default_positions(
     tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None, cache: Cache | None
 ) -> Int[Array, "#batch pos"]:
-    """The position of each token: the number of real tokens before it in its row, those in `cache` included.
+    """The position of each token: the number of real tokens before it in its row, including tokens in `cache`.
 
-    Padding before the first real token has position 0.
+    Padding before the first real token gets position 0.
     """
     if mask is None and cache is None:
         return jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]

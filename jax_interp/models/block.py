@@ -21,9 +21,9 @@ from jax_interp.surgery import Site
 class Block(nnx.Module):
     """`resid_mid = resid_pre + attn_out` and `resid_post = resid_mid + mlp_out`.
 
-    `attn_out` and `mlp_out` are what is added to the stream: after the norms `ln1_post` and `ln2_post`, in families
-    that have norms after attention and MLP. A parallel block, whose MLP reads the same stream as attention, and a block
-    without an MLP have no `resid_mid`.
+    `attn_out` and `mlp_out` are the values that are added to the residual stream. In families with norms after
+    attention and MLP, they are the outputs of the norms `ln1_post` and `ln2_post`. In a parallel block the MLP reads
+    the same stream as attention. Parallel blocks and blocks without an MLP have no `resid_mid`.
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):
@@ -42,7 +42,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch pos d_model"], site: Site, context: AttentionContext, state: KV | None = None
     ) -> Float[Array, "batch pos d_model"] | tuple[Float[Array, "batch pos d_model"], KV | None]:
-        """The residual stream after this layer. With a cache as `state`: `(stream, cache after these tokens)`."""
+        """Returns the residual stream after this layer. With a cache as `state`: `(stream, updated cache)`."""
         x = site("resid_pre", x)
         normed = _optional(self.ln1, x, site / "ln1")
         attn_out, after = self.attn(normed, site / "attn", context, state)
@@ -61,7 +61,7 @@ class Block(nnx.Module):
 
 
 def norm(config: Config, dtype: DTypeLike) -> Norm | None:
-    """The norm that the config names, over `d_model` features; None where it names none."""
+    """The norm of the config, over `d_model` features; None for `norm="none"`."""
     if config.norm == "rmsnorm":
         return RMSNorm(
             config.d_model, eps=config.norm_eps, affine=config.norm_affine, offset=config.norm_offset, dtype=dtype

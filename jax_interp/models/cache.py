@@ -19,13 +19,13 @@ from jax_interp.surgery import iter_segments
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KV:
-    """The keys (after rotation) and values of one layer, one slot per token. In a `Stack` with a leading layer axis."""
+    """The keys (after rotation) and values of one layer, one slot per token. A `Stack` adds a leading layer axis."""
 
     k: Float[Array, "batch slot kv_head d_head"]
     v: Float[Array, "batch slot kv_head d_head"]
 
     def write(self, k: Array, v: Array, first_slot: Int[Array, ""] | None) -> KV:
-        """The cache with `k` and `v` written from `first_slot` on (None: slot 0)."""
+        """Write `k` and `v` to the slots from `first_slot` on (None: from slot 0)."""
         slot = jnp.int32(0) if first_slot is None else first_slot
         put = jax.lax.dynamic_update_slice_in_dim
         return KV(put(self.k, k, slot, axis=1), put(self.v, v, slot, axis=1))
@@ -34,10 +34,10 @@ class KV:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """The keys and values of the tokens so far: `logits, cache = model(tokens, cache=cache)` continues from them.
+    """The keys and values of the tokens so far. `logits, cache = model(tokens, cache=cache)` continues the text.
 
-    Slots are filled in order, by padding too. The cache does not grow: tokens past the last slot overwrite it, so begin
-    a cache with as many slots as the whole text needs.
+    Slots are filled in order. Padding fills slots too. The cache does not grow, and tokens beyond the last slot
+    overwrite it. Begin a cache with enough slots for the whole text.
     """
 
     layers: list[KV]
@@ -47,7 +47,7 @@ class Cache:
     length: Int[Array, ""]
     """The number of filled slots."""
     prompt_length: Int[Array, "#batch 1"]
-    """The length of each row after the call that began the cache. Negative positions of an edit count from it."""
+    """The length of the prompt in each row. Negative positions of an edit count from the end of the prompt."""
 
     @property
     def slots(self) -> int:
@@ -55,7 +55,7 @@ class Cache:
         return self.valid.shape[1]
 
     def extended(self, tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None) -> Cache:
-        """The cache that counts these tokens too. The layers write their keys and values."""
+        """The cache with these tokens marked as present. The layers write their keys and values later."""
         real = jnp.ones_like(tokens, dtype=bool) if mask is None else mask
         valid = jax.lax.dynamic_update_slice_in_dim(self.valid, real, self.length, axis=1)
         return dataclasses.replace(self, valid=valid, length=self.length + tokens.shape[1])
@@ -67,7 +67,7 @@ def empty_cache(
     """An empty cache for sequences that start with `tokens` and grow to at most `slots` tokens.
 
     Raises:
-      UserError: `tokens` alone are more than `slots`.
+      UserError: there are more `tokens` than `slots`.
     """
     layers = [segment.map(lambda block: block.attn.empty_kv(tokens, slots)) for segment in iter_segments(blocks)]
     if slots < tokens.shape[1]:

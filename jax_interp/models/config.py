@@ -19,13 +19,12 @@ QKNorm = Literal["no", "head", "all heads"]
 
 @dataclass(frozen=True)
 class Config:
-    """A decoder-only transformer, frozen and hashable.
+    """The sizes and choices of a decoder-only transformer. It is frozen and hashable.
 
     Raises:
       UserError: a value is out of range, or two values exclude each other. The message names them.
 
     Example:
-
         config = Config(n_layers=4, d_model=256, n_heads=8, d_mlp=1024, vocab_size=4096, n_ctx=512)
         model = init(config, jax.random.key(0))
     """
@@ -43,7 +42,7 @@ class Config:
     n_ctx: int
     """The longest sequence. A hard limit with learned positions, otherwise the length used in training."""
     n_kv_heads: int = 0
-    """Key/value heads. Each is shared by n_heads / n_kv_heads query heads. 0: as many as query heads."""
+    """Key/value heads. Each is shared by n_heads / n_kv_heads query heads. 0: the same number as n_heads."""
     d_head: int = 0
     """Features per head. 0: d_model / n_heads."""
 
@@ -52,52 +51,53 @@ class Config:
     gated_mlp: bool = True
     """The MLP computes act(gate x) * (up x) instead of act(up x)."""
     mlp_norm: bool = False
-    """A LayerNorm of the neurons stands before the MLP's output projection (SoLU models)."""
+    """The MLP applies a LayerNorm to the neurons before its output projection (SoLU models)."""
     n_experts: int = 0
-    """Experts of a mixture, each a gated MLP. 0: one MLP for all tokens."""
+    """The number of experts in a mixture of experts. Each expert is a gated MLP. 0: one MLP for all tokens."""
     experts_per_token: int = 2
     """Experts that each token is routed to."""
 
     norm: NormKind = "rmsnorm"
-    """Kind of the norms."""
+    """The kind of norm."""
     norm_eps: float = 1e-5
     """Added to the mean square, or the variance, before the square root."""
     norm_affine: bool = True
-    """Norms have weights (and LayerNorm a bias). Folded norms have none."""
+    """Norms have weights, and LayerNorm has a bias. Norms that are folded into other weights have neither."""
     norm_offset: bool = False
     """The weight of an RMSNorm is stored minus one (Gemma)."""
     norm_places: NormPlaces = "before"
-    """Where norms stand: before attention and MLP; after them, on what they add to the stream (OLMo 2); or both, around
-    them (Gemma 2)."""
+    """The places of the norms. "before": on the inputs of attention and MLP. "after": on their outputs (OLMo 2).
+    "around": on both (Gemma 2)."""
     parallel: Parallel = "no"
-    """The MLP reads the same stream as attention, through the norm of attention ("one norm") or its own ("two norms"),
-    instead of the stream after attention ("no")."""
+    """The input of the MLP. "no": the stream after attention. "one norm": the same stream and norm as attention.
+    "two norms": the same stream as attention, with a separate norm."""
     qk_norm: QKNorm = "no"
-    """An RMSNorm of queries and keys: of each head (Qwen 3, Gemma 3), or of all heads as one vector (OLMo 2)."""
+    """An RMSNorm of queries and keys. "head": of each head (Qwen 3, Gemma 3). "all heads": of all heads as one vector
+    (OLMo 2)."""
 
     positions: Positions = "rotary"
     """How positions enter the model."""
     rope: Rope = field(default_factory=Rope)
-    """The rotation. Used where positions are rotary."""
+    """The rotation, if positions are rotary."""
     rope_local: Rope | None = None
-    """A different rotation for layers of sliding attention. None: the same."""
+    """The rotation of layers with sliding attention. None: the same as `rope`."""
     position_offset: int = 0
-    """Rows of the learned positions before the first one that is used (OPT has 2)."""
+    """The number of unused rows at the start of the learned positions (2 in OPT)."""
 
     window: int = 0
-    """In layers of sliding attention a token sees itself and the window - 1 tokens before it."""
+    """In layers with sliding attention a token attends to itself and the window - 1 tokens before it."""
     sliding: tuple[bool, ...] = ()
-    """For each layer whether its attention slides. Empty: no layer slides."""
+    """For each layer, whether it has sliding attention. Empty: no layer has."""
     attn_scale: float = 0.0
-    """Scores are multiplied by it. 0: 1 / sqrt(d_head)."""
+    """The factor of attention scores. 0: 1 / sqrt(d_head)."""
     attn_softcap: float = 0.0
     """Scores become cap * tanh(score / cap). 0: no cap."""
     logit_softcap: float = 0.0
     """Logits become cap * tanh(logit / cap). 0: no cap."""
     logit_scale: float = 1.0
-    """Logits are multiplied by it."""
+    """The factor of the logits."""
     embed_scale: float = 1.0
-    """Embeddings are multiplied by it, after it is rounded to the dtype of the model (Gemma)."""
+    """The factor of the embeddings. It is first rounded to the dtype of the model (Gemma)."""
 
     qkv_bias: bool = False
     """The projections to queries, keys and values have biases."""
@@ -169,17 +169,17 @@ class Config:
 
     @property
     def slides(self) -> tuple[bool, ...]:
-        """For each layer whether its attention slides."""
+        """For each layer, whether it has sliding attention."""
         return self.sliding or (False,) * self.n_layers
 
     def first(self, n_layers: int) -> Config:
-        """The config of the first `n_layers` layers. Raises `UserError` where the model has fewer."""
+        """The config of the first `n_layers` layers. Raises `UserError` if the model has fewer layers."""
         if not 1 <= n_layers <= self.n_layers:
             raise UserError(f"first_n_layers={n_layers}: the model has {self.n_layers}")
         return self.of_layers(range(n_layers))
 
     def of_layers(self, layers: Sequence[int]) -> Config:
-        """The config of a model of these layers, in this order. Each keeps its kind of attention."""
+        """The config of a model with these layers, in this order. Each layer keeps its kind of attention."""
         return replace(
             self, n_layers=len(layers), sliding=tuple(self.slides[i] for i in layers) if self.sliding else ()
         )

@@ -1,6 +1,6 @@
-"""The decoder-only transformer: tokens to logits, with every value on the way named.
+"""The decoder-only transformer: it maps tokens to logits, and names every intermediate value.
 
-One class covers all model families. They differ in their `Config`.
+One class covers all model families. The families differ only in their `Config`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ from jax_interp.surgery import Site, Stack, run_blocks
 class Decoder(nnx.Module):
     """A decoder-only transformer: `model(tokens)` gives logits `[batch, pos, vocab]`.
 
-    It is a pytree of parameters, and goes through `jax.jit`, `jax.grad`, `jax.vmap` and `optax` as it is. `init` makes
-    one with random weights, `load` reads one from disk or the hub.
+    It is a pytree of parameters and works with `jax.jit`, `jax.grad`, `jax.vmap` and `optax`. `init` makes a model with
+    random weights. `load` reads a model from disk or from the Hugging Face hub.
 
     Args:
       config: sizes and choices.
-      key: for the random weights.
-      stacked: one scanned `Stack` of blocks, or a list of blocks. The weights are the same.
-      dtype: of the parameters, and so of the computation.
+      key: the random key of the weights.
+      stacked: True: one scanned `Stack` of blocks. False: a list of blocks. The weights are the same.
+      dtype: the dtype of the parameters and of the computation.
 
     Example:
-
-        logits = call(model, tokens)  # jax_interp.call: compiled, and indices checked
+        logits = call(model, tokens)  # jax_interp.call: compiled, and indices are checked
         logits, acts = call(read(model, "blocks.*.resid_post"), tokens, mask=mask)
     """
 
@@ -77,16 +76,16 @@ class Decoder(nnx.Module):
         Args:
           tokens: token ids, `[batch, pos]`. No id has a special meaning.
           taps: passed by `read` and `edit`.
-          mask: True where a token is real, False where it is padding, on either side. No real token sees padding. The
+          mask: True for real tokens, False for padding (on either side). Real tokens do not attend to padding. The
             logits at padding have no meaning.
           positions: absolute positions, `[batch, pos]` or `[pos]`. Default: the number of real tokens before a token.
-          cache: a number of slots, to begin a cache with these tokens; or the cache so far, to continue it.
-          remat: what the backward pass recomputes. True: everything but the inputs of the blocks. Or a
+          cache: a number of slots, to begin a new cache with these tokens; or an existing cache, to continue it.
+          remat: what the backward pass recomputes. True: everything except the inputs of the blocks. Or a
             `jax.checkpoint_policies` policy over the names of the values.
-          last_only: return the logits of the last real token of each row only, `[batch, 1, vocab]`.
+          last_only: return only the logits of the last real token of each row, `[batch, 1, vocab]`.
 
         Raises:
-          UserError: `tokens` is not a two-dimensional array, or has more positions than the model has learned.
+          UserError: `tokens` is not a two-dimensional array, or exceeds the number of learned positions.
         """
         _check_tokens(tokens)
         begins = isinstance(cache, int)
@@ -136,8 +135,8 @@ class Decoder(nnx.Module):
         mask: Bool[Array, "batch pos"] | None,
         last_only: bool,
     ) -> Float[Array, "batch pos vocab"]:
-        """The logits of all positions, or of the last real one. A tap on the logits, or on a module that replaces the
-        unembedding, sees all positions."""
+        """The logits of all positions, or of the last real position. A read or edit of the logits, or of values of the
+        unembedding, always gets all positions."""
         tapped = any(getattr(tap, "address", "logits").split(".")[0] in ("logits", "unembed") for tap in taps)
         x = _last(x, mask) if last_only and not tapped else x
         logits = self.embed.attend(x) if self.unembed is None else self.unembed(x, site / "unembed")
@@ -150,23 +149,23 @@ class Decoder(nnx.Module):
     def _check_length(self, n: int) -> None:
         if self.pos_embed is not None and n > self.config.n_ctx:
             raise UserError(
-                f"{n} positions were asked for, this model has learned {self.config.n_ctx} (n_ctx): give fewer tokens, "
-                "or a smaller cache"
+                f"{n} positions were asked for, but this model has learned {self.config.n_ctx} (n_ctx): give fewer "
+                "tokens, or a smaller cache"
             )
 
 
 def _check_tokens(tokens: Array | Sequence | str) -> None:
     if isinstance(tokens, (str, Sequence)):
         raise UserError(
-            f"a model takes an array of token ids (batch, pos), got {type(tokens).__name__}. Of a text: "
+            f"a model takes an array of token ids (batch, pos), got {type(tokens).__name__}. To encode a text: "
             "jnp.array([tokenizer.encode(text, bos=True)])"
         )
     if tokens.ndim != 2:
-        raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; one sequence is tokens[None]")
+        raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; for one sequence, give tokens[None]")
 
 
 def _position_bounds(tokens: Array, cache: Cache | None, begins: bool) -> tuple[int | None, int]:
-    """Which positions an edit may name: negative ones down to minus the first number, others below the second."""
+    """The bounds (below, above) of the positions of edits: valid positions are -below to above - 1."""
     n = tokens.shape[1]
     if cache is None:
         return n, n
@@ -194,15 +193,15 @@ def sinusoids(positions: Int[Array, "batch pos"], d_model: int) -> Float[Array, 
 
 
 def init(config: Config, key: Array, *, stacked: bool = True, dtype: DTypeLike = jnp.float32) -> Decoder:
-    """A decoder with random weights, drawn as GPT-2 draws them.
+    """A decoder with random weights, initialized as in GPT-2.
 
-    Weights are normal with standard deviation 0.02. Those that write to the residual stream are smaller by
-    sqrt(2 n_layers). Biases are zero.
+    Weights are normal with standard deviation 0.02. For weights that write to the residual stream, the standard
+    deviation is divided by sqrt(2 n_layers). Biases are zero.
 
     Args:
       config: sizes and choices.
-      key: for the weights.
-      stacked: one scanned `Stack` of blocks, or a list of blocks. The weights are the same.
-      dtype: of the parameters.
+      key: the random key of the weights.
+      stacked: True: one scanned `Stack` of blocks. False: a list of blocks. The weights are the same.
+      dtype: the dtype of the parameters.
     """
     return Decoder(config, key, stacked=stacked, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Models in the layout of llama2.c (Karpathy): one `.bin` file of weights and one of a tokenizer."""
+"""Load models of llama2.c (Karpathy): a `.bin` file of weights, and a `.bin` file of the tokenizer."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class PieceTokenizer:
     """A llama2.c tokenizer. It decodes only."""
 
     pieces: tuple[bytes, ...]
-    """The bytes of each token id, with a space where a word starts."""
+    """The bytes of each token id. A token that starts a word begins with a space."""
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
-        """The bytes of the tokens. BOS, EOS and the space that starts a text are left out."""
+        """The bytes of the tokens, without BOS, EOS and the space at the start of the text."""
         decoded = [self.pieces[int(token)] for token in tokens if int(token) not in (BOS, EOS)]
         return b"".join(decoded[:1]).removeprefix(b" ") + b"".join(decoded[1:])
 
@@ -39,23 +39,22 @@ class PieceTokenizer:
 
 
 def load_llama2c(weights: str | Path, tokenizer: str | Path | None = None) -> tuple[Decoder, PieceTokenizer | None]:
-    """Load a model of llama2.c: stacked, in float32.
+    """Load a llama2.c model, with stacked blocks, in float32.
 
-    In the file rotary pairs are adjacent features (2i, 2i + 1), here they are (i, i + half). The features of queries
-    and keys are reordered within each head, which changes no score.
+    In the file the rotary pairs are adjacent features (2i, 2i + 1). Here they are (i, i + half). The features of
+    queries and keys are therefore reordered within each head. This does not change the attention scores.
 
     Args:
       weights: the file of the model.
       tokenizer: the file of the tokenizer.
 
     Returns:
-      `(model, tokenizer)`. The tokenizer is None where no file is given.
+      `(model, tokenizer)`. The tokenizer is None if no file is given.
 
     Raises:
       UserError: a file is missing or has another layout.
 
     Example:
-
         model, tokenizer = load_llama2c("stories260K.bin", "tok512.bin")
         print(tokenizer.decode(generate(model, jnp.array([[1]]), 100)[0]))
     """
@@ -81,9 +80,10 @@ def load_llama2c(weights: str | Path, tokenizer: str | Path | None = None) -> tu
 
 
 def _config(data: bytes, where: str | Path) -> tuple[Config, int]:
-    """The config, and where it ends.
+    """The config, and the offset of its end in the file.
 
-    The header is seven int32: d_model, d_mlp, layers, heads, key/value heads, vocabulary (negative: untied), context.
+    The header has seven int32: d_model, d_mlp, layers, heads, key/value heads, vocabulary (negative if the unembedding
+    is not tied), context.
     """
     if len(data) < 28:
         raise UserError(f"{where} has {len(data)} bytes, fewer than the header of a llama2.c model")
@@ -107,7 +107,10 @@ def _config(data: bytes, where: str | Path) -> tuple[Config, int]:
 
 
 def _layout(c: Config) -> list[tuple[str, tuple[int, ...]]]:
-    """The arrays of the file in order: the address here, and the shape there (layers first, weights `[out, in]`)."""
+    """The arrays of the file, in order: the address in the model, and the shape in the file.
+
+    In the file the layer axis comes first and weights are `[out, in]`.
+    """
     width, kv_width, half = c.n_heads * c.d_head, c.n_kv_heads * c.d_head, c.d_head // 2
     blocks = (
         ("ln1", (c.d_model,)),
@@ -124,7 +127,7 @@ def _layout(c: Config) -> list[tuple[str, tuple[int, ...]]]:
         ("embed.weight", (c.vocab_size, c.d_model)),
         *((f"blocks.0.block.{name}.weight", (c.n_layers, *shape)) for name, shape in blocks),
         ("ln_final.weight", (c.d_model,)),
-        ("rotary.cos", (c.n_ctx, half)),  # of base 10,000; not read, `rotation` computes them
+        ("rotary.cos", (c.n_ctx, half)),  # base 10,000; not used, because `rotation` computes these values
         ("rotary.sin", (c.n_ctx, half)),
         *([] if c.tied_embedding else [("unembed.weight", (c.vocab_size, c.d_model))]),
     ]
@@ -137,9 +140,10 @@ def _half_split(weight: np.ndarray, d_head: int) -> np.ndarray:
 
 
 def _tokenizer(path: str | Path, vocab_size: int) -> PieceTokenizer:
-    """The file has an int32 (the longest piece), then for each piece a float32 score, an int32 length, and its bytes.
+    """Read the tokenizer.
 
-    A piece `<0x0A>` stands for one byte.
+    The file has an int32 (the length of the longest piece). Then it has for each piece a float32 score, an int32
+    length, and the bytes. A piece such as `<0x0A>` means a single byte.
     """
     data, offset, pieces = _bytes(path), 4, []
     try:

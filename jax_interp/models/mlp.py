@@ -33,8 +33,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class MLP(nnx.Module):
     """An MLP: `down(act(up x))`, or gated: `down(act(gate x) * up x)` (Shazeer 2020).
 
-    It names `pre` (the input of the activation), `pre_linear` (the other factor, when gated), `mid` (the input of the
-    norm of the neurons, where there is one) and `post` (the input of `down`).
+    It names `pre` (the input of the activation), `pre_linear` (the other factor of a gated MLP), `mid` (the input of
+    the norm of the neurons, if there is one) and `post` (the input of `down`).
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):

@@ -1,4 +1,4 @@
-"""A mixture of experts: a router gives each token to a few of many gated MLPs (Shazeer et al. 2017; Mixtral)."""
+"""A mixture of experts: a router sends each token to some of many gated MLPs (Shazeer et al. 2017; Mixtral)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jax_interp.surgery import Site
 class MixtureOfExperts(nnx.Module):
     """A mixture of experts: `Σ_c weight_c · down_e(act(gate_e x) * up_e x)`.
 
-    The sum is over the choices c of a token, and e is the expert of choice c. Experts that were not chosen are not
-    computed where the backend has grouped products. It names
+    The sum is over the choices c of a token, and e is the expert of choice c. If the backend supports grouped matrix
+    products, only the chosen experts are computed. The layer names
 
     - `router_logits`, `[batch, pos, expert]`;
-    - `expert_indices` and `expert_weights`, `[batch, pos, choice]`: the largest probabilities in falling order, scaled
-      to sum 1;
+    - `expert_indices` and `expert_weights`, `[batch, pos, choice]`: the experts with the largest probabilities, in
+      descending order, and these probabilities, scaled to sum 1;
     - `pre`, `pre_linear` and `post` of the chosen experts, `[batch, pos, choice, d_mlp]`.
     """
 

@@ -1,7 +1,7 @@
-"""Where the parameters of a decoder live on a mesh.
+"""Sharding rules for the parameters of a decoder.
 
-Modules hold no shardings: `rules(config)` gives each parameter its place over the mesh axes `data` (copies), `fsdp`
-(weights in shards, gathered for use) and `tensor` (heads and neurons).
+Modules contain no shardings. `rules(config)` assigns each parameter to the mesh axes `data` (copies), `fsdp` (weights
+are split, and gathered for use) and `tensor` (heads and neurons).
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from jax_interp.training.sharding import Rules
 
 
 def rules(config: Config) -> Rules:
-    """The sharding rules of a decoder, for `jax_interp.training.sharding`. Each rule decides at least one parameter.
+    """The sharding rules of a decoder, for `jax_interp.training.sharding`. Each rule matches at least one parameter.
 
-    The size of `tensor` must divide `d_mlp`, `n_heads` and `n_kv_heads`, that of `fsdp` must divide `d_model`. The
-    vocabulary is split where its size is a multiple of 64, and whole otherwise.
+    The size of `tensor` must divide `d_mlp`, `n_heads` and `n_kv_heads`. The size of `fsdp` must divide `d_model`. The
+    vocabulary is split if its size is a multiple of 64; otherwise it is not split.
 
     Example:
-
         mesh = make_mesh(data=2, fsdp=2, tensor=2)
-        model = shard(model, rules(model.config), mesh)  # of jax_interp.training.sharding
+        model = shard(model, rules(model.config), mesh)  # from jax_interp.training.sharding
     """
-    # Embeddings are split by rows only. Split by features, XLA's automatic partitioner distributed the rows of a batch
-    # over `data` and `fsdp` in a wrong order (jax 0.10.2, unrolled blocks).
+    # Embeddings are split by rows only. If they are split by features, XLA's automatic partitioner distributes the rows
+    # of a batch over `data` and `fsdp` in a wrong order (jax 0.10.2, unrolled blocks).
     vocab = "tensor" if config.vocab_size % 64 == 0 else None
     table = [("pos_embed.weight", P(None, None))] if config.positions == "learned" else []
     table += [("embed.weight", P(vocab, None))]

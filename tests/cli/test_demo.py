@@ -47,7 +47,7 @@ def test_from_weights_to_a_report(command, demo_json, tmp_path):
 def test_a_token_that_is_none(command, demo_json, tmp_path):
     code, _, err = command("demo", demo_json, "--run-dir", tmp_path, "--token", "self.items")
     assert code == 2
-    assert "is not one token here" in err
+    assert "is not one token but" in err
 
 
 def test_prompts_of_different_lengths(command, demo_json, tmp_path):

@@ -77,7 +77,7 @@ def test_writing_that_was_killed_goes_on(model, stored, tmp_path):
 
     with pytest.raises(Killed):
         write_activation_store(tmp_path, model, ADDRESSES, dying, **OPTIONS)
-    with pytest.raises(UserError, match="200 of 500 rows: the same write_activation_store call goes on"):
+    with pytest.raises(UserError, match="200 of 500 rows: repeat the same write_activation_store call"):
         open_activation_store(tmp_path)
     whole = write_activation_store(tmp_path, model, ADDRESSES, batch_at, **OPTIONS)
     for a, b in zip(whole.shards, stored.shards, strict=True):

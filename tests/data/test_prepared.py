@@ -68,5 +68,5 @@ def test_another_tokenizer_beside_the_tokens_is_refused(tmp_path):
 def test_impossible_sizes(tmp_path):
     with pytest.raises(UserError, match="max_documents=0"):
         prepare_text(TextConfig(max_documents=0), tmp_path)
-    with pytest.raises(UserError, match="asks for more"):
+    with pytest.raises(UserError, match="fewer than vocab_size"):
         prepare_text(TextConfig(vocab_size=60_000, max_documents=2), tmp_path)

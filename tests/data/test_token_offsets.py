@@ -87,7 +87,7 @@ def test_prompts_that_match_and_that_do_not(tokenizer):
     match = align_prompts(tokenizer, "(values", "[values", bos=True)
     assert match.differ == [1]
     assert match.first == tokenizer.encode("(values", bos=True)
-    with pytest.raises(UserError, match=r"from position 1 on one has .*Ma.* where the other has .*Z"):
+    with pytest.raises(UserError, match=r"From position 1 on, the first has .*Ma.* and the second has .*Z"):
         align_prompts(tokenizer, "Mary gave", "Zqxzzq gave", bos=True)
 
 
