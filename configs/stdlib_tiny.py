@@ -2,7 +2,7 @@
 
     jax-interp train-lm stdlib_tiny --run-dir runs/stdlib-tiny
 
-The model learns frequent tokens, but not to copy from context. Its time and loss have not been measured yet.
+Two CPU cores. The model learns frequent tokens, but not to copy from context. Time and loss have not been measured yet.
 """
 
 from jax_interp.data.prepared import TextConfig

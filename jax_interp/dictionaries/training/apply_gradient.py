@@ -1,16 +1,16 @@
-"""One step of training after its gradient is known: the same for every trainer.
+"""The part of a training step that follows the gradient. All trainers share it.
 
-A trainer computes a loss and its gradient in its own way: on harvested rows, over several layers, through the model, or
-together with the model. Everything after that is `apply_gradient`, in this order:
+Each trainer computes a loss and its gradient in its own way: on harvested rows, over several layers, through the model,
+or together with the model. `apply_gradient` then does the rest, in this order:
 
-    1. the part of the gradient along decoder rows is removed where rows are held at norm 1
-    2. the optimizer (clipping included)
-    3. biases and activation parameters move `offset_rate` times as far
-    4. decoder rows are brought back to norm 1 where they are held there
-    5. what an activation measures follows the batch (BatchTopK's running threshold)
-    6. the counters of tokens since a latent fired
-    7. dead latents are resampled, where that is asked for
-    8. a member of a sweep that has diverged is left as it was
+    1. with `decoder="unit"`, remove the part of the gradient along decoder rows
+    2. apply the optimizer, including clipping
+    3. make the steps of biases and activation parameters `offset_rate` times as long
+    4. with `decoder="unit"`, scale decoder rows to norm 1
+    5. update the activation from the batch (the running threshold of BatchTopK)
+    6. update the counters of tokens since each latent fired
+    7. resample dead latents, if the config has resampling
+    8. undo the step for a member of a sweep that has diverged
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Where(Generic[Trained]):
     """Where the dictionaries are in the pytree that is trained.
 
     Attributes:
-      get: the pytree, or its gradient -> the dictionaries in it. `write_sites` of each says into how many parts its
-        decoder rows are cut, each of which is held at norm 1 by itself.
-      put: (the pytree, dictionaries) -> the pytree with these dictionaries in the places of its own.
+      get: a function that returns the dictionaries in the pytree, or in its gradient. A decoder row is cut into
+        `write_sites` parts, and each part is held at norm 1 separately.
+      put: a function of the pytree and of dictionaries. It returns the pytree with its dictionaries replaced.
     """
 
     get: Callable[[Trained], Sequence[Dictionary]]
@@ -70,22 +70,22 @@ def _with_sources(params: CrossLayer, changed: Sequence[Dictionary]) -> CrossLay
 
 
 SOURCES: Where[CrossLayer] = Where(_sources, _with_sources)
-"""The pytree is a cross-layer dictionary. A row is one over all targets of its source, taken together."""
+"""The pytree is a cross-layer dictionary. A decoder row covers all targets of its source together."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What a trainer has computed on a batch.
+    """The results of a trainer on one batch.
 
     Attributes:
       loss: the loss.
-      gradient: its gradient, a pytree like the one that is trained.
-      fires: how often each latent was on in the batch, a pytree like `Learner.since_fired`.
-      observed: for each dictionary its activation after the batch, None where it measures nothing (`observe`).
-      tokens: how many tokens the batch has.
-      x: the rows read, [row, d_in]; needed for resampling alone.
-      error: what is left unexplained, [row, d_out]; needed for resampling alone.
+      gradient: the gradient of the loss, a pytree like the trained one.
+      fires: the number of rows on which each latent was on, a pytree like `Learner.since_fired`.
+      observed: for each dictionary, the activation after the batch. None if the batch does not change it (`observe`).
+      tokens: the number of tokens in the batch.
+      x: the input rows, [row, d_in]. Only resampling needs it.
+      error: the error of the reconstruction, [row, d_out]. Only resampling needs it.
     """
 
     loss: Float[Array, ""]
@@ -102,14 +102,14 @@ Resample = Callable[[Learner, StepResult], Learner]
 
 @dataclasses.dataclass(frozen=True)
 class UpdateRule(Generic[Trained]):
-    """How a gradient changes what is trained.
+    """How a gradient is applied.
 
     Attributes:
-      optimizer: of the whole pytree, its clipping included.
+      optimizer: the optimizer of the whole pytree, including clipping.
       where: where the dictionaries are in the pytree.
       decoders: "unit" or "free" for each dictionary.
-      offset_rate: how many times longer the steps of biases and activation parameters are.
-      resample: (learner after the step, result) -> learner. None: dead latents are left as they are.
+      offset_rate: the factor on the steps of biases and activation parameters.
+      resample: a function (learner after the step, result) -> learner. None: dead latents are not resampled.
     """
 
     optimizer: optax.GradientTransformation
@@ -126,18 +126,18 @@ def apply_gradient(
     next_key: Key[Array, ""],
     ended: Bool[Array, ""] | None = None,
 ) -> tuple[Learner[Trained], Bool[Array, ""] | None]:
-    """The learner after one step.
+    """Apply a gradient to a learner.
 
     Args:
       rule: how the gradient is applied.
       learner: the learner before the step.
-      result: the loss, its gradient, and what the batch has shown.
-      next_key: the key of the next step.
-      ended: where True, and where the loss or the gradient is not finite, the learner stays as it is. None: this is not
-        looked at.
+      result: the loss, its gradient, and other results of the batch.
+      next_key: the random key of the next step.
+      ended: whether the learner has diverged before. It does not change if `ended` is True, or if the loss or the
+        gradient is not finite. None: this is not checked.
 
     Returns:
-      The learner, and whether it has ended; None where `ended` is None.
+      (the learner after the step, whether it has diverged or None if `ended` is None).
     """
     before, where = learner.dictionary, rule.where
     unit = [decoder == "unit" for decoder in rule.decoders]
@@ -166,12 +166,12 @@ def apply_gradient(
 
 
 def observe(forward: Forward) -> Activation | None:
-    """The activation of a dictionary after a batch, None where it measures nothing."""
+    """The activation of a dictionary after a batch. None if the batch does not change it."""
     return forward.dictionary.activation.observe(forward.dictionary, forward.code)
 
 
 def faster_offsets(rate: float, before: Trained, after: Trained) -> Trained:
-    """`after` an optimizer's step, with the steps of biases and activation parameters `rate` times as long."""
+    """Return `after` with the steps of biases and activation parameters multiplied by `rate`."""
     if rate == 1:
         return after
 
@@ -188,7 +188,7 @@ def _tangent(gradient: Dictionary, dictionary: Dictionary) -> Dictionary:
 
 
 def _by_site(act: Callable[..., Array], dictionary: Dictionary, *matrices: Array) -> Array:
-    """`act` on decoder rows, the part of a row for each written value by itself."""
+    """Apply `act` to decoder rows, separately to the part of a row for each written value."""
     if dictionary.write_sites == 1:
         return act(*matrices)
     apart = [a.reshape(a.shape[0], dictionary.write_sites, -1) for a in matrices]

@@ -1,4 +1,4 @@
-"""What is trained, where, for what and how long: the configs of dictionaries.
+"""The configs of dictionary training.
 
     DictionaryConfig("blocks.2.resid_post", n_features=4096, activation=TopK(32), steps=800)
     DictionaryConfig("blocks.2.ln2.normalized", writes="blocks.2.mlp_out", ...)                  a transcoder
@@ -7,7 +7,7 @@
     SAEConfig.of(variants.april("blocks.2.resid_post"))                            an SAE in joint training
     EndToEndSAEConfig.of(variants.relu("blocks.2.resid_post"))                     an SAE in end-to-end training
 
-Each class has the fields that its trainer uses, and no others. `variants.py` has the published recipes, by name.
+Each class has exactly the fields that its trainer uses. `variants.py` has configs of published dictionaries, by name.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ Decoder = Literal["unit", "free"]
 
 @dataclasses.dataclass(frozen=True)
 class Adam:
-    """Adam with warm-up, constant rate, and linear decay to 0."""
+    """Adam with a learning rate that rises, stays constant, and decays linearly to 0."""
 
     learning_rate: float = 1e-3  # 2e-4 / sqrt(n_features / 2**14) is usual for runs of 10⁸ tokens and more
     b1: float = 0.9
     b2: float = 0.999
-    eps: float = 6.25e-10  # Gao et al.'s: gradients of a loss normalised by the variance are small
+    eps: float = 6.25e-10  # from Gao et al.: a loss that is divided by the variance has small gradients
     warmup: int = 50
-    """Steps over which the rate rises."""
+    """The number of steps in which the rate rises."""
     decay: float = 0.2
-    """The last part of the run, over which the rate falls to 0."""
+    """The fraction of the run, at its end, in which the rate falls to 0."""
     clip: float | None = None
-    """The largest global norm of a gradient. It is counted as publications do, for a reconstruction in SSE: where the
-    reconstruction is divided by the variance V ≈ d, gradients are V times as small, and so is the limit."""
+    """The largest global norm of a gradient. As in publications, it refers to a reconstruction loss in SSE. If the
+    reconstruction term is divided by the variance V ≈ d, the limit is divided by V too. None: no clipping."""
     offset_rate: float | None = None
-    """How many times faster biases and the activation's own parameters (thresholds, gates) learn than matrices. None:
-    √d where every positive pre-activation is on (ReLU, Gated, JumpReLU), 1 where k are chosen. Inputs have norm √d,
-    so offsets that decide what is on are √d times as large as for inputs of norm 1, for which the usual rates are."""
+    """The learning rate of biases and activation parameters (thresholds, gates), relative to that of matrices. None: √d
+    for ReLU, Gated and JumpReLU, and 1 if the activation has a k. The reason: inputs have norm √d here, so offsets are
+    √d times as large as for inputs of norm 1, and usual learning rates are for inputs of norm 1."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
@@ -60,15 +60,15 @@ class Adam:
 
 @dataclasses.dataclass(frozen=True)
 class Resampling:
-    """Dead latents begin anew on inputs that are reconstructed badly (resampling.py)."""
+    """Dead latents are re-initialised from inputs with a large error (resampling.py)."""
 
     every: int | None = None
-    """Steps from one resampling to the next. None: four times in a run, as published; in a short run every 50 steps.
-    For resampling, a latent is dead when it has not fired for half of this time."""
+    """The number of steps between resamplings. None: four resamplings per run, as published, but at least 50 steps
+    apart. Here a latent is dead if it has not fired for half of this time."""
     until: float = 0.6
-    """The part of the run after which nothing is resampled any more."""
+    """The fraction of the run after which there is no more resampling."""
     encoder_scale: float = 0.2
-    """The length of a new encoder column, as a multiple of the mean length of living ones."""
+    """The norm of a new encoder column, relative to the mean norm of the columns of living latents."""
 
     def __post_init__(self) -> None:
         if (self.every is not None and self.every < 2) or not 0 <= self.until <= 1 or not self.encoder_scale > 0:
@@ -78,24 +78,24 @@ class Resampling:
             )
 
     def period(self, steps: int) -> int:
-        """Steps from one resampling to the next, in a run of `steps`."""
+        """The number of steps between resamplings, in a run of `steps`."""
         return max(round(self.until * steps) // 4, 50) if self.every is None else self.every
 
 
 @dataclasses.dataclass(frozen=True)
 class CommonConfig:
-    """The fields that every trainer of dictionaries uses. Amounts of data are in tokens; one row of activations is one
-    token."""
+    """The fields that all trainers of dictionaries use. Amounts of data are in tokens. One token gives one row."""
 
     address: str | tuple[str, ...] = "blocks.2.resid_post"
-    """What is read: one value, or several side by side."""
+    """The address that is read, or several. Several values are side by side in the last axis."""
     n_features: int = 4096
     activation: Activation = dataclasses.field(default_factory=TopK)
     loss: tuple[Term, ...] = dataclasses.field(default_factory=lambda: (Reconstruction(), AuxK()))
     decoder: Decoder = "unit"
-    """unit: decoder rows (at each written value) are held at norm 1; free: the loss weighs latents by their norms."""
+    """unit: decoder rows are held at norm 1, for each written value. free: rows have any norm, and the loss should
+    weight latents by it."""
     dead_after: int = 200_000
-    """A latent is dead after so many tokens without firing. Gao et al. and most libraries use 10 million."""
+    """A latent is dead if it has not fired for this many tokens. Gao et al. and most libraries use 10 million."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class CommonConfig:
         check_terms(self.activation, self.loss)
 
     def with_fields(self, **fields: Any) -> Self:
-        """The config with these fields in place of its own. Raises UserError where it has no such field."""
+        """Return the config with some fields replaced. Raises UserError if it does not have such a field."""
         known = [field.name for field in dataclasses.fields(self)]
         for name in fields:
             if name not in known:
@@ -125,28 +125,28 @@ class CommonConfig:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The addresses read."""
+        """The addresses that are read."""
         return (self.address,) if isinstance(self.address, str) else tuple(self.address)
 
 
 @dataclasses.dataclass(frozen=True)
 class HarvestedConfig(CommonConfig):
-    """The fields of the trainers that learn from a stream of shuffled activations: `steps` · (tokens in a batch) rows.
+    """The fields of trainers that learn from a stream of shuffled activations.
 
-    The defaults are for a small model on a laptop.
+    A run uses `steps` · (tokens per batch) rows. The defaults are for a small model on a laptop.
     """
 
     writes: str | tuple[str, ...] | None = None
-    """What is written; None: what is read."""
+    """The address that is written, or several. None: the same as `address`."""
     skip: bool = False
-    """A linear map from what is read to what is written, beside the features."""
+    """Whether there is a linear map from the input to the output, in addition to the features."""
     steps: int = 800
     optimizer: Adam = dataclasses.field(default_factory=Adam)
     matmul: Literal["float32", "bfloat16"] | None = None
-    """What products of matrices multiply in. They add up in float32, and weights, moments and everything else stay
-    float32. None: the device's default (a TPU's is bfloat16). CPUs multiply in float32 in any case."""
+    """The dtype in which matrix products multiply. Sums, weights, moments and everything else are float32. None: the
+    default of the device (bfloat16 on a TPU). CPUs always multiply in float32."""
     buffer: int = 65_536
-    """Rows shuffled among each other."""
+    """The number of rows in the shuffle buffer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,14 +158,14 @@ class HarvestedConfig(CommonConfig):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The addresses written."""
+        """The addresses that are written."""
         if self.writes is None:
             return self.reads
         return (self.writes,) if isinstance(self.writes, str) else tuple(self.writes)
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The addresses harvested: those read, then those written where they are others."""
+        """The addresses that are harvested: those that are read, and then those that are written if `writes` is set."""
         return self.reads if self.writes is None else self.reads + self.targets
 
 
@@ -175,12 +175,12 @@ class DictionaryConfig(HarvestedConfig):
     """A dictionary of one code: an SAE, a transcoder or a crosscoder (`train_dictionary`, `train_sweep`)."""
 
     centred: bool = True
-    """Whether b_dec is subtracted from the input. Never so where another value is written than read."""
+    """Whether b_dec is subtracted from the input. Ignored if `writes` is set: b_dec is then never subtracted."""
     resampling: Resampling | None = None
     sparse_gradient_sizes: tuple[int, ...] = (64, 256)
-    """For ReLU, JumpReLU and Gated on a CPU: where at most so many latents a row take part in a batch, on average, a
-    step computes with these alone (gradient.py). The least number that suffices is taken. It changes the last bits and
-    the time. (): a step always computes with all latents."""
+    """For ReLU, JumpReLU and Gated on a CPU: sizes of lists of latents, in latents per row on average. If the latents
+    that take part in a batch fit into a list, the step computes only with them (gradient.py). The smallest size that
+    fits is used. This changes the time and the last bits of the result. (): a step always computes with all latents."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,19 +195,19 @@ class DictionaryConfig(HarvestedConfig):
 @reads_older_files(removed={"few": [], "sparse_gradient_sizes": [], "centred": False, "resampling": None})
 @dataclasses.dataclass(frozen=True)
 class CrossLayerConfig(HarvestedConfig):
-    """A cross-layer dictionary (`train_cross_layer`): `address` and `writes` in the order of the layers, one target for
-    each source.
+    """A cross-layer dictionary (`train_cross_layer`). `address` and `writes` are in the order of the layers, with one
+    target for each source.
 
-    Without `writes` it is a weakly causal crosscoder; a strictly causal one reads all values but the last and writes
-    all but the first. `decoder="unit"` holds a feature's rows to all its targets, taken together, at norm 1; free rows
-    ask for a choice, or a penalty, weighted by their norms.
+    With `writes=None` it is a weakly causal crosscoder. A strictly causal crosscoder reads all values but the last and
+    writes all but the first. With `decoder="unit"`, the decoder row of a feature to all its targets together has norm
+    1. With `decoder="free"`, use an activation or a penalty that is weighted by decoder norms.
     """
 
     address: tuple[str, ...] = ("blocks.0.resid_post", "blocks.1.resid_post")
     activation: Activation = dataclasses.field(default_factory=lambda: TopK(weighted=True))
     decoder: Decoder = "free"
     window: int | None = None
-    """How many targets a source writes, its own first. None: all from its own on."""
+    """The number of targets that a source writes, starting with its own. None: its own and all later ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,18 +232,18 @@ class SAEConfig(CommonConfig):
     """An SAE of one value in joint training (`train_joint`)."""
 
     address: str = "blocks.2.resid_post"
-    """What is read, and written."""
+    """The address that is read and written."""
     centred: bool = True
     """Whether b_dec is subtracted from the input."""
 
     @classmethod
     def of(cls, config: DictionaryConfig) -> Self:
-        """The same dictionary, as it is trained inside a model: `SAEConfig.of(variants.april("blocks.2.resid_post"))`.
+        """Convert the config of a variant: `SAEConfig.of(variants.april("blocks.2.resid_post"))`.
 
-        The optimizer of a variant is left out where the trainer has one for all dictionaries.
+        The optimizer of the variant is dropped if the trainer has one optimizer for all dictionaries.
 
         Raises:
-          UserError: `config` is no SAE of one value, or sets a field that is not a dictionary's own in this trainer.
+          UserError: `config` is not an SAE of one value, or it sets a field that this class does not have.
         """
         if len(config.reads) != 1 or config.writes is not None:
             raise UserError(
@@ -272,7 +272,7 @@ class EndToEndSAEConfig(SAEConfig):
 
 
 def check_sites(configs: Sequence[SAEConfig], trainer: str) -> None:
-    """Raises UserError unless these are dictionaries at different sites, at least one."""
+    """Raise UserError unless `configs` has at least one config and all addresses differ."""
     sites = [config.address for config in configs]
     if not configs or len(set(sites)) != len(sites):
         raise UserError(f"{trainer} needs dictionaries at different addresses, at least one; got {sites}")
@@ -285,7 +285,8 @@ def check_sites(configs: Sequence[SAEConfig], trainer: str) -> None:
 
 
 def older_saes(dictionaries: Sequence[dict[str, Any]], kind: type[SAEConfig]) -> list[dict[str, Any]]:
-    """The JSON of `kind` from that of the `DictionaryConfig` that earlier versions stored for each dictionary."""
+    """Convert the JSON of a `DictionaryConfig`, which earlier versions stored for each dictionary, to that of
+    `kind`."""
     names = [field.name for field in dataclasses.fields(kind)]
     saes = []
     for one in dictionaries:
@@ -306,7 +307,7 @@ INSTEAD = {
 
 
 def check_encoder(activation: Activation) -> None:
-    """Raises UserError where the decoder is the encoder: what cannot have decoder rows of norm 1 asks this."""
+    """Raise UserError if the decoder is also the encoder. Such an activation needs decoder rows of norm 1."""
     if not activation.uses_encoder:
         raise UserError(
             f"{type(activation).__name__} encodes by the decoder, whose rows must have norm 1: it is for SAEs of one "
@@ -315,7 +316,7 @@ def check_encoder(activation: Activation) -> None:
 
 
 def check_at_least_1(config: object, *names: str) -> None:
-    """Raises UserError where one of these fields is below 1."""
+    """Raise UserError if one of these fields is below 1."""
     for name in names:
         if getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)}: at least 1")

@@ -1,4 +1,4 @@
-"""Training a cross-layer dictionary: the stream, the losses and the loop of all dictionaries, one code a source.
+"""Train a cross-layer dictionary.
 
     config = CrossLayerConfig(
         address=tuple(f"blocks.{i}.ln2.normalized" for i in range(4)),
@@ -8,9 +8,9 @@
     )
     clt = train_cross_layer(config, model, batch_at, run="runs/clt")       # works on raw activations
 
-Every value is read in one forward pass and scaled by itself to E‖x‖² = d. `n_features`, k and a target for L0 are those
-of each source; the reconstruction is of all targets together, and the other terms are summed over sources, each with
-the errors of the targets that it writes.
+All values are read in one forward pass, and each value is scaled separately to E‖x‖² = d. `n_features`, k and a target
+L0 apply to each source. The reconstruction term applies to all targets together. The other terms are computed for each
+source, with the errors of the targets that it writes, and then summed.
 """
 
 from __future__ import annotations
@@ -51,9 +51,20 @@ from jax_interp.training import Log, RunTarget, SaveTo
 def init_cross_layer(
     config: CrossLayerConfig, key: Key[Array, ""], widths: Sequence[int], mean: Float[Array, " d"]
 ) -> CrossLayer:
-    """Fresh weights for (scaled) values of `widths`, those read and then those written, and their `mean`. Each source
-    begins as the dictionary that has its own target alone, and writes nothing to later ones: decoder zero for a
-    transcoder (its b_enc takes off the inputs' mean), transposed to the encoder for a crosscoder."""
+    """A new cross-layer dictionary.
+
+    At first, each source writes nothing to later targets. For a crosscoder, the decoder to its own target is the
+    transposed encoder. For a transcoder, it is zero, and `b_enc` cancels the mean input.
+
+    Args:
+      config: the config of the dictionary.
+      key: the random key for the weights.
+      widths: the widths of the values at `config.addresses`.
+      mean: the mean of these (scaled) values, side by side.
+
+    Raises:
+      UserError: the values that are read, or those that are written, differ in width.
+    """
     n = len(config.reads)
     d_in, d_out = widths[0], widths[-1]
     if set(widths[:n]) != {d_in} or set(widths[-n:]) != {d_out}:
@@ -62,7 +73,7 @@ def init_cross_layer(
     activation, m = config.activation.init(config.n_features, mean.dtype), config.n_features
     sources = []
     for i in range(n):
-        # The first begins as a dictionary alone does; 1 and 2 are folded in by its decoder and by the learner.
+        # The first source gets the same weights as a single dictionary. 1 and 2 are folded into the key elsewhere.
         of_source, targets = key if i == 0 else jax.random.fold_in(key, i + 2), n_targets(n, i, config.window)
         if config.writes is None:
             norm = 1.0 if config.decoder == "unit" else 0.1
@@ -84,7 +95,8 @@ def init_cross_layer(
 def init_cross_layer_learner(
     config: CrossLayerConfig, key: Key[Array, ""], widths: Sequence[int], mean: Float[Array, " d"]
 ) -> Learner[CrossLayer]:
-    """The learner before its first step; `since_fired` is [source, feature]. Arguments as in `init_cross_layer`."""
+    """The learner before its first step. Its `since_fired` is [source, feature]. For arguments, see
+    `init_cross_layer`."""
     dictionary = init_cross_layer(config, key, widths, mean)
     return new_learner(dictionary, config.optimizer, config.steps, (len(config.reads), config.n_features), key)
 
@@ -95,16 +107,16 @@ def learn_cross_layer(
     rows: Float[Array, "row d"],
     variance: Float[Array, " value"],
 ) -> tuple[Learner[CrossLayer], dict[str, Array]]:
-    """One step on rows of activations: the loss and its gradient, then `apply_gradient`.
+    """One training step on rows of activations: the loss and its gradient, then `apply_gradient`.
 
     Args:
-      config: what is trained.
-      learner: the state before the step.
-      rows: scaled activations, the columns read and then those written where they are others.
-      variance: E‖y - E y‖² of each value harvested, scaled.
+      config: the config of the dictionary.
+      learner: the learner before the step.
+      rows: scaled activations at `config.addresses`, side by side.
+      variance: E‖y - E y‖² of each scaled value.
 
     Returns:
-      (the learner after the step, metrics of the batch before the update). `l0` is of all sources together.
+      (the learner after the step, metrics of the batch before the update). `l0` counts all sources together.
     """
     dictionary, n = learner.dictionary, len(config.reads)
     d_in, d_out = dictionary.sources[0].W_enc.shape[0], dictionary.b_dec.shape[1]
@@ -151,7 +163,8 @@ def learn_cross_layer(
 def total(
     terms: Sequence[Term], whole: Forward, sources: Sequence[Forward]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """(sum of the terms, each by name): those on all targets together once, the others summed over `sources`."""
+    """(sum of the terms, value of each term by name). Terms on targets are computed once, others summed over
+    `sources`."""
     parts: dict[str, Array] = {}
     for term in terms:
         values = [term(whole)] if term.cross_layer == "targets" else [term(forward) for forward in sources]
@@ -163,15 +176,17 @@ def total(
 def cross_layer_step(
     config: CrossLayerConfig, state: TrainState[CrossLayer], batch: tuple[Array, Array], model: Model
 ) -> tuple[TrainState[CrossLayer], dict[str, Array]]:
-    """Harvest one token batch and learn from as many shuffled rows. Pure."""
+    """Harvest one batch of tokens, and learn from an equal number of shuffled rows. A pure function."""
     stream, rows = advance(state.stream, model, config.addresses, *batch)
     learner, metrics = learn_cross_layer(config, state.learner, rows, stream.variance)
     return TrainState(learner, stream), metrics
 
 
 def fold_scales(dictionary: CrossLayer, read: Float[Array, " source"], write: Float[Array, " target"]) -> CrossLayer:
-    """The dictionary whose target t for x is `dictionary(read · x)[t] / write[t]`. Latents of source l get the raw
-    units of target l: 1 / write[l] times as large."""
+    """The dictionary whose target t for the input x is `dictionary(read · x)[t] / write[t]`.
+
+    Latents of source l are divided by write[l], so that they are in the units of the raw target l.
+    """
     sources = []
     for i, source in enumerate(dictionary.sources):
         d_in, (_, n, d_out) = source.W_enc.shape[0], source.W_dec.shape
@@ -183,12 +198,12 @@ def fold_scales(dictionary: CrossLayer, read: Float[Array, " source"], write: Fl
 
 
 def export(config: CrossLayerConfig, state: TrainState[CrossLayer]) -> CrossLayer:
-    """The dictionary as trained so far, for raw activations; BatchTopK as the JumpReLU that it is at inference."""
+    """The dictionary in its current state, for raw activations. BatchTopK is converted to JumpReLU."""
     return export_learner(config, state.learner, state.stream)
 
 
 def export_learner(config: CrossLayerConfig, learner: Learner[CrossLayer], stream: Stream) -> CrossLayer:
-    """`export` with the scale of each value from `stream`."""
+    """`export` for a learner. The scale of each value is taken from `stream`."""
     n = len(config.reads)
     folded = fold_scales(learner.dictionary, stream.scale[:n], stream.scale[-n:])
     sources = [source.with_dictionary(for_inference(source.dictionary)) for source in folded.sources]
@@ -196,7 +211,7 @@ def export_learner(config: CrossLayerConfig, learner: Learner[CrossLayer], strea
 
 
 def init_cross_layer_state(config: CrossLayerConfig, model: Model, batch_at: BatchAt) -> TrainState[CrossLayer]:
-    """The state before the first step: the buffer is full, and scales, mean and variance are measured on it."""
+    """The state before the first step. The buffer is full, and scales, mean and variance are measured on it."""
     return start_on_stream(config, model, batch_at, partial(init_cross_layer_learner, config))
 
 
@@ -205,20 +220,20 @@ def train_cross_layer(
 ) -> CrossLayer:
     """Train a cross-layer dictionary, from the start or from the last checkpoint of `run`.
 
-    The same call after a kill ends with the same bits.
+    If a run is killed, the same call resumes it. The result has the same bits as that of an uninterrupted run.
 
     Args:
-      config: what is trained, where, and for how long.
+      config: the config of the dictionary and of its training.
       model: any model that keeps the surgery contract. It is not changed.
-      batch_at: number of a batch -> (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
-      run: where and how often the run is saved: a `SaveTo`, or a directory alone. None: nothing is saved.
+      batch_at: a function from the index of a batch to (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
+      run: where to save the run: a directory, or a `SaveTo` that also sets how often. None: nothing is saved.
       log: what is evaluated, logged and shown.
 
     Returns:
-      The dictionary, for raw activations. BatchTopK is exported as the JumpReLU that it is at inference.
+      The dictionary, for raw activations. BatchTopK is converted to JumpReLU.
 
     Raises:
-      UserError: an address is not in the model, or values differ in width, or `run` holds a run of another config.
+      UserError: an address is not in the model, widths of values differ, or `run` holds a run of another config.
 
     Example:
         layers = range(4)

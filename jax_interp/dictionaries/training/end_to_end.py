@@ -1,26 +1,26 @@
-"""End-to-end training: dictionaries trained for what the model makes of their reconstructions (Braun et al. 2024,
-arXiv:2405.12241).
+"""End-to-end training: dictionaries are trained so that the model with their reconstructions keeps its output (Braun et
+al. 2024, arXiv:2405.12241).
 
     L = KL(p ‖ p̂) + the terms of each dictionary's config + β/K Σ_k ‖â^k - a^k‖²
 
-p is the clean model's prediction, p̂ that of the model with every dictionary spliced in at once; â^k and a^k are the K
-later values of `downstream` in the two runs (the L - l later layers: the paper's β/(L - l)). One forward pass is clean,
-one is spliced; only dictionaries are trained. No term has to ask for the values themselves back:
+p is the prediction of the clean model. p̂ is the prediction with all dictionaries spliced in at once. a^k and â^k are
+the K values at `downstream` in the clean and in the spliced run. (In the paper, K = L - l: all later layers.) A step
+has one clean and one spliced forward pass. Only the dictionaries are trained. A reconstruction term is not needed:
 
     sae = EndToEndSAEConfig.of(variants.relu("blocks.2.resid_post", loss=(L1(0.01),)))
     config = EndToEndConfig((sae,), steps=2000, downstream=("blocks.3.resid_post",))
     (sae,) = train_end_to_end(config, model, batch_at, run="runs/e2e")
 
 With `balance` b, trained dictionaries are fine-tuned (Karvonen 2025). M is the sum of the reconstruction terms of the
-configs, O what is asked of the model, the KL and the later values where there are any:
+configs. O is the sum of the output's term and of the term of the later values:
 
     L = (M + α b O) / (1 + b) + the other terms        α = M / (O + 1e-8), without gradient
 
-What a dictionary reads in the spliced run was changed by those before it; its own terms are about what it reads there.
-Each dictionary has an optimizer, decoder constraint and dead-latent handling of its own, as in train.py.
+In the spliced run, the input of a dictionary depends on earlier dictionaries. Its own terms use this input. Each
+dictionary has its own optimizer, decoder constraint and handling of dead latents, as in train.py.
 
-A model whose blocks are scanned carries a dictionary's values through every layer of the scan: unroll the layers that
-have one, `replan(model, (2, 5))`.
+If the blocks of a model are scanned, the values of a dictionary are carried through every layer of the scan. Unroll the
+layers that have a dictionary, for example with `replan(model, (2, 5))`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 
 def _older(fields: dict[str, Any]) -> dict[str, Any]:
-    """Earlier versions stored a `DictionaryConfig` for each dictionary, which had the steps and the buffer."""
+    """Earlier versions stored a `DictionaryConfig` for each dictionary. It held the steps and the buffer."""
     stored = fields.get("dictionaries", [])
     shared = {name: stored[0][name] for name in ("steps", "buffer") if stored and name in stored[0]}
     return shared | fields | {"dictionaries": older_saes(stored, EndToEndSAEConfig)}
@@ -66,24 +66,26 @@ def _older(fields: dict[str, Any]) -> dict[str, Any]:
 @reads_older_files(rewritten=_older)
 @dataclasses.dataclass(frozen=True)
 class EndToEndConfig:
-    """What is trained end to end, for what and how long."""
+    """The config of end-to-end training."""
 
     dictionaries: tuple[EndToEndSAEConfig, ...]
     output: Literal["kl", "ce"] = "kl"
-    """KL(p ‖ p̂) over the positions kept, or the spliced model's cross-entropy over the predictions kept."""
+    """kl: KL(p ‖ p̂), mean over kept positions. ce: cross-entropy of the spliced model, mean over kept predictions."""
     coefficient: float = 1.0
-    """Of the output's term."""
+    """The coefficient of the output's term."""
     downstream: tuple[str, ...] = ()
-    """Later values that should be what they are in the clean run."""
+    """Addresses of later values that should keep their values of the clean run."""
     beta: float = 1.0
-    """The coefficient of `downstream`, of all its values together."""
+    """The coefficient of the term of all `downstream` values together."""
     kind: Kind = "fvu"
-    """What each later value's squared error is divided by: its variance, 1 (sse) or its width (mse: Braun et al.)."""
+    """The divisor of the squared error of each later value: its variance (fvu), 1 (sse), or its width (mse, as in Braun
+    et al.)."""
     balance: float | None = None
-    """The weight b of the output's term beside the reconstruction, for fine-tuning. None: the terms are only added."""
+    """The weight b of the output's term relative to the reconstruction, for fine-tuning. None: terms are simply
+    added."""
     steps: int = 800
     buffer: int = 65_536
-    """Rows on which the scale, mean and variance of the dictionaries' inputs are measured before the first step."""
+    """The number of rows on which scale, mean and variance of the inputs are measured before the first step."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -104,11 +106,11 @@ class EndToEndConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EndToEndState:
-    """What end-to-end training depends on besides the batch. What is measured is measured once, in the clean model.
+    """The state of end-to-end training. Scales and variances are measured once, in the clean model.
 
     Attributes:
-      learners: one for each dictionary, in the order of the config.
-      scale: what each dictionary's input is multiplied by.
+      learners: one learner for each dictionary, in the order of the config.
+      scale: the factor on the input of each dictionary.
       variance: the variance of each dictionary's scaled input.
       later: the variance of each later value, unscaled.
       key: the random key of the next step.
@@ -128,8 +130,11 @@ def output_loss(
     tokens: Int[Array, "seq pos"],
     keep: Bool[Array, "seq pos"],
 ) -> Float[Array, ""]:
-    """KL from the clean prediction, mean over kept positions, or cross-entropy, mean over the predictions that are made
-    at a kept position and of a kept token. NaN where there is none."""
+    """The output's term: KL(clean ‖ spliced), or cross-entropy.
+
+    The KL is a mean over kept positions. The cross-entropy is a mean over predictions whose position and next position
+    are both kept. It is NaN if there are none.
+    """
     log_q = log_probabilities(logits)
     if output == "ce":
         losses = negative_log_likelihood(log_q[:, :-1], tokens[:, 1:])
@@ -140,7 +145,7 @@ def output_loss(
 def downstream_loss(
     value: Array, clean: Array, keep: Bool[Array, "seq pos"], kind: Kind, variance: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """‖â - a‖², Σ over the value's dimensions, mean over kept positions, in the units of `kind`."""
+    """‖â - a‖²: summed over the dimensions of the value, mean over kept positions, in the units of `kind`."""
     wide = jnp.promote_types(value.dtype, jnp.float32)
     error = (value.astype(wide) - clean.astype(wide)).reshape(*keep.shape, -1)
     sse = masked_mean(jnp.sum(error * error, axis=-1), keep)
@@ -156,7 +161,8 @@ def loss(
     batch: tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]],
     model: Model,
 ) -> tuple[Float[Array, ""], tuple[dict[str, Array], list[Forward]]]:
-    """(loss, (its parts, what each dictionary has computed)). Pure; `state` gives all but the dictionaries."""
+    """(loss, (its parts, the `Forward` of each dictionary)). A pure function. The `dictionaries` in `state` are not
+    used."""
     tokens, keep = batch
     rows, kept = kept_rows(keep, jax.random.split(state.key)[1])
     clean, before = None, {}
@@ -208,10 +214,10 @@ def loss(
 def end_to_end_step(
     config: EndToEndConfig, state: EndToEndState, batch: tuple[Array, Array], model: Model
 ) -> tuple[EndToEndState, dict[str, Any]]:
-    """One step of all dictionaries. Pure; `partial(end_to_end_step, config)` is a `fit` step, the model among `frozen`.
+    """One training step of all dictionaries. A pure function.
 
-    Metrics: the loss and its parts (before coefficients), and for each dictionary under `dictionary.<i>` fvu, l0 and
-    dead, about what it read in the spliced run.
+    `partial(end_to_end_step, config)` is a step for `fit`, with the model in `frozen`. Metrics are the loss, its parts
+    before coefficients, and for each dictionary `dictionary.<i>` with fvu, l0 and dead, in the spliced run.
     """
     dictionaries = tuple(learner.dictionary for learner in state.learners)
     loss_of = lambda dictionaries: loss(config, dictionaries, state, batch, model)
@@ -243,7 +249,7 @@ def init_end_to_end_state(
     batch_at: BatchAt,
     dictionaries: Sequence[Dictionary] | None = None,
 ) -> EndToEndState:
-    """The state before the first step: inputs are measured; dictionaries are fresh, or go on from given ones."""
+    """The state before the first step. Inputs are measured. Dictionaries are new, or start from given ones."""
     if dictionaries is not None:
         check_count(config.dictionaries, dictionaries)
     n, key = len(config.sites), jax.random.key(config.seed)
@@ -262,17 +268,17 @@ def init_end_to_end_state(
 
 
 def _scaled(given: Dictionary, scale: Float[Array, ""]) -> Dictionary:
-    """`given`, a dictionary for raw values, for scaled ones."""
+    """Convert `given`, a dictionary for raw values, into one for scaled values."""
     every = jnp.full((given.d,), 1 / scale)
     scaled = fold_scale(given, every, every, 1 / scale)
-    # Its rows have norm 1 now, and a choice weighted by them is what the config asks for again.
+    # `fold_scale` made the rows norm 1 and the activation unweighted. The config needs it weighted again.
     if given.activation.weighted:
         scaled = dataclasses.replace(scaled, activation=dataclasses.replace(scaled.activation, weighted=True))
     return scaled
 
 
 def export_end_to_end(state: EndToEndState) -> tuple[Dictionary, ...]:
-    """The dictionaries as trained so far, for raw activations, in the order of the config."""
+    """The dictionaries in their current state, for raw activations, in the order of the config."""
     out = []
     for learner, scale in zip(state.learners, state.scale, strict=True):
         every = jnp.full((learner.dictionary.d,), scale)
@@ -291,15 +297,15 @@ def train_end_to_end(
 ) -> tuple[Dictionary, ...]:
     """Train dictionaries end to end, from the start or from the last checkpoint of `run`.
 
-    The same call after a kill ends with the same bits.
+    If a run is killed, the same call resumes it. The result has the same bits as that of an uninterrupted run.
 
     Args:
-      config: what is trained, for what and how long.
-      model: any model that keeps the surgery contract. It is not changed. Its blocks that have a dictionary should be
+      config: the config of the training and of the dictionaries.
+      model: any model that keeps the surgery contract. It is not changed. Blocks that have a dictionary should be
         unrolled (`replan`).
-      batch_at: number of a batch -> (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
-      dictionaries: trained ones, for raw activations, to go on from. None: fresh ones.
-      run: where and how often the run is saved: a `SaveTo`, or a directory alone. None: nothing is saved.
+      batch_at: a function from the index of a batch to (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
+      dictionaries: trained dictionaries for raw activations, to start from. None: new ones.
+      run: where to save the run: a directory, or a `SaveTo` that also sets how often. None: nothing is saved.
       log: what is evaluated, logged and shown.
 
     Returns:

@@ -1,9 +1,10 @@
-"""The gradient of a step, over all latents, or over those alone that take part in the batch.
+"""The gradient of a training step, over all latents or only over the latents that take part in the batch.
 
-A ReLU dictionary starts with half of its latents on and ends with some tens of ten thousand. Four of the five matrix
-products of a step then multiply zeros. So each step counts the latents that take part, and takes the cheaper of two
-exact ways. All pre-activations are always computed. Where only a small part of them takes part, these are listed, and
-the decoder and the gradients of decoder and encoder run over that list. `ElementwiseActivation.takes_part` says which.
+A ReLU dictionary starts with half of its latents on, and ends with some tens out of ten thousand. Four of the five
+matrix products of a step then mostly multiply zeros. Each step therefore counts the latents that take part
+(`ElementwiseActivation.takes_part`) and chooses the cheaper of two exact methods. All pre-activations are always
+computed. If few latents take part, they are put into a list. The decoder and the gradients of decoder and encoder are
+then computed from the list.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.term import Term
 from jax_interp.dictionaries.training.config import DictionaryConfig
 
-# Lists longer than this part of all latents are no cheaper than products.
+# A list with more than this fraction of all latents is not cheaper than dense products.
 WORTHWHILE = 1 / 32
 
 LossOf = Callable[[Dictionary, Code], tuple[Float[Array, ""], PyTree]]
@@ -31,10 +32,9 @@ LossAndGradient = tuple[tuple[Float[Array, ""], PyTree], Dictionary]
 
 
 def list_lengths(config: DictionaryConfig, terms: Sequence[Term]) -> tuple[int, ...]:
-    """The numbers of latents a row up to which a step is computed by lists, ascending.
+    """The sizes of lists that a step can use, in latents per row, in ascending order.
 
-    There are none where lists are of no use: for terms that need all latents, on a mesh, and on accelerators, whose
-    products are fast.
+    There are none if a term needs all latents, on a mesh, and on accelerators, whose dense products are fast.
     """
     suffice = all(term.entries_suffice for term in terms)
     if not suffice or jax.sharding.get_abstract_mesh().shape or jax.default_backend() != "cpu":
@@ -45,14 +45,14 @@ def list_lengths(config: DictionaryConfig, terms: Sequence[Term]) -> tuple[int, 
 def loss_and_grad(
     config: DictionaryConfig, terms: Sequence[Term], loss_of: LossOf, dictionary: Dictionary, x: Float[Array, "row d"]
 ) -> LossAndGradient:
-    """((loss, aux), gradient for the dictionary).
+    """Return ((loss, aux), gradient with respect to the dictionary).
 
     Args:
-      config: for `sparse_gradient_sizes`.
+      config: the config, for `sparse_gradient_sizes`.
       terms: the terms of the loss.
-      loss_of: (dictionary, code of the batch) -> (loss, aux).
-      dictionary: where the gradient is taken.
-      x: the rows that the code is of.
+      loss_of: a function (dictionary, code of the batch) -> (loss, aux).
+      dictionary: the dictionary.
+      x: the input rows.
     """
 
     def through(encode: Callable[[Dictionary], Any]) -> LossAndGradient:

@@ -1,4 +1,4 @@
-"""Fresh dictionaries and the learners that begin with them."""
+"""New dictionaries, and learners that start with them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Trained = TypeVar("Trained")
 def init_dictionary(
     config: DictionaryConfig, key: Key[Array, ""], widths: Sequence[int], mean: Float[Array, " d"]
 ) -> Dictionary:
-    """A fresh dictionary of one code.
+    """A new dictionary of one code.
 
     Args:
-      config: its config.
-      key: the random key of its weights.
-      widths: the widths of the values read, then of those written where they are others.
+      config: the config of the dictionary.
+      key: the random key for the weights.
+      widths: the widths of the values at `config.addresses`.
       mean: the mean of these (scaled) values, side by side.
 
     Raises:
-      UserError: several values are written, and they differ in width.
+      UserError: several values are written, and their widths differ.
     """
     n = len(config.targets)
     written = tuple(widths)[-n:]
@@ -53,11 +53,11 @@ def init_dictionary(
 def init_sae_of(
     config: DictionaryConfig | SAEConfig, key: Key[Array, ""], mean: Float[Array, " d"], sites: int = 1
 ) -> Dictionary:
-    """A fresh dictionary that writes the values that it reads, `sites` of them, of the given `mean`."""
+    """A new SAE or crosscoder for `sites` values. `mean` is their mean, side by side."""
     d, m, unit = len(mean), config.n_features, config.decoder == "unit"
     activation = config.activation.init(m, mean.dtype)
-    # Where every positive pre-activation is on, m unit rows give m / 2d of x back. A smaller encoder makes up for it;
-    # otherwise the first thousands of steps unlearn it. Where k latents are chosen there is no need for that.
+    # Without a k, every positive pre-activation is on, and the reconstruction is m / 2d times x. A smaller encoder
+    # corrects this. Otherwise the first thousands of steps are needed to unlearn it.
     dense = unit and config.activation.k is None
     return init_sae(
         key, d, m, activation, mean, row_norm=1.0 if unit else 0.1, centred=config.centred, sites=sites,
@@ -68,7 +68,7 @@ def init_sae_of(
 def new_learner(
     dictionary: Trained, optimizer: Adam, steps: int, counters: tuple[int, ...], key: Key[Array, ""]
 ) -> Learner[Trained]:
-    """The learner of `dictionary` before its first step. `counters`: the shape of `Learner.since_fired`."""
+    """The learner of `dictionary` before its first step. `counters` is the shape of `Learner.since_fired`."""
     opt = optimizers.init(adam(optimizer, steps), dictionary)
     since_fired = jnp.zeros(counters, jnp.int32)
     return Learner(dictionary, opt, since_fired, jnp.zeros((), jnp.int32), jax.random.fold_in(key, 2))

@@ -1,17 +1,17 @@
-"""Joint training: a model and its dictionaries in one loss, so that the model's values are easily written as few
-features (Lai & Heimersheim 2025, "SAE regularisation produces more interpretable models").
+"""Joint training: a model and its dictionaries share one loss, so that a few features suffice to reconstruct the values
+of the model (Lai & Heimersheim 2025, "SAE regularisation produces more interpretable models").
 
     L = task + mean_l [ Σ shared terms + Σ terms of dictionary l ]     published: task = CE, shared = λ R_l / N_l, λ = 3
 
-The dictionaries only look on: they do not change the model's output. But the gradients of their losses flow into what
-they read, and so into the model. After training they are thrown away, and fresh ones are trained on the model, which is
-then held fixed (`train="dictionaries"`: several sites at once, on raw values in their own order, no buffer):
+The dictionaries do not change the output of the model. But the gradients of their losses flow into the values that they
+read, and therefore into the model. After training, the dictionaries are discarded, and new ones are trained on the
+fixed model. `train="dictionaries"` does this for several sites at once, on raw values, without a shuffle buffer.
 
     saes = tuple(SAEConfig.of(variants.april(site, 0.035)) for site in sites)
     model, _ = train_joint(JointConfig(saes, steps=15_000), model, batch_at, optimizer)
 
-Values are read raw: the model changes, and with it any scale that could be measured. `Reconstruction(kind="fvu")` is in
-units of the variance of the batch at hand, a constant to gradients.
+Values are not scaled, because their scale changes while the model is trained. `Reconstruction(kind="fvu")` divides by
+the variance of the current batch, which gets no gradient.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 Batch = tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]
 Objective = Callable[[Any, Batch], Float[Array, ""]]
-"""(the model's output, the batch) -> what the model is trained for."""
+"""A function (output of the model, batch) -> loss of the model."""
 
 Params = tuple[PyTree, tuple[Dictionary, ...]]
 
@@ -62,8 +62,8 @@ Params = tuple[PyTree, tuple[Dictionary, ...]]
 @coefficient_only
 @dataclasses.dataclass(frozen=True)
 class OverNorm(Term):
-    """λ R / N: mean ‖x - x̂‖² over mean ‖x‖. N has its gradient, which holds against the shrinking of values by which
-    the model would lower R; it is not squared, as published."""
+    """λ R / N with R = mean ‖x - x̂‖² and N = mean ‖x‖. The model could lower R by making its values smaller. The
+    gradient of N counteracts this. As published, N is not squared."""
 
     coefficient: float = 3.0
 
@@ -83,11 +83,11 @@ def _older(fields: dict[str, Any]) -> dict[str, Any]:
 @reads_older_files(rewritten=_older)
 @dataclasses.dataclass(frozen=True)
 class JointConfig:
-    """What is trained together, and for how long. The optimizer is an argument of `train_joint`."""
+    """The config of joint training. The optimizer is an argument of `train_joint`."""
 
     dictionaries: tuple[SAEConfig, ...]
     shared: tuple[Term, ...] = (OverNorm(),)
-    """Terms of every dictionary, beside its own."""
+    """Terms that are added to the terms of every dictionary."""
     train: Literal["both", "dictionaries"] = "both"
     steps: int = 15_000
     seed: int = 0
@@ -107,12 +107,12 @@ class JointConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class JointState:
-    """What joint training depends on besides the batch.
+    """The state of joint training.
 
     Attributes:
-      model: the model in training; None where it is held fixed.
-      dictionaries: in the order of the config.
-      opt: the state of the optimizer, which is of (model, dictionaries).
+      model: the model in training. None if the model is fixed.
+      dictionaries: the dictionaries, in the order of the config.
+      opt: the state of the optimizer for (model, dictionaries).
       since_fired: for each dictionary, the tokens since each latent fired.
       step: the number of steps done.
       key: the random key of the next step.
@@ -127,7 +127,7 @@ class JointState:
 
 
 def next_token(output: Array, batch: Batch) -> Float[Array, ""]:
-    """Cross-entropy of the predictions that are made at a kept position and of a kept token."""
+    """Cross-entropy, mean over predictions whose position and next position are both kept."""
     return output_loss("ce", output, None, *batch)
 
 
@@ -139,7 +139,7 @@ def regulariser(
     state: JointState,
     key: Key[Array, ""],
 ) -> tuple[Float[Array, ""], list[Forward]]:
-    """(mean over the dictionaries of their terms, what each has computed). `rows` as in `kept_rows`."""
+    """(mean over the dictionaries of the sum of their terms, `Forward` of each). For `rows`, see `kept_rows`."""
     losses, forwards = [], []
     for i, (one, d, value) in enumerate(zip(config.dictionaries, dictionaries, read_values, strict=True)):
         x = value[rows].astype(d.W_enc.dtype)
@@ -161,10 +161,10 @@ def joint_step(
     batch: Batch,
     frozen: Model | None = None,
 ) -> tuple[JointState, dict[str, Any]]:
-    """One step. Pure. `frozen`: the model where it is not trained.
+    """One training step. A pure function. `frozen` is the model if it is not trained.
 
-    Metrics, before the update: `loss`, `task` (where the model is trained), `regulariser`, and for each dictionary
-    under `dictionary.<i>` fvu, l0 and dead.
+    Metrics before the update are `loss`, `task` (if the model is trained), `regulariser`, and for each dictionary
+    `dictionary.<i>` with fvu, l0 and dead.
     """
     tokens, keep = batch
     key, rows_key, terms_key = jax.random.split(state.key, 3)
@@ -180,7 +180,7 @@ def joint_step(
             read_values = [activations[site].reshape(tokens.size, -1) for site in config.sites]
             value = objective(output, batch)
         extra, forwards = regulariser(config, dictionaries, read_values, rows, state, terms_key)
-        # Where nothing is kept the rows are one that should not be seen: `fit` stops at NaN and names the step.
+        # If nothing is kept, `rows` holds an excluded position. NaN makes `fit` stop and name the step.
         extra = jnp.where(kept > 0, extra, jnp.nan)
         task = {} if model is None else {"task": value}
         return value + extra, (task | {"regulariser": extra}, forwards)
@@ -218,11 +218,11 @@ def init_joint_state(
     """The state before the first step.
 
     Args:
-      config: what is trained.
+      config: the config of the training.
       model: the model.
-      tokens: a batch, for its shape.
+      tokens: a batch of tokens. Only its shape is used.
       optimize: the optimizer.
-      dictionaries: trained ones to go on from (`warm_start`). None: fresh ones, for values of mean 0.
+      dictionaries: trained dictionaries to start from (`warm_start`). None: new ones, with `b_dec` 0.
     """
     shapes = jax.eval_shape(lambda model: values(model, config.sites, tokens), model)
     keys = [jax.random.fold_in(jax.random.key(one.seed), i) for i, one in enumerate(config.dictionaries)]
@@ -250,21 +250,24 @@ def train_joint(
     run: RunTarget = None,
     log: Log = Log(),
 ) -> tuple[Model, tuple[Dictionary, ...]]:
-    """Train a model and dictionaries together, or dictionaries alone, from the start or from the last checkpoint of
-    `run`. The same call after a kill ends with the same bits.
+    """Train a model and dictionaries together, or only dictionaries, from the start or from the last checkpoint of
+    `run`.
+
+    If a run is killed, the same call resumes it. The result has the same bits as that of an uninterrupted run.
 
     Args:
-      config: what is trained.
-      model: any model that keeps the surgery contract. The caller's is not changed.
-      batch_at: number of a batch -> (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
-      optimize: of optax, over the pair (model, tuple of dictionaries); (None, tuple) where the model is held fixed.
-      dictionaries: trained ones, for raw values, to go on from. None: fresh ones.
-      objective: (output of the model, batch) -> what the model is trained for.
-      run: where and how often the run is saved: a `SaveTo`, or a directory alone. None: nothing is saved.
+      config: the config of the training.
+      model: any model that keeps the surgery contract. The object that you pass is not changed.
+      batch_at: a function from the index of a batch to (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
+      optimize: an optax optimizer for the pair (model, tuple of dictionaries). If the model is fixed, the pair is
+        (None, tuple of dictionaries).
+      dictionaries: trained dictionaries for raw values, to start from. None: new ones.
+      objective: a function (output of the model, batch) -> loss of the model.
+      run: where to save the run: a directory, or a `SaveTo` that also sets how often. None: nothing is saved.
       log: what is evaluated, logged and shown.
 
     Returns:
-      (the model, the dictionaries as they are used after training, in the order of the config).
+      (the model, the dictionaries for inference, in the order of the config).
 
     Example:
         saes = tuple(SAEConfig.of(variants.april(site, 0.035)) for site in sites)

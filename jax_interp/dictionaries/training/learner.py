@@ -1,4 +1,4 @@
-"""What the training of one dictionary depends on, its optimizer, and the metrics of a step."""
+"""The state of a dictionary in training, its optimizer, and the metrics of a step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jax_interp.dictionaries.training.config import Adam
 Trained = TypeVar("Trained")
 
 BatchAt = Callable[[int], TokenBatch]
-"""The number of a batch, from 0 -> (tokens [seq, pos], keep [seq, pos])."""
+"""A function from the index of a batch, from 0, to (tokens [seq, pos], keep [seq, pos])."""
 
 PRECISION = {"float32": "F32_F32_F32", "bfloat16": "BF16_BF16_F32"}
 
@@ -30,13 +30,13 @@ PRECISION = {"float32": "F32_F32_F32", "bfloat16": "BF16_BF16_F32"}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Learner(Generic[Trained]):
-    """A dictionary in training: all that its next step depends on besides the batch.
+    """The state of a dictionary in training. The next step depends only on it and on the batch.
 
     Attributes:
       dictionary: a `Dictionary` or a `CrossLayer`, for scaled values.
-      opt: the state of its optimizer.
-      since_fired: for each latent, the tokens since it last fired (the count stops at 2³⁰): [feature], or [source,
-        feature] for a `CrossLayer`.
+      opt: the state of the optimizer.
+      since_fired: for each latent, the number of tokens since it last fired, up to about 2³⁰. The shape is [feature],
+        or [source, feature] for a `CrossLayer`.
       step: the number of steps done.
       key: the random key of the next step.
     """
@@ -60,13 +60,14 @@ class TrainState(Generic[Trained]):
 def adam(
     config: Adam, steps: int, learning_rate: Float[Array, ""] | None = None, unit: Float[Array, ""] | float = 1.0
 ) -> optax.GradientTransformation:
-    """Clipping, then Adam with its schedule.
+    """An optax optimizer: clipping, then Adam with its schedule.
 
     Args:
       config: the settings.
-      steps: the length of the run.
-      learning_rate: in place of the config's; it may be traced.
-      unit: what the loss divides the squared error by (`sse_unit`); it may be traced. `clip` is for a loss in SSE.
+      steps: the number of steps of the run.
+      learning_rate: replaces that of the config. It may be traced.
+      unit: the number by which the loss divides the squared error (`sse_unit`). `clip` is divided by it too. It may be
+        traced.
     """
     decay = max(round(config.decay * steps), 1)
     peak = config.learning_rate if learning_rate is None else learning_rate
@@ -80,14 +81,14 @@ def adam(
 
 
 def offset_rate(optimizer: Adam, activation: Activation, d: int) -> float:
-    """How many times longer the steps of offsets are (`Adam.offset_rate`) for values of width `d`."""
+    """The value of `Adam.offset_rate` for an input of width `d`, with its default resolved."""
     if optimizer.offset_rate is not None:
         return optimizer.offset_rate
     return d**0.5 if activation.k is None else 1.0
 
 
 def matmul_precision(matmul: str | None) -> AbstractContextManager[object]:
-    """The context in which matrices are multiplied as `DictionaryConfig.matmul` asks."""
+    """A context manager that sets the precision of matrix products to `DictionaryConfig.matmul`."""
     return contextlib.nullcontext() if matmul is None else jax.default_matmul_precision(PRECISION[matmul])
 
 
@@ -102,8 +103,9 @@ def step_metrics(
 ) -> dict[str, Array]:
     """The metrics of one batch, before the update.
 
-    `loss` and each of its terms; `fvu`, the fraction of variance unexplained, centred on the batch's mean; `l0`, the
-    latents on in a row, of all sources together; `dead`, the number of dead latents; `tokens` trained on so far.
+    They are `loss` and each of its terms, `fvu` (with the mean of the batch as the centre), `l0` (the mean number of
+    latents on per row, for all sources together), `dead` (the number of dead latents), and `tokens` (trained on so
+    far).
     """
     centred = y - jnp.mean(y, axis=0, keepdims=True)
     return terms | {

@@ -1,7 +1,7 @@
-"""Folding scales, norms and centres into the weights of a dictionary.
+"""Fold scales, norms and centres into the weights of a dictionary.
 
-A dictionary is trained on s·x, with one number s for each value such that E‖s·x‖² = d. One learning rate and one scale
-of the loss then fit every site of every model. The exported dictionary works on raw x.
+A dictionary is trained on s·x, with one number s for each value, chosen so that E‖s·x‖² = d. The same learning rate and
+the same coefficients of the loss then fit every site of every model. The exported dictionary works on raw x.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from jax_interp.dictionaries.forms.dictionary import Dictionary
 def fold_scale(
     dictionary: Dictionary, read: Float[Array, " d_in"], write: Float[Array, " d_out"], unit: Float[Array, ""]
 ) -> Dictionary:
-    """The dictionary whose output for x is `dictionary(read · x) / write`, equal up to rounding.
+    """The dictionary whose output for x equals `dictionary(read · x) / write`, up to rounding.
+
+    If the three scales are equal, as for an SAE, the weights do not change (decoder rows keep norm 1), and biases and
+    thresholds are divided by the scale. Otherwise the rows and columns of the weights are multiplied by the ratios.
+    Different scales for different written values change the norms of decoder rows. A `weighted` activation depends on
+    these norms, so it is first converted to one that is not weighted (`fold_decoder_norm`).
 
     Args:
-      dictionary: works on scaled values.
-      read: the scale of each column that is read.
-      write: the scale of each column that is written.
-      unit: latents become 1 / `unit` times as large.
-
-    Where the three scales agree, as for an SAE, the weights stay (decoder rows keep norm 1), and biases and thresholds
-    are divided. Otherwise the rows and columns of the weights are multiplied by the ratios. Different scales for
-    different written values change the norms of decoder rows, so an activation that is `weighted` by these norms is
-    made one that is not first (`fold_decoder_norm`).
+      dictionary: a dictionary for scaled values.
+      read: the scale of each column of the input.
+      write: the scale of each column of the output.
+      unit: latents are divided by this number.
     """
     if dictionary.activation.weighted:
         dictionary = fold_decoder_norm(dictionary)
@@ -47,11 +47,12 @@ def fold_scale(
 
 
 def fold_decoder_norm(dictionary: Dictionary) -> Dictionary:
-    """The same function with decoder rows of norm 1 (rows of norm 0 stay). Latents become as large as what they write.
+    """Scale decoder rows to norm 1 without changing the function. Rows of norm 0 stay 0. Latents are multiplied by the
+    norms.
 
-    An activation that is `weighted` by these norms becomes one that compares pre-activations alone. A TopK that is not
-    weighted, and a BatchTopK that is not weighted within a batch, would choose other latents: they are trained with
-    rows of norm 1.
+    A `weighted` activation becomes one that compares only pre-activations. A TopK that is not weighted would select
+    other latents afterwards, and so would a BatchTopK that is not weighted, within a batch. Train these with rows of
+    norm 1.
     """
     norm = row_norms(dictionary.W_dec)
     return dataclasses.replace(
@@ -64,7 +65,7 @@ def fold_decoder_norm(dictionary: Dictionary) -> Dictionary:
 
 
 def fold_centre(dictionary: Dictionary) -> Dictionary:
-    """The same function without the subtraction of b_dec: b_enc - b_dec W_enc in place of b_enc."""
+    """Remove the subtraction of b_dec without changing the function: b_enc becomes b_enc - b_dec W_enc."""
     if not dictionary.centred:
         return dictionary
     shift = dictionary.b_dec @ dictionary.W_enc
@@ -73,5 +74,5 @@ def fold_centre(dictionary: Dictionary) -> Dictionary:
 
 
 def for_inference(dictionary: Dictionary) -> Dictionary:
-    """The dictionary that is exported after training: a BatchTopK as the JumpReLU that it is at inference."""
+    """The dictionary that is exported after training. BatchTopK is converted to JumpReLU, which it is at inference."""
     return dictionary.activation.for_inference(dictionary)

@@ -1,10 +1,11 @@
-"""Resampling: dead latents begin anew on inputs that the dictionary reconstructs badly (Bricken et al. 2023).
+"""Resampling: dead latents are re-initialised from inputs with a large error (Bricken et al. 2023).
 
-For each dead latent one input of the batch is drawn, with probability ∝ ‖y - ŷ‖⁴ (the squared loss). Its centred
-direction becomes the decoder row, and the encoder column too, at `encoder_scale` times the mean length of the encoder
-columns of living latents. Where another value is written than is read, the decoder row is the direction of the error at
-that input. Each written value's part of a row gets norm 1, or the mean norm of living rows there where norms are free.
-The bias takes off the centre, a threshold or gate gets its initial value, and Adam's moments of these entries become 0.
+For each dead latent, one input of the batch is drawn with probability ∝ ‖y - ŷ‖⁴ (the squared loss). The direction of
+the centred input becomes the decoder row. It also becomes the encoder column, with a norm of `encoder_scale` times the
+mean norm of the columns of living latents. For a transcoder, the decoder row is the direction of the error at that
+input. The part of a row for each written value gets norm 1. With `decoder="free"`, it gets the mean norm of living rows
+instead. The encoder bias cancels the centre, thresholds and gates get their initial values, and Adam's moments become
+0.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ from jax_interp.dictionaries.training.learner import Learner
 
 @dataclasses.dataclass(frozen=True)
 class Resampler:
-    """Resampling as one run does it.
+    """The resampling of one run, as a function of a learner.
 
     Attributes:
-      rule: when it is due, and how long encoder columns are.
-      steps: the length of the run.
-      activation: the config's activation; a resampled latent gets its initial parameters.
+      rule: the config of resampling.
+      steps: the number of steps of the run.
+      activation: the activation of the config. A resampled latent gets its initial parameters.
       decoder: "unit" or "free".
-      key: the random key of this step's resampling.
-      writes_input: whether what is written is what is read.
+      key: the random key of this step.
+      writes_input: whether the dictionary writes the value that it reads.
     """
 
     rule: Resampling
@@ -47,7 +48,7 @@ class Resampler:
     writes_input: bool = True
 
     def __call__(self, learner: Learner[Dictionary], result: StepResult) -> Learner[Dictionary]:
-        """`learner` after a step, its dead latents resampled if the step is one at which that is due."""
+        """Resample the dead latents of `learner` if resampling is due after this step."""
         every, until = self.rule.period(self.steps), round(self.rule.until * self.steps)
         dead = learner.since_fired > every * result.tokens // 2
         due = (learner.step % every == 0) & (learner.step <= until)
@@ -69,12 +70,13 @@ class Resampler:
         x: Float[Array, "row d_in"],
         error: Float[Array, "row d_out"],
     ) -> tuple[Dictionary, PyTree]:
-        """(dictionary, optimizer state) with the `dead` latents begun anew. Shapes do not depend on how many are."""
+        """(dictionary, optimizer state) with the `dead` latents re-initialised. Shapes do not depend on their
+        number."""
         losses = jnp.sum(error * error, axis=1)
         drawn = jax.random.categorical(self.key, 2 * jnp.log(losses + 1e-30), shape=dead.shape)
         centre = dictionary.b_dec if dictionary.centred else jnp.mean(x, axis=0)
         direction = unit_rows(x[drawn] - centre[None, :])
-        # Norms are measured on living latents; where none lives, on all.
+        # Mean norms are over living latents, or over all latents if none is alive.
         measured = jnp.where(jnp.all(dead), jnp.ones_like(dead), ~dead)
         mean = lambda norms: jnp.sum(jnp.where(measured, norms, 0.0)) / jnp.sum(measured).astype(norms.dtype)
         length = self.rule.encoder_scale * mean(jnp.sqrt(jnp.sum(dictionary.W_enc**2, axis=0)))
@@ -95,14 +97,17 @@ class Resampler:
 def resampler(
     config: DictionaryConfig | EndToEndSAEConfig, steps: int, key: Key[Array, ""], writes_input: bool = True
 ) -> Resampler | None:
-    """The resampling that `config` asks for, in a run of `steps`. None where it asks for none."""
+    """The resampling of a run of `steps`. None if the config has no resampling."""
     if config.resampling is None:
         return None
     return Resampler(config.resampling, steps, config.activation, config.decoder, key, writes_input)
 
 
 def _replaced(dead: Bool[Array, " feature"], tree: Dictionary, fresh: Dictionary | None) -> Dictionary:
-    """`tree`, a dictionary or Adam's moments of one, with the entries of `dead` latents from `fresh`; None: 0."""
+    """Replace the entries of `dead` latents in `tree` by those of `fresh`, or by 0 if `fresh` is None.
+
+    `tree` is a dictionary, or Adam's moments of a dictionary.
+    """
 
     def replaced(old: PyTree, new: PyTree, names: Iterable[str]) -> PyTree:
         changed = {}

@@ -1,13 +1,13 @@
-"""Undoing feature suppression: an L1-trained dictionary with its latents rescaled (Wright & Sharkey 2024).
+"""Undo feature suppression: rescale the latents of a dictionary that was trained with L1 (Wright & Sharkey 2024).
 
-An L1 penalty shrinks latents. With the set of latents that fire held fixed, the best scales solve a least-squares
-problem:
+An L1 penalty makes latents too small. If the set of latents that fire is held fixed, the best scales solve a
+least-squares problem:
 
     one scale for all     s* = E[x̂·x] / E‖x̂‖², which is 1 / γ               (x and x̂ without b_dec)
     one for each latent   (FᵀF ∘ D Dᵀ) s = diag(Fᵀ (X - b) Dᵀ)               D = W_dec, F the codes
 
-so no fine-tuning run is needed: `rescaled(sae, latent_scales(sae, rows))` has the same L0, γ = 1 (about b_dec) and the
-least SSE that rescaling can give. It is for SAEs, which write what they read.
+No fine-tuning is needed. `rescaled(sae, latent_scales(sae, rows))` has the same L0, γ = 1 (computed about b_dec), and
+the smallest SSE that rescaling can reach. This works for SAEs only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jax_interp.dictionaries.sparse_coder import SparseCoder, as_sparse_coder
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rescaled(SparseCoder):
-    """`dictionary` with latent i multiplied by `scale[i]` (a scalar: all of them)."""
+    """A dictionary whose latents are multiplied by `scale`: one number, or one number per latent."""
 
     dictionary: Dictionary
     scale: Float[Array, "..."]
@@ -50,7 +50,7 @@ class Rescaled(SparseCoder):
         return self.dictionary.decode(z)
 
     def output(self, x: Float[Array, "row d"], z: Float[Array, "row feature"]) -> Float[Array, "row d_out"]:
-        """What it makes of `x`, whose codes are `z`: a skip stays as it is."""
+        """The output for the input `x` with latents `z`. A skip is not scaled."""
         return as_sparse_coder(self.dictionary).output(x, z)
 
     def directions(self) -> Array | None:
@@ -61,7 +61,7 @@ class Rescaled(SparseCoder):
 
 
 def rescaled(dictionary: Dictionary, scale: Float[np.ndarray, "..."] | float) -> Rescaled:
-    """`dictionary` with its latents multiplied by `scale`, one number or one for each latent.
+    """Multiply the latents of `dictionary` by `scale`: one number, or one number per latent.
 
     Example:
         better = rescaled(sae, latent_scales(sae, rows))
@@ -70,7 +70,7 @@ def rescaled(dictionary: Dictionary, scale: Float[np.ndarray, "..."] | float) ->
 
 
 def global_scale(dictionary: Dictionary, rows: Iterable[Float[Array, "row d"]]) -> float:
-    """The best scale s* = 1 / γ for all latents together, about b_dec.
+    """The best common scale s* = 1 / γ for all latents, computed about b_dec.
 
     Args:
       dictionary: an SAE.
@@ -91,16 +91,16 @@ def global_scale(dictionary: Dictionary, rows: Iterable[Float[Array, "row d"]]) 
 def latent_scales(
     dictionary: Dictionary, rows: Iterable[Float[Array, "row d"]], ridge: float = 1e-6, nonnegative: bool = True
 ) -> Float[np.ndarray, " feature"]:
-    """The scales of all latents that together give the least Σ‖x - x̂‖². A dead latent keeps 1.
+    """The scales of all latents that together minimise Σ‖x - x̂‖². A dead latent gets scale 1.
 
-    It takes feature² floats, and a solve of that size on the host.
+    This needs feature² floats, and the solution of a linear system of this size on the host.
 
     Args:
       dictionary: an SAE.
       rows: batches of activations, read once.
-      ridge: how strongly scales are drawn towards 1, relative to the mean of the diagonal. It decides what the data
-        leave open.
-      nonnegative: solve under the constraint that no scale is negative. A negative scale would reverse a feature.
+      ridge: the strength of a penalty that pulls scales towards 1, relative to the mean of the diagonal. It determines
+        scales that the data do not determine.
+      nonnegative: whether to forbid negative scales. A negative scale would reverse a feature.
 
     Returns:
       One scale for each latent, float64.

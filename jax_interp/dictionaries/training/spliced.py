@@ -1,4 +1,4 @@
-"""Dictionaries inside the model's forward pass while they are trained."""
+"""Dictionaries inside the forward pass of a model, in training."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from jax_interp.surgery import ScopedEdit, Site
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainingSplice(ScopedEdit):
-    """`Splice` as it is trained.
+    """The `Splice` edit in training.
 
-    It uses the code that is trained on, which for BatchTopK is not that of inference. It names what the losses need,
-    below the address: x, y_hat, code.0, code.1, … (the leaves of the code).
+    It uses the code of training, which differs from that of inference for BatchTopK. It names the values that the
+    losses need, below the address: x, y_hat, code.0, code.1, … (the leaves of the code).
 
     Attributes:
-      dictionary: works on scaled values.
-      scale: what the value is multiplied by.
+      dictionary: a dictionary for scaled values.
+      scale: the factor on the value.
       rows: the flat position of each row that the dictionary reads (`kept_rows`).
-      kept: how many rows, the first ones, are positions that are kept. Their values are replaced; the other rows only
-        repeat kept positions, so that shapes do not depend on the mask.
+      kept: the number of kept positions. The first `kept` rows are these positions, and their values are replaced. The
+        other rows repeat kept positions, so that shapes do not depend on the mask.
     """
 
     dictionary: Dictionary
@@ -44,16 +44,16 @@ class TrainingSplice(ScopedEdit):
         for i, leaf in enumerate(jax.tree.leaves(code)):
             site(f"code.{i}", leaf, " ".join(("row", "entry")[: leaf.ndim]))
         first = jnp.arange(self.rows.size) < self.kept
-        places = jnp.where(first, self.rows, self.rows.size)  # one past the end: dropped
+        places = jnp.where(first, self.rows, self.rows.size)  # an index past the end is dropped
         written = (y_hat / self.scale).astype(value.dtype)
         return flat.at[places].set(written, mode="drop").reshape(value.shape)
 
 
 def kept_rows(keep: Bool[Array, "seq pos"], key: Key[Array, ""]) -> tuple[Int[Array, " row"], Int[Array, ""]]:
-    """(positions, how many are kept): as many positions as `keep` has, all of them kept ones.
+    """(flat positions of rows, number of kept positions). There are as many rows as `keep` has positions.
 
-    First come the kept positions in order. Then they repeat from a random one on, one for each position that is not
-    kept. Where all are kept this is 0, 1, 2, …
+    The kept positions come first, in order. The other rows repeat kept positions, starting at a random one. If all
+    positions are kept, the result is 0, 1, 2, …
     """
     flat = keep.reshape(-1)
     n, i = jnp.sum(flat, dtype=jnp.int32), jnp.arange(flat.size, dtype=jnp.int32)

@@ -3,8 +3,8 @@
     sweep = Sweep(seeds=(0, 1, 2), coefficients={"l1": (0.004, 0.008, 0.016)})
     for member, sae in train_sweep(config, sweep, model, batch_at, run="runs/grid"): ...
 
-The model runs once a step for all members, and all members are one program. What varies between them is data, so
-another grid of the same size compiles nothing.
+In each step, the model runs once for all members. All members are one compiled program. The values that vary between
+them are data, so another grid of the same size does not compile again.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from jax_interp.training import Log, RunTarget, SaveTo, fit
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The axes of a grid. An axis without entries has the config's own value."""
+    """The axes of a grid. An axis without entries uses the value of the config."""
 
     seeds: tuple[int, ...] = ()
     """Seeds of the initialisation. All members see the same rows."""
     coefficients: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    """Coefficients of the loss's terms, by name: {"l1": (0.004, 0.008)}."""
+    """Coefficients of loss terms, by the name of the term: {"l1": (0.004, 0.008)}."""
     k: tuple[int, ...] = ()
-    """Numbers k of TopK or BatchTopK, at most the config's own."""
+    """Values of k for TopK or BatchTopK. They can be at most the k of the config."""
     learning_rates: tuple[float, ...] = ()
     addresses: tuple[str, ...] = ()
-    """Values of one width, for instance the same site of several layers, in place of the config's address."""
+    """Addresses that replace the address of the config, such as one site in several layers. Their widths must be
+    equal."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +56,19 @@ class Member:
     k: int | None
     coefficients: dict[str, float]
     diverged: int | None = None
-    """The number of steps after which its gradient was not finite. It has not changed since. None: it did not
-    diverge."""
+    """The number of steps after which the gradient was not finite. The dictionary has not changed since. None: it did
+    not diverge."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SweepState:
-    """What a sweep depends on besides the batch.
+    """The state of a sweep.
 
     Attributes:
-      learners: one learner with a leading axis over the members in every leaf.
-      stream: the activations, shared by all.
-      ended: which members have diverged. They stay as they were, and do not disturb the others.
+      learners: a learner in which every leaf has a leading axis for the members.
+      stream: the activations, shared by all members.
+      ended: a mask of the members that have diverged. They do not change any more, and do not affect the others.
     """
 
     learners: Learner[Dictionary]
@@ -76,10 +77,11 @@ class SweepState:
 
 
 def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
-    """Every combination, in the order address, seed, learning rate, k, coefficients, with the last axis fastest.
+    """All combinations of the axes. The axes are address, seed, learning rate, k, coefficients; the last varies
+    fastest.
 
     Raises:
-      UserError: the config does not have what an axis varies.
+      UserError: an axis varies something that the config does not have.
     """
     terms = {snake(type(term).__name__): term for term in config.loss}
     for name in sweep.coefficients:
@@ -110,7 +112,7 @@ def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
 
 
 def member_config(config: DictionaryConfig, member: Member) -> DictionaryConfig:
-    """The config that trains this member alone."""
+    """The config that trains only this member."""
     loss = []
     for term in config.loss:
         coefficient = member.coefficients.get(snake(type(term).__name__))
@@ -129,7 +131,7 @@ def member_config(config: DictionaryConfig, member: Member) -> DictionaryConfig:
 
 
 def swept_values(config: DictionaryConfig, sweep: Sweep) -> dict[str, Any]:
-    """What differs between members, as arrays with an axis over them. The step maps over it and the learners."""
+    """The values that vary between members, as arrays with an axis for the members. The step maps over this axis."""
     each = members(config, sweep)
     order = sweep.addresses or (config.address,)
     names = [snake(type(term).__name__) for term in config.loss]
@@ -145,7 +147,7 @@ def swept_values(config: DictionaryConfig, sweep: Sweep) -> dict[str, Any]:
 
 
 def init_sweep_state(config: DictionaryConfig, sweep: Sweep, model: Model, batch_at: BatchAt) -> SweepState:
-    """The state before the first step. Each member begins as `train_dictionary` would begin with its config."""
+    """The state before the first step. Each member starts as in `train_dictionary` with the config of this member."""
     each = members(config, sweep)
     dictionary_key, stream_key = jax.random.split(jax.random.key(config.seed))
     stream = init_stream(stream_key, model, sweep.addresses or config.addresses, batch_at, config.buffer)
@@ -180,7 +182,7 @@ def sweep_step(
     grid: dict[str, Any],
     batched: bool,
 ) -> tuple[SweepState, dict[str, Array]]:
-    """One step of every member. The metrics have an axis over members, and "ended".
+    """One training step of all members. The metrics have an axis for the members, and include "ended".
 
     Args:
       config: the config that the grid varies.
@@ -189,8 +191,8 @@ def sweep_step(
       batch: (tokens [seq, pos], keep [seq, pos]).
       model: the model.
       grid: `swept_values(config, sweep)`.
-      batched: all members at once (`vmap`), or one after the other in the same program. The latter is faster on a CPU:
-        one member fills it, and branches that a member does not take are not computed.
+      batched: True: all members at once (`vmap`). False: one after the other, in the same program. This is faster on a
+        CPU: one member is enough to keep it busy, and branches that a member does not take are not computed.
     """
     if batched:
         config = dataclasses.replace(config, sparse_gradient_sizes=())  # under vmap every branch is computed
@@ -211,7 +213,7 @@ def sweep_step(
 
 
 def export_sweep(config: DictionaryConfig, sweep: Sweep, state: SweepState) -> list[tuple[Member, Dictionary]]:
-    """Each member with its dictionary for raw activations."""
+    """All members, each with its dictionary for raw activations."""
     out, steps = [], [int(n) if over else None for n, over in zip(state.learners.step, state.ended)]
     for i, member in enumerate(members(config, sweep)):
         learner, stream = jax.tree.map(lambda a, i=i: a[i], state.learners), state.stream
@@ -237,25 +239,25 @@ def train_sweep(
 ) -> list[tuple[Member, Dictionary]]:
     """Train every member of a grid on one stream, from the start or from the last checkpoint of `run`.
 
-    The same call after a kill ends with the same bits. The log has means over the members, and the figures of each
-    under `member.<i>`. A member that diverges ends there, and the others go on: it is left out of the means, its
-    figures are null, and `Member.diverged` says when.
+    If a run is killed, the same call resumes it. The result has the same bits as that of an uninterrupted run. The log
+    has means over the members, and the figures of each member under `member.<i>`. A member that diverges stops, and the
+    others continue. It is left out of the means, its figures are null, and `Member.diverged` is the step.
 
     Args:
       config: the config that the grid varies.
       sweep: the grid.
       model: any model that keeps the surgery contract. It is not changed.
-      batch_at: number of a batch -> (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
-      run: where and how often the run is saved: a `SaveTo`, or a directory alone. None: nothing is saved.
+      batch_at: a function from the index of a batch to (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
+      run: where to save the run: a directory, or a `SaveTo` that also sets how often. None: nothing is saved.
       batched: as in `sweep_step`. None: True except on a CPU.
       log: what is evaluated, logged and shown.
 
     Returns:
-      (member, its dictionary for raw activations) for each member, in the order of `members`.
+      A list of (member, dictionary for raw activations), in the order of `members`.
 
     Raises:
-      UserError: the config does not have what an axis varies, or `run` holds a run of another grid.
-      NonFinite: every member has diverged.
+      UserError: an axis varies something that the config does not have, or `run` holds a run of another grid.
+      NonFinite: all members have diverged.
 
     Example:
         sweep = Sweep(seeds=(0, 1), coefficients={"l1": (0.004, 0.008)})
@@ -290,7 +292,7 @@ def train_sweep(
 
 @dataclasses.dataclass(frozen=True)
 class SweepRun:
-    """The stored config of a sweep: a resume is of the same grid."""
+    """The stored config of a sweep. A run can be resumed only with an equal config."""
 
     dictionary: DictionaryConfig
     sweep: Sweep

@@ -1,9 +1,9 @@
-"""Training a dictionary on the activations of any model: one jitted step harvests activations and learns from them.
+"""Train a dictionary on the activations of any model. One jitted step harvests activations and learns from them.
 
     config = DictionaryConfig("blocks.2.resid_post", n_features=4096, activation=TopK(32), steps=800)
     sae = train_dictionary(config, model, batch_at, run="runs/sae")            # works on raw activations
 
-The pieces are pure functions of one state. `learn` alone (rows in, learner out) is what a sweep maps over (sweep.py).
+All steps are pure functions of one state. A sweep maps over `learn`, which needs only rows and a learner (sweep.py).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SHOWN = ("loss", "fvu", "l0", "dead")
 def init_learner(
     config: DictionaryConfig, key: Key[Array, ""], widths: Sequence[int], mean: Float[Array, " d"]
 ) -> Learner[Dictionary]:
-    """The learner before its first step. Arguments as in `init_dictionary`."""
+    """The learner before its first step. For arguments, see `init_dictionary`."""
     dictionary = init_dictionary(config, key, widths, mean)
     return new_learner(dictionary, config.optimizer, config.steps, (config.n_features,), key)
 
@@ -62,16 +62,16 @@ def learn(
     learning_rate: Float[Array, ""] | None = None,
     ended: Bool[Array, ""] | None = None,
 ) -> tuple[Learner[Dictionary], dict[str, Array]]:
-    """One step on rows of activations: the loss and its gradient, then `apply_gradient`.
+    """One training step on rows of activations: the loss and its gradient, then `apply_gradient`.
 
     Args:
-      config: what is trained.
-      learner: the state before the step.
-      rows: scaled activations, the columns read and then those written where they are others.
-      variance: E‖y - E y‖² of each value harvested, scaled.
-      loss: terms in place of the config's; their coefficients may be traced.
-      learning_rate: in place of the config's; it may be traced.
-      ended: as in `apply_gradient`. Where it is given, the metrics have "ended".
+      config: the config of the dictionary.
+      learner: the learner before the step.
+      rows: scaled activations at `config.addresses`, side by side.
+      variance: E‖y - E y‖² of each scaled value.
+      loss: loss terms that replace those of the config. Their coefficients may be traced.
+      learning_rate: replaces that of the config. It may be traced.
+      ended: as in `apply_gradient`. If it is given, the metrics include "ended".
 
     Returns:
       (the learner after the step, metrics of the batch before the update).
@@ -106,46 +106,48 @@ def learn(
 
 
 def split_rows(config: DictionaryConfig, dictionary: Dictionary, rows: Array) -> tuple[Array, Array]:
-    """(what is read, what should be written)."""
+    """Split `rows` into (input, target)."""
     return (rows, rows) if config.writes is None else (rows[:, : dictionary.d], rows[:, dictionary.d :])
 
 
 def train_step(
     config: DictionaryConfig, state: TrainState[Dictionary], batch: tuple[Array, Array], model: Model
 ) -> tuple[TrainState[Dictionary], dict[str, Array]]:
-    """Harvest one token batch and learn from as many shuffled rows. Pure; `partial(train_step, config)` is a `fit` step
-    with the model among `frozen`."""
+    """Harvest one batch of tokens, and learn from an equal number of shuffled rows. A pure function.
+
+    `partial(train_step, config)` is a step for `fit`, with the model in `frozen`.
+    """
     stream, rows = advance(state.stream, model, config.addresses, *batch)
     learner, metrics = learn(config, state.learner, rows, stream.variance)
     return TrainState(learner, stream), metrics
 
 
 def init_train_state(config: DictionaryConfig, model: Model, batch_at: BatchAt) -> TrainState[Dictionary]:
-    """The state before the first step: the buffer is full, and scales, mean and variance are measured on it."""
+    """The state before the first step. The buffer is full, and scales, mean and variance are measured on it."""
     return start_on_stream(config, model, batch_at, partial(init_learner, config))
 
 
 def start_on_stream(
     config: HarvestedConfig, model: Model, batch_at: BatchAt, init: Callable[..., Learner[Trained]]
 ) -> TrainState[Trained]:
-    """The state before the first step, with the learner `init(key, widths, mean)`."""
+    """The state before the first step. The learner is `init(key, widths, mean)`."""
     key, stream_key = jax.random.split(jax.random.key(config.seed))
     stream = init_stream(stream_key, model, config.addresses, batch_at, config.buffer)
     return TrainState(init(key, stream.widths, stream.mean), stream)
 
 
 def export(config: DictionaryConfig, state: TrainState[Dictionary]) -> Dictionary:
-    """The dictionary as trained so far, for raw activations."""
+    """The dictionary in its current state, for raw activations."""
     return export_learner(config, state.learner, state.stream)
 
 
 def export_learner(
     config: DictionaryConfig, learner: Learner[Dictionary], source: Stream | ActivationStore
 ) -> Dictionary:
-    """`export` with the scale of each value from `source`."""
+    """`export` for a learner. The scale of each value is taken from `source`."""
     scales, n = columns(jnp.asarray(source.scale), source.widths), learner.dictionary.d
     read, write = scales[:n], scales if config.writes is None else scales[n:]
-    # Latents are in the units of what is written; of several values, in the units of the first.
+    # Latents are in the units of the written value, or of the first one if there are several.
     return for_inference(fold_scale(learner.dictionary, read, write, write[0]))
 
 
@@ -154,18 +156,18 @@ def train_dictionary(
 ) -> Dictionary:
     """Train a dictionary of one code, from the start or from the last checkpoint of `run`.
 
-    The same call after a kill ends with the same bits.
+    If a run is killed, the same call resumes it. The result has the same bits as that of an uninterrupted run.
 
     Args:
-      config: what is trained, where, and for how long.
+      config: the config of the dictionary and of its training.
       model: any model that keeps the surgery contract. It is not changed.
-      batch_at: number of a batch -> (tokens [seq, pos], keep [seq, pos]). It must depend on the number only. Positions
-        with keep False are left out.
-      run: where and how often the run is saved: a `SaveTo`, or a directory alone. None: nothing is saved.
+      batch_at: a function from the index of a batch to (tokens [seq, pos], keep [seq, pos]). It must depend only on the
+        index. Positions where `keep` is False are left out.
+      run: where to save the run: a directory, or a `SaveTo` that also sets how often. None: nothing is saved.
       log: what is evaluated, logged and shown.
 
     Returns:
-      The dictionary, for raw activations. BatchTopK is exported as the JumpReLU that it is at inference.
+      The dictionary, for raw activations. BatchTopK is converted to JumpReLU, which it is at inference.
 
     Raises:
       UserError: an address is not in the model, or `run` holds a run of another config.
@@ -191,7 +193,7 @@ def fit_on_stream(
     log: Log,
     title: str,
 ) -> TrainState[Trained]:
-    """The state after the last step. The batches that filled the buffer are not used again."""
+    """Train until the last step, and return the state. The batches that filled the buffer are not used again."""
     filled = int(state.stream.cursor)
     log = log.with_defaults(shown=SHOWN, per_step={"tokens": batch_at(0)[0].size}, title=title)
     return fit(step, state, lambda i: batch_at(filled + i), steps=config.steps, run=run, frozen=(model,), log=log)
@@ -199,23 +201,24 @@ def fit_on_stream(
 
 @dataclasses.dataclass(frozen=True)
 class StoreRun:
-    """The stored config of a run on a store: a resume is of the same rows in the same batches."""
+    """The stored config of a run on a store. A run can be resumed only with the same rows in the same batches."""
 
     dictionary: DictionaryConfig
     batch: int
     shards: tuple[str, ...]
-    """Their SHA-256."""
+    """The SHA-256 of each shard."""
 
 
 def train_from_store(
     config: DictionaryConfig, store: ActivationStore, *, batch: int = 2048, run: RunTarget = None, log: Log = Log()
 ) -> Dictionary:
-    """Train a dictionary on stored activations; no model is needed.
+    """Train a dictionary on stored activations. No model is needed.
 
     Args:
-      config: what is trained, and for how long. Its `buffer` is not used: all rows of the store are shuffled.
-      store: an open store of the values that the config reads and then those that it writes, in that order.
-      batch: rows a step.
+      config: the config of the dictionary and of its training. Its `buffer` is not used, because all rows of the store
+        are shuffled.
+      store: an open store with the values at `config.addresses`, in this order.
+      batch: the number of rows per step.
       run: as in `train_dictionary`.
       log: as in `train_dictionary`.
 

@@ -1,4 +1,4 @@
-"""Warm starts: training that goes on from trained dictionaries."""
+"""Warm starts: training that continues from trained dictionaries."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from jax_interp.dictionaries.training.config import SAEConfig
 
 
 def check_count(configs: Sequence[SAEConfig], dictionaries: Sequence[Dictionary]) -> None:
-    """Raises UserError unless there is a dictionary for each config."""
+    """Raise UserError unless there is one dictionary for each config."""
     if len(dictionaries) != len(configs):
         raise UserError(f"{len(dictionaries)} dictionaries are given and {len(configs)} configs: give one to each")
 
 
 def warm_start(config: SAEConfig, fresh: Dictionary, given: Dictionary) -> Dictionary:
-    """A trained dictionary as `config` trains it further.
+    """The dictionary to start from when `config` continues the training of `given`.
 
-    Weights and the parameters of the activation are those of `given`. The settings of the activation (k, bandwidth) are
-    the config's. `centred` stays as in `given`. A BatchTopK was exported as a JumpReLU with one threshold; this
-    becomes the running threshold again where the config asks for BatchTopK.
+    Weights, `centred` and the parameters of the activation are taken from `given`. The settings of the activation (k,
+    bandwidth) are taken from the config. An exported BatchTopK is a JumpReLU with equal thresholds. If the config has
+    BatchTopK, this threshold becomes the running threshold again.
 
     Args:
       config: the config of this dictionary.
-      fresh: a fresh dictionary of this config.
+      fresh: a new dictionary of this config.
       given: the trained dictionary.
 
     Raises:
-      UserError: shapes differ, or the activation is of another kind.
+      UserError: shapes differ, or the activation has another class.
     """
     names = ("W_enc", "b_enc", "W_dec", "b_dec", "W_skip")
     shape = lambda one: {name: getattr(getattr(one, name), "shape", None) for name in names}
