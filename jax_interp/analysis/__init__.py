@@ -1,11 +1,11 @@
-"""Analysis of a model: pure functions of its weights and of the activations that `read` returned.
+"""Analysis of a model: pure functions of its weights and of the activations that `read` returns.
 
     logits, acts = call(read(model, needed(model, direct_logit_attribution)), tokens)
     direct_logit_attribution(model, acts, answer, other, unit="head").top(10)
 
-A stack is a `Parts`: rows with TransformerLens's labels. Every decomposition sums to what it decomposes, with the raw
-weights: nothing need be folded first. All functions work under `jax.jit` and `jax.vmap`. docs/analysis.md goes through
-them by the questions that they answer.
+Most functions return `Parts`: rows with TransformerLens's labels. The rows of a decomposition sum to the value that is
+decomposed. This holds for the raw weights, so you do not need to fold norms first. All functions work under `jax.jit`
+and `jax.vmap`. docs/analysis.md describes them by the questions that they answer.
 """
 
 from jax_interp.analysis.addresses import NEEDED, needed, reads_activations

@@ -21,14 +21,14 @@ from jax_interp.surgery import Model, sites
 Analysis = TypeVar("Analysis", bound=Callable[..., Any])
 
 NEEDED: dict[Callable[..., Any], tuple[str, ...]] = {}
-"""All that each analysis may read of a whole forward pass (`layer=None`), whatever its options."""
+"""The addresses that each analysis may read, for any options, from a whole forward pass (`layer=None`)."""
 
 
 def reads_activations(*sources: str | Callable[..., Any]) -> Callable[[Analysis], Analysis]:
     """Function decorator: declare the activations that an analysis may read.
 
     Args:
-      sources: addresses; or other analyses, for all that they read.
+      sources: addresses, or other analyses (this adds all addresses that they read).
     """
     addresses: dict[str, None] = {}
     for source in sources:
@@ -42,20 +42,20 @@ def reads_activations(*sources: str | Callable[..., Any]) -> Callable[[Analysis]
 
 
 def needed(model: Model, *functions: Callable[..., Any]) -> tuple[str, ...]:
-    """The addresses in this model that some analyses read, to be given to `read`.
+    """The addresses that some analyses read in this model. Give them to `read`.
 
-    They are all that the functions may read, whatever their options. Values that the model does not have (position
-    vectors, mid points of parallel blocks, norms after attention) are left out.
+    The result has every address that the functions may read with any options. Values that the model does not have
+    (position vectors, mid points of parallel blocks, norms after attention) are left out.
 
     Args:
-      model: a decoder, also under surgery.
+      model: a decoder, with or without surgery.
       functions: functions of `jax_interp.analysis` that take activations.
 
     Returns:
       Addresses.
 
     Raises:
-      UserError: a function that reads no activations.
+      UserError: a function reads no activations.
 
     Example:
 
@@ -72,5 +72,5 @@ def needed(model: Model, *functions: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _one_value(address: str) -> str:
-    """One of the values that an address names."""
+    """One of the values that match an address."""
     return address.replace("blocks.*.", "blocks.0.").replace("blocks.-1.", "blocks.0.")

@@ -1,8 +1,7 @@
-"""Whether heads read what earlier heads write: composition scores (Elhage et al. 2021, "Virtual attention heads").
+"""Composition scores: do heads read what earlier heads write? (Elhage et al. 2021, "Virtual attention heads").
 
-The score is `‖W_OV M‖ / (‖W_OV‖ ‖M‖)` in Frobenius norms. W_OV is the OV circuit of the earlier head. M is what the
-later head does with it: its QK circuit (it is read as a query, "Q"), the transpose of that ("K"), or its OV circuit
-("V").
+The score is `‖W_OV M‖ / (‖W_OV‖ ‖M‖)` in Frobenius norms. W_OV is the OV circuit of the earlier head. M belongs to the
+later head: it is the QK circuit ("Q", the output is read by queries), its transpose ("K"), or the OV circuit ("V").
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ Mode = Literal["Q", "K", "V"]
 def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Array, "*left *right"]:
     """`‖left right‖ / (‖left‖ ‖right‖)` of every pair of matrices.
 
-    Rotations do not change the norms, so each matrix is first reduced to its inner dimension on the outer side. One
-    row of pairs is in memory at a time.
+    Rotations do not change the norms, so the outer side of each matrix is first reduced to the inner dimension. Only
+    one row of pairs is in memory at a time.
 
     Args:
       left: matrices `[*left, d, e]`.
       right: matrices `[*right, e, f]`.
 
     Returns:
-      Scores, left's leading axes first.
+      Scores, with the leading axes of `left` first.
 
     Raises:
       UserError: the shapes do not allow the product.
@@ -58,7 +57,7 @@ def all_composition_scores(model: Model, mode: Mode) -> Float[Array, "layer head
     Compare with `composition_baseline`: unrelated heads do not score 0.
 
     Args:
-      model: a decoder, also under surgery.
+      model: a decoder, with or without surgery.
       mode: what the later head reads with: queries ("Q"), keys ("K") or values ("V").
 
     Returns:
@@ -80,8 +79,8 @@ def composition_baseline(
     """The composition score of random heads: Gaussian factors of this model's shapes.
 
     Args:
-      model: gives the shapes.
-      mode: as in `all_composition_scores`.
+      model: the model whose shapes are used.
+      mode: see `all_composition_scores`.
       key: random key.
       samples: number of pairs of heads.
 

@@ -19,9 +19,10 @@ from jax_interp.core.layer import upcast
 class FactoredMatrix:
     """The matrix `A @ B` of low rank, `[..., ldim, rdim]`, stored as its two factors.
 
-    `@` on either side gives another `FactoredMatrix` (a vector gives a vector); `[...]` indexes leading axes, rows and
-    columns. Singular values, eigenvalues and the norm are computed in the inner dimension: for a head's OV circuit in
-    GPT-2, of matrices of size 64, not 768 or 50,257. The names are those of TransformerLens. A pytree of two arrays.
+    `@` on either side gives another `FactoredMatrix` (a vector gives a vector). `[...]` indexes leading axes, rows and
+    columns. Singular values, eigenvalues and the norm are computed in the inner dimension: for the OV circuit of a head
+    in GPT-2 this is 64, instead of 768 or 50,257. The names are those of TransformerLens. This is a pytree of two
+    arrays.
 
     Args:
       A: left factors `[*lead, ldim, mdim]`.
@@ -40,7 +41,7 @@ class FactoredMatrix:
     A: Float[Array, "*lead ldim mdim"]
     B: Float[Array, "*lead mdim rdim"]
 
-    __array_ufunc__ = None  # a NumPy array on the left then leaves `@` to this class
+    __array_ufunc__ = None  # makes a NumPy array on the left use this class's `@`
 
     def __post_init__(self):
         # JAX also fills pytrees with objects that have no shape.
@@ -100,8 +101,8 @@ class FactoredMatrix:
     ) -> tuple[Float[Array, "*lead ldim mdim"], Float[Array, "*lead mdim"], Float[Array, "*lead rdim mdim"]]:
         """The singular value decomposition: `U diag(S) Vᵀ` is the matrix.
 
-        A QR decomposition of both factors, and the SVD of the small product of the two R. Factors of 16 bits are
-        computed in float32.
+        It uses a QR decomposition of both factors, and the SVD of the small product of the two R. Factors of 16 bits
+        are converted to float32.
 
         Returns:
           `U, S, V`. There are as many singular values as the smallest of ldim, mdim and rdim.
@@ -130,7 +131,7 @@ class FactoredMatrix:
 
     @property
     def eigenvalues(self) -> Complex[Array, "*lead mdim"]:
-        """The eigenvalues that can differ from zero, in no order: those of BA, which is small."""
+        """The eigenvalues that can differ from zero, in no order. They are the eigenvalues of BA, which is small."""
         return jnp.linalg.eigvals(upcast(self.BA))
 
     def norm(self) -> Float[Array, "*lead"]:
@@ -138,7 +139,7 @@ class FactoredMatrix:
         return jnp.linalg.norm(self.reduced_left(), axis=(-2, -1))
 
     def reduced_left(self) -> Float[Array, "*lead mdim rdim"]:
-        """This matrix up to a rotation of its rows, `[mdim, rdim]`: scalar products between columns are the same."""
+        """This matrix up to a rotation of its rows, `[mdim, rdim]`. Scalar products between columns do not change."""
         return _matmul(jnp.linalg.qr(upcast(self.A), mode="r"), upcast(self.B))
 
     def collapse_l(self) -> Float[Array, "*lead mdim rdim"]:
@@ -217,7 +218,7 @@ class FactoredMatrix:
 
 
 def _kept(index: Any) -> Any:
-    """The index of a row or column as one that keeps its axis."""
+    """The index of a row or column, as an index that keeps the axis."""
     if isinstance(index, (int, np.integer)):
         return slice(int(index), None if index == -1 else int(index) + 1)
     return index[None] if hasattr(index, "ndim") and index.ndim == 0 else index

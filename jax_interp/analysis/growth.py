@@ -22,9 +22,9 @@ class NormGrowth:
     resid: Float[Array, "layer_and_last"]
     """The norm of the stream before each layer, and after the last."""
     attn_out: Float[Array, "layer"] | None
-    """The norm of what each layer's attention adds; None where it was not read."""
+    """The norm of what the attention of each layer adds; None if it was not read."""
     mlp_out: Float[Array, "layer"] | None
-    """The norm of what each layer's MLP adds; None where it was not read."""
+    """The norm of what the MLP of each layer adds; None if it was not read."""
 
     @property
     def by_layer(self) -> Float[Array, "layer"]:
@@ -35,11 +35,11 @@ class NormGrowth:
         """The geometric mean of the factors of several layers.
 
         Args:
-          first: the stream before this layer is the start.
-          last: the stream before this layer is the end; None: after the last layer.
+          first: the first layer that counts.
+          last: the layer before which to stop; None: after the last layer.
 
         Raises:
-          UserError: `last` does not come after `first`, or one of them is outside.
+          UserError: `last` does not come after `first`, or a layer does not exist.
         """
         last = self.resid.shape[0] - 1 if last is None else last
         if not 0 <= first < last < self.resid.shape[0]:
@@ -58,14 +58,14 @@ def norm_growth(
     """Norms of the stream, and of what each layer's attention and MLP add to it (Heimersheim & Turner 2023).
 
     Args:
-      acts: what was read: `blocks.*.resid_pre`, `blocks.-1.resid_post`; and `blocks.*.attn_out`, `blocks.*.mlp_out` for
-        their norms.
-      mask: True at real tokens, where rows are padded.
+      acts: the activations `blocks.*.resid_pre`, `blocks.-1.resid_post`; and `blocks.*.attn_out`, `blocks.*.mlp_out`
+        for their norms.
+      mask: True at real tokens, if rows are padded.
       exclude_bos: leave out the first token of each row, whose norm is often a hundred times that of the others.
       centred: subtract the mean over d_model first, as LayerNorm does.
 
     Raises:
-      UserError: one position was read, and `exclude_bos` leaves it out.
+      UserError: only one position was read, and `exclude_bos` leaves it out.
     """
     last = upcast(acts["blocks.-1.resid_post"])
     counted = jnp.ones(last.shape[:2], bool) if mask is None else mask

@@ -1,7 +1,7 @@
 """The residual stream as the sum of what every head, every neuron and every bias added to it.
 
-For 36,864 neurons at 1,000 positions of d_model 768 that is 10^10 numbers. With `onto=` each row is its component along
-a direction, computed without the row itself: 10^7.
+For 36,864 neurons, 1,000 positions and d_model 768 these are 10^10 numbers. With `onto=` each row becomes its component
+along a direction. The rows themselves are then not computed, and there are 10^7 numbers.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ def stack_head_results(
     pos: Pos = None,
     onto: Direction | None = None,
 ) -> Parts:
-    """What each head before `layer` added to the stream: `L0H0`, `L0H1`, ...; the head's `z` times its rows of W_O.
+    """What each head before `layer` added to the stream: `L0H0`, `L0H1`, ... A row is the head's `z` times its W_O.
 
-    The bias b_O belongs to no head. Where a norm stands after attention, rows go through it with the scale it had: they
-    and the biases still sum to `attn_out`.
+    The bias b_O belongs to no head. If there is a norm after attention, rows go through it with the scale of the
+    forward pass, so rows and biases still sum to `attn_out`.
 
     Args:
-      model: a decoder, also under surgery.
-      acts: what was read: `blocks.*.attn.z`; `blocks.*.ln1_post.scale` where there are such norms; for a remainder
+      model: a decoder, with or without surgery.
+      acts: the activations `blocks.*.attn.z`; `blocks.*.ln1_post.scale` if there are such norms; for a remainder
         `blocks.*.resid_post` of the layer before (`embed` and `pos_embed` at layer 0, `resid_mid` with `mlp_input`).
-      layer: the heads of all layers before this one; None: of all.
+      layer: heads of the layers before this layer; None: heads of all layers.
       incl_remainder: add a row `remainder`, the rest of the stream.
-      apply_ln: take each row through the norm that reads the stream before `layer`, with the scale it had.
-      mlp_input: the stream that the MLP of `layer` reads, so the heads of `layer` too.
-      pos: which positions.
-      onto: directions `[d_model]` or `[batch, *pos, d_model]`; the rows are then scalar products with them.
+      apply_ln: apply the norm that reads the stream before `layer`, with the scale of the forward pass, to each row.
+      mlp_input: use the stream that the MLP of `layer` reads. This adds the heads of `layer`.
+      pos: the positions to use.
+      onto: directions `[d_model]` or `[batch, *pos, d_model]`. Rows are then scalar products with these directions.
 
     Returns:
       Rows `[batch, *pos, d_model]`, or `[batch, *pos]` with `onto`.
@@ -72,20 +72,20 @@ def stack_neuron_results(
     pos: Pos = None,
     onto: Direction | None = None,
 ) -> Parts:
-    """What each neuron before `layer` added to the stream: `L0N0`, ...; its activation times its row of W_out.
+    """What each neuron before `layer` added to the stream: `L0N0`, ... A row is the activation times the row of W_out.
 
-    There are d_mlp rows for each layer: give `pos` or `onto` for all but the smallest models.
+    There are d_mlp rows for each layer, so give `pos` or `onto` unless the model is very small.
 
     Args:
-      model: a decoder, also under surgery.
-      acts: what was read: `blocks.*.mlp.post`; `blocks.*.ln2_post.scale` where there are such norms; the stream for a
+      model: a decoder, with or without surgery.
+      acts: the activations `blocks.*.mlp.post`; `blocks.*.ln2_post.scale` if there are such norms; the stream for a
         remainder, as in `stack_head_results`.
-      layer: the neurons of all layers before this one; None: of all.
+      layer: neurons of the layers before this layer; None: neurons of all layers.
       incl_remainder: add a row `remainder`, the rest of the stream.
-      apply_ln: take each row through the norm that reads the stream before `layer`, with the scale it had.
-      mlp_input: the stream that the MLP of `layer` reads.
-      pos: which positions.
-      onto: directions; the rows are then scalar products with them.
+      apply_ln: apply the norm that reads the stream before `layer`, with the scale of the forward pass, to each row.
+      mlp_input: use the stream that the MLP of `layer` reads.
+      pos: the positions to use.
+      onto: directions. Rows are then scalar products with these directions.
 
     Returns:
       Rows `[batch, *pos, d_model]`, or `[batch, *pos]` with `onto`.
@@ -109,21 +109,22 @@ def get_full_resid_decomposition(
     pos: Pos = None,
     onto: Direction | None = None,
 ) -> Parts:
-    """Every head, every neuron (or every MLP), the embeddings and, last, the biases: rows that sum to the stream.
+    """Split the stream into heads, neurons (or MLPs), embeddings and, as the last row, biases. The rows sum to the
+    stream.
 
-    The row `bias` is all that no head or neuron adds: output biases, and those of norms after attention and MLP. With
-    `apply_ln` the rows sum to the output of the norm less its bias.
+    The row `bias` has everything that no head or neuron adds: output biases, and biases of norms after attention and
+    MLP. With `apply_ln` the rows sum to the output of the norm minus its bias.
 
     Args:
-      model: a decoder, also under surgery.
+      model: a decoder, with or without surgery.
       acts: what `stack_head_results`, `stack_neuron_results` and `decompose_resid` read.
       layer: the layer whose input is decomposed; None: the stream before the unembedding.
       mlp_input: decompose the input of that layer's MLP instead.
-      expand_neurons: whether each neuron is a row, rather than each MLP.
-      apply_ln: take each row through the norm that reads the stream, with the scale it had.
-      pos: which positions.
-      onto: directions `[d_model]` or `[batch, *pos, d_model]`, in the space after that norm if there is one; the rows
-        are then scalar products with them.
+      expand_neurons: True: each neuron is a row. False: each MLP is a row.
+      apply_ln: apply the norm that reads the stream, with the scale of the forward pass, to each row.
+      pos: the positions to use.
+      onto: directions `[d_model]` or `[batch, *pos, d_model]`, after the norm if `apply_ln`. Rows are then scalar
+        products with these directions.
 
     Returns:
       Rows `[batch, *pos, d_model]`, or `[batch, *pos]` with `onto`.
@@ -155,14 +156,14 @@ def accumulated_bias(
     """The sum of the output biases b_O and b_out before `layer`.
 
     Args:
-      model: a decoder, also under surgery.
-      layer: the biases of all layers before this one; None: of all.
+      model: a decoder, with or without surgery.
+      layer: biases of the layers before this layer; None: biases of all layers.
       mlp_input: add b_O of `layer` itself.
       include_mlp_biases: whether b_out is in the sum.
 
     Raises:
-      UserError: a norm stands between the biases and the stream. What they add then depends on the position; it is the
-        row `bias` of `get_full_resid_decomposition`.
+      UserError: there is a norm between the biases and the stream. What the biases add then depends on the position;
+        the row `bias` of `get_full_resid_decomposition` has it.
     """
     config = decoder(model).config
     if config.norm_places != "before":
@@ -182,7 +183,7 @@ class _Place:
     mlp_input: bool
     pos: Pos
     norm: NormAtScale | None
-    """The norm that rows are taken through; None: none."""
+    """The norm that is applied to rows; None: no norm."""
     direction: Direction | None
     """The direction in the stream itself, before `norm`."""
 
@@ -229,7 +230,7 @@ def _rows(
     norms: NormAtScale | None,
     direction: Direction | None,
 ) -> Array:
-    """What each unit adds, `[layer·unit, *batch_pos, d_model]`, through its layer's norm; or that along `direction`."""
+    """What each unit adds, after the norm of its layer: `[layer·unit, *batch_pos, d_model]`, or along `direction`."""
 
     def of_layer(x: Array, w: Array, norm: NormAtScale | None) -> Array:
         if direction is None:
@@ -243,7 +244,7 @@ def _rows(
 
 
 def _biases(model: Model, acts: Activations, n_attn: int, n_mlp: int, pos: Pos) -> Float[Array, "*batch_pos d_model"]:
-    """What output biases, and those of norms after attention and MLP, add to the stream."""
+    """What output biases, and the biases of norms after attention and MLP, add to the stream."""
     shape = select_positions(acts["embed"], pos, 1).shape
     total = jnp.zeros(shape, upcast(acts["embed"]).dtype)
     sources: tuple[tuple[str, int, Callable[[Model], Array]], ...] = (
@@ -263,7 +264,7 @@ def _biases(model: Model, acts: Activations, n_attn: int, n_mlp: int, pos: Pos) 
 
 
 def _finish(model: Model, acts: Activations, place: _Place, parts: Parts, incl_remainder: bool) -> Parts:
-    """With the remainder, and through the norm, where asked for."""
+    """Add the remainder and apply the norm, if asked for."""
     if incl_remainder:
         whole = select_positions(_resid(model, acts, place), place.pos, 1)
         if place.direction is not None:
@@ -274,7 +275,7 @@ def _finish(model: Model, acts: Activations, place: _Place, parts: Parts, incl_r
 
 
 def _through_norm(place: _Place, parts: Parts) -> Parts:
-    """The rows after the norm; rows that are components along a direction have been through it already."""
+    """The rows after the norm. Rows along a direction are unchanged, because the norm was already applied to them."""
     if place.norm is None or place.direction is not None:
         return parts
     return Parts(place.norm.linear(parts.values), parts.labels)

@@ -1,7 +1,8 @@
-"""What a head does, by its weights: where it looks (QK) and what it then writes (OV) (Elhage et al. 2021).
+"""The circuits of a head, computed from its weights: where it attends (QK) and what it writes (OV) (Elhage et al.
+2021).
 
-These are circuits of the raw weights. The weights of the norms before attention are not in them;
-`processing.fold_layernorm` multiplies those into the matrices. Norms after attention are never in them.
+The circuits use the raw weights, without the weights of norms. `processing.fold_layernorm` multiplies the weights of
+norms before attention into the matrices. Norms after attention are never included.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jax_interp.surgery import Model
 
 
 def OV(model: Model) -> FactoredMatrix:
-    """`W_V W_O` of every head: what the head writes for what it reads, a row vector times this matrix.
+    """`W_V W_O` of every head. A vector that the head reads, times this matrix, is what the head writes.
 
     Returns:
       `[layer, head, d_model, d_model]`. `OV(model)[3, 1]` is one head's.
@@ -25,7 +26,7 @@ def OV(model: Model) -> FactoredMatrix:
 
 
 def QK(model: Model) -> FactoredMatrix:
-    """`W_Q W_Kᵀ` of every head: the score of a query's vector (left) and a key's vector (right), before scaling.
+    """`W_Q W_Kᵀ` of every head. It gives the unscaled score of a query's vector (left) and a key's vector (right).
 
     Rotary positions act between the two matrices and are not in the product.
 
@@ -41,11 +42,11 @@ def full_OV(
     """`W_E W_V W_O W_U` of one head: what attending to a token (row) adds to the logits (columns).
 
     Args:
-      model: a decoder, also under surgery.
+      model: a decoder, with or without surgery.
       layer: the head's layer.
       head: the head.
-      embedding: the vector by which the head reads each token; default W_E. The first MLP often rewrites W_E, so for
-        later layers give the stream after block 0 of every token by itself.
+      embedding: the vector that the head reads for each token; default W_E. Block 0 often changes these vectors much,
+        so for later layers give the stream after block 0, computed for every token alone.
 
     Returns:
       `[vocab, vocab]`.
@@ -56,13 +57,13 @@ def full_OV(
 def full_QK(
     model: Model, layer: int, head: int, embedding: Float[Array, "vocab d_model"] | None = None
 ) -> FactoredMatrix:
-    """`W_E W_Q W_Kᵀ W_Eᵀ` of one head: the score of a token as query (row) for another as key (column).
+    """`W_E W_Q W_Kᵀ W_Eᵀ` of one head: the score between a query token (row) and a key token (column).
 
     Args:
-      model: a decoder, also under surgery.
+      model: a decoder, with or without surgery.
       layer: the head's layer.
       head: the head.
-      embedding: as in `full_OV`.
+      embedding: see `full_OV`.
 
     Returns:
       `[vocab, vocab]`.
@@ -76,12 +77,12 @@ def eigen_copying_score(
 ) -> Float[Array, "layer head"]:
     """`Σ λ / Σ |λ|` over the eigenvalues of each head's full OV circuit (Elhage et al. 2021, "Copying behavior").
 
-    1 where every direction of token space raises its own logits (copying), -1 where each lowers them. The eigenvalues
-    are computed as those of `W_O W_U W_E W_V`, which is d_head square.
+    The score is 1 if every direction of token space raises its own logits (copying), and -1 if every direction lowers
+    them. The eigenvalues are those of the small matrix `W_O W_U W_E W_V`, `[d_head, d_head]`.
 
     Args:
-      model: a decoder, also under surgery.
-      embedding: as in `full_OV`.
+      model: a decoder, with or without surgery.
+      embedding: see `full_OV`.
     """
     inside = upcast(W_U(model)) @ upcast(_embedding(model, embedding))
     values = FactoredMatrix(jnp.einsum("de,lhek->lhdk", inside, upcast(W_V(model))), upcast(W_O(model))).eigenvalues

@@ -1,4 +1,4 @@
-"""Which heads attend in a given way: to the previous token, to the same token, to the token after it (induction)."""
+"""Find heads by their attention: to the previous token, to earlier copies of the token, or one after these (induction)."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def detect_head(
     """How well each head's attention matches a pattern, as in TransformerLens (which rounds "abs" to three digits).
 
     Args:
-      acts: what was read: `blocks.*.attn.pattern`.
+      acts: the activations `blocks.*.attn.pattern`.
       tokens: the token ids that the model was given.
       detection_pattern: a name; or a lower triangular pattern, `[pos, key]` for all rows or `[batch, pos, key]`.
       exclude_bos: leave out attention to the first position.
       exclude_current_token: leave out attention of a token to itself.
-      error_measure: "mul": the share of a head's attention that falls where the pattern is 1, from 0 to 1. "abs": one
-        minus the absolute difference, summed over keys and averaged over positions, from -1 to 1; the pattern then says
-        how much attention.
-      mask: True at real tokens, where rows are padded. The first real token then counts as BOS.
+      error_measure: "mul": the share of a head's attention at entries where the pattern is 1, from 0 to 1. "abs": one
+        minus the absolute difference of attention and pattern, summed over keys and averaged over positions, from -1
+        to 1.
+      mask: True at real tokens, if rows are padded. The first real token then counts as BOS.
 
     Returns:
       Scores `[layer, head]`, the mean over the batch.
@@ -79,7 +79,7 @@ def previous_token_pattern(
 
     Args:
       tokens: token ids.
-      mask: True at real tokens, where rows are padded.
+      mask: True at real tokens, if rows are padded.
     """
     n = tokens.shape[-1]
     return _both_real(jnp.broadcast_to(jnp.eye(n, k=-1), (*tokens.shape, n)), mask)
@@ -92,7 +92,7 @@ def duplicate_token_pattern(
 
     Args:
       tokens: token ids.
-      mask: True at real tokens, where rows are padded.
+      mask: True at real tokens, if rows are padded.
     """
     same = tokens[:, :, None] == tokens[:, None, :]
     return _both_real(jnp.tril(same, k=-1).astype(jnp.float32), mask)
@@ -105,7 +105,7 @@ def induction_pattern(
 
     Args:
       tokens: token ids.
-      mask: True at real tokens, where rows are padded.
+      mask: True at real tokens, if rows are padded.
     """
     return jnp.tril(jnp.pad(duplicate_token_pattern(tokens, mask)[:, :, :-1], ((0, 0), (0, 0), (1, 0))))
 
@@ -119,12 +119,13 @@ PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
 
 @reads_activations("blocks.*.attn.pattern")
 def diagonal_scores(acts: Activations, offset: int) -> Float[Array, "layer head"]:
-    """Each head's mean attention from a position to the position `offset` from it.
+    """The mean attention of each head from position i to position i + `offset`.
 
-    On `repeated_tokens` of length n: -1 finds previous-token heads, -n duplicate-token heads, 1 - n induction heads.
+    On `repeated_tokens` of length n, -1 finds previous-token heads, -n duplicate-token heads, and 1 - n induction
+    heads.
 
     Args:
-      acts: what was read: `blocks.*.attn.pattern`.
+      acts: the activations `blocks.*.attn.pattern`.
       offset: 0 or negative.
 
     Returns:

@@ -1,7 +1,7 @@
 """Lenses: what the model would predict if it stopped at each layer.
 
-The logit lens puts the stream of each layer through the final norm and the unembedding (nostalgebraist 2020). The tuned
-lens puts a learned affine map before that, one for each layer (Belrose et al. 2023).
+The logit lens applies the final norm and the unembedding to the stream of each layer (nostalgebraist 2020). The tuned
+lens first applies a learned affine map to the stream, one map for each layer (Belrose et al. 2023).
 
     parts = logit_lens(model, acts)
     lens = train_tuned_lens(TunedLensConfig(steps=400), model, batch_at)
@@ -40,15 +40,15 @@ def _identity(logits: Float[Array, "batch *pos vocab"]) -> Float[Array, "batch *
 def logit_lens(
     model: Model, acts: Activations, *, incl_mid: bool = False, pos: Pos = None, reduce: Reduce = _identity
 ) -> Parts:
-    """The logits that the stream gives at each layer, `0_pre` to `final_post`, which are the model's own.
+    """The logits of the stream at each layer, `0_pre` to `final_post`. The last row has the model's logits.
 
     Args:
-      model: a decoder, also under surgery.
+      model: a decoder, with or without surgery.
       acts: what `accumulated_resid` reads.
       incl_mid: add the points between attention and MLP.
-      pos: which positions.
-      reduce: a function of each layer's logits, a token's rank or an entropy, whose results are returned in their
-        place. One layer's logits are in memory at a time.
+      pos: the positions to use.
+      reduce: a function of the logits of one layer, such as a token's rank or an entropy. Its results are returned
+        instead of the logits, so only one layer's logits are in memory at a time.
 
     Returns:
       Logits, rows `[batch, *pos, vocab]`, or what `reduce` returns for them.
@@ -63,23 +63,23 @@ def logit_lens(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class TunedLens:
-    """One affine map for each layer: its input `x` becomes `x + x W + b`, in the basis of the last layer's output."""
+    """One affine map for each layer. It maps the layer's input x to `x + x W + b`, in the basis of the last layer."""
 
     weight: Float[Array, "layer d_model d_model"]
     bias: Float[Array, "layer d_model"]
 
     def __call__(self, stack: Float[Array, "layer *batch_pos d_model"]) -> Float[Array, "layer *batch_pos d_model"]:
-        """The inputs of all layers, each through its map."""
+        """Apply the map of each layer to the input of this layer."""
         return jax.vmap(translate)(self, stack)
 
 
 def translate(one: TunedLens, x: Float[Array, "*batch_pos d_model"]) -> Float[Array, "*batch_pos d_model"]:
-    """`x` through the map of one layer (a lens without its layer axis)."""
+    """Apply the map of one layer (a lens without its layer axis) to `x`."""
     return x + x @ one.weight + jnp.expand_dims(one.bias, range(x.ndim - 1))
 
 
 def init_tuned_lens(model: Model) -> TunedLens:
-    """A lens whose maps are all the identity: the logit lens. In float32, or float64 for a float64 model."""
+    """A lens whose maps are all the identity (the logit lens). Its dtype is float32, or float64 for a float64 model."""
     config = decoder(model).config
     n, d = config.n_layers, config.d_model
     dtype = upcast(decoder(model).embed.weight[...]).dtype
@@ -90,13 +90,13 @@ def init_tuned_lens(model: Model) -> TunedLens:
 def tuned_lens(
     model: Model, lens: TunedLens, acts: Activations, *, pos: Pos = None, reduce: Reduce = _identity
 ) -> Parts:
-    """The logits that a tuned lens reads at each layer, `0_pre` to `final_post` (the model's own).
+    """The logits of a tuned lens at each layer, `0_pre` to `final_post`. The last row has the model's logits.
 
     Args:
-      model: a decoder, also under surgery.
-      lens: trained for this model.
-      acts: what was read: `blocks.*.resid_pre` and `blocks.-1.resid_post`.
-      pos: which positions.
+      model: a decoder, with or without surgery.
+      lens: a lens that was trained for this model.
+      acts: the activations `blocks.*.resid_pre` and `blocks.-1.resid_post`.
+      pos: the positions to use.
       reduce: a function of each layer's logits, as in `logit_lens`.
 
     Returns:
@@ -118,12 +118,12 @@ def tuned_lens(
 def kl_by_layer(
     model: Model, lens: TunedLens, tokens: Int[Array, "batch pos"], keep: Bool[Array, "batch pos"] | None = None
 ) -> Float[Array, "layer"]:
-    """`KL(model ‖ lens)` of each layer's prediction: what a tuned lens is trained on.
+    """`KL(model ‖ lens)` of the prediction at each layer. This is the loss of a tuned lens.
 
-    It runs the model, with the surgeries on it. One layer's logits are in memory at a time, in the backward pass too.
+    The model runs with its surgeries. Only one layer's logits are in memory at a time, also in the backward pass.
 
     Args:
-      model: a decoder, also under surgery.
+      model: a decoder, with or without surgery.
       lens: a tuned lens; `init_tuned_lens(model)` for the logit lens.
       tokens: token ids.
       keep: True at the positions that count; None: all.

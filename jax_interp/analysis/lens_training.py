@@ -1,8 +1,8 @@
-"""Training a tuned lens, and a tuned lens on disk.
+"""Train a tuned lens, save it, and load it.
 
-On disk a lens is `tuned_lens.safetensors` and `tuned_lens.json` in one directory. The JSON says which model the lens
-reads and how it was trained. It is written last and holds the digest of the tensors, and each file appears by one
-rename: a lens that is found is whole, or refused by name.
+On disk a lens is two files in one directory, `tuned_lens.safetensors` and `tuned_lens.json`. The JSON says which model
+the lens is for and how it was trained. It is written last, and it has a digest of the tensors. Each file appears by one
+rename. An incomplete or damaged lens is therefore detected when it is loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Batch = Int[Array, "batch pos"] | tuple[Int[Array, "batch pos"], Bool[Array, "ba
 
 @dataclasses.dataclass(frozen=True)
 class TunedLensConfig:
-    """How a tuned lens is trained: AdamW, whose decay pulls a map to the identity; the rate falls linearly to 0.
+    """How a tuned lens is trained: by AdamW with weight decay to the identity map, and a rate that falls linearly to 0.
 
     Belrose et al. use SGD with Nesterov momentum, 250 steps of 2¹⁸ tokens. Adam works with batches of any size.
     """
@@ -62,7 +62,7 @@ class TunedLensState:
 def train_step(
     config: TunedLensConfig, state: TunedLensState, batch: Batch, model: Model
 ) -> tuple[TunedLensState, dict[str, Any]]:
-    """One step. The losses of the layers are summed, so each map learns by itself.
+    """One step. The losses of the layers are summed, so each map learns independently.
 
     Args:
       config: the optimizer's settings.
@@ -92,13 +92,13 @@ def train_tuned_lens(
     run: RunTarget = None,
     log: Log = Log(),
 ) -> TunedLens:
-    """A tuned lens for a model, trained from the identity (Belrose et al. 2023, §2).
+    """Train a tuned lens for a model, starting from the identity (Belrose et al. 2023, §2).
 
     Args:
       config: steps and optimizer.
-      model: a decoder, also under surgery.
+      model: a decoder, with or without surgery.
       batch_at: `batch_at(0)`, `batch_at(1)`, ... are the batches: tokens `[batch, pos]`, or (tokens, keep).
-      run: where the run is saved, as in `training.fit`. A run that was killed goes on from its last checkpoint.
+      run: where the run is saved, as in `training.fit`. A run that was killed resumes from its last checkpoint.
       log: what is shown and logged, as in `training.fit`.
 
     Returns:
@@ -123,10 +123,10 @@ def _optimizer(config: TunedLensConfig) -> optax.GradientTransformation:
 
 
 def save_tuned_lens(directory: Path | str, lens: TunedLens, *, model: str, config: Any = None) -> Path:
-    """Write a tuned lens. A lens that is there is replaced.
+    """Write a tuned lens. An existing lens is replaced.
 
     Args:
-      directory: where to write it; made if it does not exist.
+      directory: the directory for the lens. It is made if it does not exist.
       lens: the lens.
       model: the name of the model that it was trained for.
       config: any dataclass or JSON value to keep with it, its training config.
@@ -148,14 +148,14 @@ def save_tuned_lens(directory: Path | str, lens: TunedLens, *, model: str, confi
 
 
 def load_tuned_lens(directory: Path | str, *, model: str | None = None) -> TunedLens:
-    """The tuned lens that `save_tuned_lens` wrote, to the bit.
+    """Load the tuned lens that `save_tuned_lens` wrote. It is the same bit for bit.
 
     Args:
-      directory: where it was saved.
-      model: the name of the model that it should be of; None: not checked.
+      directory: the directory of the lens.
+      model: the name of the model that the lens should be for; None: do not check.
 
     Raises:
-      UserError: there is no lens, it is of another model or in a later format, or its files are damaged.
+      UserError: there is no lens, it is for another model or in a later format, or its files are damaged.
     """
     description, arrays = read_described(directory, "tuned_lens", formats=(FORMAT,), what="tuned lens", dtypes=FLOATS)
     if model is not None and model != description.get("model"):

@@ -1,7 +1,8 @@
 """Direct logit attribution: how much each part of the stream adds to a logit, or to the difference of two.
 
-The unembedding is linear, and so is the final norm at the scale it had. The logit is therefore a sum over parts of the
-stream (nostalgebraist 2020; Wang et al. 2022, §3). How a part changes the scale of the norm is not counted.
+The unembedding is linear. The final norm is also linear if its scale is fixed to that of the forward pass. The logit is
+therefore a sum over parts of the stream (nostalgebraist 2020; Wang et al. 2022, §3). The effect of a part on the scale
+of the norm is not counted.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ def logit_directions(
 ) -> Float[Array, "batch *pos d_model"]:
     """The direction in the residual stream along which the logit of `tokens` grows.
 
-    It is the token's column of W_U taken back through the final norm at the scale it had. The scalar product of a
-    vector with it is what that vector, as a part of the stream, adds to the logit.
+    It is the token's column of W_U times the transpose of the final norm with its scale fixed. The scalar product of
+    this direction with a part of the stream is what the part adds to the logit.
 
     Args:
-      model: a decoder, also under surgery.
-      acts: what was read: `ln_final.scale`.
+      model: a decoder, with or without surgery.
+      acts: the activations `ln_final.scale`.
       tokens: a token for all, one for each row `[batch]`, or one for each position `[batch, pos]`.
       incorrect_tokens: tokens whose logit is subtracted, of the same shape.
-      pos: which positions.
+      pos: the positions to use.
 
     Returns:
-      Directions, with the position axis unless `pos` drops it.
+      Directions. They have a position axis unless `pos` is a single index.
 
     Raises:
-      UserError: the shapes of the two sets of tokens differ, or do not go with `pos`.
+      UserError: the shapes of the two sets of tokens differ, or do not fit `pos`.
     """
     norm = norm_into(model, acts, pos=pos)
     return norm.transpose(_unembedding_columns(model, tokens, incorrect_tokens, ndim=2 if drops_axis(pos) else 3))
@@ -64,22 +65,22 @@ def logit_attrs(
 ) -> Rows:
     """What each row of a residual stack adds to the logit of `tokens`, or to its difference from `incorrect_tokens`.
 
-    The attributions of a full decomposition, the final norm's bias along W_U, and b_U sum to the logit before any
-    softcap. `direct_logit_attribution` includes all of these.
+    The logit before any softcap is the sum of three terms: the attributions of a full decomposition, the final norm's
+    bias along W_U, and b_U. `direct_logit_attribution` includes all three.
 
     Args:
-      model: a decoder, also under surgery.
-      acts: what was read: `ln_final.scale`.
+      model: a decoder, with or without surgery.
+      acts: the activations `ln_final.scale`.
       stack: `[part, batch, *pos, d_model]`, `Parts` or an array, at the positions `pos`.
-      tokens: as in `logit_directions`.
-      incorrect_tokens: as in `logit_directions`.
+      tokens: see `logit_directions`.
+      incorrect_tokens: see `logit_directions`.
       pos: the positions that the stack has.
 
     Returns:
       Attributions `[part, batch, *pos]`, with the labels of the stack.
 
     Raises:
-      UserError: as `logit_directions`.
+      UserError: in the same cases as `logit_directions`.
     """
     direction = logit_directions(model, acts, tokens, incorrect_tokens, pos=pos)
     return map_rows(lambda rows: jnp.sum(upcast(rows) * expand_to(direction, rows.ndim), axis=-1), stack)
@@ -95,25 +96,25 @@ def direct_logit_attribution(
     unit: Unit = "component",
     pos: Pos = -1,
 ) -> Parts:
-    """Every part's share of the logit of `tokens`, or of its difference from `incorrect_tokens`.
+    """What every part adds to the logit of `tokens`, or to its difference from the logit of `incorrect_tokens`.
 
-    The last row, `readout`, is what the biases of the final norm and of the unembedding add for any stream. With it the
-    rows sum to the logit (or the difference), before the softcap where the model has one.
+    The last row, `readout`, is what the biases of the final norm and of the unembedding add. It does not depend on the
+    stream. All rows sum to the logit (or the difference); if the model has a softcap, to the logit before the softcap.
 
     Args:
-      model: a decoder, also under surgery.
-      acts: what was read: `needed(model, direct_logit_attribution)`.
+      model: a decoder, with or without surgery.
+      acts: the activations at `needed(model, direct_logit_attribution)`.
       tokens: a token for all, one for each row `[batch]`, or one for each position `[batch, pos]`.
       incorrect_tokens: tokens whose logit is subtracted, of the same shape.
-      unit: "component": the embeddings and every layer's `attn_out` and `mlp_out`. "head": attention by heads, MLPs
-        whole, output biases as `bias`. "neuron": MLPs by neurons too.
-      pos: which positions; the last by default.
+      unit: the rows. "component": the embeddings, and `attn_out` and `mlp_out` of every layer. "head": heads instead of
+        `attn_out`, and output biases as `bias`. "neuron": also neurons instead of `mlp_out`.
+      pos: the positions to use; the last by default.
 
     Returns:
       Attributions in logits, rows `[batch, *pos]`.
 
     Raises:
-      UserError: an unknown unit, or as `logit_directions`.
+      UserError: an unknown unit; or in the same cases as `logit_directions`.
 
     Example:
 
@@ -140,7 +141,7 @@ def direct_logit_attribution(
 def _unembedding_columns(
     model: Model, tokens: Tokens, incorrect: Tokens | None, *, ndim: int
 ) -> Float[Array, "*#batch_pos d_model"]:
-    """The unembedding's columns of the tokens, scaled as logits are, with the axes `[batch, pos, d_model]`."""
+    """The columns of the unembedding for the tokens, scaled as logits are, with the axes `[batch, pos, d_model]`."""
     columns = upcast(_lookup(W_U(model).T, tokens))
     if incorrect is not None:
         _check_same_shape(tokens, incorrect)
@@ -163,7 +164,7 @@ def _lookup(table: Float[Array, "vocab ..."], tokens: Tokens) -> Array:
 
 
 def _align(x: Array, leading: int, ndim: int) -> Array:
-    """`x` with axes of length one where the tokens had none: before `[]`, and after `[batch]` for the positions."""
+    """`x` with axes of length one in place of the axes that the tokens do not have: batch and position, or position."""
     if leading == 1 and x.ndim < ndim:
         return jnp.expand_dims(x, 1)
     if x.ndim > ndim:

@@ -1,7 +1,7 @@
-"""Statistics of neurons: of their weights, and of how they fire.
+"""Statistics of neurons: of their weights, and of their activations.
 
-Weights are multiplied by those of the norms beside them, and centred over d_model where a LayerNorm subtracts the mean.
-Nothing need be folded first.
+Weights are multiplied by the weights of the norms next to them, and centred over d_model if a LayerNorm subtracts the
+mean. You do not need to fold norms first.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from jax_interp.surgery import Activations, Model
 class NeuronStatistics:
     """Statistics of every neuron's weights.
 
-    `logit_*` are moments over the vocabulary of `cos(w_out, w_U[token])`, the logit that the neuron gives each token in
-    units of the two norms. A neuron that promotes a few tokens has large skew and kurtosis (Gurnee et al. 2024). A
-    neuron that moves no token against another has almost no variance.
+    `logit_*` are moments over the vocabulary of `cos(w_out, w_U[token])`. This is the logit that the neuron gives to
+    each token, divided by both norms. A neuron that promotes a few tokens has large skew and kurtosis (Gurnee et al.
+    2024). A neuron that does not change the differences between tokens has almost no variance.
 
     Entropy neurons (Stolfo et al. 2024) have a large `out_norm` and a small `logit_variance`, in the last layers. They
     write where the unembedding is small (`null_fraction` near 1), and act through the scale of the final norm.
@@ -35,11 +35,11 @@ class NeuronStatistics:
     in_norm: Float[Array, "layer neuron"]
     """The norm of the input weights."""
     gate_norm: Float[Array, "layer neuron"] | None
-    """The norm of the gate's weights; None where MLPs are not gated."""
+    """The norm of the gate's weights; None if MLPs are not gated."""
     out_norm: Float[Array, "layer neuron"]
     """The norm of the output weights."""
     in_out_cosine: Float[Array, "layer neuron"]
-    """Positive where a neuron strengthens the direction it reads, negative where it erases it."""
+    """Positive if a neuron strengthens the direction that it reads, negative if it erases this direction."""
     logit_variance: Float[Array, "layer neuron"]
     logit_skew: Float[Array, "layer neuron"]
     """Third standardised moment: 0 for a symmetric distribution."""
@@ -53,8 +53,8 @@ def neuron_statistics(model: Model, *, null_dims: int | None = None) -> NeuronSt
     """Statistics of the weights of all neurons.
 
     Args:
-      model: a decoder, also under surgery.
-      null_dims: directions that count as the null space of the unembedding; default d_model / 64 (12 in GPT-2).
+      model: a decoder, with or without surgery.
+      null_dims: the number of directions in the null space of the unembedding; default d_model / 64 (12 in GPT-2).
 
     Raises:
       UserError: the model has no MLPs, or mixtures of experts.
@@ -108,7 +108,7 @@ class ActivationStatistics:
     skew: Float[Array, "layer neuron"]
     kurtosis: Float[Array, "layer neuron"]
     rate: Float[Array, "layer neuron"] | None
-    """The share of tokens at which the pre-activation is positive; None where it was not read."""
+    """The share of tokens at which the pre-activation is positive; None if it was not read."""
 
 
 @reads_activations("blocks.*.mlp.pre", "blocks.*.mlp.post")
@@ -116,7 +116,7 @@ def activation_statistics(acts: Activations, *, mask: Bool[Array, "batch pos"] |
     """How often and how strongly neurons fire.
 
     Args:
-      acts: what was read: `blocks.*.mlp.post`; and `blocks.*.mlp.pre` for the rate.
+      acts: the activations `blocks.*.mlp.post`; and `blocks.*.mlp.pre` for the rate.
       mask: True at the tokens that count; None: all.
     """
     post = upcast(acts.stack("mlp.post"))
@@ -139,7 +139,7 @@ def central_moments(
 
     Args:
       x: samples on the last axis.
-      weight: of each sample, summing to 1; None: equal.
+      weight: the weight of each sample. They must sum to 1. None: equal weights.
     """
     n = x.shape[-1]
     weight = jnp.full(n, 1 / n, x.dtype) if weight is None else weight

@@ -1,8 +1,8 @@
-"""Norms with a frozen scale: affine maps, so that the parts of a stream can be taken through them one by one.
+"""Norms with a fixed scale. They are affine maps, so they can be applied to each part of a stream separately.
 
-With the scale that the whole stream had, `norm(Σ x_i) = Σ linear(x_i) + bias`, where
-`linear(x) = weight * (x - mean(x)) / scale` (RMSNorm subtracts no mean). The scale is an activation that was read. The
-weights are the raw ones: nothing need be folded first.
+With the scale of the whole stream, `norm(Σ x_i) = Σ linear(x_i) + bias`, where
+`linear(x) = weight * (x - mean(x)) / scale` (RMSNorm subtracts no mean). The scale is an activation from the forward
+pass. The weights are the raw ones, so you do not need to fold norms first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jax_interp.surgery import Activations, Model
 class NormAtScale:
     """A norm at one place of the model, with its scale as data. Fields may have a leading layer axis, for `jax.vmap`.
 
-    Where the model has no norm, all fields are None and this is the identity.
+    If the model has no norm, all fields are None, and this is the identity.
     """
 
     scale: Float[Array, "*batch_pos 1"] | None
@@ -39,14 +39,14 @@ class NormAtScale:
 
     @classmethod
     def of(cls, norm: Any, scale: Array | None) -> NormAtScale:
-        """A norm of the model at a scale.
+        """A norm of the model with a fixed scale.
 
         Args:
           norm: a LayerNorm or RMSNorm, of one layer or with a leading layer axis; None for no norm.
           scale: `[*batch_pos, 1]`, the norm's `scale` where it was read; None for its weight and bias alone.
 
         Raises:
-          UserError: a module that is not a norm stands there.
+          UserError: another module is in place of the norm.
         """
         if norm is None:
             return cls(None, None, None)
@@ -58,7 +58,7 @@ class NormAtScale:
         return cls(scale, norm.multiplier(), bias, norm.centred)
 
     def linear(self, x: Float[Array, "*part_batch_pos d_model"]) -> Float[Array, "*part_batch_pos d_model"]:
-        """The norm of a part of its input, without the bias: these sum, over the parts, to the norm less its bias."""
+        """The norm of one part of its input, without the bias. The sum over all parts is the norm minus its bias."""
         x = _subtract_mean(upcast(x)) if self.centred else upcast(x)
         x = x if self.scale is None else x / expand_to(self.scale, x.ndim)
         return x if self.weight is None else x * expand_to(self.weight, x.ndim)
@@ -80,17 +80,17 @@ class NormAtScale:
 def norm_into(
     model: Model, acts: Activations, layer: int | None = None, *, mlp_input: bool = False, pos: Pos = None
 ) -> NormAtScale:
-    """The norm that reads the stream at one place, with the scale it had.
+    """The norm that reads the stream at one place, with the scale of the forward pass.
 
     Args:
-      model: a decoder, also under surgery.
-      acts: what was read: `ln_final.scale`, `blocks.*.ln1.scale` or `blocks.*.ln2.scale`, where there is such a norm.
-      layer: the layer whose attention the norm stands before; None (or n_layers): the unembedding.
+      model: a decoder, with or without surgery.
+      acts: the activations `ln_final.scale`, `blocks.*.ln1.scale` or `blocks.*.ln2.scale`, where there is such a norm.
+      layer: take the norm before the attention of this layer; None (or n_layers): the norm before the unembedding.
       mlp_input: take the norm before the MLP of `layer` instead.
       pos: the positions of the scale.
 
     Raises:
-      UserError: no such layer, or the norms of this model stand after attention and MLP.
+      UserError: the layer does not exist, or the norms of this model come after attention and MLP.
     """
     inner = decoder(model)
     layer = stop_layer(inner, layer, mlp_input)
@@ -104,7 +104,7 @@ def norm_into(
 
 
 def norm_weight(model: Model, layer: int | None = None, *, mlp_input: bool = False) -> Float[Array, "d_model"] | None:
-    """The weight of the norm that `norm_into` gives (for Gemma 1 + weight), or None where it has none."""
+    """The weight of the norm that `norm_into` returns (1 + weight for Gemma), or None if the norm has no weight."""
     inner = decoder(model)
     norm, _ = _norm_into(inner, stop_layer(inner, layer, mlp_input), mlp_input)
     return NormAtScale.of(norm, None).weight
@@ -114,14 +114,14 @@ def norms_after(model: Model, acts: Activations, name: str, n: int, pos: Pos) ->
     """The norms between attention or MLP and the stream (Gemma 2 and 3, OLMo 2).
 
     Args:
-      model: a decoder, also under surgery.
-      acts: what was read: `blocks.*.<name>.scale`.
+      model: a decoder, with or without surgery.
+      acts: the activations `blocks.*.<name>.scale`.
       name: "ln1_post" (after attention) or "ln2_post" (after the MLP).
       n: number of layers.
       pos: the positions of the scale.
 
     Returns:
-      The norms of the first `n` layers, fields `[layer, ...]`; None where the model has none.
+      The norms of the first `n` layers, with fields `[layer, ...]`; None if the model has no such norms.
     """
     stacked = by_layer(model, lambda block: getattr(block, name))
     if stacked is None or not n:
@@ -134,32 +134,32 @@ def norms_after(model: Model, acts: Activations, name: str, n: int, pos: Pos) ->
 def apply_ln_to_stack(
     model: Model, acts: Activations, stack: Rows, layer: int | None = None, *, mlp_input: bool = False, pos: Pos = None
 ) -> Rows:
-    """Parts of the stream after the norm that reads it, each divided by the scale of the whole stream.
+    """Apply the norm that reads the stream to each part of the stream, with the scale of the whole stream.
 
-    The map is linear: the rows of a decomposition still add up, to the norm's output less its bias. The norm's weight
-    and LayerNorm's centring are applied, so nothing need be folded first (TransformerLens leaves the weight out, which
-    is the same where it was folded). To norm each row by its own scale instead, as lenses do, see `readout`.
+    The map is linear, so the rows of a decomposition still sum to the norm's output minus its bias. The norm's weight
+    and the centring of LayerNorm are applied, so you do not need to fold norms first. (TransformerLens expects folded
+    weights and leaves the weight out.) To norm each row by its own scale, as lenses do, use `readout`.
 
     Args:
-      model: a decoder, also under surgery.
-      acts: what was read, the norm's `scale` in it.
+      model: a decoder, with or without surgery.
+      acts: activations, with the `scale` of the norm.
       stack: `[part, batch, *pos, d_model]`, `Parts` or an array, at the positions `pos`.
       layer: the layer whose norm reads the stream; None: the final norm.
       mlp_input: take the norm before the MLP of `layer`.
       pos: the positions that the stack has.
 
     Returns:
-      The stack, of the kind it was given as.
+      The normed stack, of the same type as `stack`.
 
     Raises:
-      UserError: as `norm_into`.
+      UserError: in the same cases as `norm_into`.
     """
     norm = norm_into(model, acts, layer, mlp_input=mlp_input, pos=pos)
     return map_rows(norm.linear, stack)
 
 
 def stop_layer(model: Model, layer: int | None, mlp_input: bool = False) -> int:
-    """The layer before which a decomposition stops, checked; None is n_layers, the stream before the unembedding."""
+    """Check the layer before which a decomposition stops. None becomes n_layers: the stream before the unembedding."""
     config = decoder(model).config
     layer = config.n_layers if layer is None else layer
     if not 0 <= layer <= config.n_layers:

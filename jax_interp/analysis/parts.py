@@ -1,4 +1,4 @@
-"""`Parts`: labelled rows of one quantity; and how the analyses select layers and positions of what was read."""
+"""`Parts`, labelled rows of one quantity; and functions that select layers and positions of activations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations, AddressError
 
 Pos = int | slice | Int[Array, ""] | Int[Array, "pos"] | None
-"""Which positions. An index, which may be data, drops the axis; a slice or several indices keep it; None takes all."""
+"""Positions. An index (which may be traced) drops the axis; a slice or several indices keep it; None takes all."""
 
 
 @jax.tree_util.register_dataclass
@@ -43,7 +43,7 @@ class Parts:
     labels: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
     def __getitem__(self, label: str) -> Float[Array, "..."]:
-        """The row of one label. Raises UserError with the nearest labels where there is none."""
+        """The row of one label. If there is none, raises UserError with the nearest labels."""
         if label not in self.labels:
             near = difflib.get_close_matches(label, self.labels, 3) or self.labels[:8]
             raise UserError(f"no part {label!r} among {len(self.labels)}; there are {', '.join(near)}, ...")
@@ -61,13 +61,13 @@ class Parts:
         return jnp.sum(self.values, axis=0)
 
     def top(self, k: int = 10) -> list[tuple[str, float]]:
-        """The `k` rows whose mean over the other axes is largest in magnitude, `(label, mean)`. Not under `jit`."""
+        """`(label, mean)` of the `k` rows whose mean is largest in magnitude. This does not work under `jit`."""
         means = np.asarray(self.values, np.float64).reshape(len(self), -1).mean(axis=1)
         return [(self.labels[i], float(means[i])) for i in np.argsort(-np.abs(means), kind="stable")[:k]]
 
 
 Rows = TypeVar("Rows", Parts, Array)
-"""A stack of rows `[part, ...]`, with labels or without."""
+"""A stack of rows `[part, ...]`, with or without labels."""
 
 
 def concatenate(*parts: Parts) -> Parts:
@@ -77,7 +77,7 @@ def concatenate(*parts: Parts) -> Parts:
 
 
 def map_rows(fn: Callable[[Array], Array], stack: Rows) -> Rows:
-    """`fn` of the values of a stack; labels stay."""
+    """Apply `fn` to the values of a stack. Labels do not change."""
     return jax.tree.map(fn, stack)
 
 
@@ -104,14 +104,15 @@ def select_positions(x: Array, pos: Pos, axis: int) -> Array:
 
     Args:
       x: any array.
-      pos: which positions.
+      pos: the positions to use.
       axis: the axis of `x` that has the positions.
 
     Returns:
-      The selection. An index that is an array and lies outside gives NaN, since a compiled program cannot raise.
+      The selection. If an index is an array and out of range, the result is NaN, because a compiled program cannot
+      raise.
 
     Raises:
-      UserError: an index that is a number lies outside.
+      UserError: an index is a number and out of range.
     """
     if pos is None:
         return x

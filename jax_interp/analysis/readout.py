@@ -1,4 +1,4 @@
-"""From vectors of the residual stream to the vocabulary, by the model's own final norm and unembedding."""
+"""Map vectors of the residual stream to logits, by the model's final norm and unembedding."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Decodes(Protocol):
 def readout(model: Model, resid: Float[Array, "*rows d_model"]) -> Float[Array, "*rows vocab"]:
     """The logits that the model would give if the stream ended with `resid`.
 
-    The final norm (each row with its own scale), the unembedding and its bias, the scale and the softcap of the logits.
-    For the last `resid_post` these are the model's own logits.
+    This applies the final norm (each row has its own scale), the unembedding with its bias, and the scale and softcap
+    of the logits. For the last `resid_post` the result is the model's logits.
 
     Args:
-      model: a decoder, also under surgery.
+      model: a decoder, with or without surgery.
       resid: vectors of the residual stream.
 
     Returns:
-      Logits, in float32 at least.
+      Logits, at least in float32.
     """
     config = decoder(model).config
     y = final_norm(model, resid)
@@ -46,7 +46,7 @@ def readout(model: Model, resid: Float[Array, "*rows d_model"]) -> Float[Array, 
 
 
 def final_norm(model: Model, resid: Float[Array, "*rows d_model"]) -> Float[Array, "*rows d_model"]:
-    """`ln_final` of each row by itself, in float32 at least."""
+    """`ln_final` of each row separately, at least in float32."""
     norm, x = decoder(model).ln_final, upcast(resid)
     if norm is None:
         return x
@@ -54,11 +54,11 @@ def final_norm(model: Model, resid: Float[Array, "*rows d_model"]) -> Float[Arra
 
 
 def token_ranks(logits: Float[Array, "*rows vocab"], tokens: Int[Array, "*#rows"]) -> Int[Array, "*rows"]:
-    """How many tokens have a larger logit than a given token: 0 where it is the prediction.
+    """The number of tokens with a larger logit than a given token. It is 0 if this token is the prediction.
 
     Args:
       logits: logits of the vocabulary.
-      tokens: a token for all rows, or one for each.
+      tokens: one token for all rows, or one for each row.
     """
     index = jnp.broadcast_to(expand_to(jnp.asarray(tokens), logits.ndim - 1), logits.shape[:-1])[..., None]
     own = jnp.take_along_axis(logits, index, axis=-1)
@@ -66,11 +66,11 @@ def token_ranks(logits: Float[Array, "*rows vocab"], tokens: Int[Array, "*#rows"
 
 
 def top_tokens(scores: Float[Array, "*rows vocab"], tokenizer: Decodes | None = None, k: int = 5) -> list[Any]:
-    """The tokens of largest score in each row. Not under `jit`.
+    """The tokens with the largest scores in each row. This does not work under `jit`.
 
     Args:
       scores: logits, probabilities or attributions.
-      tokenizer: gives the tokens as strings; without it they are ids.
+      tokenizer: turns tokens into strings; None: tokens are ids.
       k: number of tokens for each row.
 
     Returns:

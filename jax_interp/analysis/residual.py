@@ -1,4 +1,4 @@
-"""The residual stream at each layer, and as the sum of what each layer added to it."""
+"""The residual stream at each layer, and the stream as the sum of what each layer added to it."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def accumulated_resid(
     """The residual stream before each layer, and after the last: `0_pre`, `1_pre`, ..., `final_post`.
 
     Args:
-      model: a decoder, also under surgery.
-      acts: what was read: `blocks.*.resid_pre`, `blocks.-1.resid_post` for layer=None, and `blocks.*.resid_mid` for
+      model: a decoder, with or without surgery.
+      acts: the activations `blocks.*.resid_pre`, `blocks.-1.resid_post` for layer=None, and `blocks.*.resid_mid` for
         mid points.
-      layer: the last layer whose input is a row; None: all, and the output of the last.
+      layer: the last layer whose input is a row; None: the inputs of all layers, and the output of the last layer.
       incl_mid: add the stream between attention and MLP of each layer, `0_mid`.
-      mlp_input: add the mid point of `layer` itself.
-      apply_ln: for layer=None each row goes through the final norm with its own scale (what a lens reads); otherwise
-        through the norm before `layer`, with the scale that layer's input had.
-      pos: which positions.
+      mlp_input: add the mid point of `layer`.
+      apply_ln: apply a norm to each row. For layer=None this is the final norm, where each row has its own scale (as
+        lenses do). Otherwise it is the norm before `layer`, with the scale of this layer's input.
+      pos: the positions to use.
 
     Returns:
       Rows `[batch, *pos, d_model]`.
 
     Raises:
-      UserError: a mid point is asked for and the model has none (parallel blocks, no MLPs).
+      UserError: a mid point is asked for, but the model has none (parallel blocks, no MLPs).
     """
     config = decoder(model).config
     n = stop_layer(model, layer, mlp_input)
@@ -94,19 +94,19 @@ def decompose_resid(
 ) -> Parts:
     """What was added to the stream before `layer`: `embed`, `pos_embed`, `0_attn_out`, `0_mlp_out`, `1_attn_out`, ...
 
-    With mode "all" and the embeddings the rows sum to the stream. Biases are in the rows of the layers that have them.
+    With mode "all" and the embeddings, the rows sum to the stream. Biases are included in the rows of their layers.
 
     Args:
-      model: a decoder, also under surgery.
-      acts: what was read: `embed`, `pos_embed`, `blocks.*.attn_out`, `blocks.*.mlp_out`, each where the model has it;
+      model: a decoder, with or without surgery.
+      acts: the activations `embed`, `pos_embed`, `blocks.*.attn_out`, `blocks.*.mlp_out`, each where the model has it;
         with `apply_ln` the norm's `scale`.
       layer: the layer whose input is decomposed; None: the stream before the unembedding.
       mlp_input: decompose the input of that layer's MLP instead of its attention.
-      mode: "attn" or "mlp" for the outputs of attention or of MLPs alone.
+      mode: "all", or "attn" or "mlp" for only the outputs of attention or MLPs.
       incl_embeds: whether the embeddings are rows.
-      apply_ln: take each row through the norm that reads the stream, with the scale it had.
-      pos: which positions.
-      onto: directions `[d_model]` or `[batch, *pos, d_model]`; the rows are then scalar products with them.
+      apply_ln: apply the norm that reads the stream, with the scale of the forward pass, to each row.
+      pos: the positions to use.
+      onto: directions `[d_model]` or `[batch, *pos, d_model]`. Rows are then scalar products with these directions.
 
     Returns:
       Rows `[batch, *pos, d_model]`, or `[batch, *pos]` with `onto`.

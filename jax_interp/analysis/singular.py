@@ -22,7 +22,7 @@ Kind = Literal["OV", "w_in", "w_gate", "w_out"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class SingularVectors:
-    """The leading singular directions of a matrix, on the side of the residual stream. Their signs mean nothing."""
+    """The leading singular directions of a matrix, on the side of the residual stream. Their signs have no meaning."""
 
     values: Float[Array, "vector"]
     """Singular values, largest first."""
@@ -37,15 +37,15 @@ def singular_vectors(
     """The leading singular vectors of one matrix, and their logits; `SVDInterpreter` in TransformerLens.
 
     Args:
-      model: a decoder, also under surgery.
-      kind: "OV": what a head writes. "w_in" or "w_gate": what an MLP's neurons read, times the weight of the norm
-        before the MLP. "w_out": what they write.
+      model: a decoder, with or without surgery.
+      kind: "OV": what a head writes. "w_in" or "w_gate": what the neurons of an MLP read, times the weight of the norm
+        before the MLP. "w_out": what the neurons write.
       layer: the layer.
       head: the head, for "OV".
-      num_vectors: how many vectors.
+      num_vectors: the number of vectors.
 
     Raises:
-      UserError: no such kind, layer or head; MLPs that are mixtures of experts or not gated.
+      UserError: the kind, layer or head does not exist; or MLPs are mixtures of experts or not gated.
 
     Example:
 

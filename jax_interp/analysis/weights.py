@@ -1,9 +1,9 @@
-"""The weights of a decoder by role, all layers in one array: the names and axes of TransformerLens, in any layout.
+"""The weights of a decoder by role, all layers in one array, with the names and axes of TransformerLens.
 
-These are the raw weights. The weights of norms are not multiplied into them; `processing.fold_layernorm` does that.
-Where a group of query heads shares a key/value head, it is repeated, so that head h of every function is query head h;
-with `grouped=True` it is given once. Missing biases are zeros. For a model under surgery these are the weights of the
-model inside.
+These are the raw weights. The weights of norms are not multiplied into them; `processing.fold_layernorm` does that. If
+a group of query heads shares a key/value head, this head is repeated, so that head h is query head h in every function.
+With `grouped=True` it is not repeated. Missing biases are zeros. For a model with surgery, these are the weights of the
+original model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jax_interp.surgery.taps import Tapped
 
 @runtime_checkable
 class DecoderLike(Protocol):
-    """What an analysis of weights needs of a model: `jax_interp.models.Decoder` is one.
+    """The attributes of a model that analyses of weights need. `jax_interp.models.Decoder` has them.
 
     Attributes:
       config: the sizes, and what the blocks are made of.
@@ -31,7 +31,7 @@ class DecoderLike(Protocol):
       pos_embed: the learned position vectors, or None.
       blocks: segments of blocks with `ln1`, `attn.{q, k, v, o}`, `ln1_post`, `ln2`, `mlp.{up, gate, down}`, `ln2_post`.
       ln_final: the norm before the unembedding, or None.
-      unembed: the unembedding, with `weight` `[d_model, vocab]`; None where it is the embedding's transpose.
+      unembed: the unembedding, with `weight` `[d_model, vocab]`; None if it is the embedding's transpose.
     """
 
     config: Config
@@ -45,7 +45,7 @@ class DecoderLike(Protocol):
 
 
 def decoder(model: Model) -> DecoderLike:
-    """The decoder inside a nest of surgeries. Raises UserError for a model that is no decoder."""
+    """The decoder inside all surgeries. Raises UserError if the model is not a decoder."""
     while isinstance(model, Tapped):
         model = model.model
     if not isinstance(model, DecoderLike):
@@ -60,11 +60,11 @@ def by_layer(model: Model, part: Callable[[Any], PyTree]) -> PyTree:
     """`part(block)` of every block, as one pytree whose leaves have a leading layer axis.
 
     Args:
-      model: a decoder, also under surgery.
+      model: a decoder, with or without surgery.
       part: takes a block and returns a weight, or a module of the block.
 
     Raises:
-      UserError: a block has no such part, since something else was put in its place.
+      UserError: a block does not have this part, because it was replaced.
     """
     try:
         return blocks_as_pytree(decoder(model), part)
@@ -117,7 +117,7 @@ def W_V(model: Model, *, grouped: bool = False) -> Float[Array, "layer head d_mo
 
 
 def W_O(model: Model) -> Float[Array, "layer head d_head d_model"]:
-    """From each head's `z` to the stream."""
+    """From the `z` of each head to the stream."""
     weight = by_layer(model, lambda block: block.attn.o.weight[...])
     return weight.reshape(weight.shape[0], -1, decoder(model).config.d_head, weight.shape[-1])
 
@@ -170,11 +170,11 @@ def b_out(model: Model) -> Float[Array, "layer d_model"]:
 
 
 def with_dense_mlps(model: Model, analysis: str) -> DecoderLike:
-    """The decoder inside, checked: each of its layers has one set of neurons.
+    """The decoder inside all surgeries. Checks that each layer has one set of neurons.
 
     Args:
-      model: a decoder, also under surgery.
-      analysis: what is asked for, in the message.
+      model: a decoder, with or without surgery.
+      analysis: the name of the analysis, for the message.
 
     Raises:
       UserError: the model has no MLPs, or mixtures of experts.

@@ -1,7 +1,7 @@
-"""Toy models and worlds with known answers: made by hand, or trained in the process from a seed.
+"""Toy models and synthetic worlds with known answers. They are made by hand, or trained from a seed.
 
-One file a toy. Each model is a callable pytree that keeps the contract of `jax_interp.surgery`, and each file registers
-what it defines in `TOYS`. docs/toys.md shows them all.
+Each toy is one file, which registers the toy in `TOYS`. Its model is a callable pytree that keeps the contract of
+`jax_interp.surgery`. docs/toys.md describes all toys.
 """
 
 from jax_interp.core.registry import discover

@@ -1,11 +1,12 @@
 """Superposition without a nonlinearity, under another loss (Roe & Goldstein 2025, Alternative models of superposition).
 
-A linear autoencoder `y = x W Wᵀ + b` (a `TMS` without ReLU), trained on its error at one target feature only:
+A linear autoencoder `y = x W Wᵀ + b` (a `TMS` without ReLU) is trained on the error at one target feature only:
 
-    (y_t - x_t)² + c · max_{j≠t} y_j        t uniform, x_t uniform in [0, 1), the others 0 or sometimes small
+    (y_t - x_t)² + c · max_{j≠t} y_j        t uniform, x_t uniform in [0, 1), other features 0 or sometimes small
 
-Any W with rows of norm one has y_t = x_t, so the first term only asks for equal norms. A feature's own output is then
-the largest, since the others are cos < 1 times it. `evaluate` compares this loss with the error over all outputs.
+Any W with rows of norm one has y_t = x_t, so the first term only requires equal norms. The target's output is then the
+largest, since every other output is it times a cosine below 1. `evaluate` compares this loss with the error over all
+outputs.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ class AlternativeConfig:
     n_features: int = 100
     n_hidden: int = 2
     penalty: float = 1e-4
-    """c, the weight of the largest other output."""
+    """The weight c of the largest other output."""
     bias: bool = True
     others: float = 0.0
     """The probability that a feature other than the target is on."""
     amplitude: float = 0.1
-    """The largest value of the others, which are uniform from 0."""
+    """Values of the other features are uniform from 0 to this."""
     training: ToyTraining = dataclasses.field(
         default_factory=lambda: ToyTraining(5000, 128, 2.5e-3, "constant", weight_decay=0.0)
     )
@@ -55,7 +56,7 @@ def target_data(
       config: the task.
 
     Returns:
-      `(x, t)`: each row's features, and its target feature.
+      `(x, t)`: the features of each row, and the target feature of each row.
     """
     which, value, others = jax.random.split(key, 3)
     n = config.n_features
@@ -72,13 +73,13 @@ def target_data(
 def target_loss(
     model: TMS, x: Float[Array, "batch feature"], t: Int[Array, "batch"], penalty: float
 ) -> Float[Array, ""]:
-    """The loss, the mean over rows. (The published code sums over the batch; Adam does not depend on that.)
+    """The loss, as a mean over rows. (The published code sums over the batch; this makes no difference to Adam.)
 
     Args:
       model: the autoencoder.
       x: features.
       t: the target feature of each row.
-      penalty: c.
+      penalty: the weight c.
     """
     y = model(x)
     own = jax.nn.one_hot(t, x.shape[1], dtype=bool)
@@ -98,7 +99,7 @@ def train_alternative(key: Key[Array, ""], config: AlternativeConfig = Alternati
     """Train an autoencoder on one target feature at a time. `jax.vmap` it over keys.
 
     Args:
-      key: decides the start and the data.
+      key: random key of the initial weights and the data.
       config: the autoencoder, its loss and its training.
     """
     data = jax.random.split(key, 3)[2]
@@ -111,11 +112,12 @@ def train_alternative(key: Key[Array, ""], config: AlternativeConfig = Alternati
 
 
 def evaluate(model: TMS) -> dict[str, Float[Array, ""]]:
-    """Figures on one-hot inputs.
+    """Metrics on one-hot inputs.
 
     Returns:
-      `accuracy`: how often a feature's own output is the largest. `target_error`: the mean |y_t - 1|. `mse`: over all
-      outputs; `mse_of_zero`: that of the output 0. `norm`, `norm_spread`: mean and standard deviation of ‖W_i‖.
+      `accuracy`: how often the output of the feature that is on is the largest. `target_error`: the mean |y_t - 1|.
+      `mse`: the mean squared error over all outputs. `mse_of_zero`: this error if all outputs were 0. `norm`,
+      `norm_spread`: the mean and the standard deviation of ‖W_i‖.
     """
     n = model.linear1.weight.shape[0]
     eye = jnp.eye(n)
@@ -133,7 +135,7 @@ def evaluate(model: TMS) -> dict[str, Float[Array, ""]]:
 
 @TOYS.register
 class AlternativeSuperpositionToy(Toy[TMS]):
-    """A linear TMS whose loss counts one target feature."""
+    """A linear TMS whose loss counts only one target feature."""
 
     name = "alternative-superposition"
 

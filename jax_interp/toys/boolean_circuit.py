@@ -1,13 +1,14 @@
-"""A model of three layers whose circuit is known, in which a cross-layer transcoder can skip a step.
+"""A model of three layers with a known circuit. A cross-layer transcoder of this model can skip a step.
 
     layer 0   A = x1 and x2           layer 1   B = A or x3           layer 2   C = B and x4
 
-The four inputs are the bits of a token, 0 to 15. Every variable has its own direction in the stream, with the values 0
-and 1, and each layer's MLP writes exactly one variable. C depends on x1, x2 and x3 only through B: without B, C is 0.
+The four inputs are the bits of a token, 0 to 15. Every variable has its own direction in the stream and the value 0 or
+1. The MLP of each layer writes exactly one variable. C depends on x1, x2 and x3 only through B: without B, C is 0.
 
-A cross-layer transcoder can write C from what layer 0 reads, since all inputs are there. A sparsity penalty rewards
-this: it needs one latent instead of three. Its output then equals the model's on every input, and is wrong when B is
-ablated (Lange et al. 2026). `hop_kept` measures this on any model with these addresses.
+A cross-layer transcoder can compute C from the input of layer 0, because all four bits are there. A sparsity penalty
+rewards this solution, because it needs one latent instead of three. The output of such a transcoder equals the model's
+output on every input, but it is wrong when B is ablated (Lange et al. 2026). `hop_kept` measures this on any model with
+these addresses.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ X1, X2, X3, X4, A, B, C = range(7)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ReluLayer:
-    """One layer: `x + relu(x W_in + b_in) W_out`. Names `mlp_in`, `mlp_out`, `resid_post`."""
+    """One layer: `x + relu(x W_in + b_in) W_out`. Its values are `mlp_in`, `mlp_out`, `resid_post`."""
 
     W_in: Float[Array, "d neuron"]
     b_in: Float[Array, " neuron"]
@@ -45,7 +46,7 @@ class ReluLayer:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BooleanModel:
-    """`model(tokens)` with tokens `[batch, pos]` from 0 to 15 gives the stream after the last layer."""
+    """`model(tokens)` returns the stream after the last layer, for tokens `[batch, pos]` from 0 to 15."""
 
     variables: Float[Array, "variable d"]
     """The orthonormal directions of x1 to x4, A, B and C."""
@@ -59,7 +60,7 @@ class BooleanModel:
 
 
 def boolean_model(key: Key[Array, ""], d: int = 8) -> BooleanModel:
-    """The model. Its variables have random orthonormal directions in R^d, d ≥ 7."""
+    """Make the model. Its variables have random orthonormal directions in R^d, d ≥ 7."""
     v = jnp.linalg.qr(jax.random.normal(key, (d, d)))[0][:7]
 
     def conjunction(first: int, second: int, out: int) -> ReluLayer:
@@ -71,14 +72,14 @@ def boolean_model(key: Key[Array, ""], d: int = 8) -> BooleanModel:
 
 
 def hop_kept(model: Model, truth: BooleanModel) -> Float[Array, ""]:
-    """How much of C is lost when B is ablated, over the inputs on which C is true.
+    """How much C decreases when B is ablated, on the inputs for which C is true.
 
     Args:
-      model: a model with the addresses of `truth`: a replacement model of it, say.
-      truth: the Boolean model; it loses all of C.
+      model: a model with the addresses of `truth`, such as a replacement model of it.
+      truth: the Boolean model. Here C falls to 0.
 
     Returns:
-      The loss of C relative to that in `truth`: 1 where C is computed from B, 0 where it does not depend on B.
+      The decrease of C divided by the decrease in `truth`: 1 if C is computed from B, 0 if C does not depend on B.
     """
     tokens = jnp.arange(16)[None]
     written = lambda model: (read(model, WRITES[2], output=False)(tokens)[WRITES[2]] @ truth.variables[C])[0]
@@ -89,7 +90,7 @@ def hop_kept(model: Model, truth: BooleanModel) -> Float[Array, ""]:
 
 @TOYS.register
 class BooleanCircuitToy(Toy[BooleanModel]):
-    """A circuit of three Boolean steps, one a layer; made by hand."""
+    """A circuit of three Boolean steps, one in each layer. It is made by hand."""
 
     name = "boolean-circuit"
 

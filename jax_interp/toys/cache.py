@@ -1,8 +1,8 @@
-"""Trained toys on disk: one safetensors file for each config and seed, read instead of trained again.
+"""Trained toys on disk: one safetensors file for each config and seed, so that a toy is trained only once.
 
-The folder is `JAX_INTERP_CACHE` where that is set, otherwise `jax_interp/toys` in the user's cache folder. A file's
-name contains a hash of the request; its header has the config as JSON and a fingerprint of every array. A file that is
-damaged, or holds another config than its name says, is refused by name. Deleting a file is always safe.
+The folder is `JAX_INTERP_CACHE` if this variable is set, otherwise `jax_interp/toys` in the user's cache folder. The
+name of a file contains a hash of the config and the seed. The header has the config as JSON and a fingerprint of every
+array. If a file is damaged or holds another config, reading it is an error. You can delete files at any time.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from jax_interp.training.fingerprint import fingerprints
 T = TypeVar("T")
 VARIABLE = "JAX_INTERP_CACHE"
 TRAINING_VERSION = 1
-"""Increased when the training code gives another result for a config, so that older files are not found any more."""
+"""Increase this when the training code gives another result for the same config. Older files are then not found."""
 
 
 class CacheError(UserError):
-    """A file of the cache is damaged, or does not hold what its name says."""
+    """A file of the cache is damaged, or holds another config than its name says."""
 
 
 def cache_directory() -> Path:
@@ -43,22 +43,22 @@ def cache_directory() -> Path:
 
 
 def cached(kind: str, config: Any, seed: int, template: T, make: Callable[[], T]) -> T:
-    """The pytree for a config and a seed: read where it was made before, otherwise made and written.
+    """The pytree for a config and a seed. It is read from the cache, or made and written to the cache.
 
-    Of two processes that ask at once, one makes it, and the other waits and reads.
+    If two processes ask at the same time, one makes the pytree, and the other waits and reads it.
 
     Args:
       kind: the first part of the file's name.
-      config: a dataclass that decides the result.
-      seed: decides the result too.
-      template: the structure, shapes and dtypes: `jax.eval_shape` of what makes the pytree.
-      make: makes it.
+      config: a dataclass. Config and seed must determine the result.
+      seed: the seed.
+      template: the structure, shapes and dtypes of the pytree, as `jax.eval_shape` returns them.
+      make: a function that makes the pytree.
 
     Returns:
       The pytree.
 
     Raises:
-      CacheError: the file is damaged, or does not hold this config or such arrays.
+      CacheError: the file is damaged, or holds another config or other arrays.
     """
     asked = {"kind": kind, "recipes": TRAINING_VERSION, "seed": seed, "config": to_json(config)}
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
@@ -74,7 +74,7 @@ def cached(kind: str, config: Any, seed: int, template: T, make: Callable[[], T]
 
 
 def _earlier_file(path: Path, asked: dict[str, Any]) -> Path:
-    """The file that an earlier version wrote of the same config under other field names; `path` if there is none."""
+    """The file that an earlier version wrote for the same config with other field names; `path` if there is none."""
     for other in path.parent.glob(f"{asked['kind']}-*.safetensors"):
         with contextlib.suppress(TensorFileError, json.JSONDecodeError):
             if upgrade(json.loads(read_header(other).get("asked", "null"))) == asked:

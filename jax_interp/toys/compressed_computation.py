@@ -1,10 +1,11 @@
-"""Compressed computation: 100 ReLUs by 50 neurons, and the noise in the labels that makes it seem possible.
+"""Compressed computation: a network of 50 neurons trained to compute 100 ReLUs, with noise in the labels.
 
     y = relu(x W_in) W_out;   label relu(x) + x M          x sparse, uniform in [-1, 1)
 
 "Compressed Computation is (probably) not Computation in Superposition" (2025, arXiv 2606.14673). Without the noise
-matrix M, a trained network is no better than one that computes half of the features and ignores the rest. With M it is
-better, because it fits M. In the residual MLP of `resid_mlp` the embedding contains such an M, `I - W_E W_Eᵀ`.
+matrix M, a trained network is no better than a network that computes half of the features and ignores the rest. With M,
+it is better, but only because it fits M. The embedding in the residual MLP of `resid_mlp` contains such an M,
+`I - W_E W_Eᵀ`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Noise = Literal["symmetric", "asymmetric", "embedding"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class CompressedMLP:
-    """One hidden layer: `relu(x W_in) W_out`. Values `input`, `mlp.pre`, `mlp.post`, `output`."""
+    """One hidden layer: `relu(x W_in) W_out`. Its values are `input`, `mlp.pre`, `mlp.post`, `output`."""
 
     mlp: ReluMLP
 
@@ -41,14 +42,14 @@ class CompressedMLP:
 @reads_older_files(renamed={"recipe": "training"})
 @dataclasses.dataclass(frozen=True)
 class CompressedConfig:
-    """The task and its training. The noise matrix is an argument of its own: one compiled program works for all."""
+    """The task and its training. The noise matrix is a separate argument, so one compiled program works for all."""
 
     n_features: int = 100
     n_neurons: int = 50
     probability: float = 0.01
     """The probability that a feature is on."""
     exactly_one: bool = False
-    """Whether exactly one feature is on in every row, the greatest sparsity."""
+    """Whether exactly one feature is on in every row (the greatest sparsity)."""
     training: ToyTraining = dataclasses.field(
         default_factory=lambda: ToyTraining(10_000, 2048, 3e-3, "cosine", weight_decay=0.0)
     )
@@ -71,7 +72,7 @@ def noise_matrix(key: Key[Array, ""], n: int, sigma: float, kind: Noise = "symme
     Args:
       key: random key.
       n: number of features.
-      sigma: standard deviation σ of its entries (of "embedding": off the diagonal).
+      sigma: standard deviation σ of its entries (of the entries off the diagonal, for "embedding").
       kind: "symmetric": (A + Aᵀ)/√2 with A ~ N(0, σ²). "asymmetric": A. "embedding": I - W_E W_Eᵀ for random unit rows
         W_E with 1 / σ² columns.
     """
@@ -109,12 +110,12 @@ def train_compressed(
     config: CompressedConfig = CompressedConfig(),
     initial: CompressedMLP | None = None,
 ) -> CompressedMLP:
-    """A network trained on labels with the noise M. A function of arrays: `jax.vmap` it over keys and noise matrices.
+    """Train a network on labels with the noise M. This works under `jax.vmap`, over keys and noise matrices.
 
     Args:
-      key: decides the start and the data.
+      key: random key of the initial weights and the data.
       M: the noise matrix.
-      config: sizes and training.
+      config: the sizes and the training.
       initial: the network to start from; None: a random one.
     """
     first, data = jax.random.split(key)
@@ -124,7 +125,7 @@ def train_compressed(
 
 
 def naive_per_probability(config: CompressedConfig) -> float:
-    """Loss / p of the naive solution, a neuron for each of d features and none for the others: `(n - d) / n / 6`."""
+    """Loss / p of the naive solution, `(n - d) / n / 6`: one neuron for each of d features, the others are ignored."""
     return (config.n_features - config.n_neurons) / config.n_features / 6
 
 
@@ -135,20 +136,20 @@ def evaluate_compressed(
     config: CompressedConfig = CompressedConfig(),
     rows: int = 200_000,
 ) -> dict[str, Float[Array, ""]]:
-    """Figures of a trained network.
+    """Metrics of a trained network.
 
     Args:
       model: the network.
       M: the noise matrix of the labels.
-      key: random key of the rows.
+      key: random key of the test rows.
       config: the task.
       rows: number of rows.
 
     Returns:
-      `loss_per_p`: the loss over p on fresh rows. `gain`: 1 - L / L_naive. `diagonal_mean`, `diagonal_above_0.9`,
-      `diagonal_below_0.1`: of each feature's response to itself at +1, the mean, and how many are above .9 and below
-      .1. `up_in_top`, `down_in_top`: the share of the squared weights in the span of M's d eigenvectors of largest
-      eigenvalue (0/0 without M).
+      `loss_per_p`: the loss divided by p, on new rows. `gain`: 1 - L / L_naive. `diagonal_mean`, `diagonal_above_0.9`,
+      `diagonal_below_0.1`: each feature is set to +1, and its own output is read; these are the mean of the outputs,
+      and how many are above 0.9 and below 0.1. `up_in_top`, `down_in_top`: the share of the squared weights in the span
+      of the d eigenvectors of M with the largest eigenvalues (NaN without M).
     """
     total = jax.lax.map(
         lambda key: compressed_loss(model, config.batch(key, rows // 100), M), jax.random.split(key, 100)
@@ -172,13 +173,13 @@ def evaluate_compressed(
 def semi_nmf(
     X: Float[Array, "rows columns"], rank: int, key: Key[Array, ""], sweeps: int = 300
 ) -> tuple[Float[Array, "rows rank"], Float[Array, "rank columns"]]:
-    """Semi-nonnegative matrix factorisation `X ≈ G F`, G not negative (Ding, Li & Jordan 2010), by coordinate descent.
+    """Semi-nonnegative matrix factorisation `X ≈ G F` with G >= 0 (Ding, Li & Jordan 2010), by coordinate descent.
 
     Args:
       X: the matrix.
       rank: number of columns of G.
-      key: random key of the start.
-      sweeps: how often F is solved by least squares, and then each column of G set to its optimum in turn.
+      key: random key of the initial values.
+      sweeps: the number of iterations. Each solves F by least squares, then sets each column of G to its optimum.
 
     Returns:
       G and F.
@@ -202,10 +203,11 @@ def semi_nmf(
 
 
 def factored_mlp(M: Float[Array, "feature feature"], n_neurons: int, key: Key[Array, ""]) -> CompressedMLP:
-    """A network made without training, from the semi-NMF of I + M: a feature at +1 gives nearly its row, at -1 nothing.
+    """A network made without training, from the semi-NMF of I + M.
 
-    With one feature on it is about as good as a trained network. With several on they share neurons, and at p = .01 its
-    loss is the naive one.
+    A feature at +1 gives approximately its row of I + M, and a feature at -1 gives nothing. With one feature on, this
+    network is about as good as a trained one. With several features on, they share neurons. At p = 0.01 the loss equals
+    that of the naive solution.
 
     Args:
       M: the noise matrix.

@@ -2,9 +2,9 @@
 
     y = Σ_k α_k F_k(x)      F_k(x) = a sin(b x + c) + d cos(e x + f) + g, piecewise linear between `n_neurons` knots
 
-The stream is [x, α_0 .. α_{n-1}, y]. The bias of a function's neurons is -S and the weight of its bit is S, larger than
-any x, so the neurons are off where the bit is off. The neurons of all functions are shuffled over the layers: each
-function is one mechanism that spans layers, and `GatedPWLTruth` says which neurons belong to it.
+The stream is [x, α_0 .. α_{n-1}, y]. The neurons of a function have the bias -S, and its bit has the weight S. S is
+larger than any x, so the neurons are off if the bit is off. The neurons of all functions are shuffled over the layers.
+Each function is therefore one mechanism that spans layers. `GatedPWLTruth` says which neurons belong to it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jax_interp.toys.toy import TOYS, Toy
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class GatedPWL:
-    """`model(inputs)` with inputs `[batch, 1 + function]` (x, then the bits) gives y `[batch, 1]`."""
+    """`model(inputs)` returns y `[batch, 1]`, for inputs `[batch, 1 + function]` (x, then the bits)."""
 
     blocks: list[ResidBlock]
 
@@ -43,16 +43,16 @@ class GatedPWLConfig:
 
     n_functions: int = 4
     n_neurons: int = 10
-    """Neurons of each function, one for each knot."""
+    """The number of neurons of each function, one neuron for each knot."""
     n_layers: int = 2
     low: float = 0.0
     """The smallest x."""
     high: float = 5.0
     """The largest x."""
     suppression: float = 100.0
-    """S."""
+    """The weight S of the bits."""
     simple_bias: bool = False
-    """Whether all biases are -S and the place of a knot is in the weight of the bit."""
+    """True: all biases are -S, and the weight of the bit encodes the place of the knot."""
     probability: float = 0.05
     """The probability that a bit is on."""
 
@@ -66,7 +66,7 @@ class GatedPWLConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class GatedPWLTruth:
-    """What the network computes, and by which neurons."""
+    """The functions that the network computes, and the neurons of each function."""
 
     coefficients: Float[Array, "function 7"]
     knots: Float[Array, "knot"]
@@ -74,7 +74,7 @@ class GatedPWLTruth:
     """The function of every neuron."""
 
     def functions(self, x: Float[Array, "batch"]) -> Float[Array, "batch function"]:
-        """The F_k themselves; the network equals them at the knots."""
+        """The exact F_k. The network equals them at the knots."""
         a, b, c, d, e, f, g = self.coefficients.T[:, None]
         x = x[:, None]
         return a * jnp.sin(b * x + c) + d * jnp.cos(e * x + f) + g
@@ -86,8 +86,8 @@ class GatedPWLTruth:
         return jnp.sum(inputs[:, 1:] * each, axis=1, keepdims=True)
 
     def mechanisms(self, model: GatedPWL) -> dict[str, Float[Array, "function d_in d_out"]]:
-        """Each function's part of every matrix, by address: its neurons' columns or rows, and zeros. The parts sum to
-        the matrix."""
+        """The part of every matrix that belongs to each function, by address: the columns or rows of the function's
+        neurons, and zeros elsewhere. The parts sum to the matrix."""
         parts = {}
         for layer, block in enumerate(model.blocks):
             mine = jax.nn.one_hot(self.owner[layer], self.coefficients.shape[0]).T
@@ -97,11 +97,11 @@ class GatedPWLTruth:
 
 
 def gated_pwl(key: Key[Array, ""], config: GatedPWLConfig = GatedPWLConfig()) -> tuple[GatedPWL, GatedPWLTruth]:
-    """The network, and what it computes.
+    """Make the network. Returns the network and its `GatedPWLTruth`.
 
     Args:
-      key: decides the functions (a, d, g uniform in [-1, 1), b, e in [.1, 1), c, f in [-π, π)) and the shuffle.
-      config: sizes.
+      key: random key of the functions (a, d, g uniform in [-1, 1), b, e in [.1, 1), c, f in [-π, π)) and the shuffle.
+      config: the sizes.
     """
     draw, shuffle = jax.random.split(key)
     n, m = config.n_functions, config.n_neurons
@@ -112,7 +112,7 @@ def gated_pwl(key: Key[Array, ""], config: GatedPWLConfig = GatedPWLConfig()) ->
     order = jax.random.permutation(shuffle, n * m).reshape(config.n_layers, -1)
     truth = GatedPWLTruth(coefficients, knots, order // m)
 
-    # A neuron's kink is one knot before the value that it brings the sum to: the first brings it to F(low).
+    # The kink of a neuron is one knot before the value that it sets: the first neuron sets the sum to F(low).
     step = (config.high - config.low) / (m - 1)
     kinks = knots - step
     slopes = jnp.diff(truth.functions(knots), axis=0, prepend=jnp.zeros((1, n))) / step
@@ -155,7 +155,7 @@ def gated_inputs(
 
 @TOYS.register
 class GatedPWLToy(Toy[GatedPWL]):
-    """Piecewise-linear functions, each switched on by a bit; made by hand."""
+    """Piecewise-linear functions, each switched on by a bit. The network is made by hand."""
 
     name = "gated-pwl"
 

@@ -1,8 +1,8 @@
 """A small attention-only transformer with induction heads (Olsson et al. 2022).
 
-It is trained on sequences that repeat a random stretch, each with its own period, so that no fixed offset predicts the
-next token. Heads of the second layer learn to attend to the token after the previous occurrence of the current one.
-`attention_scores` measures this.
+It is trained on sequences that repeat a random stretch of tokens. The period differs from sequence to sequence, so no
+fixed offset predicts the next token. Heads of the second layer learn to attend to the token after the previous
+occurrence of the current token. `attention_scores` measures this.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class InductionConfig:
     vocab: int = 32
     n_ctx: int = 32
     shortest: int = 4
-    """The shortest period. The longest is half of the context."""
+    """The shortest period. The longest period is half of the context."""
     d_model: int = 64
     n_heads: int = 2
     training: ToyTraining = dataclasses.field(default_factory=lambda: ToyTraining(1000, 64, 3e-3, "cosine", warm_up=50))
@@ -56,8 +56,8 @@ def repeated_sequences(
       config: the task.
 
     Returns:
-      `(tokens, period)`: token t equals token t - period. The first period is distinct random tokens, so from the
-      second period on the next token is certain.
+      `(tokens, period)`: token t equals token t - period. The tokens of the first period are random and distinct, so
+      the next token is certain from the second period on.
     """
     first, length = jax.random.split(key)
     stretch = jnp.argsort(jax.random.uniform(first, (batch, config.vocab)), axis=1)
@@ -71,8 +71,8 @@ def induction_loss(model: Decoder, tokens: Int[Array, "batch pos"], period: Int[
 
     Args:
       model: the transformer.
-      tokens: sequences of `repeated_sequences`.
-      period: their periods.
+      tokens: sequences from `repeated_sequences`.
+      period: the periods of the sequences.
     """
     each = negative_log_likelihood(log_probabilities(model(tokens)[:, :-1]), tokens[:, 1:])
     return jnp.mean(each, where=jnp.arange(1, tokens.shape[1])[None] >= period[:, None])
@@ -82,8 +82,8 @@ def train_induction(key: Key[Array, ""], config: InductionConfig = InductionConf
     """Train a transformer (Olsson et al. 2022).
 
     Args:
-      key: decides the start and the data.
-      config: task and training.
+      key: random key of the initial weights and the data.
+      config: the task and the training.
     """
     start, data = jax.random.split(key)
     loss = lambda model, key: induction_loss(model, *repeated_sequences(key, config.training.batch, config))
@@ -92,11 +92,11 @@ def train_induction(key: Key[Array, ""], config: InductionConfig = InductionConf
 
 
 def induction_target(config: InductionConfig = InductionConfig(), seed: int = 0) -> Decoder:
-    """A trained transformer, read from the cache on disk where it was trained before.
+    """A trained transformer, read from the cache on disk if it was trained before.
 
     Args:
-      config: task and training.
-      seed: decides the start and the data.
+      config: the task and the training.
+      seed: random key of the initial weights and the data.
     """
     template = jax.eval_shape(lambda key: init(config.model, key, stacked=False), jax.random.key(seed))
     return cached("induction", config, seed, template, lambda: train_induction(jax.random.key(seed), config))
@@ -105,16 +105,16 @@ def induction_target(config: InductionConfig = InductionConfig(), seed: int = 0)
 def attention_scores(
     model: Decoder, tokens: Int[Array, "batch pos"], period: Int[Array, "batch"]
 ) -> dict[str, Float[Array, "layer head"]]:
-    """How much each head attends as a previous-token head and as an induction head does.
+    """How much each head acts like a previous-token head, and like an induction head.
 
     Args:
       model: the transformer.
-      tokens: sequences of `repeated_sequences`.
-      period: their periods.
+      tokens: sequences from `repeated_sequences`.
+      period: the periods of the sequences.
 
     Returns:
-      "previous": the mean attention to the previous token. "induction": from the second period on, the mean attention
-      to the tokens after earlier occurrences of the current one.
+      "previous": the mean attention to the previous token. "induction": the mean attention to the tokens after earlier
+      occurrences of the current token, from the second period on.
     """
     pattern = read(model, "blocks.*.attn.pattern", output=False)(tokens)["blocks.*.attn.pattern"]
     pos = jnp.arange(tokens.shape[1])
@@ -133,7 +133,7 @@ def attention_scores(
 
 @TOYS.register
 class InductionToy(Toy[Decoder]):
-    """An attention-only transformer of two layers, on sequences that repeat."""
+    """An attention-only transformer of two layers, on repeated sequences."""
 
     name = "induction"
 

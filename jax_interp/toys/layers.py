@@ -1,6 +1,6 @@
-"""The layers that toys are built of. Weights are `[d_in, d_out]`, as in the decoder; each layer is called with a scope.
+"""The layers of toys. Weights are `[d_in, d_out]`, as in the decoder. A layer is called as `layer(x, site)`.
 
-A layer that a decomposition puts in another's place has the same call, `layer(x, site)`.
+If a decomposition replaces a layer, the new layer is called in the same way.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Linear:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transposed:
-    """Multiplication by the transpose of another layer's matrix, and a bias of its own.
+    """Multiplies by the transpose of another layer's matrix, and adds its own bias.
 
-    It holds no matrix. The model passes that of the other layer, so a gradient sees one matrix.
+    This layer holds no matrix: the model passes the matrix of the other layer. So there is only one matrix to train.
     """
 
     bias: Float[Array, "d_out"] | None = None
@@ -48,7 +48,7 @@ class Transposed:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReluMLP:
-    """`relu(up(x))` through `down`, with biases where the two layers have them. Names `pre` and `post`."""
+    """`down(relu(up(x)))`, with biases if the two layers have them. Its values are `pre` and `post`."""
 
     up: Linear
     down: Linear
@@ -61,7 +61,7 @@ class ReluMLP:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidBlock:
-    """A block of a residual stream: `x + mlp(x)`. Names `resid_pre`, `mlp_out` and `resid_post`."""
+    """A block of a residual stream: `x + mlp(x)`. Its values are `resid_pre`, `mlp_out` and `resid_post`."""
 
     mlp: ReluMLP
 

@@ -1,8 +1,8 @@
 """Modular addition, and the transformer that groks it (Nanda et al. 2023, arXiv 2301.05217).
 
-Tokens (a, b, =) to (a + b) mod p at the last position, by a `Decoder` of one layer without norms. It is trained on a
-fraction of all pairs with strong weight decay. It memorises these first, and finds the rule much later.
-`progress_measures` shows what happens in between.
+A `Decoder` of one layer without norms reads the tokens (a, b, =) and predicts (a + b) mod p at the last position. It is
+trained on a fraction of all pairs with strong weight decay. It first memorises these pairs, and finds the rule much
+later. `progress_measures` shows what happens in between.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from jax_interp.toys.toy_training import ToyTraining, train, trajectory
 @reads_older_files(renamed={"recipe": "training"})
 @dataclasses.dataclass(frozen=True)
 class ModularConfig:
-    """The task, the model and the training. The defaults are the paper's except for p and the fraction.
+    """The task, the model and the training. The defaults are the paper's, except for p and the fraction.
 
-    p = 53 takes a minute on a CPU; the paper's p = 113 with a fraction of .3 (`PAPER`) takes twenty.
+    On a CPU, p = 53 takes one minute. The paper's p = 113 with a fraction of 0.3 (`PAPER`) takes twenty minutes.
     """
 
     p: int = 53
     fraction: float = 0.4
-    """The share of all pairs to train on."""
+    """The fraction of all pairs to train on."""
     d_model: int = 128
     n_heads: int = 4
     d_mlp: int = 512
@@ -83,10 +83,10 @@ def pair_tokens(a: Int[Array, "batch"], b: Int[Array, "batch"], p: int) -> Int[A
 
 
 def answer_logits(model: Decoder, a: Int[Array, "batch"], b: Int[Array, "batch"]) -> Float[Array, "batch p"]:
-    """`model(pair_tokens(a, b, p))[:, -1, :p]`, several times cheaper, as the same function of the same parameters.
+    """`model(pair_tokens(a, b, p))[:, -1, :p]`, computed several times faster.
 
-    Only the last position is computed. Queries, keys and values depend on one token each, and are computed once for
-    each token.
+    Only the last position is computed. Each query, key and value depends on one token only, so it is computed once for
+    each token. Gradients are the same too.
 
     Args:
       model: the transformer.
@@ -104,11 +104,11 @@ def mlp_activations(model: Decoder, a: Int[Array, "batch"], b: Int[Array, "batch
 def cross_entropy(logits: Float[Array, "batch p"], answer: Int[Array, "batch"]) -> Float[Array, "batch"]:
     """`log(1 + Σ_{j≠y} exp(l_j - l_y))`: the cross-entropy, exact in float32 down to 1e-38.
 
-    The usual difference of logarithms rounds to 0 below 1e-7, which stops the gradient and makes the run jump. The
+    The usual difference of logarithms rounds to 0 below 1e-7. The gradient then stops, and the loss jumps. The
     published code uses float64 for this reason.
 
     Args:
-      logits: of the numbers.
+      logits: the logits of the numbers.
       answer: the right number of each row.
 
     Returns:
@@ -120,13 +120,13 @@ def cross_entropy(logits: Float[Array, "batch p"], answer: Int[Array, "batch"]) 
 
 
 def training_pairs(key: Key[Array, ""], config: ModularConfig) -> Bool[Array, "pair"]:
-    """True for the pairs to train on: `int(fraction p²)` of all, chosen at random."""
+    """True for the pairs to train on: `int(fraction p²)` random pairs."""
     order = jax.random.permutation(key, config.p**2)
     return order < int(config.fraction * config.p**2)
 
 
 def evaluate_modular(model: Decoder, mask: Bool[Array, "pair"], p: int) -> dict[str, Float[Array, ""]]:
-    """Cross-entropy and accuracy on the training pairs and on the others.
+    """Cross-entropy and accuracy on the training pairs and on all other pairs.
 
     Args:
       model: the transformer.
@@ -155,12 +155,12 @@ def train_modular(
     """Train a transformer.
 
     Args:
-      key: decides the start and the training pairs.
-      config: task and training.
-      every: also return the models along the way, one before every so many steps and one at the end.
+      key: random key of the initial weights and the training pairs.
+      config: the task and the training.
+      every: return a model before every `every` steps and one at the end; None: return only the last model.
 
     Returns:
-      The model (with `every`, the models on a leading axis), the mask of training pairs, and the loss of every step.
+      The model (with `every`, models on a leading axis), the mask of training pairs, and the loss of every step.
     """
     start, choice = jax.random.split(key)
     mask = training_pairs(choice, config)
@@ -179,11 +179,11 @@ def train_modular(
 
 
 def modular_target(config: ModularConfig = ModularConfig(), seed: int = 0) -> Decoder:
-    """A trained transformer, read from the cache on disk where it was trained before.
+    """A trained transformer, read from the cache on disk if it was trained before.
 
     Args:
-      config: task and training.
-      seed: decides the start and the training pairs.
+      config: the task and the training.
+      seed: random key of the initial weights and the training pairs.
     """
     template = jax.eval_shape(lambda key: init_modular(key, config), jax.random.key(seed))
     return cached("modular-addition", config, seed, template, lambda: train_modular(jax.random.key(seed), config)[0])
@@ -209,7 +209,7 @@ def _after_attention(model: Decoder, a: Array, b: Array) -> Float[Array, "batch 
     heads = lambda x, part: (x @ part.weight[...]).reshape(x.shape[0], config.n_heads, config.d_head)
     q = heads(last, attn.q)[0] * attn.scale
     score = lambda x: jnp.einsum("xnh,nh->xn", heads(x, attn.k), q)
-    # Rows are selected by a product: the gradient of an index is a scatter, which is slow on a CPU.
+    # Rows are selected by a matrix product: the gradient of indexing is a scatter, which is slow on a CPU.
     picks = jax.nn.one_hot(a, p), jax.nn.one_hot(b, p), jnp.ones((a.shape[0], 1))
     tables = first, second, last
     raw = jnp.stack([pick @ score(table) for pick, table in zip(picks, tables)])
@@ -220,7 +220,7 @@ def _after_attention(model: Decoder, a: Array, b: Array) -> Float[Array, "batch 
 
 
 def _readout(model: Decoder, x: Float[Array, "batch d_model"]) -> tuple[Array, Array]:
-    """`(neurons, logits of the numbers)` of the stream after attention."""
+    """`(neurons, logits of the numbers)`, computed from the stream after attention."""
     mlp = _block(model).mlp
     post = jax.nn.relu(x @ mlp.up.weight[...] + mlp.up.bias[...][None])
     x = x + post @ mlp.down.weight[...] + mlp.down.bias[...][None]

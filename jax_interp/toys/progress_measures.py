@@ -1,8 +1,8 @@
-"""Progress measures: what grows in a transformer that learns modular addition, before its test loss falls.
+"""Progress measures: they show how a transformer learns modular addition before its test loss falls.
 
-Nanda et al. 2023 (arXiv 2301.05217). The rule uses a few frequencies w_k = 2πk/p: cos and sin of w_k a and w_k b in the
-embedding, of
-w_k (a + b) in the neurons, and cos w_k (a + b - c) in the logits. `a` is the slow index of a grid of all pairs.
+Nanda et al. 2023 (arXiv 2301.05217). The rule uses a few frequencies w_k = 2πk/p. The embedding has cos and sin of w_k
+a and w_k b, the neurons have cos and sin of w_k (a + b), and the logits have cos w_k (a + b - c). Grids of all pairs
+are ordered as `all_pairs` returns them: b changes fastest.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from jax_interp.toys.modular_addition import all_pairs, answer_logits, cross_ent
 
 
 def fourier_basis(p: int) -> Float[Array, "p p"]:
-    """The Fourier basis as orthonormal rows: the constant, then cos and sin of 2πk x / p for k = 1 to (p - 1) / 2; p
-    odd."""
+    """The Fourier basis as orthonormal rows: the constant, then cos and sin of 2πk x / p for k = 1 to (p - 1) / 2. p
+    must be odd."""
     x, k = jnp.arange(p), jnp.arange(1, p // 2 + 1)
     phase = (2 * jnp.pi / p) * ((k[:, None] * x[None]) % p).astype(jnp.float32)
     waves = jnp.stack([jnp.cos(phase), jnp.sin(phase)], axis=1).reshape(-1, p) * (2 / p) ** 0.5
@@ -32,7 +32,7 @@ def frequency_norms(W: Float[Array, "p width"]) -> Float[Array, "frequency"]:
 
 
 def gini(x: Float[Array, "count"]) -> Float[Array, ""]:
-    """The Gini coefficient: 0 where all are equal, near 1 where one has everything."""
+    """The Gini coefficient: 0 if all values are equal, near 1 if one value has the whole sum."""
     x = jnp.sort(jnp.abs(x))
     n = x.shape[0]
     rank = jnp.arange(1, n + 1, dtype=x.dtype)
@@ -49,8 +49,9 @@ def neuron_frequencies(
       p: the modulus.
 
     Returns:
-      `(frequency, share)`: each neuron's best frequency, counted from 1; and the share of its variance over all pairs
-      that each frequency explains, by terms up to second order in its cos and sin of a and of b.
+      `(frequency, share)`: the best frequency of each neuron, counted from 1; and the share of the neuron's variance
+      over all pairs that each frequency explains. A frequency explains by terms up to second order in cos and sin of a
+      and b.
     """
     basis = fourier_basis(p)
     grid = post.reshape(p, p, -1)
@@ -67,7 +68,7 @@ def neuron_frequencies(
 
 
 def frequency_shares(model: Decoder) -> Float[Array, "frequency"]:
-    """The share of the neurons' variance that each frequency explains, weighted by how much a neuron varies."""
+    """The share of the variance of all neurons that each frequency explains. Neurons are weighted by their variance."""
     p = model.config.vocab_size - 1
     post = mlp_activations(model, *all_pairs(p))
     shares = neuron_frequencies(post, p)[1]
@@ -76,8 +77,8 @@ def frequency_shares(model: Decoder) -> Float[Array, "frequency"]:
 
 
 def key_frequencies(model: Decoder, least: float = 0.05) -> list[int]:
-    """The frequencies, counted from 1, that explain at least the share `least` of the neurons' variance, largest
-    first."""
+    """The frequencies that explain at least the share `least` of the neurons' variance. They are counted from 1, with
+    the largest share first."""
     shares = jax.device_get(frequency_shares(model))
     return [int(k) + 1 for k in (-shares).argsort() if shares[k] >= least]
 
@@ -88,13 +89,13 @@ def progress(model: Decoder, mask: Bool[Array, "pair"], keys: Bool[Array, "frequ
     Args:
       model: the transformer, at any step of its training.
       mask: True for the training pairs.
-      keys: True for the frequencies that the finished model uses.
+      keys: True for the key frequencies, which the finished model uses.
 
     Returns:
-      `restricted_loss`: on all pairs, with only the component of the logits along cos and sin of w_k (a + b) for the
-      key frequencies, and the mean. `excluded_loss`: on training pairs, without that component. `embed_gini`,
-      `unembed_gini`: the Gini coefficient of the frequencies' norms in W_E and in the map from neurons to logits.
-      `weights`: the sum of all squared parameters.
+      `restricted_loss`: the loss on all pairs, with only the mean of the logits and their component along cos and sin
+      of w_k (a + b) for the key frequencies. `excluded_loss`: the loss on training pairs without this component.
+      `embed_gini`, `unembed_gini`: the Gini coefficient of the norms of frequencies in W_E and in the map from neurons
+      to logits. `weights`: the sum of all squared parameters.
     """
     p = model.config.vocab_size - 1
     a, b = all_pairs(p)

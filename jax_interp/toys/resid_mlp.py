@@ -2,8 +2,8 @@
 
     r = x W_E;    r += relu(r W_in) W_out  for each layer;    y = r W_Eᵀ;    label x + relu(x)
 
-W_E `[feature, d_embed]` has rows of norm one and is not trained. The matrices that APD (Braun et al. 2025) and SPD
-(Bushnaq et al. 2025) call `mlp_in` and `mlp_out` are `blocks.*.mlp.up` and `blocks.*.mlp.down`, as in the decoder.
+W_E `[feature, d_embed]` has rows of norm one and is not trained. The matrices `mlp_in` and `mlp_out` of APD (Braun et
+al. 2025) and SPD (Bushnaq et al. 2025) are called `blocks.*.mlp.up` and `blocks.*.mlp.down` here, as in the decoder.
 
 Values: `input`, `embed`, `blocks.<i>.{resid_pre, mlp.pre, mlp.post, mlp_out, resid_post}`, `output`.
 """
@@ -30,10 +30,10 @@ from jax_interp.toys.toy_training import ToyTraining, sparse_features, train
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidMLP:
-    """A residual MLP: `model(x)` with x `[batch, feature]` gives `[batch, feature]`.
+    """A residual MLP: `model(x)` maps `[batch, feature]` to `[batch, feature]`.
 
     Args:
-      embed: W_E `[feature, d_embed]`. The output is read along the same directions.
+      embed: W_E `[feature, d_embed]`. The output uses its transpose.
       blocks: `ResidBlock`s.
     """
 
@@ -47,13 +47,14 @@ class ResidMLP:
         return site.close(site("output", jnp.einsum("be,fe->bf", x, self.embed.weight), "batch feature"))
 
     def known_features(self) -> KnownFeatures:
-        """Features are read by `mlp.up`, each by a component of its own, and written by neurons that all share (SPD).
+        """The features. `mlp.up` reads each feature by a separate component; all features share the neurons of
+        `mlp.down` (SPD).
 
-        The parts are those of one layer, where W_in reads feature i along the dual basis of the embedding's rows. Later
-        layers read what earlier ones made of the features, so for more layers no parts are known.
+        `parts` are known for one layer only: W_in reads feature i along the dual basis of the embedding's rows. With
+        more layers no parts are known, because later layers read features that earlier layers have changed.
         """
         W_E, parts = self.embed.weight, {}
-        if depth_of(self.blocks) == 1 and W_E.shape[0] <= W_E.shape[1]:  # otherwise they cannot be read apart
+        if depth_of(self.blocks) == 1 and W_E.shape[0] <= W_E.shape[1]:  # otherwise features cannot be separated
             parts["blocks.*.mlp.up"] = (jnp.linalg.pinv(W_E), W_E @ self.blocks[0].mlp.up.weight)
         patterns: dict[str, Pattern] = {"blocks.*.mlp.up": "identity", "blocks.*.mlp.down": "dense"}
         return KnownFeatures(W_E.shape[0], patterns, parts)
@@ -68,14 +69,14 @@ class ResidMLPConfig:
     d_embed: int = 1000
     n_layers: int = 1
     d_mlp: int = 50
-    """Neurons of each layer."""
+    """The number of neurons in each layer."""
     identity: bool = False
-    """Whether the embedding is the identity rather than random; d_embed then equals n_features."""
+    """True: the embedding is the identity, and d_embed equals n_features. False: it is random."""
     probability: float = 0.01
     """The probability that a feature is on."""
     training: ToyTraining = dataclasses.field(default_factory=lambda: ToyTraining(10_000, 2048, 3e-3, "cosine"))
     source: str = ""
-    """The publication or program that these numbers are from."""
+    """The publication or program with these numbers."""
 
     def __post_init__(self) -> None:
         if self.identity and self.d_embed != self.n_features:
@@ -83,7 +84,7 @@ class ResidMLPConfig:
 
 
 def init_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig) -> ResidMLP:
-    """An untrained model. The random embedding is drawn here too, so it depends on the key."""
+    """An untrained model. The random embedding also depends on the key."""
     embed, *layers = jax.random.split(key, config.n_layers + 1)
     W_E = jax.random.normal(embed, (config.n_features, config.d_embed))
     W_E = jnp.eye(config.n_features) if config.identity else W_E / jnp.linalg.norm(W_E, axis=1, keepdims=True)
@@ -104,11 +105,11 @@ def label(x: Float[Array, "batch feature"]) -> Float[Array, "batch feature"]:
 
 
 def train_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig = ResidMLPConfig()) -> ResidMLP:
-    """A trained model. Only the blocks are trained; the loss is computed by `in_features`, at a tenth of the cost.
+    """Train a model. Only the blocks are trained. The loss uses `in_features`, which takes a tenth of the time.
 
     Args:
-      key: decides the embedding, the start and the data.
-      config: sizes and training.
+      key: random key of the embedding, the initial weights and the data.
+      config: the sizes and the training.
     """
     start, data = jax.random.split(key)
     model = init_resid_mlp(start, config)
@@ -122,14 +123,14 @@ def train_resid_mlp(key: Key[Array, ""], config: ResidMLPConfig = ResidMLPConfig
 
 
 def resid_mlp_target(config: ResidMLPConfig | str = "1-layer", seed: int = 0) -> ResidMLP:
-    """A trained model, read from the cache on disk where it was trained before.
+    """A trained model, read from the cache on disk if it was trained before.
 
     Args:
       config: a config, or the name of a preset.
-      seed: decides the embedding, the start and the data.
+      seed: random key of the embedding, the initial weights and the data.
 
     Raises:
-      UserError: there is no such preset.
+      UserError: the preset does not exist.
     """
     if isinstance(config, str) and config not in PRESETS:
         raise UserError(f"there is no ResidMLP preset {config!r}: {', '.join(PRESETS)}")
@@ -139,10 +140,10 @@ def resid_mlp_target(config: ResidMLPConfig | str = "1-layer", seed: int = 0) ->
 
 
 def in_features(model: ResidMLP, x: Float[Array, "batch feature"]) -> Float[Array, "batch feature"]:
-    """`model(x)`, computed without activations of width d_embed: the matrices along the embedding are multiplied first.
+    """`model(x)`, computed without activations of width d_embed: the embedding is first multiplied with each matrix.
 
-    It is the same function of the same parameters, so gradients are the same too; only rounding differs. A row costs
-    features · (features + 2 neurons) products, where the model has d_embed · (2 features + 2 neurons).
+    It is the same function of the same parameters, so gradients are the same too. Only rounding differs. A row takes
+    features · (features + 2 neurons) products; in the model it takes d_embed · (2 features + 2 neurons).
 
     Args:
       model: a residual MLP.
@@ -167,17 +168,17 @@ def in_features(model: ResidMLP, x: Float[Array, "batch feature"]) -> Float[Arra
 
 
 def collapse(model: ResidMLP) -> ResidMLP:
-    """The same function as a residual MLP whose stream has only the directions that are used.
+    """The same function, as a smaller residual MLP whose stream has only the directions that are used.
 
-    These are the span of the embedding's rows and of what all layers but the last write: n_features + (layers - 1)
-    d_mlp directions instead of d_embed (100 instead of 1000 for one layer). Nothing is approximated: other directions
-    are always zero where a matrix reads them, and what the last layer writes to them is never read.
+    These directions are the span of the embedding's rows and of the outputs of all layers except the last. There are
+    n_features + (layers - 1) d_mlp of them instead of d_embed (100 instead of 1000 for one layer). This is exact: in
+    all other directions every matrix reads zeros, and nothing reads what the last layer writes there.
 
     Args:
       model: a residual MLP.
 
     Returns:
-      The smaller model; `model` itself where it is not smaller.
+      The smaller model; or `model`, if it would not become smaller.
     """
     writing = [block.mlp.down.weight for block in model.blocks[:-1]]
     rows = jnp.concatenate([model.embed.weight, *writing])
@@ -192,8 +193,8 @@ def collapse(model: ResidMLP) -> ResidMLP:
 
 
 def naive_loss(n_features: int, n_neurons: int, probability: float) -> float:
-    """The loss of the naive solution, a neuron for each of `n_neurons` features and none for the others:
-    `(n - d) / n · p / 6`."""
+    """The loss of the naive solution: `(n - d) / n · p / 6`. It has one neuron for each of d = `n_neurons` features,
+    and ignores the others."""
     return (n_features - n_neurons) / n_features * probability / 6
 
 

@@ -1,16 +1,16 @@
-"""Rotations in superposition: T small circuits in one network of D < T · d neurons, and when this fails.
+"""Rotations in superposition: T small circuits of d neurons in one network of D < T · d neurons, and when this fails.
 
-A circuit (d = 4 neurons) has a vector x in the plane and rotates it by its own angle θ_t in every layer:
+Each circuit (d = 4 neurons) has a vector x in the plane. In every layer it rotates x by its own angle θ_t:
 
     a = (1.5 α, .5 α, x_0 + α, x_1 + α);    α = a_0 - a_1;    x = (a_2, a_3) - α;    a ← relu(w_t a + b)
 
-In every layer a circuit occupies S of the D / d slots of four neurons, different slots in each layer. Any two circuits
-share at most one slot. The network is the sum of all circuits, its mean part corrected so that the mean interference is
-zero:
+A slot is a group of four neurons. In every layer a circuit occupies S of the D / d slots, with different slots in each
+layer. Any two circuits share at most one slot. The network is the sum of all circuits. The mean w̄ of the circuits has
+the matrix M, which makes the mean interference zero:
 
     W = w̄ ⊗ M + (1/S) Σ_t (w_t - w̄) ⊗ |e_t^l⟩⟨e_t^{l-1}|
 
-Linsefors, "Circuits in superposition 2" and "Rotations in superposition" (2025). Every mechanism is known exactly
+See Linsefors, "Circuits in superposition 2" and "Rotations in superposition" (2025). Every mechanism is known exactly
 (`circuit_weight`), and there are more mechanisms than neurons.
 """
 
@@ -32,14 +32,14 @@ from jax_interp.toys.layers import Linear
 from jax_interp.toys.toy import TOYS, Toy
 
 d = 4
-"""Neurons of a small circuit."""
+"""The number of neurons in a small circuit."""
 BIAS = (-0.5, -1.5, -1.0, -1.0)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
-    """`relu(linear(x))`. Names `pre` and `post`."""
+    """`relu(linear(x))`. Its values are `pre` and `post`."""
 
     linear: Linear
 
@@ -51,7 +51,7 @@ class Layer:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rotations:
-    """`model(a)` with a `[batch, T·4]`, the initial activations of the small circuits, gives their final activations.
+    """`model(a)` maps the initial activations of the small circuits, `[batch, T·4]`, to their final activations.
 
     Values: `input`, `embed`, `blocks.<l>.pre`, `blocks.<l>.post` (`readout` gives the circuits' activations), `output`.
     """
@@ -59,7 +59,7 @@ class Rotations:
     embed: Linear
     blocks: list[Layer]
     angles: Float[Array, "T"]
-    """θ_t."""
+    """The angle θ_t of each circuit."""
     slots: Float[Array, "layer T slot"]
     """1 where a circuit occupies a slot."""
 
@@ -71,7 +71,7 @@ class Rotations:
         return site.close(site("output", out.reshape(a.shape[0], -1), "batch feature"))
 
     def readout(self, post: Float[Array, "batch neuron"], layer: int) -> Float[Array, "batch T 4"]:
-        """The activations of all circuits after a layer: the mean over their slots.
+        """The activations of all circuits after a layer: the mean over the slots of each circuit.
 
         Args:
           post: the layer's `post`.
@@ -82,11 +82,11 @@ class Rotations:
         return jnp.einsum("bds,ts->btd", values, slots) / jnp.sum(slots[0])
 
     def circuit_weight(self, t: Int[Array, ""] | int, layer: int) -> Float[Array, "neuron neuron"]:
-        """Circuit t's part of the matrix of a layer: `w_t ⊗ |e^l⟩⟨e^{l-1}| / S`, of rank at most 4.
+        """The part of a layer's matrix that belongs to circuit t: `w_t ⊗ |e^l⟩⟨e^{l-1}| / S`. Its rank is at most 4.
 
         Args:
           t: the circuit.
-          layer: the layer, from 1 on.
+          layer: the layer, counted from 1.
 
         Returns:
           `[d_in, d_out]`.
@@ -96,17 +96,17 @@ class Rotations:
 
 
 def rotations(key: Key[Array, ""], T: int = 557, D: int = 1000, S: int = 6, layers: int = 5) -> Rotations:
-    """The network of T circuits of random angles in D neurons. 80 MB at T = 557.
+    """Make a network of T circuits with random angles in D neurons. With T = 557 it needs 80 MB.
 
     Args:
-      key: decides angles and slots.
+      key: random key of the angles and slots.
       T: number of circuits.
-      D: neurons of a layer, a multiple of 4.
-      S: slots of a circuit.
-      layers: number of layers, that is of rotations.
+      D: number of neurons in a layer, a multiple of 4.
+      S: number of slots of a circuit.
+      layers: number of layers. Each layer is one rotation.
 
     Raises:
-      UserError: so many circuits do not fit.
+      UserError: T circuits do not fit.
     """
     at, where = jax.random.split(key)
     n = D // d
@@ -115,7 +115,7 @@ def rotations(key: Key[Array, ""], T: int = 557, D: int = 1000, S: int = 6, laye
     w = jax.vmap(small_weights)(angles)
     mean = jnp.mean(w, axis=0)
     bias = jnp.repeat(jnp.asarray(BIAS), n)
-    # The first layer's matrix is the identity: the embedding applies w_t already.
+    # The matrix of the first layer is the identity, because the embedding already applies w_t.
     into = jnp.einsum("tij,ts->tijs", jnp.swapaxes(w, 1, 2), slots[0]).reshape(T * d, D)
     blocks = [Layer(Linear(jnp.eye(D), bias))]
     for before, after in itertools.pairwise(slots):
@@ -140,7 +140,7 @@ def initial_activations(
 
     Args:
       x: a vector for each circuit.
-      active: which circuits are on.
+      active: True for the circuits that are on.
 
     Returns:
       `(a, x)`: the initial activations, and x with zeros where a circuit is off.
@@ -152,13 +152,13 @@ def initial_activations(
 
 
 def circuit_state(a: Float[Array, "batch T 4"]) -> tuple[Float[Array, "batch T"], Float[Array, "batch T 2"]]:
-    """`(α, x)` of circuits with the activations a."""
+    """`(α, x)` of each circuit, computed from its activations a."""
     alpha = a[..., 0] - a[..., 1]
     return alpha, a[..., 2:] - alpha[..., None]
 
 
 def rotate(x: Float[Array, "batch T 2"], angles: Float[Array, "T"], times: int) -> Float[Array, "batch T 2"]:
-    """x rotated by each circuit's angle, `times` times: what the network should compute."""
+    """x rotated `times` times by the angle of each circuit. This is what the network should compute."""
     c, s = jnp.cos(times * angles)[None], jnp.sin(times * angles)[None]
     return jnp.stack([c * x[..., 0] - s * x[..., 1], s * x[..., 0] + c * x[..., 1]], axis=-1)
 
@@ -172,13 +172,13 @@ def rotation_errors(
       model: the network.
       key: random key of the inputs.
       z: number of circuits that are on.
-      batch: rows in memory at a time.
+      batch: number of rows in a batch.
       chunks: number of batches.
 
     Returns:
-      For each layer: "active", the mean |x - x*|² of circuits that are on (1 for a guess of the mean); "worst", the
-      largest of these; "inactive", the mean of circuits that are off; "alpha", the mean squared error of α where on;
-      "firing", the share of neurons that are on.
+      For each layer: "active", the mean |x - x*|² of circuits that are on (guessing the mean gives 1); "worst", the
+      largest error of a circuit that is on; "inactive", the mean error of circuits that are off; "alpha", the mean
+      squared error of α in circuits that are on; "firing", the share of neurons that are on.
     """
     T = model.angles.shape[0]
     post = [f"blocks.{layer}.post" for layer in range(len(model.blocks))]
@@ -211,14 +211,14 @@ def rotation_errors(
 
 
 def expected_errors(T: int, D: int, S: int, z: int, layer: int) -> dict[str, float]:
-    """The "active" and "inactive" errors of `rotation_errors` that the theory predicts (its leading terms).
+    """The theory's prediction (leading terms) of the "active" and "inactive" errors of `rotation_errors`.
 
     Args:
       T: number of circuits.
-      D: neurons of a layer.
-      S: slots of a circuit.
+      D: number of neurons in a layer.
+      S: number of slots of a circuit.
       z: number of circuits that are on.
-      layer: number of layers passed, from 1 on.
+      layer: number of layers so far, at least 1.
     """
     share = d / D - 1 / (S * T)
     active = (layer - 1) * T * share**2 * (z + 8 * (z - 1)) + 9 * layer * share * (z - 1)
@@ -226,8 +226,8 @@ def expected_errors(T: int, D: int, S: int, z: int, layer: int) -> dict[str, flo
 
 
 def _shared(before: Float[Array, "T slot"], after: Float[Array, "T slot"]) -> Float[Array, "slot slot"]:
-    """S · M: 1 where some circuit goes from one slot to the other; elsewhere a negative number such that the
-    interference of circuits through it sums to zero."""
+    """S · M. It is 1 if some circuit goes from one slot to the other. Elsewhere it is a negative number that makes the
+    interference of circuits sum to zero."""
     T, S = before.shape[0], jnp.sum(before[0])
     cap = jnp.minimum(before.T @ after, 1.0)
     through = jnp.einsum("tr,rs,us->tu", before, cap, after, optimize=True)
@@ -237,14 +237,14 @@ def _shared(before: Float[Array, "T slot"], after: Float[Array, "T slot"]) -> Fl
 
 
 def _large(w: Float[Array, "out in"], slots: Float[Array, "before after"]) -> Float[Array, "neuron neuron"]:
-    """`w ⊗ slots` as a matrix `[d_in, d_out]`, neuron i of slot s at `i · slots + s`."""
+    """`w ⊗ slots` as a matrix `[d_in, d_out]`. Neuron i of slot s has the index `i · slots + s`."""
     full = jnp.einsum("ij,rs->jris", w, slots)
     return full.reshape(w.shape[1] * slots.shape[0], -1)
 
 
 @TOYS.register
 class RotationsToy(Toy[Rotations]):
-    """More circuits than neurons, in superposition; made by hand."""
+    """More circuits than neurons, in superposition. The network is made by hand."""
 
     name = "rotations"
 
@@ -259,10 +259,10 @@ class RotationsToy(Toy[Rotations]):
 
 
 def allowed_steps(S: int, n: int) -> Iterator[int]:
-    """The steps of arithmetic progressions of S terms that fit into n slots, in the order in which they are used.
+    """The steps of arithmetic progressions of S terms in n slots, in the order in which they are used.
 
-    A step that a prime below S divides would let two progressions share two slots. Where S is not a prime, S times a
-    step is allowed, and its powers.
+    If a prime below S divides a step, two progressions could share two slots, so such steps are left out. If S is not a
+    prime, a step may also be multiplied by S, S², ...
     """
     primes = [q for q in range(2, S) if _is_prime(q)]
     for step in range(1, n):
@@ -279,12 +279,12 @@ def allowed_steps(S: int, n: int) -> Iterator[int]:
 
 
 def assign_slots(T: int | None, n: int, S: int) -> Int[np.ndarray, "T S"]:
-    """Slots for circuits, any two of which share at most one: arithmetic progressions, one step after another.
+    """Choose slots for circuits so that any two circuits share at most one slot. Slots are arithmetic progressions.
 
     Args:
-      T: number of circuits; None: as many as fit (557 of S = 6 into n = 250).
+      T: number of circuits; None: as many as possible (557 for S = 6 and n = 250).
       n: number of slots.
-      S: slots of a circuit.
+      S: number of slots of a circuit.
 
     Raises:
       UserError: T circuits do not fit.
@@ -307,7 +307,7 @@ def assign_slots(T: int | None, n: int, S: int) -> Int[np.ndarray, "T S"]:
 
 
 def max_circuits(n: int, S: int) -> int:
-    """How many circuits of S slots fit into n slots."""
+    """The largest number of circuits of S slots that fit into n slots."""
     return len(assign_slots(None, n, S))
 
 
@@ -318,7 +318,7 @@ def slot_indicators(key: Key[Array, ""], T: int, n: int, S: int, layers: int) ->
       key: random key of the shuffles.
       T: number of circuits.
       n: number of slots.
-      S: slots of a circuit.
+      S: number of slots of a circuit.
       layers: number of layers.
     """
     hot = jnp.asarray(np.eye(n, dtype=np.float32)[assign_slots(T, n, S)].sum(axis=1))

@@ -2,10 +2,10 @@
 
     y = relu(x W Wᵀ + b)        linear1: W [n, m];   linear2: its transpose and b;   the linear variant: no relu
 
-W is one parameter. In a tied model `linear2` holds only the bias and is called with the matrix of `linear1`. A gradient
-then sees one matrix, and `decompose(model, "linear1", tied=TIED)` has one pair of V and U. `untie(model)` gives
-`linear2` a matrix of its own. `insert_identity(model)` puts identity matrices between the two: the "+ID" models, the
-same function with one more matrix to decompose.
+W is one parameter. In a tied model `linear2` holds only the bias and is called with the matrix of `linear1`. So there
+is only one matrix to train, and `decompose(model, "linear1", tied=TIED)` has one pair of V and U. `untie(model)` gives
+`linear2` its own matrix. `insert_identity(model)` puts identity matrices between the two layers. These "+ID" models
+compute the same function and have one more matrix to decompose.
 
 Values: `input`, `hidden`, `hidden_layers.<i>`, `pre`, `output`, all "batch feature".
 """
@@ -35,9 +35,9 @@ TIED = (("linear1", "linear2"),)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class TMS:
-    """A toy model of superposition: `model(x)` with x `[batch, feature]` gives `[batch, feature]`.
+    """A toy model of superposition: `model(x)` maps `[batch, feature]` to `[batch, feature]`.
 
-    Instances that were trained together have a leading axis: `jax.vmap` the call.
+    Instances that were trained together have a leading axis. Call them under `jax.vmap`.
 
     Args:
       linear1: W `[feature, hidden]`.
@@ -64,8 +64,8 @@ class TMS:
         return site.close(site("output", jax.nn.relu(pre) if self.relu else pre, "batch feature"))
 
     def known_features(self) -> KnownFeatures:
-        """Each feature is read along a row of W and written along a column of the transpose. An inserted identity
-        matrix is shared by all features."""
+        """The features. Each feature is read along a row of W and written along a column of the transpose. All features
+        share an inserted identity matrix."""
         W = self.linear1.weight
         one_each = jnp.eye(W.shape[0], dtype=W.dtype)
         transpose = W.T if isinstance(self.linear2, Transposed) else self.linear2.weight
@@ -88,19 +88,19 @@ class TMSConfig:
     """Identity matrices inserted after training."""
     relu: bool = True
     weight_init: WeightInit = "xavier"
-    """How W starts. This decides whether features get lost; the schedule does not."""
+    """The initial distribution of W. It decides whether features get lost; the learning rate schedule does not."""
     random_bias: bool = False
-    """Whether the bias starts as in torch's default, and not at 0."""
+    """True: the initial bias is torch's default. False: it is 0."""
     instances: int | None = None
-    """The number of models trained together, on a leading axis. None: one, without that axis."""
+    """The number of models that are trained together, on a leading axis. None: one model without this axis."""
     probability: float | tuple[float, ...] = 0.05
     """The probability that a feature is on; a tuple has one for each instance."""
     importance_decay: float = 1.0
     last_importance: float | tuple[float, ...] = 1.0
-    """A factor of the last feature's importance; a tuple has one for each instance."""
+    """A factor of the last feature's importance; a tuple has one factor for each instance."""
     training: ToyTraining = dataclasses.field(default_factory=ToyTraining)
     source: str = ""
-    """The publication or program that these numbers are from."""
+    """The publication or program with these numbers."""
 
     def __post_init__(self) -> None:
         if self.n_hidden < 1:
@@ -130,7 +130,7 @@ def init_tms(key: Key[Array, ""], config: TMSConfig) -> TMS:
 def tms_loss(
     model: TMS, x: Float[Array, "batch feature"], importance: Float[Array, "feature"] | float = 1.0
 ) -> Float[Array, ""]:
-    """`mean_b mean_i I_i (x_i - y_i)²`. Elhage et al. sum over features: n times this.
+    """`mean_b mean_i I_i (x_i - y_i)²`. (Elhage et al. sum over features, which gives n times this value.)
 
     Args:
       model: one instance.
@@ -142,11 +142,11 @@ def tms_loss(
 
 
 def train_tms(key: Key[Array, ""], config: TMSConfig = TMSConfig()) -> TMS:
-    """A trained model, or `config.instances` of them on a leading axis. 5-2 takes about 4 s on two CPU cores.
+    """Train a model, or `config.instances` models on a leading axis. 5-2 takes about 4 s on two CPU cores.
 
     Args:
-      key: decides the start and the data.
-      config: sizes and training.
+      key: random key of the initial weights and the data.
+      config: the sizes and the training.
 
     Returns:
       The model, with `config.n_identity` identity matrices inserted.
@@ -173,14 +173,14 @@ def train_tms(key: Key[Array, ""], config: TMSConfig = TMSConfig()) -> TMS:
 
 
 def tms_target(config: TMSConfig | str = "5-2", seed: int = 0) -> TMS:
-    """A trained model, read from the cache on disk where it was trained before.
+    """A trained model, read from the cache on disk if it was trained before.
 
     Args:
       config: a config, or the name of a preset.
-      seed: decides the start and the data.
+      seed: random key of the initial weights and the data.
 
     Raises:
-      UserError: there is no such preset.
+      UserError: the preset does not exist.
     """
     config = preset(config) if isinstance(config, str) else config
     template = jax.eval_shape(lambda key: train_tms(key, config), jax.random.key(seed))
@@ -192,7 +192,7 @@ def insert_identity(model: TMS, count: int = 1) -> TMS:
 
     Args:
       model: one instance, or several on a leading axis.
-      count: how many matrices to insert, behind those that are there.
+      count: the number of matrices to insert, after existing ones.
     """
     *instances, _, m = model.linear1.weight.shape
     eye = Linear(jnp.broadcast_to(jnp.eye(m), (*instances, m, m)))
@@ -202,7 +202,7 @@ def insert_identity(model: TMS, count: int = 1) -> TMS:
 
 
 def untie(model: TMS) -> TMS:
-    """The same function, with a matrix of its own in `linear2`."""
+    """The same function, with a separate matrix in `linear2`."""
     if not model.is_tied:
         return model
     linear2 = Linear(jnp.swapaxes(model.linear1.weight, -1, -2), model.linear2.bias)
@@ -210,7 +210,7 @@ def untie(model: TMS) -> TMS:
 
 
 def preset(name: str) -> TMSConfig:
-    """A published configuration by name. Raises UserError with all names where there is none."""
+    """A published configuration by name. If there is none, raises UserError with all names."""
     if name not in PRESETS:
         raise UserError(f"there is no TMS preset {name!r}: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,6 +1,6 @@
-"""`Toy`: what a kind of toy model says about itself, and `TOYS`, the registry of all of them.
+"""`Toy`, the base class that describes a kind of toy model, and `TOYS`, the registry of all toys.
 
-A toy is one file. It defines a model that keeps the contract of `jax_interp.surgery`, and registers a `Toy` for it:
+A toy is one file. The file defines a model that keeps the contract of `jax_interp.surgery`, and registers a `Toy`:
 
     @TOYS.register
     class RingToy(Toy[Ring]):
@@ -9,8 +9,8 @@ A toy is one file. It defines a model that keeps the contract of `jax_interp.sur
         def example(self, key): ...
         def sample(self, model, key, batch): ...
 
-It then takes part in the laws of all toys (tests/toys/test_toy_laws.py). With `presets` and `target` it is a target of
-`decompose` too: `"ring:PRESET"`.
+The tests of all toys then include it (tests/toys/test_toy_laws.py). If it has `presets` and `target`, it is also a
+target of `decompose`: `"ring:PRESET"`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Toy(abc.ABC, Generic[ToyModel]):
     """One kind of toy model.
 
     Attributes:
-      name: what the toy is called in a target, `"tms"` in `"tms:5-2"`.
-      presets: the names that `target` takes, each one trained model; none where there is nothing to train.
+      name: the name of the toy in a target, such as `"tms"` in `"tms:5-2"`.
+      presets: the names that `target` takes. Each name is one trained model. Empty if there is nothing to train.
     """
 
     name: ClassVar[str]
@@ -43,22 +43,22 @@ class Toy(abc.ABC, Generic[ToyModel]):
 
     @abc.abstractmethod
     def example(self, key: Key[Array, ""]) -> ToyModel:
-        """A small model of this kind, made in a moment: untrained where the toy is trained."""
+        """A small model of this kind, which is made quickly. It is not trained."""
 
     @abc.abstractmethod
     def sample(self, model: ToyModel, key: Key[Array, ""], batch: int) -> Shaped[Array, "batch ..."]:
-        """Inputs of the toy's task, `batch` rows of what `model` takes."""
+        """Inputs of the toy's task for `model`, with `batch` rows."""
 
     def target(self, preset: str, seed: int = 0) -> ToyModel:
-        """The model of a preset, trained from `seed`, or read from the cache where it was trained before.
+        """The model of a preset, trained from `seed`, or read from the cache if it was trained before.
 
         Raises:
-          UserError: there is no such preset. The message lists those there are.
+          UserError: the preset does not exist. The message lists all presets.
         """
         raise UserError(f"the toy {self.name!r} has no presets: make it by the functions of {type(self).__module__}")
 
     def collapse(self, model: ToyModel) -> ToyModel:
-        """The same function as a smaller model where the toy has one; otherwise the model itself."""
+        """A smaller model that computes the same function, if the toy has one; otherwise the model itself."""
         return model
 
 
@@ -67,7 +67,7 @@ TOYS: Registry[Toy] = Registry("toy", Toy)
 
 
 def find_toy(name: str) -> Toy:
-    """The toy called `name`, such as "tms". Raises UserError with the nearest name where there is none."""
+    """The toy called `name`, such as "tms". If there is none, raises UserError with the nearest name."""
     toys = {kind.name: kind() for kind in TOYS}
     if name in toys:
         return toys[name]
@@ -77,7 +77,7 @@ def find_toy(name: str) -> Toy:
 
 
 def target_forms() -> str:
-    """The targets that are trained toys, for messages: "tms:PRESET, resid-mlp:PRESET"."""
+    """The forms of targets that are trained toys, for messages: "tms:PRESET, resid-mlp:PRESET"."""
     return ", ".join(f"{kind.name}:PRESET" for kind in TOYS if kind.presets)
 
 
@@ -88,19 +88,19 @@ Pattern = Literal["identity", "dense"]
 class KnownFeatures:
     """The features of a toy, and what a decomposition should find.
 
-    A feature is one entry of the toy's input. Matrices are named by address patterns: `blocks.*.mlp.up` is that of any
+    A feature is one entry of the toy's input. Matrices are named by address patterns: `blocks.*.mlp.up` matches every
     layer.
     """
 
     count: int
     """Number of features."""
     patterns: Mapping[str, Pattern]
-    """The importances expected on one-hot inputs. "identity": one component for each feature. "dense": as many
-    components as the matrix has inputs, all used by every feature."""
+    """The expected importances on one-hot inputs. "identity": one component for each feature. "dense": as many
+    components as the matrix has inputs, and every feature uses all of them."""
     parts: Mapping[str, tuple[Float[Array, "d_in feature"], Float[Array, "feature d_out"]]]
-    """V and U of the matrices that are sums of one rank-one part for each feature."""
+    """V and U of the matrices that are a sum of rank-one parts, one part for each feature."""
     directions: Mapping[str, Float[Array, "feature d_out"]] = field(default_factory=dict)
-    """The features' own directions, by the matrix whose rows they are."""
+    """The directions of the features, by matrix. They are the rows of the matrix."""
 
 
 @runtime_checkable
@@ -108,10 +108,10 @@ class HasKnownFeatures(Protocol):
     """A toy model that knows its features."""
 
     def known_features(self) -> KnownFeatures:
-        """Its features, and what a decomposition should find."""
+        """The features of the model, and what a decomposition should find."""
         ...
 
 
 def known_features(model: Model) -> KnownFeatures | None:
-    """The known features of a toy model (TMS and residual MLPs have some), or None."""
+    """The known features of a toy model, or None. TMS and residual MLPs have known features."""
     return model.known_features() if isinstance(model, HasKnownFeatures) else None

@@ -1,4 +1,4 @@
-"""Training a toy from a key: sparse inputs drawn anew at every step, AdamW, all steps in one compiled program.
+"""Train a toy from a random key, by AdamW. Each step draws new sparse inputs, and one compiled program does all steps.
 
     def loss(model, key):
         x = sparse_features(key, batch=1024, n=5, probability=0.05)
@@ -6,8 +6,8 @@
 
     model, losses = train(model, loss, ToyTraining(steps=5000), key)
 
-`train` is an ordinary function of arrays. `jax.vmap` it over keys, models and whatever the loss closes over to train
-many instances at once.
+`train` is an ordinary function of arrays. To train many instances at once, `jax.vmap` it over keys, models, and values
+that the loss closes over.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class ToyTraining:
     batch: int = 1024
     learning_rate: float = 5e-3
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """Over all steps: a constant rate, a line down to 0, or half a cosine wave down to 0. The warm-up multiplies it."""
+    """The rate over all steps: constant, a line to 0, or half a cosine wave to 0. The warm-up is multiplied in."""
     warm_up: int = 0
-    """Steps over which the rate is multiplied by `(step + 1) / warm_up`."""
+    """During this number of first steps, the rate is multiplied by `(step + 1) / warm_up`."""
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
 
@@ -65,10 +65,10 @@ def train(
     """Train a pytree for `training.steps` steps.
 
     Args:
-      model: the initial parameters: any pytree of arrays.
-      loss: `loss(model, key)` gives a scalar. It draws its own batch from the key.
+      model: the initial parameters, any pytree of arrays.
+      loss: `loss(model, key)` returns a scalar. It draws its batch from the key.
       training: steps, learning rate and schedule.
-      key: step t's loss is given `fold_in(key, t)`.
+      key: random key. In step t the loss is called with `fold_in(key, t)`.
 
     Returns:
       The trained model, and the loss of every step.
@@ -82,14 +82,14 @@ def train(
 def trajectory(
     model: Params, loss: LossFn[Params], training: ToyTraining, key: Key[Array, ""], every: int
 ) -> tuple[Params, Float[Array, "step"]]:
-    """As `train`, but returns the models along the way.
+    """Train like `train`, but return models from the whole run.
 
     Args:
       model: the initial parameters.
-      loss: as for `train`.
-      training: as for `train`.
-      key: as for `train`. The same key gives the same steps.
-      every: steps between two models; it divides `training.steps`.
+      loss: see `train`.
+      training: see `train`.
+      key: see `train`. With the same key the steps are the same as those of `train`.
+      every: the number of steps between two models. `training.steps` must be a multiple of it.
 
     Returns:
       The models before step 0, `every`, 2 `every`, ... and after the last step, stacked on a leading axis; and the loss
@@ -127,18 +127,18 @@ def _run(
 def sparse_features(
     key: Key[Array, ""], batch: int, n: int, probability: ArrayLike, low: float = 0.0, high: float = 1.0
 ) -> Float[Array, "batch feature"]:
-    """Feature vectors of which few entries are not zero, each entry on or off independently.
+    """Sparse feature vectors. Each entry is on or off independently; an entry that is off is 0.
 
-    One uniform number u decides both: an entry is on where u < p, and u / p is then uniform in [0, 1) (with a
-    resolution of 2^-23 / p in float32).
+    One uniform number u gives both the state and the value of an entry: it is on if u < p, and u / p is then uniform in
+    [0, 1) (with a resolution of 2^-23 / p in float32).
 
     Args:
       key: random key.
       batch: number of rows.
       n: number of features.
-      probability: of an entry to be on; a scalar, or one for each feature.
-      low: smallest value of an entry that is on.
-      high: upper bound of the values, which are uniform in [low, high).
+      probability: the probability that an entry is on; a scalar, or one for each feature.
+      low: the smallest value of an entry that is on.
+      high: the upper bound of the values, which are uniform in [low, high).
 
     Returns:
       `[batch, n]`.
@@ -151,7 +151,7 @@ def sparse_features(
 def one_active(
     key: Key[Array, ""], batch: int, n: int, low: float = 0.0, high: float = 1.0
 ) -> Float[Array, "batch feature"]:
-    """Feature vectors with exactly one entry on: the greatest sparsity.
+    """Feature vectors with exactly one entry on (the greatest sparsity).
 
     Args:
       key: random key.

@@ -1,10 +1,10 @@
-"""Universal AND: one random layer in which the conjunction of any two features can be read off (arXiv 2408.05451).
+"""Universal AND: the conjunction of any two features can be read from one random layer (arXiv 2408.05451).
 
     a = relu(f W - 1),   W_in ~ Bernoulli(p);      f_i ∧ f_j ≈ mean of a over S_i ∩ S_j,   S_i = {neurons with W_i = 1}
 
-Nothing is trained. With f_i and f_j on alone the value read is exactly 1. Errors come from other features that are on:
-O(p) with one of the pair and one other on, O(p²) with two others on (Vaintrob, Mendel & Hänni 2024).
-Values: `input`, `pre`, `post`.
+Nothing is trained. If only f_i and f_j are on, the result is exactly 1. Other features that are on cause errors: O(p)
+if one feature of the pair and one other feature are on, O(p²) if two other features are on (Vaintrob, Mendel & Hänni
+2024). The values are `input`, `pre`, `post`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from jax_interp.toys.toy import TOYS, Toy
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class UniversalAnd:
-    """`model(f)` with f `[batch, feature]` in {0, 1}, or its embedding, gives the neurons' activations."""
+    """`model(f)` returns the activations of the neurons. f is `[batch, feature]` in {0, 1}, or its embedding."""
 
     linear: Linear
     sets: Float[Array, "feature neuron"]
-    """W itself: 1 where a neuron reads a feature."""
+    """The matrix W: 1 where a neuron reads a feature."""
 
     def __call__(self, x: Float[Array, "batch feature"], *, taps: tuple = ()) -> Any:
         site = Site.open(taps)
@@ -43,23 +43,23 @@ def universal_and(key: Key[Array, ""], n_features: int, n_neurons: int, probabil
       key: random key.
       n_features: number of features.
       n_neurons: number of neurons.
-      probability: p, that a neuron reads a feature. The paper uses log²(features) / √neurons.
+      probability: the probability p that a neuron reads a feature. The paper uses log²(features) / √neurons.
     """
     sets = jax.random.bernoulli(key, probability, (n_features, n_neurons)).astype(jnp.float32)
     return UniversalAnd(Linear(sets, jnp.full(n_neurons, -1.0)), sets)
 
 
 def in_superposition(key: Key[Array, ""], model: UniversalAnd, width: int) -> tuple[UniversalAnd, Array]:
-    """The same layer for features that are in superposition at its input.
+    """The same layer, for inputs that have the features in superposition.
 
     Args:
       key: random key of the embedding.
       model: the layer.
-      width: dimensions of the input.
+      width: the number of dimensions of the input.
 
     Returns:
-      `(model, embedding)`: a layer that takes `f @ embedding`, and the embedding, random unit rows `[feature, width]`.
-      Its weights are `embeddingᵀ W`, so each feature is read with the interference of all others.
+      `(model, embedding)`: a layer that takes `f @ embedding`, and the embedding `[feature, width]`, which has random
+      unit rows. The weights of the layer are `embeddingᵀ W`, so all other features interfere with each feature.
     """
     rows = jax.random.normal(key, (model.sets.shape[0], width))
     rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
@@ -69,7 +69,7 @@ def in_superposition(key: Key[Array, ""], model: UniversalAnd, width: int) -> tu
 def read_and(
     model: UniversalAnd, post: Float[Array, "batch neuron"], i: Int[Array, "batch"], j: Int[Array, "batch"]
 ) -> Float[Array, "batch"]:
-    """`f_i ∧ f_j` of each row: the mean activation of the neurons that read both features. NaN where none does.
+    """`f_i ∧ f_j` for each row: the mean activation of the neurons that read both features. NaN if no neuron does.
 
     Args:
       model: the layer.
@@ -88,13 +88,13 @@ def read_xor(
     i: Int[Array, "batch"],
     j: Int[Array, "batch"],
 ) -> Float[Array, "batch"]:
-    """`f_i ⊕ f_j = f_i + f_j - 2 (f_i ∧ f_j)` of each row. Arguments as in `read_and`, and the features f."""
+    """`f_i ⊕ f_j = f_i + f_j - 2 (f_i ∧ f_j)` for each row. Takes the arguments of `read_and`, and the features f."""
     at = lambda which: jnp.take_along_axis(f, which[:, None], axis=1)[:, 0]
     return at(i) + at(j) - 2 * read_and(model, post, i, j)
 
 
 def smallest_overlap(model: UniversalAnd) -> Float[Array, ""]:
-    """The smallest number of neurons that read both features of a pair; 0 where some conjunction cannot be read."""
+    """The smallest number of neurons that read both features of a pair. If it is 0, some conjunction cannot be read."""
     overlaps = model.sets @ model.sets.T
     return jnp.min(jnp.where(jnp.eye(overlaps.shape[0], dtype=bool), jnp.inf, overlaps))
 
@@ -105,11 +105,11 @@ def and_errors(key: Key[Array, ""], model: UniversalAnd, trials: int = 2000) -> 
     Args:
       key: random key.
       model: the layer.
-      trials: number of random distinct i, j, k, l. Pairs that no neuron reads are left out.
+      trials: the number of random draws of distinct i, j, k, l. Pairs that no neuron reads are left out.
 
     Returns:
-      The errors with i and j on ("both", the truth is 1), i and k ("one", 0), k and l ("none", 0); and
-      `smallest_overlap(model)` ("smallest").
+      "both": the error with i and j on (the right value is 1). "one": the error with i and k on (0). "none": the error
+      with k and l on (0). "smallest": `smallest_overlap(model)`.
     """
     n = model.sets.shape[0]
     drawn = jax.vmap(lambda key: jax.random.choice(key, n, (4,), replace=False))(jax.random.split(key, trials))
@@ -126,7 +126,7 @@ def and_errors(key: Key[Array, ""], model: UniversalAnd, trials: int = 2000) -> 
 
 @TOYS.register
 class UniversalAndToy(Toy[UniversalAnd]):
-    """One random layer that computes every conjunction; made by hand."""
+    """One random layer that computes every conjunction. It is made by hand."""
 
     name = "universal-and"
 

@@ -5,11 +5,11 @@
     sae = train_dictionary(variants.topk("x", k=6), *as_model(world, jax.random.key(1)))
     score(sae, world, jax.random.key(2)).mcc      from jax_interp.dictionaries.evaluation.recovery
 
-world.py         `World`: directions, bias and codes; `as_model`: a world as a model, to train on
+world.py         `World`: directions, bias and codes; `as_model`: makes a model from a world
 firing.py        which features fire, correlated or not, and their magnitudes
 small_worlds.py  sharkey, tree, sparse_but_wrong: small worlds with one difficulty each
 forest.py        SynthSAEBench: all difficulties at once, in full size and small
-shrinkage.py     two models, and the minima of the crosscoder losses in closed form
+shrinkage.py     a world of two models, and the minima of the crosscoder losses in closed form
 """
 
 from jax_interp.toys.synthetic.firing import Codes, Copula, Normal, Uniform, correlated, independent, low_rank

@@ -16,15 +16,15 @@ from jax_interp.core.errors import UserError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Copula:
-    """Correlated firing with given probabilities: feature i is on where g_i > Φ⁻¹(1 - p_i), for a normal vector g.
+    """Correlated firing with given probabilities: feature i is on if g_i > Φ⁻¹(1 - p_i), for a normal vector g.
 
-    The covariance of g is factor·factorᵀ + diag(spread²), and its diagonal is 1. Its correlations are those of g; the
-    correlations of the firing itself are smaller.
+    The covariance of g is factor·factorᵀ + diag(spread²), with diagonal 1. The correlations between features that fire
+    are smaller than the correlations of g.
 
     Args:
       threshold: Φ⁻¹(1 - p).
-      factor: loadings of the shared causes.
-      spread: standard deviation of each feature's own part.
+      factor: the loadings of the shared causes.
+      spread: the standard deviation of the independent part of each feature.
     """
 
     threshold: Float[Array, " feature"]
@@ -50,8 +50,8 @@ def correlated(p: Float[Array, " feature"], correlation: Float[np.ndarray, "feat
 
     Args:
       p: the probabilities.
-      correlation: the correlation matrix of the copula. Where it is not positive semidefinite, `nearest_correlation` of
-        it is used.
+      correlation: the correlation matrix of the copula. If it is not positive semidefinite, `nearest_correlation`
+        mends it.
 
     Raises:
       UserError: the matrix is not symmetric with diagonal 1.
@@ -71,7 +71,7 @@ def low_rank(key: Key[Array, ""], p: Float[Array, " feature"], rank: int, scale:
       key: random key.
       p: the probabilities.
       rank: number of shared causes.
-      scale: standard deviation of the loadings. They are scaled down where a row's square norm would reach 1.
+      scale: standard deviation of the loadings. A row is scaled down if its square norm would reach 1.
     """
     factor = scale * jax.random.normal(key, (len(p), rank))
     largest = jnp.max(jnp.sum(factor * factor, axis=1))
@@ -96,7 +96,7 @@ def _threshold(p: Float[Array, " feature"]) -> Float[Array, " feature"]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Normal:
-    """Magnitudes N(mean, std²), with parameters for each feature or for all. Negative ones become 0."""
+    """Magnitudes N(mean, std²). A parameter is one number, or one for each feature. Negative magnitudes become 0."""
 
     mean: Float[Array, "..."]
     std: Float[Array, "..."]
@@ -123,9 +123,9 @@ class Codes:
     """The codes of a world.
 
     Args:
-      on: which features fire: a `Copula`, say.
-      magnitude: how strongly: `Normal` or `Uniform`.
-      constraint: changes the codes so that they keep a rule: a `Forest`.
+      on: draws which features fire, such as a `Copula`.
+      magnitude: draws their magnitudes, such as `Normal` or `Uniform`.
+      constraint: changes the codes so that they keep a rule, such as a `Forest`.
     """
 
     on: Callable[[Key[Array, ""], int], Bool[Array, "n feature"]]

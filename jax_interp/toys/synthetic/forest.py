@@ -1,10 +1,10 @@
 """SynthSAEBench: Zipf firing, a hierarchy, correlations and superposition at once (arXiv 2602.14687).
 
     world = synth_sae_bench(key)               16,384 features in 768 dimensions
-    world = small_bench(key)                   512 in 64, made in a second
+    world = small_bench(key)                   512 features in 64 dimensions, made in a second
 
-Published for dictionaries of 4096 latents trained on 200 million samples at full size: BatchTopK with L0 15 has an MCC
-of .676. The true directions have 1, a random dictionary about .15.
+The paper trains dictionaries of 4096 latents on 200 million samples of the full size: BatchTopK with L0 15 has an MCC
+of 0.676. The MCC of the true directions is 1, and that of a random dictionary is about 0.15.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from jax_interp.toys.synthetic.world import World, orthogonalised_directions
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Forest:
-    """A constraint on codes: a feature fires only where its parent in a complete tree does, and without its siblings.
+    """A constraint on codes: a feature fires only if its parent in a complete tree fires and its siblings do not.
 
-    Of several children that would fire, one is chosen at random. A child's strength is multiplied by its parent's
-    strength over the parent's mean. The first features are the roots; then come all children of the first root, of the
-    second, and so on, then their children in the same order. Further features are in no tree.
+    If several siblings would fire, one of them is chosen at random. The strength of a child is multiplied by the
+    strength of its parent divided by the parent's mean. The order of features is: the roots, the children of the first
+    root, the children of the second root, and so on, then their children in the same order. All further features are in
+    no tree.
 
     Args:
       mean: the mean strength of each feature.
       roots: number of trees.
-      branching: children of each feature.
-      depth: levels below the roots.
+      branching: number of children of each feature.
+      depth: number of levels below the roots.
     """
 
     mean: Float[Array, " feature"]
@@ -75,14 +76,14 @@ def zipf(n_features: int, exponent: float, high: float, low: float) -> Float[np.
 
 
 def compensated(p: Float[np.ndarray, " feature"], forest: Forest) -> Float[np.ndarray, " feature"]:
-    """The probabilities with which to draw, so that features fire with about `p` under the constraint.
+    """Probabilities to draw with, so that features fire with probability of about `p` under the constraint.
 
-    They are p_i / p_parent for the parent, times 1 + Σ_siblings p / p_parent for the exclusion (an approximation, as
-    published), and at most 1. Children that are together more frequent than their parent therefore fire less than
-    asked.
+    Each is p_i / p_parent (because of the parent) times 1 + Σ_siblings p / p_parent (because of the exclusion; this is
+    the published approximation), and at most 1. Children that are together more frequent than their parent therefore
+    fire less often than `p`.
 
     Args:
-      p: the probabilities wanted.
+      p: the wanted probabilities.
       forest: the constraint.
     """
     q, levels = p.copy(), forest.levels()
@@ -108,7 +109,7 @@ class SynthSAEBenchConfig:
     depth: int = 3
     """Levels of a tree below its root."""
     exponent: float = 0.5
-    """Of Zipf's law for the firing probabilities."""
+    """The exponent of Zipf's law for the firing probabilities."""
     highest: float = 0.4
     """The probability of the most frequent feature."""
     lowest: float = 5e-4
@@ -118,13 +119,13 @@ class SynthSAEBenchConfig:
     correlation: float = 0.1
     """The scale of the loadings on these."""
     steps: int = 100
-    """Steps that make the directions nearly orthogonal."""
+    """The number of steps that make the directions nearly orthogonal."""
 
 
 def synth_sae_bench(key: Key[Array, ""], config: SynthSAEBenchConfig = SynthSAEBenchConfig()) -> World:
-    """A world of SynthSAEBench. Its random draws are not the published ones.
+    """A world of SynthSAEBench. The random draws differ from the published world.
 
-    Strengths have means that fall from 5 to 4, and standard deviations |N(.5, .5²)|. The bias has norm .5.
+    The means of the strengths fall from 5 to 4. Their standard deviations are |N(0.5, 0.5²)|. The bias has norm 0.5.
 
     Args:
       key: random key.

@@ -1,17 +1,16 @@
 """A world of two models in which the minima of the crosscoder losses are known.
 
-In each row one feature fires. It contributes a to model 0 and b to model 1, along the same direction. For such isolated
-features the losses decouple. The contributions at the minimum (latent times decoder) are:
+In each row one feature fires. It contributes a to model 0 and b to model 1, along the same direction. The losses of
+such isolated features are independent. At the minimum, the contributions (latent times decoder) are:
 
-    SSE + λ Σ f (‖d^0‖ + ‖d^1‖)        max(a - λ/2, 0) and max(b - λ/2, 0): the weaker one vanishes where b < λ/2
-    SSE + λ Σ f √(‖d^0‖² + ‖d^1‖²)     (a, b) · max(1 - λ / (2 ‖(a, b)‖), 0): the ratio stays, no model is dropped alone
+    SSE + λ Σ f (‖d^0‖ + ‖d^1‖)        max(a - λ/2, 0) and max(b - λ/2, 0): the weaker one vanishes if b < λ/2
+    SSE + λ Σ f √(‖d^0‖² + ‖d^1‖²)     (a, b) · max(1 - λ / (2 ‖(a, b)‖), 0): the ratio does not change
     SSE with a fixed number of latents  (a, b)
 
-if each feature is rare; the bias b_dec learns part of frequent ones. λ is in units of SSE, and of the contributions
-after any scaling of the crosscoder's inputs.
+This assumes that each feature is rare, because the bias b_dec learns a part of frequent features. λ is in units of the
+SSE, and of the contributions after any scaling of the crosscoder's inputs.
 
-Where the L1 loss makes a shared feature look exclusive, that is "complete shrinkage"; diffing/latent_scaling.py detects
-it.
+With the L1 loss, a shared feature can look exclusive ("complete shrinkage"). diffing/latent_scaling.py detects this.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from jax_interp.toys.synthetic.world import World, orthonormal_directions
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OneAtATime:
-    """Codes with one feature on in every row, at strength 1, all equally likely."""
+    """Codes with one feature on in every row, with strength 1. All features are equally likely."""
 
     n_features: int = dataclasses.field(metadata={"static": True})
 
@@ -48,9 +47,9 @@ def two_models(
 
     Args:
       key: random key of the directions.
-      contributions: (a, b) of each feature. The default: shared, weaker in model 1, exclusive to model 0, exclusive to
-        model 1.
-      d: dimensions of each model.
+      contributions: (a, b) of each feature. The four default features are shared, weaker in model 1, only in model 0,
+        and only in model 1.
+      d: the number of dimensions of each model.
 
     Returns:
       A world with directions `[feature, 2·d]`.

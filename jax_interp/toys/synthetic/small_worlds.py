@@ -1,4 +1,4 @@
-"""Small published worlds with one difficulty each. A world is made by a function of a key.
+"""Small published worlds with one difficulty each. Each function makes a world from a key.
 
 sharkey              many unit features in few dimensions, some rarer than others (Sharkey et al. 2022)
 tree                 parents with exclusive children: absorption (Nabeshima 2024)
@@ -30,16 +30,16 @@ def sharkey(
 ) -> World:
     """More features than dimensions: feature i fires with probability decay^i · active / n_features.
 
-    Strengths are uniform in (0, 1], directions uniform on the sphere. (The code of Cunningham et al. multiplies two
-    uniforms for a strength, and draws the probabilities of its correlated variant once a batch; this does neither.)
+    Strengths are uniform in (0, 1], directions uniform on the sphere. (The code of Cunningham et al. differs: a
+    strength is the product of two uniforms, and the correlated variant draws new probabilities for each batch.)
 
     Args:
       key: random key.
-      d: dimensions.
+      d: number of dimensions.
       n_features: number of features.
       active: number of features that fire on average, for decay 1.
       decay: how fast the probabilities fall.
-      together: whether all pairs of features correlate, by random positive amounts, at the same probabilities.
+      together: whether all pairs of features have random positive correlations. The probabilities stay the same.
     """
     direction_key, pair_key = jax.random.split(key)
     p = jnp.asarray(decay ** np.arange(n_features) * active / n_features)
@@ -61,7 +61,7 @@ def _rng(key: Key[Array, ""]) -> np.random.Generator:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """Which features fire: parents, each followed by its exclusive children, then single features."""
+    """Draws which features fire. The order is: each parent followed by its exclusive children, then single features."""
 
     parents: int = dataclasses.field(default=3, metadata={"static": True})
     children: int = dataclasses.field(default=3, metadata={"static": True})
@@ -79,7 +79,7 @@ class Tree:
     def __call__(self, key: Key[Array, ""], n: int) -> Bool[Array, "n feature"]:
         keys = jax.random.split(key, 3)
         parent = jax.random.uniform(keys[0], (n, self.parents, 1)) < self.p_parent
-        # one uniform number selects the child, or none where it is larger than all their probabilities
+        # one uniform number selects the child, or no child if it is above the sum of their probabilities
         slot = jnp.floor(jax.random.uniform(keys[1], (n, self.parents, 1)) / self.p_child)
         child = parent & (slot == jnp.arange(self.children)[None, None, :].astype(slot.dtype))
         single = jax.random.uniform(keys[2], (n, self.singles)) < self.p_single
@@ -90,8 +90,9 @@ class Tree:
 def tree(key: Key[Array, ""], noise: float = 0.05) -> World:
     """Twenty orthonormal features in twenty dimensions, some of which are children of others.
 
-    Three parents (p = .15) with three exclusive children each (.2 each given the parent, .4 for none), and eight single
-    features (.05). The true L0 is 3·.15 + 9·.15·.2 + 8·.05 = 1.12 (the published notebook has 1.2338).
+    Three parents (p = 0.15) have three exclusive children each. Given the parent, each child has p = 0.2, and no child
+    fires with p = 0.4. There are eight single features (p = 0.05). The true L0 is 3·.15 + 9·.15·.2 + 8·.05 = 1.12 (the
+    published notebook has 1.2338).
 
     Args:
       key: random key of the directions.
@@ -103,16 +104,16 @@ def tree(key: Key[Array, ""], noise: float = 0.05) -> World:
 
 
 def sparse_but_wrong(key: Key[Array, ""], correlation: float = 0.4, n_features: int = 5, d: int = 20) -> World:
-    """Orthonormal features, each with probability 2/5 at strength N(1, .15²); the others correlate with feature 0.
+    """Orthonormal features with probability 2/5 and strength N(1, 0.15²). All others correlate with feature 0.
 
-    With 5 features the true L0 is 2. A dictionary with k = 2 finds the features. One with k = 1.8 mixes feature 0 into
-    all the others, with the sign of the correlation, and has the lower MSE.
+    With 5 features the true L0 is 2. A dictionary with k = 2 finds the features. A dictionary with k = 1.8 mixes
+    feature 0 into all others, with the sign of the correlation, and has a lower MSE.
 
     Args:
       key: random key of the directions.
-      correlation: of the copula, between feature 0 and each other one.
+      correlation: the copula's correlation between feature 0 and every other feature.
       n_features: number of features.
-      d: dimensions.
+      d: number of dimensions.
     """
     C = np.eye(n_features)
     C[0, 1:] = C[1:, 0] = correlation
@@ -129,8 +130,8 @@ def sparse_but_wrong_50(key: Key[Array, ""], n_features: int = 50, d: int = 100,
     Args:
       key: random key of directions and correlations.
       n_features: number of features.
-      d: dimensions.
-      uncorrelated: the share of pairs without correlation.
+      d: number of dimensions.
+      uncorrelated: the fraction of pairs without correlation.
     """
     direction_key, pair_key = jax.random.split(key)
     rng = _rng(pair_key)
@@ -145,7 +146,7 @@ def sparse_but_wrong_50(key: Key[Array, ""], n_features: int = 50, d: int = 100,
 
 @TOYS.register
 class WorldToy(Toy[WorldModel]):
-    """A world of known features as a model: token t is row t."""
+    """A model made from a world of known features. Token t stands for row t."""
 
     name = "synthetic-world"
 

@@ -2,8 +2,8 @@
 
     x, codes = world.sample(key, n)            pure; the same key gives the same rows
 
-A world is a pytree: it is an argument of a jitted step, which then draws its own data on the device. `as_model` makes
-it a model, so that everything that trains or reads a dictionary on a model does so on a world:
+A world is a pytree. A jitted step can take it as an argument and draw data on the device. `as_model` makes a model from
+a world, so that a dictionary can be trained on it as on any model:
 
     model, batch_at = as_model(world, jax.random.key(0))
     sae = train_dictionary(variants.topk("x", k=3, n_features=64, steps=1000), model, batch_at)
@@ -30,10 +30,10 @@ from jax_interp.surgery import Site
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Features with known directions, and the codes with which they fire.
+    """Features with known directions, and a distribution of their codes.
 
-    `codes(key, n)` gives `[n, feature]`; it is a callable pytree (firing.py, small_worlds.py). Several values of one
-    model, or of two, stand side by side in the last axis of x, as a crosscoder reads them.
+    `codes(key, n)` returns `[n, feature]`. It is a callable pytree (firing.py, small_worlds.py). Several values of one
+    or two models are concatenated in the last axis of x, as a crosscoder reads them.
     """
 
     directions: Float[Array, "feature d"]
@@ -57,7 +57,7 @@ def gaussian_directions(key: Key[Array, ""], n_features: int, d: int) -> Float[A
 
 
 def orthonormal_directions(key: Key[Array, ""], n_features: int, d: int) -> Float[Array, "feature d"]:
-    """Random orthonormal directions. Raises UserError for more features than dimensions."""
+    """Random orthonormal directions. Raises UserError if there are more features than dimensions."""
     if n_features > d:
         raise UserError(f"{n_features} orthonormal directions in {d} dimensions: at most {d}, or orthogonalised ones")
     return jnp.linalg.qr(jax.random.normal(key, (d, n_features)))[0].T
@@ -71,11 +71,11 @@ def orthogonalised_directions(
     The sum over pairs is computed as ‖EᵀE‖² - Σ ‖e_i‖⁴, with n·d² operations and d² floats.
 
     Args:
-      key: random key of the start.
-      n_features: n, the number of directions.
-      d: dimensions.
-      steps: steps of Adam.
-      learning_rate: of Adam.
+      key: random key of the initial directions.
+      n_features: the number of directions n.
+      d: number of dimensions.
+      steps: the number of Adam steps.
+      learning_rate: the learning rate of Adam.
     """
 
     def loss(E):
@@ -97,13 +97,13 @@ def orthogonalised_directions(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class WorldModel:
-    """A world as a model: `model(tokens)` with tokens `[seq, pos]` gives x `[seq, pos, d]`.
+    """A model made from a world: `model(tokens)` returns x `[seq, pos, d]` for tokens `[seq, pos]`.
 
-    Token number t stands for row number t of the world, the same in every run, drawn on the device when it is read.
+    Token t stands for row t of the world. A row is drawn on the device when it is read, and is the same in every run.
 
     Args:
       world: the world.
-      key: decides its rows.
+      key: random key of the rows.
       sites: the names of the values: one for x, or several for equal parts of x (the two models of `two_models`).
     """
 
@@ -122,19 +122,19 @@ class WorldModel:
 def as_model(
     world: World, key: Key[Array, ""], sites: tuple[str, ...] = ("x",), batch: int = 1024
 ) -> tuple[WorldModel, Callable[[int], tuple[Int[Array, "1 pos"], Bool[Array, "1 pos"]]]]:
-    """A world as a model and its batches, as `train_dictionary` takes them.
+    """Make a model and batches from a world, for `train_dictionary`.
 
     Args:
       world: the world.
-      key: decides its rows.
-      sites: the names of the model's values; several share x in equal parts.
-      batch: rows of a batch.
+      key: random key of the rows.
+      sites: the names of the model's values. Several values are equal parts of x.
+      batch: the number of rows in a batch.
 
     Returns:
-      `(model, batch_at)`. `batch_at(i)` is (tokens, keep) of the rows i·batch to (i + 1)·batch - 1.
+      `(model, batch_at)`. `batch_at(i)` returns (tokens, keep) for the rows i·batch to (i + 1)·batch - 1.
 
     Raises:
-      UserError: x does not have so many equal parts.
+      UserError: x cannot be divided into that number of equal parts.
     """
     d = world.directions.shape[1]
     if d % len(sites):
