@@ -1,4 +1,4 @@
-"""Find heads by their attention: to the previous token, to earlier copies of the token, or one after these (induction)."""
+"""Find heads that attend to the previous token, to earlier copies of a token, or one token after these (induction)."""
 
 from __future__ import annotations
 
