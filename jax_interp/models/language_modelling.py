@@ -28,20 +28,20 @@ LanguageModel = Callable[[Int[Array, "batch pos"]], Float[Array, "batch pos voca
 class Optimization:
     """AdamW with a linear warm-up, a cosine decay, and a bound on the global norm of the gradient.
 
-    Weight decay does not act on norms and biases. With `muon`, the matrices of the blocks are trained by Muon instead
-    (Jordan et al. 2024: momentum, orthogonalised), each layer by itself. Embeddings, norms and biases stay with AdamW.
+    Weight decay does not apply to norms and biases. With `muon`, Muon (Jordan et al. 2024: orthogonalised momentum)
+    trains the matrices of the blocks, each layer separately. AdamW then trains only embeddings, norms and biases.
     """
 
     learning_rate: float = 2.5e-3
-    """The peak."""
+    """The peak learning rate."""
     warmup: int = 100
-    """Steps in which the learning rate rises from 0 to the peak."""
+    """The number of steps in which the learning rate rises from 0 to the peak."""
     final: float = 0.1
     """The learning rate at the last step, as a fraction of the peak."""
     decay: float = 1.0
-    """The fraction of all steps, at the end, in which the learning rate falls. Before, it stays at the peak."""
+    """The learning rate falls during this last fraction of all steps. Between warm-up and decay it is constant."""
     weight_decay: float = 0.1
-    """AdamW's."""
+    """The weight decay of AdamW (and of Muon)."""
     clip: float = 1.0
     """The largest global norm of the gradient."""
     b1: float = 0.9
@@ -52,7 +52,7 @@ class Optimization:
     """The peak learning rate of Muon for the matrices of the blocks, for example 0.02. None: AdamW for everything."""
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax optimizer for a run of `steps`. Raises `UserError` where the warm-up is as long as the run."""
+        """The optax optimizer for a run of `steps` steps. Raises `UserError` if the warm-up is as long as the run."""
         if not 0 <= self.warmup < steps:
             raise UserError(f"warmup={self.warmup} must be at least 0 and less than steps={steps}")
         if not 0 < self.decay <= 1:
@@ -81,8 +81,7 @@ class Optimization:
 
 
 def block_matrices(params: PyTree) -> PyTree:
-    """For each leaf that Muon trains, the axes of its matrices: the last two, after a layer axis in a stack. None for
-    other leaves."""
+    """For each leaf that Muon trains, the axes of its matrices (the last two axes). None for other leaves."""
 
     def matrix(path: tuple, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
         in_block = _is_matrix(path) and _names(path)[0] == "blocks"
@@ -98,14 +97,14 @@ def _by_muon_or_adamw(params: PyTree) -> PyTree:
 
 
 def decays(params: PyTree) -> PyTree:
-    """True for the leaves that weight decay acts on: all but norms and biases."""
+    """True for the leaves to which weight decay applies: all leaves except norms and biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: _is_matrix(path), params)
 
 
 def _is_matrix(path: tuple) -> bool:
     """Whether a leaf is neither a bias nor part of a norm (`ln1`, `ln_final`, `q_norm`).
 
-    It is decided by name and not by rank, because the leaves of stacked layers have one more axis.
+    This is decided by name and not by rank, because the leaves of stacked layers have one more axis.
     """
     return not any(name.startswith("ln") or name.endswith("_norm") or name == "bias" for name in _names(path))
 
@@ -117,7 +116,7 @@ def _names(path: tuple) -> list[str]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What a training step changes. The step number, which is also the position in the data, is kept by the loop."""
+    """The state that a training step changes. The loop keeps the step number, which is also the data position."""
 
     model: PyTree
     opt: PyTree
@@ -132,7 +131,7 @@ def next_token_loss(
     Args:
       model: a language model.
       tokens: `[batch, length]`.
-      mask: True for the targets that count, `[batch, length - 1]`. None: all count.
+      mask: True for the targets to average over, `[batch, length - 1]`. None: all targets.
     """
     losses = cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
     return jnp.mean(losses) if mask is None else masked_mean(losses, mask, empty_is_zero=True)
@@ -146,10 +145,9 @@ def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainS
 def train_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The pure training step `(state, tokens) -> (state, {"loss": ..., "grad_norm": ...})`.
 
-    `tokens` is `[batch, context + 1]`. The loss is that before the update.
+    `tokens` is `[batch, context + 1]`. `loss` is the loss before the update.
 
     Example:
-
         optimizer = Optimization().build(steps)
         step, state = jax.jit(train_step(optimizer)), init_state(model, optimizer)
         state, metrics = step(state, tokens)
@@ -171,7 +169,7 @@ def _losses(model: LanguageModel, tokens: Int[Array, "batch length"]) -> Float[A
 def per_token_losses(
     model: LanguageModel, tokens: Int[np.ndarray, "rows length"], *, batch: int = 16
 ) -> Float[np.ndarray, "rows length-1"]:
-    """The loss of every next token of every row, float32, on the host. It compiles once for each row length."""
+    """The loss of every next token of every row, as float32 on the host. It compiles once for each row length."""
     rows = len(tokens)
     padded = np.concatenate([tokens, np.repeat(tokens[:1], -rows % batch, axis=0)])
     parts = [np.asarray(_losses(model, jnp.asarray(padded[i : i + batch]))) for i in range(0, len(padded), batch)]
@@ -191,16 +189,16 @@ def evaluate_text(
 
     Args:
       model: a language model.
-      tokens: windows `[rows, length]`. `bos_id` starts documents and fills the rest. It does not count as a target.
+      tokens: windows `[rows, length]`. `bos_id` starts documents and pads rows. It is not used as a target.
       bos_id: the document-start token.
-      text_bytes: the UTF-8 length of the text of the targets that count, for `bits_per_byte`.
-      skip: the number of first targets that do not count, in every row but the first. They are those that a window
-        shares with the one before, where windows overlap.
-      batch: rows of one forward pass.
+      text_bytes: the UTF-8 length of the text of the used targets, for `bits_per_byte`.
+      skip: in every row except the first, ignore this many targets at the start. Use it if windows overlap, to count
+        each shared target only once.
+      batch: the number of rows in a forward pass.
 
     Returns:
-      `loss` (the mean over the targets that count), `perplexity`, `tokens` (their number), `bits_per_byte`, and
-      `loss_by_position`, the mean over rows for each number of tokens of context, from 1.
+      `loss` (the mean over the used targets), `perplexity`, `tokens` (the number of used targets), `bits_per_byte`, and
+      `loss_by_position` (the mean over rows for each length of the context, from 1).
     """
     losses = per_token_losses(model, tokens, batch=batch).astype(np.float64)
     counted = tokens[:, 1:] != bos_id
@@ -218,8 +216,8 @@ def repeated_tokens(
 ) -> Int[np.ndarray, "rows 2*length(+1)"]:
     """Rows of `length` random tokens that are repeated once: `[BOS, a, b, c, a, b, c]`.
 
-    Only the first half predicts the second, so the loss on the second half measures in-context copying (Olsson et al.
-    2022). The tokens are uniform over the vocabulary without BOS. With `bos_id=None` rows begin without BOS.
+    The second half can be predicted only by copying the first half. Its loss therefore measures in-context copying
+    (Olsson et al. 2022). The tokens are uniform over the vocabulary without BOS. With `bos_id=None` rows have no BOS.
     """
     drawn = np.asarray(jax.random.randint(key, (rows, length), 0, vocab_size - (bos_id is not None)))
     if bos_id is None:
@@ -235,15 +233,15 @@ def evaluate_induction(
 
     Args:
       model: a language model.
-      key: for the tokens.
+      key: the random key of the tokens.
       vocab_size: the number of token ids.
-      bos_id: the document-start token, if there is one.
+      bos_id: the document-start token, or None.
       rows: the number of rows.
       length: the number of tokens in each half.
 
     Returns:
-      `first_half`; `second_half`, without its first token, which cannot be predicted; and `score`, the first minus the
-      second. All in nats per token.
+      `first_half`; `second_half`, without its first token, which cannot be predicted; and `score`, which is
+      `first_half - second_half`. All are in nats per token.
 
     Raises:
       UserError: `length` is less than 2.
@@ -261,7 +259,7 @@ def evaluate_induction(
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, float]:
-    """The single numbers of a nested result, flat: `{"text.loss": ..., "induction.score": ...}`. Lists are left out."""
+    """Flatten the numbers of a nested result: `{"text.loss": ..., "induction.score": ...}`. Lists are left out."""
     out = {}
     for name, value in results.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Generation in text: prompts in, continuations out, cut at stop tokens and stop strings."""
+"""Text generation: continue prompts, and end each continuation at a stop token or a stop string."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Completion:
     """The continuation of one prompt."""
 
     text: str
-    """The new text, without the stop that ended it."""
+    """The new text, without the stop token or stop string that ended it."""
     tokens: list[int]
-    """The new tokens, without a stop token. A stop string's tokens are included."""
+    """The new tokens, without the stop token. The tokens of a stop string are included."""
     stopped_by: int | str | None
-    """The stop token or stop string that ended the text. None: all `n_new` tokens were written."""
+    """The stop token or stop string that ended the text. None: all `n_new` tokens were generated."""
 
 
 def complete(
@@ -45,22 +45,23 @@ def complete(
       model: a `Decoder`, with any edits.
       tokenizer: the tokenizer of the model.
       prompts: texts.
-      n_new: the largest number of new tokens.
-      bos: whether the document-start token precedes each prompt.
-      stop: token ids and strings that end a text. A string is found wherever it occurs in the new text, across tokens
-        too. With strings the loop runs on the host, token by token; without, it is one compiled program.
-      choose: how a token is chosen, as in `generate`.
-      key: a PRNG key, for a chooser that draws.
-      repetition_penalty: makes tokens that are in the row already less likely, as in `generate`.
+      n_new: the maximum number of new tokens.
+      bos: whether to put the document-start token before each prompt.
+      stop: token ids and strings that end a text. A stop string is found anywhere in the new text, also if it spans
+        several tokens. With stop strings the loop runs on the host, token by token. Without them the whole generation
+        is one compiled program.
+      choose: how to choose a token, as in `generate`.
+      key: a PRNG key, for a chooser that samples.
+      repetition_penalty: makes tokens that already occur in the row less likely, as in `generate`.
 
     Returns:
       One `Completion` for each prompt.
 
     Raises:
-      UserError: as `generate`; also for a prompt or a stop that is not in a list, and an empty stop string.
+      UserError: for the same reasons as in `generate`. Also if `prompts` or `stop` is a string and not a list, or a
+        stop string is empty.
 
     Example:
-
         (completion,) = complete(model, tokenizer, ["def mean(self"], 24, bos=True, stop=["\n\n"])
         print(completion.text, completion.stopped_by)
     """
@@ -97,27 +98,26 @@ def stream_text(
     key: Array | None = None,
     repetition_penalty: Number | None = None,
 ) -> Iterator[str]:
-    """The text of `complete` for one prompt, in parts, as soon as each is certain.
+    """Yield the text of `complete` for one prompt in parts, as soon as each part is final.
 
-    A part is certain when later tokens cannot change it: an incomplete character, and text that may become a stop
-    string, are held back.
+    A part is final when later tokens cannot change it. An incomplete character, and text that may become a stop string,
+    are held back until then.
 
     Args:
       model: a `Decoder`, with any edits.
       tokenizer: the tokenizer of the model.
       prompt: the text to continue.
-      n_new: as in `complete`, like all other arguments.
-      bos: whether the document-start token precedes the prompt.
-      stop: token ids and strings that end the text.
-      choose: how a token is chosen.
-      key: a PRNG key, for a chooser that draws.
-      repetition_penalty: makes tokens that are in the text already less likely.
+      n_new: the maximum number of new tokens.
+      bos: whether to put the document-start token before the prompt.
+      stop: token ids and strings that end the text, as in `complete`.
+      choose: how to choose a token, as in `generate`.
+      key: a PRNG key, for a chooser that samples.
+      repetition_penalty: makes tokens that already occur in the text less likely.
 
     Returns:
-      An iterator of strings. Joined, they are the text of the completion.
+      An iterator of strings. Their concatenation is the text of the completion.
 
     Example:
-
         for part in stream_text(model, tokenizer, "def mean(self", 24, bos=True):
             print(part, end="", flush=True)
     """
@@ -146,7 +146,7 @@ def stream_text(
 def stable_prefix(text: str, stop_strings: Sequence[str]) -> str:
     """The part of a growing text that later text cannot change.
 
-    It leaves out an incomplete character (U+FFFD) at the end, and an ending that is the beginning of a stop string.
+    This excludes an incomplete character (U+FFFD) at the end, and an ending that is the beginning of a stop string.
     """
     text = text.rstrip("\ufffd")
     begun = (n for stop in stop_strings for n in range(1, len(stop)) if text.endswith(stop[:n]))
@@ -154,12 +154,12 @@ def stable_prefix(text: str, stop_strings: Sequence[str]) -> str:
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """The text that the tokens `new` add to those of `prompt`.
+    """The text that the tokens `new` add to the text of the tokens `prompt`.
 
-    A leading space is kept, also where the tokenizer drops it at the start of a text. Special tokens have no text.
+    A leading space is kept, even if the tokenizer drops it at the start of a text. Special tokens have no text.
 
     Raises:
-      UserError: a token is -1, which `generate` gives where logits are NaN.
+      UserError: a token is -1, which `generate` returns for NaN logits.
     """
     if min(new, default=0) < 0:
         raise UserError(
@@ -176,12 +176,12 @@ def _completion(
     stop_ids: Sequence[int],
     stop_strings: Sequence[str],
 ) -> Completion:
-    """The completion that a row of new tokens makes, cut at the first stop."""
+    """The completion of a row of new tokens, cut at the first stop."""
     end = next((i for i, token in enumerate(new) if token in stop_ids), None)
     tokens = list(new if end is None else new[:end])
     text = continuation(tokenizer, prompt, tokens)
     stops = sorted((text.index(stop), -len(stop), stop) for stop in stop_strings if stop in text)
-    if stops:  # the first, and of several at one place the longest
+    if stops:  # the first stop; if several begin at the same place, the longest
         place, _, stop = stops[0]
         return Completion(text[:place], tokens, stop)
     return Completion(text, tokens, None if end is None else new[end])

@@ -1,8 +1,8 @@
-"""Generation: a batch of prompts is continued token by token, with a KV cache.
+"""Generation: continue a batch of prompts token by token, with a KV cache.
 
-`generate` is one compiled program. `stream` is a loop over the same step that yields tokens as they are chosen. Both
-take a `Decoder`, also under surgery: an edit acts on the positions of the prompt and on the new ones, and values that
-are read are kept for all of them.
+`generate` is one compiled program. `stream` runs the same step in a Python loop and yields each token as soon as it is
+chosen. Both take a `Decoder`, with or without surgery. Edits act on the positions of the prompt and of the new tokens,
+and reads return the values at all these positions.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ GREEDY = Greedy()
 
 
 def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Int[np.ndarray, "batch pos"], Bool[np.ndarray, "batch pos"]]:
-    """Prompts of different lengths as arrays `(tokens, mask)`, both `[batch, pos]`, padded on the left with token 0.
+    """Pad prompts of different lengths on the left with token 0. Returns `(tokens, mask)`, both `[batch, pos]`.
 
     Raises:
-      UserError: a prompt has no token.
+      UserError: a prompt has no tokens.
     """
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise UserError("every prompt needs at least one token (a BOS, for example)")
@@ -58,32 +58,31 @@ def generate(
 ) -> Any:
     """Continue each prompt by `n_new` tokens, as one compiled program.
 
-    Another `n_new`, or prompts of another shape, compile anew. Edits, the numbers of the chooser, the key, the penalty
+    A new `n_new` or a new shape of the prompts compiles again. Edits, the numbers of the chooser, the key, the penalty
     and the stop tokens are data.
 
     Args:
       model: a `Decoder`, with any edits and reads.
-      tokens: the prompts, `[batch, pos]`. Prompts of different lengths are padded (`pad_left`).
-      n_new: the number of tokens to write.
-      mask: True where a token of the prompts is real; None: all are.
-      choose: how a token is chosen: `Greedy()`, `Sample(...)`, or any callable pytree `(key, logits) -> tokens`.
-      key: a PRNG key, for a chooser that draws. Each step derives a key of its own from it.
+      tokens: the prompts, `[batch, pos]`. To pad prompts of different lengths, use `pad_left`.
+      n_new: the number of new tokens.
+      mask: True for real tokens of the prompts, False for padding. None: all tokens are real.
+      choose: how to choose a token: `Greedy()`, `Sample(...)`, or any callable pytree `(key, logits) -> tokens`.
+      key: a PRNG key, for a chooser that samples. Each step derives its own key from it.
       stop: token ids that end a row. The row then repeats its stop token. The program ends when all rows have stopped.
-      repetition_penalty: makes tokens that are in the row already, prompt included, less likely (see
-        `sampling.penalized`). 1 changes nothing.
+      repetition_penalty: makes tokens that already occur in the row (including the prompt) less likely; see
+        `sampling.penalized`. 1 has no effect.
 
     Returns:
-      The new tokens, `[batch, n_new]`. Where the model reads values: `(tokens, Activations)`. The values have
-      `pos + n_new - 1` positions, those of the prompts and of the new tokens but the last, which never goes through
-      the model. At a stop token and after it the values of a row are zero. A key axis (`attn.pattern`) has the same
-      length. A row whose logits are NaN, as after an edit with a traced index out of range, has tokens -1.
+      The new tokens, `[batch, n_new]`. If the model reads values: `(tokens, Activations)`. The values have
+      `pos + n_new - 1` positions: those of the prompts and of all new tokens except the last, which the model never
+      processes. A key axis (`attn.pattern`) has the same length. From its stop token on, the values of a row are zero.
+      A row with NaN logits (after an edit with a traced index out of range, for example) has tokens -1.
 
     Raises:
-      UserError: the chooser draws and there is no key, `n_new` is less than 1, or an edit names a position that the
-        model never sees.
+      UserError: the chooser samples but there is no key, `n_new` is less than 1, or an edit names a position that the
+        model never processes.
 
     Example:
-
         tokens, mask = pad_left([tokenizer.encode(text, bos=True) for text in texts])
         steered = edit(model, at("blocks.3.resid_post", Add(vector)))
         new = generate(steered, tokens, 20, mask=mask, choose=Sample(temperature=0.8), key=jax.random.key(0))
@@ -103,33 +102,32 @@ def stream(
     stop: Sequence[int] = (),
     repetition_penalty: Number | None = None,
 ) -> Iterator[Int[np.ndarray, "batch"]]:
-    """The tokens that `generate` writes, one column at a time, as they are chosen.
+    """Yield the tokens of `generate`, one token of each row at a time, as soon as they are chosen.
 
-    It ends when all rows have stopped, or when the caller stops iterating. Each token is one dispatch.
+    The iterator ends when all rows have stopped. Each step is one call of a compiled program.
 
     Args:
       model: a `Decoder`, with any edits.
-      tokens: as in `generate`, like all other arguments.
-      n_new: the number of tokens to write.
-      mask: True where a token of the prompts is real.
-      choose: how a token is chosen.
-      key: a PRNG key, for a chooser that draws.
+      tokens: the prompts, `[batch, pos]`. All arguments are as in `generate`.
+      n_new: the number of new tokens.
+      mask: True for real tokens of the prompts.
+      choose: how to choose a token.
+      key: a PRNG key, for a chooser that samples.
       stop: token ids that end a row.
-      repetition_penalty: makes tokens that are in the row already less likely.
+      repetition_penalty: makes tokens that already occur in the row less likely.
 
     Returns:
       An iterator of token ids `[batch]`.
 
     Raises:
-      UserError: as `generate`; also where the model reads values, which `stream` cannot return.
+      UserError: for the same reasons as in `generate`, or if the model reads values, which `stream` cannot return.
 
     Example:
-
         for column in stream(model, tokens, 20, mask=mask):
             print(tokenizer.decode(column[:1]), end="", flush=True)
     """
     if has_reads(model):
-        raise UserError("stream gives tokens only: use generate, which returns the values that are read as well")
+        raise UserError("stream gives tokens only: use generate, which also returns the values that are read")
     tokens, sampling = _checked(model, tokens, n_new, choose, key, stop, repetition_penalty)
 
     def columns() -> Iterator[np.ndarray]:
@@ -147,7 +145,7 @@ def stream(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampling:
-    """What decides the next token besides the model. Everything is data, except the class of the chooser."""
+    """The settings for choosing the next token. All are data, except the class of the chooser."""
 
     choose: Chooser
     key: Array
@@ -176,21 +174,21 @@ class GenerationState:
 
     count: Int[Array, ""]
     token: Int[Array, "batch"]
-    """The last token of each row. The model has not seen it yet."""
+    """The last token of each row. The model has not processed it yet."""
     stopped: Bool[Array, "batch"]
     cache: Cache
     seen: Bool[Array, "batch vocab"] | None
-    """Which tokens are in each row already; None without a penalty."""
+    """Which tokens occur in each row so far; None without a penalty."""
 
 
 def prefill(
     model: Any, tokens: Array, n_new: int, mask: Array | None, sampling: Sampling, keyed: bool
 ) -> tuple[GenerationState, Activations | None]:
-    """Run the prompts and choose the first token; also gives the values that are read.
+    """Run the prompts and choose the first token. Also returns the values that are read.
 
-    `keyed`: a value with a key axis is read. Its key axis then has the slots of the whole cache from the start.
+    `keyed`: a value with a key axis is read. The key axis must then have the length of the whole cache from the start.
     """
-    slots = tokens.shape[1] + n_new - 1  # the last token never goes through the model
+    slots = tokens.shape[1] + n_new - 1  # the model never processes the last token
     begin: Cache | int = slots
     if keyed:
         real = jnp.ones_like(tokens) if mask is None else mask
@@ -203,7 +201,7 @@ def prefill(
 
 
 def decode_step(model: Model, state: GenerationState, sampling: Sampling) -> tuple[GenerationState, Activations | None]:
-    """Run the last tokens and choose the next; also gives the values that are read."""
+    """Run the last token of each row and choose the next one. Also returns the values that are read."""
     out = model(state.token[:, None], cache=state.cache, last_only=True)
     (logits, cache), acts = out if has_reads(model) else (out, None)
     seen = state.seen
@@ -257,7 +255,7 @@ def _checked(
     stop: Sequence[int],
     penalty: Number | None,
 ) -> tuple[Array, Sampling]:
-    """The tokens as an array and the sampling. Raises `UserError` for what cannot be generated."""
+    """The tokens as an array, and the sampling settings. Raises `UserError` for invalid arguments."""
     if n_new < 1:
         raise UserError(f"n_new={n_new} must be at least 1")
     if key is None:
@@ -266,9 +264,9 @@ def _checked(
         key = jax.random.key(0)
     tokens = jnp.asarray(tokens)
     if tokens.ndim != 2:
-        raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; one sequence is tokens[None]")
+        raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; for one sequence, give tokens[None]")
     check_edits(model, tokens.shape[1], n_new)
     penalty = None if penalty is None else jnp.asarray(penalty, jnp.float32)
     if penalty is not None and not isinstance(penalty, jax.core.Tracer) and not (penalty > 0).all():
-        raise UserError(f"repetition_penalty={penalty} must be above 0; 1 changes nothing")
+        raise UserError(f"repetition_penalty={penalty} must be above 0; 1 has no effect")
     return tokens, Sampling(choose, key, np.asarray(stop, np.int32).reshape(-1), penalty)

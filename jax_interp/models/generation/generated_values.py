@@ -1,4 +1,4 @@
-"""Surgery during generation: which positions an edit may name, and how the values that each step reads are joined."""
+"""Surgery during generation: check the positions of edits, and collect the values that are read at each step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Axes = Mapping[str, tuple[str, ...]]
 
 
 def taps_of(model: Model) -> Iterator[Tap]:
-    """The reads and edits of a model, those of nested surgeries included."""
+    """The reads and edits of a model, including those of nested surgeries."""
     if isinstance(model, Tapped):
         yield from model.taps
         yield from taps_of(model.model)
@@ -35,8 +35,8 @@ def check_edits(model: Model, pos: int, n_new: int) -> None:
     """Check the surgery of a model that continues `pos` tokens by `n_new`.
 
     Raises:
-      UserError: an edit names a position that the model never sees (that of the last new token, for example), or a
-        read leaves out the output.
+      UserError: an edit names a position that the model never processes (that of the last new token, for example), or a
+        read has `output=False`.
     """
     for tap in taps_of(model):
         if isinstance(tap, Edit):
@@ -47,7 +47,7 @@ def check_edits(model: Model, pos: int, n_new: int) -> None:
 
 
 def axes_of(model: Model, tokens: Array, mask: Array | None) -> Axes:
-    """The axes of every value that the model reads, a layer axis included. Nothing is computed.
+    """The axes of every value that the model reads, including a layer axis. Nothing is computed.
 
     Raises:
       UserError: a value has no `batch` or no `pos` axis.
@@ -59,7 +59,9 @@ def axes_of(model: Model, tokens: Array, mask: Array | None) -> Axes:
     for address in reads:
         layers = address.resolve(depth)
         name = address.name if layers is None else f"blocks.{layers[0]}.{address.name}"
-        axes = named[name].axes if name in named else ("batch", "pos")  # no such value: the model itself will say so
+        axes = (
+            named[name].axes if name in named else ("batch", "pos")
+        )  # no such value: the model raises the error later
         if not {"batch", "pos"} <= set(axes):
             raise UserError(
                 f"{str(address)!r} has the axes ({' '.join(axes)}): generation keeps values with batch and pos only"
@@ -69,7 +71,7 @@ def axes_of(model: Model, tokens: Array, mask: Array | None) -> Axes:
 
 
 def padded(acts: Activations, axes: Axes, n_more: int) -> Activations:
-    """The values of the prompts, with `n_more` more positions that are zero."""
+    """The values of the prompts, padded with `n_more` positions of zeros."""
 
     def grown(address: str, x: Array) -> Array:
         return jnp.pad(x, [(0, n_more if name == "pos" else 0) for name in axes[address]])
@@ -80,7 +82,7 @@ def padded(acts: Activations, axes: Axes, n_more: int) -> Activations:
 def with_step(
     values: Activations, acts: Activations, axes: Axes, column: Int[Array, ""], stopped: Bool[Array, "batch"]
 ) -> Activations:
-    """`values` with what one step read written to `column`, and zeros in the rows that have stopped."""
+    """Write the values `acts` of one step to `column` of `values`. Rows that have stopped get zeros."""
     arrays = {}
     for address, x in acts.items():
         names = axes[address]

@@ -1,7 +1,7 @@
-"""How the next token is chosen.
+"""Choosers: how to choose the next token.
 
-A chooser is a callable pytree, `chooser(key, logits) -> tokens`: `Greedy`, `Sample`, or your own. Its class is part of
-the compiled program. Its numbers are data, so that changing them compiles nothing.
+A chooser is a callable pytree, `chooser(key, logits) -> tokens`: `Greedy`, `Sample`, or your own class. The class is
+part of the compiled program. Its numbers are data, so changing them does not compile again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Chooser(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Greedy:
-    """A chooser: the likeliest token. Of equally likely tokens, the one with the lowest id."""
+    """A chooser that takes the most likely token. Among equally likely tokens it takes the lowest id."""
 
     def __call__(self, key: Array, logits: Float[Array, "batch vocab"]) -> Int[Array, "batch"]:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -40,24 +40,23 @@ class Greedy:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sample:
-    """A chooser: a draw from the softmax of the logits, after a temperature and three filters.
+    """A chooser that samples from the softmax of the logits, after a temperature and three filters.
 
-    The order is that of transformers: temperature, top-k, top-p, min-p. What is left is renormalised. Tokens that tie
-    at the edge of a filter are all kept. `top_k` and `top_p` cost one sort of the vocabulary for each token.
+    The order is that of transformers: temperature, top-k, top-p, min-p. The remaining probabilities are renormalised.
+    Tokens that tie at the threshold of a filter are all kept. `top_k` and `top_p` sort the vocabulary for each token.
 
     Example:
-
         generate(model, tokens, 20, choose=Sample(temperature=0.8, top_p=0.95), key=jax.random.key(0))
     """
 
     temperature: Number = 1.0
-    """The logits are divided by it. 0: the likeliest token."""
+    """The logits are divided by the temperature. 0: take the most likely token."""
     top_k: int | Int[Array, ""] | None = None
-    """Keep the `top_k` likeliest tokens. None: all."""
+    """Keep the `top_k` most likely tokens. None: all."""
     top_p: Number | None = None
-    """Keep the fewest likeliest tokens with a total probability of at least `top_p` (Holtzman et al. 2020)."""
+    """Keep the fewest most likely tokens whose total probability is at least `top_p` (Holtzman et al. 2020)."""
     min_p: Number | None = None
-    """Keep tokens at least `min_p` times as likely as the likeliest (Nguyen et al. 2024)."""
+    """Keep tokens whose probability is at least `min_p` times the largest probability (Nguyen et al. 2024)."""
 
     def __call__(self, key: Array, logits: Float[Array, "batch vocab"]) -> Int[Array, "batch"]:
         greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -65,7 +64,7 @@ class Sample:
         return jnp.where(jnp.asarray(self.temperature) > 0, drawn.astype(jnp.int32), greedy)
 
     def log_probs(self, logits: Float[Array, "... vocab"]) -> Float[Array, "... vocab"]:
-        """The log-probabilities of the distribution that it draws from."""
+        """The log-probabilities of the distribution that is sampled."""
         drawn = jax.nn.log_softmax(self._filtered(logits), axis=-1)
         return jnp.where(jnp.asarray(self.temperature) > 0, drawn, Greedy().log_probs(logits))
 
@@ -101,7 +100,7 @@ class Sample:
 def seen_tokens(
     tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None, vocab: int
 ) -> Bool[Array, "batch vocab"]:
-    """Which token ids are in each row, padding not counted."""
+    """Which token ids occur in each row. Padding is ignored."""
     ids = tokens if mask is None else jnp.where(mask, tokens, vocab)  # outside the table: dropped
     return jax.vmap(lambda row: jnp.zeros(vocab, bool).at[row].set(True, mode="drop"))(ids)
 
@@ -109,10 +108,10 @@ def seen_tokens(
 def penalized(
     logits: Float[Array, "batch vocab"], seen: Bool[Array, "batch vocab"], penalty: Float[Array, ""]
 ) -> Float[Array, "batch vocab"]:
-    """Logits with the tokens `seen` made less likely: divided by the penalty where positive, times it where negative.
+    """Apply the repetition penalty to the tokens in `seen` (Keskar et al. 2019, §4.1).
 
-    The repetition penalty of Keskar et al. (2019, §4.1), as transformers implements it: the published formula would
-    raise a negative logit.
+    Positive logits are divided by the penalty, and negative logits are multiplied by it, as in transformers. The
+    published formula always divides, which would raise a negative logit.
     """
     penalty = jnp.asarray(penalty, logits.dtype)
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)

@@ -1,9 +1,9 @@
 """How sampling settings change the distribution over words.
 
-Temperature, top-k and top-p act on single tokens. They sharpen a word of k tokens k times; a word gains the probability
-of all words that share its first token; and removing a rare first token removes every word that begins with it. So the
-sampled words do not follow the model's distribution over words at that temperature (B. Long, "Shorter tokens are more
-likely", 2025).
+Temperature, top-k and top-p act on single tokens. A word of k tokens is therefore sharpened k times. A word becomes
+more likely if many words share its first token. If a rare first token is filtered out, all words that begin with it
+become impossible. The sampled words therefore do not follow the model's distribution over words at this temperature
+(B. Long, "Shorter tokens are more likely", 2025).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jax_interp.models.generation.sampling import Chooser, Sample
 from jax_interp.surgery.contract import Model
 
 Word = Sequence[int]
-"""The tokens of a word."""
+"""The token ids of a word."""
 
 
 class TokenDistribution(Protocol):
@@ -37,23 +37,24 @@ class TokenDistribution(Protocol):
 
 @dataclass(frozen=True)
 class WordBias:
-    """Probabilities of words, in the order in which the words were given. The rest to 1 is other text.
+    """The probabilities of words, in the order of the given words. The remaining probability belongs to other text.
 
-    `drawn / plain` is what the sampler does to each word. `tempered` is what the temperature would do to whole words.
+    `drawn / plain` is the effect of the sampler on each word. `tempered` is the effect of the same temperature on the
+    distribution over whole words.
     """
 
     n_tokens: Int[np.ndarray, "word"]
-    """Tokens of each word."""
+    """The number of tokens of each word."""
     plain: Float[np.ndarray, "word"]
-    """Under the model."""
+    """The probability under the model."""
     drawn: Float[np.ndarray, "word"]
-    """Under the sampler, exactly."""
+    """The exact probability under the sampler."""
     tempered: Float[np.ndarray, "word"] | None
-    """`plain ** (1 / temperature)`, scaled to the sum of `plain`. None at temperature 0."""
+    """`plain ** (1 / temperature)`, scaled to the sum of `plain`. None for temperature 0."""
 
     @property
     def kl(self) -> float:
-        """KL(drawn ‖ plain) in nats. All other text counts as one more word."""
+        """KL(drawn ‖ plain) in nats. All other text is treated as one more word."""
         q, p = (np.append(x, max(0.0, 1.0 - x.sum())) for x in (self.drawn, self.plain))
         kept = q > 0
         return float(np.sum(q[kept] * (np.log(q[kept]) - np.log(np.maximum(p[kept], 1e-300)))))
@@ -62,7 +63,6 @@ class WordBias:
         """The mean over the words of one value per word, weighted by the probabilities `under`.
 
         Example:
-
             bias.mean(bias.n_tokens), bias.mean(bias.n_tokens, "plain")  # the mean length, sampled and under the model
         """
         p = getattr(self, under)
@@ -70,20 +70,19 @@ class WordBias:
 
 
 def word_bias(model: Callable[..., Array], prompt: Word, words: Sequence[Word], choose: Sample) -> WordBias:
-    """What a sampler does to the probabilities of words after a prompt: exact, from one forward pass.
+    """The effect of a sampler on the probabilities of words after a prompt. It is exact, from one forward pass.
 
     Args:
       model: any callable from tokens `[batch, pos]` to logits `[batch, pos, vocab]`.
-      prompt: token ids.
-      words: the token ids of each word. No word may begin with another one, because the two would not exclude each
-        other: end such words by a space or stop token.
+      prompt: the token ids of the prompt.
+      words: the token ids of each word. No word may be the beginning of another word, because the words must exclude
+        each other. If necessary, add a space or a stop token to the end of the words.
       choose: the sampler.
 
     Raises:
-      UserError: the prompt or a word has no token, or a word begins with another.
+      UserError: the prompt or a word has no tokens, or a word is the beginning of another word.
 
     Example:
-
         words = [tokenizer.encode(word, bos=False) for word in ("_name", "value", "get(")]
         bias = word_bias(model, tokenizer.encode("return self.", bos=True), words, Sample(temperature=0.5))
     """
@@ -99,7 +98,7 @@ def word_bias(model: Callable[..., Array], prompt: Word, words: Sequence[Word], 
 def word_log_probs(
     model: Callable[..., Array], prompt: Word, words: Sequence[Word], choose: TokenDistribution
 ) -> Float[np.ndarray, "word"]:
-    """The log-probability of each word after `prompt`, when every token is drawn by `choose` (`Sample`, `Greedy`)."""
+    """The log-probability of each word after `prompt`, if `choose` (`Sample`, `Greedy`) chooses every token."""
     _check(prompt, words)
     longest, n = max(map(len, words)), len(prompt)
     rows = np.zeros((len(words), n + longest - 1), np.int32)  # a causal model does not see the padding after a word
@@ -114,9 +113,9 @@ def word_log_probs(
 def drawn_shares(
     model: Model, prompt: Word, words: Sequence[Word], choose: Chooser, key: Array, n: int
 ) -> Float[np.ndarray, "word"]:
-    """The share of each word among `n` texts that `generate` writes after `prompt`: `word_bias(...).drawn`, sampled.
+    """The share of each word among `n` texts that `generate` samples after `prompt`.
 
-    The standard error of a share p is sqrt(p (1 - p) / n).
+    This is an estimate of `word_bias(...).drawn`. The standard error of a share p is sqrt(p (1 - p) / n).
     """
     _check(prompt, words)
     tokens = jnp.broadcast_to(jnp.asarray(prompt, jnp.int32), (n, len(prompt)))
@@ -133,6 +132,6 @@ def _log_probs(model, rows, choose, targets):
 def _check(prompt: Word, words: Sequence[Word]) -> None:
     if not len(prompt) or not words or not all(len(word) for word in words):
         raise UserError("the prompt and every word need at least one token")
-    for one, other in pairwise(sorted(tuple(word) for word in words)):
-        if other[: len(one)] == one:
-            raise UserError(f"the word {list(other)} begins with the word {list(one)}: it would be counted twice")
+    for word, following in pairwise(sorted(tuple(word) for word in words)):
+        if following[: len(word)] == word:
+            raise UserError(f"the word {list(following)} begins with the word {list(word)}: it would be counted twice")

@@ -1,7 +1,7 @@
 """Weight processing: pure functions from a model to a model with the same predictions and simpler weights.
 
-Logits or log-probabilities stay the same. Activations, and so ablations, may change: each function says which.
-`process` applies the usual functions, in TransformerLens's order.
+Logits or log-probabilities stay the same. Activations may change, and so may the effects of ablations. Each function
+documents which activations change. `process` applies the usual functions in the order of TransformerLens.
 """
 
 from jax_interp.models.processing.centering import center_unembed, center_writing_weights

@@ -1,4 +1,4 @@
-"""Centring: remove the mean of the residual stream, and the mean of the logits, on which no prediction depends."""
+"""Centring: remove the mean of the residual stream, and the mean of the logits. No prediction depends on them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from jax_interp.models.processing.parts import centred, copied, each_block, unti
 def center_writing_weights(model: Decoder) -> Decoder:
     """Center the weights that write to the residual stream over `d_model`. The logits stay the same.
 
-    LayerNorm subtracts the mean of the stream in any case. The weights and biases of `embed`, `pos_embed`, `attn.o` and
-    `mlp.down` (also of experts) lose their mean over `d_model`.
+    The mean of the stream has no effect, because LayerNorm subtracts it. This function subtracts the mean over
+    `d_model` from the weights and biases of `embed`, `pos_embed`, `attn.o` and `mlp.down` (also of experts).
 
-    Changes: the values of the stream and what is added to it (`embed`, `attn_out`, `mlp_out`, `resid_*`), each by its
-    mean. Values after a norm stay. A tied embedding is untied, because the unembedding must stay the same.
+    Changes: the values of the stream and the values that are added to it (`embed`, `attn_out`, `mlp_out`, `resid_*`).
+    Each loses its mean. Values after a norm stay the same. A tied embedding is untied, because the unembedding must not
+    change.
 
     Raises:
-      UserError: something reads the stream without a LayerNorm: RMSNorm keeps the mean, some models have no norms, and
-        in some the norms stand after attention and MLP.
+      UserError: a part of the model reads the stream without a LayerNorm. This is so for RMSNorm (which keeps the
+        mean), for models without norms, and for models with norms after attention and MLP.
     """
     model = copied(model, "center_writing_weights")
     config = model.config
@@ -46,11 +47,11 @@ def center_unembed(model: Decoder) -> Decoder:
 
     `W_U <- W_U - mean(W_U, axis=1)`, and the same for the bias.
 
-    Changes: `logits`, by one number at each position, so that they have mean zero over the vocabulary. What a component
-    adds to a logit is then relative to what it adds to the average logit. A tied embedding is untied.
+    Changes: `logits`, by one number at each position. They then have mean zero over the vocabulary, so the contribution
+    of a component to a logit is relative to its contribution to the mean logit. A tied embedding is untied.
 
     Raises:
-      UserError: the model has a softcap on its logits. A shift before tanh would change log-probabilities.
+      UserError: the model has a softcap on its logits. A shift before the tanh would change log-probabilities.
     """
     model = copied(model, "center_unembed")
     if model.config.logit_softcap:

@@ -1,4 +1,4 @@
-"""Attention heads in simpler weights: value biases folded, and the two products of each head factored by their SVD."""
+"""Simplify attention heads: fold value biases, and factor the two weight products of each head by an SVD."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def fold_value_bias(model: Decoder) -> Decoder:
     The rows of an attention pattern sum to one, so a value bias adds the same constant to `attn_out` for every pattern.
     A model without value biases is returned unchanged. Otherwise `config.out_bias` becomes True.
 
-    Changes: `attn.v`, `attn.z` and `attn.result`, each by a constant. The effect of ablating one of them to zero
-    changes too: in the raw model zero also removes the bias. `attn_out` stays.
+    Changes: `attn.v`, `attn.z` and `attn.result`, each by a constant. The effect of zero-ablating one of them changes
+    too, because in the original model this ablation also removes the bias. `attn_out` stays the same.
     """
     model = copied(model, "fold_value_bias")
     if not model.config.qkv_bias:
@@ -49,14 +49,19 @@ def factor_attention(model: Decoder) -> Decoder:
     """Factor the two products of each head by their singular value decomposition. The logits stay the same.
 
     A head acts only through `W_Q W_Kᵀ` and `W_V W_O` (Elhage et al. 2021, "A Mathematical Framework for Transformer
-    Circuits"). Its weights are one of many factorisations of these. From `[W_Q; b_Q] [W_K; b_K]ᵀ = U S Vᵀ`, with biases
-    as one more row, the new factors are `U √S` and `V √S`: their columns are orthogonal, and the n-th columns have the
-    same norm. From `W_V W_O = U S Vᵀ` they are `W_V <- U S` and `W_O <- Vᵀ`: the rows of `W_O` are orthonormal, so `z`
-    has the norm of the head's result. Components are in order of falling singular value, with the signs of the SVD.
-    Value biases are folded first (`fold_value_bias`). It is TransformerLens's `refactor_factored_attn_matrices`.
+    Circuits"). Its weights are one of many factorisations of these products. This function chooses a canonical one:
 
-    Changes: `attn.q`, `attn.k`, `attn.v` and `attn.z`, which get other bases. Scores, patterns and `attn.result` stay.
-    A QR of each factor comes first, so the time for a head grows as d_model · d_head².
+    - From `[W_Q; b_Q] [W_K; b_K]ᵀ = U S Vᵀ`, with the biases as one more row, the new factors are `U √S` and `V √S`.
+      Their columns are orthogonal, and the n-th columns of both factors have the same norm.
+    - From `W_V W_O = U S Vᵀ` the new factors are `W_V <- U S` and `W_O <- Vᵀ`. The rows of `W_O` are orthonormal, so
+      `z` has the same norm as the result of the head.
+
+    Components are in order of descending singular value, with the signs of the SVD. Value biases are folded first
+    (`fold_value_bias`). TransformerLens calls this `refactor_factored_attn_matrices`. The SVD is computed after a QR of
+    each factor, so the time for a head grows as d_model · d_head².
+
+    Changes: `attn.q`, `attn.k`, `attn.v` and `attn.z`, which are expressed in other bases. Scores, patterns and
+    `attn.result` stay the same.
 
     Raises:
       UserError: the model has rotary positions or norms of queries and keys, which act between the factors of
@@ -93,7 +98,7 @@ def factor_attention(model: Decoder) -> Decoder:
 
 
 def _with_bias_row(linear: Linear, heads: int) -> Float[Array, "head d_in d_head"]:
-    """The matrix of each head, with the bias as the last row where there is one."""
+    """The matrix of each head. If there is a bias, it is the last row."""
     weight = values_of(linear.weight)
     if linear.bias is not None:
         weight = jnp.concatenate([weight, values_of(linear.bias)[None]])

@@ -1,4 +1,4 @@
-"""`fold_layernorm`: the weights and biases of norms are folded into the matrices that read their outputs."""
+"""`fold_layernorm`: fold the weights and biases of norms into the matrices that read the outputs of the norms."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ from jax_interp.models.processing.parts import (
 def fold_layernorm(model: Decoder) -> Decoder:
     """Fold the weights and biases of norms into the matrices that read them. The logits stay the same.
 
-    `b <- b + b_norm @ W` and `W <- w[:, None] * W`, where `w` and `b_norm` are those of the norm. The output of a
-    LayerNorm without weights has mean zero over `d_model`, so after a LayerNorm `W` is centred over that axis too:
-    `W <- W - mean(W, axis=0)`. Folded are the norms before attention and MLP (in parallel blocks with one norm, into
-    both), the final norm into the unembedding, and a norm of the neurons into `mlp.down`. Norms after attention or MLP
-    (`norm_places` "around" or "after") are read by no matrix. They keep their weights, as norms of queries and keys do.
+    `b <- b + b_norm @ W` and `W <- w[:, None] * W`, where `w` and `b_norm` are the weight and bias of the norm. The
+    output of a LayerNorm without weights has mean zero over `d_model`. After a LayerNorm, `W` is therefore also centred
+    over this axis: `W <- W - mean(W, axis=0)`.
 
-    Changes: every weight that reads the stream. Every named value stays the same up to rounding. In the config,
-    `tied_embedding` becomes False; `norm_affine` becomes False where all norms of the stream are folded, otherwise a
-    folded norm gets a weight that changes nothing; and `qkv_bias`, `mlp_bias` and `unembed_bias` become True where a
-    LayerNorm had a bias.
+    Three kinds of norms are folded: norms before attention and MLP (in parallel blocks with one norm, into both), the
+    final norm into the unembedding, and a norm of the neurons into `mlp.down`. No matrix reads norms after attention or
+    MLP (`norm_places` "around" or "after"). These norms keep their weights, and so do norms of queries and keys.
+
+    Changes: every weight that reads the stream. Named values stay the same up to rounding. In the config,
+    `tied_embedding` becomes False. `norm_affine` becomes False if all norms of the stream are folded; otherwise the
+    weights of a folded norm are set to the identity. `qkv_bias`, `mlp_bias` and `unembed_bias` become True if a
+    LayerNorm before them had a bias.
 
     TransformerLens (4.3) does not center `W_gate`. Here it is centred like the other matrices.
 
     Raises:
-      UserError: the model has no norms, or its experts follow a LayerNorm, whose bias they cannot take.
+      UserError: the model has no norms, or its experts follow a LayerNorm (experts have no biases to fold into).
     """
     model = copied(model, "fold_layernorm")
     config = model.config
@@ -79,7 +81,7 @@ def _fold_block(block: Block, config: Config) -> None:
     if isinstance(block.mlp, MLP):
         _fold(block.mlp.ln, [block.mlp.down], drop=drop)
         linears = [*network, block.mlp.down]
-        if any(linear.bias is not None for linear in linears):  # `mlp_bias` is one setting for all of them
+        if any(linear.bias is not None for linear in linears):  # `mlp_bias` is one setting for all maps of the MLP
             for linear in linears:
                 ensure_bias(linear)
 
@@ -96,7 +98,7 @@ def _readers(mlp: MLP | MixtureOfExperts | None) -> list[LinearMap]:
 def _fold(norm: Norm | None, readers: Sequence[LinearMap], *, drop: bool) -> None:
     """Fold a norm into each of `readers`, whose weights are `[..., d_in, d_out]`.
 
-    With `drop` the norm loses its weights, otherwise it gets weights that change nothing.
+    With `drop` the weights of the norm are removed. Otherwise they are set to the identity.
     """
     if norm is None:
         return
@@ -107,7 +109,7 @@ def _fold(norm: Norm | None, readers: Sequence[LinearMap], *, drop: bool) -> Non
             ensure_bias(reader)
             reader.bias = with_value(reader.bias, values_of(reader.bias) + jnp.sum(weight * shift[:, None], axis=-2))
         if multiplier is not None:
-            # The matrices of experts have one axis more.
+            # The matrices of experts have one more axis.
             weight = weight * jnp.expand_dims(multiplier, (*range(weight.ndim - 2), -1))
         reader.weight = with_value(reader.weight, centred(weight, -2) if norm.centred else weight)
     if drop:

@@ -1,4 +1,4 @@
-"""What the processing functions share: a copy of a decoder, and changes to its parts in any layout of the blocks."""
+"""Helpers of the processing functions: copy a decoder, and change its parts in any layout of the blocks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LinearMap(Protocol):
 
 
 def copied(model: Decoder, function: str) -> Decoder:
-    """A copy of the model that shares its arrays. Raises `UserError` where `model` is not a decoder."""
+    """A copy of the model that shares its arrays. Raises `UserError` if `model` is not a decoder."""
     if not isinstance(model, Decoder):
         raise UserError(
             f"{function} takes a Decoder, got {type(model).__name__}: process the model first, then read and edit it"
@@ -38,7 +38,7 @@ def copied(model: Decoder, function: str) -> Decoder:
 
 
 def each_block(model: Decoder, change: Callable[[Block], object]) -> None:
-    """Apply `change`, which sets parts of a block, to every block in turn, in any layout of the blocks."""
+    """Apply `change` to every block, in any layout of the blocks. `change` modifies its argument."""
 
     def changed(block: Block) -> Block:
         change(block)
@@ -48,25 +48,25 @@ def each_block(model: Decoder, change: Callable[[Block], object]) -> None:
 
 
 def values_of(parameter: nnx.Param | None) -> Array:
-    """The values of a parameter in float32 at least."""
+    """The values of a parameter, in at least float32."""
     assert parameter is not None
     return upcast(parameter[...])
 
 
 def with_value(parameter: nnx.Param | None, value: Array) -> nnx.Param:
-    """A parameter with another value, in the dtype of the old one."""
+    """A parameter with another value and the same dtype."""
     assert parameter is not None
     return nnx.Param(value.astype(parameter[...].dtype))
 
 
 def ensure_bias(linear: LinearMap) -> None:
-    """Give a linear map a bias of zeros where it has none."""
+    """Add a bias of zeros to a linear map if it has no bias."""
     if linear.bias is None:
         linear.bias = nnx.data(nnx.Param(jnp.zeros_like(linear.weight[...][..., 0, :])))
 
 
 def untie(model: Decoder) -> Linear:
-    """The unembedding `[d_model, vocab]`. Where it is tied, it is made from the embedding, and untied from it."""
+    """The unembedding `[d_model, vocab]`. If it is tied to the embedding, it is first replaced by a copy."""
     if model.unembed is None:
         weight = model.embed.weight[...].T
         unembed = jax.eval_shape(lambda key: Linear(key, *weight.shape, bias=False, std=1, dtype=weight.dtype), _KEY)
@@ -77,7 +77,7 @@ def untie(model: Decoder) -> Linear:
 
 
 def reconfigure(model: Decoder, **changes: Any) -> Config:
-    """Set the model's config with these fields changed."""
+    """Change fields of the model's config."""
     model.config = dataclasses.replace(model.config, **changes)
     return model.config
 

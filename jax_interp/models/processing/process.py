@@ -1,4 +1,4 @@
-"""`process`: the usual processing, in TransformerLens's order."""
+"""`process`: the default processing of TransformerLens."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from jax_interp.models.processing.layernorm import fold_layernorm
 def process(model: Decoder, *, factor_attention: bool = False) -> Decoder:
     """Process the weights of a model as TransformerLens's `from_pretrained` does by default.
 
-    The log-probabilities stay the same. It applies `fold_layernorm`, `center_writing_weights`, `center_unembed` and
-    `fold_value_bias`, in this order, and leaves out those that do not apply to the model: `fold_layernorm` without
-    norms, `center_writing_weights` where LayerNorm does not precede attention and MLP, `center_unembed` with a softcap
-    on the logits. For another selection, compose the functions: each raises an error where it does not apply.
+    The log-probabilities stay the same. The function applies `fold_layernorm`, `center_writing_weights`,
+    `center_unembed` and `fold_value_bias`, in this order. It skips steps that do not apply to the model:
+    `fold_layernorm` if there are no norms, `center_writing_weights` if attention and MLP do not follow a LayerNorm, and
+    `center_unembed` if the logits have a softcap. For another selection, call the functions yourself. Each raises an
+    error if it does not apply.
 
-    All functions compute in float32 at least and round to the dtype of the model at the end. `save` writes a processed
-    model where a family has such models (TransformerLens's layout for a GPT-2), and raises an error otherwise.
+    All functions compute in at least float32 and round to the dtype of the model at the end. `save` can write a
+    processed model if some family has such models (a GPT-2 is written in the layout of TransformerLens).
 
     Args:
       model: a decoder without surgery.
-      factor_attention: also apply `factor_attention`, last.
+      factor_attention: whether to apply `factor_attention` as the last step.
 
     Returns:
-      A new decoder. The given one is unchanged.
+      A new decoder. `model` is unchanged.
 
     Raises:
       UserError: `model` is not a `Decoder`, or `factor_attention` does not apply to it.
 
     Example:
-
         model, tokenizer = load("stdlib-small")
         processed = process(model)
     """
