@@ -427,7 +427,7 @@ def test_overwrite_does_not_remove_a_run(tmp_path):
     for weights in (False, True):
         if weights:
             (tmp_path / "model.safetensors").write_bytes(b"")
-        with pytest.raises(UserError, match="holds no model, or a run as well"):
+        with pytest.raises(UserError, match="contains no model, or contains a run too"):
             save(peaky(LLAMA_LIKE), tmp_path, overwrite=True)
         assert (tmp_path / "checkpoints").is_dir()
 

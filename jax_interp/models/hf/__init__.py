@@ -1,7 +1,7 @@
 """Models in Hugging Face's layout: `load` reads a directory or a model of the hub, `save` writes a directory that
-transformers loads.
+transformers can load.
 
-Each model family is one file of this folder (`family.py` says what is in it).
+Each model family is one file of this folder. `family.py` documents the content of such a file.
 """
 
 from jax_interp.core.registry import discover

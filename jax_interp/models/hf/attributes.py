@@ -1,4 +1,4 @@
-"""Reading a `config.json` so that an attribute that is not understood is an error, and not a wrong model."""
+"""Read a `config.json`. An attribute that is not understood is an error, so it cannot lead to a wrong model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ IRRELEVANT: frozenset[str] = frozenset(
         *("id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params"),
     )
 )
-"""Attributes that no forward pass depends on: token ids, dropout, labels, defaults of generation and training."""
+"""Attributes that do not affect the forward pass: token ids, dropout, labels, defaults of generation and training."""
 
 
 class Attributes:
     """The attributes of one `config.json`.
 
-    A family takes the attributes that it understands. `close` raises an error for those that are left.
+    A family takes the attributes that it understands. `close` raises an error for the remaining attributes.
 
     Args:
       values: the content of the file.
@@ -37,10 +37,10 @@ class Attributes:
         self._values, self._where, self._seen = dict(values), where, set[str](IRRELEVANT)
 
     def take(self, name: str, *default: Any, also: Iterable[str] = ()) -> Any:
-        """The value of `name`, or of an older name in `also`; the default where it is absent or null.
+        """The value of `name`, or of an older name in `also`; the default if it is absent or null.
 
         Raises:
-          UserError: it is absent and there is no default.
+          UserError: the attribute is absent and there is no default.
         """
         names = (name, *also)
         self._seen.update(names)
@@ -54,18 +54,18 @@ class Attributes:
         raise UserError(f"{self._where} does not give {name!r}{hint}")
 
     def without(self, *names: str) -> Attributes:
-        """The same attributes without `names`. What is taken from one of the two objects counts for both."""
+        """The same attributes without `names`. An attribute that one object takes is also marked in the other."""
         rest = Attributes({k: v for k, v in self._values.items() if k not in names}, self._where)
         rest._seen = self._seen
         return rest
 
     def require(self, name: str, value: object, why: str) -> None:
-        """Raise `UserError` where `name` has another value than `value`. `why` ends the message."""
+        """Raise `UserError` if `name` has another value than `value`. `why` is the end of the message."""
         if (given := self.take(name, value)) != value:
             raise UserError(f"{self._where} has {name}={given!r}, supported is {value!r}: {why}")
 
     def choose(self, name: str, choices: Mapping[str, Choice], *default: str) -> Choice:
-        """The entry of `choices` for the value of `name`. Raises `UserError` where it has none."""
+        """The entry of `choices` for the value of `name`. Raises `UserError` if there is no such entry."""
         given = self.take(name, *default)
         if given not in choices:
             raise UserError(f"{self._where} has {name}={given!r}; supported are {', '.join(map(repr, choices))}")
@@ -76,7 +76,7 @@ class Attributes:
         self._seen.update(names)
 
     def close(self) -> None:
-        """Raise `UserError` for attributes that were not taken, unless they are null or false."""
+        """Raise `UserError` for attributes that were not taken and are not null or false."""
         if "auto_map" in self._values:
             raise UserError(f"{self._where} asks for its own code (auto_map): code from a checkpoint is never run")
         left = [f"{k}={self._values[k]!r}" for k in self._values if k not in self._seen and self._values[k]]

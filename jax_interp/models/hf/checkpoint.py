@@ -1,7 +1,7 @@
-"""A checkpoint: a directory of safetensors files, whose tensors are read one at a time.
+"""A checkpoint: a directory of safetensors files. Its tensors are read one at a time.
 
-Nothing in a file is trusted. The names in an index must be file names in this directory, `safetensors` checks the
-headers (length, offsets, overlaps), and pickles are never opened.
+The files are not trusted. The names in an index must be file names in this directory, `safetensors` checks the headers
+(length, offsets, overlaps), and pickles are never opened.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, of which only the header is read."""
+    """A tensor in a file. Only the header has been read."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors spells it: "F32", "BF16"."""
+    """The name of the dtype in safetensors: "F32", "BF16"."""
 
     def read(self, window: tuple[slice, ...]) -> np.ndarray:
         """Read the part of the tensor that `window` selects."""
@@ -66,7 +66,7 @@ def _files(directory: Path) -> dict[Path, set[str] | None]:
         raise UserError(f"{directory / INDEX} has no weight_map")
     files: dict[Path, set[str] | None] = {}
     for tensor, name in weight_map.items():
-        # A bare name cannot leave the directory. Links are followed: the hub's cache is made of them.
+        # A bare name cannot leave the directory. Links are followed, because the hub's cache consists of links.
         if not is_file_name(name, ".safetensors"):
             raise UserError(
                 f"{directory / INDEX} places {tensor!r} in {name!r}, which is not a safetensors file in this directory"

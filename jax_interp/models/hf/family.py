@@ -1,7 +1,6 @@
-"""`Family`: how the models of one architecture are described and stored in Hugging Face's layout.
+"""`Family`: the configs and tensor names of one architecture in Hugging Face's layout.
 
-A family is one file of this folder. It defines a subclass of `Family`, or of a family that it resembles, and registers
-it:
+A family is one file of this folder. The file defines a subclass of `Family`, or of a similar family, and registers it:
 
     @FAMILIES.register
     class Qwen3(Qwen2):
@@ -9,7 +8,7 @@ it:
         architecture = "Qwen3ForCausalLM"
         ...
 
-A family in a file of your own takes part in `load` and `save` as soon as that file is imported.
+A family in your own file works with `load` and `save` as soon as this file is imported.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ class Family:
     model_type: ClassVar[str]
     """`model_type` in a `config.json`."""
     architecture: ClassVar[str]
-    """The one entry of `architectures` in a `config.json`."""
+    """The only entry of `architectures` in a `config.json`."""
     prefix: ClassVar[str]
-    """What the names of the tensors start with. Checkpoints without a head may lack it."""
+    """The prefix of tensor names. Checkpoints without an unembedding may have no prefix."""
     head: ClassVar[str] = "lm_head"
-    """What the names of the unembedding's tensors start with. They have no `prefix`. A tied one may be stored too."""
+    """The start of the names of the unembedding's tensors, which have no `prefix`. A tied unembedding may be stored."""
     identifying: ClassVar[tuple[str, ...]] = ()
-    """Attributes that identify a `config.json` of this family where it names no architecture."""
+    """Attributes that identify a `config.json` of this family if it names no architecture."""
     ignored: ClassVar[tuple[str, ...]] = ()
-    """Patterns of stored tensors that no forward pass needs (buffers of old versions), without `prefix`."""
+    """Patterns of stored tensors that the model does not need (buffers of old versions), without `prefix`."""
 
     def read(self, attributes: Attributes) -> Config:
         """The config that a `config.json` describes. Raises `UserError` for a value that is not supported."""
@@ -47,16 +46,16 @@ class Family:
     def write(self, config: Config) -> dict[str, Any]:
         """The attributes of a `config.json` for a config.
 
-        It need not check that the family has such a model: the family has it where `read` gives the same config back.
+        It need not check that the family has such a model. `has` checks that `read` returns the same config.
         """
         raise NotImplementedError
 
     def tensors(self, config: Config) -> Mapping[str, TensorSpec]:
-        """Where each parameter is stored: {"embed.weight": ..., "blocks.*.attn.q.weight": ...}, without `prefix`."""
+        """The stored tensor of each parameter: {"embed.weight": ..., "blocks.*.attn.q.weight": ...}. No `prefix`."""
         raise NotImplementedError
 
     def stored_name(self, name: str) -> str:
-        """The full name of a stored tensor: with `prefix`, unless it belongs to the head."""
+        """The full name of a stored tensor: with `prefix`, unless it belongs to the unembedding."""
         return name if name.startswith(f"{self.head}.") else self.prefix + name
 
     def has(self, config: Config) -> bool:
@@ -74,23 +73,23 @@ FAMILIES: Registry[Family] = Registry("model family", Family)
 
 
 def families() -> list[Family]:
-    """All families, the general ones before those that derive from them.
+    """All families. A family comes before the families that derive from it.
 
-    Some models belong to several families: a Mistral without a window is a Llama. Such a model is written as the most
-    general of them.
+    Some models belong to several families: a Mistral without a window is a Llama. Such a model is saved in the most
+    general family.
     """
     return [family() for family in sorted(FAMILIES, key=lambda family: (len(family.__mro__), family.model_type))]
 
 
 def family_of(values: Mapping[str, Any], where: str) -> Family:
-    """The family of a `config.json`, by its architecture, or by `model_type` where it names no architecture.
+    """The family of a `config.json`, by its architecture, or by `model_type` if it names no architecture.
 
     Args:
       values: the content of the file.
       where: the name of the file, for messages.
 
     Raises:
-      UserError: no family has this architecture. The message lists those that are supported.
+      UserError: no family has this architecture. The message lists the supported architectures.
     """
     architectures = values.get("architectures") or [None]
     unnamed = architectures == [None]
@@ -105,14 +104,14 @@ def family_of(values: Mapping[str, Any], where: str) -> Family:
 
 
 def family_for(config: Config, model_type: str | None = None) -> tuple[Family, dict[str, Any]]:
-    """The family to write a model in, and the attributes that describe the model there.
+    """The family for saving a model, and the attributes of its `config.json`.
 
     Args:
-      config: the model's.
-      model_type: of the family. Default: the most general family that has such a model.
+      config: the config of the model.
+      model_type: the `model_type` of the family. Default: the most general family that has such a model.
 
     Raises:
-      UserError: there is no such family, or it has no such model.
+      UserError: the family does not exist, or it has no such model.
     """
     types = [family.model_type for family in families()]
     if model_type is not None and model_type not in types:

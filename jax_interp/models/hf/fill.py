@@ -1,7 +1,7 @@
-"""Fills the parameters of a model from stored tensors, one at a time, each directly on its device.
+"""Fill the parameters of a model from stored tensors, one at a time, each directly on its device.
 
-Besides the model, host memory holds one tensor. Of a stack that is the tensor of one layer, written into place on the
-device.
+Host memory holds only one tensor at a time. For a stack this is the tensor of one layer, which is written into the
+stacked array on the device.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Parameter:
     shape: tuple[int, ...]
     """The shape in one layer."""
     layers: range = range(1)
-    """The layers that the leaf holds. Outside the blocks: `range(1)`, which has no meaning."""
+    """The layers in the leaf. For a parameter outside the blocks it is `range(1)`, which has no meaning."""
     stacked: bool = False
     """Whether the leaf has a leading layer axis."""
 
@@ -74,23 +74,24 @@ def fill(
     """A model with the weights of a checkpoint.
 
     Args:
-      config: of the model.
+      config: the config of the model.
       family: the layout of the checkpoint.
       stored: the tensors of the checkpoint, by name.
       full: the config of the checkpoint, which may have more layers.
-      dtype: of the parameters. None: that of the checkpoint, the widest where tensors differ.
-      mesh: where the parameters go. None: the default device.
-      stacked: one scanned `Stack` of blocks, or a list of blocks.
+      dtype: the dtype of the parameters. None: the dtype of the checkpoint (the widest one, if tensors differ).
+      mesh: the mesh for the parameters. None: the default device.
+      stacked: True: one scanned `Stack` of blocks. False: a list of blocks.
 
     Raises:
-      UserError: a tensor is missing, extra, or of another shape or dtype. All are named, before anything is read.
+      UserError: a tensor is missing or extra, or has another shape or dtype. The message names all such tensors. This
+        is checked before any tensor is read.
     """
     abstract = jax.eval_shape(lambda key: init(config, key, stacked=stacked), jax.random.key(0))
     specs = family.tensors(config)
     stored = {name.removeprefix(family.prefix): tensor for name, tensor in stored.items()}
     _check(family, specs, parameters(abstract), stored, full)
     used = {name for p in parameters(abstract) for layer in p.layers for name in specs[p.name].names(layer, p.shape)}
-    if dtype is None:  # the one that holds all dtypes of the files, also under strict promotion
+    if dtype is None:  # the dtype that can represent all dtypes of the files, also under strict promotion
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.result_type(*{DTYPES[stored[name].dtype] for name in used})
     dtype = _checked_dtype(dtype)
@@ -114,19 +115,19 @@ def fill(
 
 
 def _stack(rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, where: NamedSharding | None) -> Array:
-    """The rows as one array. Each is written into the buffer on the device before the next is read."""
+    """The rows as one array. Each row is written into the buffer on the device before the next row is read."""
     buffer = jnp.zeros(shape, dtype, device=where)
     row_where = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
-    for i in range(shape[0]):  # no variable, and no `enumerate`, may keep a row alive while the next is read
+    for i in range(shape[0]):  # a variable (or `enumerate`) would keep a row in memory while the next one is read
         buffer = _on_device(_put(buffer, jax.device_put(next(rows), row_where), np.int32(i)))
     return buffer
 
 
 def _on_device(array: Array) -> Array:
-    """Wait for the array, and free the host memory that it was made from.
+    """Wait for the array, and free the host memory of its source.
 
-    Dispatch is asynchronous, and JAX keeps host arrays until Python next collects garbage: without this, tensors would
-    accumulate in host memory. Collecting the youngest generation is enough.
+    Dispatch is asynchronous, and JAX keeps host arrays until the next garbage collection of Python. Without this
+    function, tensors would accumulate in host memory. Collecting the youngest generation is enough.
     """
     jax.block_until_ready(array)
     gc.collect(0)
@@ -145,7 +146,7 @@ def _checked_dtype(dtype: DTypeLike) -> np.dtype:
     except TypeError:
         found = None
     if found is None or found.name not in names:
-        raise UserError(f"dtype={dtype!r}: a model's parameters are {', '.join(names)}")
+        raise UserError(f"dtype={dtype!r} is not supported for parameters: choose from {', '.join(names)}")
     return found
 
 
@@ -156,7 +157,7 @@ def _check(
     stored: dict[str, StoredTensor],
     full: Config,
 ) -> None:
-    """Raise `UserError` unless the stored tensors are those of the model."""
+    """Raise `UserError` unless the stored tensors fit the model."""
     missing, misshaped, kinds = [], [], []
     for p in wanted:
         for layer in p.layers:
@@ -192,6 +193,6 @@ def _check(
 
 
 def _listed(names: list[str]) -> str:
-    """The first names, and the number of the others."""
+    """The first names, and the number of the remaining names."""
     names = sorted(set(names))
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

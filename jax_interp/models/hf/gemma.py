@@ -22,10 +22,10 @@ class Gemma(Llama):
     default_tied = True
 
     def read_shared(self, attributes: Attributes) -> dict[str, Any]:
-        """What all Gemmas share."""
+        """The fields of `Config` that all Gemma families read in the same way."""
         attributes.require("use_bidirectional_attention", False, "in a decoder no token sees those after it")
         bias = attributes.take("attention_bias", False)
-        # In older files hidden_act says "gelu", though the models use the approximation that hidden_activation names.
+        # Older files have hidden_act="gelu", but the models use the approximation that hidden_activation names.
         act = attributes.choose("hidden_activation", ACTIVATIONS, attributes.take("hidden_act", "gelu_pytorch_tanh"))
         shared = super().read_shared(attributes)
         return shared | {

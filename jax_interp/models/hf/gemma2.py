@@ -1,4 +1,4 @@
-"""Gemma 2: norms around attention and MLP, sliding and full attention in turn, softcaps."""
+"""Gemma 2: norms around attention and MLP, alternating sliding and full attention, softcaps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Gemma2(Gemma):
     model_type = "gemma2"
     architecture = "Gemma2ForCausalLM"
     default_softcaps: ClassVar[tuple[float, float]] = (50.0, 30.0)
-    """Of the scores and of the logits."""
+    """The softcaps of the attention scores and of the logits."""
     norms: ClassVar = {
         "ln1": "input_layernorm",
         "ln1_post": "post_attention_layernorm",
@@ -27,7 +27,7 @@ class Gemma2(Gemma):
     }
 
     def read_shared(self, attributes: Attributes) -> dict[str, Any]:
-        """What Gemma 2 and 3 share."""
+        """The fields of `Config` that Gemma 2 and 3 read in the same way."""
         attributes.ignore("cache_implementation")
         scores, logits = self.default_softcaps
         return super().read_shared(attributes) | {

@@ -1,4 +1,4 @@
-"""Gemma 3 (text): five layers of sliding attention to each full one, with a rotation of their own; normed heads."""
+"""Gemma 3 (text): five layers with sliding attention and their own rotation for each full layer; norms of heads."""
 
 from __future__ import annotations
 

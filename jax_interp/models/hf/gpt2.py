@@ -1,6 +1,6 @@
 """GPT-2: learned positions, LayerNorm, biases everywhere, a tied unembedding.
 
-Weights are stored `[in, out]`; query, key and value are fused in one tensor.
+Weights are stored as `[in, out]`. Query, key and value are fused in one tensor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jax_interp.models.hf.shared_attributes import ACTIVATIONS, activation_name
 from jax_interp.models.hf.tensors import Columns, TensorSpec
 
 SUMMARY = tuple(f"summary_{name}" for name in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj"))
-"""Attributes of a classification head, which the configs of language models have too."""
+"""Attributes of a classification head. The configs of language models have them too."""
 
 
 @FAMILIES.register
@@ -32,7 +32,7 @@ class GPT2(Family):
         attributes.require("scale_attn_by_inverse_layer_idx", False, "scores have one scale in all layers")
         attributes.require("add_cross_attention", False, "a decoder has no encoder to attend to")
         attributes.require("tie_word_embeddings", True, "GPT-2's unembedding is its embedding")
-        # reorder_and_upcast_attn: scores are float32 here whatever the model's dtype, so both settings are this one.
+        # reorder_and_upcast_attn: scores are float32 here for every dtype, so both settings give the same model.
         attributes.ignore("attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "n_ctx", *SUMMARY)
         d_model = take("n_embd")
         return Config(

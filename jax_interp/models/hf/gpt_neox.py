@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: parallel blocks with two LayerNorms, a quarter of each head rotated, biases everywhere.
 
-Query, key and value of each head stand side by side in one tensor.
+One tensor contains query, key and value of each head next to each other.
 """
 
 from __future__ import annotations

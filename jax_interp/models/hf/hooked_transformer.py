@@ -1,7 +1,7 @@
 """TransformerLens's research models (attention-only, SoLU, GELU), also with folded norms (LNPre, RMSPre).
 
-The directory has the dict of a `HookedTransformerConfig` as `config.json`, and the state dict of the model as
-safetensors, under TransformerLens's names.
+The directory has the dict of a `HookedTransformerConfig` as `config.json`, and the state dict of the model, with
+TransformerLens's names, as safetensors.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ IRRELEVANT = (
     *("checkpoint_label_type", "checkpoint_value", "n_devices", "seed", "init_mode", "init_weights", "n_params"),
     *("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "use_attn_in", "use_hook_tokens"),
     *("default_prepend_bos", "tokenizer_prepends_bos", "trust_remote_code", "ungroup_grouped_query_attention"),
-    # used only with an option that `read` refuses
+    # attributes that are used only with an option that `read` refuses
     *("window_size", "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "NTK_by_parts_factor"),
     *("NTK_original_ctx_len", "relative_attention_max_distance", "relative_attention_num_buckets", "norm_topk_prob"),
     *("experts_per_token", "decoder_start_token_id", "rotary_base_local", "rmsnorm_uses_offset"),

@@ -1,6 +1,6 @@
-"""Llama 1 to 3: rotary positions, RMSNorm, a gated MLP, grouped key/value heads; weights are stored `[out, in]`.
+"""Llama 1 to 3: rotary positions, RMSNorm, a gated MLP, grouped key/value heads. Weights are stored as `[out, in]`.
 
-Most later families name their attributes and tensors as Llama does. They derive from `Llama` and change what differs.
+Most later families use the same names of attributes and tensors. They derive from `Llama` and override the differences.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Llama(Family):
     prefix = "model."
     ignored = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
-    # What a family's `config.json` means where it leaves an attribute out.
+    # The defaults of a family for attributes that are missing in its `config.json`.
     default_n_ctx: ClassVar[int] = 2048
     default_rope_base: ClassVar[float] = 10_000.0
     default_rotated_part: ClassVar[float] = 1.0
@@ -41,7 +41,7 @@ class Llama(Family):
     """The linear maps of a block, and their stored names."""
 
     def read_shared(self, attributes: Attributes) -> dict[str, Any]:
-        """The fields of `Config` that all these families read alike."""
+        """The fields of `Config` that all these families read in the same way."""
         take = attributes.take
         d_model, n_heads = take("hidden_size"), take("num_attention_heads")
         d_head = take("head_dim", d_model // n_heads)
@@ -62,7 +62,7 @@ class Llama(Family):
         }
 
     def write_shared(self, config: Config) -> dict[str, Any]:
-        """The attributes that all these families write alike."""
+        """The attributes that all these families write in the same way."""
         return {
             "num_hidden_layers": config.n_layers,
             "hidden_size": config.d_model,
@@ -80,7 +80,7 @@ class Llama(Family):
         }
 
     def read(self, attributes: Attributes) -> Config:
-        attributes.ignore("pretraining_tp")  # how products were split in training; the products are the same
+        attributes.ignore("pretraining_tp")  # how matrix products were split in training; the results are the same
         bias = attributes.take("attention_bias", False)
         mlp_bias = attributes.take("mlp_bias", False)
         return Config(**self.read_shared(attributes), qkv_bias=bias, out_bias=bias, mlp_bias=mlp_bias)

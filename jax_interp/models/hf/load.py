@@ -1,4 +1,4 @@
-"""`load`: reads a model and its tokenizer from a directory in Hugging Face's layout, or from the hub."""
+"""`load`: read a model and its tokenizer from a directory in Hugging Face's layout, or from the hub."""
 
 from __future__ import annotations
 
@@ -40,30 +40,31 @@ def load(
 ) -> tuple[Decoder, Tokenizer | None]:
     """Load a model and its tokenizer.
 
-    The weights are those of the file, unprocessed, and the logits are those of the reference implementation. Besides
-    the model, host memory holds one tensor at a time. Only JSON and safetensors are downloaded and read: no code, no
-    pickles.
+    The weights are loaded without processing, and the logits are those of the reference implementation. Besides the
+    model, host memory holds only one tensor at a time. Only JSON and safetensors files are downloaded and read, and no
+    code or pickles.
 
     Args:
       name_or_dir: the name of a packaged model (`stdlib-small`); a directory with `config.json`, `model.safetensors`
-        (or several with an index), and perhaps `tokenizer.json`; or a model of the hub (`gpt2`), which is downloaded
-        into Hugging Face's cache. A directory that exists goes before a name.
+        (or several files with an index), and optionally `tokenizer.json`; or a model of the hub (`gpt2`), which is
+        downloaded into Hugging Face's cache. If a directory with this name exists, it is used.
       revision: a branch, tag or commit of the hub's repository.
-      dtype: of the parameters, and so of the computation. Default: that of the files, the widest where they differ.
-      mesh: where the parameters go, by `jax_interp.models.sharding.rules`. Default: the default device.
+      dtype: the dtype of the parameters and of the computation. Default: the dtype of the files (the widest one, if
+        tensors differ).
+      mesh: the mesh for the parameters, which are placed by `jax_interp.models.sharding.rules`. Default: the default
+        device.
       first_n_layers: load only the first layers. The final norm and the unembedding follow directly.
-      stacked: one scanned `Stack` of blocks, or a list of blocks. `replan` changes it later.
-      local_files_only: use the cache only, and do not connect to the hub.
+      stacked: True: one scanned `Stack` of blocks. False: a list of blocks. `replan` can change the layout later.
+      local_files_only: use only the cache, and do not connect to the hub.
 
     Returns:
-      `(model, tokenizer)`. The tokenizer is None where there is no `tokenizer.json`.
+      `(model, tokenizer)`. The tokenizer is None if there is no `tokenizer.json`.
 
     Raises:
-      UserError: the model is not found; the files are damaged; or they have an architecture, an attribute or a tensor
-        that is not supported.
+      UserError: the model is not found, the files are damaged, or an architecture, attribute or tensor is not
+        supported.
 
     Example:
-
         model, tokenizer = load("stdlib-small")
         model, tokenizer = load("EleutherAI/pythia-70m", revision="step1000", dtype="bfloat16")
     """
@@ -82,19 +83,18 @@ def load_shapes(
     stacked: bool = True,
     local_files_only: bool = False,
 ) -> Decoder:
-    """The model that `load` would give, with shapes and dtypes but no weights.
+    """The model that `load` would return, with shapes and dtypes but without weights.
 
-    It is enough for `sites`, `jax.eval_shape` and a plan of shardings. Only `config.json` is read or downloaded.
+    This is enough for `sites`, `jax.eval_shape`, and planning shardings. Only `config.json` is read or downloaded.
 
     Args:
-      name_or_dir: as in `load`, like all other arguments.
+      name_or_dir: a name or a directory, as in `load`.
       revision: a branch, tag or commit of the hub's repository.
-      dtype: of the parameters. Default: the one that `config.json` names.
-      stacked: one scanned `Stack` of blocks, or a list of blocks.
-      local_files_only: use the cache only.
+      dtype: the dtype of the parameters. Default: the dtype in `config.json`.
+      stacked: True: one scanned `Stack` of blocks. False: a list of blocks.
+      local_files_only: use only the cache.
 
     Example:
-
         sites(load_shapes("gpt2"))(jax.ShapeDtypeStruct((1, 8), jnp.int32))
     """
     _, config, named = _described(_find(name_or_dir, revision, local_files_only, ("config.json",)))
@@ -103,7 +103,7 @@ def load_shapes(
 
 
 def _described(directory: Path) -> tuple[Family, Config, str | None]:
-    """The family, the config and the dtype that `config.json` gives."""
+    """The family, the config and the dtype that `config.json` describes."""
     values = read_json(directory / "config.json")
     where = str(directory / "config.json")
     family = family_of(values, where)
@@ -133,9 +133,9 @@ def _tokenizer(directory: Path) -> Tokenizer | None:
 def _find(
     name_or_dir: str | Path, revision: str | None, local_files_only: bool, patterns: tuple[str, ...] = FILES
 ) -> Path:
-    """The directory of a model, downloaded where it is a name on the hub."""
+    """The directory of a model. If `name_or_dir` is a name on the hub, the model is downloaded."""
     name, directory = str(name_or_dir), Path(name_or_dir)
-    with contextlib.suppress(RuntimeError):  # no such user: then it is no directory
+    with contextlib.suppress(RuntimeError):  # "~user" of an unknown user is not a directory
         directory = directory.expanduser()
     if directory.is_dir() or name in PACKAGED:
         if revision is not None:
@@ -149,7 +149,7 @@ def _find(
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=local_files_only)
         )
-    except Exception as error:  # of many libraries: no network, no such name, no such revision, no permission, no space
+    except Exception as error:  # many libraries: no network, unknown name or revision, no permission, no disk space
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"{name!r} is not a directory, not a packaged model ({', '.join(PACKAGED)}), and could not be fetched from "

@@ -19,7 +19,7 @@ class Mistral(Llama):
     default_n_ctx = 4096 * 32
 
     def read_shared(self, attributes: Attributes) -> dict[str, Any]:
-        """As in Llama, with `sliding_window` for all layers. Null: no layer slides."""
+        """As in Llama, with `sliding_window` for all layers. Null: no layer has sliding attention."""
         shared = super().read_shared(attributes)
         if window := attributes.take("sliding_window", 0):
             shared |= {"window": window, "sliding": (True,) * shared["n_layers"]}

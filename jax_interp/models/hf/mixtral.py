@@ -1,4 +1,4 @@
-"""Mixtral: Mistral with a mixture of experts in place of the MLP."""
+"""Mixtral: Mistral with a mixture of experts instead of the MLP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Mixtral(Mistral):
     projections = ATTENTION
 
     def read(self, attributes: Attributes) -> Config:
-        attributes.ignore("router_aux_loss_coef", "router_jitter_noise", "output_router_logits")  # of training
+        attributes.ignore(
+            "router_aux_loss_coef", "router_jitter_noise", "output_router_logits"
+        )  # used in training only
         experts = attributes.take("num_local_experts", 8, also=("num_experts",))
         choices = attributes.take("num_experts_per_tok", 2)
         return Config(**self.read_shared(attributes), n_experts=experts, experts_per_token=choices)

@@ -1,4 +1,4 @@
-"""OLMo 2: Llama with norms after attention and MLP instead of before, and norms of all heads' queries and keys."""
+"""OLMo 2: Llama with norms after attention and MLP instead of before, and norms of queries and keys over all heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OPT: GPT-2 with ReLU, and learned positions of which the first two rows are not used."""
+"""OPT: GPT-2 with ReLU. The first two rows of its learned positions are not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Phi 3: Mistral with query, key and value fused in one tensor, and the two inputs of the MLP in another."""
+"""Phi 3: Mistral with fused tensors: one for query, key and value, and one for the two input maps of the MLP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Phi3(Mistral):
         return super().read(attributes)
 
     def write(self, config: Config) -> dict[str, Any]:
-        # transformers has a padding token by default, which a small vocabulary may lack
+        # the default padding token of transformers may be outside a small vocabulary
         return super().write(config) | {"original_max_position_embeddings": config.n_ctx, "pad_token_id": None}
 
     def tensors(self, config: Config) -> dict[str, TensorSpec]:

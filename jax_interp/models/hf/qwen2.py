@@ -20,7 +20,7 @@ class Qwen2(Llama):
     default_n_ctx = 32768
 
     def read_shared(self, attributes: Attributes) -> dict[str, Any]:
-        """As in Llama, with the layers that slide."""
+        """As in Llama, with the layers that have sliding attention."""
         shared = super().read_shared(attributes)
         used, first = attributes.take("use_sliding_window", False), attributes.take("max_window_layers", 28)
         windows = read_layer_types(attributes, shared["n_layers"], lambda i: i >= first)

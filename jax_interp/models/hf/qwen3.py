@@ -1,4 +1,4 @@
-"""Qwen 3: Qwen 2 with a norm of each head's queries and keys, and by default no biases."""
+"""Qwen 3: Qwen 2 with a norm of each head's queries and keys, and without biases by default."""
 
 from __future__ import annotations
 

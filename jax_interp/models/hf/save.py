@@ -1,4 +1,4 @@
-"""`save`: writes a model as a directory in Hugging Face's layout."""
+"""`save`: write a model as a directory in Hugging Face's layout."""
 
 from __future__ import annotations
 
@@ -34,31 +34,30 @@ def save(
     max_file_bytes: int = 5_000_000_000,
     header: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model as a directory that `load` and transformers read back to the same logits.
+    """Write a model as a directory. `load` and transformers read it back with the same logits.
 
-    The directory has `config.json`, the weights as safetensors, and `tokenizer.json` where a tokenizer is given. It
-    appears whole or not at all: if the process is killed, the previous model is still there, or the next call restores
-    it. Besides the model, host memory holds the tensors of one file.
+    The directory contains `config.json`, the weights as safetensors, and `tokenizer.json` if a tokenizer is given. It
+    is written atomically: if the process is killed, the previous model still exists, or the next call restores it.
+    Besides the model, host memory holds only the tensors of one file.
 
     Args:
-      model: a decoder without surgery. Surgery is saved apart from the model.
-      directory: where to write.
+      model: a decoder without surgery. Save edits separately, with `save_edits`.
+      directory: the directory to write.
       tokenizer: the tokenizer of the model.
-      family: `model_type` of the layout to write in. Default: the most general family that has such a model. A Phi-3
-        without a window, for example, is written as a Llama, whose logits are the same.
-      overwrite: replace a directory that exists. It must hold a model, and no run.
-      max_file_bytes: weights of more bytes are written as several files with an index.
+      family: the `model_type` of the layout. Default: the most general family that has such a model. A Phi-3 without a
+        window, for example, is written as a Llama with the same logits.
+      overwrite: whether to replace an existing directory. It must contain a model, and no run.
+      max_file_bytes: if the weights have more bytes, they are written as several files with an index.
       header: entries of `config.json` to add or to replace.
 
     Returns:
       The directory, as an absolute path.
 
     Raises:
-      UserError: no family has such a model, the model has parts that its config does not have, or `directory` exists
+      UserError: no family has such a model, the parameters of the model do not fit its config, or `directory` exists
         and cannot be replaced.
 
     Example:
-
         model, tokenizer = load("gpt2")
         save(process(model), "gpt2-processed", tokenizer=tokenizer)
     """
@@ -81,13 +80,13 @@ def save(
 
 @contextlib.contextmanager
 def _replacing(directory: Path, overwrite: bool) -> Iterator[Path]:
-    """A new directory to fill, which then takes the place of `directory`. An error leaves `directory` as it was."""
+    """A new directory to fill. After the block it replaces `directory`. After an error `directory` is unchanged."""
     fresh, old = (directory.with_name(f".{directory.name}.{which}") for which in ("new", "old"))
     if old.exists() and not directory.exists():  # a process was killed between the two renames below
         os.replace(old, directory)
     _check_replaceable(directory, overwrite)
-    for left in (fresh, old):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (fresh, old):  # from a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
         yield fresh
@@ -110,7 +109,7 @@ def _check_replaceable(directory: Path, overwrite: bool) -> None:
     if not directory.exists():
         return
     if not directory.is_dir():
-        raise UserError(f"{directory} is a file: a model is saved as a directory, give another place")
+        raise UserError(f"{directory} is a file, but a model is saved as a directory: give another place")
     if not any(directory.iterdir()):
         return
     if not overwrite:
@@ -118,7 +117,7 @@ def _check_replaceable(directory: Path, overwrite: bool) -> None:
     has = lambda *names: any((directory / name).exists() for name in names)
     # The directory of a run has a config.json too.
     if not (has("config.json") and has(WEIGHTS, INDEX)) or has("checkpoints", ".lock"):
-        raise UserError(f"{directory} exists and holds no model, or a run as well: give another place")
+        raise UserError(f"{directory} exists and contains no model, or contains a run too: give another place")
 
 
 def _check_parts(model: Decoder) -> None:
@@ -137,7 +136,7 @@ def _check_parts(model: Decoder) -> None:
 
 
 def _tensors(model: Decoder, family: Family) -> Iterator[tuple[str, np.ndarray]]:
-    """The stored tensors of a family, by name, with the parameters that it fuses put together."""
+    """The stored tensors of a family, by name. Parameters that the family fuses are combined."""
     specs = family.tensors(model.config)
     parts: dict[str, list[tuple[TensorSpec, tuple[int, ...], Callable[[], np.ndarray]]]] = {}
     for p, leaf in zip(parameters(model), jax.tree.leaves(model), strict=True):
@@ -156,7 +155,7 @@ def _tensors(model: Decoder, family: Family) -> Iterator[tuple[str, np.ndarray]]
 
 
 def _write_tensors(tensors: Iterator[tuple[str, np.ndarray]], directory: Path, max_file_bytes: int) -> None:
-    """Write the tensors to one file, or to several with an index where they exceed `max_file_bytes`."""
+    """Write the tensors to one file, or to several files with an index if they exceed `max_file_bytes`."""
     shards, batch, size, total = [], {}, 0, 0
 
     def flush():

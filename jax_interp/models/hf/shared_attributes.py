@@ -1,4 +1,4 @@
-"""Attributes of a `config.json` that many families have: activations, rotary positions, sliding layers."""
+"""Attributes of a `config.json` that many families share: activations, rotary positions, sliding layers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation_name(act: str, *, tanh: str = "gelu_pytorch_tanh") -> str | None:
-    """The name of an activation in a `config.json`; None where it has none. `gelu_tanh` has two names there: `tanh`."""
+    """The name of an activation in a `config.json`; None if it has no name. `tanh` is the name of `gelu_tanh`."""
     return {"silu": "silu", "gelu": "gelu", "gelu_tanh": tanh, "relu": "relu"}.get(act)
 
 
@@ -37,7 +37,7 @@ def read_rope(attributes: Attributes, d_head: int, n_ctx: int, *, base: float = 
 
 
 def rope_of(given: Mapping[str, Any], d_head: int, n_ctx: int, *, base: float = 10_000.0, part: float = 1.0) -> Rope:
-    """The rotation that one entry `rope_parameters` describes."""
+    """The rotation that an entry `rope_parameters` describes."""
     rope = Attributes(given, "its rope scaling")
     base = float(rope.take("rope_theta", base))
     dim = int(d_head * float(rope.take("partial_rotary_factor", part)))
@@ -98,9 +98,9 @@ SLIDES_BY_TYPE = {"sliding_attention": True, "full_attention": False}
 
 
 def read_layer_types(attributes: Attributes, n_layers: int, default: Callable[[int], bool]) -> dict[str, Any]:
-    """`window` and `sliding` of a `Config`, from `layer_types`.
+    """The fields `window` and `sliding` of a `Config`, from `layer_types`.
 
-    Where `layer_types` is absent, `default(i)` says whether layer i slides.
+    If `layer_types` is absent, `default(i)` says whether layer i has sliding attention.
     """
     window = attributes.take("sliding_window", 0)
     given = attributes.take("layer_types", None)

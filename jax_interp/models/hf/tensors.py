@@ -1,4 +1,4 @@
-"""How a parameter is stored in a checkpoint: under which name, transposed, fused, or split by heads or experts."""
+"""How a parameter is stored in a checkpoint: its name, and whether it is transposed, fused, or split."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a fused tensor that hold one parameter.
+    """The columns of a fused tensor that contain one parameter.
 
-    The tensor has `groups` runs of `total` columns. The parameter has `size` columns of each run, from `start` on.
+    The tensor has `groups` groups of `total` columns. In each group, the parameter has `size` columns, beginning at
+    `start`.
     """
 
     start: int
@@ -23,21 +24,21 @@ class Columns:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Where a parameter is stored in a checkpoint, and how."""
+    """How a parameter is stored in a checkpoint."""
 
     name: str
-    """Of the stored tensor, with `{}` for the layer."""
+    """The name of the stored tensor, with `{}` for the layer."""
     transposed: bool = False
-    """The tensor is stored as `[out, in]`, as torch's Linear does."""
+    """The tensor is stored as `[out, in]`, as in torch's Linear."""
     columns: Columns | None = None
-    """Where several parameters are fused in one tensor: the columns of this one, on the last axis after transposing."""
+    """If several parameters are fused in one tensor: the columns of this parameter (last axis, after transposing)."""
     heads: tuple[Literal["in", "out"], int] | None = None
-    """This axis is split into so many heads, which are the first axis of the stored tensor (TransformerLens)."""
+    """(axis, number of heads): the axis is split into heads, which are the tensor's first axis (TransformerLens)."""
     experts: bool = False
-    """The first axis of the parameter counts experts. Each expert is a tensor, `name` having a second `{}`."""
+    """The first axis of the parameter is the expert. Each expert is a separate tensor; `name` has a second `{}`."""
 
     def names(self, layer: int, parameter: tuple[int, ...]) -> list[str]:
-        """The names of the stored tensors of one layer's parameter: one, or one for each expert."""
+        """The names of the stored tensors of the parameter in one layer: one name, or one name for each expert."""
         return [self.name.format(layer, e) for e in range(parameter[0])] if self.experts else [self.name.format(layer)]
 
     def shape(self, parameter: tuple[int, ...]) -> tuple[int, ...]:
@@ -69,7 +70,7 @@ class TensorSpec:
         return array
 
     def pack(self, parameter: np.ndarray, into: np.ndarray) -> None:
-        """Write the parameter into its place in a stored tensor: the inverse of `unpack`."""
+        """Write the parameter to its place in a stored tensor. This is the inverse of `unpack`."""
         if self.heads is not None:
             into[...] = self._by_heads(parameter)
             return
