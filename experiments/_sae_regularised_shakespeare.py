@@ -31,9 +31,9 @@ from experiments.experiment import Results, Row
 from jax_interp.core.errors import UserError
 from jax_interp.data.batches import WindowSampler
 from jax_interp.dictionaries import ReLU, init_sae
-from jax_interp.dictionaries.losses import L1, Reconstruction
+from jax_interp.dictionaries.losses import L1, OverNorm, Reconstruction
 from jax_interp.dictionaries.training.config import SAEConfig
-from jax_interp.dictionaries.training.joint import JointConfig, OverNorm, next_token, train_joint
+from jax_interp.dictionaries.training.joint import JointConfig, next_token, train_joint
 from jax_interp.models.config import Config as ModelConfig
 from jax_interp.models.decoder import init
 from jax_interp.models.language_modelling import Optimization, decays, init_state, train_step

@@ -18,11 +18,10 @@ from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.activations import Gated, ReLU
 from jax_interp.dictionaries.forms import init_sae
-from jax_interp.dictionaries.losses import L1, AuxK, Reconstruction
+from jax_interp.dictionaries.losses import L1, AuxK, OverNorm, Reconstruction
 from jax_interp.dictionaries.training.config import Adam, EndToEndSAEConfig, SAEConfig
 from jax_interp.dictionaries.training.joint import (
     JointConfig,
-    OverNorm,
     init_joint_state,
     joint_step,
     next_token,

@@ -5,7 +5,7 @@ from jax_interp.dictionaries.losses.aux_k import AuxK
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.gated import FrozenDecoder, GateL1
 from jax_interp.dictionaries.losses.ghost import GhostGradients
-from jax_interp.dictionaries.losses.reconstruction import Matryoshka, MultiTopK, Reconstruction
+from jax_interp.dictionaries.losses.reconstruction import Matryoshka, MultiTopK, OverNorm, Reconstruction
 from jax_interp.dictionaries.losses.sparsity import L1, AnnealedLp
 from jax_interp.dictionaries.losses.term import TERMS, Term, total
 from jax_interp.dictionaries.losses.thresholds import L0, PreActivation, Tanh, TargetL0
@@ -24,6 +24,7 @@ __all__ = [
     "GhostGradients",
     "Matryoshka",
     "MultiTopK",
+    "OverNorm",
     "PreActivation",
     "Reconstruction",
     "Tanh",

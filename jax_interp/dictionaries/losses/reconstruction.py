@@ -138,3 +138,20 @@ class MultiTopK(Term):
         wider = dataclasses.replace(dictionary, activation=activation)
         y_hat = wider.reconstruct(activation.encode_batch(wider, forward.x), forward.x)
         return self.coefficient * squared_error_loss(forward.y - y_hat, forward, self.kind)
+
+
+@TERMS.register
+@coefficient_only
+@dataclasses.dataclass(frozen=True)
+class OverNorm(Term):
+    """λ R / N with R = mean ‖x - x̂‖² and N = mean ‖x‖. The model could lower R by making its values smaller. The
+    gradient of N counteracts this. As published, N is not squared."""
+
+    coefficient: float = 3.0
+
+    def __call__(self, forward: Forward) -> Float[Array, ""]:
+        sse = jnp.sum(forward.error * forward.error) / forward.rows
+        square = jnp.sum(forward.y * forward.y, axis=-1)
+        some = square > 0
+        norm = jnp.where(some, jnp.sqrt(jnp.where(some, square, jnp.ones_like(square))), jnp.zeros_like(square))
+        return self.coefficient * sse / jnp.mean(norm)

@@ -32,7 +32,8 @@ from jax_interp.core.leaves import PyTree
 from jax_interp.data.harvest import values
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.forward import Forward
-from jax_interp.dictionaries.losses.term import TERMS, Term, check_terms, coefficient_only, total
+from jax_interp.dictionaries.losses.reconstruction import OverNorm
+from jax_interp.dictionaries.losses.term import Term, check_terms, total
 from jax_interp.dictionaries.training.apply_gradient import (
     BESIDE_MODEL,
     StepResult,
@@ -56,23 +57,6 @@ Objective = Callable[[Any, Batch], Float[Array, ""]]
 """A function (output of the model, batch) -> loss of the model."""
 
 Params = tuple[PyTree, tuple[Dictionary, ...]]
-
-
-@TERMS.register
-@coefficient_only
-@dataclasses.dataclass(frozen=True)
-class OverNorm(Term):
-    """λ R / N with R = mean ‖x - x̂‖² and N = mean ‖x‖. The model could lower R by making its values smaller. The
-    gradient of N counteracts this. As published, N is not squared."""
-
-    coefficient: float = 3.0
-
-    def __call__(self, forward: Forward) -> Float[Array, ""]:
-        sse = jnp.sum(forward.error * forward.error) / forward.rows
-        square = jnp.sum(forward.y * forward.y, axis=-1)
-        some = square > 0
-        norm = jnp.where(some, jnp.sqrt(jnp.where(some, square, jnp.ones_like(square))), jnp.zeros_like(square))
-        return self.coefficient * sse / jnp.mean(norm)
 
 
 def _older(fields: dict[str, Any]) -> dict[str, Any]:
