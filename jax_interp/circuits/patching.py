@@ -74,8 +74,8 @@ def patch_grid(
     """
     if source.shape != target.shape:
         raise UserError(
-            f"the source has shape {source.shape} and the target {target.shape}: patching position by position needs "
-            "prompts of equally many tokens"
+            f"the source has shape {source.shape} and the target {target.shape}: patching by position needs prompts "
+            "with the same number of tokens"
         )
     if jax.tree_util.all_leaves([metric]):  # a plain function
         metric = jax.tree_util.Partial(metric)

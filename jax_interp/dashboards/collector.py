@@ -108,7 +108,7 @@ def collect(
         part = _of_batch(scores, model, jnp.asarray(tokens, jnp.int32), jnp.asarray(keep), statistics)
         total = part if total is None else _merged(statistics, total, part)
     if total is None:
-        raise UserError("there are no batches: what a unit fires on is found on a text")
+        raise UserError("there are no batches: give at least one (tokens, keep)")
     states = jax.device_get(total)
     return {name: statistic.result(states[name]) for name, statistic in statistics.items()}
 

@@ -101,7 +101,7 @@ def component_dashboards(
       UserError: there is no batch.
     """
     if not len(batches):
-        raise UserError("there are no batches: what components are important for is found on a text")
+        raise UserError("there are no batches: give at least one (tokens, keep)")
     threshold = float(windows.threshold)
     chosen = top_components(trained, batches, n, threshold)
     places, rows = _places(trained, chosen)

@@ -100,7 +100,9 @@ def features_on_token(
     scores = Latents(dictionary, None, _static(address))
     found: TokenContrast = collect(scores, model, batches, {"": OnToken(token)})[""]
     if not found.count[0]:
-        raise UserError(f"token {token} stands at no kept position of these batches: choose another, or more text")
+        raise UserError(
+            f"token {token} stands at no kept position of these batches: choose another token, or more text"
+        )
     (mean_on, mean_elsewhere), (rate_on, rate_elsewhere) = found.mean, found.rate
     best = np.argsort(mean_elsewhere - mean_on, kind="stable")[:n]
     figures = (values[best] for values in (mean_on, mean_elsewhere, rate_on, rate_elsewhere))
@@ -137,7 +139,7 @@ def top_activations(
     """
     chosen, count = np.asarray(features, np.int32), dictionary.W_dec.shape[0]
     if (chosen < 0).any() or (chosen >= count).any():
-        raise UserError(f"features {chosen.tolist()} of a dictionary of {count}: they go from 0 to {count - 1}")
+        raise UserError(f"features {chosen.tolist()} of a dictionary of {count}: give features from 0 to {count - 1}")
     scores = Latents(dictionary, jnp.asarray(chosen), _static(address))
     return collect(scores, model, batches, {"": TopWindows(n, before, after)})[""]
 

@@ -229,8 +229,8 @@ class _Write(ScopedEdit):
                 carried.append(site.carried(name))
             except CarryError as error:
                 raise UserError(
-                    f"{self.address} is made before the value that source {i} reads: reads and writes go by layers, "
-                    "each read no later than the value that its source writes first"
+                    f"{self.address} is made before the value that source {i} reads: give reads and writes in the "
+                    "order of the layers; each source must read no later than it writes"
                 ) from error
         latents, x = [z for z, _ in carried], carried[-1][1]
         return self.dictionary.write(len(latents) - 1, latents, x).reshape(y.shape).astype(y.dtype)
@@ -250,14 +250,14 @@ def _checked(local: Replacement) -> Replacement:
     if (len(local.reads), len(local.writes)) != (n, n):
         raise UserError(
             f"{len(local.reads)} addresses to read and {len(local.writes)} to write, for a dictionary of {n} sources: "
-            "give one of each for every source, in the order of the layers"
+            "give one address to read and one to write for every source, in the order of the layers"
         )
     for names in (local.reads, local.writes):
         several = [one for one in names if not Address.parse(one).is_single]
         twice = [one for one in names if names.count(one) > 1]
         if several or twice:
             raise UserError(
-                f"{(several or twice)[0]!r} stands for several values or is there twice: name each value once, "
+                f"{(several or twice)[0]!r} names several values or is there twice: name each value once, as in "
                 "blocks.0.mlp_out, blocks.1.mlp_out, …"
             )
     if local.stretch is not None or not (scanned := _scanned(local.model, (*local.reads, *local.writes))):

@@ -113,7 +113,9 @@ def model_diff(crosscoder: Dictionary, pair: ModelPair, batches: Sequence[TokenB
       UserError: the crosscoder does not write two values, the models' values differ in width, or `keep` leaves nothing.
     """
     if crosscoder.write_sites != 2:
-        raise UserError(f"a model diff compares two written values, this dictionary has {crosscoder.write_sites}")
+        raise UserError(
+            f"a model diff needs a crosscoder with two written values; this dictionary writes {crosscoder.write_sites}"
+        )
     if len(batches):
         shapes = jax.eval_shape(lambda pair, tokens: values(pair, PAIR_ADDRESSES, tokens), pair, batches[0][0])
         check_one_width(PAIR_ADDRESSES, [value.shape[1] for value in shapes])

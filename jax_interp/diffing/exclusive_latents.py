@@ -183,5 +183,5 @@ def _norms(W_dec: Float[Array, "feature *sites"]) -> tuple[np.ndarray, np.ndarra
 def _by_model(values: Float[Array, "row *sites"]) -> Float[Array, "row 2 d"]:
     """Give `values` an axis for the models. Raises UserError if the shape does not fit two models of one width."""
     if values.ndim not in (2, 3) or (values.shape[-1] % 2 if values.ndim == 2 else values.shape[1] != 2):
-        raise UserError(f"values of two models are [row, 2·d] or [row, 2, d], not {values.shape}")
+        raise UserError(f"values of two models must be [row, 2·d] or [row, 2, d], not {values.shape}")
     return values.reshape(values.shape[0], 2, -1)

@@ -38,7 +38,7 @@ def test_the_logit_difference_is_the_mean_over_the_batch():
 
 
 def test_what_cannot_be_patched():
-    with pytest.raises(UserError, match="equally many tokens"):
+    with pytest.raises(UserError, match="the same number of tokens"):
         patch_grid(toy(), SOURCE[:, :5], TARGET, "resid_post", METRICS["plain function"])
     with pytest.raises(AddressError, match="resid_post"):
         patch_grid(toy(), SOURCE, TARGET, "resid_pots", METRICS["plain function"])

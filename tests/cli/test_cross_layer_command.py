@@ -116,11 +116,14 @@ def test_stopped_it_goes_on_to_the_same_bits(trained, clt_json, command, monkeyp
 
 WRONG = {
     "one target less": (["--dictionary.writes", WRITES[0]], "2 values are read and 1 written"),
-    "the layers in another order": (["--dictionary.writes", *WRITES[::-1]], "reads and writes go by layers"),
-    "other widths": (["--dictionary.writes", WRITES[0], "blocks.1.mlp.post"], "have one width each side"),
+    "the layers in another order": (
+        ["--dictionary.writes", *WRITES[::-1]],
+        "reads and writes in the order of the layers",
+    ),
+    "other widths": (["--dictionary.writes", WRITES[0], "blocks.1.mlp.post"], "must have one width"),
     "several values in one": (["--dictionary.address", "blocks.*.ln2.normalized", READS[1]], "one vector per token"),
     "no such value": (["--dictionary.writes", WRITES[0], "blocks.1.mlp_uot"], "Did you mean blocks.*.mlp_out"),
-    "a window of nothing": (["--dictionary.window", "0"], "window=0: at least 1"),
+    "a window of nothing": (["--dictionary.window", "0"], "window=0: must be at least 1"),
     "centred": (["--dictionary.centred"], "unknown option --dictionary.centred"),
     "more latents than features": (["--dictionary.activation.k", "33"], "k must be from 1 to n_features"),
 }

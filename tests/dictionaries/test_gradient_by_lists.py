@@ -108,5 +108,5 @@ def test_terms_that_need_all_latents_get_them():
 
 
 def test_numbers_that_mean_nothing_are_refused():
-    with pytest.raises(UserError, match=r"sparse_gradient_sizes=\(64, 0\): latents a row, each at least 1"):
+    with pytest.raises(UserError, match=r"sparse_gradient_sizes=\(64, 0\): give latents per row, each at least 1"):
         variants.relu("x", sparse_gradient_sizes=(64, 0))

@@ -138,7 +138,7 @@ def test_what_a_config_does_not_have_is_not_swept():
             members(RELU, sweep)
     with pytest.raises(UserError, match="from 1 to its own k"):
         members(variants.topk(ADDRESS, k=4), Sweep(k=(5,)))
-    with pytest.raises(UserError, match="for SAEs"):
+    with pytest.raises(UserError, match="only for SAEs"):
         members(variants.transcoder("a", "b"), Sweep(addresses=("c", "d")))
     assert len(members(RELU, Sweep(seeds=(0, 1), learning_rates=(1e-3, 1e-2), coefficients={"l1": (1, 2, 3)}))) == 12
 

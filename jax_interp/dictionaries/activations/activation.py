@@ -128,7 +128,9 @@ class Activation:
 
     def as_jumprelu(self, dictionary: Dictionary) -> Dictionary:
         """The JumpReLU dictionary that computes the same function at inference. Raises UserError if there is none."""
-        raise UserError(f"a {type(self).__name__} dictionary is no JumpReLU dictionary: BatchTopK and Gated ones are")
+        raise UserError(
+            f"a {type(self).__name__} dictionary cannot be written as a JumpReLU dictionary; BatchTopK and Gated can"
+        )
 
 
 ACTIVATIONS = Registry("activation", Activation)

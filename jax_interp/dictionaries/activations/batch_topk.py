@@ -113,7 +113,7 @@ class BatchTopK(SelectiveActivation):
         if not np.allclose(each, each[0], rtol=1e-3):
             raise UserError(
                 f"the dictionary given for {address} is a JumpReLU with thresholds from {each.min():.3g} to "
-                f"{each.max():.3g}; the config asks for BatchTopK, which has one: ask for JumpReLU()"
+                f"{each.max():.3g}; the config has BatchTopK, which has one threshold: use JumpReLU() in the config"
             )
         least = jnp.asarray(each[0], exported.dtype)
         seen = least > 1e-30  # a smaller threshold was exported before the first training step

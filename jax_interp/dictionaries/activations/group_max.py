@@ -37,7 +37,7 @@ class GroupMax(SelectiveActivation):
     def init(self, n_features: int, dtype: DTypeLike) -> GroupMax:
         if self.k < 1 or n_features % self.k:
             raise UserError(
-                f"{n_features} features cannot be cut into k={self.k} equal groups: give a k that divides it"
+                f"{n_features} features cannot be cut into k={self.k} equal groups: give a k that divides {n_features}"
             )
         return self
 

@@ -94,7 +94,7 @@ class JumpReLU(ElementwiseActivation):
 
     def __post_init__(self) -> None:
         if not self.threshold > 0 or not self.bandwidth > 0:
-            raise UserError(f"JumpReLU(threshold={self.threshold}, bandwidth={self.bandwidth}): both above 0")
+            raise UserError(f"JumpReLU(threshold={self.threshold}, bandwidth={self.bandwidth}): give both above 0")
 
     def init(self, n_features: int, dtype: DTypeLike) -> Jump:
         log = jnp.log(jnp.asarray(self.threshold, dtype))

@@ -95,8 +95,8 @@ def random_like(key: Key[Array, ""], dictionary: Dictionary) -> Dictionary:
     W_enc, W_dec = dictionary.W_enc, dictionary.W_dec
     if not dictionary.is_autoencoder():
         raise UserError(
-            f"random_like takes W_enc [d, feature] and W_dec [feature, d] without a skip, not {W_enc.shape} and "
-            f"{W_dec.shape}: a form that reads and writes different values needs a control of its own"
+            f"random_like needs W_enc [d, feature] and W_dec [feature, d] without a skip; the shapes are {W_enc.shape} "
+            f"and {W_dec.shape}. A form that reads and writes different values needs a control of its own"
         )
     directions = unit_rows(jax.random.normal(key, W_dec.shape, W_dec.dtype))
     norm = lambda W: jnp.sqrt(jnp.sum(W * W, axis=1, keepdims=True))
@@ -127,7 +127,7 @@ def check_sae(dictionary: EncoderDecoder, what: str) -> None:
     """Raise UserError if the weights show that the dictionary does not write the value that it reads."""
     if not as_sparse_coder(dictionary).is_autoencoder():
         raise UserError(
-            f"{what} can be fitted for an SAE, from the rows that it reads; this dictionary writes another value"
+            f"{what} can be fitted for an SAE only; this dictionary reads one value and writes another value"
         )
 
 
@@ -182,7 +182,7 @@ def principal_components(rows: Rows, k: int) -> Basis:
     moments = sum_batches(rows, of_batch)
     n, d = moments[-1, -1], len(moments) - 1
     if not 0 < k <= d:
-        raise UserError(f"k={k} principal components of {d} dimensions: from 1 to {d}")
+        raise UserError(f"k={k} principal components of {d} dimensions: k must be from 1 to {d}")
     mean = moments[-1, :-1] / n
     components = np.linalg.eigh(moments[:-1, :-1] / n - np.outer(mean, mean))[1][:, ::-1][:, :k].T
     return Basis(jnp.asarray(components, jnp.float32), jnp.asarray(mean, jnp.float32))
@@ -191,7 +191,7 @@ def principal_components(rows: Rows, k: int) -> Basis:
 def neurons(d: int, k: int, b_dec: Float[Array, " d"] | None = None) -> Basis:
     """A baseline without a dictionary: coordinates are the features, and the `k` largest magnitudes are on."""
     if not 0 < k <= d:
-        raise UserError(f"k={k} of {d} neurons: from 1 to {d}")
+        raise UserError(f"k={k} of {d} neurons: k must be from 1 to {d}")
     return Basis(jnp.eye(d), jnp.zeros((d,)) if b_dec is None else b_dec, k)
 
 

@@ -196,8 +196,8 @@ def check_identity(
     if not np.array_equal(clean, same, equal_nan=True):
         raise SelfCheckError(
             f"splicing the identity at {address} changes the cross-entropy by up to {np.abs(clean - same).max():.3g} "
-            f"nats; it must not change a bit. Does the model use the value that site({address!r}, …) returns, and cast "
-            "nothing around it?"
+            f"nats; it must not change a bit. Check that the model uses the value that site({address!r}, …) returns, "
+            "and that it does not cast this value"
         )
 
 

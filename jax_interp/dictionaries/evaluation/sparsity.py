@@ -133,7 +133,7 @@ def nth_projection(dictionary: Dictionary, rows: Iterable[Float[Array, "row d"]]
     """
     features = dictionary.W_dec.shape[0]
     if not 0 <= n < features:
-        raise UserError(f"n={n}: from 0 to below the number of features, {features}")
+        raise UserError(f"n={n}: n must be at least 0 and below the number of features, {features}")
     each = [np.asarray(_projections(dictionary, x)).reshape(-1) for x in rows]
     if not each:
         raise UserError("no rows: give an iterable of [row, d] arrays that has not been used up")

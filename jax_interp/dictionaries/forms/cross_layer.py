@@ -208,7 +208,7 @@ def from_transcoders(dictionaries: Sequence[Dictionary]) -> CrossLayer:
     Raises UserError if one of them is not a transcoder, or if they write values of different widths.
     """
     if any(one.centred or one.write_sites != 1 for one in dictionaries):
-        raise UserError("only transcoders can be put together: dictionaries that are not centred and write one value")
+        raise UserError("only transcoders can be joined: dictionaries that are not centred and write one value")
     if len({one.W_dec.shape[-1] for one in dictionaries}) != 1:
         raise UserError(
             f"the transcoders write values of different widths: {[one.W_dec.shape[-1] for one in dictionaries]}"

@@ -94,7 +94,7 @@ class Dictionary(SparseCoder, Form):
         out = code.decode(self.W_dec) + self.b_dec[None, :]
         if self.W_skip is not None:
             if x is None:
-                raise UserError("this dictionary has a skip from its input: its reconstruction needs x as well")
+                raise UserError("this dictionary has a skip from its input, so its reconstruction also needs x")
             out = out + x.astype(self.W_skip.dtype) @ self.W_skip
         return out
 
@@ -165,8 +165,8 @@ def check_one_width(written: Sequence[str], widths: Sequence[int]) -> None:
     if len(set(widths)) > 1:
         each = ", ".join(f"{name} {width}" for name, width in zip(written, widths, strict=True))
         raise UserError(
-            f"a dictionary writes values of one width, these are {each}: give values of one width, or a dictionary to "
-            "each width"
+            f"a dictionary writes values of one width, but the widths are {each}: give values of one width, or train "
+            "one dictionary per width"
         )
 
 

@@ -51,7 +51,7 @@ def describe_activation(activation: Activation) -> tuple[Description, Arrays]:
     """Return the class name and settings of an activation as JSON values, and its arrays by name."""
     known = _saved_classes()
     if type(activation) not in known.values():
-        raise UserError(f"cannot save the activation {type(activation).__name__}: known are {', '.join(known)}")
+        raise UserError(f"cannot save the activation {type(activation).__name__}: registered are {', '.join(known)}")
     fields = {field.name: getattr(activation, field.name) for field in dataclasses.fields(activation)}
     arrays = {name: a for name, a in fields.items() if isinstance(a, (jax.Array, np.ndarray))}
     settings = {name: value for name, value in fields.items() if name not in arrays}
@@ -78,7 +78,7 @@ def check_shapes(arrays: Arrays, shapes: Mapping[str, Shape]) -> None:
     for name, shape in shapes.items():
         if name not in arrays or arrays[name].shape != shape:
             found = arrays[name].shape if name in arrays else f"missing; it has {', '.join(sorted(arrays))}"
-            raise UserError(f"{name} should have shape {shape} and is {found}")
+            raise UserError(f"{name} should have shape {shape}, but it is {found}")
 
 
 def optional_shapes(arrays: Arrays, prefix: str, d_in: int, d_out: int, n_features: int) -> dict[str, Shape]:

@@ -48,8 +48,8 @@ class AuxK(Term):
     def check(self, activation: Activation) -> None:
         if not activation.uses_encoder:
             raise UserError(
-                f"AuxK trains the encoder of dead latents, {type(activation).__name__} encodes by the decoder: leave "
-                "AuxK out, loss=(Reconstruction(),)"
+                f"AuxK trains the encoder of dead latents, but {type(activation).__name__} encodes with the decoder: "
+                "leave out AuxK, as in loss=(Reconstruction(),)"
             )
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:
@@ -57,7 +57,7 @@ class AuxK(Term):
         d, n_features = forward.y.shape[1] // dictionary.write_sites, dictionary.n_features
         k = default_k_aux(d, n_features) if self.k is None else self.k
         if not 0 < k <= n_features:
-            raise UserError(f"AuxK(k={k}) of n_features={n_features}: from 1 to n_features, or None")
+            raise UserError(f"AuxK(k={k}) of n_features={n_features}: k must be from 1 to n_features, or None")
         x = forward.x - dictionary.b_dec[None, :] if dictionary.centred else forward.x
         weights = (dictionary.W_enc, dictionary.b_enc, dictionary.W_dec)
         error = jax.lax.stop_gradient(forward.error)

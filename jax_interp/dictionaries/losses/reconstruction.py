@@ -90,8 +90,8 @@ class Matryoshka(Term):
         ascending = list(self.fractions) == sorted(set(self.fractions))
         if self.random < 0 or not ascending or not all(0 < f < 1 for f in self.fractions):
             raise UserError(
-                f"Matryoshka(fractions={self.fractions}, random={self.random}): fractions ascending, above 0 and below "
-                "1 (the whole is added), random at least 0"
+                f"Matryoshka(fractions={self.fractions}, random={self.random}): fractions must be ascending, above 0 "
+                "and below 1 (the whole dictionary is added), and random at least 0"
             )
 
     def __call__(self, forward: Forward) -> Float[Array, ""]:

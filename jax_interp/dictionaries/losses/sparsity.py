@@ -84,7 +84,8 @@ class AnnealedLp(Term):
     def __post_init__(self) -> None:
         if not 0 <= self.start < 1 or not 0 < self.end_p <= 1:
             raise UserError(
-                f"AnnealedLp(start={self.start}, end_p={self.end_p}): from 0 to below 1, and above 0 up to 1"
+                f"AnnealedLp(start={self.start}, end_p={self.end_p}): start must be at least 0 and below 1, "
+                "end_p above 0 and at most 1"
             )
 
     def check(self, activation: Activation) -> None:

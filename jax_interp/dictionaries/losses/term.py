@@ -119,7 +119,7 @@ def needs_pre_activations(term: Term, activation: Activation) -> None:
     if not activation.elementwise:
         raise UserError(
             f"{type(term).__name__} acts on pre-activations, and {type(activation).__name__} "
-            "computes only those that are on: it goes with ReLU, JumpReLU or Gated"
+            "computes only those that are on: use it with ReLU, JumpReLU or Gated"
         )
 
 

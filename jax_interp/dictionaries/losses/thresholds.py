@@ -78,7 +78,7 @@ class TargetL0(Term):
 
     def __post_init__(self) -> None:
         if not self.target > 0:
-            raise UserError(f"TargetL0(target={self.target}): above 0")
+            raise UserError(f"TargetL0(target={self.target}): the target must be above 0")
 
     def check(self, activation: Activation) -> None:
         needs_thresholds(self, activation)

@@ -49,13 +49,13 @@ class Adam:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0 or self.warmup < 0 or not 0 <= self.decay <= 1:
             raise UserError(
-                f"learning_rate={self.learning_rate}, warmup={self.warmup}, decay={self.decay}: above 0, at least 0, "
-                "and from 0 to 1"
+                f"learning_rate={self.learning_rate}, warmup={self.warmup}, decay={self.decay}: the learning rate must "
+                "be above 0, the warm-up at least 0, and the decay from 0 to 1"
             )
         for name in ("clip", "offset_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise UserError(f"{name}={value}: above 0, or None")
+                raise UserError(f"{name}={value}: give a number above 0, or None")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Resampling:
     def __post_init__(self) -> None:
         if (self.every is not None and self.every < 2) or not 0 <= self.until <= 1 or not self.encoder_scale > 0:
             raise UserError(
-                f"every={self.every}, until={self.until}, encoder_scale={self.encoder_scale}: at least 2 steps, from 0 "
-                "to 1, and above 0"
+                f"every={self.every}, until={self.until}, encoder_scale={self.encoder_scale}: every must be at least 2 "
+                "steps, until from 0 to 1, and encoder_scale above 0"
             )
 
     def period(self, steps: int) -> int:
@@ -104,7 +104,7 @@ class CommonConfig:
         if k is not None and not 0 < k <= self.n_features:
             raise UserError(f"k={k} latents of n_features={self.n_features}: k must be from 1 to n_features")
         if self.decoder not in ("unit", "free"):
-            raise UserError(f"decoder={self.decoder!r}: 'unit' or 'free'")
+            raise UserError(f"decoder={self.decoder!r}: give 'unit' or 'free'")
         if not self.loss:
             raise UserError("loss is empty: give at least Reconstruction()")
         if not self.reads:
@@ -152,9 +152,11 @@ class HarvestedConfig(CommonConfig):
         super().__post_init__()
         check_at_least_1(self, "steps", "buffer")
         if not self.targets:
-            raise UserError("writes names no value: give at least one, or None for what is read")
+            raise UserError("writes names no value: give at least one, or None for the value that is read")
         if self.skip and self.writes is None:
-            raise UserError("skip with writes=None would copy the input to the output: give the value to write")
+            raise UserError(
+                "a skip with writes=None would copy the input to the output: give writes, or leave out the skip"
+            )
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -186,7 +188,8 @@ class DictionaryConfig(HarvestedConfig):
         super().__post_init__()
         if any(n < 1 for n in self.sparse_gradient_sizes):
             raise UserError(
-                f"sparse_gradient_sizes={self.sparse_gradient_sizes}: latents a row, each at least 1; () for never"
+                f"sparse_gradient_sizes={self.sparse_gradient_sizes}: give latents per row, each at least 1, "
+                "or () for never"
             )
         if self.writes is not None:
             check_encoder(self.activation)
@@ -213,18 +216,18 @@ class CrossLayerConfig(HarvestedConfig):
         super().__post_init__()
         if len(self.reads) != len(self.targets):
             raise UserError(
-                f"{len(self.reads)} values are read and {len(self.targets)} written: a cross-layer dictionary has one "
-                "target for each source, which it and the sources before it write"
+                f"{len(self.reads)} values are read and {len(self.targets)} written: a cross-layer dictionary needs "
+                "one target for each source"
             )
         if self.window is not None and self.window < 1:
-            raise UserError(f"window={self.window}: at least 1, the source's own target")
+            raise UserError(f"window={self.window}: must be at least 1, because a source writes its own target")
         if not self.activation.cross_layer:
             known = ", ".join(kind.__name__ for kind in ACTIVATIONS if kind.cross_layer)
-            raise UserError(f"a cross-layer dictionary takes {known}, not {type(self.activation).__name__}")
+            raise UserError(f"a cross-layer dictionary can use {known}, not {type(self.activation).__name__}")
         for term in self.loss:
             if term.cross_layer is None:
                 known = ", ".join(kind.__name__ for kind in TERMS if kind.cross_layer)
-                raise UserError(f"a cross-layer dictionary is trained with {known}, not {type(term).__name__}")
+                raise UserError(f"a cross-layer dictionary can use the loss terms {known}, not {type(term).__name__}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +250,7 @@ class SAEConfig(CommonConfig):
         """
         if len(config.reads) != 1 or config.writes is not None:
             raise UserError(
-                "inside a model SAEs are trained, which write the one value that they read; this one reads "
+                "this trainer takes only SAEs, which write the one value that they read; this dictionary reads "
                 f"{config.reads} and writes {config.targets}"
             )
         names = {field.name for field in dataclasses.fields(cls)}
@@ -310,8 +313,8 @@ def check_encoder(activation: Activation) -> None:
     """Raise UserError if the decoder is also the encoder. Such an activation needs decoder rows of norm 1."""
     if not activation.uses_encoder:
         raise UserError(
-            f"{type(activation).__name__} encodes by the decoder, whose rows must have norm 1: it is for SAEs of one "
-            'value, writes=None and decoder="unit"'
+            f"{type(activation).__name__} encodes with the decoder, whose rows must have norm 1: use it for SAEs of "
+            'one value, with writes=None and decoder="unit"'
         )
 
 
@@ -319,4 +322,4 @@ def check_at_least_1(config: object, *names: str) -> None:
     """Raise UserError if one of these fields is below 1."""
     for name in names:
         if getattr(config, name) < 1:
-            raise UserError(f"{name}={getattr(config, name)}: at least 1")
+            raise UserError(f"{name}={getattr(config, name)}: must be at least 1")

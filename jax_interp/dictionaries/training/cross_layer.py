@@ -68,7 +68,10 @@ def init_cross_layer(
     n = len(config.reads)
     d_in, d_out = widths[0], widths[-1]
     if set(widths[:n]) != {d_in} or set(widths[-n:]) != {d_out}:
-        raise UserError(f"the values of a cross-layer dictionary have one width each side, not {tuple(widths)}")
+        raise UserError(
+            f"the values that a cross-layer dictionary reads must have one width, and so must those that it writes; "
+            f"the widths are {tuple(widths)}"
+        )
     means_in, means_out = mean[: n * d_in].reshape(n, d_in), mean[-n * d_out :].reshape(n, d_out)
     activation, m = config.activation.init(config.n_features, mean.dtype), config.n_features
     sources = []

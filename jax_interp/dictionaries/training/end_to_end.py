@@ -94,7 +94,7 @@ class EndToEndConfig:
         for config in self.dictionaries:
             if self.balance is not None and not any(term.reconstructs for term in config.loss):
                 raise UserError(
-                    f"balance={self.balance} sets KL beside the reconstruction, {config.address} has no such term"
+                    f"balance={self.balance} needs a reconstruction term, the loss of {config.address} has no such term"
                 )
 
     @property

@@ -88,16 +88,18 @@ def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
         if name not in terms:
             raise UserError(f"the sweep varies the coefficient of {name!r}; the loss has {', '.join(terms)}")
         if not sweep.coefficients[name]:
-            raise UserError(f"the sweep gives no values for the coefficient of {name!r}: leave it out, or give some")
+            raise UserError(
+                f"the sweep gives no values for the coefficient of {name!r}: give some, or leave out this coefficient"
+            )
     own_k = config.activation.k
     in_range = own_k is not None and all(1 <= k <= own_k for k in sweep.k)
     if sweep.k and not (config.activation.supports_limit and in_range):
         kind = type(config.activation).__name__
         raise UserError(
-            f"the sweep has k={sweep.k}: for TopK or BatchTopK, from 1 to its own k; this is {kind}, k={own_k}"
+            f"the sweep has k={sweep.k}: give k of TopK or BatchTopK, from 1 to its own k; this is {kind}, k={own_k}"
         )
     if sweep.addresses and (config.writes is not None or not isinstance(config.address, str)):
-        raise UserError("a sweep over addresses is for SAEs: dictionaries that write what they read, one value each")
+        raise UserError("a sweep over addresses is only for SAEs, which write the one value that they read")
     axes = [
         sweep.addresses or (config.address,),
         sweep.seeds or (config.seed,),
@@ -153,7 +155,7 @@ def init_sweep_state(config: DictionaryConfig, sweep: Sweep, model: Model, batch
     stream = init_stream(stream_key, model, sweep.addresses or config.addresses, batch_at, config.buffer)
     if sweep.addresses and len(set(stream.widths)) > 1:
         widths = ", ".join(f"{a} {w}" for a, w in zip(sweep.addresses, stream.widths))
-        raise UserError(f"a sweep is over values of one width; these are {widths}")
+        raise UserError(f"a sweep over addresses needs values of one width; the widths are {widths}")
     learners = []
     for member in each:
         key = dictionary_key if member.seed == config.seed else jax.random.split(jax.random.key(member.seed))[0]

@@ -234,7 +234,7 @@ def train_from_store(
             f"the store holds {', '.join(store.addresses)}; the config asks for {', '.join(config.addresses)}"
         )
     if batch < 1:
-        raise UserError(f"batch={batch}: at least 1 row a step")
+        raise UserError(f"batch={batch}: give at least 1 row per step")
     key = jax.random.split(jax.random.key(config.seed))[0]
     stored = StoreRun(config, batch, tuple(shard["sha256"] for shard in store.manifest["shards"]))
     mean, variance = jnp.asarray(store.mean), jnp.asarray(store.variance)

@@ -16,7 +16,9 @@ from jax_interp.dictionaries.training.config import SAEConfig
 def check_count(configs: Sequence[SAEConfig], dictionaries: Sequence[Dictionary]) -> None:
     """Raise UserError unless there is one dictionary for each config."""
     if len(dictionaries) != len(configs):
-        raise UserError(f"{len(dictionaries)} dictionaries are given and {len(configs)} configs: give one to each")
+        raise UserError(
+            f"{len(dictionaries)} dictionaries are given and {len(configs)} configs: give one dictionary per config"
+        )
 
 
 def warm_start(config: SAEConfig, fresh: Dictionary, given: Dictionary) -> Dictionary:
@@ -40,8 +42,8 @@ def warm_start(config: SAEConfig, fresh: Dictionary, given: Dictionary) -> Dicti
     if different := [name for name in names if wanted[name] != found[name]]:
         each = ", ".join(f"{name} {found[name]} and not {wanted[name]}" for name in different)
         raise UserError(
-            f"the dictionary given for {config.address} has {each}: it must be of that value, and the config's "
-            f"n_features={config.n_features} its own"
+            f"the dictionary given for {config.address} has {each}: give a dictionary for this value, with "
+            f"n_features={config.n_features} as in the config"
         )
     return dataclasses.replace(given, activation=_activation(config, fresh.activation, given))
 
@@ -50,7 +52,9 @@ def _activation(config: SAEConfig, fresh: Activation, given: Dictionary) -> Acti
     learnt = jax.tree.leaves(given.activation)
     same = type(fresh) is type(given.activation)
     if same and [a.shape for a in learnt] != [a.shape for a in jax.tree.leaves(fresh)]:
-        raise UserError(f"the {type(fresh).__name__} given for {config.address} does not have the config's parameters")
+        raise UserError(
+            f"the {type(fresh).__name__} given for {config.address} does not have parameters of the config's shapes"
+        )
     activation = fresh.warm_start(given, config.address)
     if activation is None:
         kinds = type(given.activation).__name__, type(config.activation).__name__
