@@ -1,1 +1,1 @@
-"""Plots, tables and pages, drawn from plain results. It knows no method."""
+"""Plots, tables and HTML pages. All are drawn from plain data (numbers, strings, lists and dicts)."""

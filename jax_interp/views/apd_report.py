@@ -1,4 +1,4 @@
-"""The page of an APD decomposition: its components, the error with only the top k of them, and their linearity."""
+"""The page of an APD decomposition: its components, the error with only the top k components, and their linearity."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def render(
     name: str,
     shown: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page as one HTML document that fetches nothing. All text in it is escaped.
+    """Render the page as one self-contained HTML document. All text is escaped.
 
     Args:
       result: the content of `evaluation.json`.
       records: the records of the metrics log.
       name: the heading of the page.
-      shown: the components that are kept most often, as `component_cards` describes; None: no cards.
+      shown: the components that are kept most often, in the form that `component_cards` describes. None: no cards.
     """
     figures = {}
     if records:
@@ -39,7 +39,7 @@ def render(
         figures["probe"] = svg(importance_map({MAP: (scores / total).tolist()}), "attributions on one-hot probes")
     figures["spectrum"] = svg(spectrum(result), "how often components are kept, and their singular values")
     if any("normalised" in row for row in result["linearity"]):
-        figures["linearity"] = svg(linearity(result["linearity"]), "errors by which components are kept")
+        figures["linearity"] = svg(linearity(result["linearity"]), "errors for different sets of kept components")
     cards = None if shown is None else component_cards.prepared(shown)
     template = environment().get_template("apd_report.html.j2")
     return template.render(result=result, figures=figures, name=name, shown=cards)
@@ -49,8 +49,8 @@ def render(
 def spectrum(result: Mapping[str, Any]) -> Figure:
     """The share of rows on which each component is kept, and the first singular values of the components.
 
-    Components are in descending order of their share. Singular values are over the largest one of the matrix in any
-    component. A component of rank one has a single one.
+    Components are in descending order of their share. Singular values are divided by the largest singular value of the
+    same matrix in any component. A component of rank one has only one singular value.
     """
     rate = np.asarray(result["rate"], float)
     order, places = np.argsort(-rate, kind="stable"), np.arange(1, len(rate) + 1)
@@ -72,12 +72,12 @@ def spectrum(result: Mapping[str, Any]) -> Figure:
 
 @styled
 def linearity(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Errors over the square of the output, one line each. A ring is the error of the oracle, where there is one."""
+    """Errors divided by the squared norm of the output, one line each. A ring is the error of the oracle, if any."""
     shown = [row for row in rows if "normalised" in row][::-1]
     error = np.array([row["normalised"] for row in shown], float)
     excess = np.array([np.nan if row["excess"] is None else row["excess"] for row in shown], float)
     figure, (axes,) = canvas(8, 1.0 + 0.2 * len(shown))
-    least = 1e-6  # errors of 0 are drawn at the edge: a logarithm has no zero
+    least = 1e-6  # errors of 0 are drawn at the edge, because a logarithmic axis has no zero
     places = np.arange(len(shown))
     axes.hlines(places, least, np.maximum(error, least), color=BLUE, lw=1.0, alpha=0.4)
     axes.plot(np.maximum(error, least), places, "o", ms=4.5, color=BLUE, label="this decomposition")

@@ -1,12 +1,12 @@
-"""The inputs on which components are important, as parts of a page: cards, vectors, importance along a text.
+"""Component cards for a page: the inputs on which a component is important, its vectors, and its importance in a text.
 
 `shown` is plain data. All text in it is escaped:
 
-    {"rows": 8192, "threshold": 0.1, "matrices": [...], "passages": [...]}      passages: of language models
+    {"rows": 8192, "threshold": 0.1, "matrices": [...], "passages": [...]}      passages: only for language models
     matrix    {"name": "blocks.2.mlp.up", "C": 512, "alive": 40, "V": [card, d_in], "U": [card, d_out], "cards": [...]}
-    card      {"component": 17, "mean": 0.02, "rate": 0.03}, and of a language model
-              "inputs", "predicted": [(token, share, lift)], and "windows": [{"tokens", "importance", "activation",
-              "peak"}], a token None where the text has a gap
+    card      {"component": 17, "mean": 0.02, "rate": 0.03}. For a language model also "inputs" and "predicted", lists
+              of (token, share, lift), and "windows": [{"tokens", "importance", "activation", "peak"}]. A token is None
+              where the text has a gap.
     passage   {"tokens": [...], "importance": {"blocks.2.mlp.up": [card, pos]}}
 """
 
@@ -27,11 +27,11 @@ from jax_interp.views.style import BLUE, GRID, MUTED, ORANGE, canvas, styled, sv
 from jax_interp.views.tokens import coloured
 
 GAP = "┆"
-WIDEST = 64  # cells across a map of vectors: more would make the page heavy, and could not be told apart
+WIDEST = 64  # the most cells in a row of a vector map; more cells would be too small to see
 
 
 def prepared(shown: Mapping[str, Any]) -> dict[str, Any]:
-    """The data of the template: `shown` with its figures drawn and its windows coloured."""
+    """The data for the template: `shown` with figures and coloured windows."""
     matrices = [dict(matrix) | drawn(matrix) for matrix in shown["matrices"]]
     with_cards = [matrix for matrix in shown["matrices"] if len(matrix["cards"])]
     passages = []
@@ -44,14 +44,14 @@ def prepared(shown: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drawn(matrix: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page of a matrix adds to its data: the figure of its vectors, and coloured windows."""
+    """The additional data of a matrix for the page: the figure of its vectors, and cards with coloured windows."""
     cards = [dict(card) | {"windows": [window(found) for found in card.get("windows", ())]} for card in matrix["cards"]]
     figure = svg(vectors(matrix), f"V and U of components of {matrix['name']}") if cards else ""
     return {"figure": figure, "cards": cards}
 
 
 def window(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a window: the importance at its peak, and its tokens, coloured by the importance."""
+    """The data of a window for the page: the importance at its peak, and its tokens, coloured by importance."""
     tokens = [GAP if token is None else token for token in found["tokens"]]
     both = zip(found["importance"], found["activation"], strict=True)
     titles = [f"importance {g:.3g}, activation {a:.3g}" for g, a in both]
@@ -75,9 +75,10 @@ def groups(names: Sequence[str]) -> list[list[str]]:
 
 @styled
 def vectors(matrix: Mapping[str, Any]) -> Figure:
-    """The columns of V and the rows of U as heat maps, one component per row: blue above zero, orange below.
+    """The columns of V and the rows of U as heat maps, one component per row. Blue is positive, orange negative.
 
-    Each vector is over its largest entry. A wide vector is shown by the largest entry of each group of neighbours.
+    Each vector is divided by its largest entry. For a wide vector, each cell shows the largest of several neighbouring
+    entries.
     """
     V, U = (np.asarray(matrix[name], float) for name in ("V", "U"))
     figure, axes = canvas(10, 0.75 + 0.2 * len(V), 2)
@@ -96,7 +97,7 @@ def vectors(matrix: Mapping[str, Any]) -> Figure:
 
 @styled
 def along(matrices: Sequence[Mapping[str, Any]], passage: Mapping[str, Any]) -> Figure:
-    """The importance of each card of these matrices at each position of a passage, from blank to full colour."""
+    """A heat map of the importance of each component at each position of a passage. 0 is blank, 1 is full colour."""
     names = [matrix["name"] for matrix in matrices]
     values = np.concatenate([np.asarray(passage["importance"][name], float) for name in names])
     labels = [
@@ -114,7 +115,7 @@ def along(matrices: Sequence[Mapping[str, Any]], passage: Mapping[str, Any]) -> 
 
 
 def framed(axes: Axes, rows: Sequence[str], **labels: Any) -> None:
-    """Set up the axes of a map: rows with names, counted downwards, without ticks."""
+    """Set up the axes of a heat map: named rows from top to bottom, without tick marks."""
     axes.set(**labels)
     axes.set_ylim(len(rows), 0)
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
@@ -125,9 +126,9 @@ def framed(axes: Axes, rows: Sequence[str], **labels: Any) -> None:
 
 
 def shaded(axes: Axes, values: Float[np.ndarray, "row column"], levels: int = 8) -> None:
-    """Draw a map of values between -1 and 1: blue above zero, orange below, as opaque as they are large.
+    """Draw a heat map of values between -1 and 1. Blue is positive, orange negative; the opacity is the magnitude.
 
-    There is one path per level, and none for zero. A mesh of as many cells would make the file ten times as large.
+    Values are rounded to levels, and each level is one path. A mesh would make the file ten times larger.
     """
     level = np.round(np.clip(np.nan_to_num(values), -1, 1) * levels)
     for sign, color in ((1, BLUE), (-1, ORANGE)):
@@ -147,7 +148,7 @@ def squares(x: np.ndarray, y: np.ndarray) -> Path:
 
 
 def pooled(values: Float[np.ndarray, "row entry"], widest: int) -> Float[np.ndarray, "row cell"]:
-    """At most `widest` columns: of each group of neighbours the entry of largest size, with its sign."""
+    """Reduce to at most `widest` columns: keep the entry of largest magnitude in each group of neighbours."""
     if values.shape[1] <= widest:
         return values
     parts = np.array_split(values, widest, axis=1)

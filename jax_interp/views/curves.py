@@ -1,4 +1,4 @@
-"""Curves of a dictionary's training and evaluation."""
+"""Plots of the training and evaluation of a dictionary."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, RED, canvas,
 
 @styled
 def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None, sources: int = 1) -> Figure:
-    """Loss, FVU, L0 and dead features against the tokens trained on.
+    """Loss, FVU, L0 and dead features against the number of training tokens.
 
     Args:
       records: the records of a metrics log.
-      k: the number of latents that are chosen per token, where it is fixed; drawn as a level of L0.
-      sources: the number of sources of a cross-layer dictionary. `k` latents are chosen in each.
+      k: the number of active latents per token, if it is fixed. It is drawn as a horizontal line in the plot of L0.
+      sources: the number of sources of a cross-layer dictionary. Each source has `k` active latents.
     """
     records = [record for record in records if "loss" in record and "tokens" in record]
     tokens = np.array([record["tokens"] for record in records], float) / 1e6
@@ -50,10 +50,10 @@ def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None, 
 
 @styled
 def density_histogram(density: Mapping[str, Any]) -> Figure:
-    """A histogram of how often features fire, over log10 of the fraction of tokens.
+    """A histogram of the firing rates of features, on a logarithmic scale.
 
     Args:
-      density: {"log10_edges", "counts", "dead", "features", "window"}. Dead features are stated as text.
+      density: {"log10_edges", "counts", "dead", "features", "window"}. The number of dead features is shown as text.
     """
     edges, counts = np.array(density["log10_edges"], float), np.array(density["counts"], float)
     figure, (axes,) = canvas(4.9, 3.1)
@@ -73,10 +73,10 @@ def density_histogram(density: Mapping[str, Any]) -> Figure:
 
 @styled
 def by_layer(layers: Sequence[Mapping[str, Any]], features: int) -> Figure:
-    """FVU of each target, L0 and dead features of each source.
+    """The FVU of each target, and the L0 and number of dead features of each source.
 
     Args:
-      layers: {"reads", "writes", "fvu", "l0", "dead"} of each layer.
+      layers: for each layer {"reads", "writes", "fvu", "l0", "dead"}.
       features: the number of features of a source.
     """
     figure, panels = canvas(10, 2.7, 3)
@@ -99,7 +99,7 @@ def by_layer(layers: Sequence[Mapping[str, Any]], features: int) -> Figure:
 def numbered(addresses: Sequence[str]) -> tuple[list[str], str]:
     """Labels for an axis of addresses, and the label of the axis.
 
-    Addresses that differ in the layer alone are labelled by the layer's number.
+    Addresses that differ only in the layer are labelled by the number of the layer.
     """
     same = {re.sub(r"\d+", "*", address, count=1) for address in addresses}
     numbers = [re.search(r"\d+", address) for address in addresses]
@@ -118,12 +118,11 @@ VARIANTS = (
 
 @styled
 def loss_by_position(cross_entropy: Mapping[str, Any], bins: int = 16) -> Figure:
-    """Cross-entropy against the position that predicts.
+    """Cross-entropy against the position in the sequence.
 
     Args:
-      cross_entropy: lists of losses under the keys of `VARIANTS`, one number for each position; None where there is
-        none.
-      bins: about how many groups of neighbouring positions are averaged.
+      cross_entropy: for each key of `VARIANTS` a list with one loss per position. A loss may be None.
+      bins: the approximate number of bins. Losses in a bin of neighbouring positions are averaged.
     """
     figure, (axes,) = canvas(5.1, 3.1)
     length = len(cross_entropy["clean_by_position"])
@@ -144,7 +143,7 @@ def loss_by_position(cross_entropy: Mapping[str, Any], bins: int = 16) -> Figure
 
 
 def binned(values: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The middle position and the mean, without NaN, of consecutive groups of `size`. The last may be smaller."""
+    """The middle position and the mean (ignoring NaN) of consecutive bins of `size` values. The last may be smaller."""
     starts = range(0, len(values), size)
     groups = [values[start : start + size] for start in starts]
     middles = np.array([start + (len(group) - 1) / 2 for start, group in zip(starts, groups)])

@@ -21,13 +21,13 @@ def render(
     name: str,
     shown: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page as one HTML document that fetches nothing. All text in it is escaped.
+    """Render the page as one self-contained HTML document. All text is escaped.
 
     Args:
       result: the content of `evaluation.json`.
       records: the records of the metrics log.
       name: the heading of the page.
-      shown: the components of largest importance, as `component_cards` describes; None: no cards.
+      shown: the components of largest importance, in the form that `component_cards` describes. None: no cards.
     """
     figures = {}
     if records:
@@ -43,9 +43,9 @@ def render(
 
 @styled
 def losses(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Every loss of the log against the step, on a logarithmic scale, and their weighted sum as a dashed line.
+    """Every loss of the log against the step, on a logarithmic scale. The dashed line is their weighted sum.
 
-    L0 is beside them, where the log has it.
+    If the log has L0, it is drawn in a second plot.
     """
     steps = [record["step"] for record in records]
     with_l0 = any("l0" in record for record in records)
@@ -67,7 +67,7 @@ def losses(records: Sequence[Mapping[str, Any]]) -> Figure:
 
 @styled
 def importance_map(probe: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
-    """Importances on one-hot inputs: rows are features, columns are components in the order of their features."""
+    """Importances on one-hot inputs. Rows are features. Columns are components, sorted by their strongest feature."""
     figure, axes = canvas(10, 3.0, len(probe))
     for ax, (name, rows) in zip(axes, probe.items()):
         values = np.asarray(rows, float)
@@ -96,9 +96,9 @@ def spectrum(values: Mapping[str, Any]) -> Figure:
 
 @styled
 def adversary(result: Mapping[str, Any]) -> Figure:
-    """The error under the worst masks that were found, against the number of the adversary's steps.
+    """The error under adversarial masks, against the number of steps of the adversary.
 
-    The errors under other masks are dashed lines.
+    Dashed lines are the errors under other masks.
     """
     figure, (axes,) = canvas(6, 3.0)
     steps = [int(n) for n in result["pgd"]]

@@ -19,14 +19,14 @@ def patching_map(
     other: Sequence[str] | None = None,
     quantity: str = "answer recovered",
 ) -> Figure:
-    """Heat maps of activation patching: layers down, positions across, one panel for each value that was patched.
+    """Heat maps of activation patching. Rows are layers, columns are positions; each patched value has one panel.
 
-    0 is blank and 1 is full colour. Numbers below zero have another colour.
+    0 is blank and 1 is full blue. Negative numbers are orange.
 
     Args:
-      panels: by title, an array `[layer, pos]`.
+      panels: title -> array `[layer, pos]`.
       tokens: the tokens of the patched run, one for each position.
-      other: the tokens of the other run. Positions at which they differ are marked.
+      other: the tokens of the other run. Positions with different tokens are marked.
       quantity: the label of the colour bar.
     """
     values = {name: np.asarray(panel, float) for name, panel in panels.items()}
@@ -76,5 +76,5 @@ def diverging() -> LinearSegmentedColormap:
 
 
 def shortened(token: str, length: int = 11) -> str:
-    """A token for an axis, cut to at most `length` characters."""
+    """The label of a token on an axis, cut to at most `length` characters."""
     return token if len(token) <= length else f"{token[: length - 1]}…"

@@ -1,4 +1,4 @@
-"""Sparsity against fidelity, for several dictionaries."""
+"""The Pareto plot of sparsity and fidelity of several dictionaries."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def pareto(points: Sequence[Mapping[str, Any]]) -> Figure:
     """FVU and recovered loss against L0.
 
     Args:
-      points: {"l0", "fvu", "recovered", "series", "label"} of each dictionary. Points of one series are joined in the
-        order of their L0. Labels are drawn for up to 12 points.
+      points: for each dictionary {"l0", "fvu", "recovered", "series", "label"}. Points of the same series are connected
+        in the order of their L0. Labels are drawn if there are at most 12 points.
     """
     series = list(dict.fromkeys(point["series"] for point in points))
     figure, panels = canvas(10, 3.4, 2)
@@ -31,11 +31,11 @@ def pareto(points: Sequence[Mapping[str, Any]]) -> Figure:
             ("recovered", "Loss recovered", "of the loss that mean ablation costs"),
         ),
     ):
-        for i, one in enumerate(series):
-            mine = sorted((p for p in points if p["series"] == one), key=lambda p: p["l0"])
-            l0, y = ([np.nan if p[key] is None else p[key] for p in mine] for key in ("l0", name))
-            axes.plot(l0, y, color=COLORS[i % len(COLORS)], marker="o", ms=4.5, lw=1.2, label=one or None)
-            for point, x, height in zip(mine, l0, y):
+        for i, one_series in enumerate(series):
+            members = sorted((p for p in points if p["series"] == one_series), key=lambda p: p["l0"])
+            l0, y = ([np.nan if p[key] is None else p[key] for p in members] for key in ("l0", name))
+            axes.plot(l0, y, color=COLORS[i % len(COLORS)], marker="o", ms=4.5, lw=1.2, label=one_series or None)
+            for point, x, height in zip(members, l0, y):
                 if len(points) <= 12 and point["label"]:
                     axes.annotate(point["label"], (x, height), xytext=(4, 4), textcoords="offset points", fontsize=7.5)
         axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""Probabilities of the next token under several variants of a model."""
+"""A plot of next-token probabilities under several variants of a model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ COLORS = (MUTED, BLUE, ORANGE)
 
 @styled
 def next_token_bars(rows: Sequence[Mapping[str, Any]], variants: Mapping[str, str]) -> Figure:
-    """Bars of the probabilities of some tokens, one for each variant of the model.
+    """A bar chart of the probabilities of tokens, with one bar for each variant of the model.
 
     Args:
-      rows: for each token {"token": its text} and its probability under each variant, by the variant's key. The first
-        row is on top.
-      variants: key of a variant in a row -> its label.
+      rows: for each token a dict with its text under "token", and its probability under the key of each variant. The
+        first row is at the top.
+      variants: key of a variant -> its label.
     """
     figure, (axes,) = canvas(7.2, 0.5 + 0.36 * len(rows) + 0.55)
     places, height = np.arange(len(rows)), 0.8 / max(len(variants), 1)

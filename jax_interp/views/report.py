@@ -1,4 +1,4 @@
-"""The page of the demo: a dictionary's training, evaluation and use. One HTML file that fetches nothing.
+"""The page of the demo: the training, evaluation and use of a dictionary, as one self-contained HTML file.
 
 Figures are inline SVG. All text is escaped.
 """
@@ -34,12 +34,12 @@ def environment() -> jinja2.Environment:
 
 
 def render(results: Mapping[str, Any], evaluation_rows: Sequence[tuple[str, str, str]]) -> str:
-    """The page as one HTML document.
+    """Render the page as one HTML document.
 
     Args:
-      results: plain data: "model", "dictionary", "evaluation", "features", "intervention", "patching" and "provenance",
-        as the demo's `results.json` has them.
-      evaluation_rows: triples (quantity, number, meaning), as `tables.evaluation_rows` makes them.
+      results: the content of the demo's `results.json`: "model", "dictionary", "evaluation", "features",
+        "intervention", "patching" and "provenance".
+      evaluation_rows: triples (quantity, number, meaning), as `tables.evaluation_rows` returns them.
     """
     dictionary, patched, changed = results["dictionary"], results["patching"], results["intervention"]
     figures = {
@@ -65,8 +65,8 @@ def render(results: Mapping[str, Any], evaluation_rows: Sequence[tuple[str, str,
 
 
 def variant_labels(changed: Mapping[str, Any]) -> dict[str, str]:
-    """Short names of the variants for a legend."""
-    return {"clean": "as it is", "ablated": "feature ablated", "clamped": f"feature clamped to {changed['value']:.3g}"}
+    """The labels of the variants in a legend."""
+    return {"clean": "unchanged", "ablated": "feature ablated", "clamped": f"feature clamped to {changed['value']:.3g}"}
 
 
 def grouped(value: float) -> str:
@@ -83,7 +83,7 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction as a percentage: 0.9731 -> 97.3 %. Percentages under 1 keep two digits."""
+    """A fraction as a percentage: 0.9731 -> 97.3 %. Percentages below 1 have two significant digits."""
     if value is None or value != value:
         return "–"
     hundred = 100 * value

@@ -1,4 +1,4 @@
-"""The page of a dictionary run: training curves, its evaluation, and for a sweep the Pareto plot. One HTML file."""
+"""The page of a dictionary run as one HTML file: training curves, evaluation, and the Pareto plot of a sweep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax_interp.views.style import svg
 
 @dataclasses.dataclass(frozen=True)
 class RunPage:
-    """What the page of a run shows. A run of one dictionary has an evaluation, a sweep has members."""
+    """The content of the page of a run. A run of one dictionary has an evaluation; a sweep has members."""
 
     title: str
     description: str
@@ -24,21 +24,21 @@ class RunPage:
     records: Sequence[Mapping[str, Any]]
     """The metrics log."""
     k: int | None = None
-    """The number of latents that are chosen per token, where it is fixed."""
+    """The number of active latents per token, if it is fixed."""
     sources: int = 1
     """The number of sources of a cross-layer dictionary."""
     evaluation: Mapping[str, Any] | None = None
     """The JSON values of the evaluation."""
     evaluation_rows: Sequence[tuple[str, str, str]] = ()
-    """Triples (quantity, number, meaning), as `tables.evaluation_rows` makes them."""
+    """Triples (quantity, number, meaning), as `tables.evaluation_rows` returns them."""
     values: tuple[Sequence[str], Sequence[Sequence[str]]] = ((), ())
-    """Headings and rows of the table of values, as `tables.value_rows` makes them."""
+    """Headings and rows of the table of values, as `tables.value_rows` returns them."""
     members: Sequence[Mapping[str, Any]] = ()
-    """{"name", "label", "series", "l0", "fvu", "recovered", "dead"} of each dictionary of a sweep."""
+    """For each dictionary of a sweep {"name", "label", "series", "l0", "fvu", "recovered", "dead"}."""
 
 
 def render_run(page: RunPage) -> str:
-    """The page as one HTML document that fetches nothing. All text in it is escaped."""
+    """Render the page as one self-contained HTML document. All text is escaped."""
     figures = {"training": svg(curves.training_curves(page.records, page.k, page.sources), "training curves")}
     evaluation = page.evaluation
     if evaluation is not None:
@@ -46,7 +46,7 @@ def render_run(page: RunPage) -> str:
         figures["positions"] = svg(curves.loss_by_position(evaluation["cross_entropy"]), "loss by position")
     if evaluation is not None and "layers" in evaluation:
         features = evaluation["density"]["features"] // len(evaluation["layers"])
-        figures["layers"] = svg(curves.by_layer(evaluation["layers"], features), "figures layer by layer")
+        figures["layers"] = svg(curves.by_layer(evaluation["layers"], features), "measurements for each layer")
     if page.members:
         figures["pareto"] = svg(pareto(page.members), "sparsity against fidelity")
     shown = {field.name: getattr(page, field.name) for field in dataclasses.fields(page)}

@@ -1,7 +1,7 @@
-"""The style of figures, and figures as SVG in the colours of the page, light or dark.
+"""The style of figures, and their conversion to SVG in the colours of a light or dark page.
 
-Figures are drawn with stand-in colours. `svg` replaces each by a CSS variable of the page (`--ink`, `--blue`, ...),
-with the stand-in as fallback. One figure therefore fits both colour schemes, and a saved file is right by itself.
+Figures are drawn with default colours. `svg` replaces each colour by a CSS variable of the page (`--ink`, `--blue`,
+...), with the default colour as fallback. One figure therefore fits both colour schemes, and also works outside a page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VARIABLES = {
 }  # fmt: skip
 
 RC: Any = {
-    "text.parse_math": False,  # a label may be a token, and a token may have two dollars
+    "text.parse_math": False,  # a label may be a token with two dollar signs
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -56,7 +56,7 @@ RC: Any = {
     "legend.fontsize": 8.5,
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
-    "svg.fonttype": "path",  # the same letters everywhere; nothing is fetched
+    "svg.fonttype": "path",  # letters look the same everywhere, and no font is downloaded
     "svg.hashsalt": "jax_interp",  # the same figure gives the same file
 }
 
@@ -65,8 +65,8 @@ def canvas(width: float, height: float, columns: int = 1, **options: Any) -> tup
     """A figure with a row of axes, in the style of the package. Nothing is registered with pyplot.
 
     Args:
-      width: in inches.
-      height: in inches.
+      width: the width in inches.
+      height: the height in inches.
       columns: the number of axes.
       options: further arguments of matplotlib's `subplots`.
 
@@ -80,7 +80,7 @@ def canvas(width: float, height: float, columns: int = 1, **options: Any) -> tup
 
 
 def styled(draw: Draw) -> Draw:
-    """Decorator: the function draws in the style of the package."""
+    """Decorator: the function draws figures in the style of the package."""
     return matplotlib.rc_context(RC)(draw)
 
 
@@ -103,8 +103,10 @@ def svg(figure: Figure, label: str) -> Markup:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d{3})\d+", r"\1", path[0]), text)  # thousandths of a point
-    for stand_in, variable in VARIABLES.items():
-        text = re.sub(re.escape(stand_in), f"var({variable}, {stand_in})", text, flags=re.IGNORECASE)
-    width = figure.get_size_inches()[0]  # a narrow page shows a figure smaller, no page shows it larger
+    for color, variable in VARIABLES.items():
+        text = re.sub(re.escape(color), f"var({variable}, {color})", text, flags=re.IGNORECASE)
+    width = figure.get_size_inches()[
+        0
+    ]  # the maximum: a narrow page shrinks the figure, a wide page does not enlarge it
     heading = Markup('<svg role="img" aria-label="{}" style="max-width: {:.2f}in"').format(label, width)
     return Markup(text.replace("<svg", str(heading), 1))

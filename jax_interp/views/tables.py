@@ -1,4 +1,4 @@
-"""Tables on the terminal, from plain results."""
+"""Tables for the terminal, made from plain data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def format_number(value: Any) -> str:
-    """A number for a reader: 0.1234, 12.34, 4,096; a dash for None and NaN. Other values are converted to strings."""
+    """Format a number: 0.1234, 12.34, 4,096. None and NaN give a dash. Other values are converted to strings."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -25,11 +25,11 @@ def format_number(value: Any) -> str:
 
 
 def reads_and_writes(reads: str | Sequence[str], writes: str | Sequence[str] | None) -> str:
-    """What a dictionary reads and writes, for a heading.
+    """The addresses that a dictionary reads and writes, as text for a heading.
 
     Args:
-      reads: one address or several. Addresses that differ in the layer alone are joined: `blocks.0,1,2.mlp_out`.
-      writes: the same, for a dictionary that writes something else than it reads; None otherwise.
+      reads: one or several addresses. Addresses that differ only in the layer are joined: `blocks.0,1,2.mlp_out`.
+      writes: the addresses that the dictionary writes; None if they are those that it reads.
     """
 
     def together(names: str | Sequence[str]) -> str:
@@ -65,21 +65,25 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("FVU", format_number(r["fvu"]), "fraction of variance unexplained, centred"),
         ("cosine", format_number(r["cosine"]), "between activation and reconstruction"),
         ("norm ratio", format_number(r["l2_ratio"]), "‖x̂‖ / ‖x‖"),
-        ("CE, clean", format_number(c["clean"]), "nats per token, the model as it is"),
-        ("CE, spliced", format_number(c["spliced"]), "with the reconstruction in place"),
-        ("CE, mean-ablated", format_number(c["mean_ablated"]), "with the mean activation in place"),
-        ("CE, zero-ablated", format_number(c["zero_ablated"]), "with zero in place"),
+        ("CE, clean", format_number(c["clean"]), "nats per token, unchanged model"),
+        ("CE, spliced", format_number(c["spliced"]), "activation replaced by the reconstruction"),
+        ("CE, mean-ablated", format_number(c["mean_ablated"]), "activation replaced by its mean"),
+        ("CE, zero-ablated", format_number(c["zero_ablated"]), "activation replaced by zero"),
         (
             "recovered, of mean",
             format_number(c["recovered_mean"]),
-            "1: as good as untouched, 0: no better than the mean",
+            "1: as good as the unchanged model, 0: no better than the mean",
         ),
-        ("recovered, of zero", format_number(c["recovered_zero"]), "1: as good as untouched, 0: no better than zero"),
-        ("KL, spliced", format_number(c["kl_spliced"]), "nats per token, from the model as it is"),
+        (
+            "recovered, of zero",
+            format_number(c["recovered_zero"]),
+            "1: as good as the unchanged model, 0: no better than zero",
+        ),
+        ("KL, spliced", format_number(c["kl_spliced"]), "nats per token, from the unchanged model"),
         *(_replaced_rows(result["replacement"]) if "replacement" in result else ()),
         ("dead features", f"{d['dead']:,} of {d['features']:,} ({share})", f"fired on none of {d['window']:,} tokens"),
         ("dense features", format_number(d["above_10_percent"]), "fire on more than 10 % of tokens"),
-        ("self-check", "exact", "splicing the identity gives the clean CE to the bit"),
+        ("self-check", "exact", "splicing the identity gives exactly the clean CE"),
     ]
 
 
@@ -88,31 +92,31 @@ def _replaced_rows(p: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             "CE, replacement",
             format_number(p["cross_entropy"]),
-            "as spliced, but read in the same run: errors feed each other",
+            "as spliced, but inputs come from the replaced layers, so errors accumulate",
         ),
-        ("recovered, replacement", format_number(p["recovered_mean"]), "against mean ablation"),
-        ("KL, replacement", format_number(p["kl"]), "nats per token, from the model as it is"),
+        ("recovered, replacement", format_number(p["recovered_mean"]), "compared with mean ablation"),
+        ("KL, replacement", format_number(p["kl"]), "nats per token, from the unchanged model"),
     ]
 
 
 def value_rows(result: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """The columns and rows of a table with one line for each value that is read or written.
+    """A table with one row for each value that a dictionary reads or writes.
 
     Args:
       result: the JSON values of an evaluation of a dictionary.
 
     Returns:
-      The headings and the rows. Both are empty where there is only one value.
+      The headings and the rows. Both are empty if there is only one value.
     """
     if "layers" in result:
-        of_layer = lambda one: (
-            one["reads"],
-            one["writes"],
-            format_number(one["fvu"]),
-            format_number(one["l0"]),
-            format_number(one["dead"]),
+        row_of = lambda layer: (
+            layer["reads"],
+            layer["writes"],
+            format_number(layer["fvu"]),
+            format_number(layer["l0"]),
+            format_number(layer["dead"]),
         )
-        return ["reads", "writes", "FVU", "L0", "dead"], [of_layer(one) for one in result["layers"]]
+        return ["reads", "writes", "FVU", "L0", "dead"], [row_of(layer) for layer in result["layers"]]
     fvu = result["fvu_by_value"]
     if len(fvu) < 2:
         return [], []
@@ -125,7 +129,7 @@ def print_evaluation(result: Mapping[str, Any], title: str) -> None:
     columns, rows = value_rows(result)
     if rows:
         names = ("reads", "writes")
-        print_table([one if one in names else (one, "right") for one in columns], rows, title="value by value")
+        print_table([name if name in names else (name, "right") for name in columns], rows, title="for each value")
 
 
 def print_table(
@@ -134,7 +138,7 @@ def print_table(
     """Print a table.
 
     Args:
-      columns: a heading for each column, or (heading, "right") to align the column at the right.
+      columns: for each column its heading, or (heading, "right") to align the column to the right.
       rows: the cells of each row.
       title: a line above the table.
     """
@@ -149,4 +153,4 @@ def print_table(
         table.add_column(heading, justify=justify, overflow="fold", no_wrap=i == 0)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: brackets in a token are not markup
-    Console(width=None if sys.stdout.isatty() else 200).print(table)  # in a file nothing is folded
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # wide output for files, to avoid line breaks

@@ -1,6 +1,6 @@
 """Tokens in HTML: coloured by the strength of an activation, or marked where two texts differ.
 
-A token can be any string, so all text is escaped: `Markup.format` does it.
+A token can be any string, so `Markup.format` escapes all text.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ def coloured(
     peak: int,
     titles: Sequence[str] | None = None,
 ) -> Markup:
-    """A context as three cells: the tokens before the peak, the token at the peak, the tokens after it.
+    """A context as three cells: the tokens before the peak, the token at the peak, and the tokens after the peak.
 
-    Contexts below one another are therefore aligned at their peaks.
+    In a list of contexts, the peaks are therefore aligned.
 
     Args:
       tokens: the tokens of the context.
-      strengths: one number for each token. The background of a token is as opaque as its share of `strongest`.
-      strongest: the strength of full colour.
-      peak: the position of the token in the middle.
-      titles: what the mouse shows over each token; None: the strengths.
+      strengths: one number for each token. The opacity of the background of a token is `strength / strongest`.
+      strongest: the strength that gives full colour.
+      peak: the position of the token in the middle cell.
+      titles: the tooltip of each token. None: the strengths.
     """
     titles = [f"{strength:.3g}" for strength in strengths] if titles is None else titles
     cells = [
@@ -58,12 +58,12 @@ SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def compared(tokens: Sequence[str], reference: Sequence[str] | None, start: int = 0) -> Markup:
-    """A text whose tokens are marked from the first difference to another text on.
+    """A text in which the tokens from the first difference to another text on are marked.
 
     Args:
-      tokens: the tokens of the text, as they are in it (with newlines), for a `<pre>`.
-      reference: the tokens of the other text; None: nothing is marked.
-      start: tokens before this position are the prompt, and are not compared.
+      tokens: the tokens of the text, with real newlines, for a `<pre>`.
+      reference: the tokens of the other text. None: nothing is marked.
+      start: the tokens before this position are the prompt. They are not compared.
     """
     parted = next(
         (i for i in range(start, len(tokens)) if reference is not None and tokens[i : i + 1] != reference[i : i + 1]),

@@ -48,7 +48,7 @@ def test_evaluate_gives_the_figures_of_the_run(trained, command, tmp_path):
     for source in (trained, trained / "dictionary"):
         code, out, _ = command("evaluate", source, "--json", tmp_path / "again.json")
         assert code == 0
-        assert "splicing the identity gives the clean CE to the bit" in out
+        assert "splicing the identity gives exactly the clean CE" in out
         again = json.loads((tmp_path / "again.json").read_text())
         expected = json.loads((trained / "evaluation.json").read_text())
         assert {name: again[name] for name in expected} == expected

@@ -246,7 +246,7 @@ def test_its_loss_is_the_one_written_out(model):
     assert got.kl == pytest.approx(kl, rel=1e-3)
     mean = spliced.mean_ablated
     assert got.recovered_mean == pytest.approx((mean - got.cross_entropy) / (mean - spliced.clean))
-    assert got.cross_entropy != pytest.approx(spliced.spliced, rel=1e-3), "errors feed each other"
+    assert got.cross_entropy != pytest.approx(spliced.spliced, rel=1e-3), "errors accumulate"
 
     _, values = call(read(model, *READS, *WRITES), TOKENS)
     z = [np.asarray(source.encode(values[name])) for source, name in zip(clt.sources, READS)]

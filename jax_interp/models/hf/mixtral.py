@@ -23,9 +23,7 @@ class Mixtral(Mistral):
     projections = ATTENTION
 
     def read(self, attributes: Attributes) -> Config:
-        attributes.ignore(
-            "router_aux_loss_coef", "router_jitter_noise", "output_router_logits"
-        )  # used in training only
+        attributes.ignore("router_aux_loss_coef", "router_jitter_noise", "output_router_logits")  # for training
         experts = attributes.take("num_local_experts", 8, also=("num_experts",))
         choices = attributes.take("num_experts_per_tok", 2)
         return Config(**self.read_shared(attributes), n_experts=experts, experts_per_token=choices)
