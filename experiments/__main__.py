@@ -1,4 +1,4 @@
-"""`python -m experiments`: list the experiments, run one, write the table, draw the figures again."""
+"""`python -m experiments`: list the experiments, run an experiment, write the table, or draw the figures again."""
 
 from __future__ import annotations
 

@@ -1,16 +1,17 @@
-"""A language model trained together with SAEs of its stream is better, and is written as few features more faithfully.
+"""A language model that is trained together with SAEs has a lower loss, and SAEs describe its stream better.
 
 Lai & Heimersheim 2025, "SAE regularisation produces more interpretable models", means of ten runs. A character model of
 Tiny Shakespeare (4 layers, d 64) is trained alone, or with L = CE + mean over five sites of [3 R/N + S] (joint.py). The
-sites are the inputs of the blocks and of the last norm. The SAEs of the training are not used further. New ones are
-trained on each model, with the model fixed, for a sweep of eight sparsity penalties. The rise of the cross-entropy when
-they are spliced in is compared at equal L0.
+sites are the inputs of the blocks and of the last norm. The SAEs of this training are then thrown away. New SAEs are
+trained on each model, with the model fixed, for eight sparsity penalties. The experiment compares the rise of the
+cross-entropy when these SAEs are spliced in, at equal L0.
 
 The text is read from the file `text`, or from text/tinyshakespeare.txt in the folder $JAX_INTERP_TEST_DATA. The
-defaults are the published sizes: about an hour on a GPU for three seeds (published: ten). On a CPU a step takes 1.8
-processor seconds alone, 6.8 with SAEs and 4.9 for the new SAEs: 100 hours on two cores for each seed. `QUICK` only
-shows that the code runs: its models see a two-thousandth of the characters. Differences: float32 instead of bf16
-autocast, 127 predictions in each window instead of 128, all of the validation text instead of 100 batches.
+defaults are the published sizes. Three seeds take about an hour on a GPU (published: ten seeds). On a CPU a step takes
+1.8 processor seconds alone, 6.8 with SAEs, and 4.9 for the new SAEs: one seed takes 100 hours on two cores. `QUICK`
+only shows that the code runs: its models see a two-thousandth of the characters. There are three differences from the
+publication: float32 instead of bf16 autocast, 127 predictions in each window instead of 128, and the whole validation
+text instead of 100 batches.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Config:
     points: int = 8
     evaluate_every: int = 250
     windows: int | None = None
-    """The number of windows of the validation text; None: all."""
+    """The number of validation windows; None: all."""
 
 
 QUICK = Config(
@@ -162,7 +163,7 @@ def joint_model(config: Config, seed: int, fresh: Any, train: np.ndarray, valida
 
 
 class Best:
-    """The validation loss, as `fit` evaluates it. Keeps the model with the smallest."""
+    """The validation loss, for `fit` to evaluate. Keeps the model with the smallest loss."""
 
     def __init__(self, validation: np.ndarray):
         self.validation, self.least, self.model = validation, np.inf, None
@@ -182,7 +183,7 @@ def sae_configs(strengths: tuple[float, ...]) -> tuple[Any, ...]:
 
 
 def init_saes(seed: int) -> list[Any]:
-    """New SAEs. Decoder rows have norm √2, as PyTorch's Kaiming-uniform has on average; encoders are the transposes."""
+    """New SAEs. Decoder rows have norm √2, the mean of PyTorch's Kaiming-uniform. Encoders are the transposes."""
     keys = jax.random.split(jax.random.key(1000 + seed), len(SITES))
     return [init_sae(key, D, width, ReLU(), row_norm=2**0.5) for key, width in zip(keys, WIDTHS, strict=True)]
 
@@ -210,7 +211,7 @@ def evaluate_saes(
     train: Any,
     validation: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Five new SAEs of a fixed model, trained together: {"l0", "rise"} by site, {"rise_all"} with all spliced in."""
+    """Train five new SAEs together on a fixed model: {"l0", "rise"} by site, and {"rise_all"} with all spliced in."""
     joint = JointConfig(sae_configs(strengths), (Reconstruction(kind="sse"),), "dictionaries", config.sae_steps, seed)
     warmup = min(750, config.sae_steps // 10)
     # published: the sum over the sites, and the norm of its gradient clipped

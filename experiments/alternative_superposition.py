@@ -1,9 +1,9 @@
-"""A linear model tells dozens of features in the plane apart if only the active one's error counts, and rebuilds none.
+"""If only the error at the active feature counts, a linear model distinguishes dozens of features in the plane.
 
 Roe & Goldstein 2025, "Alternative models of superposition". The loss is (y_t - x_t)² + c max_{j≠t} y_j at one target
-feature t. An autoencoder without nonlinearity then gets most of 100 features right in two dimensions: a feature's own
-output is the largest. But its error over all outputs is fifty times the error of the output 0, and with other features
-on at full size the solution collapses.
+feature t. In two dimensions, an autoencoder without nonlinearity then gets most of 100 features right: the output of
+the active feature is the largest. But it reconstructs no feature: the error over all outputs is fifty times the error
+of the output 0. With other features on at full size, the solution collapses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Config:
     long: ToyTraining = dataclasses.field(
         default_factory=lambda: ToyTraining(20_000, 128, 2.5e-3, "cosine", weight_decay=0.0)
     )
-    """The training of the run without bias."""
+    """The training settings of the run without bias."""
 
 
 QUICK = Config(

@@ -1,9 +1,9 @@
-"""APD finds the features of a toy model of superposition and shrinks them; now and then a seed ends elsewhere.
+"""APD finds the features of a toy model of superposition and shrinks them; with some seeds it finds another solution.
 
 Attribution-based parameter decomposition (Braun, Bushnaq, Heimersheim, Mendel & Sharkey 2025, arXiv 2501.14926) of TMS
 5-2 with the paper's settings and 8,000 of its 20,000 steps. Each of five components should be one feature, with the
-right direction (MMCS .998) and a smaller norm (ML2R .893), since the simplicity loss penalises norms. In other seeds
-several components share a feature: another minimum of the same losses, which more steps do not leave.
+right direction (MMCS .998) and a smaller norm (ML2R .893), because the simplicity loss penalises norms. With some other
+seeds several components share a feature. This is another minimum of the same losses, and more steps do not leave it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Computing 100 ReLUs with 50 neurons works no better than computing 50 of them, unless the labels carry noise.
+"""A network of 50 neurons trained on 100 ReLUs is no better than one that computes 50, unless the labels have noise.
 
 "Compressed Computation is (probably) not Computation in Superposition" (2025, arXiv 2606.14673). The labels are relu(x)
-+ x M. With M = 0 a trained network has the naive loss, p/12 for each feature. With M it has less, because it fits M:
-its neurons are in the span of M's top 50 eigenvectors. When it is trained further without noise, it returns to the
-naive loss. A factorisation of I + M is as good without training. The residual MLP of APD and SPD contains such an M in
-its embedding.
++ x M. With M = 0 a trained network has the naive loss, p/12 for each feature. With M its loss is lower, because it fits
+M: its neurons are in the span of the top 50 eigenvectors of M. If the training continues without noise, the loss
+returns to the naive loss. A factorisation of I + M is as good, without any training. The embedding in the residual MLP
+of APD and SPD contains such an M.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an experiment is: a published claim, a run that tests it, our figures beside the published ones, and a plot.
+"""Experiments: a published claim, a run that tests it, our figures beside the published figures, and a plot.
 
 An experiment is a module of this package with
 
@@ -39,7 +39,7 @@ RESULTS, FIGURES = HERE / "results", HERE / "figures"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One quantity: our figure, the published one, and whether the claim holds (None: nothing to compare with)."""
+    """One quantity: our figure, the published figure, and whether the claim holds (None: there is no comparison)."""
 
     quantity: str
     ours: str
@@ -66,7 +66,7 @@ def experiment_names() -> list[str]:
 
 
 def find_experiment(name: str) -> ModuleType:
-    """The module of an experiment. Raises UserError with all names where there is none."""
+    """The module of an experiment. If there is none, raises UserError with all names."""
     if name not in experiment_names():
         raise UserError(f"there is no experiment {name!r}: {', '.join(experiment_names())}, or `table`")
     return importlib.import_module(f"experiments.{name}")
@@ -79,8 +79,8 @@ def run_experiment(name: str, config: Any, command: str, results_dir: Path, figu
       name: the experiment.
       config: a `Config` of its module.
       command: the command line, for the record.
-      results_dir: where the record is written.
-      figures_dir: where the figure is written.
+      results_dir: the folder for the record.
+      figures_dir: the folder for the figure.
     """
     module, start = find_experiment(name), time.monotonic()
     results = module.run(config)
@@ -109,14 +109,14 @@ def record_text(record: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def resumable(name: str, *configs: Any) -> Iterator[SaveTo]:
-    """The argument `run=` of a trainer, for a training that takes an hour.
+    """A context manager that gives the argument `run=` of a trainer, for long training runs.
 
-    If the process is killed within the block, the training goes on from its last checkpoint when the same experiment
-    runs again. The directory is removed after the block.
+    If the process is killed inside the block, the same experiment resumes the training from its last checkpoint. The
+    directory is removed after the block.
 
     Args:
-      name: what is trained.
-      configs: everything that decides the result; another directory is used where they differ.
+      name: the name of the training run.
+      configs: all values that determine the result. Different configs use different directories.
     """
     digest = hashlib.sha256(json.dumps([to_json(config) for config in configs], sort_keys=True).encode()).hexdigest()
     place = Path("out/experiments/runs") / f"{name}-{digest[:12]}"
@@ -130,7 +130,7 @@ def draw_figure(name: str, data: dict[str, Any], figures_dir: Path = FIGURES) ->
 
 
 def load_record(path: Path) -> dict[str, Any]:
-    """A record that `run_experiment` wrote. Raises UserError where the file is missing or no JSON."""
+    """A record that `run_experiment` wrote. Raises UserError if the file is missing or is not JSON."""
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -138,7 +138,7 @@ def load_record(path: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values, numbers to five significant digits."""
+    """JSON values. Numbers have five significant digits."""
     if isinstance(value, dict):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

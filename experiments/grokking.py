@@ -1,4 +1,4 @@
-"""A transformer that has memorised modular addition finds the rule later, and measures see it grow before that.
+"""A transformer memorises modular addition, and finds the rule much later; progress measures show the rule earlier.
 
 Nanda et al. 2023, "Progress measures for grokking via mechanistic interpretability" (arXiv 2301.05217), with p = 53
 instead of 113 (see `grokking_113`). The rule uses a few frequencies. Long before the test loss falls, the loss with
@@ -55,13 +55,13 @@ def run(config: Config) -> Results:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingHistory:
-    """The measures of a training run: `data` has each measure at each `step`."""
+    """The measures of a training run. `data` has each measure at each `step`."""
 
     data: dict[str, Any]
     memorised: int | None
-    """The step from which all training pairs are right; None: never."""
+    """The first step at which all training pairs are right; None: never."""
     generalised: int | None
-    """The step from which test accuracy is .99; None: never."""
+    """The first step at which the test accuracy is 0.99; None: never."""
 
     def frequencies(self, published: str) -> Row:
         """The row of the frequencies that the finished model uses."""
@@ -85,12 +85,12 @@ class TrainingHistory:
 
 
 def train_and_measure(task: ModularConfig, every: int, seed: int) -> TrainingHistory:
-    """Train a transformer, and measure it along the way.
+    """Train a transformer, and measure it during the training.
 
     Args:
       task: task and training.
       every: steps between two measurements.
-      seed: decides the start and the training pairs.
+      seed: the seed of the initial weights and the training pairs.
     """
     p = task.p
     models, mask, _ = train_modular(jax.random.key(seed), task, every=every)

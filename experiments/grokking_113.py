@@ -1,7 +1,7 @@
-"""A transformer groks addition modulo 113 as published: it remembers, forms a circuit, and forgets what it remembered.
+"""A transformer groks addition modulo 113 as published: it memorises, forms a circuit, and forgets the memorised pairs.
 
-As `grokking` (Nanda et al. 2023, arXiv 2301.05217), with the paper's p, fraction of pairs, model and optimizer. It
-takes 16,000 of the paper's 40,000 steps; the three phases are over by then.
+This is `grokking` (Nanda et al. 2023, arXiv 2301.05217) with the paper's p, fraction of pairs, model and optimizer. It
+does 16,000 of the paper's 40,000 steps, which is enough for all three phases.
 """
 
 from __future__ import annotations

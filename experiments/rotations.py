@@ -1,10 +1,10 @@
-"""557 four-neuron circuits run in a thousand neurons, for a few layers, and only while few are on.
+"""557 four-neuron circuits fit into a thousand neurons, but they work only for a few layers and if few are on.
 
 Linsefors, "Circuits in superposition 2" (2025) and "Rotations in superposition" (December 2025). Each circuit has 6
-slots, any two circuits share at most one, and the matrices are made by hand. On average x is better than a guess for
-four layers with one circuit on, and for three layers with two or three on. Every circuit survives 2, 1 or 0 rotations
-with 1, 2 or 3 on. The leading terms of the theory are dashed in the figure. The errors leave them where too many
-neurons fire.
+slots, any two circuits share at most one slot, and the matrices are made by hand. On average x is better than a guess
+for four layers with one circuit on, and for three layers with two or three circuits on. With 1, 2 or 3 circuits on,
+every circuit survives 2, 1 or 0 rotations. In the figure the leading terms of the theory are dashed. The errors differ
+from them if too many neurons fire.
 """
 
 from __future__ import annotations

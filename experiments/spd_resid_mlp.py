@@ -1,14 +1,15 @@
-"""SPD finds the hundred features that a residual MLP of fifty neurons reads, and the fifty neurons it writes with.
+"""SPD finds the hundred features that a residual MLP reads, and the fifty neurons with which it writes.
 
 Stochastic parameter decomposition (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) of `x + relu(x)` on 100 sparse
 features by 50 neurons, with the configuration of 2026. On one-hot inputs every component of `mlp_in` belongs to one
 feature, and every feature has one (identity-CI error 0 at tolerance .1). In `mlp_out` as many components are alive as
 there are neurons; they are a dense block, shared by all features. `spd_resid_mlp_deeper` does the same for more layers.
-A run that was killed goes on where it was when it is called again.
+The same call resumes a run that was killed.
 
 There are two differences: batches of 512 (published: 2048), and the model is decomposed in the span of its embedding
 (`collapse`: the same function in 100 dimensions instead of 1000). The strict error is the error with only the important
-components, over ‖f‖. The oracle, for one layer, has the features as parts of `mlp_in`, and `mlp_out` whole.
+components, divided by ‖f‖. For one layer, the oracle has the features as parts of `mlp_in`, and does not split
+`mlp_out`.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ UP, DOWN = "blocks.*.mlp.up", "blocks.*.mlp.down"
 @dataclasses.dataclass(frozen=True)
 class Config:
     presets: tuple[str, ...] = ("resid_mlp1",)
-    """Keys of TARGETS. Two layers take four times as long as one, three ten times."""
+    """Keys of TARGETS. Two layers take four times as long as one layer, and three layers ten times."""
     seeds: tuple[int, ...] = (0, 1)
     batch: int = 512
     steps: int | None = None
-    """The steps of each; None: the published number."""
+    """The number of steps of each preset; None: the published number."""
 
 
 QUICK = Config(seeds=(0,), steps=2000, batch=128)
@@ -62,7 +63,7 @@ def run(config: Config) -> Results:
         with resumable(name, config, decomposition_config(name, config)) as saving:
             found = [measure(trained, name) for trained in train_all(name, config, saving)]
         rows += _rows(name, found)
-        shown = 2 * found[0]["features"]  # components beyond are alive nowhere
+        shown = 2 * found[0]["features"]  # components after these are never alive
         data[name] = {matrix: [np.round(g[:, :shown], 2) for g in found[0][matrix]] for matrix in ("mlp_in", "mlp_out")}
     return Results(tuple(rows), data)
 
@@ -98,7 +99,7 @@ def measure(trained: Trained, name: str) -> dict[str, Any]:
 
 
 def _by_feature(g: np.ndarray) -> np.ndarray:
-    """The columns that are matched to features, in the features' order, then the others by mass."""
+    """A new order of columns: first the columns matched to features, in the order of features, then others by mass."""
     rows, columns = match_components(g)
     others = np.setdiff1d(np.arange(g.shape[1]), columns)
     return np.concatenate([columns[np.argsort(rows)], others[np.argsort(-g[:, others].sum(0))]])

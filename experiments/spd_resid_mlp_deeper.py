@@ -1,11 +1,11 @@
-"""SPD finds a component for each feature in both layers of a deeper residual MLP, and more of them than features.
+"""SPD finds a component for each feature in both layers of a deeper residual MLP, and some extra components.
 
-As `spd_resid_mlp` (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) with two layers of 25 neurons, by the configuration
-of 2026: one importance function for all components of a matrix, random subsets of matrices, one step of an adversary.
-The publication reports the pattern of one layer in every layer, and that outcomes depend on the seed. Our run has one
-seed and batches of 512 (published: 2048). In it every feature has its component in `mlp_in` of both layers, and half of
-the features a second one. In `mlp_out` more components are alive than there are neurons, and no feature uses all of
-them. `--presets resid_mlp3` is three layers, and takes several hours.
+This is `spd_resid_mlp` (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) with two layers of 25 neurons and the 2026
+configuration: one importance function for all components of a matrix, random subsets of matrices, and one step of an
+adversary. In the publication, every layer has the pattern of the one-layer model, and results depend on the seed. Our
+run has one seed and batches of 512 (published: 2048). In our run every feature has a component in `mlp_in` of both
+layers, and half of the features have a second component. In `mlp_out` more components are alive than there are neurons,
+and no feature uses all of them. `--presets resid_mlp3` has three layers, and takes several hours.
 """
 
 from __future__ import annotations

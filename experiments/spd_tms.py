@@ -1,12 +1,12 @@
-"""SPD takes toy models of superposition apart into one rank-one component per feature, whatever the seeds.
+"""SPD decomposes toy models of superposition into one rank-one component for each feature, with every seed.
 
 Stochastic parameter decomposition (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) with the configuration of 2026: Δ,
 a warm-up on faithfulness, scalar gates, V and U tied where the target is tied. On one-hot inputs each feature has one
 component of its own and no other (identity-CI error 0 at tolerance .1). The component points along the feature (MMCS)
 and has its norm (ML2R). `spd_tms_larger` does the same for larger targets; `apd_tms` is the earlier method.
 
-Batches are smaller than the published 4096; no claim above depends on this. The strict error is the error with only the
-important components, over ‖f‖. The oracle has the features themselves as parts of the matrix.
+Batches are smaller than the published 4096. No claim above depends on this. The strict error is the error with only the
+important components, divided by ‖f‖. The oracle has the features as parts of the matrix.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from jax_interp.views.style import BLUE, INK, canvas, fading, styled
 
 @dataclasses.dataclass(frozen=True)
 class DecompositionRuns:
-    """The runs of one preset: each target seed with each decomposition seed."""
+    """The runs of one preset: all pairs of a target seed and a decomposition seed."""
 
     preset: str
     target: str
@@ -89,11 +89,11 @@ def run_decompositions(names: Sequence[str], steps: int | None) -> tuple[list[Ro
     """Run some of `DECOMPOSITIONS`.
 
     Args:
-      names: their keys.
-      steps: the number of steps of each; None: its own.
+      names: keys of `DECOMPOSITIONS`.
+      steps: the number of steps of each run; None: the number in its config.
 
     Returns:
-      The rows of all, and by title the first run's importances on one-hot inputs.
+      The rows of all runs; and the importances of each first run on one-hot inputs, by title.
     """
     rows: list[Row] = []
     data: dict[str, Any] = {}
@@ -111,7 +111,7 @@ def run_decompositions(names: Sequence[str], steps: int | None) -> tuple[list[Ro
 
 
 def train_all(one: DecompositionRuns) -> list[Trained]:
-    """All runs in one program: each target seed with each decomposition seed."""
+    """Train all pairs of a target seed and a decomposition seed in one program."""
     recipe = preset(one.preset)
     settings = dataclasses.replace(recipe, batch=one.batch, steps=one.steps or recipe.steps)
     models = [tms_target(one.target, seed) for seed in one.targets]
@@ -147,9 +147,9 @@ def measure(trained: Trained, one: DecompositionRuns) -> dict[str, Any]:
 
 
 def oracle_error(trained: Trained, x: Any) -> float | None:
-    """The strict error of the known answer, by which each feature's parts of the weights are needed where it is on.
+    """The strict error of the known answer: a part of the weights is needed where its feature is on.
 
-    None where there is no such answer.
+    None if there is no known answer.
     """
     known = known_features(trained.model.target)
     oracle = None if known is None else oracle_decomposition(trained.model, known.parts)

@@ -1,9 +1,9 @@
-"""SPD takes larger toy models apart as well, and those with an identity matrix inserted.
+"""SPD also decomposes larger toy models, and toy models with an inserted identity matrix.
 
-As `spd_tms` (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790), on more targets: forty features in ten dimensions; an m
-x m identity matrix between W and its transpose, which is found as m components that all features use; both at once; and
-TMS 5-2 with the configuration of 2025 (no Δ, no warm-up on faithfulness, both sigmoids leaky in the forward pass).
-Batches are smaller than the published 4096.
+This is `spd_tms` (Bushnaq, Braun & Sharkey 2025, arXiv 2506.20790) with more targets. One has forty features in ten
+dimensions. One has an m x m identity matrix between W and its transpose; SPD finds it as m components that all features
+use. One has both. The last is TMS 5-2 with the 2025 configuration (no Δ, no warm-up on faithfulness, both sigmoids
+leaky in the forward pass). Batches are smaller than the published 4096.
 """
 
 from __future__ import annotations

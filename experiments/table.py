@@ -16,10 +16,10 @@ and the defaults of its `Config` are the run reported below.
     python -m experiments draw                  # draw all figures again from results/
 
 `--quick` takes less than a minute, shows that the code runs, and writes to `out/experiments/`. Other options change the
-config (`python -m experiments grokking --help`). The seconds are those of the last run, on two cores of a busy machine,
-with training where nothing was cached. Where a publication makes a claim without a figure, the third column has what an
-independent implementation measured. `holds` says whether our figure supports the claim, by a bound in the experiment's
-code. It is empty where there was nothing to compare with.
+config (`python -m experiments grokking --help`). The seconds are those of the last run, on two cores of a busy machine.
+They include training that was not cached. If a publication gives no figure for a claim, the third column has the figure
+of an independent implementation. `holds` says whether our figure supports the claim, by a bound in the experiment's
+code. It is empty if there is nothing to compare with.
 """
 
 

@@ -1,4 +1,4 @@
-"""Sparse features are stored in superposition, in the corners of polytopes: pentagon, antipodal pairs.
+"""Sparse features are stored in superposition, as the corners of polytopes such as pentagons and antipodal pairs.
 
 Elhage et al. 2022, "Toy Models of Superposition". Five features in the plane form a regular pentagon. With 100 features
 in 20 dimensions, the dimensions per feature D* start at 1 (dense features: 20 directions only), have a plateau at 1/2

@@ -1,9 +1,9 @@
 """One random layer holds the AND of every pair of features, with errors of order p and p².
 
-Vaintrob, Mendel & Hänni 2024 (arXiv 2408.05451): neurons that each read a feature with probability p compute all
-conjunctions at once. With only the pair on, the value read is exact. With one of the pair and another feature on the
-error is about p, with two other features on about p². p should fall with the number of neurons; it must be large enough
-that some neuron reads each pair.
+Vaintrob, Mendel & Hänni 2024 (arXiv 2408.05451): if each neuron reads each feature with probability p, the layer
+computes all conjunctions at once. If only the pair is on, the result is exact. If one feature of the pair and one other
+feature are on, the error is about p; if two other features are on, about p². p should fall with the number of neurons,
+but some neuron must still read each pair.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A command's options from the command line, by tyro, with each error as one line.
+"""Read a command's options by tyro, and turn each tyro error into one line.
 
 tyro prints an error as a box of several lines. The first paragraph of the box is the message, and a later one may
 suggest the nearest option.
@@ -25,9 +25,9 @@ def parse(
 
     Args:
       kind: the dataclass of the options.
-      argv: the arguments after the command, without those that were read before.
+      argv: the arguments after the command, without the arguments that were already read.
       command: the command's name, for the help and for messages.
-      usage: what was read before, such as "CONFIG", for the help.
+      usage: the arguments that were already read, such as "CONFIG", for the help.
       default: the values of options that are not given; None: the defaults of `kind`.
 
     Returns:
@@ -35,7 +35,7 @@ def parse(
 
     Raises:
       UserError: an option is unknown, has the wrong type, or lacks its value. The message is one line.
-      SystemExit: after `--help` was printed.
+      SystemExit: `--help` was printed.
     """
     import tyro
 
@@ -53,7 +53,7 @@ def parse(
 
 
 def one_line(box: str) -> str:
-    """The message in one of tyro's error boxes, and the option that it suggests."""
+    """The message in an error box of tyro, and the option that the box suggests."""
     paragraphs: list[list[str]] = [[]]
     for row in (row.strip("│| ") for row in box.splitlines()):
         if re.fullmatch(r"[╭╰+].*|[─-]*", row):  # the frame, a rule inside it, an empty row
@@ -90,7 +90,7 @@ REWORDED = (  # tyro's messages, and what is printed in their place
 
 @contextlib.contextmanager
 def _wide_terminal() -> Iterator[None]:
-    """A terminal so wide that no message is broken inside a word."""
+    """Make the terminal so wide that tyro does not break words."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "1000"
     try:

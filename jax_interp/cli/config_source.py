@@ -4,7 +4,7 @@
     jax-interp train-lm my/run.py                      any Python file that defines CONFIG
     jax-interp train-lm --config runs/x                runs/x/config.json
 
-A command that is given a run directory goes on with that run.
+If the config is a run directory, the command resumes that run.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def take_source(argv: Sequence[str]) -> tuple[str | None, list[str]]:
       argv: the arguments after the command.
 
     Returns:
-      `(source, rest)`. The source is the first argument if that is no option, or the argument of `--config`; None
-      where neither is there.
+      `(source, rest)`. The source is the first argument if it is not an option, or the argument of `--config`; None if
+      neither is given.
 
     Raises:
       UserError: two configs are given, or nothing follows `--config`.
@@ -55,7 +55,7 @@ def resolve(
       kind: the class of the command's configs.
       argv: the arguments after the command.
       command: the command's name, for messages.
-      shown_in_help: the config whose values `--help` shows where no config is named.
+      shown_in_help: the config whose values `--help` shows if no config is named.
 
     Returns:
       The config, and the other arguments.

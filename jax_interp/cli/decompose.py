@@ -1,4 +1,4 @@
-"""`jax-interp decompose CONFIG`: take a model's matrices apart into components, measure them, and write a page."""
+"""`jax-interp decompose CONFIG`: decompose a model's matrices into components, measure them, and write a page."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from jax_interp.recipes.decomposition import DecompositionRunConfig, decompose
 
 @dataclass(frozen=True)
 class Decompose:
-    """Take a model's matrices apart into components, save them, measure them and write one HTML page.
+    """Decompose a model's matrices into components, save them, measure them and write one HTML page.
 
-    CONFIG is a name (tms_5_2_spd, ...), a .py file with a CONFIG, a config.json or a run directory. Every field of it
-    but the list of losses can be overridden below. A run that was stopped or killed goes on with the same command, and
-    ends with the same bits.
+    CONFIG is a name (tms_5_2_spd, ...), a .py file with a CONFIG, a config.json or a run directory. The options below
+    override its fields, except the list of losses. The same command resumes a run that was stopped or killed, and the
+    result is the same bit for bit.
     """
 
     config: Annotated[DecompositionRunConfig, tyro.conf.arg(name="")]
     run_dir: Path | None = None
     """The run directory. Default: runs/<config name>, or the run directory that was given as CONFIG."""
     quiet: bool = False
-    """Show no progress."""
+    """Do not show progress."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    """The main figures, one in each line: reconstruction, mechanistic faithfulness, linearity, known features."""
+    """The main figures, one on each line: reconstruction, mechanistic faithfulness, linearity, known features."""
     lines = [f"faithfulness {result['faithfulness']:.3g} (relative {result['relative_faithfulness']:.3g})"]
     lines += [f"error under {kind} masks: {value:.4g}" for kind, value in result["error"].items()]
     lines += [f"error after {n} steps of the adversary: {value:.4g}" for n, value in result.get("pgd", {}).items()]

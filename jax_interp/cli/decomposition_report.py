@@ -15,11 +15,11 @@ from jax_interp.recipes.decomposition import PageOptions, rewrite_page
 
 @dataclass(frozen=True)
 class Report:
-    """Write the page of a finished run of decompose again: one HTML file, report.html in its directory.
+    """Write the page of a finished run of decompose again: the file report.html in its directory.
 
-    For every matrix it shows the components with the largest mean importance: their vectors and, of a language model,
-    the tokens on which they are important, the tokens that are predicted there, and the pieces of held-out text in
-    which they are most important. Nothing is trained or measured again.
+    For every matrix the page shows the components with the largest mean importance, and their vectors. For a language
+    model it also shows the tokens on which they are important, the tokens that are predicted there, and the pieces of
+    held-out text in which they are most important. Nothing is trained or measured again.
     """
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]

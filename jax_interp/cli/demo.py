@@ -1,7 +1,7 @@
 """`jax-interp demo`: a tour of the package on a small real model, with a report at the end.
 
-A demo that was killed goes on with the same command: the training from its last checkpoint, to the same bits, and the
-rest from the start, which takes seconds.
+The same command resumes a demo that was killed: training resumes from its last checkpoint, with the same bits as a
+result, and the other stages start again, which takes seconds.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from jax_interp.recipes.demo.config import DemoConfig
 
 @dataclass(frozen=True)
 class Demo:
-    """Look inside a trained language model, from its weights to a report, in a few minutes on two CPU cores.
+    """Look inside a trained language model and write a report, in a few minutes on two CPU cores.
 
     The demo loads the model, lets it write, trains a sparse dictionary on its activations and evaluates it. It finds
-    the features that fire on a token, ablates and clamps one while the model writes, patches a pair of prompts over
-    layers and positions, and writes one HTML page about all of it. A demo that was stopped or killed goes on with the
-    same command.
+    the features that fire on a token, ablates and clamps one of them while the model writes, patches a pair of prompts
+    over layers and positions, and writes one HTML page with all results. The same command resumes a demo that was
+    stopped or killed.
 
     CONFIG is a name (demo, the default), a .py file with a CONFIG, or a config.json.
     """
@@ -35,7 +35,7 @@ class Demo:
     run_dir: Path | None = None
     """The directory for everything, with the report in report.html. Default: runs/<config name>."""
     quiet: bool = False
-    """Show no progress."""
+    """Do not show progress."""
 
 
 def run(argv: Sequence[str]) -> int:

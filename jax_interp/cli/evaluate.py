@@ -14,22 +14,22 @@ from jax_interp.cli.arguments import parse
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure a dictionary on held-out text: sparsity, reconstruction, and what splicing it in costs the model.
+    """Measure a dictionary on held-out text: sparsity, reconstruction, and the rise of the model's loss.
 
-    First it is checked that splicing in the identity gives the model's own loss to the bit. The figures are printed and
-    written as JSON.
+    First the command checks that an identity in place of the dictionary gives exactly the model's loss. The figures are
+    printed and written as JSON.
     """
 
     dictionary: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_OR_DICTIONARY")]
     """A run directory of train-dictionary, or a directory with dictionary.json and dictionary.safetensors."""
     sequences: int | None = None
-    """Held-out sequences to measure on. Default: as many as the run's config says."""
+    """The number of held-out sequences. Default: the number in the run's config."""
     model: str | None = None
-    """Another model than the one that the dictionary was trained on."""
+    """A model to use instead of the model that the dictionary was trained on."""
     text: str | None = None
-    """Another text: "stdlib", a UTF-8 file, or a directory of them. Its held-out part is used."""
+    """Another text: "stdlib", a UTF-8 file, or a directory of such files. Its held-out part is used."""
     json: Path | None = None
-    """Where to write the figures. Default: evaluation.json in the directory; of another model or text, nowhere."""
+    """The file for the figures. Default: evaluation.json in the directory; with another model or text, no file."""
 
 
 def run(argv: Sequence[str]) -> int:

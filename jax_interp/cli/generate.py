@@ -1,4 +1,4 @@
-"""`jax-interp generate PROMPT`: a model continues a text as you watch, with saved edits applied if you like."""
+"""`jax-interp generate PROMPT`: continue a text with a model, and with saved edits if you give some."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _prompt(given: str) -> str:
-    """The text to continue. Raises UserError where it is not UTF-8: such bytes arrive as lone surrogates, or stdin
-    raises for them."""
+    """The text to continue. Raises UserError if it is not UTF-8. Python turns such bytes into lone surrogates, or stdin
+    raises an error."""
     try:
         prompt = sys.stdin.read() if given == "-" else given
         prompt.encode()

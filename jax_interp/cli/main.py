@@ -1,7 +1,7 @@
-"""`jax-interp COMMAND ...`: one command for each kind of work, each in a file of its own.
+"""`jax-interp COMMAND ...`: the command line. Each command is in its own file.
 
-A command is a module with `run(argv)`. It is imported when it is asked for, so that help comes at once. A mistake of
-the user is a `UserError`: one line on stderr and exit code 2. After Ctrl-C a message says how to go on.
+A command is a module with `run(argv)`. It is imported only when it runs, so that help is fast. A mistake of the user is
+a `UserError`: one line on stderr and exit code 2. After Ctrl-C a message says how to resume.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COMMANDS = {
 }
 DEBUG = "JAX_INTERP_DEBUG"
 SITES = re.compile(r"`sites\(model\)\(\*args\)` lists every name.*", re.DOTALL)
-"""The end of an AddressError, which lists all names; on the command line it names the command instead."""
+"""An AddressError ends with a list of all names. The command line replaces this end by the name of a command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        return _print_error("interrupted; the same command goes on from the last checkpoint, if there is one", 130)
+        return _print_error("interrupted; the same command resumes from the last checkpoint, if there is one", 130)
     except Exception as error:
         if debug:
             raise
@@ -99,7 +99,7 @@ def _explain(error: Exception) -> int:
         return _print_error(f"error: {SITES.sub('`jax-interp sites MODEL` lists every name', str(error))}", 2)
     if isinstance(error, OSError) and error.filename is not None:
         return _print_error(f"error: {error.filename}: {error.strerror}", 2)
-    if type(error).__name__ == "Interrupted":  # by name, as importing the training loop takes seconds
+    if type(error).__name__ == "Interrupted":  # compared by name, because importing the training loop takes seconds
         return _print_error(str(error), getattr(error, "exit_code", 130))
     if type(error).__name__ in ("NonFinite", "SelfCheckError"):
         return _print_error(f"error: {error}", 1)

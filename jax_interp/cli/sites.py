@@ -16,20 +16,20 @@ from jax_interp.cli.arguments import parse
 class Sites:
     """List the named values of a model: addresses, axes, shapes, dtypes. Nothing is computed.
 
-    A value that is the same in all blocks is one row, blocks.*.name. To read or edit it in some layers, write a number
-    or a range in place of the star: blocks.3.name, blocks.2:4.name.
+    If a value has the same type in all blocks, it is one row, blocks.*.name. To read or edit it in some layers, replace
+    the star by a number or a range: blocks.3.name, blocks.2:4.name.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = "stdlib-small"
     """A model of the package, a Hugging Face directory, or a name on the Hugging Face hub."""
     address: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[ADDRESS ...]")] = ()
-    """Only these values, such as blocks.3.resid_post. An unknown one is an error that names the nearest."""
+    """Only these values, such as blocks.3.resid_post. An unknown address is an error that names the nearest address."""
     batch: int = 1
-    """Sequences in the input that the shapes are for."""
+    """The number of sequences in the input, for the shapes."""
     pos: int = 16
-    """Tokens in each of these sequences."""
+    """The number of tokens in each sequence, for the shapes."""
     json: bool = False
-    """Print JSON, with an entry for each layer."""
+    """Print JSON, with a separate entry for each layer."""
 
 
 def run(argv: Sequence[str]) -> int:

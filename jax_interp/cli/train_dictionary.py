@@ -20,17 +20,17 @@ from jax_interp.views import tables
 class TrainDictionary:
     """Train a sparse dictionary on values of a model, save it as safetensors and JSON, and evaluate it.
 
-    CONFIG is a name (stdlib_small_topk, ...), a .py file with a CONFIG, a config.json or a run directory. The numbers
-    and names listed below can be overridden. The kinds of activation and of losses, a sweep, and resampling come from
-    CONFIG: to change them, give a .py file of your own. A run that was stopped or killed goes on with the same command,
-    and ends with the same bits.
+    CONFIG is a name (stdlib_small_topk, ...), a .py file with a CONFIG, a config.json or a run directory. The options
+    below override its numbers and names. To change the kind of activation, the kinds of losses, a sweep or resampling,
+    give your own .py file. The same command resumes a run that was stopped or killed, and the result is the same bit
+    for bit.
     """
 
     config: Annotated[DictionaryRunConfig, tyro.conf.arg(name="")]
     run_dir: Path | None = None
     """The run directory. Default: runs/<config name>, or the run directory that was given as CONFIG."""
     quiet: bool = False
-    """Show no progress."""
+    """Do not show progress."""
 
 
 def run(argv: Sequence[str]) -> int:

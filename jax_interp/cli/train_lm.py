@@ -19,16 +19,16 @@ from jax_interp.views import tables
 class TrainLM:
     """Train a small language model from a config: text, tokenizer, training, evaluation, export.
 
-    CONFIG is a name (stdlib_small, stdlib_tiny), a .py file with a CONFIG, a config.json or a run directory. Every
-    field of it can be overridden below. A run that was stopped or killed goes on with the same command, and ends with
-    the same bits.
+    CONFIG is a name (stdlib_small, stdlib_tiny), a .py file with a CONFIG, a config.json or a run directory. The
+    options below override its fields. The same command resumes a run that was stopped or killed, and the result is the
+    same bit for bit.
     """
 
     config: Annotated[LanguageModelConfig, tyro.conf.arg(name="")]
     run_dir: Path | None = None
     """The run directory. Default: runs/<config name>, or the run directory that was given as CONFIG."""
     quiet: bool = False
-    """Show no progress."""
+    """Do not show progress."""
 
 
 def run(argv: Sequence[str]) -> int:

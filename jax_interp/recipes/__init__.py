@@ -1,1 +1,1 @@
-"""Whole runs: from a config to text and model, a trained artefact, a run directory and its report."""
+"""Whole runs: each takes a config, loads text and model, trains, and writes a run directory with a report."""

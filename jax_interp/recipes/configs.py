@@ -27,8 +27,8 @@ class FoundConfig(Generic[Config]):
 
     Args:
       config: the config.
-      name: the name of its run: `runs/<name>` is the default run directory.
-      run_dir: the run directory that the config was read from; None where it came from elsewhere.
+      name: the name of its run. `runs/<name>` is the default run directory.
+      run_dir: the run directory that the config was read from; None if it was not read from one.
     """
 
     config: Config
@@ -77,7 +77,7 @@ def find_config(kind: type[Config], source: str) -> FoundConfig[Config]:
 
 
 def directories() -> list[Path]:
-    """The directories of named configs, the first to be searched first."""
+    """The directories of named configs, in the order in which they are searched."""
     package = Path(__file__).resolve().parents[1]
     repository = package.parent
     places = [repository / "configs"] if (repository / "pyproject.toml").is_file() else []

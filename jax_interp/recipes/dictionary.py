@@ -1,10 +1,10 @@
-"""A whole run of a dictionary: model, text, training, export and evaluation, in one run directory.
+"""A whole dictionary run in one run directory: model, text, training, export and evaluation.
 
     dictionary/dictionary.json, dictionary/dictionary.safetensors   the trained dictionary, for raw activations
     evaluation.json                                                 its figures on held-out text
     inputs.json                                                     fingerprints of weights and text, for a resume
 
-A run that is killed goes on with the same call, and ends with the same bits.
+If a run is killed, the same call resumes it, and the result is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class DictionaryRunConfig:
 
     dictionary: DictionaryConfig | CrossLayerConfig = field(default_factory=DictionaryConfig)
     model: str = "stdlib-small"
-    """What `load` takes: a name of the package's, a Hugging Face directory or hub name."""
+    """The argument of `load`: a name of a model in the package, a Hugging Face directory or a hub name."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """The model's dtype; its files are converted."""
+    """The dtype of the model. Weights in another dtype are converted."""
     text: str = "stdlib"
     """"stdlib" (the interpreter's standard library), a UTF-8 file, or a directory of .txt, .py and .md files."""
     batch: int = 8
-    """Sequences a step."""
+    """Sequences in each step."""
     context: int = 256
-    """Tokens a sequence."""
+    """Tokens in each sequence."""
     evaluate_sequences: int = 64
     """Held-out sequences that the dictionary is measured on."""
     log_every: int = 10
@@ -66,7 +66,7 @@ class DictionaryRunConfig:
     checkpoint_every: int = 100
     """Steps between two checkpoints."""
     sweep: Sweep | None = None
-    """A grid of dictionaries in place of one."""
+    """A grid of dictionaries to train instead of one dictionary."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "context", "evaluate_sequences", "log_every", "checkpoint_every"):
@@ -79,13 +79,13 @@ class DictionaryRunConfig:
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on."""
+        """The number of tokens in the training."""
         return self.dictionary.steps * self.batch * self.context
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a dictionary run needs besides its config. `inputs_for` makes it."""
+    """The inputs of a dictionary run besides its config, as `inputs_for` returns them."""
 
     model: Decoder
     tokenizer: Tokenizer
@@ -96,7 +96,7 @@ def inputs_for(config: DictionaryRunConfig) -> Inputs:
     """Load the model, check the config against it, and read the text.
 
     Raises:
-      UserError: an address does not name one vector a token, values have unsuitable widths, or the text is too short.
+      UserError: an address does not name one vector for each token, widths do not fit, or the text is too short.
     """
     model, tokenizer = load(config.model, dtype=config.dtype)
     if tokenizer is None:
@@ -116,21 +116,21 @@ def inputs_for(config: DictionaryRunConfig) -> Inputs:
 
 
 def check_address(model: Model, address: str) -> None:
-    """Raises UserError, from shapes alone, where `address` is no value that a dictionary can read."""
+    """Raises UserError if `address` is not a value that a dictionary can read. Only shapes are computed."""
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     jax.eval_shape(lambda model, tokens: harvest(model, address, tokens), model, tokens)
 
 
 def widths_of(model: Model, addresses: Addresses) -> tuple[int, ...]:
-    """The width of the value at each address, from shapes alone."""
+    """The width of the value at each address. Only shapes are computed."""
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     found = jax.eval_shape(lambda model, tokens: values(model, addresses, tokens), model, tokens)
     return tuple(value.shape[1] for value in found)
 
 
 def check_cross_layer(model: Model, config: CrossLayerConfig) -> None:
-    """Raises UserError where the values differ in width or are not in the order of the layers. The replacement model is
-    run on shapes alone to see that."""
+    """Raises UserError if the values differ in width or are not in the order of the layers. To check this, only the
+    shapes of the replacement model are computed."""
 
     def run(model: Model, tokens: Array) -> Array:
         widths = tuple(value.shape[-1] for value in values(model, config.addresses, tokens))
@@ -143,19 +143,19 @@ def check_cross_layer(model: Model, config: CrossLayerConfig) -> None:
 def train(
     config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False
 ) -> Dictionary | CrossLayer:
-    """Train in `run_dir`, from its last checkpoint if it has one. The exported dictionary is saved there too.
+    """Train in `run_dir`, from the last checkpoint if there is one. The exported dictionary is saved there too.
 
     Args:
       config: the run.
       run_dir: the run directory.
-      inputs: of `inputs_for(config)`.
+      inputs: the result of `inputs_for(config)`.
       quiet: show nothing on stderr.
 
     Returns:
       The dictionary, for raw activations.
 
     Raises:
-      UserError: `run_dir` holds a run of another config, or was begun with other weights or another text.
+      UserError: `run_dir` holds a run with another config, other weights or another text.
     """
     trained = config.dictionary
     batch_at = inputs.text.training_batches(config.batch, config.context, trained.seed)
@@ -189,12 +189,12 @@ def measure(
     """Evaluate a dictionary on the held-out text. The identity is evaluated first, as a check.
 
     Args:
-      config: the run: its text, and the number of sequences.
+      config: the run, with its text and the number of sequences.
       sae: the dictionary.
-      inputs: of `inputs_for(config)`.
+      inputs: the result of `inputs_for(config)`.
       write_to: a file for the figures, as JSON.
-      address: what is read, in place of the config's.
-      writes: what is written, in place of the config's.
+      address: the address to read; None: the config's.
+      writes: the address to write; None: the config's.
     """
     batches = inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences)
     reads, writes = address or config.dictionary.address, writes or config.dictionary.writes

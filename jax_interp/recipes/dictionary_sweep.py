@@ -1,7 +1,7 @@
-"""A whole run of a grid of dictionaries, in one run directory.
+"""A whole run that trains a grid of dictionaries, in one run directory.
 
-members/00/dictionary/..., members/00/evaluation.json     each member, like a run of its own
-sweep.json                                                each member's values in the grid, and its figures
+members/00/dictionary/..., members/00/evaluation.json     each member, with the files of a single run
+sweep.json                                                each member's values in the grid, and its metrics
 report.html                                               the Pareto plot and the training curves
 """
 
@@ -24,16 +24,17 @@ from jax_interp.training import Log, SaveTo, open_run
 def run_sweep(
     config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False
 ) -> list[dict[str, Any]]:
-    """Train and evaluate every member of a grid in `run_dir`, from its last checkpoint if it has one.
+    """Train and evaluate every member of a grid in `run_dir`, from the last checkpoint if there is one.
 
     Args:
       config: the run; its `sweep` is the grid.
       run_dir: the run directory.
-      inputs: of `inputs_for(config)`.
+      inputs: the result of `inputs_for(config)`.
       quiet: show nothing on stderr.
 
     Returns:
-      {"name", "label", "series", "l0", "fvu", "recovered", "dead", "member"} of each member; `sweep.json` has the same.
+      {"name", "label", "series", "l0", "fvu", "recovered", "dead", "member"} for each member. `sweep.json` has the same
+      values.
     """
     grid, base = config.sweep, config.dictionary
     assert grid is not None
@@ -75,7 +76,7 @@ def run_sweep(
 
 
 def strength(member: Member, sweep: Sweep) -> str:
-    """The label of a member: k and coefficients, where they are varied, and whether it diverged."""
+    """The label of a member: its k and coefficients (if the grid varies them), and whether it diverged."""
     parts = [f"k {member.k}"] if sweep.k else []
     parts += [f"{name} {value:g}" for name, value in member.coefficients.items()]
     parts += [] if member.diverged is None else [f"diverged after step {member.diverged}"]
@@ -83,7 +84,7 @@ def strength(member: Member, sweep: Sweep) -> str:
 
 
 def series(member: Member, sweep: Sweep) -> str:
-    """The name of the line that joins a member with those that differ from it in strength alone."""
+    """The name of a member's line in the plot. Members on one line differ only in sparsity strength."""
     parts = [str(member.address)] if len(sweep.addresses) > 1 else []
     parts += [f"seed {member.seed}"] if len(sweep.seeds) > 1 else []
     parts += [f"rate {member.learning_rate:g}"] if len(sweep.learning_rates) > 1 else []

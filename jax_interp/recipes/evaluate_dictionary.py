@@ -1,4 +1,4 @@
-"""The recipe of `evaluate`: a saved dictionary measured on held-out text."""
+"""The recipe of `evaluate`: measure a saved dictionary on held-out text."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class EvaluatedDictionary:
 
     Args:
       saved: the dictionary.
-      config: the run that they were measured by: its model, text and number of sequences.
+      config: the run that gives the model, the text and the number of sequences.
       figures: the figures as JSON values, with the names of model and text.
-      written_to: the file that has them; None where they were not written.
+      written_to: the file with the figures; None if they were not written.
     """
 
     saved: Saved
@@ -51,11 +51,11 @@ def evaluate_saved(
 
     Args:
       path: a run directory of `train-dictionary`, or the directory of a saved dictionary.
-      model: another model than the one that the dictionary was trained on.
-      text: another text.
-      sequences: held-out sequences; None: as many as the run's config says.
-      write_to: the file for the figures. Default: `evaluation.json` in `path`, if model and text are the run's own;
-        figures of another model or text are not written without a `write_to`.
+      model: another model to use; None: the model that the dictionary was trained on.
+      text: another text to use; None: the text of the run.
+      sequences: the number of held-out sequences; None: the number in the run's config.
+      write_to: the file for the figures. The default is `evaluation.json` in `path`. With another model or text,
+        figures are written only if this is given.
 
     Returns:
       The figures.
@@ -100,8 +100,7 @@ def dictionary_directory(path: Path) -> Path:
 
 
 def check_widths(model: Model, saved: Saved, name: str) -> None:
-    """Raise UserError where the values of the model `name` have other widths than those the dictionary was trained
-    on."""
+    """Raises UserError if the values of the model `name` do not have the widths that the dictionary was trained on."""
     reads, writes = address_tuple(saved.address), address_tuple(saved.writes or saved.address)
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     widths = [v.shape[1] for v in jax.eval_shape(lambda m, t: values(m, reads + writes, t), model, tokens)]
@@ -120,7 +119,7 @@ def check_widths(model: Model, saved: Saved, name: str) -> None:
 
 
 def run_config(saved: Saved) -> DictionaryRunConfig:
-    """The config that is kept with a dictionary, or the defaults for what it reads and writes where there is none."""
+    """The config that is saved with a dictionary. If there is none, the default config for its addresses."""
     if isinstance(saved.config, dict) and saved.config.get("type") == DictionaryRunConfig.__name__:
         return config_json.from_json(DictionaryRunConfig, saved.config)
     dictionary = DictionaryConfig(saved.address, writes=saved.writes, centred=saved.writes is None)

@@ -1,6 +1,6 @@
-"""The recipe of `generate`: a model, by name, continues a text, with saved edits applied.
+"""The recipe of `generate`: load a model by name and let it continue a text, with saved edits applied.
 
-JAX is imported when a text is written, so that the command's help comes at once.
+JAX is imported only when a text is written, so that the help of the command is fast.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ class GenerateConfig:
     max_tokens: int = 100
     """The largest number of new tokens. The end of a document ends the text before that."""
     temperature: float = 0.0
-    """0 takes the likeliest token every time. 1 draws from the model's distribution."""
+    """0 always takes the likeliest token. 1 samples from the model's distribution."""
     top_k: int | None = None
-    """Draw among the k likeliest tokens only."""
+    """Sample only from the k likeliest tokens."""
     top_p: float | None = None
-    """Draw among the fewest tokens that together have this probability."""
+    """Sample only from the smallest set of tokens that together have this probability."""
     min_p: float | None = None
-    """Draw among the tokens at least this many times as likely as the likeliest."""
+    """Sample only from tokens with at least this fraction of the likeliest token's probability."""
     repetition_penalty: float | None = None
     """Makes tokens that are already in the text less likely. 1.2 is usual, 1 changes nothing."""
     stop: tuple[str, ...] = ()
     """Texts that end the continuation. They are not printed."""
     seed: int = 0
-    """Another seed draws another text."""
+    """The seed of sampling. Another seed gives another text."""
     edits: Path | None = None
     """A file of edits (`save_edits`). They act on every forward pass."""
     bos: bool = True

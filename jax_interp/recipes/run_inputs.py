@@ -1,6 +1,6 @@
-"""Fingerprints of the weights and the text that a run began with. A run goes on only with the same ones.
+"""Fingerprints of the weights and the text of a run. A run can be resumed only with the same weights and text.
 
-They are kept in `inputs.json` in the run directory.
+They are stored in `inputs.json` in the run directory.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def fingerprint(model: PyTree, text: Text | None = None) -> dict[str, str]:
 
 
 def same_inputs(directory: Path, now: Mapping[str, str], *, begins: bool = True) -> None:
-    """Check that a run goes on with the inputs that it began with.
+    """Check that a resumed run has the same inputs as when it began.
 
     Args:
       directory: the run directory.
-      now: the fingerprints of the inputs at hand.
-      begins: whether to write the fingerprints where the directory has none yet.
+      now: the fingerprints of the current inputs.
+      begins: whether to write the fingerprints if the directory has none.
 
     Raises:
       UserError: the run began with other weights or another text.

@@ -1,4 +1,4 @@
-"""The recipe of `sites`: the named values of a model, from its shapes alone."""
+"""The recipe of `sites`: list the named values of a model. Only shapes are computed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def model_values(
       pos: tokens in each sequence.
 
     Returns:
-      Axes, shape and dtype of each value, by its address (every layer has an entry of its own); and the number of
-      blocks.
+      Axes, shape and dtype of each value by address, with a separate entry for every layer; and the number of blocks.
 
     Raises:
       UserError: there is no such model, or it has no such value.
@@ -58,11 +57,11 @@ def collapse_layers(values: Mapping[str, NamedValue], depth: int) -> Iterator[tu
     """Join the layers in which a value has the same axes, shape and dtype.
 
     Args:
-      values: every layer with an entry of its own.
+      values: the values, with a separate entry for every layer.
       depth: the number of blocks.
 
     Yields:
-      `(address, value)`; the address of all layers is `blocks.*.name`, of some of them `blocks.2:4.name`.
+      `(address, value)`. The address is `blocks.*.name` for all layers, or `blocks.2:4.name` for some layers.
     """
     layers_of: dict[tuple[str, tuple], list[int]] = {}
     for name, value in values.items():

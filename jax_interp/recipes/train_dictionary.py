@@ -1,8 +1,8 @@
-"""The recipe of `train-dictionary`: train a dictionary or a grid of them, measure what was trained, and write a page.
+"""The recipe of `train-dictionary`: train a dictionary or a grid of dictionaries, measure them, and write a page.
 
     figures = run_dictionary(DictionaryRunConfig(variants.topk("blocks.2.resid_post", k=32)), "runs/sae")
 
-To the files of `recipes.dictionary` and `recipes.dictionary_sweep` it adds `report.html`.
+It writes the files of `recipes.dictionary` or `recipes.dictionary_sweep`, and `report.html`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def run_dictionary(config: DictionaryRunConfig, run_dir: Path | str, *, quiet: b
 
     Args:
       config: the run, without a sweep.
-      run_dir: the run directory; a run that was stopped there goes on.
+      run_dir: the run directory. If it has a stopped run, this run is resumed.
       quiet: show no progress.
 
     Returns:
@@ -49,14 +49,14 @@ def run_grid(config: DictionaryRunConfig, run_dir: Path | str, *, quiet: bool = 
 
     Args:
       config: the run, with a sweep.
-      run_dir: the run directory; a run that was stopped there goes on.
+      run_dir: the run directory. If it has a stopped run, this run is resumed.
       quiet: show no progress.
 
     Returns:
-      What each dictionary is, and its figures; also in `sweep.json`.
+      A description and the figures of each dictionary, which are also in `sweep.json`.
 
     Raises:
-      UserError: as `run_dictionary`.
+      UserError: in the same cases as `run_dictionary`.
     """
     directory = Path(run_dir)
     rows = run_sweep(config, directory, inputs_for(config), quiet=quiet)
@@ -65,7 +65,7 @@ def run_grid(config: DictionaryRunConfig, run_dir: Path | str, *, quiet: bool = 
 
 
 def title(config: DictionaryRunConfig, count: int | None = None) -> str:
-    """What is trained, in a few words; of a grid with the number of dictionaries."""
+    """A short description of the dictionary or the grid, for the title of the page."""
     reads = (config.sweep and config.sweep.addresses) or config.dictionary.reads
     kind = "cross-layer " if isinstance(config.dictionary, CrossLayerConfig) else ""
     named = tables.reads_and_writes(reads, config.dictionary.writes)

@@ -3,8 +3,8 @@
     results = train_lm(CONFIG, "runs/stdlib-small")
 
 The run directory then holds the run (config, log, checkpoints), `tokens/` (tokenizer and token stores), `results.json`
-and `export/`, a Hugging Face directory that `load` reads. A run that was killed goes on when it is called again, and
-ends with the same bits.
+and `export/`, a Hugging Face directory that `load` reads. If a run was killed, the
+same call resumes it, and the result is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ from jax_interp.training import Log, SaveTo, fit, open_run
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
-    """A run of `train_lm`. `text.vocab_size` must be the model's; the context is `model.n_ctx`.
+    """A run of `train_lm`. `text.vocab_size` must equal that of the model. The context is `model.n_ctx`.
 
-    A schedule is pairs `(step, fraction)`: the fraction holds from that step on, and is 0 before the first.
+    A schedule is a sequence of pairs `(step, fraction)`. A fraction is used from its step on; it is 0 before the first.
     """
 
     model: Config
@@ -63,11 +63,11 @@ class LanguageModelConfig:
     batch: int = 16
     """Windows of `n_ctx` tokens in each step."""
     repeats: tuple[tuple[int, float], ...] = ()
-    """Schedule of the windows in which one stretch occurs twice (`repeat_stretches`)."""
+    """Schedule of the fraction of windows in which one stretch occurs twice (`repeat_stretches`)."""
     random_repeats: tuple[tuple[int, float], ...] = ()
-    """Schedule of the windows that are random tokens, repeated (`random_repeats`)."""
+    """Schedule of the fraction of windows that are repeated random tokens (`random_repeats`)."""
     documents: tuple[tuple[int, float], ...] = ()
-    """Schedule of the windows whose first token is replaced by BOS (`begin_as_documents`)."""
+    """Schedule of the fraction of windows whose first token is replaced by BOS (`begin_as_documents`)."""
     seed: int = 0
     log_every: int = 10
     """Steps between two records of the log."""
@@ -78,7 +78,7 @@ class LanguageModelConfig:
     evaluate_windows: int = 64
     """Validation windows used during training, evenly spread."""
     final_windows: int | None = None
-    """Validation windows used at the end, evenly spread. None: all of them, which bits per byte need."""
+    """Validation windows used at the end, evenly spread. None: all of them; bits per byte are measured only then."""
     baseline_order: int | None = 5
     """Order of the Kneser-Ney n-gram model that is measured for comparison. None: no baseline."""
     export_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
@@ -114,7 +114,7 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
       config: the run. Between calls that continue one run only the fields in `MAY_DIFFER` may change. `steps` also
         places the decay of the learning rate (`Optimization.decay`): more steps continue the same run only while the
         decay has not begun.
-      run_dir: the run directory; a run that was stopped there goes on.
+      run_dir: the run directory. If it has a stopped run, this run is resumed.
       quiet: show no progress.
 
     Returns:
@@ -185,11 +185,11 @@ def _evaluation(config: LanguageModelConfig, text: PreparedText) -> Callable[[Tr
 def export(model: Decoder, config: LanguageModelConfig, text: PreparedText, directory: Path) -> Decoder:
     """Write a model and its tokenizer as a Hugging Face directory.
 
-    Matrices are rounded to `export_dtype` and norm weights are not. The file is then small, and still loads and
-    computes in float32 unless another dtype is asked for.
+    Matrices are rounded to `export_dtype`, which makes the file small. Norm weights are not rounded. The model still
+    loads and computes in float32, unless you ask for another dtype.
 
     Returns:
-      The model that `load` reads from the directory, which is the one that is evaluated.
+      The model that `load` reads from the directory. This is the model to evaluate.
     """
     narrow = jnp.dtype(config.export_dtype)
     rounded = jax.tree.map(lambda x, matrix: x.astype(narrow) if matrix else x, model, decays(model))
@@ -201,9 +201,9 @@ def export(model: Decoder, config: LanguageModelConfig, text: PreparedText, dire
 def final_results(model: Decoder, config: LanguageModelConfig, text: PreparedText) -> dict[str, Any]:
     """Measure the validation loss, the baseline's loss on the same tokens, and induction.
 
-    Windows overlap by half. Of every window but the first only the second half counts, so that each prediction has at
-    least `n_ctx / 2` tokens of context, or all there are. Neither loss counts the prediction of BOS, the first token of
-    a document.
+    Windows overlap by half. Only the second half of a window counts, except in the first window. So each prediction has
+    at least `n_ctx / 2` tokens of context, or all tokens before it. Neither loss counts predictions of BOS, the first
+    token of a document.
     """
     n_ctx, store, skip = config.model.n_ctx, text.validation, config.model.n_ctx // 2
     places = evaluation_windows(np.arange(store.tokens.size), n_ctx + 1, pad_id=0, overlap=skip + 1)  # a BOS is at 0
@@ -238,8 +238,8 @@ def kneser_ney_baseline(
     Args:
       text: the text.
       order: the n of the n-gram.
-      places: indices of the validation tokens that count; each is still predicted from all of its document before it.
-        None: all tokens, and then bits per byte are measured too.
+      places: indices of the validation tokens that count. Each is predicted from all earlier tokens of its document.
+        None: all tokens count, and bits per byte are measured too.
 
     Returns:
       `model` (its name), `loss` in nats per token, `tokens` (how many counted), and `bits_per_byte`.

@@ -96,6 +96,6 @@ def test_what_is_no_finished_run(finished, command, tmp_path):
     (finished / "evaluation.json").unlink()
     err = refused(finished)
     assert "has not finished: it has no evaluation.json" in err
-    assert f"`jax-interp decompose {finished}` goes on with it" in err
+    assert f"`jax-interp decompose {finished}` resumes it" in err
     (finished / "config.json").write_text('{"type": "DictionaryRunConfig"}')
     assert "config is a DictionaryRunConfig, not a DecompositionRunConfig" in refused(finished)

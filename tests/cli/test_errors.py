@@ -149,7 +149,7 @@ def test_ctrl_c_says_how_to_go_on(command, monkeypatch):
     monkeypatch.setattr(sites, "run", interrupted)
     code, _, err = command("sites")
     assert code == 130
-    assert "the same command goes on" in err
+    assert "the same command resumes" in err
 
 
 def test_a_failed_run_is_exit_code_1(command, monkeypatch):

@@ -1,10 +1,10 @@
-"""The recipe of `decompose`: take a model's matrices apart into components, measure them, and write a page.
+"""The recipe of `decompose`: decompose a model's matrices into components, measure them, and write a page.
 
     result = decompose(DecompositionRunConfig(preset("tms_5_2"), target="tms:5-2"), "runs/tms")
 
 The run directory then holds
 
-    config.json, checkpoints/, metrics.jsonl   the run; a run that was killed goes on when it is called again
+    config.json, checkpoints/, metrics.jsonl   the run; if it was killed, the same call resumes it
     inputs.json                                fingerprints of the weights and the text; a resume needs the same ones
     decomposition.safetensors                  V and U of every matrix, with the importance function or APD's threshold
     evaluation.json                            all figures

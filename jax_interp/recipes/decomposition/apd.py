@@ -1,4 +1,4 @@
-"""APD in a run: components of rank m that span all matrices, the top k of a batch kept by their attributions."""
+"""APD runs: components of rank m span all matrices, and the k largest attributions of a batch are kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @RUN_METHODS.register
 class APD(RunMethod[APDConfig, TrainedAPD]):
-    """Attribution-based parameter decomposition, of toys."""
+    """Attribution-based parameter decomposition, for toys only."""
 
     settings = APDConfig
     figures = (
@@ -57,7 +57,7 @@ class APD(RunMethod[APDConfig, TrainedAPD]):
     def train(
         self, settings: APDConfig, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log
     ) -> TrainedAPD:
-        """The trained components, with the threshold that keeps the top k of the rows that figures are measured on."""
+        """Train, and set the threshold that keeps the top k on the rows on which figures are measured."""
         assert inputs.sample is not None
         model = train_apd(settings, inputs.model, sample=inputs.sample, run=run, log=log)
         return with_threshold(settings, model, inputs.held_out(config.evaluate_rows)[0])
@@ -100,8 +100,8 @@ class APD(RunMethod[APDConfig, TrainedAPD]):
 
 
 def _cards(trained: TrainedAPD, held_out: HeldOut, options: PageOptions) -> dict[str, Any]:
-    """The components that are kept most often, for `views.component_cards`: in every matrix, what the first singular
-    pair of each reads and writes."""
+    """The components that are kept most often, for `views.component_cards`. For every matrix it has what the first
+    singular pair of each component reads and writes."""
     kept = jax.jit(lambda trained, x: jnp.sum(trained.kept(x), axis=0))
     count = np.sum([np.asarray(kept(trained, x)) for x, _ in held_out.batches], axis=0)
     rows = sum(len(x) for x, _ in held_out.batches)

@@ -16,7 +16,7 @@ from jax_interp.recipes.decomposition.config import PageOptions
 from jax_interp.recipes.decomposition.method import HeldOut
 
 MIN_LIFT = 1.1
-"""A token is shown where it has at least this lift."""
+"""A token is shown if it has at least this lift."""
 
 Strings = Mapping[int, str | None]
 
@@ -27,11 +27,11 @@ def component_cards(trained: Trained, held_out: HeldOut, options: PageOptions) -
     Args:
       trained: the decomposition.
       held_out: the data.
-      options: how many components and windows.
+      options: the numbers of components and windows.
 
     Returns:
-      `rows` (how many positions were read), `threshold`, `matrices` with a card for each component, and of a language
-      model `passages`.
+      `rows` (the number of positions that were read), `threshold`, `matrices` with a card for each component, and for a
+      language model `passages`.
     """
     if held_out.strings is None:
         twins = {twin for _, twin in trained.model.tied}
@@ -76,7 +76,7 @@ def _on_text(found: MatrixDashboard, strings: Strings) -> list[dict[str, Any]]:
 
 
 def _tokens(shares: TokenShares, component: int, strings: Strings) -> list[tuple[str | None, float, float]]:
-    """The tokens that are more frequent where the component is important than elsewhere."""
+    """The tokens that are more frequent at positions where the component is important than at other positions."""
     columns = zip(shares.tokens[component], shares.share[component], shares.lift[component])
     return [(strings[int(token)], float(share), float(lift)) for token, share, lift in columns if lift > MIN_LIFT]
 

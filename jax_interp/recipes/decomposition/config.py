@@ -22,19 +22,19 @@ class DecompositionRunConfig:
     target_seed: int = 0
     """Seed of the toy's training."""
     collapsed: bool = True
-    """Keep only the directions of a residual MLP's stream that matter: the same function, ten times cheaper."""
+    """Reduce the stream of a residual MLP to the directions that are used: the same function, ten times faster."""
     text: str = "stdlib"
     """Text for a language model: "stdlib", a UTF-8 file, or a directory of .txt, .py and .md files."""
     context: int = 256
     """Tokens in each sequence."""
     evaluate_rows: int = 512
-    """Examples (of a language model: sequences) that the decomposition is measured on."""
+    """The number of examples (sequences, for a language model) that the decomposition is measured on."""
     linearity_rows: int = 64
-    """Examples that linearity is measured on."""
+    """The number of examples that linearity is measured on."""
     adversary_steps: tuple[int, ...] = (20, 40, 80, 160, 320)
-    """Numbers of steps of the adversary, each measured."""
+    """The numbers of adversary steps to measure."""
     threshold: float = 0.0
-    """Importances above it count as important in every figure. Use 0 for a sigmoid that reaches 0."""
+    """In every figure, a component is important if its importance is above this. Use 0 if the sigmoid reaches 0."""
     log_every: int = 100
     """Steps between two records of the log."""
     checkpoint_every: int = 1000
@@ -55,14 +55,14 @@ class DecompositionRunConfig:
 
 @dataclass(frozen=True)
 class PageOptions:
-    """How much of a decomposition its page shows."""
+    """The amount of content on the page of a decomposition."""
 
     components: int | None = None
-    """Components of each matrix, the most important first. Default: 6, of a toy model 40."""
+    """The number of components for each matrix, the most important first. Default: 6, or 40 for a toy model."""
     windows: int = 6
-    """Pieces of text for each component, of a language model."""
+    """The number of text windows for each component, for a language model."""
     sequences: int = 128
-    """Held-out sequences in which components and windows are looked for (of a toy model: times a hundred inputs)."""
+    """The number of held-out sequences to search for components and windows. A toy uses 100 times as many inputs."""
 
     def __post_init__(self) -> None:
         for name in ("components", "windows", "sequences"):

@@ -63,7 +63,7 @@ def _language_model(config: DecompositionRunConfig) -> Inputs:
         return jnp.asarray(tokens), next_tokens(tokens, keep)
 
     def for_page(sequences: int) -> HeldOut:
-        batch = min(sequences, config.decomposition.batch, config.evaluate_rows)  # `held_out` showed that so many exist
+        batch = min(sequences, config.decomposition.batch, config.evaluate_rows)  # `held_out` has checked this
         return HeldOut(text.validation_batches(batch, config.context, sequences), tokenizer.strings)
 
     fingerprints = fingerprint(model, text)
@@ -71,7 +71,7 @@ def _language_model(config: DecompositionRunConfig) -> Inputs:
 
 
 def next_tokens(tokens: Int[np.ndarray, "seq pos"], keep: Bool[np.ndarray, "seq pos"]) -> Int[Array, "seq pos"]:
-    """The label of each position: the token after it, or -1 where there is none or one of the two is not kept."""
+    """The label of each position: the next token, or -1 if there is no next token or one of the two is not kept."""
     kept = np.asarray(keep, bool)
     labels = np.where(kept[:, :-1] & kept[:, 1:], tokens[:, 1:], -1)
     return jnp.asarray(np.pad(labels, ((0, 0), (0, 1)), constant_values=-1))

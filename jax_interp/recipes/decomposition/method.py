@@ -1,4 +1,4 @@
-"""What differs between the decomposition methods in a run: how each is trained, saved, measured and shown."""
+"""The parts of a run that differ between decomposition methods: training, saving, measuring and showing."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Decomposition = TypeVar("Decomposition", bound=PyTree)
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Data in which the components for the page are looked for.
+    """The data that is searched for the components on the page.
 
     Args:
-      batches: pairs of inputs and of a mask of the rows that count.
-      strings: of a language model, token ids to strings; None for a toy.
+      batches: pairs of inputs and a mask of the rows that count.
+      strings: for a language model, maps token ids to strings; None for a toy.
     """
 
     batches: Batches
@@ -43,11 +43,11 @@ class Inputs:
 
     Args:
       model: the target.
-      held_out: number of rows -> inputs and, of a language model, labels (None of a toy).
-      for_page: number of sequences -> the data for the page.
-      fingerprint: of the loaded weights and text.
-      sample: of a toy, key -> a batch to train on.
-      batch_at: of a language model, step -> a batch to train on.
+      held_out: `held_out(rows)` returns inputs and labels. Labels are None for a toy.
+      for_page: `for_page(sequences)` returns the data for the page.
+      fingerprint: the fingerprint of the loaded weights and text.
+      sample: for a toy, `sample(key)` returns a batch to train on.
+      batch_at: for a language model, `batch_at(step)` returns a batch to train on.
     """
 
     model: Model
@@ -70,12 +70,12 @@ class RunMethod(abc.ABC, Generic[Settings, Decomposition]):
     figures: ClassVar[tuple[str, ...]]
 
     def check_config(self, config: DecompositionRunConfig) -> None:
-        """Raise UserError where other fields of the run's config do not go with this method."""
+        """Raises UserError if other fields of the run's config do not fit this method."""
         return
 
     @abc.abstractmethod
     def check_inputs(self, settings: Settings, inputs: Inputs) -> None:
-        """Raise UserError where the method cannot decompose this target, from shapes alone."""
+        """Raises UserError if the method cannot decompose this target. Only shapes are computed."""
 
     @abc.abstractmethod
     def train(
@@ -89,7 +89,7 @@ class RunMethod(abc.ABC, Generic[Settings, Decomposition]):
 
     @abc.abstractmethod
     def load(self, path: Path, target: Model) -> Decomposition:
-        """Read what `save` wrote."""
+        """Load the decomposition that `save` wrote."""
 
     @abc.abstractmethod
     def measure(
@@ -114,7 +114,7 @@ RUN_METHODS: Registry[RunMethod[Any, Any]] = Registry("decomposition method", Ru
 
 
 def method_for(settings: MethodConfig) -> RunMethod[Any, Any]:
-    """The method that runs a config. Raises UserError where no registered method does."""
+    """The method that runs a config. Raises UserError if there is no registered method for it."""
     for method in RUN_METHODS:
         if isinstance(settings, method.settings):
             return method()

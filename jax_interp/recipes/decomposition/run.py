@@ -1,4 +1,4 @@
-"""A decomposition run from its config to its page, and the page again from a finished run."""
+"""A whole decomposition run; and a function that writes the page of a finished run again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def decompose(config: DecompositionRunConfig, run_dir: Path | str, *, quiet: boo
 
     Args:
       config: the run.
-      run_dir: the run directory; a run that was stopped there goes on.
+      run_dir: the run directory. If it has a stopped run, this run is resumed.
       quiet: show no progress.
 
     Returns:
@@ -35,7 +35,7 @@ def decompose(config: DecompositionRunConfig, run_dir: Path | str, *, quiet: boo
 
     Raises:
       UserError: the target, the matrices or the amount of text do not fit the config, or the run directory holds
-        another run. Nothing is trained then, and no directory is made.
+        another run. This is checked before training, and no directory is made.
     """
     directory, settings, method = Path(run_dir), config.decomposition, method_for(config.decomposition)
     inputs = inputs_for(config)
@@ -53,7 +53,7 @@ def decompose(config: DecompositionRunConfig, run_dir: Path | str, *, quiet: boo
 
 
 def train(config: DecompositionRunConfig, inputs: Inputs, run_dir: Path | str, *, quiet: bool = False) -> PyTree:
-    """Train a decomposition in a run directory, from its last checkpoint if it has one.
+    """Train a decomposition in a run directory, from the last checkpoint if there is one.
 
     Args:
       config: the run. Between calls that continue one run only the fields in `MAY_DIFFER` may change.
@@ -65,7 +65,7 @@ def train(config: DecompositionRunConfig, inputs: Inputs, run_dir: Path | str, *
       The trained decomposition, a `Trained` or a `TrainedAPD`.
 
     Raises:
-      UserError: the run directory holds another run, or one that began with other weights or other text.
+      UserError: the run directory holds another run, or a run with other weights or another text.
     """
     with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
         same_inputs(run.directory, inputs.fingerprint)
@@ -80,7 +80,7 @@ def rewrite_page(run_dir: Path | str, options: PageOptions | None = None) -> Pat
 
     Args:
       run_dir: the directory of a finished run.
-      options: how much the page shows; None for the default.
+      options: the amount of content on the page; None for the default.
 
     Returns:
       The path of the page.
@@ -110,7 +110,7 @@ def _write_page(
 
 
 def _finished(directory: Path) -> tuple[DecompositionRunConfig, dict[str, Any]]:
-    """The config and the figures of a finished run. Raises UserError where it is none."""
+    """The config and the figures of a finished run. Raises UserError if the directory has no finished run."""
     if not directory.is_dir():
         raise UserError(f"no directory {directory}: give a run directory of decompose")
     if not (directory / "config.json").is_file():
@@ -120,7 +120,7 @@ def _finished(directory: Path) -> tuple[DecompositionRunConfig, dict[str, Any]]:
     if missing:
         raise UserError(
             f"{directory} is a run that has not finished: it has no {' and no '.join(missing)}; "
-            f"`jax-interp decompose {directory}` goes on with it"
+            f"`jax-interp decompose {directory}` resumes it"
         )
     try:
         result = json.loads((directory / EVALUATION).read_text())

@@ -1,4 +1,4 @@
-"""SPD and its successors in a run: components with a causal-importance function."""
+"""Runs of SPD and its successors: components with a causal importance function."""
 
 from __future__ import annotations
 
@@ -94,13 +94,13 @@ def measure_known_features(
       known: the toy's features.
       settings: the method's config.
       trained: the decomposition.
-      oracle: the decomposition that the known features give, for comparison.
-      threshold: importances above it count as important.
+      oracle: the decomposition into the known features, for comparison.
+      threshold: a component is important if its importance is above this.
 
     Returns:
-      `probe` (importances on one-hot inputs, by the address of the matrix), `pattern_errors` (how far these are from
-      the expected patterns), `composites` (mechanistic faithfulness on composite inputs), and, where the toy knows its
-      features' directions, `mmcs` and `ml2r`.
+      `probe` (importances on one-hot inputs, by the address of the matrix), `pattern_errors` (the difference between
+      these and the expected patterns), `composites` (mechanistic faithfulness on composite inputs), and, if the
+      directions of the features are known, `mmcs` and `ml2r`.
     """
     model, active = trained.model, [k for k in (1, 2) if k <= known.count]
     options = {"threshold": threshold, "settings": GridSettings(samples=32, cap=16, feature_sets=32)}

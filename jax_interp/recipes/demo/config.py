@@ -1,4 +1,4 @@
-"""What the demo does: the dictionary it trains, the token it looks for, the prompts it works on."""
+"""The config of the demo: the dictionary that it trains, the token that it examines, and the prompts."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class DemoConfig:
     opening: str = "class Queue:\n"
     """A text that the model continues first, to show what it can do."""
     token: str = "self"
-    """The token whose features are looked for."""
+    """The demo looks for features that fire on this token."""
     prompt: str = "self"
-    """Ends in `token`. The model continues it while a feature is ablated or clamped."""
+    """A prompt that ends in `token`. The model continues it while a feature is ablated or clamped."""
     new_tokens: int = 48
-    """Tokens written after a prompt."""
+    """The number of tokens written after a prompt."""
     search_sequences: int = 128
-    """Training sequences in which features and their contexts are looked for."""
+    """The number of training sequences to search for features and their contexts."""
     shown_features: int = 4
-    """Features on the page."""
+    """The number of features on the page."""
     contexts: int = 8
-    """Contexts shown for each feature."""
+    """The number of contexts shown for each feature."""
     strength: float = 3.0
     """The feature is clamped to this multiple of its largest activation."""
     pairs: tuple[PromptPair, ...] = ()
-    """The first pair that the model gets right is patched."""
+    """Pairs of prompts. The first pair that the model gets right is patched."""
 
     def __post_init__(self) -> None:
         for name in ("new_tokens", "search_sequences", "shown_features", "contexts"):

@@ -27,7 +27,7 @@ PATCHED = {
 @reads_older_files(called=("Pair",))
 @dataclasses.dataclass(frozen=True)
 class PromptPair:
-    """Two prompts of equally many tokens, which different tokens should follow."""
+    """Two prompts of the same length in tokens, with different right next tokens."""
 
     name: str
     clean: str
@@ -38,7 +38,7 @@ class PromptPair:
 
 @dataclasses.dataclass(frozen=True)
 class _Judged:
-    """A pair as tokens, and how well the model tells its prompts apart.
+    """A pair as tokens, and how well the model distinguishes its prompts.
 
     Args:
       differences: logit of the clean answer minus logit of the corrupted one, after each prompt.
@@ -54,7 +54,7 @@ class _Judged:
 
     @property
     def margin(self) -> float:
-        """The smaller of the two preferences, in logits; positive where each prompt prefers its own answer."""
+        """The smaller of the two preferences, in logits. It is positive if each prompt prefers its own answer."""
         return min(self.differences[0], -self.differences[1])
 
 
@@ -67,8 +67,8 @@ def patch(model: Model, tokenizer: Tokenizer, pairs: Sequence[PromptPair]) -> di
       pairs: at least one pair.
 
     Returns:
-      Plain values for the report. `panels` has for each patched value the part of the logit difference that comes back,
-      [layer][pos]: 0 as in the corrupted run, 1 as in the clean one. `preferred` says whether each prompt prefers its
+      Plain values for the report. For each patched value, `panels` has the part of the logit difference that the patch
+      restores, [layer][pos]: 0 is the corrupted run, 1 the clean run. `preferred` says whether each prompt prefers its
       own answer.
     """
     chosen = _choose(model, tokenizer, pairs)

@@ -1,4 +1,4 @@
-"""The recipe of the demo: from its config to its report, stage by stage, in one run directory."""
+"""The recipe of the demo. It runs all stages in one run directory and writes the report."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ STAGES = 8
 
 
 class StagePrinter:
-    """Prints the stages and what they find, unless it is quiet, and measures how long each takes.
+    """Prints the stages and their results (unless it is quiet), and measures the time of each stage.
 
     Attributes:
-      seconds: how long each finished stage took, by its title.
+      seconds: the time of each finished stage in seconds, by its title.
     """
 
     def __init__(self, quiet: bool):
@@ -54,8 +54,8 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
     """Run the whole demo in a directory.
 
     Args:
-      config: what is done.
-      directory: where everything is kept: `dictionary/`, `results.json`, `report.html`.
+      config: the config of the demo.
+      directory: the directory for all files: `dictionary/`, `results.json`, `report.html`.
       quiet: print nothing.
       command: the command line, for the report.
 
@@ -63,7 +63,7 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
       The path of the report.
 
     Raises:
-      UserError: something in the config is wrong: the token, the prompts, the address, the model.
+      UserError: the token, the prompts, the address or the model in the config is wrong.
     """
     out, run = StagePrinter(quiet), config.dictionary
     results: dict[str, Any] = {}
@@ -102,7 +102,7 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
 
 
 def _load(config: DemoConfig) -> Inputs:
-    """Model and text. What is wrong with the token or the prompts is raised here, before anything is trained."""
+    """Load model and text. Errors in the token or the prompts are raised here, before any training."""
     inputs = dictionary_recipe.inputs_for(config.dictionary)
     inputs.tokenizer.id_of(config.token)
     for pair in config.pairs:
@@ -116,7 +116,7 @@ def _train(config: DemoConfig, inputs: Inputs, directory: Path, out: StagePrinte
     with out.stage("Train", f"{trained}, {steps:,} steps of {run.tokens // steps:,} tokens"):
         sys.stdout.flush()
         dictionary = dictionary_recipe.train(run, directory / "dictionary", inputs, quiet=out.quiet)
-    assert isinstance(dictionary, Dictionary)  # `DemoConfig` accepts no cross-layer one
+    assert isinstance(dictionary, Dictionary)  # `DemoConfig` does not accept a cross-layer dictionary
     return dictionary
 
 

@@ -1,4 +1,4 @@
-"""What a model is, in figures, and what it writes."""
+"""A description of a model in figures, and a sample of its text."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from jax_interp.surgery import Model
 
 
 def describe(name: str, inputs: Inputs) -> dict[str, Any]:
-    """The model's sizes, its text, and the figures in the `results.json` that is kept with its weights, if there is
-    one."""
+    """The model's sizes, its text, and the figures in the `results.json` next to its weights, if there is one."""
     config = inputs.model.config
     return {
         "name": Path(name).name if Path(name).is_dir() else name,
@@ -35,8 +34,8 @@ def describe(name: str, inputs: Inputs) -> dict[str, Any]:
 
 
 def training_results(name: str) -> dict[str, Any] | None:
-    """Figures of the model's training, from the `results.json` in the package, beside the weights, or in the training
-    run that exported them; None where there is none."""
+    """Figures of the model's training, from a `results.json` in the package, next to the weights, or in the training
+    run that exported them; None if there is none."""
     directory = Path(name)
     if not directory.is_dir():
         directory = Path(str(files("jax_interp") / "assets" / name))
@@ -50,13 +49,13 @@ def training_results(name: str) -> dict[str, Any] | None:
                     | {name: validation[name] for name in ("bits_per_byte",) if name in validation},
                     "induction": {name: induction[name] for name in ("first_half", "second_half")},
                 } | {name: results[name] for name in ("baseline",) if name in results}
-            except (json.JSONDecodeError, KeyError, TypeError):  # another file of that name, such as a demo's own
+            except (json.JSONDecodeError, KeyError, TypeError):  # another file with this name, such as a demo's results
                 return None
     return None
 
 
 def write(model: Model, tokenizer: Tokenizer, prompt: str, new_tokens: int) -> dict[str, Any]:
-    """The likeliest continuation of a prompt: the texts of all tokens, and how many of them are the prompt's."""
+    """The likeliest continuation of a prompt: the texts of all tokens, and the number of prompt tokens among them."""
     ids = tokenizer.encode(prompt, bos=tokenizer.bos_id is not None)
     texts = continuation(model, tokenizer, ids, new_tokens)
     return {"texts": texts, "prompt_tokens": len(token_texts(tokenizer, ids))}
