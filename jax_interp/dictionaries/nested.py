@@ -29,10 +29,10 @@ def decode_nested(
       W: the decoder.
       ends: numbers of features, ascending; they may be traced.
     """
-    alone = jax.sharding.get_abstract_mesh().empty
-    if alone and jax.default_backend() == "cpu" and isinstance(code, RowCode | BatchCode):
+    no_mesh = jax.sharding.get_abstract_mesh().empty
+    if no_mesh and jax.default_backend() == "cpu" and isinstance(code, RowCode | BatchCode):
         levels = _by_entries(code, W, jnp.asarray(ends, jnp.int32))
-    elif alone and not isinstance(ends, Array):
+    elif no_mesh and not isinstance(ends, Array):
         z = code.dense(len(W))
         levels = [z[:, begin:end] @ W[begin:end] for begin, end in zip([0, *ends], ends)]
     else:

@@ -148,9 +148,9 @@ def apply_gradient(
     updated = faster_offsets(rule.offset_rate, before, updated)
     changed = []
     for dictionary, held, activation in zip(where.get(updated), unit, result.observed, strict=True):
-        one = _by_site(unit_rows, dictionary, dictionary.W_dec) if held else dictionary.W_dec
+        W_dec = _by_site(unit_rows, dictionary, dictionary.W_dec) if held else dictionary.W_dec
         activation = dictionary.activation if activation is None else activation
-        changed.append(dataclasses.replace(dictionary, W_dec=one, activation=activation))
+        changed.append(dataclasses.replace(dictionary, W_dec=W_dec, activation=activation))
     updated = where.put(updated, changed)
 
     count = lambda fires, since: jnp.where(fires > 0, 0, jnp.minimum(since, 2**30) + result.tokens)

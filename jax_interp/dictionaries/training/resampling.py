@@ -55,9 +55,9 @@ class Resampler:
         x, error = result.x, result.error
         assert x is not None
         assert error is not None
-        anew = lambda dictionary, opt: self.resample(dictionary, opt, dead, x, error)
+        resampled = lambda dictionary, opt: self.resample(dictionary, opt, dead, x, error)
         dictionary, opt = jax.lax.cond(
-            due, anew, lambda dictionary, opt: (dictionary, opt), learner.dictionary, learner.opt
+            due, resampled, lambda dictionary, opt: (dictionary, opt), learner.dictionary, learner.opt
         )
         since_fired = jnp.where(due & dead, 0, learner.since_fired)
         return dataclasses.replace(learner, dictionary=dictionary, opt=opt, since_fired=since_fired)
