@@ -6,8 +6,8 @@ MLP and of later MLPs.
 1.2 M tokens: 17 minutes on one of two CPU cores, the other busy. One run gave, on held-out text, L0 61.0 (all four
 sources together), FVU 0.179 (by layer: 0.066, 0.255, 0.241, 0.230), 226 of 4,096 features dead (205 in the first
 layer). Against mean ablation of all four outputs, 97.5 % of the loss is recovered with latents of the clean run, and
-96.7 % in the replacement model. In this run, AuxK used four times as many dead latents in
-the first layer as it would now.
+96.7 % in the replacement model. In this run, AuxK used four times as many
+dead latents in the first layer as it does now.
 """
 
 from jax_interp.dictionaries import variants

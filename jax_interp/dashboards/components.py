@@ -1,6 +1,6 @@
 """Dashboards of the components of a decomposed language model: where in a text each component is important.
 
-    found = component_dashboards(trained, batches, n=6, windows=8)
+    found = component_dashboards(trained, batches, n=6)
     one = found.matrices["blocks.2.mlp.up"]
     one.strongest.components     the n components of the matrix with the largest mean importance
     one.inputs.tokens            input tokens on which they are important, [component, token]

@@ -9,9 +9,9 @@ Each device encodes its own rows with its own features. A step communicates only
 decoder's output [row, d], gradients summed over the devices that hold other rows, k candidates per device for TopK, and
 scalars. With `fsdp`, weights are also gathered before they are multiplied.
 
-Where `tensor` has more than one device, codes are dense: products with a masked dense code need no communication, and
-sparse products would. Only the codes of matching pursuit stay sparse, and they gather all decoder rows. The mesh
-must leave shardings to the compiler (`explicit=False`).
+If `tensor` has more than one device, codes are dense. Products with a masked dense code need no communication, but
+sparse products would need it. Only the codes of matching pursuit stay sparse, and they gather all decoder rows. The
+mesh must leave shardings to the compiler (`explicit=False`).
 """
 
 from __future__ import annotations
