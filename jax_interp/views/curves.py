@@ -109,10 +109,10 @@ def numbered(addresses: Sequence[str]) -> tuple[list[str], str]:
 
 
 VARIANTS = (
-    ("zero_by_position", "zero in its place", RED),
-    ("mean_by_position", "mean in its place", ORANGE),
-    ("spliced_by_position", "the dictionary's reconstruction", BLUE),
-    ("clean_by_position", "the model as it is", INK),
+    ("zero_by_position", "replaced by zero", RED),
+    ("mean_by_position", "replaced by the mean", ORANGE),
+    ("spliced_by_position", "replaced by the reconstruction", BLUE),
+    ("clean_by_position", "unchanged model", INK),
 )
 
 
@@ -134,10 +134,10 @@ def loss_by_position(cross_entropy: Mapping[str, Any], bins: int = 16) -> Figure
     axes.set_xlim(0, length)
     axes.set_ylim(0, None)
     grouped = f", mean of {size} neighbours" if size > 1 else ""
-    axes.set(title="What the model loses, by position", xlabel=f"position in the sequence{grouped}",
+    axes.set(title="Loss by position", xlabel=f"position in the sequence{grouped}",
              ylabel="cross-entropy, nats per token")  # fmt: skip
     bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, top * 1.42)  # room for the legend above the lines
+    axes.set_ylim(bottom, top * 1.42)  # space for the legend above the lines
     axes.legend(loc="upper right", ncols=2, columnspacing=1.2, handlelength=1.6)
     return figure
 

@@ -29,7 +29,7 @@ def reads_and_writes(reads: str | Sequence[str], writes: str | Sequence[str] | N
 
     Args:
       reads: one or several addresses. Addresses that differ only in the layer are joined: `blocks.0,1,2.mlp_out`.
-      writes: the addresses that the dictionary writes; None if they are those that it reads.
+      writes: the addresses that the dictionary writes; None if it writes the same addresses that it reads.
     """
 
     def together(names: str | Sequence[str]) -> str:

@@ -126,7 +126,7 @@ def test_its_page_again(finished, command):
     assert command("decomposition-report", finished)[0] == 0
     assert (finished / "report.html").read_text() == before
     assert command("decomposition-report", finished, "--components", 1)[0] == 0
-    note = r"Component, how often important:\s*<b>\d</b> [\d.]+ %</p>"
+    note = r"Component, share of inputs on which it is important:\s*<b>\d</b> [\d.]+ %</p>"
     assert re.search(note, (finished / "report.html").read_text())
     (finished / "report.html").write_text(before)
 

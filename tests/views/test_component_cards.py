@@ -61,7 +61,7 @@ def test_the_page_of_a_language_model(result, shown, evil):
 
     assert tags.counts["article"] == 3
     assert tags.counts["svg"] == 2 + 2 + 2, "two of the figures, V and U of two matrices, two layers' importance"
-    assert "0 of 32 important somewhere" in page
+    assert "0 of 32 components are important on some input" in page
     assert "important at 2.0 % of positions, mean 0.01" in page
     assert "50.0 % ×20" in page
     assert 'style="--a:1.00" title="importance 1, activation -3.5"' in page

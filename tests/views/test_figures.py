@@ -78,7 +78,7 @@ def test_loss_by_position_is_the_binned_mean(results):
     np.testing.assert_allclose(lines["zero in its place"].get_xdata(), 1 + 3 * np.arange(8))
     assert "nats" in axes.get_ylabel()
     assert "mean of 3 neighbours" in axes.get_xlabel()
-    first = lines["the model as it is"].get_ydata()[0]
+    first = lines["unchanged model"].get_ydata()[0]
     assert first == pytest.approx(np.mean(loss["clean_by_position"][1:3])), "a position without a figure is left out"
 
 

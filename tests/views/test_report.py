@@ -69,14 +69,14 @@ def test_what_it_says(results):
         "2.123 nats per token",
         "1.23 bits per byte",
         "1 min 18 s",
-        "does not tell this pair",
+        "does not prefer the right answer",
     ):
         assert said in page, said
     results["model"]["results"] = None
     results["patching"]["preferred"] = True
     without = render(results, ROWS)
     assert "nats the first time" not in without
-    assert "does not tell this pair" not in without
+    assert "does not prefer the right answer" not in without
 
 
 def test_a_name_that_is_missing_is_an_error(results):
