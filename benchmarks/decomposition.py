@@ -1,11 +1,12 @@
-"""One step of stochastic parameter decomposition with the published settings, data drawn in the step, float32.
+"""One step of stochastic parameter decomposition with the published settings, in float32. The step also draws its data.
 
 TMS 5-2: C 20, scalar gates of 16, tied, batch 4096. ResidMLP-1: 100 features, 1000 dimensions, 50 neurons, C 100,
-scalar gates of 16, batch 2048. Three losses: importance minimality, all matrices masked, one at a time; Δ.
+scalar gates of 16, batch 2048. Both have Δ and three losses: importance minimality, reconstruction with all matrices
+masked, and reconstruction with one matrix masked at a time.
 
-`bare` is the same step written from the equations alone, one jitted function without any of this package. Ours runs
-ResidMLP in the span of its embedding (`collapse`), which changes no output; `bare` does so too under the name
-"collapsed". `instances` is one step of eight seeds in one program, against a step of one seed eight times.
+`bare` is the same step written directly from the equations, as one jitted function that does not use this package. Ours
+runs ResidMLP in the span of its embedding (`collapse`), which does not change the output. `bare` does the same under
+the name "collapsed". `instances` is one step of eight seeds in one program, compared with eight steps of one seed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ TINY = {"tms": {"batch": 32, "C": 20}, "resid": {"batch": 32, "C": 10, "d": 120}
 
 
 def _targets(sizes):
-    """W and b of an exact pentagon; random weights of the shape of ResidMLP-1."""
+    """W and b of an exact pentagon, and random weights with the shape of ResidMLP-1."""
     import numpy as np
 
     rng, angle = np.random.default_rng(0), 2 * np.pi * np.arange(5) / 5
@@ -97,8 +98,8 @@ def _work(name, config, target, sample, flops=None):
 
 
 def resid_flops(sizes, d):
-    """Matrix products of one step, in a stream of d dimensions: target and three masked forwards, backward twice that.
-    Gates are elementwise and not counted."""
+    """FLOPs of the matrix products in one step, in a stream of d dimensions: the target's forward pass and three masked
+    forward passes, and twice as many for the backward pass. Gates are elementwise and not counted."""
     batch, C = sizes["resid"]["batch"], sizes["resid"]["C"]
     dense = 2.0 * batch * (100 * d + d * 50 + 50 * d + d * 100)
     parts = 2.0 * batch * C * (d + 50) * 2  # x V and (x V m) U of both matrices
@@ -106,7 +107,7 @@ def resid_flops(sizes, d):
 
 
 def bare(sizes):
-    """Nothing but the equations: V, U, gates, masks, three forwards, Adam."""
+    """Only the equations: V, U, gates, masks, three forward passes, Adam."""
     import jax
     import jax.numpy as jnp
     import optax

@@ -1,15 +1,15 @@
 """One training step of each kind of SAE: d 512, 8192 features, batch 2048, float32, on synthetic activations.
 
-Every library runs its own whole step, and they differ: ours (Adam, AuxK where the paper has it, decoder rows at norm 1,
-dead features tracked, all metrics); dictionary_learning's `update` (the same, and clipping); SAELens's
-`SAETrainer.step`; for sparsify, which has TopK, the body of `Trainer.fit` for one batch, with FVU loss and Adam. FLOPs
-are counted for the dense computation (encoder and decoder forward, three products backward; Gated has two more): a rate
-above the GEMM's is what sparsity saves.
+Every library runs its complete training step, and the steps differ. Ours: Adam, AuxK if the paper has it, decoder rows
+at norm 1, tracking of dead features, all metrics. dictionary_learning: `update`, which does the same and clips.
+SAELens: `SAETrainer.step`. sparsify has only TopK; its step is the body of `Trainer.fit` for one batch, with FVU loss
+and Adam. FLOPs are those of the dense computation (encoder and decoder forward, three products backward; Gated has two
+more). A rate above the GEMM's therefore shows what sparsity saves.
 
-ReLU, JumpReLU and Gated appear twice. Fresh, half of a ReLU's latents are on and every product is of full matrices. "40
-on" is the same step where, as later in training, 40 latents of a row are on (or near their thresholds): all biases are
-lowered until it is so, and every repeat begins there. The peers' steps do not depend on it, and both rows are compared
-with the same step of theirs.
+ReLU, JumpReLU and Gated appear twice. In a new SAE half of the latents are on, and all products have full matrices. The
+rows "40 on" are like a later point of the training: all biases are lowered until 40 latents in each row are on (or near
+their thresholds), and every repeat starts from this state. The steps of the other libraries do not depend on this, so
+both rows are compared with the same step of theirs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def dense_flops(sizes) -> float:
 
 
 def activations(sizes):
-    """Eight fixed batches of sparse sums of random directions and a little noise; the same for every library."""
+    """Eight fixed batches, the same for every library: sparse sums of random directions, with a little noise."""
     import numpy as np
 
     rng = np.random.default_rng(3)
@@ -44,7 +44,7 @@ def activations(sizes):
 
 
 def with_few_on(learner, rows, sizes):
-    """A copy of a learner with all biases lowered until `on` latents a row take part."""
+    """A copy of a learner, with all biases lowered until `on` latents in each row are on or near their thresholds."""
     import dataclasses
 
     import jax
@@ -69,7 +69,7 @@ def ours(sizes):
 
     rows = [jnp.asarray(batch) for batch in activations(sizes)]
     mean = jnp.mean(rows[0], axis=0)
-    scale = jnp.sqrt(sizes["d"] / jnp.mean(jnp.sum(rows[0] ** 2, axis=1)))  # as the trainer scales what it harvests
+    scale = jnp.sqrt(sizes["d"] / jnp.mean(jnp.sum(rows[0] ** 2, axis=1)))  # as in the trainer
     rows, mean = [row * scale for row in rows], mean * scale
     batches = itertools.cycle(rows)
     variance = jnp.mean(jnp.sum((rows[0] - mean) ** 2, axis=1))[None]

@@ -1,4 +1,4 @@
-"""The bare forward: our decoder, jitted, against `transformers` on CPU torch.
+"""A plain forward pass: our jitted decoder, compared with `transformers` on CPU torch.
 
 GPT-2-small shape, batch 4 x 128, float32, random weights.
 """

@@ -1,4 +1,4 @@
-"""What machine and library can do: one large matrix product, timed in the same rounds as everything else."""
+"""One large matrix product, timed in the same rounds as all other work. It shows the peak rate of each library."""
 
 from __future__ import annotations
 

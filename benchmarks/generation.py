@@ -1,7 +1,7 @@
-"""Generation: 8 rows of 16 tokens go on for 64, greedy, plain and steered at one layer; and compile times by depth.
+"""Generation of 64 tokens after 8 prompts of 16 tokens, greedy, plain or steered at one layer; and compile times.
 
-GPT-2-small shape, float32, random weights, no stop token. The compile rows time the first call of the jitted forward at
-12 and 48 layers (d_model 256), less that of its second call.
+GPT-2-small shape, float32, random weights, no stop token. A compile time is the time of the first call of the jitted
+forward pass minus the time of the second call, with 12 and 48 layers (d_model 256).
 """
 
 from __future__ import annotations

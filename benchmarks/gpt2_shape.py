@@ -1,4 +1,4 @@
-"""The model of the forward and reading benchmarks, in our package and in the peers': GPT-2's layout, random weights."""
+"""The model of the forward and reading benchmarks, for every library: the layout of GPT-2 with random weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TINY = {**FULL, "layers": 2, "d_model": 64, "heads": 4, "d_mlp": 128, "vocab": 5
 
 
 def forward_flops(sizes: dict[str, Any]) -> float:
-    """Matrix-product FLOPs of one forward: 2 per weight and token, and attention's scores and mix without halving."""
+    """FLOPs of the matrix products in one forward pass: 2 for each weight and token, and those of full attention."""
     tokens, d = sizes["batch"] * sizes["pos"], sizes["d_model"]
     layer = 2 * (4 * d * d + 2 * d * sizes["d_mlp"]) + 4 * sizes["pos"] * d
     return float(tokens * (sizes["layers"] * layer + 2 * d * sizes["vocab"]))
@@ -54,7 +54,7 @@ def our_model(sizes: dict[str, Any], stacked: bool):
 
 
 def hf_model(sizes: dict[str, Any], attention: str = "sdpa"):
-    """(transformers' model, tokens), gradients off, threads as many as cores."""
+    """(transformers' model, tokens), without gradients, and with one thread for each core."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -78,7 +78,7 @@ def hf_model(sizes: dict[str, Any], attention: str = "sdpa"):
 
 
 def lens_model(sizes: dict[str, Any]):
-    """(TransformerLens's bridge around the same model, tokens). Attention is eager: it has a pattern to read."""
+    """(TransformerLens's bridge around the same model, tokens). Attention is eager, so that its pattern can be read."""
     import tempfile
 
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -88,7 +88,7 @@ def lens_model(sizes: dict[str, Any]):
     model, tokens = hf_model(sizes, "eager")
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(sizes["vocab"])}, unk_token="t0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    with tempfile.TemporaryDirectory() as folder:  # loaded from disk, as the bridge copies a tokenizer by its path
+    with tempfile.TemporaryDirectory() as folder:  # loaded from disk, because the bridge copies a tokenizer by its path
         special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "t0")
         PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)

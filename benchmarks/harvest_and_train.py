@@ -1,9 +1,10 @@
 """Harvest and train: a TopK SAE on block 3 of a Pythia-70M-shaped model, 2,048 tokens a step, float32.
 
 6 layers, d 512, vocabulary 50,304, random weights and random tokens in sequences of 128; 8,192 features, k 32. Each
-library runs its own loop, activations buffered and shuffled as it does that: ours in one jitted step, sparsify's
-`Trainer.fit` (no buffer), SAELens's training runner, dictionary_learning's `ActivationBuffer` over nnsight with its
-trainer's `update`. Harvesting is bursty where a buffer is refilled, so a repeat is several steps and their mean.
+library runs its own loop, with its own way to buffer and shuffle activations: ours is one jitted step, sparsify's is
+`Trainer.fit` (no buffer), SAELens's is its training runner, and dictionary_learning's is `ActivationBuffer` over
+nnsight with `update` of its trainer. Libraries with a buffer harvest in bursts, so a repeat is the mean of several
+steps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LAYER = 3
 
 
 def flops(sizes) -> float:
-    """Four blocks forward, and five products of the dictionary's size: what a dense computation does."""
+    """FLOPs of the dense computation: four blocks forward, and five products of the dictionary's size."""
     rows, d = sizes["sequences"] * sizes["context"], sizes["d"]
     blocks = (LAYER + 1) * (2 * 12 * d * d + 4 * sizes["context"] * d)
     return rows * (blocks + 5 * 2.0 * d * sizes["features"])
@@ -85,14 +86,14 @@ def _neox(sizes):
 
 
 def _words(sizes):
-    """A tokenizer whose i-th word is "t<i>": what a library that insists on text is given."""
+    """A tokenizer whose i-th word is "t<i>", for a library that accepts only text."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(sizes["vocab"])}, unk_token="t0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"bos_token": "t0", "eos_token": "t0", "pad_token": "t0", "unk_token": "t0"}
-    directory = tempfile.mkdtemp()  # TransformerLens loads a tokenizer anew from where it was loaded from
+    directory = tempfile.mkdtemp()  # TransformerLens loads a tokenizer again from its path
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(directory)
     return PreTrainedTokenizerFast.from_pretrained(directory)
@@ -105,7 +106,7 @@ def _random_tokens(sizes, sequences):
 
 
 class Ticks:
-    """The mean seconds between calls of something that happens once a step, the first two steps left out."""
+    """The mean time in seconds between calls that happen once in each step, without the first two steps."""
 
     def __init__(self):
         self.at = []

@@ -1,10 +1,10 @@
-"""The products with a k-sparse code, plain and by kernel: d 4096, 131072 features, 8192 rows, k 64, bfloat16, on a GPU.
+"""Products with a k-sparse code, plain and by kernels: d 4096, 131072 features, 8192 rows, k 64, bfloat16, on a GPU.
 
-`plain` is what `dictionaries/sparse.py` does on a GPU unless kernels are asked for: gathered blocks for the decoder and
-for the gradient at the code, a dense code and a product of matrices for the gradients of the weights (`outer` of the
-decoder, `outer.T` of the encoder). One latent is on in all rows, as some are in trained dictionaries, and in each row
-the others are drawn evenly. FLOPs are those of the dense product, for all: a rate above the GEMM's is what sparsity
-saves. Sorting the entries is part of `outer`.
+`plain` is the default of `dictionaries/sparse` on a GPU. It gathers blocks for the decoder and for the gradient of the
+code. For the gradients of the weights (`outer` for the decoder, `outer.T` for the encoder) it uses a dense code and a
+matrix product. One latent is on in all rows, as in trained dictionaries. The other latents of each row are drawn
+evenly. FLOPs are always those of the dense product, so a rate above the GEMM's shows what sparsity saves. `outer`
+includes the time to sort the entries.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def conclude(rounds: Rounds) -> list[str]:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cuda")
-    # Asked in a process of its own: one that has looked at a GPU holds most of its memory.
+    # This check runs in a separate process, because a process that has used a GPU holds most of its memory.
     if subprocess.run([sys.executable, "-c", "import jax; jax.devices('cuda')"], capture_output=True).returncode:
         raise SystemExit("benchmarks/kernels.py needs an NVIDIA GPU, jax[cuda], and JAX_PLATFORMS unset or cuda")
     main(__doc__, __file__, WORKERS, FULL, TINY, conclude)

@@ -1,9 +1,9 @@
-"""What loading costs: the seconds and the peak memory of one Llama, against transformers' from_pretrained.
+"""The time and peak memory to load one Llama, compared with from_pretrained of transformers.
 
-Both read the same directory, float32, in several files with an index, made in out/ where it is not there yet: of zeros
-and sparse, so that it takes no room. Files are in the page cache after the first turn, and no disk is measured. Every
-parameter is summed once, as memory that is mapped is not yet loaded. A peak is of the process, with what its libraries
-take.
+Both read the same directory: float32, in several files with an index. It is made in out/ if it does not exist. The
+files are sparse files of zeros, so they take no disk space. After the first turn they are in the page cache, so the
+disk is not measured. Every parameter is summed once, because memory that is only mapped is not loaded yet. The peak is
+that of the whole process, with its libraries.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TINY = {"layers": 2, "d_model": 64, "heads": 4, "d_mlp": 128, "vocab": 500, "fil
 
 
 def checkpoint(sizes) -> Path:
-    """The directory, made where it is not there yet."""
+    """The directory. It is made if it does not exist."""
     directory = ROOT / "out" / ("loading-" + "-".join(str(sizes[name]) for name in sorted(sizes)))
     if directory.exists():
         return directory
@@ -59,7 +59,7 @@ def checkpoint(sizes) -> Path:
     (fresh / "config.json").write_text(json.dumps(config))
     try:
         os.replace(fresh, directory)
-    except OSError:  # another worker was first
+    except OSError:  # another worker has already made it
         shutil.rmtree(fresh)
     return directory
 

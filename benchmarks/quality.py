@@ -1,13 +1,14 @@
-"""What dictionaries are worth at equal sparsity: ours and dictionary_learning's, trained on the same activations.
+"""The quality of dictionaries at equal sparsity: ours and dictionary_learning's, trained on the same activations.
 
-The rows are those of the residual stream after block 2 of stdlib-small, scaled as both libraries want them, in the same
-order for both, for every seed; 2,048 features. Both are exported for raw activations and measured by `evaluate` on the
-same held-out text. TopK, BatchTopK and JumpReLU are trained to an L0; ReLU and Gated at several strengths, and FVU and
-loss recovered are read off at the L0 asked for, linearly in log L0 between the strengths on either side.
+The activations are the residual stream after block 2 of stdlib-small. They are scaled as both libraries require, and
+for every seed both libraries get them in the same order. Dictionaries have 2,048 features. They are exported for raw
+activations, and `evaluate` measures them on the same held-out text. TopK, BatchTopK and JumpReLU are trained to an L0.
+ReLU and Gated are trained with several strengths; FVU and loss recovered are interpolated to the wanted L0, linearly in
+log L0.
 
-Neither is tuned: ours are `variants` as they are, theirs the trainers' defaults, with the schedule cut to the run's
-length where a default is longer than the run, and our learning rate where theirs is for runs a hundred times as long
-(Gated, JumpReLU).
+Neither library is tuned. Ours uses the defaults of `variants`, theirs the defaults of its trainers, with two
+exceptions: a schedule that is longer than the run is cut to the length of the run, and Gated and JumpReLU use our
+learning rate, because their default is for runs a hundred times as long.
 
     python benchmarks/quality.py --peers DIR [--kinds TopK BatchTopK] [--seeds 3] [--steps 1500]
 """
@@ -35,7 +36,7 @@ ADDRESS = "blocks.2.resid_post"
 OURS = ("jax", "jaxlib", "flax")
 THEIRS = ("torch", "dictionary-learning")
 KINDS = ("ReLU", "Gated", "TopK", "BatchTopK", "JumpReLU")
-# On either side of that L0 after 1,500 steps.
+# After 1,500 steps these strengths give values of L0 below and above the wanted L0.
 STRENGTHS = {"ReLU": (0.009, 0.012), "Gated": (0.014, 0.017)}
 THEIR_STRENGTHS = {"ReLU": (0.12, 0.15), "Gated": (0.2, 0.4)}
 
@@ -44,7 +45,7 @@ THEIR_STRENGTHS = {"ReLU": (0.12, 0.15), "Gated": (0.2, 0.4)}
 
 
 def train_theirs(rows_file: str, kind: str, strength: float, seed: int, steps: int, out: str) -> None:
-    """Rows with E‖x‖² = 1, their own normalisation; the weights as ours are laid out."""
+    """Train on rows with E‖x‖² = 1 (their normalisation). Returns the weights in our layout."""
     import numpy as np
     import torch
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
@@ -89,7 +90,7 @@ def train_theirs(rows_file: str, kind: str, strength: float, seed: int, steps: i
 
 
 def order(n: int, step: int, seed: int):
-    """Which rows a step takes: the same for both libraries."""
+    """The rows of a step. They are the same for both libraries."""
     import numpy as np
 
     return np.sort(np.random.default_rng((seed, step)).integers(0, n, BATCH))
@@ -147,7 +148,7 @@ def train_ours(store, kind: str, strength: float, seed: int, steps: int):
 
 
 def at_l0(points: list[dict]) -> dict | None:
-    """FVU and loss recovered at L0, between the strengths on either side; None where all lie on one side."""
+    """FVU and loss recovered, interpolated to an L0. None if all strengths give a higher L0, or all a lower L0."""
     if len(points) == 1:
         return points[0]
     points = sorted(points, key=lambda p: p["l0"])

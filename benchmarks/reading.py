@@ -1,8 +1,8 @@
-"""What reading costs: 12 residual sites, and everything, in time and peak memory; and what surgery adds to a call.
+"""The time and peak memory of reading 12 residual values, or every value; and the overhead of surgery in a call.
 
-GPT-2-small shape, batch 4 x 128, float32, against TransformerLens, nnsight and transformers. "Everything" is every
-named value but the per-head results, which nobody computes unless asked. The dispatch rows are a 12-layer model so
-small that a call is nearly all Python and runtime overhead.
+GPT-2-small shape, batch 4 x 128, float32, compared with TransformerLens, nnsight and transformers. "Everything" is
+every named value except the per-head results, which no library computes by default. The dispatch rows use a 12-layer
+model that is so small that nearly all of a call is Python and runtime overhead.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def transformers(sizes):
 
 
 def _storage_mb(tensors) -> float:
-    """Memory held by tensors, a storage that several share counted once."""
+    """The memory of tensors in MB. A storage that several tensors share counts once."""
     held = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors if hasattr(tensor, "numel")}
     return sum(held.values()) / 2**20
 

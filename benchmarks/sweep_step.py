@@ -1,8 +1,8 @@
-"""Eight dictionaries at once: one step of eight ReLU or TopK SAEs in one program, against a peer's step of one.
+"""Eight dictionaries at once: one step of eight ReLU or TopK SAEs in one program, compared with other libraries.
 
-The shape of `dictionary_step.py`. "each in turn" is `jax.lax.map` over the members, what a sweep does on a CPU; "vmap"
-is what it does on an accelerator. "40 on" as in `dictionary_step.py`: where few latents are on, as later in training.
-Eight runs of a peer take eight times its single step.
+The shapes are those of `dictionary_step.py`. "each in turn" is `jax.lax.map` over the members, which a sweep uses on a
+CPU. "vmap" is used on an accelerator. "40 on" is explained in `dictionary_step.py`: few latents are on, as later in
+training. Other libraries train one dictionary, so eight runs take eight times their single step.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def ours(sizes):
         start = jax.vmap(lambda key, config=config: init_learner(config, key, (sizes["d"],), mean))
         for how in ("each in turn", "vmap"):
             if how == "vmap" and name == "TopK":
-                continue  # under vmap AuxK's branches are all computed: not for a CPU
+                continue  # vmap computes all branches of AuxK, which is too slow on a CPU
 
-            # as `sweep_step` does: under vmap a branch costs as much as all of them
+            # as in `sweep_step`: vmap computes all branches anyway
             config = dataclasses.replace(config, sparse_gradient_sizes=()) if how == "vmap" else config
 
             def step_all(learners, x, config=config, how=how):

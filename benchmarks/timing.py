@@ -1,12 +1,12 @@
-"""Times several programs against each other in one run, each library in a process (and an environment) of its own.
+"""Compare the speed of several programs in one run. Each library has its own process and its own environment.
 
-A machine's speed drifts by a factor of two over hours, so only figures taken in the same minutes can be compared. The
-parent starts one worker per library and then goes round: one timed repeat of the first piece of work, one of the
-second, ..., and again. Ratios are medians over the rounds of ratios within a round.
+The speed of a machine changes by a factor of two over hours, so only times from the same minutes can be compared. The
+parent process starts one worker for each library. It then works in rounds: a round has one timed repeat of every piece
+of work. A ratio is computed within each round, and the median over rounds is reported.
 
-A benchmark is a script that declares `WORKERS` and calls `main`. Its module level, and this file, import nothing but
-the standard library: the same script runs in the environments of the peers. A worker that cannot start is reported as
-absent or failed; nothing is filled in for it.
+A benchmark is a script that declares `WORKERS` and calls `main`. At module level, the script and this file import only
+the standard library, because the same script runs in the environments of other libraries. If a worker cannot start, it
+is reported as absent or failed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTLE_S = 0.3  # between turns: torch's and XLA's threads spin for a while after their work is done
+SETTLE_S = 0.3  # a pause between turns, because threads of torch and XLA spin for a while after their work
 QUIET = 0.10  # a repeat is quiet if other processes used less than this share of the machine meanwhile
 
 
@@ -39,14 +39,14 @@ class Work:
 
     name: str
     step: Callable[[], Any]
-    flops: float | None = None  # of one step, counted from the sizes: the same for every library
-    seconds: Callable[[], float] | None = None  # instead of timing `step` from outside: returns the seconds of one step
+    flops: float | None = None  # of one step, computed from the sizes, so they are the same for every library
+    seconds: Callable[[], float] | None = None  # returns the seconds of one step, if it cannot be timed from outside
     note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """One process. `home` names the peer environment it runs in (a folder of --peers); "" is this package's own."""
+    """One process. `home` is the environment that it runs in (a folder in --peers); "" is that of this package."""
 
     build: Callable[[dict[str, Any]], Sequence[Work]]
     home: str = ""
@@ -57,7 +57,7 @@ class Worker:
 
 
 def serve(worker: Worker, sizes: dict[str, Any]) -> None:
-    """Answer requests, one JSON line each, on what was standard output; the libraries' own chatter goes to stderr."""
+    """Answer requests with one JSON line each on stdout. Everything that libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     tell = lambda **answer: print(json.dumps(answer), file=answers, flush=True)
@@ -85,7 +85,7 @@ def serve(worker: Worker, sizes: dict[str, Any]) -> None:
 
 
 def _timed(work: Work, calls: int) -> float:
-    """Seconds a call, over `calls` calls."""
+    """The mean seconds of a call, over `calls` calls."""
     if work.seconds is not None:
         return sum(work.seconds() for _ in range(calls)) / calls
     start = time.perf_counter()
@@ -95,7 +95,7 @@ def _timed(work: Work, calls: int) -> float:
 
 
 def _trim() -> None:
-    """Give freed memory back and start the peak anew, so that a peak belongs to the repeat it was read after."""
+    """Return freed memory to the system and reset the peak, so that a peak belongs to one repeat only."""
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
@@ -114,7 +114,7 @@ def _status_mb(key: str) -> float | None:
 
 
 def _machine() -> tuple[float, float, float] | None:
-    """CPU seconds used by the whole machine, by this process, and the clock."""
+    """The CPU seconds that the whole machine used, those that this process used, and the time."""
     try:
         ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except OSError:
@@ -132,7 +132,7 @@ def _elsewhere(before: tuple | None, after: tuple | None) -> float | None:
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """Of Python and of packages in this process's environment; None where there is no such package."""
+    """The versions of Python and of packages in the environment of this process; None if a package is missing."""
     return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
 
 
@@ -148,7 +148,7 @@ def _version(package: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Rounds:
-    """What was measured: for each `worker: work`, one row per round."""
+    """The measurements: for each `worker: work`, one row for each round."""
 
     rows: dict[str, list[dict[str, Any]]]
     info: dict[str, dict[str, Any]]
@@ -157,7 +157,7 @@ class Rounds:
         return statistics.median(row["seconds"] for row in self.rows[name])
 
     def ratio(self, name: str, reference: str) -> float | None:
-        """Median over the rounds of seconds(name) / seconds(reference); None where either was not measured."""
+        """The median of seconds(name) / seconds(reference) over rounds; None if one of the two was not measured."""
         if name not in self.rows or reference not in self.rows:
             return None
         pairs = zip(self.rows[name], self.rows[reference], strict=True)
@@ -180,7 +180,7 @@ def main(
     tiny: dict[str, Any],
     conclude: Callable[[Rounds], list[str]],
 ) -> None:
-    """The command line of a benchmark: measure, print a table and `conclude`'s lines, write everything as JSON."""
+    """The command line of a benchmark: measure, print a table and the lines of `conclude`, write all data as JSON."""
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument(
         "--peers",
@@ -210,7 +210,7 @@ def main(
                 absent[name] = f"no environment {workers[name].home!r} below --peers ({args.peers})"
                 continue
             command = [str(python), script, "--serve", name, *(["--tiny"] if args.tiny else [])]
-            _say(f"starting {name}")  # one at a time: compilations and conversions would compete for memory
+            _say(f"starting {name}")  # one at a time, because compilations would compete for memory
             processes[name] = _start(command, args.out / f"{Path(script).stem}-{name.replace(' ', '-')}.log")
             ready[name] = _answer(processes[name])
             if "failed" in ready[name]:
@@ -250,7 +250,7 @@ def main(
 
 
 def write(record: Mapping[str, Any], out: Path, *, tiny: bool = False) -> Path:
-    """The record of one run (`taken` and its figures) as JSON in a file of its own, named by benchmark and time."""
+    """Write the record of one run (`taken` and its figures) to a new JSON file, named by benchmark and time."""
     out.mkdir(parents=True, exist_ok=True)
     stamp = record["date"].replace(":", "").split("+")[0]
     path = out / f"{record['benchmark']}-{stamp}{'-tiny' if tiny else ''}.json"
@@ -275,7 +275,7 @@ def _start(command: list[str], log: Path) -> subprocess.Popen:
         "WANDB_MODE": "disabled",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    with log.open("w") as errors:  # a file: a full pipe that nobody reads would stop the worker
+    with log.open("w") as errors:  # a file, because a full pipe that nobody reads would block the worker
         return subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         )
@@ -287,7 +287,7 @@ def _answer(process: subprocess.Popen) -> dict[str, Any]:
 
 
 def taken(script: str) -> dict[str, Any]:
-    """Which benchmark this is, when it ran, at which commit and on what machine."""
+    """The name of the benchmark, the time, the commit and the machine."""
     git = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
     names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     memory = [line for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
@@ -310,7 +310,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _table(title: str, record: dict[str, Any], rounds: Rounds) -> str:
-    """Markdown: one row per work, seconds as median (fastest - slowest) over the rounds."""
+    """A Markdown table with one row for each work. Seconds are the median (fastest - slowest) over rounds."""
     show = lambda value, form: "" if value is None else format(value, form)
     commit = f"commit {record['commit']}{' with uncommitted changes' if record['uncommitted'] else ''}"
     lines = [
