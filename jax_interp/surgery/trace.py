@@ -129,7 +129,7 @@ class Trace:
             if r.index not in self._met:
                 raise AddressError(
                     f"{r.tap.address!r} is made by an outer surgery, which acts later: "
-                    f"{'read' if isinstance(r.tap, Read) else 'edit'} it after that surgery, outside of it"
+                    f"{'read' if isinstance(r.tap, Read) else 'edit'} the value in a later surgery, around that one"
                 )
         if not self.wants_output:
             latest = max(self._when(r, last=True) for r in self.reads)

@@ -199,7 +199,7 @@ def describe(path: Path | str) -> dict[str, dict[str, Any]]:
     try:
         digest, _, body = file.read_text().partition("\n")
         if hashlib.sha256(body.removesuffix("\n").encode()).hexdigest() != digest:
-            raise ValueError("its own checksum does not match")
+            raise ValueError("the checksum does not match")
         return json.loads(body)["leaves"]
     except (OSError, ValueError, KeyError) as error:
         raise CorruptCheckpoint(f"checkpoint {path} is damaged: leaves.json: {error}") from error
@@ -264,8 +264,8 @@ def _compare(path: Path, saved: dict[str, dict[str, Any]], wanted: dict[str, jax
     problems = []
     for name in sorted(wanted.keys() - saved.keys()):
         near = difflib.get_close_matches(name, saved.keys() - wanted.keys(), n=1)
-        problems.append(f"{name} is not in it{f' (it has {near[0]})' if near else ''}")
-    problems += [f"{name} is in it and not wanted" for name in sorted(saved.keys() - wanted.keys())]
+        problems.append(f"it has no {name}{f' (but it has {near[0]})' if near else ''}")
+    problems += [f"it has {name}, which is not wanted" for name in sorted(saved.keys() - wanted.keys())]
     for name in sorted(saved.keys() & wanted.keys()):
         have, want = saved[name], _describe(wanted[name])
         problems += [

@@ -31,7 +31,7 @@ from jax_interp.training.checkpoint import latest
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An open run directory and the paths in it. `open_run` makes it."""
+    """An open run directory, with the paths of its files. `open_run` returns it."""
 
     directory: Path
 

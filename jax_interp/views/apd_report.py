@@ -56,7 +56,7 @@ def spectrum(result: Mapping[str, Any]) -> Figure:
     order, places = np.argsort(-rate, kind="stable"), np.arange(1, len(rate) + 1)
     figure, (first, *rest) = canvas(10, 3.0, 1 + len(result["singular_values"]))
     first.bar(places, rate[order], color=GREEN)
-    first.set(title="Share of rows it is kept on", xlabel="component, by share")
+    first.set(title="Share of rows on which it is kept", xlabel="component, by share")
     for axes, (name, rows) in zip(rest, result["singular_values"].items()):
         values = np.asarray(rows, float)[order]
         values = values / max(values.max(), 1e-30)
@@ -86,6 +86,6 @@ def linearity(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot(oracle, places, "o", ms=6, mfc="none", color=INK, label="the features themselves as parts")
     axes.set_xscale("log")
     axes.set_yticks(places, [row["name"] for row in shown])
-    axes.set(title="Error over ‖f(x)‖², by what is kept")
+    axes.set(title="Error / ‖f(x)‖², by kept components")
     figure.legend(loc="outside lower right", ncols=2)
     return figure

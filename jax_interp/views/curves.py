@@ -31,7 +31,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None, 
     fit.set_ylim(0, None)
     fit.legend(loc="upper right")
     sparsity.plot(tokens, [record.get("l0", np.nan) for record in records], color=GREEN, lw=1.6)
-    sparsity.set(title="L0", ylabel="latents on per token")
+    sparsity.set(title="L0", ylabel="active latents per token")
     sparsity.set_ylim(0, 1.25 * max([record.get("l0", 0) for record in records] + [sources * (k or 1)]))
     if k:
         label = f"k = {k}" if sources == 1 else f"{sources} · k = {sources * k}"
@@ -43,7 +43,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None, 
     dead.set_ylim(0, max(4, 1.15 * max((record.get("dead", 0) for record in records), default=0)))
     dead.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     for axes in (fit, sparsity, dead):
-        axes.set_xlabel("tokens trained on, millions")
+        axes.set_xlabel("training tokens, millions")
         axes.set_xlim(0, None)
     return figure
 
@@ -82,7 +82,7 @@ def by_layer(layers: Sequence[Mapping[str, Any]], features: int) -> Figure:
     figure, panels = canvas(10, 2.7, 3)
     shown = (
         ("fvu", "writes", "Variance unexplained", "fraction of variance", ORANGE, 1e-3),
-        ("l0", "reads", "L0", "latents on per token", GREEN, 0.1),
+        ("l0", "reads", "L0", "active latents per token", GREEN, 0.1),
         ("dead", "reads", "Dead features", f"features, of {features:,}", RED, 4),
     )
     for axes, (name, of, title, label, color, least) in zip(panels, shown, strict=True):

@@ -60,7 +60,7 @@ def losses(records: Sequence[Mapping[str, Any]]) -> Figure:
     left.legend(**{"loc": "upper right"} if with_l0 else {"loc": "upper left", "bbox_to_anchor": (1, 1)})
     for axes in right:
         axes.plot(steps, [record.get("l0", np.nan) for record in records], color=GREEN, lw=1.4)
-        axes.set(title="Important components a row", xlabel="step")
+        axes.set(title="Important components per row", xlabel="step")
         axes.set_ylim(0, None)
     return figure
 

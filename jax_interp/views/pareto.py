@@ -27,8 +27,8 @@ def pareto(points: Sequence[Mapping[str, Any]]) -> Figure:
     for axes, (name, title, label) in zip(
         panels,
         (
-            ("fvu", "Variance left unexplained", "FVU"),
-            ("recovered", "Loss recovered", "of the loss that mean ablation costs"),
+            ("fvu", "Variance unexplained", "FVU"),
+            ("recovered", "Loss recovered", "share of the loss increase by mean ablation"),
         ),
     ):
         for i, one_series in enumerate(series):
@@ -45,7 +45,7 @@ def pareto(points: Sequence[Mapping[str, Any]]) -> Figure:
         ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if low / 1.6 <= t <= high * 1.6]
         axes.set_xticks(ticks)
         axes.set_xlim(max(low, 0.5) / 1.25, max(high, 0.6) * 1.45)
-        axes.set(title=title, xlabel="L0, latents on per token", ylabel=label)
+        axes.set(title=title, xlabel="L0, active latents per token", ylabel=label)
         if len(series) > 1:
             axes.legend(fontsize=8)
     return figure

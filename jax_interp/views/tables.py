@@ -60,7 +60,7 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             "L0",
             format_number(r["l0"]),
-            f"latents on per token{f', of all {len(layers)} sources together' if layers else ''}",
+            f"active latents per token{f', summed over all {len(layers)} sources' if layers else ''}",
         ),
         ("FVU", format_number(r["fvu"]), "fraction of variance unexplained, centred"),
         ("cosine", format_number(r["cosine"]), "between activation and reconstruction"),
@@ -81,7 +81,7 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ),
         ("KL, spliced", format_number(c["kl_spliced"]), "nats per token, from the unchanged model"),
         *(_replaced_rows(result["replacement"]) if "replacement" in result else ()),
-        ("dead features", f"{d['dead']:,} of {d['features']:,} ({share})", f"fired on none of {d['window']:,} tokens"),
+        ("dead features", f"{d['dead']:,} of {d['features']:,} ({share})", f"never fired on {d['window']:,} tokens"),
         ("dense features", format_number(d["above_10_percent"]), "fire on more than 10 % of tokens"),
         ("self-check", "exact", "splicing the identity gives exactly the clean CE"),
     ]

@@ -74,8 +74,8 @@ def test_loss_by_position_is_the_binned_mean(results):
     lines = {line.get_label(): line for line in axes.lines}
     assert len(lines) == 4
     expected = np.reshape(loss["zero_by_position"], (8, 3)).mean(1)
-    np.testing.assert_allclose(lines["zero in its place"].get_ydata(), expected)
-    np.testing.assert_allclose(lines["zero in its place"].get_xdata(), 1 + 3 * np.arange(8))
+    np.testing.assert_allclose(lines["replaced by zero"].get_ydata(), expected)
+    np.testing.assert_allclose(lines["replaced by zero"].get_xdata(), 1 + 3 * np.arange(8))
     assert "nats" in axes.get_ylabel()
     assert "mean of 3 neighbours" in axes.get_xlabel()
     first = lines["unchanged model"].get_ydata()[0]
