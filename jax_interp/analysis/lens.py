@@ -109,7 +109,7 @@ def tuned_lens(
     if lens.bias.shape[0] != len(stack) - 1 or lens.bias.shape[1] != stack.values.shape[-1]:
         raise UserError(
             f"this lens has maps {lens.weight.shape}, the model {len(stack) - 1} layers of "
-            f"{stack.values.shape[-1]}: it was trained for another"
+            f"{stack.values.shape[-1]}: it was trained for another model"
         )
     rows = jnp.concatenate([lens(stack.values[:-1]), stack.values[-1:]])
     return Parts(jax.lax.map(lambda resid: reduce(readout(model, resid)), rows), stack.labels)

@@ -223,7 +223,7 @@ def decompose(
     names = [name for name in select_matrices(model, matrices) if name not in twins]
     for twin, one in twins.items():
         if one not in names:
-            raise UserError(f"tied=({one!r}, {twin!r}): {one!r} is none of the decomposed {', '.join(names)}")
+            raise UserError(f"tied=({one!r}, {twin!r}): {one!r} is not decomposed; these are: {', '.join(names)}")
     check_tied(model, tied)
     pairs = {name: _initial(weight_of(model, name), _count(C, name), key, name, init) for name in names}
     return Decomposed(model, pairs, tuple((one, twin) for one, twin in tied))
@@ -236,7 +236,7 @@ def _count(C: int | Mapping[str, int], name: str) -> int:
             if count < 1:
                 raise UserError(f"C={count} for {name!r}: a matrix has at least 1 component")
             return count
-    raise UserError(f"C says nothing for {name!r}: its patterns are {', '.join(counts)}")
+    raise UserError(f"C has no pattern that matches {name!r}: its patterns are {', '.join(counts)}")
 
 
 def _initial(weight: Array, C: int, key: Array, name: str, init: Init) -> Components:

@@ -53,7 +53,7 @@ class WarmUp:
 
     def __post_init__(self) -> None:
         if self.steps < 0:
-            raise UserError(f"WarmUp(steps={self.steps}): at least 0; warm_up=None is a run without")
+            raise UserError(f"WarmUp(steps={self.steps}): it must be at least 0. Use warm_up=None for no warm-up")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.rate < 0 or not 0 <= self.warm_up < 1:
-            raise UserError(f"Schedule(rate={self.rate}, warm_up={self.warm_up}): not below 0, and a fraction below 1")
+            raise UserError(f"Schedule(rate={self.rate}, warm_up={self.warm_up}): rate >= 0 and 0 <= warm_up < 1")
 
 
 @METHODS.register

@@ -87,8 +87,8 @@ def add_rank_one(
     def changed(part: Any, amount: Array) -> Any:
         if getattr(part, "weight", None) is None:
             raise UserError(
-                f"{name!r} holds no matrix, it uses another part's: edit that one, which changes both, or give this "
-                "one its own first (`untie` of a TMS)"
+                f"{name!r} holds no matrix, it uses the matrix of another part. Edit the other part, which changes "
+                f"both; or first give {name!r} its own matrix (`untie` for a TMS)"
             )
         weight = part.weight[...] + (amount * jnp.outer(read, write)).astype(part.weight[...].dtype)
         if dataclasses.is_dataclass(part):
@@ -115,7 +115,7 @@ def _vectors(model: Decomposed, name: str, component: int, layer: int | None) ->
 def _layer(target: Model, name: str, layer: int | None) -> int | None:
     """The layer, counted from 0; None for an entry that is one matrix."""
     if is_stacked(name) != (layer is not None):
-        raise UserError(f"{name!r}: give layer= for an entry of all layers, and only for one")
+        raise UserError(f"{name!r}: give layer= for an entry of all layers (blocks.*...), and for no other entry")
     if layer is None:
         return None
     depth = depth_of(target)

@@ -83,7 +83,7 @@ class Trainer(Generic[Config, S]):
         """Do a whole run and return the last state. See `train_decomposition` for the arguments."""
         if (sample is None) == (batch_at is None):
             raise UserError(
-                "a decomposition draws its data by sample(key), or is given batch_at(number): one of the two"
+                "give the data as sample= or as batch_at=: exactly one of them is needed"
             )
         if sample is not None:
             step, example = partial(self.sampled_step, config, sample), example_of(sample)
@@ -175,7 +175,7 @@ def check_batch(batch: int, example: PyTree) -> None:
     if have != {batch}:
         rows = " and ".join(map(str, sorted(have)))
         raise UserError(
-            f"batch={batch} in the config, and {rows} rows in what is trained on: give both the same number"
+            f"batch={batch} in the config, but a batch of the data has {rows} rows: make both numbers equal"
         )
 
 

@@ -59,7 +59,8 @@ class GatedPWLConfig:
     def __post_init__(self) -> None:
         if self.n_functions * self.n_neurons % self.n_layers or self.n_neurons < 2:
             raise UserError(
-                f"{self.n_functions} functions of {self.n_neurons} neurons do not go evenly into {self.n_layers} layers"
+                f"{self.n_functions} functions of {self.n_neurons} neurons cannot be divided evenly over "
+                f"{self.n_layers} layers"
             )
 
 

@@ -229,7 +229,7 @@ def test_weight_edits_of_a_layer():
             scale_component(parts, name, 0, 0.0, layer=layer)
     with pytest.raises(UserError, match="give layer="):
         add_rank_one(decoder, name, pair.V[0, :, 0], pair.U[0, 0])
-    with pytest.raises(UserError, match="and only for one"):
+    with pytest.raises(UserError, match="and for no other entry"):
         add_rank_one(tiny(), "linear1", jnp.ones(5), jnp.ones(2), layer=0)
 
 

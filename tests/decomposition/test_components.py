@@ -40,7 +40,7 @@ def test_what_patterns_mean():
         select_matrices(model, "blocks.*.mpl")
     with pytest.raises(UserError, match="C=-1 for 'linear1': a matrix has at least 1"):
         decompose(tiny(), "linear1", C=-1, key=jax.random.key(0))
-    with pytest.raises(UserError, match="C says nothing for 'linear1'"):
+    with pytest.raises(UserError, match="C has no pattern that matches 'linear1'"):
         decompose(tiny(), "linear1", C={"linear2": 3}, key=jax.random.key(0))
 
 

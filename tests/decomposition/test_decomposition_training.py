@@ -181,7 +181,7 @@ def test_data_of_another_size_than_the_config_says_is_refused(tmp_path):
         (2048, partial(train_apd, apd, sample=sample)),
         (2048, partial(apd_instances, apd, seeds=(0,), sample=sample)),
     ):
-        with pytest.raises(UserError, match=f"batch={batch} in the config, and 32 rows"):
+        with pytest.raises(UserError, match=f"batch={batch} in the config, but a batch of the data has 32 rows"):
             call(model=tiny(), run=place, log=QUIET)
     assert not place.exists()
 

@@ -52,11 +52,11 @@ class APDConfig(MethodConfig):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: at least 1")
         if self.top_k is not None and not 0 < self.top_k <= self.C:
-            raise UserError(f"top_k={self.top_k}: of C={self.C} components above 0 and at most all are kept on a row")
+            raise UserError(f"top_k={self.top_k}: it must be above 0 and at most C={self.C}")
         if self.activation_reconstruction and not self.activations:
             raise UserError(
                 f"activation_reconstruction={self.activation_reconstruction} without activations=: name the hidden "
                 "values that are to be reconstructed"
             )
         if self.activation_reconstruction and self.top_k is None:
-            raise UserError("activation_reconstruction= needs a top_k=: without one nothing is masked")
+            raise UserError("activation_reconstruction= needs a top_k=: without top_k nothing is masked")
