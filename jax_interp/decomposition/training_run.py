@@ -82,9 +82,7 @@ class Trainer(Generic[Config, S]):
     ) -> S:
         """Do a whole run and return the last state. See `train_decomposition` for the arguments."""
         if (sample is None) == (batch_at is None):
-            raise UserError(
-                "give the data as sample= or as batch_at=: exactly one of them is needed"
-            )
+            raise UserError("give the data as sample= or as batch_at=: exactly one of them is needed")
         if sample is not None:
             step, example = partial(self.sampled_step, config, sample), example_of(sample)
         else:
