@@ -5,8 +5,8 @@ A linear autoencoder `y = x W Wᵀ + b` (a `TMS` without ReLU) is trained on the
     (y_t - x_t)² + c · max_{j≠t} y_j        t uniform, x_t uniform in [0, 1), other features 0 or sometimes small
 
 Any W with rows of norm one has y_t = x_t, so the first term only requires equal norms. The target's output is then the
-largest, since every other output is it times a cosine below 1. `evaluate` compares this loss with the error over all
-outputs.
+largest, because every other output is this output times a cosine below 1. `evaluate` compares this loss with the error
+over all outputs.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def features_of_apd(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ComponentsForward(MaskedForward):
-    """A decomposed model with one mask for each component, that is for `rank` neighbouring subcomponents of every
+    """A decomposed model with one mask for each component. A component is `rank` neighbouring subcomponents of every
     matrix."""
 
     subcomponents: DecompositionForward

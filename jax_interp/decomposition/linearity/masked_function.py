@@ -19,7 +19,7 @@ from jax_interp.decomposition.masks import Mask, masked_output
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.surgery import Each, Scale, at, edit
 
-TOLERANCE = 1e-3  # of the largest singular value; residues of training are far above float32's rounding
+TOLERANCE = 1e-3  # a fraction of the largest singular value; training leaves residues far above float32's rounding
 
 
 class MaskedForward:

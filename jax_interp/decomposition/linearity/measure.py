@@ -131,7 +131,7 @@ def linearity(
     right = parts.target(data)
     size = float(jnp.mean(_square(right)))
     measured = _Measurement(parts, g, data, (g > threshold).astype(jnp.float32), right, size, settings.samples)
-    # in the order of their keys
+    # called in the order of their random keys
     adversarial = measured.adversarial([next(keys), next(keys)], settings.adversary_steps)
     resample = measured.resample(next(keys)) if parts.forward.can_resample else None
     interaction_mean, interaction_max = measured.interactions(settings.pairs, next(keys))

@@ -90,7 +90,7 @@ def nearest_correlation(C: Float[np.ndarray, "n n"], least: float = 1e-6) -> Flo
 
 
 def _threshold(p: Float[Array, " feature"]) -> Float[Array, " feature"]:
-    return -jax.scipy.special.ndtri(p)  # Φ⁻¹(1 - p) without the digits that 1 - p would lose
+    return -jax.scipy.special.ndtri(p)  # Φ⁻¹(1 - p), without the rounding error of 1 - p
 
 
 @jax.tree_util.register_dataclass
