@@ -141,7 +141,7 @@ def test_what_is_refused(finished, path, command, monkeypatch, model, tmp_path):
     err = refused("decompose", finished, "--decomposition.simplicity", "0.1")
     assert "holds a run of another config: decomposition.simplicity: 0.7 -> 0.1" in err
     assert "no matrix matches 'linear3'" in refused(*new, "--decomposition.matrices", "linear3")
-    assert "top_k=4.0: of C=3" in refused(*new, "--decomposition.top-k", "4")
+    assert "top_k=4.0: it must be above 0 and at most C=3" in refused(*new, "--decomposition.top-k", "4")
     assert "unknown option --decomposition.warm-up" in refused(*new, "--decomposition.warm-up.steps", "3")
     assert "APD decomposes toys" in refused(*new, "--target", model)
     hidden = ("--decomposition.activations", "hiden", "--decomposition.activation-reconstruction", "1")

@@ -84,7 +84,7 @@ def test_a_mask_over_layers_has_one_entry_for_each(model, tokens):
 
 
 def test_a_layer_outside_the_model_is_an_error(model, tokens):
-    with pytest.raises(RegionError, match=r"layer=slice\(0, 2, None\): an index, a list .* in the address"):
+    with pytest.raises(RegionError, match=r"layer=slice\(0, 2, None\): give an index, a list .* in the address"):
         at("blocks.resid_post", Zero(), layer=slice(0, 2))
     with pytest.raises(RegionError, match=r"6 is outside: layer= of 'blocks.resid_post' takes -6 to 5"):
         trace(edit(model, at("blocks.resid_post", Zero(), layer=6)), tokens)

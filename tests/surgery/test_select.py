@@ -116,7 +116,7 @@ def test_blocks_swapped_and_run_twice(model, base, tokens):
     chex.assert_trees_all_equal(arrange(base, range(6)), base)
     with pytest.raises(SelectionError, match="no block 6"):
         arrange(base, [6])
-    with pytest.raises(SelectionError, match="no blocks"):
+    with pytest.raises(SelectionError, match="at least one layer, got an empty list"):
         arrange(base, [])
 
 
