@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +140,6 @@ class ComponentsForward(MaskedForward):
 
     subcomponents: DecompositionForward
     rank: int = dataclasses.field(metadata={"static": True})
-    can_resample: ClassVar[bool] = True
 
     def run(self, mask: Float[Array, "batch C"], x: Array) -> Array:
         return self.subcomponents.run(self._repeat(mask), x)

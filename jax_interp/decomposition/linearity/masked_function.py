@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,25 +22,24 @@ TOLERANCE = 1e-3  # a fraction of the largest singular value; training leaves re
 
 
 class MaskedForward:
-    """Base class of pytrees that can run a function with its parts masked.
+    """Base class of pytrees that can run a function with its parts masked."""
 
-    Attributes:
-      can_resample: whether `resampled` is implemented.
-    """
-
-    can_resample: ClassVar[bool] = False
+    @property
+    def can_resample(self) -> bool:
+        """Whether the subclass implements `resampled`."""
+        return type(self).resampled is not MaskedForward.resampled
 
     def run(self, mask: Float[Array, "batch part"], x: Array) -> Array:
         """The output with each part multiplied by its mask, row by row."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no run")
 
     def target(self, x: Array) -> Array:
         """The output of the whole function."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no target")
 
     def resampled(self, keep: Float[Array, "batch part"], x: Array, donor: Array) -> Array:
         """The output when the parts that are not kept use the activations of row `donor[i]` instead of row i."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no resampled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +163,6 @@ class DecompositionForward(MaskedForward):
 
     model: Decomposed
     delta: bool = dataclasses.field(default=False, metadata={"static": True})
-    can_resample: ClassVar[bool] = True
 
     def run(self, mask: Float[Array, "batch part"], x: Array) -> Array:
         return masked_output(self.model, self.masks(mask, x), x)
