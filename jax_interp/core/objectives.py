@@ -68,6 +68,9 @@ def negative_log_likelihood(log_p: Float[Array, "*rows class"], targets: Int[Arr
 def kl_divergence(log_p: Float[Array, "*rows class"], log_q: Float[Array, "*rows class"]) -> Float[Array, "*rows"]:
     """KL(p ‖ q) = Σ p (log p - log q) in nats, from log probabilities.
 
+    A class with p = 0 adds 0, also where q = 0 (a class that is masked out in both). A class with q = 0 and p > 0 makes
+    the divergence infinite.
+
     Args:
       log_p: log probabilities of the reference, `[..., class]`.
       log_q: log probabilities of the other distribution, `[..., class]`.
@@ -75,7 +78,10 @@ def kl_divergence(log_p: Float[Array, "*rows class"], log_q: Float[Array, "*rows
     Returns:
       One divergence for each row, `[...]`.
     """
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    p = jnp.exp(log_p)
+    # The difference is replaced before the product: -inf - -inf would be NaN, in the gradient too.
+    difference = jnp.where(log_p == -jnp.inf, jnp.zeros_like(log_p), log_p - log_q)
+    return jnp.sum(p * difference, axis=-1)
 
 
 @partial(jax.jit, inline=True, static_argnames="axis")

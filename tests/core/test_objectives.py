@@ -60,3 +60,26 @@ def test_masked_mean():
     nothing = jnp.zeros(4, bool)
     assert np.isnan(objectives.masked_mean(values, nothing))
     assert objectives.masked_mean(values, nothing, empty_is_zero=True) == 0
+
+
+def test_classes_without_probability_add_nothing_to_a_divergence():
+    """0 log 0 = 0: float64 over the classes that are left is the reference, for the value and for the gradient."""
+    rng = np.random.default_rng(3)
+    p, q = rng.normal(size=(2, 4, 6)).astype(np.float32)
+    p[:, 2], q[:, 2] = -np.inf, -np.inf  # masked out in both
+    p[:, 5] = -np.inf  # in the reference alone
+
+    def divergence(p, q):
+        return objectives.kl_divergence(objectives.log_probabilities(p), objectives.log_probabilities(q))
+
+    left = np.array([0, 1, 3, 4, 5])
+    log_p, log_q = (np.asarray(a[:, left], np.float64) for a in (p, q))
+    log_p, log_q = (a - np.log(np.exp(a).sum(-1, keepdims=True)) for a in (log_p, log_q))
+    on = np.isfinite(log_p)
+    right = np.where(on, np.exp(log_p) * (np.where(on, log_p, 0) - log_q), 0).sum(-1)
+    np.testing.assert_allclose(divergence(p, q), right, rtol=1e-5)
+
+    gradient = jax.grad(lambda q: jnp.sum(divergence(p, q)))(jnp.asarray(q))  # q - p, by class
+    np.testing.assert_allclose(gradient[:, left], np.exp(log_q) - np.exp(log_p), atol=1e-6)
+    q[:, 0] = -np.inf
+    assert np.isposinf(divergence(p, q)).all()
