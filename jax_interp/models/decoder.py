@@ -22,7 +22,7 @@ from jax_interp.models.attention_context import attention_context, default_posit
 from jax_interp.models.block import Block, norm
 from jax_interp.models.cache import Cache, empty_cache
 from jax_interp.models.config import Config
-from jax_interp.surgery import Site, Stack, run_blocks
+from jax_interp.surgery import Edit, Read, Site, Stack, run_blocks
 
 
 class Decoder(nnx.Module):
@@ -137,7 +137,9 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "batch pos vocab"]:
         """The logits of all positions, or of the last real position. A read or edit of the logits, or of values of the
         unembedding, always gets all positions."""
-        tapped = any(getattr(tap, "address", "logits").split(".")[0] in ("logits", "unembed") for tap in taps)
+        # Taps without an address ask about all values.
+        scopes = [tap.address.split(".")[0] if isinstance(tap, (Edit, Read)) else "logits" for tap in taps]
+        tapped = "logits" in scopes or "unembed" in scopes
         x = _last(x, mask) if last_only and not tapped else x
         logits = self.embed.attend(x) if self.unembed is None else self.unembed(x, site / "unembed")
         logits = _scaled(logits, self.config.logit_scale)
