@@ -25,6 +25,8 @@ from jax_interp.core.errors import UserError
 Base = TypeVar("Base")
 Variant = TypeVar("Variant", bound=type)
 
+_ABSTRACT = "__isabstractmethod__"  # set by `abc.abstractmethod`, whatever the metaclass
+
 
 class Registry(Generic[Base]):
     """The registered subclasses of `base`, by class name, in the order of registration.
@@ -40,10 +42,16 @@ class Registry(Generic[Base]):
         _REGISTRIES[base] = self
 
     def register(self, variant: Variant) -> Variant:
-        """Class decorator: add `variant`. Raises TypeError if it does not derive from the base class, or if another
-        class already has its name."""
+        """Class decorator: add `variant`.
+
+        Raises:
+          TypeError: the class does not derive from the base class, leaves out a method that the base class marks with
+            `abc.abstractmethod`, or has the name of another variant.
+        """
         if not issubclass(variant, self.base):
             raise TypeError(f"{variant.__name__} does not derive from {self.base.__name__}, so it is no {self.what}")
+        if missing := [name for name in dir(variant) if getattr(getattr(variant, name), _ABSTRACT, False)]:
+            raise TypeError(f"the {self.what} {variant.__name__} must define {', '.join(missing)}")
         taken = self._variants.get(variant.__name__)
         if taken is not None and (taken.__module__, taken.__qualname__) != (variant.__module__, variant.__qualname__):
             raise TypeError(f"{self.what} {variant.__name__!r} is defined in {taken.__module__} already")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import sys
 
@@ -15,6 +16,9 @@ from jax_interp.core.registry import Registry, discover
 class Shape:
     sides = 0
 
+    @abc.abstractmethod
+    def area(self): ...
+
 
 SHAPES = Registry("shape", Shape)
 
@@ -25,11 +29,17 @@ class Square(Shape):
     size: float = 1.0
     sides = 4
 
+    def area(self):
+        return self.size**2
+
 
 @SHAPES.register
 @dataclasses.dataclass(frozen=True)
 class Circle(Shape):
     radius: float = 1.0
+
+    def area(self):
+        return 3 * self.radius**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +67,10 @@ def test_a_config_holds_any_variant():
 def test_what_is_no_variant_is_refused():
     with pytest.raises(TypeError, match="int does not derive from Shape"):
         SHAPES.register(int)
-    other = type("Square", (Shape,), {"__module__": "elsewhere"})
+    with pytest.raises(TypeError, match="the shape Line must define area"):
+        SHAPES.register(type("Line", (Shape,), {}))
+    assert SHAPES.names() == ("Square", "Circle")
+    other = type("Square", (Square,), {"__module__": "elsewhere"})
     with pytest.raises(TypeError, match=r"is defined in .* already"):
         SHAPES.register(other)
 

@@ -7,6 +7,7 @@ sigmoids turns this value into two importances (`sigmoids.py`).
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, Protocol
 
@@ -49,6 +50,7 @@ class ImportanceConfig:
             def init(self, key, model): ...     # returns a pytree with __call__(model, inputs)
     """
 
+    @abc.abstractmethod
     def init(self, key: Key[Array, ""], model: Decomposed) -> ImportanceFunction:
         """The importance function with its initial parameters.
 

@@ -8,6 +8,7 @@ same sign. The metrics therefore use sources that are shared across the batch.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
@@ -45,6 +46,7 @@ class Adversary:
 
     warm_up_steps: int = 0
 
+    @abc.abstractmethod
     def init(self, key: Key[Array, ""], importance: PerMatrix, delta: bool) -> Any:
         """The initial state.
 
@@ -59,6 +61,7 @@ class Adversary:
         """The sources of every row, in [0, 1], computed from the raw sources."""
         return tile_sources(raw, importance)
 
+    @abc.abstractmethod
     def climb(self, state: Any, grads: PerMatrix, progress: Float[Array, ""] | float) -> Any:
         """The state after one ascent step along the gradient of the error with respect to the raw sources.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, ClassVar, Literal
 
@@ -115,6 +116,7 @@ class Loss:
     adversary: Adversary | None = None
     metric: ClassVar[str | None] = None
 
+    @abc.abstractmethod
     def __call__(self, inputs: LossInputs, key: Key[Array, ""], sources: PerMatrix | None = None) -> Float[Array, ""]:
         """The value of the term, without its coefficient.
 

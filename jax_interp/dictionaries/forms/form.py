@@ -10,6 +10,7 @@ A new form is one file in this folder that registers itself:
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self, cast
@@ -33,11 +34,13 @@ class Form:
 
     b_dec: Array
 
+    @abc.abstractmethod
     def describe(self) -> tuple[Description, Arrays]:
         """Return what `from_description` needs: sizes and settings as JSON values, and the arrays by name."""
         raise NotImplementedError(f"{type(self).__name__} cannot be saved: it has no describe")
 
     @classmethod
+    @abc.abstractmethod
     def from_description(cls, description: Mapping[str, Any], arrays: Arrays) -> Self:
         """Rebuild the dictionary from the result of `describe`. Raises UserError if an array is missing or has a wrong
         shape, and KeyError, TypeError or ValueError if the description is invalid."""

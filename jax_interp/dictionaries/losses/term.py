@@ -17,6 +17,7 @@ with stacked coefficients.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -51,6 +52,7 @@ class Term:
     reconstructs: ClassVar[bool] = False
     """Whether the term measures the error of the reconstruction."""
 
+    @abc.abstractmethod
     def __call__(self, forward: Forward) -> Float[Array, ""]:
         """The value of the term for one batch, including the coefficient."""
         raise NotImplementedError(f"{type(self).__name__} has no __call__")

@@ -13,6 +13,7 @@ A family in your own file works with `load` and `save` as soon as this file is i
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -39,10 +40,12 @@ class Family:
     ignored: ClassVar[tuple[str, ...]] = ()
     """Patterns of stored tensors that the model does not need (buffers of old versions), without `prefix`."""
 
+    @abc.abstractmethod
     def read(self, attributes: Attributes) -> Config:
         """The config that a `config.json` describes. Raises `UserError` for a value that is not supported."""
         raise NotImplementedError
 
+    @abc.abstractmethod
     def write(self, config: Config) -> dict[str, Any]:
         """The attributes of a `config.json` for a config.
 
@@ -50,6 +53,7 @@ class Family:
         """
         raise NotImplementedError
 
+    @abc.abstractmethod
     def tensors(self, config: Config) -> Mapping[str, TensorSpec]:
         """The stored tensor of each parameter: {"embed.weight": ..., "blocks.*.attn.q.weight": ...}. No `prefix`."""
         raise NotImplementedError
