@@ -91,7 +91,9 @@ def dictionary_directory(path: Path) -> Path:
         if (candidate / "dictionary.json").is_file():
             return candidate
     if not path.is_dir():
-        raise UserError(f"no directory {path}: give a run directory of train-dictionary, or a saved dictionary's")
+        raise UserError(
+            f"no directory {path}: give a run directory of train-dictionary, or the directory of a saved dictionary"
+        )
     if (path / "members").is_dir():
         raise UserError(f"{path} is a sweep: give one of its dictionaries, such as {path / 'members' / '00'}")
     if (path / "config.json").is_file():
