@@ -57,6 +57,9 @@ def reads_older_files(
         values of the fields, in the earlier or the current form, and returns the current form. It is applied first.
         Nested dataclasses are already in the current form.
 
+    Raises:
+      TypeError: another class has, or had, one of these names.
+
     Example:
         @reads_older_files(renamed={"lr": "learning_rate"}, removed={"nesterov": False}, called=("AdamConfig",))
         @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,11 @@ def reads_older_files(
 
     def register(kind: type[T]) -> type[T]:
         older = _Older(kind.__name__, dict(renamed or {}), dict(removed or {}), rewritten)
+        taken = [n for n in (kind.__name__, *called) if n in _OLDER and _OLDER[n].name != kind.__name__]
+        if taken:
+            raise TypeError(
+                f"files of {_OLDER[taken[0]].name} have the name {taken[0]!r}, which {kind.__name__} claims"
+            )
         _OLDER.update(dict.fromkeys((kind.__name__, *called), older))
         return kind
 

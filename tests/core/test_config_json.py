@@ -151,3 +151,8 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
         pass
     with pytest.raises(UserError, match=r"steps.rate: 0.5 -> 0.25"), open_run(tmp_path / "run", Whole(Steps(0.25))):
         pass
+
+
+def test_a_name_belongs_to_the_files_of_one_class():
+    with pytest.raises(TypeError, match="files of Steps have the name 'Momentum', which Other claims"):
+        configs.reads_older_files(called=("Momentum",))(type("Other", (), {}))
