@@ -3,7 +3,10 @@ the output of this MLP and of later MLPs.
 
     jax-interp train-dictionary stdlib_small_cross_layer
 
-Two CPU cores, a quarter of an hour (1.2 M tokens). What to expect has not been measured yet.
+Two CPU cores, eight minutes (1.2 M tokens). One run gave, on held-out text, L0 3.3 (of all four sources), FVU 0.323
+(0.171, 0.415, 0.386, 0.396 layer by layer), 1,060 of 4,096 features dead: for more latents a token, lower the penalty's
+coefficient. Of the loss, against mean ablation of all four outputs, 88.9 % is recovered with the latents of the clean
+run, and 86.9 % in the replacement model.
 """
 
 from jax_interp.dictionaries import variants
