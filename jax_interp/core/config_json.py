@@ -12,6 +12,8 @@ import dataclasses
 import difflib
 import enum
 import json
+import math
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import read_json, write_json
 from jax_interp.core.registry import Registry, registry_of
 
 T = TypeVar("T")
@@ -121,8 +124,12 @@ def to_json(config: Any) -> Any:
         return {str(key): to_json(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
         return [to_json(value) for value in config]
-    if config is None or isinstance(config, (bool, int, float, str)):
+    if isinstance(config, float) and not math.isfinite(config):
+        raise UserError(f"a config cannot hold the number {config}: give a finite one")
+    if config is None or isinstance(config, (bool, float, str)):
         return config
+    if isinstance(config, int):
+        return int(config)  # without a subclass
     raise UserError(
         f"a config cannot hold a {type(config).__name__} ({config!r}): use numbers, strings, dataclasses "
         "or lists of them"
@@ -132,6 +139,14 @@ def to_json(config: Any) -> Any:
 def dumps(config: Any) -> str:
     """The text of a config file."""
     return json.dumps(to_json(config), indent=2) + "\n"
+
+
+def save(config: Any, path: Path | str) -> Path:
+    """Write a config file, atomically and with a digest. Raises WriteError.
+
+    A file that is edited later has to lose its entry "digest" (see `json_files.read_json`).
+    """
+    return write_json(path, to_json(config))
 
 
 def load(kind: type[T], path: Path | str) -> T:
@@ -145,16 +160,14 @@ def load(kind: type[T], path: Path | str) -> T:
       The config.
 
     Raises:
-      UserError: the file does not exist, is not JSON, or does not describe a `kind` (the message names the field).
+      UserError: the file does not exist, is not JSON (see `json_files.read_json`), or does not describe a `kind` (the
+        message names the field).
     """
     path = Path(path)
     path = path / "config.json" if path.is_dir() else path
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"no config at {path}: {error.strerror}") from error
-    except ValueError as error:  # the file is not UTF-8, or not JSON
-        raise UserError(f"{path} is not JSON: {error}") from error
+    if not os.path.exists(path):
+        raise UserError(f"no config at {path}")
+    value = read_json(path)
     try:
         return from_json(kind, value)
     except UserError as error:
@@ -271,6 +284,8 @@ def _read_container(kind: Any, origin: Any, arguments: tuple[Any, ...], value: A
             raise UserError(f"{where} has {len(value)} entries, it needs {len(arguments)}: {json.dumps(value)}")
         return tuple(_read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value)))
     element = arguments[0] if arguments else Any
+    if element is float and set(map(type, value)) <= {float, int}:
+        return origin(map(float, value))  # long lists of statistics
     return origin(_read(element, v, f"{where}[{i}]") for i, v in enumerate(value))
 
 

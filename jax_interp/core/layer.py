@@ -7,7 +7,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jaxtyping import Array, DTypeLike, PyTree
 
 
 class Scope(Protocol):
@@ -38,6 +38,17 @@ def out_sharding_of_rows(index: Array) -> P | None:
     return None if spec is None else P(*spec, None)
 
 
+def at_least_float32(dtype: DTypeLike) -> DTypeLike:
+    """The dtype for sums and angles of values of `dtype`: `dtype`, or float32 if it has 16 bits."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
 def upcast(x: Array) -> Array:
     """`x` in at least float32 (unchanged if its dtype has 32 bits or more). Long sums are too inexact in 16 bits."""
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+    return x.astype(at_least_float32(x.dtype))
+
+
+def upcast_leaves(tree: PyTree) -> PyTree:
+    """The pytree with every floating-point leaf in at least float32."""
+    is_float = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.tree.map(lambda leaf: upcast(leaf) if is_float(leaf) else leaf, tree)

@@ -12,7 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+
+from jax_interp.core.errors import UserError
 
 PyTree = Any
 """A tree of arrays in any container that JAX knows: dicts, lists, registered dataclasses, Flax modules."""
@@ -74,6 +78,35 @@ def unflatten(template: PyTree, flat: dict[str, Any]) -> PyTree:
       KeyError: a leaf is missing.
     """
     return jax.tree.unflatten(jax.tree.structure(template), [flat[address] for address in addresses(template)])
+
+
+def check_finite(tree: PyTree, what: str) -> None:
+    """Raise UserError if a weight of `tree` is NaN or infinite.
+
+    Args:
+      tree: any pytree. Leaves that are not floating arrays, or that are traced, are not checked. -inf is accepted in
+        leaves whose name begins with "log_": it is the logarithm of 0.
+      what: the name of the tree in the message.
+    """
+    bad = [
+        name
+        for name, leaf in flatten(tree).items()
+        if isinstance(leaf, (jax.Array, np.ndarray))
+        and not isinstance(leaf, Tracer)
+        and jnp.issubdtype(leaf.dtype, jnp.floating)
+        and not bool(_is_finite(leaf, name.rpartition(".")[2].startswith("log_")))
+    ]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise UserError(
+            f"{what} has weights that are NaN or infinite: {', '.join(bad[:3])}{more}. Its file is damaged, or its "
+            "training diverged"
+        )
+
+
+@jax.jit
+def _is_finite(leaf: jax.Array, is_logarithm: jax.Array | bool) -> jax.Array:
+    return jnp.all(jnp.isfinite(leaf) | (is_logarithm & (leaf == -jnp.inf)))
 
 
 def is_key(leaf: Any) -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-from jax_interp.core.layer import Scope, upcast
+from jax_interp.core.layer import Scope, at_least_float32, upcast
 
 
 class Norm(nnx.Module):
@@ -34,13 +34,18 @@ class Norm(nnx.Module):
         weight = upcast(self.weight[...])
         return weight + jnp.asarray(1, weight.dtype) if self.offset else weight
 
-    def normalize(self, x: Float[Array, "batch pos *head width"], site: Scope) -> Float[Array, "batch pos *head width"]:
-        """`x` divided by its scale, computed in at least float32 because squares in bfloat16 are too inexact."""
+    def normalize(
+        self, x: Float[Array, "batch pos *head width"], site: Scope, head: str = "head"
+    ) -> Float[Array, "batch pos *head width"]:
+        """`x` divided by its scale, computed in at least float32 because squares in bfloat16 are too inexact.
+
+        `head` is the name of the axis of heads, if `x` has one.
+        """
         y = upcast(x)
         if self.centred:
             y = y - _mean(y)
         scale = jnp.sqrt(_mean(y * y) + self.eps)
-        head = " head" if x.ndim == 4 else ""
+        head = f" {head}" if x.ndim == 4 else ""
         width = "d_head" if x.ndim == 4 else "d_model"
         # The bound changes no value. Without the bound XLA replaces the division by a square root with a product with
         # rsqrt, but not if the square root is read. Reading `scale` would then change the last bits.
@@ -70,9 +75,11 @@ class RMSNorm(Norm):
         self.weight = nnx.Param(initial(width, dtype)) if affine else None
         self.eps, self.offset = eps, offset
 
-    def __call__(self, x: Float[Array, "batch pos *head width"], site: Scope) -> Float[Array, "batch pos *head width"]:
-        """The normed `x`, each vector of the last axis by itself."""
-        y = self.normalize(x, site)
+    def __call__(
+        self, x: Float[Array, "batch pos *head width"], site: Scope, head: str = "head"
+    ) -> Float[Array, "batch pos *head width"]:
+        """The normed `x`, each vector of the last axis by itself. `head` is the name of the axis of heads, if any."""
+        y = self.normalize(x, site, head)
         if self.weight is None:
             return y
         if not self.offset:
@@ -129,7 +136,7 @@ class FrozenNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch pos d_model"], site: Scope) -> Float[Array, "batch pos d_model"]:
         """The affine map of `x`."""
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = at_least_float32(x.dtype)
         y, norm = x.astype(dtype), self.norm
         if norm.centred:
             y = y - jnp.mean(y, axis=-1, keepdims=True)

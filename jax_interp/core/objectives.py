@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
 
 
@@ -40,14 +41,13 @@ def cross_entropy(logits: Float[Array, "*rows class"], targets: Int[Array, "*row
 
     Args:
       logits: `[..., class]`, of any floating dtype; computed in float32 at least.
-      targets: the right class of each row, `[...]`.
+      targets: the right class of each row, `[...]`. The loss of a target that is no class (-100, -1) is NaN.
 
     Returns:
       One loss for each row, `[...]`.
     """
     logits = upcast(logits)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+    return jax.nn.logsumexp(logits, axis=-1) - of_class(logits, targets)
 
 
 @partial(jax.jit, inline=True)
@@ -61,7 +61,29 @@ def negative_log_likelihood(log_p: Float[Array, "*rows class"], targets: Int[Arr
     Returns:
       One loss for each row, `[...]`.
     """
-    return -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    return -of_class(log_p, targets)
+
+
+def of_class(values: Float[Array, "*rows class"], classes: Int[Array, "*rows"]) -> Float[Array, "*rows"]:
+    """The value of one class in each row; NaN where there is no such class.
+
+    A negative class is not counted from the end: -100 and -1 mark targets to ignore, and `masked_mean` leaves them out.
+
+    Args:
+      values: one value for each class, `[..., class]`.
+      classes: integers of any width, `[...]`.
+
+    Returns:
+      One value for each row, `[...]`.
+
+    Raises:
+      UserError: `classes` are not integers.
+    """
+    if not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise UserError(f"targets are integers, the number of a class in each row, got {classes.dtype}")
+    index = classes.astype(jnp.int32) if classes.dtype.itemsize < 4 else classes
+    index = jnp.where(index < 0, values.shape[-1], index)
+    return jnp.take_along_axis(values, index[..., None], axis=-1, mode="fill")[..., 0]
 
 
 @partial(jax.jit, inline=True)
@@ -110,7 +132,13 @@ def masked_mean(values: Float[Array, "*rows"], keep: Bool[Array, "*rows"], empty
 
     Returns:
       A scalar of the dtype of `values`.
+
+    Raises:
+      UserError: `keep` has another shape.
     """
-    count = jnp.sum(keep).astype(values.dtype)
-    count = jnp.maximum(count, jnp.asarray(1, values.dtype)) if empty_is_zero else count
-    return jnp.sum(jnp.where(keep, values, jnp.zeros_like(values))) / count
+    if keep.shape != values.shape:
+        raise UserError(f"a mask of shape {keep.shape} cannot choose from values of shape {values.shape}")
+    wide = upcast(values)  # a count above 65,504 is infinite in float16
+    count = jnp.sum(keep.astype(bool)).astype(wide.dtype)
+    count = jnp.maximum(count, jnp.asarray(1, wide.dtype)) if empty_is_zero else count
+    return (jnp.sum(jnp.where(keep.astype(bool), wide, jnp.zeros_like(wide))) / count).astype(values.dtype)

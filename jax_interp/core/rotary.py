@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import at_least_float32
+from jax_interp.core.pytrees import register_dataclass
 
 RopeKind = Literal["linear", "llama3", "yarn"]
 
@@ -71,7 +72,7 @@ class Rope:
     """Whether feature 2i is paired with 2i + 1 (GPT-J), instead of i with i + dim/2 (GPT-NeoX, Llama)."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Rotation:
     """The cosine and sine of the angle at each position, for each pair of features. All heads share them."""
@@ -89,13 +90,17 @@ def frequencies(rope: Rope, d_head: int) -> Float[np.ndarray, "half"]:
     return _SCALED[rope.scaling.kind](freq, rope.scaling, rope.base)
 
 
-def rotation(positions: Int[Array, "#batch pos"], rope: Rope, d_head: int) -> Rotation:
-    """The rotation at these positions, in float32. At position 10,000 a bfloat16 angle would be off by whole turns."""
-    freq = jnp.asarray(frequencies(rope, d_head).reshape(1, 1, 1, -1), jnp.float32)
-    angles = positions[..., None, None].astype(jnp.float32) * freq
+def rotation(positions: Int[Array, "#batch pos"], rope: Rope, d_head: int, dtype: DTypeLike = jnp.float32) -> Rotation:
+    """The rotation at these positions, for values of `dtype`.
+
+    It is float32 at least, because at position 10,000 a bfloat16 angle would be off by whole turns.
+    """
+    dtype = at_least_float32(dtype)
+    freq = jnp.asarray(frequencies(rope, d_head).reshape(1, 1, 1, -1), dtype)
+    angles = positions[..., None, None].astype(dtype) * freq
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if rope.scaling is not None and rope.scaling.kind == "yarn":
-        stretch = jnp.asarray(rope.scaling.attention_factor, jnp.float32)
+        stretch = jnp.asarray(rope.scaling.attention_factor, dtype)
         cos, sin = cos * stretch, sin * stretch
     return Rotation(cos, sin)
 

@@ -1,10 +1,10 @@
 """Activation and model surgery: read, change and differentiate the named values of a model, as JAX transforms."""
 
 from jax_interp.surgery.activations import Activations
-from jax_interp.surgery.address import Address, AddressError
+from jax_interp.surgery.address import Address, AddressError, canonical
 from jax_interp.surgery.body import CarryError
-from jax_interp.surgery.calling import call
-from jax_interp.surgery.contract import Block, Dictionary, Model, PlainEdit, ScopedEdit
+from jax_interp.surgery.calling import call, is_known
+from jax_interp.surgery.contract import Block, Dictionary, Model, PlainEdit, ScopedEdit, TokenEdit
 from jax_interp.surgery.editing import EditError
 from jax_interp.surgery.edits import (
     Add,
@@ -20,7 +20,8 @@ from jax_interp.surgery.edits import (
     Splice,
     Zero,
 )
-from jax_interp.surgery.region import Region, RegionError, Span
+from jax_interp.surgery.region import Positions, Region, RegionError, Span
+from jax_interp.surgery.resuming import block_inputs, resumed
 from jax_interp.surgery.running import run_blocks
 from jax_interp.surgery.saving import SavingError, load_edits, save_edits
 from jax_interp.surgery.site import Site
@@ -36,13 +37,15 @@ from jax_interp.surgery.stack import (
     replan,
 )
 from jax_interp.surgery.taps import Each, Edit, Read, Tapped
-from jax_interp.surgery.verbs import at, edit, grad_at, read, restore, sites, survey
+from jax_interp.surgery.value_tokens import ValueTokens
+from jax_interp.surgery.verbs import at, edit, grad_at, read, restore, sites, survey, values_at
 
 __all__ = [
     "Activations", "Add", "Address", "AddressError", "Block", "CarryError", "Clamp", "Dictionary", "Each", "Edit",
-    "EditError", "Freeze", "Mean", "Model", "Noise", "PlainEdit", "ProjectOut", "Read", "Region", "RegionError",
-    "Replace", "Resample", "Rotate", "SavingError", "Scale", "ScopedEdit", "Segment", "Site", "Span", "Splice",
-    "Stack", "Tapped", "Zero", "at", "blocks_as_pytree", "call", "depth_of", "edit", "get_block", "grad_at",
-    "iter_blocks", "iter_segments", "load_edits", "map_blocks", "read", "replan", "restore", "run_blocks",
-    "save_edits", "sites", "survey",
+    "EditError", "Freeze", "Mean", "Model", "Noise", "PlainEdit", "Positions", "ProjectOut", "Read", "Region",
+    "RegionError", "Replace", "Resample", "Rotate", "SavingError", "Scale", "ScopedEdit", "Segment", "Site", "Span",
+    "Splice", "Stack", "Tapped", "TokenEdit", "ValueTokens", "Zero", "at", "block_inputs", "blocks_as_pytree",
+    "call", "canonical", "depth_of", "edit", "get_block", "grad_at", "is_known", "iter_blocks", "iter_segments",
+    "load_edits", "map_blocks", "read", "replan", "restore", "resumed", "run_blocks", "save_edits", "sites",
+    "survey", "values_at",
 ]  # fmt: skip

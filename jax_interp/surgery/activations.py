@@ -6,15 +6,19 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from jax_interp.core.pytrees import register_dataclass
+from jax_interp.core.short_repr import short_repr
 from jax_interp.surgery.address import Address, AddressError
 from jax_interp.surgery.taps import static
 
+_SHOWN = 20
+"""The number of values that a repr shows."""
 
-@jax.tree_util.register_dataclass
+
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activations(Mapping[str, Array]):
     """A mapping from address to array, and a pytree. The array of several layers is `[layer, ...]`.
@@ -32,6 +36,11 @@ class Activations(Mapping[str, Array]):
     depth: int = static()
 
     def __getitem__(self, address: str) -> Array:
+        if not isinstance(address, str):
+            raise AddressError(
+                f"activations are looked up by address, got {address!r}. Read were: {', '.join(self.arrays)}. A model "
+                "under read(..., output=False) returns only the activations, without the output"
+            )
         if address in self.arrays:
             return self.arrays[address]
         wanted = Address.parse(address)
@@ -70,7 +79,8 @@ class Activations(Mapping[str, Array]):
         return True
 
     def __repr__(self) -> str:
-        rows = (f"  {key}: {getattr(a, 'dtype', '?')}{list(getattr(a, 'shape', ()))}" for key, a in self.items())
+        rows = [f"  {key}: {short_repr(array)}" for key, array in list(self.items())[:_SHOWN]]
+        rows += [f"  … {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []
         return "Activations(\n" + "\n".join(rows) + "\n)"
 
     def layers(self, name: str) -> tuple[int, ...]:

@@ -15,12 +15,14 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from jax_interp.core.errors import UserError
 
 _LAYERS = re.compile(r"\*|-?\d+|(-?\d+)?:(-?\d+)?(:[1-9]\d*)?")
 
 type_of_addresses = "str or a (nested) list of str"
+Spelled = TypeVar("Spelled")
 
 
 class AddressError(UserError, LookupError):
@@ -80,6 +82,8 @@ class Address:
         """
         if self.layers is None:
             return None
+        if any(len(part) > 9 for part in self.layers.split(":")):
+            raise AddressError(f"{f'{self}'[:40]!r}... names a layer with more than nine characters")
         every = range(depth)
         if self.layers in ("", "*"):
             layers = tuple(every)
@@ -91,6 +95,28 @@ class Address:
             has = f"has blocks.0 to blocks.{depth - 1}" if depth else "has no blocks"
             raise AddressError(f"{str(self)!r} names no layer: this model {has}")
         return layers
+
+
+def canonical(addresses: Spelled) -> Spelled:
+    """Addresses in the package's own spelling: `blocks.3.attn.hook_z` becomes `blocks.3.attn.z`.
+
+    Configs and files hold addresses in this spelling, so that two spellings of one value are equal.
+
+    Args:
+      addresses: an address, a tuple or list of them, or None.
+
+    Returns:
+      The same structure.
+
+    Raises:
+      AddressError: one of them is not a valid address.
+    """
+    given: Any = addresses
+    if given is None:
+        return addresses
+    if isinstance(given, (tuple, list)):
+        return type(given)(canonical(one) for one in given)  # type: ignore[return-value]
+    return str(Address.parse(given))  # type: ignore[return-value]
 
 
 def flatten(addresses: str | Iterable) -> Iterator[str]:

@@ -9,14 +9,12 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.core
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jax_interp.core.errors import UserError
 from jax_interp.surgery.contract import Model
 from jax_interp.surgery.region import Bounds, Chosen, Span, check_known
-from jax_interp.surgery.taps import Edit, IndexBounds
+from jax_interp.surgery.taps import Edit, IndexBounds, Resume
 
 _MAX_PLANS = 1024
 
@@ -29,7 +27,8 @@ def call(model: Model, *args: Any, **kwargs: Any) -> Any:
 
     In a compiled program an index is data. An index outside the value cannot raise an error there, so it makes the
     value NaN. `call` raises the error before the program runs. To find the bounds of the indices, the first call of a
-    surgery with indices traces the model one more time. Later calls only compare numbers.
+    surgery with indices traces the model one more time. Later calls only compare numbers. The values of tokens, masks
+    and caches are checked by the model's `check_inputs`, if it has this method.
 
     Args:
       model: a model, under surgery or not.
@@ -43,7 +42,8 @@ def call(model: Model, *args: Any, **kwargs: Any) -> Any:
     Raises:
       RegionError: `layer=`, `pos=`, `head=` or `feature=` of an edit is outside the model or the value.
       AddressError: an address names nothing.
-      UserError: a token id is outside the vocabulary of the model (`model.config.vocab_size`).
+      UserError: an input is not what the model takes (a token id outside the vocabulary, for example), if the model
+        has a method `check_inputs`.
 
     Example:
         logits, acts = call(read(model, "blocks.*.resid_post"), tokens)
@@ -52,7 +52,8 @@ def call(model: Model, *args: Any, **kwargs: Any) -> Any:
     structure = {name: value for name, value in kwargs.items() if _is_structure(value)}
     data = {name: value for name, value in kwargs.items() if name not in structure}
     static = tuple(sorted(structure.items()))
-    _check_tokens(model, args, data)
+    if (check := getattr(model, "check_inputs", None)) is not None:
+        check(*args, **kwargs)
     _check_indices(static, model, args, data)
     return compiled_call(static, model, args, data)
 
@@ -64,34 +65,13 @@ def compiled_call(static: tuple[tuple[str, Any], ...], model: Model, args: tuple
 
 
 def _is_structure(value: Any) -> bool:
-    if isinstance(value, (bool, int, str)):
+    if isinstance(value, (bool, int, str, np.bool_, np.integer)):
         return True
     return callable(value) and jax.tree_util.all_leaves([value])
 
 
-def _check_tokens(model: Model, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Raise UserError for a token id outside the vocabulary, if the model has a `config.vocab_size`."""
-    vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
-    tokens = args[0] if args else kwargs.get("tokens")
-    if vocab_size is None or not _is_known(tokens) or not jnp.issubdtype(tokens.dtype, jnp.integer):
-        return
-    ids = np.asarray(tokens)
-    if not ids.size or (ids.min() >= 0 and ids.max() < vocab_size):
-        return
-    outside = (ids < 0) | (ids >= vocab_size)
-    mask = kwargs.get("mask")
-    if _is_known(mask) and np.shape(mask) == ids.shape:
-        outside &= np.asarray(mask)  # token ids at padding are ignored
-    if outside.any():
-        place = tuple(int(i) for i in np.argwhere(outside)[0])
-        raise UserError(
-            f"the token id {ids[place]} at {list(place)} is outside the vocabulary: this model has {vocab_size} ids, 0 "
-            f"to {vocab_size - 1}. Encode the text with the tokenizer of this model"
-        )
-
-
-def _is_known(array: Any) -> TypeGuard[Array]:
-    """Whether `array` is a concrete array whose values are on this host."""
+def is_known(array: Any) -> TypeGuard[Array]:
+    """Whether `array` is an array with known values: not traced, and on this host."""
     if not isinstance(array, (np.ndarray, jax.Array)) or isinstance(array, jax.core.Tracer):
         return False
     return not isinstance(array, jax.Array) or array.is_fully_addressable
@@ -125,11 +105,14 @@ def _check_indices(static: tuple, model: Model, args: tuple, kwargs: dict[str, A
 
 
 def _indices(model: Model) -> Iterator[Array]:
-    """The leaves of `layer=`, `pos=`, `head=` and `feature=` of every edit, if their values are known."""
-    for node in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Edit)):
+    """The leaves of `layer=`, `pos=`, `head=` and `feature=` of every edit, and the layer at which the model is
+    resumed, if their values are known."""
+    for node in jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, (Edit, Resume))):
+        if isinstance(node, Resume) and is_known(node.layer):
+            yield node.layer
         if isinstance(node, Edit):
             region = (node.layer, node.region.pos, node.region.head, node.region.feature)
-            yield from (leaf for leaf in jax.tree.leaves(region) if _is_known(leaf))
+            yield from (leaf for leaf in jax.tree.leaves(region) if is_known(leaf))
 
 
 def _plan(run: Callable[..., Any], leaves: list[Any], structure: Any, indices: list[Array]) -> Plan:

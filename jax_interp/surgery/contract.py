@@ -13,9 +13,11 @@
 `edit`, `grad_at` and `sites` work on every model that does this.
 
 **An edit** is a callable pytree, `fn(value) -> value`, that keeps the shape. Its leaves are data, so they can be swept
-and differentiated. There are two kinds:
+and differentiated. There are three kinds:
 
     plain     fn(value). A function, a `jax.tree_util.Partial`, a registered dataclass.
+    token     fn(value, tokens). An instance of a subclass of `TokenEdit`. It knows which tokens the value belongs to:
+              their absolute positions, and which of them are padding. Most built-in edits are of this kind.
     scoped    fn(value, site). An instance of a subclass of `ScopedEdit`. With the site it can name its own values and
               pass values to later edits.
 
@@ -33,6 +35,7 @@ from jaxtyping import Array
 
 if TYPE_CHECKING:
     from jax_interp.surgery.site import Site
+    from jax_interp.surgery.value_tokens import ValueTokens
 
 
 @runtime_checkable
@@ -62,7 +65,10 @@ class Block(Protocol):
 
 
 class Dictionary(Protocol):
-    """A dictionary that `Splice` can use: it encodes a value into latents, and decodes latents into a value."""
+    """A dictionary that `Splice` can use: it encodes a value into latents, and decodes latents into a value.
+
+    A dictionary whose output also depends on its input derives from `surgery.sparse_coder.SparseCoder`.
+    """
 
     def encode(self, x: Array, /) -> Array: ...
 
@@ -75,26 +81,49 @@ class PlainEdit(Protocol):
     def __call__(self, x: Array) -> Array: ...
 
 
+class TokenEdit(abc.ABC):
+    """Base class of edits that are called with the tokens of the value: `fn(value, tokens)`.
+
+    An edit that compares rows or positions needs them, because padding is no data. An edit that has an array with a
+    `pos` axis needs them too: in generation, a call has a part of the text only.
+
+    A subclass is a frozen dataclass that is registered as a pytree.
+
+    Example:
+        @register_dataclass
+        @dataclasses.dataclass(frozen=True)
+        class TowardsMean(TokenEdit):
+            strength: Float[Array, ""]
+
+            def __call__(self, x, tokens):
+                return x + self.strength * (tokens.mean_over_rows(x) - x)
+    """
+
+    @abc.abstractmethod
+    def __call__(self, x: Array, tokens: ValueTokens) -> Array: ...
+
+
 class ScopedEdit(abc.ABC):
     """Base class of edits that are called with a site: `fn(value, site)`.
 
     The site is the scope below the edited value. With the site the edit can
       - name its own values: `site("latents", z, axes)` at `blocks.3.mlp_in` is the value `blocks.3.mlp_in.latents`.
         A later `read` or `edit` around this model can address it;
-      - find out where it acts: `site.axes` are the axes of the value, `site.layer` is the number of the block;
+      - find out where it acts: `site.axes` are the axes of the value, `site.layer` is the number of the block, and
+        `site.tokens` are the tokens (see `TokenEdit`);
       - make a value for a later edit, `site.carry(name, value)`, and use such a value, `site.carried(name)`.
 
     A subclass is a frozen dataclass that is registered as a pytree.
 
     Example:
-        @jax.tree_util.register_dataclass
+        @register_dataclass
         @dataclasses.dataclass(frozen=True)
         class Remember(ScopedEdit):
             def __call__(self, x, site):
                 site.carry("remembered", x)
                 return x
 
-        @jax.tree_util.register_dataclass
+        @register_dataclass
         @dataclasses.dataclass(frozen=True)
         class AddRemembered(ScopedEdit):
             def __call__(self, x, site):

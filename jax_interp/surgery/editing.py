@@ -11,9 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import out_sharding_like
 from jax_interp.surgery import region as regions
+from jax_interp.surgery.contract import TokenEdit
 from jax_interp.surgery.taps import Each, Resolved
 from jax_interp.surgery.trace import Trace
+from jax_interp.surgery.value_tokens import ValueTokens
 
 if TYPE_CHECKING:
     from jax_interp.surgery.site import Site
@@ -38,19 +41,25 @@ def apply_edit(
     """
     what = f"the value at {r.tap.address!r}"
     try:
-        y = fn(x) if scope is None else fn(x, scope)
+        if isinstance(fn, TokenEdit):
+            region = r.tap.region
+            y = fn(x, ValueTokens(axes, trace.positions, everywhere=region.pos is None and region.where is None))
+        else:
+            y = fn(x) if scope is None else fn(x, scope)
     except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise EditError(
-            f"the edit {name_of(fn)} cannot act on {what}, {x.dtype}{list(x.shape)} ({' '.join(axes)}): {error}"
-        ) from error
+        if isinstance(error, UserError) and (type(error) is not UserError or r.tap.address in str(error)):
+            raise  # it says where it happened
+        expects = "" if isinstance(error, UserError) else _arrays_of(fn)
+        here = f"{what}, {x.dtype}{list(x.shape)} ({' '.join(axes)})"
+        raise EditError(f"the edit {name_of(fn)} cannot act on {here}: {expects}{error}") from error
     if jnp.shape(y) != x.shape:
         raise EditError(
             f"the edit {name_of(fn)} at {r.tap.address!r} returned shape {jnp.shape(y)}, "
             f"the value there has {x.shape} ({' '.join(axes)})"
         )
     y = y if y.dtype == x.dtype else y.astype(x.dtype)
+    rows = out_sharding_like(x)
+    y = y if rows is None else jax.sharding.reshard(y, rows)  # an array of the edit may have another sharding
     if r.tap.region.is_everything:
         return y
     inside, valid = regions.mask(r.tap.region, x.shape, axes, trace.positions, what, trace.note_index)
@@ -82,3 +91,11 @@ def name_of(fn: Callable[..., Any]) -> str:
     fn = fn.fn if isinstance(fn, Each) else fn
     fn = fn.func if isinstance(fn, jax.tree_util.Partial) else fn
     return getattr(fn, "__name__", type(fn).__name__)
+
+
+def _arrays_of(fn: Callable[..., Any]) -> str:
+    """The shapes of an edit's arrays, which tell what value it is made for, as the beginning of a sentence."""
+    leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(fn) if jnp.ndim(leaf)]
+    shapes = [f"{jax.tree_util.keystr(path, simple=True, separator='.')} {list(leaf.shape)}" for path, leaf in leaves]
+    more = ", ..." if len(shapes) > 4 else ""
+    return f"its arrays are {', '.join(shapes[:4])}{more}; " if shapes else ""

@@ -1,8 +1,12 @@
 """The built-in edits: small callable pytrees, value -> value. Your own callable pytrees are edits too.
 
 The fields of an edit are data. They can be swept, differentiated and sharded, and a new value does not compile again.
-The result is cast to the dtype of the edited value. The shapes below are for one layer; in `Each(edit)` the fields have
-a leading layer axis. Scalars and smaller arrays are broadcast to the value from the right, as in NumPy.
+An edit computes in at least float32, and its result is cast to the dtype of the edited value. The shapes below are for
+one layer; in `Each(edit)` the fields have a leading layer axis. Scalars and smaller arrays are broadcast to the value
+from the right, as in NumPy.
+
+The `pos` axis of a field goes with the tokens of the text, one entry for each token, padding included. In generation
+the field may end with the prompt, if `pos=` or `where=` keeps the edit off the new tokens.
 """
 
 from __future__ import annotations
@@ -13,11 +17,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Key, Shaped
 
-from jax_interp.surgery.contract import Dictionary, ScopedEdit
+from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
+from jax_interp.core.short_repr import short_repr
+from jax_interp.surgery.contract import Dictionary, ScopedEdit, TokenEdit
 from jax_interp.surgery.site import Site
+from jax_interp.surgery.sparse_coder import as_sparse_coder
 from jax_interp.surgery.taps import static
+from jax_interp.surgery.value_tokens import WHOLE_TEXT, ValueTokens, wide
 
 EDITS: list[type] = []
 """The built-in edits, which `load_edits` can make from a file."""
@@ -26,14 +35,10 @@ EDITS: list[type] = []
 @typing.dataclass_transform(frozen_default=True)
 def _edit(cls: type) -> Any:
     """Class decorator: a frozen dataclass that is a pytree, added to `EDITS`."""
-    registered = jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
+    cls.__repr__ = short_repr  # type: ignore[method-assign]  # before `dataclass` makes one with whole arrays
+    registered = register_dataclass(dataclasses.dataclass(frozen=True, eq=False)(cls))
     EDITS.append(registered)
     return registered
-
-
-def _like(value: ArrayLike, x: Array) -> Array:
-    """`value` in the dtype and shape of `x`, broadcast from the right."""
-    return jnp.broadcast_to(jnp.asarray(value).astype(x.dtype), x.shape)
 
 
 @_edit
@@ -49,36 +54,37 @@ class Zero:
 
 
 @_edit
-class Mean:
+class Mean(TokenEdit):
     """Mean ablation: replace the value by a mean.
 
     Args:
       mean: the mean over a dataset, broadcast to the value. None: the mean over the batch of this call, separately for
-        each position.
+        each absolute position. Padding is no part of it: the mean is over the rows that have the position.
     """
 
     mean: Shaped[Array, "..."] | None = None
 
-    def __call__(self, x: Array) -> Array:
-        return _like(jnp.mean(x, axis=0) if self.mean is None else self.mean, x)
+    def __call__(self, x: Array, tokens: ValueTokens = WHOLE_TEXT) -> Array:
+        return tokens.mean_over_rows(x) if self.mean is None else tokens.like(self.mean, x)
 
 
 @_edit
-class Resample:
+class Resample(TokenEdit):
     """Resample ablation: each example of a batch gets the value of another example of the batch.
 
     Args:
-      donor: example `i` gets the value of example `donor[i]`.
+      donor: example `i` gets the value of example `donor[i]`, at each absolute position. A position that the donor does
+        not have keeps its value.
     """
 
     donor: Int[Array, "batch"]
 
-    def __call__(self, x: Array) -> Array:
-        return jnp.take(x, jnp.asarray(self.donor), axis=0)
+    def __call__(self, x: Array, tokens: ValueTokens = WHOLE_TEXT) -> Array:
+        return tokens.from_rows(x, self.donor)
 
 
 @_edit
-class Replace:
+class Replace(TokenEdit):
     """Activation patching: replace the value by another one. Gradients flow into the new value.
 
     Args:
@@ -91,12 +97,12 @@ class Replace:
 
     value: Shaped[Array, "..."]
 
-    def __call__(self, x: Array) -> Array:
-        return _like(self.value, x)
+    def __call__(self, x: Array, tokens: ValueTokens = WHOLE_TEXT) -> Array:
+        return tokens.like(self.value, x)
 
 
 @_edit
-class Freeze:
+class Freeze(TokenEdit):
     """`Replace` without a gradient into the new value. Use it to freeze attention patterns or norm scales.
 
     Args:
@@ -105,12 +111,12 @@ class Freeze:
 
     value: Shaped[Array, "..."]
 
-    def __call__(self, x: Array) -> Array:
-        return jax.lax.stop_gradient(_like(self.value, x))
+    def __call__(self, x: Array, tokens: ValueTokens = WHOLE_TEXT) -> Array:
+        return jax.lax.stop_gradient(tokens.like(self.value, x))
 
 
 @_edit
-class Add:
+class Add(TokenEdit):
     """Steering: value + coefficient * vector.
 
     Args:
@@ -124,12 +130,12 @@ class Add:
     vector: Float[Array, "..."]
     coefficient: Float[Array, "..."] | float = 1.0
 
-    def __call__(self, x: Array) -> Array:
-        return x + _like(self.coefficient, x) * _like(self.vector, x)
+    def __call__(self, x: Array, tokens: ValueTokens = WHOLE_TEXT) -> Array:
+        return wide(x) + tokens.like(self.coefficient, x) * tokens.like(self.vector, x)
 
 
 @_edit
-class Scale:
+class Scale(TokenEdit):
     """factor * value.
 
     Args:
@@ -138,8 +144,8 @@ class Scale:
 
     factor: Float[Array, "..."] | float
 
-    def __call__(self, x: Array) -> Array:
-        return x * _like(self.factor, x)
+    def __call__(self, x: Array, tokens: ValueTokens = WHOLE_TEXT) -> Array:
+        return wide(x) * tokens.like(self.factor, x)
 
 
 @_edit
@@ -154,36 +160,35 @@ class ProjectOut:
     directions: Float[Array, "d"] | Float[Array, "k d"]
 
     def __call__(self, x: Array) -> Array:
-        v = jnp.asarray(self.directions)
-        if v.dtype != jnp.float64:
-            v = v.astype(jnp.float32)  # the square of a long vector overflows in float16
+        x = wide(x)
+        v = jnp.asarray(self.directions).astype(x.dtype)
         if v.ndim == 1:
             norm = jnp.linalg.norm(v)
-            unit = (v / jnp.where(norm == 0, jnp.ones_like(norm), norm)).astype(x.dtype)
-            return x - jnp.einsum("...d,d->...", x, unit)[..., None] * _like(unit, x)
-        basis = jnp.linalg.qr(v.T)[0].astype(x.dtype)
+            unit = v / jnp.where(norm == 0, jnp.ones_like(norm), norm)
+            return x - jnp.einsum("...d,d->...", x, unit)[..., None] * jnp.broadcast_to(unit, x.shape)
+        basis = jnp.linalg.qr(v.T)[0]
         return x - jnp.einsum("...d,dk,ek->...e", x, basis, basis)
 
 
 @_edit
-class Noise:
+class Noise(TokenEdit):
     """value + std * standard normal noise.
 
     Args:
-      key: the random key. The same key and shape give the same noise. During generation each new token has the same
-        shape, so all new tokens get the same noise.
+      key: the random key. The same key gives the same noise to a token of the same row and absolute position, whatever
+        the padding, the length of the text and the dtype of the model.
       std: the standard deviation.
     """
 
     key: Key[Array, ""]
     std: Float[Array, "..."] | float = 1.0
 
-    def __call__(self, x: Array) -> Array:
-        return x + _like(self.std, x) * jax.random.normal(self.key, x.shape, x.dtype)
+    def __call__(self, x: Array, tokens: ValueTokens = WHOLE_TEXT) -> Array:
+        return wide(x) + tokens.like(self.std, x) * tokens.noise(self.key, x)
 
 
 @_edit
-class Clamp:
+class Clamp(TokenEdit):
     """Limit the value to [low, high]. `Clamp(c, c)` sets it to c, for example to fix a feature at one activation.
 
     Args:
@@ -197,8 +202,8 @@ class Clamp:
     low: Float[Array, "..."] | float
     high: Float[Array, "..."] | float
 
-    def __call__(self, x: Array) -> Array:
-        return jnp.minimum(jnp.maximum(x, _like(self.low, x)), _like(self.high, x))
+    def __call__(self, x: Array, tokens: ValueTokens = WHOLE_TEXT) -> Array:
+        return jnp.minimum(jnp.maximum(wide(x), tokens.like(self.low, x)), tokens.like(self.high, x))
 
 
 @_edit
@@ -207,10 +212,11 @@ class Splice(ScopedEdit):
 
     Args:
       dictionary: encodes the value into latents and decodes the latents. If the value has a head axis, a dictionary of
-        all heads together may merge the last two axes, (head, d_head), and decode to the merged width.
-      error: add the reconstruction error, x + decode(edited latents) - decode(latents). The value then changes only if
-        the latents are edited. The error has no gradient, as with `use_error_term` of SAELens: d output / d x goes
-        through the dictionary.
+        all heads together may merge the last two axes, (head, d_head), and decode to the merged width. The
+        reconstruction is its `output(x, latents)` if it is a `SparseCoder`, else `decode(latents)`.
+      error: add the reconstruction error, x + output(x, edited latents) - output(x, latents). The value then changes
+        only if the latents are edited. The error has no gradient, as with `use_error_term` of SAELens:
+        d output / d x goes through the dictionary.
 
     Example:
         spliced = edit(model, at("blocks.3.resid_post", Splice(sae)))
@@ -221,14 +227,26 @@ class Splice(ScopedEdit):
     error: bool = static(default=False)
 
     def __call__(self, x: Array, site: Site) -> Array:
-        latents = self.dictionary.encode(x)
+        coder = as_sparse_coder(self.dictionary)
+        if not coder.is_autoencoder():
+            raise UserError(
+                "this dictionary writes another value than it reads, or has a skip from its input, so it cannot be "
+                "spliced into one value; use jax_interp.dictionaries.replacement.replacement"
+            )
+        if coder.whole_text and not site.tokens.are_whole_texts:
+            raise UserError(
+                f"{type(self.dictionary).__name__} reads earlier tokens too: give whole texts of one length, without "
+                "padding and without a cache"
+            )
+        latents = coder.encode(x)
         edited = site("latents", latents, " ".join((*site.axes[: latents.ndim - 1], "feature")))
-        decode = lambda z: _as_wide_as(x, self.dictionary.decode(z))
+        decode = lambda z: _as_wide_as(x, coder.output(x, z))
         x_hat = decode(edited)
         if not self.error:
             return x_hat
-        x_hat, clean = x_hat.astype(x.dtype), decode(latents).astype(x.dtype)
-        return _value_with_gradient_of(x + (x_hat - clean), x_hat)  # exactly x where no latent was edited
+        dtype = jnp.promote_types(wide(x).dtype, x_hat.dtype)  # the difference of two roundings would remain
+        x_hat, clean = x_hat.astype(dtype), decode(latents).astype(dtype)
+        return value_with_gradient_of(x.astype(dtype) + (x_hat - clean), x_hat)  # exactly x where no latent was edited
 
 
 def _as_wide_as(x: Array, x_hat: Array) -> Array:
@@ -237,17 +255,18 @@ def _as_wide_as(x: Array, x_hat: Array) -> Array:
 
 
 @jax.custom_jvp
-def _value_with_gradient_of(value: Array, proxy: Array) -> Array:
+def value_with_gradient_of(value: Array, proxy: Array) -> Array:
+    """`value`, whose gradient is that of `proxy`."""
     return value
 
 
-@_value_with_gradient_of.defjvp
+@value_with_gradient_of.defjvp
 def _(primals, tangents):
     return primals[0], tangents[1]
 
 
 @_edit
-class Rotate:
+class Rotate(TokenEdit):
     """Distributed alignment search: take the part of x in a subspace from a donor (Geiger et al. 2023).
 
     The result is x + ((donor - x) R) Rᵀ.
@@ -261,6 +280,7 @@ class Rotate:
     basis: Float[Array, "d k"]
     donor: Float[Array, "..."]
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, tokens: ValueTokens = WHOLE_TEXT) -> Array:
+        x = wide(x)
         basis = jnp.asarray(self.basis).astype(x.dtype)
-        return x + jnp.einsum("...d,dk,ek->...e", _like(self.donor, x) - x, basis, basis)
+        return x + jnp.einsum("...d,dk,ek->...e", tokens.like(self.donor, x) - x, basis, basis)

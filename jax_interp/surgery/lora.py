@@ -9,13 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Key
 
+from jax_interp.core.errors import UserError
+from jax_interp.core.linear import Embedding
 from jax_interp.surgery.site import Site
 
 
 class Linear(Protocol):
     """A part of a model that `LoRA` can adapt: it has a weight, and is called with its input and its site."""
 
-    weight: nnx.Param
+    weight: Any
 
     def __call__(self, x: Array, site: Site, *args: Any) -> Array: ...
 
@@ -49,13 +51,17 @@ class LowRank(nnx.Module):
 class LoRA(nnx.Module):
     """`linear(x) + (alpha / rank) x a b` (Hu et al. 2021, "LoRA"). A new `LoRA` computes the same function as `linear`.
 
-    Only the part `low_rank` is trained. It has its own class, so that `split(model, LowRank)` finds it.
+    Only the part `low_rank` is trained. It has its own class, so that `split(model, LowRank)` finds it. `linear` can
+    be a LoRA itself. It then names its value `adapted.low_rank`.
 
     Args:
       linear: a part with a `weight` `[d_in, d_out]`. It is called as `linear(x, site, ...)`.
       key: the random key of `a`.
       rank: the width between the two matrices.
       alpha: the product is multiplied by alpha / rank. None: the factor is 1.
+
+    Raises:
+      UserError: `linear` is no linear map of vectors: an embedding, experts, or a part without a weight.
 
     Example:
         adapted = replace_each(model, "blocks.*.attn.q", LoRA, jax.random.split(key, n_layers))
@@ -64,21 +70,35 @@ class LoRA(nnx.Module):
     """
 
     def __init__(self, linear: Linear, key: Key[Array, ""], *, rank: int = 4, alpha: float | None = None):
-        d_in, d_out = linear.weight[...].shape
+        weight = getattr(linear, "weight", None)
+        shape = () if weight is None or isinstance(linear, Embedding) else weight[...].shape
+        if len(shape) != 2:
+            raise UserError(
+                f"LoRA adapts a linear map with a weight [d_in, d_out], got {type(linear).__name__}"
+                + (f" with {list(shape)}. For the parts of a stack use replace_each" if len(shape) > 2 else "")
+            )
+        d_in, d_out = shape
         self.linear = linear
         scale = 1.0 if alpha is None else alpha / rank
         self.low_rank = LowRank(key, d_in, d_out, rank, scale=scale, dtype=linear.weight[...].dtype)
 
     def __call__(self, x: Float[Array, "batch pos d_in"], site: Site, *args: Any) -> Float[Array, "batch pos d_out"]:
-        return self.linear(x, site, *args) + self.low_rank(x, site)
+        inner = site / "adapted" if isinstance(self.linear, LoRA) else site
+        return self.linear(x, inner, *args) + self.low_rank(x, site)
 
     @property
     def weight(self) -> Float[Array, "*layer d_in d_out"]:
         """The weight of `linear` plus the product."""
         return self.linear.weight[...] + self.low_rank.product()
 
+    @property
+    def bias(self) -> nnx.Param | None:
+        """The bias of `linear`, which a LoRA does not change."""
+        return getattr(self.linear, "bias", None)
+
     def merged(self) -> Linear:
-        """A plain linear map: `linear` with the product added to its weight."""
-        linear = jax.tree.map(lambda leaf: leaf, self.linear)
+        """A plain linear map: `linear` with the product added to its weight. A LoRA inside is merged too."""
+        inner = self.linear.merged() if isinstance(self.linear, LoRA) else self.linear
+        linear = jax.tree.map(lambda leaf: leaf, inner)
         linear.weight = nnx.Param(self.weight)
         return linear

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Int, Int32
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 
 Index = int | slice | ArrayLike | Sequence[int] | Sequence[bool]
 """How a user writes `layer=`, `pos=`, `head=` or `feature=`."""
@@ -28,7 +29,7 @@ class RegionError(UserError, IndexError):
     """A region is outside the value, or the value has no such axis."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Span:
     """The indices from `start` up to `stop`; negative ones count from the end."""
@@ -41,7 +42,7 @@ Chosen = Int32[Array, "*index"] | Bool[Array, "axis"] | Span
 """The user's index as data. `index` makes it."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Region:
     """Which positions, heads and features of a value an edit changes. None means all.
@@ -101,19 +102,35 @@ Bounds = tuple[int | None, int | None]
 
 @dataclasses.dataclass(frozen=True)
 class Positions:
-    """The positions of the tokens of a forward pass.
+    """The positions of the tokens of a forward pass, and which tokens are real.
+
+    A call may have only a part of a text: in generation, the prompt and then each new token. Every token of the text
+    has a slot. Padding has slots too.
 
     Attributes:
       at: the absolute positions, [pos] or [batch, pos] (batch 1 if all rows have the same positions). None: 0..n-1.
-      length: a negative position p means `length + p`. One number, or one number for each row, [batch, 1].
+      length: a negative position p means `length + p`. One number, or one number for each row, [batch, 1]. None: the
+        last position of each row plus one.
       bounds: (below, above): the valid indices are -below to above - 1. None: not known.
-      open_ended: whether a valid position may be missing from this call, because other calls have it (in generation).
+      open_ended: whether a valid position may be missing from this call, because other calls have it.
+      real: True for real tokens, False for padding. None: all tokens are real.
+      real_keys: the same for the tokens along a `key` axis.
+      first_slot: the slot of the first token of this call. None: the call has the whole text.
+      slots: the number of slots of the whole text. None: the call has the whole text.
     """
 
     at: Int[ArrayLike, "..."] | None = None
     length: Int[ArrayLike, "..."] | int | None = None
     bounds: Bounds = (None, None)
     open_ended: bool = False
+    real: Bool[Array, "batch pos"] | None = None
+    real_keys: Bool[Array, "batch key"] | None = None
+    first_slot: Int[Array, ""] | int | None = None
+    slots: int | None = None
+
+
+POSITIONS_FROM_ZERO = Positions()
+"""The positions 0..n-1, without padding."""
 
 
 def mask(
@@ -158,7 +175,7 @@ def mask(
         inside.append(part.reshape([sizes.get(i, 1) for i in range(len(shape))]))
         valid += [] if ok is None else [ok]
     if region.where is not None:
-        inside.append(_whole(region.where, shape, axes, what))
+        inside.append(_whole(region.where, shape, axes, positions, what))
     both = inside[0] if inside else None
     for part in inside[1:]:
         both = both & part
@@ -235,7 +252,7 @@ def _select(chosen: Chosen, stand: Positions, what: str) -> tuple[Bool[Array, ".
 
 
 def _whole(
-    where: Bool[ArrayLike, "..."], shape: tuple[int, ...], axes: tuple[str, ...], what: str
+    where: Bool[ArrayLike, "..."], shape: tuple[int, ...], axes: tuple[str, ...], positions: Positions, what: str
 ) -> Bool[Array, "..."]:
     where = jnp.asarray(where)
     if where.dtype != bool:
@@ -243,6 +260,7 @@ def _whole(
     given = where.shape
     if where.ndim == 2 and len(shape) > 2 and {"batch", "pos"} <= set(axes):
         where = jnp.expand_dims(where, [i for i, name in enumerate(axes) if name not in ("batch", "pos")])
+    where = of_this_call(where, shape, axes, positions, missing=False)
     fits = where.ndim == len(shape) and all(m in (1, n) for m, n in zip(where.shape, shape, strict=True))
     if not fits:
         raise RegionError(
@@ -250,3 +268,32 @@ def _whole(
             "value, a mask over (batch, pos), or a mask over the rows alone, [batch, 1]"
         )
     return where
+
+
+def of_this_call(
+    array: Array, shape: tuple[int, ...], axes: tuple[str, ...], positions: Positions, missing: Any
+) -> Array:
+    """The part of an array that belongs to the tokens of this call.
+
+    Args:
+      array: an array for a whole text, or its beginning. It is broadcast from the right to a value of the text, slot by
+        slot: padding has entries too.
+      shape: the shape of the value in this call.
+      axes: the names of its axes.
+      positions: the positions of the forward pass.
+      missing: the entry of a slot past the end of the array.
+    """
+    if positions.first_slot is None:
+        return array
+    for name in {"pos", "key"} & set(axes):
+        n, axis = shape[axes.index(name)], axes.index(name) - len(axes) + array.ndim
+        if axis < 0 or array.shape[axis] in (1, n if name == "key" else 1):
+            continue
+        begins = isinstance(positions.first_slot, int)
+        if name == "pos" and begins and array.shape[axis] < n:
+            continue  # it does not fit: the caller finds that when it broadcasts the array
+        first = positions.first_slot if name == "pos" else 0  # the keys are the slots from the first on
+        filling = [(0, n if i == axis else 0) for i in range(array.ndim)]
+        array = jnp.pad(array, filling, constant_values=missing if name == "pos" else 0)
+        array = jax.lax.dynamic_slice_in_dim(array, jnp.minimum(first, array.shape[axis] - n), n, axis)
+    return array

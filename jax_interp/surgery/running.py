@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from jax_interp.surgery.body import BodyValues, zeros_like_type
 from jax_interp.surgery.contract import Block
 from jax_interp.surgery.place import Place
+from jax_interp.surgery.resuming import run_resumed
 from jax_interp.surgery.site import Site
 from jax_interp.surgery.stack import Segment, index_layer, iter_segments
 from jax_interp.surgery.taps import Each, Edit
@@ -44,15 +45,23 @@ def run_blocks(
       last block that is read are not run, and `x` is the output of the last block that was run.
     """
     states, last = [], site.trace.enter_blocks()
+    if site.trace.resume is not None:
+        x = run_resumed(blocks, x, site, args, state, site.trace.resume)
+        return x if state is None else (x, state)
+    inputs = []
     for i, segment in enumerate(iter_segments(blocks)):
         entry = None if state is None else state[i]
         if last is None or segment.layers.start <= last:
             if segment.stacked:
                 layers = segment.layers if last is None else segment.layers[: last + 1 - segment.layers.start]
-                x, entry = _scan(segment, x, layers, site, args, entry, remat)
+                x, entry, entering = _scan(segment, x, layers, site, args, entry, remat)
             else:
+                entering = jax.tree.map(lambda leaf: leaf[None], x)
                 x, entry = _apply(segment, x, site, args, entry, remat)
+            inputs.append(entering)
         states.append(entry)
+    if site.trace.asks_for_block_inputs and inputs:
+        site.trace.block_inputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), *inputs)
     return x if state is None else (x, states)
 
 
@@ -102,12 +111,14 @@ def _scan(segment: Segment, x: PyTree, span: range, site: Site, args: tuple, sta
             )
         values = entering.copy(readings=readings, carried=carried)
         place = Place(layer, span, tuple(span), each)
+        before = x if trace.asks_for_block_inputs else None
         x, state = _call(block, x, site.in_block(place, values), args, state)
-        return (x, {i: values.readings[i] for i in readings}, {k: values.carried[k] for k in carried}), state
+        kept = {i: values.readings[i] for i in readings}, {k: values.carried[k] for k in carried}
+        return (x, *kept), (state, before)
 
     layers = jnp.arange(span.start, span.stop, dtype=jnp.int32)
     carry = (x, entering.readings, entering.carried)
-    (x, readings, carried), states = jax.lax.scan(
+    (x, readings, carried), (states, inputs) = jax.lax.scan(
         _remat(body, remat, prevent_cse=False), carry, (layers, blocks, states, each)
     )
     site.values.carried = carried
@@ -116,7 +127,7 @@ def _scan(segment: Segment, x: PyTree, span: range, site: Site, args: tuple, sta
             trace.add_reading(r, readings[r.index], has_layer_axis=True)
     if state is not None and not whole:
         states = jax.tree.map(lambda old, new: old.at[: len(span)].set(new), state, states)
-    return x, states
+    return x, states, inputs
 
 
 def _values_of_scan(

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.tensor_files import TensorFileError, read_tensors, write_tensors
+from jax_interp.core.json_files import parse_json
+from jax_interp.core.tensor_files import read_tensors, write_tensors
 from jax_interp.surgery.edits import EDITS
 from jax_interp.surgery.region import Region, Span
 from jax_interp.surgery.taps import Each, Edit
@@ -56,7 +57,7 @@ def save_edits(path: str | os.PathLike, *edits: Edit | Iterable) -> Path:
     header = {"surgery": json.dumps({"format": _FORMAT, "edits": structure})}
     try:
         return write_tensors(Path(path), arrays, header)
-    except TensorFileError as error:
+    except UserError as error:
         raise SavingError(f"the edits are not saved: {error}") from error
 
 
@@ -75,22 +76,27 @@ def load_edits(path: str | os.PathLike, types: Iterable[type] = ()) -> tuple[Edi
     """
     try:
         file = read_tensors(Path(path))
-        header = json.loads(file.header.get("surgery", "null"))
-    except TensorFileError as error:
+        header = parse_json(file.header.get("surgery", "null"), f"the header of {path}")
+    except UserError as error:
         raise SavingError(f"cannot load edits: {error}") from error
-    except json.JSONDecodeError as error:
-        raise SavingError(f"{str(path)!r} is damaged: its header is not JSON: {error}") from error
     arrays = {name: jnp.asarray(array) for name, array in file.arrays.items()}
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise SavingError(f"{str(path)!r} holds no edits that this version reads (format {_FORMAT}); save_edits does")
     known = {kind.__name__: kind for kind in (*_KNOWN, *types)}
+    promise = f"{str(path)!r} does not hold what its header promises"
     try:
         edits = tuple(_decode(entry, arrays, known) for entry in header["edits"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SavingError(f"{str(path)!r} does not hold what its header promises: {error}") from error
+    except SavingError:
+        raise
+    except Exception as error:  # a class was given fields that it does not take
+        raise SavingError(f"{promise}: {error!r}") from error
     for i, item in enumerate(edits):
         if not (isinstance(item, Edit) and isinstance(item.region, Region) and isinstance(item.address, str)):
-            raise SavingError(f"{str(path)!r} does not hold what its header promises: entry {i} is no edit of a region")
+            raise SavingError(f"{promise}: entry {i} is no edit of a region")
+    again: dict[str, jax.Array] = {}
+    structure = [_encode(item, f"{i}", again) for i, item in enumerate(edits)]
+    if structure != header["edits"] or again.keys() != arrays.keys():
+        raise SavingError(f"{promise}: save_edits would write it otherwise")
     return edits
 
 

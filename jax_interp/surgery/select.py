@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jaxtyping import PyTree
 
 from jax_interp.core.errors import UserError
@@ -37,7 +40,33 @@ def select(model: PyTree) -> Any:
     """penzai's selection over a model: `select(model).at_instances_of(MLP).apply(fn)`."""
     from penzai import pz
 
-    return pz.select(model)
+    selection = pz.select(model)
+    return _selection_class()(selection.selected_by_path, selection.remainder)
+
+
+@functools.cache
+def _selection_class() -> type:
+    """penzai's `Selection`, whose `at_equal_to` also skips parameters: `==` compares their elements."""
+    from penzai import pz
+
+    arrays = (jax.Array, np.ndarray, nnx.Variable)
+
+    @pz.pytree_dataclass(has_implicitly_inherited_fields=True)
+    class Selection(pz.Selection):
+        def at_equal_to(self, template: Any) -> Any:
+            if isinstance(template, arrays):
+                raise SelectionError("at_equal_to compares no arrays: use select(model).at_subtrees_where(fn)")
+            return self.at_subtrees_where(lambda part: not isinstance(part, arrays) and bool(part == template))
+
+        def at_subtrees_where(self, *args: Any, **options: Any) -> Any:
+            found = super().at_subtrees_where(*args, **options)
+            return Selection(found.selected_by_path, found.remainder)
+
+        def at(self, *args: Any, **options: Any) -> Any:
+            found = super().at(*args, **options)
+            return Selection(found.selected_by_path, found.remainder)
+
+    return Selection
 
 
 def replace(model: M, what: type | str, fn: Callable[[Part], Part]) -> M:
@@ -63,9 +92,7 @@ def replace(model: M, what: type | str, fn: Callable[[Part], Part]) -> M:
     if isinstance(what, type):
         selection = select(model).at_instances_of(what)
         if selection.count() == 0:
-            raise SelectionError(
-                f"the model has no part of class {what.__name__}; `treescope.display(model)` shows the model"
-            )
+            raise _no_part_of(what, model)
         return selection.apply(fn)
     places = _places(model, what)
     return select(model).at(lambda root: tuple(_walk(root, place) for place in places), multiple=True).apply(fn)
@@ -125,7 +152,7 @@ def split(model: PyTree, what: type) -> tuple[PyTree, PyTree]:
     """
     selection = select(model).at_instances_of(what)
     if selection.count() == 0:
-        raise SelectionError(f"the model has no part of class {what.__name__} to split off")
+        raise _no_part_of(what, model)
     return selection.partition()
 
 
@@ -175,6 +202,21 @@ def skip_block(model: Layered, layer: int) -> Layered:
     if not -depth <= layer < depth:
         raise SelectionError(f"there is no block {layer} to skip: this model has blocks.0 to blocks.{depth - 1}")
     return arrange(model, [i for i in range(depth) if i != layer % depth])
+
+
+def _no_part_of(what: type, model: PyTree) -> SelectionError:
+    """The error for a class that no part of the model has."""
+    seen: set[str] = set()
+
+    def look(part: Part) -> bool:
+        seen.add(type(part).__name__)
+        return False
+
+    jax.tree.leaves(model, is_leaf=look)
+    seen -= {"ArrayImpl", "PytreeState"}  # JAX's and Flax's own
+    near = difflib.get_close_matches(what.__name__, seen, n=2)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return SelectionError(f"the model has no part of class {what.__name__}.{hint} It has {', '.join(sorted(seen))}.")
 
 
 def _places(model: PyTree, path: str) -> list[tuple[str | int, ...]]:

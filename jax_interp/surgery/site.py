@@ -7,6 +7,7 @@ without a read or edit costs nothing in the compiled program.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,8 +23,9 @@ from jax_interp.surgery.contract import Block
 from jax_interp.surgery.editing import apply_edit, checked_layer, name_of
 from jax_interp.surgery.place import Place
 from jax_interp.surgery.stack import depth_of
-from jax_interp.surgery.taps import Read, Resolved, Tap
+from jax_interp.surgery.taps import Edit, Read, Resolved, Tap
 from jax_interp.surgery.trace import Trace
+from jax_interp.surgery.value_tokens import ValueTokens
 
 
 class Site:
@@ -57,27 +59,18 @@ class Site:
         cls,
         taps: tuple[Tap, ...] = (),
         blocks: Iterable[Block] = (),
-        *,
-        positions: Int[Array, "pos"] | Int[Array, "batch pos"] | None = None,
-        length: int | Int[Array, ""] | Int[Array, "#batch 1"] | None = None,
-        bounds: tuple[int | None, int | None] = (None, None),
-        open_ended: bool = False,
+        positions: regions.Positions = regions.POSITIONS_FROM_ZERO,
     ) -> Site:
         """The root scope of a forward pass.
 
         Args:
           taps: the `taps=` that the model was called with.
           blocks: the model's segments. They give the number of layers.
-          positions: the absolute positions along the `pos` axis, if they are not 0..n-1 (left padding, generation).
-          length: used with `positions`: a negative position p means `length + p`. It is the length of the prompt, one
-            number or one for each row. Default: the last position of each row plus one.
-          bounds: (below, above): valid positions of an edit are -below to above - 1. None: not known.
-          open_ended: True if a valid position may be missing from this call, because other calls have it (in
-            generation). If False, a traced position that no row has makes the value NaN.
+          positions: the positions along the `pos` axis, and padding. Default: positions 0..n-1 and no padding.
         """
-        if positions is not None and length is None:
-            length = jnp.max(positions, axis=-1, keepdims=True) + 1
-        return cls(Trace(tuple(taps), depth_of(blocks), regions.Positions(positions, length, bounds, open_ended)))
+        if positions.at is not None and positions.length is None:
+            positions = dataclasses.replace(positions, length=jnp.max(positions.at, axis=-1, keepdims=True) + 1)
+        return cls(Trace(tuple(taps), depth_of(blocks), positions))
 
     def __truediv__(self, name: str) -> Site:
         return Site(self.trace, self.place, self.values, prefix=f"{self._prefix}{name}.", edit=self._edit)
@@ -86,6 +79,14 @@ class Site:
         """The root scope of a block. `values` are the readings and carried values of its body."""
         return Site(self.trace, place, values)
 
+    def again(self) -> Site:
+        """This scope, for computing its values once more from another input.
+
+        Edits act there too, since they are part of the function. What is read or carried there is dropped: a reading
+        and a carried value are those of the first time. Call this inside the function that JAX maps or scans.
+        """
+        return Site(self.trace, self.place, self.values.copy(), prefix=self._prefix, edit=self._edit, axes=self.axes)
+
     @property
     def layer(self) -> int | Int[Array, ""]:
         """The number of the block that is running: an int in an unrolled block, a traced integer in a scanned block."""
@@ -93,19 +94,32 @@ class Site:
             raise AddressError("only a scope inside the blocks has a layer")
         return self.place.layer
 
+    @property
+    def tokens(self) -> ValueTokens:
+        """In the scope of a scoped edit: which tokens the edited value belongs to."""
+        return ValueTokens(self.axes, self.trace.positions)
+
     def wants(self, *names: str) -> bool:
         """Whether a read or edit addresses one of these names in this scope.
 
         A model asks this to skip computing values that nobody needs. The answer is a Python bool, the same for all
         layers of one `Stack`.
         """
+        self.trace.offer([self._prefix + name for name in names], self.place.inside)
         full = [self._prefix + name for name in names]
-        inside = self.place.inside
-        self.trace.offer(full, inside)
-        if self.trace.survey:
-            return True
-        acting = (r for name in full for r in self.trace.acting(name, inside, self._outside_of))
-        return any(not inside or self.place.wanted(r) for r in acting)
+        return self.trace.survey or any(r.name in full and self._acts_here(r) for r in self.trace.taps)
+
+    def edits(self, name: str) -> bool:
+        """Whether an edit acts at this name, or below it. The answer is a Python bool, as that of `wants`."""
+        full = self._prefix + name
+        taps = (r for r in self.trace.taps if isinstance(r.tap, Edit) and f"{r.name}.".startswith(f"{full}."))
+        return any(self._acts_here(r) for r in taps)
+
+    def _acts_here(self, r: Resolved) -> bool:
+        """Whether a tap acts in some layer of this scope."""
+        if r.inside != self.place.inside or r.index < self._outside_of:
+            return False
+        return not r.inside or bool(self.place.wanted(r))
 
     def __call__(self, name: str, x: Array, axes: str = "batch pos d_model") -> Array:
         """Name the value `x`.
@@ -136,6 +150,8 @@ class Site:
         trace.check()
         if trace.asks_for_bounds:
             return trace.index_bounds
+        if trace.asks_for_block_inputs:
+            return output, trace.block_inputs
         if not trace.reads:
             return output
         activations = trace.collect()

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import PyTree
 
+from jax_interp.core.short_repr import ShortRepr
 from jax_interp.surgery.address import Address, AddressError
 from jax_interp.surgery.contract import Block, LayeredModel, Model
 from jax_interp.surgery.taps import Wrapper
@@ -32,7 +33,7 @@ from jax_interp.surgery.taps import Wrapper
 M = TypeVar("M", bound=LayeredModel)
 
 
-class Stack(nnx.Module):
+class Stack(ShortRepr, nnx.Module):
     """`depth` blocks of one structure, stored as a single block whose leaves have a leading layer axis.
 
     Args:

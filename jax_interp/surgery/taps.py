@@ -7,13 +7,15 @@ it is data.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
+from jax_interp.core.pytrees import register_dataclass
+from jax_interp.core.short_repr import ShortRepr
 from jax_interp.surgery.address import Address, AddressError
 from jax_interp.surgery.contract import Model, ScopedEdit
 from jax_interp.surgery.region import Region
@@ -24,7 +26,7 @@ def static(**kwargs) -> Any:
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Each:
     """An edit with values per layer.
@@ -49,9 +51,9 @@ class Each:
         return jax.tree.map(lambda leaf: next(entries) if jnp.ndim(leaf) else leaf, self.fn)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Edit:
+class Edit(ShortRepr):
     """Replace the value at `address` by `fn(value)` inside `region`, and only at `layer` if it is given. See `at`."""
 
     fn: Callable[..., Array] | Each
@@ -60,7 +62,7 @@ class Edit:
     address: str = static()
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Read:
     """Return the value at `address`. With `output=False` the model does not return its own output. See `read`."""
@@ -69,23 +71,38 @@ class Read:
     output: bool = static(default=True)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Survey:
     """Ask the model for the names and types of all its values, instead of its output."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class IndexBounds:
     """Ask the model for the bounds of the indices in its edits, instead of its output. `call` needs them for checks."""
 
 
-Tap = Edit | Read | Survey | IndexBounds
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockInputs:
+    """Ask the model for the inputs of its blocks too. See `resuming.block_inputs`."""
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Resume:
+    """Run the blocks from `layer` on, with `stream` as the input of this block. See `resuming.resumed`."""
+
+    layer: Int32[Array, ""]
+    stream: Any
+
+
+Tap = Edit | Read | Survey | IndexBounds | BlockInputs | Resume
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Wrapper:
+class Wrapper(ShortRepr):
     """Base class of models that wrap another model. Subclasses are frozen dataclasses, registered as pytrees.
 
     A wrapper has the attributes of the wrapped model: its config, blocks, embedding matrix. `replan` and `map_blocks`
@@ -100,7 +117,7 @@ class Wrapper:
         return getattr(self.model, name)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tapped(Wrapper):
     """A model under surgery: a model and its taps. `read` and `edit` return it.
@@ -113,6 +130,14 @@ class Tapped(Wrapper):
 
     def __call__(self, *args: Any, taps: tuple[Tap, ...] = (), **kwargs: Any) -> Any:
         return self.model(*args, taps=(*self.taps, *taps), **kwargs)
+
+
+def taps_of(model: Model) -> Iterator[Tap]:
+    """The reads and edits of a model, including those of nested surgeries, outermost first."""
+    if isinstance(model, Tapped):
+        yield from model.taps
+    if isinstance(model, Wrapper):
+        yield from taps_of(model.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +174,7 @@ class Resolved:
 def resolve(taps: tuple[Tap, ...], depth: int) -> list[Resolved]:
     """Find the layers of each tap. Raises `AddressError` for errors that are visible before the model runs."""
     resolved, reads = [], set()
-    for i, tap in enumerate(tap for tap in taps if not isinstance(tap, (Survey, IndexBounds))):
+    for i, tap in enumerate(tap for tap in taps if isinstance(tap, (Edit, Read))):
         address = Address.parse(tap.address)
         if address.layers == "" and not (isinstance(tap, Edit) and tap.layer is not None):
             raise AddressError(

@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_interp.core.errors import UserError
 from jax_interp.surgery.activations import Activations
 from jax_interp.surgery.address import AddressError, suggest
 from jax_interp.surgery.region import Bounds, Chosen, Positions
-from jax_interp.surgery.taps import Edit, IndexBounds, Read, Resolved, Survey, Tap, resolve
+from jax_interp.surgery.taps import BlockInputs, Edit, IndexBounds, Read, Resolved, Resume, Survey, Tap, resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +39,21 @@ class Trace:
         self.survey = any(isinstance(tap, Survey) for tap in taps)
         self.asks_for_bounds = any(isinstance(tap, IndexBounds) for tap in taps)
         self.index_bounds: list[tuple[Chosen, Bounds, str]] = []
+        self.asks_for_block_inputs = any(isinstance(tap, BlockInputs) for tap in taps)
+        self.block_inputs: Any = None
+        self.resume, self.resumed_at = _resume(taps)
         self.reads = [r for r in self.taps if isinstance(r.tap, Read)]
-        self.wants_output = all(r.tap.output for r in self.reads)
+        self.wants_output = not self.reads or self.reads[-1].tap.output  # the outermost `read` decides
         self.named: dict[str, dict[int | None, NamedValue]] = {}  # name -> layer (None: outside the blocks) -> value
         self._offered: set[tuple[str, bool]] = set()  # names that a model makes only on request
         self._readings: dict[int, list[tuple[jax.Array, bool]]] = {r.index: [] for r in self.reads}
         self._met: set[int] = set()  # indices of the taps whose value exists
         self._clock = 0
-        self._times: dict[tuple[str, bool], int] = {}
+        # When a value was named first, by name and layer: a value made on request exists at some layers only.
+        self._times: dict[tuple[str, int | None], int] = {}
         self._blocks_begin = 0
         self._stopped_after: int | None = None
+        self._entered_blocks = False
 
     # ---- while the model runs -------------------------------------------------------------------------------
 
@@ -89,13 +95,13 @@ class Trace:
         if not inside and None in known:
             raise ValueError(f"the model names two values {name!r}: outside the blocks every name must be unique")
         self._clock += 1
-        self._times.setdefault((name, inside), self._clock)
         for layer in layers:
+            self._times.setdefault((name, layer), self._clock)
             known[layer] = here
 
     def enter_blocks(self) -> int | None:
         """The last layer that has to be run for readings without output; None if the whole model is needed."""
-        self._blocks_begin = self._clock
+        self._blocks_begin, self._entered_blocks = self._clock, True
         outstanding = [r for r in self.reads if not r.inside and not self._readings[r.index]]
         if self.survey or self.wants_output or outstanding:  # an outstanding value may come after the blocks
             return None
@@ -106,6 +112,8 @@ class Trace:
 
     def check(self) -> None:
         """Raise `AddressError` for a tap whose value does not exist, or an edit that no reading depends on."""
+        if not self._entered_blocks and (self.resume is not None or self.asks_for_block_inputs):
+            raise UserError("this model does not run its blocks by `run_blocks`, so it cannot be resumed at a block")
         for r in self.taps:
             known = self.named.get(r.name, {})
             missing = [layer for layer in (r.layers if r.layers is not None else (None,)) if layer not in known]
@@ -167,13 +175,12 @@ class Trace:
 
     def surveyed(self) -> dict[str, NamedValue]:
         """Every named value by its address, in the order of the forward pass."""
-        outside = [(self._times[name, False], name) for name, at in self.named.items() if None in at]
-        inside = [(self._times[name, True], name) for name, at in self.named.items() if set(at) - {None}]
         order: list[tuple[Any, str, int | None]] = []
-        for time, name in outside:
-            order.append(((0 if time <= self._blocks_begin else 2, 0, time), name, None))
-        for time, name in inside:
-            order += [((1, layer, time), name, layer) for layer in self.named[name] if layer is not None]
+        for name, layers in self.named.items():
+            for layer in layers:
+                time = self._times[name, layer]
+                place = (0 if time <= self._blocks_begin else 2, 0) if layer is None else (1, layer)
+                order.append(((*place, time), name, layer))
         order.sort(key=lambda entry: entry[0])
         found = (
             (name if layer is None else f"blocks.{layer}.{name}", self.named[name][layer]) for _, name, layer in order
@@ -181,10 +188,21 @@ class Trace:
         return dict(found)
 
     def _when(self, r: Resolved, last: bool) -> tuple[int, int, int, int]:
-        time = self._times[r.name, r.inside]
         if r.layers is None:
+            time = self._times[r.name, None]
             return (0 if time <= self._blocks_begin else 2, 0, time, r.index)
-        return (1, r.layers[-1 if last else 0], time, r.index)
+        layer = r.layers[-1 if last else 0]
+        return (1, layer, self._times[r.name, layer], r.index)
+
+
+def _resume(taps: tuple[Tap, ...]) -> tuple[Resume | None, int]:
+    """The resumption of this forward pass, and the number of edits and readings that are inside of it."""
+    found = [i for i, tap in enumerate(taps) if isinstance(tap, Resume)]
+    if len(found) > 1:
+        raise UserError("the model is resumed twice: resume the model itself")
+    if not found:
+        return None, 0
+    return taps[found[0]], sum(isinstance(tap, (Edit, Read)) for tap in taps[: found[0]])  # type: ignore[return-value]
 
 
 def _spelled(name: str, inside: bool) -> str:

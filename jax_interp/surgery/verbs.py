@@ -2,6 +2,7 @@
 
     sites(model)(*args)                        every named value and its type; nothing is computed
     read(model, *addresses)                    a model that also returns the values at these addresses
+    values_at(model, *addresses)(*args)        only the values, of a model that may have later edits
     edit(model, *edits)                        a model that changes values by these edits
     at(address, fn, layer=, pos=, ...)         an edit
     grad_at(model, *addresses)(metric)(*args)  d metric / d value at each address, from one backward pass
@@ -23,7 +24,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool
 
 from jax_interp.surgery.activations import Activations
-from jax_interp.surgery.address import Address, flatten
+from jax_interp.surgery.address import Address, AddressError, canonical, flatten
 from jax_interp.surgery.contract import Model
 from jax_interp.surgery.edits import Add, Replace
 from jax_interp.surgery.region import Index, Region, RegionError, Span, constant, index
@@ -84,7 +85,7 @@ def at(
     fn = Each(_as_pytree(fn.fn)) if isinstance(fn, Each) else _as_pytree(fn)
     fn = jax.tree.map(_strongly_typed, fn)
     region = Region(index(pos), index(head), index(feature), where)
-    edits = tuple(Edit(fn, chosen, region, _canonical(text)) for text in flatten(address))
+    edits = tuple(Edit(fn, chosen, region, canonical(text)) for text in flatten(address))
     return edits[0] if isinstance(address, str) else edits
 
 
@@ -116,7 +117,7 @@ def read(model: Model, *addresses: str | Iterable, output: bool = True) -> Tappe
       addresses: the values to read. An address of several layers (`blocks.*.resid_post`) is read as one array
         `[layer, ...]`. Nested surgeries may read each value only once.
       output: whether to return the model's own output. If False, the blocks after the last block that the values need
-        are not run.
+        are not run. Of nested readings, the outermost decides.
 
     Returns:
       A model that returns `(output, Activations)`, or only the `Activations` with `output=False`. Nested surgeries
@@ -131,10 +132,35 @@ def read(model: Model, *addresses: str | Iterable, output: bool = True) -> Tappe
         logits, acts = call(read(model, "blocks.*.resid_post", "blocks.1.attn.pattern"), tokens)
         acts["blocks.*.resid_post"]    # [layer, batch, pos, d_model]
     """
-    names = tuple(_canonical(text) for text in flatten(addresses))
+    names = tuple(canonical(text) for text in flatten(addresses))
     if not names:
         raise ValueError("read needs at least one address, such as 'blocks.*.resid_post'")
     return Tapped(model, tuple(Read(name, output) for name in names))
+
+
+def values_at(model: Model, *addresses: str | Iterable) -> Callable[..., Activations]:
+    """The values at some addresses, without the output: `values_at(model, *addresses)(*args)`.
+
+    As with `read(..., output=False)`, blocks after the last value are not run. But the model may have edits that act
+    later, which `read` refuses. They do not change these values. Methods that are given a model use this function.
+
+    Args:
+      model: a model, under surgery or not.
+      addresses: the values to read, as in `read`.
+
+    Returns:
+      A function of the model's arguments that returns `Activations`. It raises `AddressError` if one of `addresses`, or
+      an address of the model's edits, names no value.
+    """
+    first, whole = read(model, *addresses, output=False), read(model, *addresses)
+
+    def run(*args: Any, **kwargs: Any) -> Activations:
+        try:
+            return first(*args, **kwargs)
+        except AddressError:  # an edit acts after the last value; only the whole model has its address
+            return whole(*args, **kwargs)[1]
+
+    return run
 
 
 def grad_at(model: Model, *addresses: str | Iterable) -> Callable:
@@ -159,7 +185,7 @@ def grad_at(model: Model, *addresses: str | Iterable) -> Callable:
         value, grads = grad_at(model, "blocks.*.attn.z")(lambda logits: logits[0, -1, 7])(tokens)
         grads["blocks.*.attn.z"]    # [layer, batch, pos, head, d_head]
     """
-    names = tuple(_canonical(text) for text in flatten(addresses))
+    names = tuple(canonical(text) for text in flatten(addresses))
 
     def with_metric(metric: Callable, has_aux: bool = False) -> Callable:
         def run(*args: Any, **kwargs: Any) -> tuple[Any, Activations]:
@@ -256,10 +282,6 @@ def restore(activations: Activations) -> tuple[Edit, ...]:
     return tuple(edits)  # type: ignore[return-value]
 
 
-def _canonical(text: str) -> str:
-    return str(Address.parse(text))
-
-
 def _as_pytree(fn: Callable) -> Callable:
     """`fn` as a pytree. A plain function becomes a `Partial` without leaves, since `jax.jit` refuses it as a leaf."""
     if not jax.tree_util.all_leaves([fn]):
@@ -269,7 +291,7 @@ def _as_pytree(fn: Callable) -> Callable:
     kind = type(fn).__name__
     raise TypeError(
         f"the edit {kind} is no pytree, so JAX cannot take it as an argument: make it a frozen dataclass and register "
-        f"it, @jax.tree_util.register_dataclass @dataclass(frozen=True) class {kind}; its fields are then data"
+        f"it, @jax_interp.register_dataclass @dataclass(frozen=True) class {kind}; its fields are then data"
     )
 
 

@@ -3,6 +3,28 @@
 from jax_interp.training.interrupt import Interrupted
 from jax_interp.training.loop import NonFinite, fit
 from jax_interp.training.options import QUIET, Log, RunTarget, SaveTo
+from jax_interp.training.placement import Place, Placement, automatic, automatic_step, on_mesh, placed, split_rows
+from jax_interp.training.provenance import ResumeWarning
 from jax_interp.training.runs import Run, open_run
+from jax_interp.training.storage_error import StorageError
 
-__all__ = ["QUIET", "Interrupted", "Log", "NonFinite", "Run", "RunTarget", "SaveTo", "fit", "open_run"]
+__all__ = [
+    "QUIET",
+    "Interrupted",
+    "Log",
+    "NonFinite",
+    "Place",
+    "Placement",
+    "ResumeWarning",
+    "Run",
+    "RunTarget",
+    "SaveTo",
+    "StorageError",
+    "automatic",
+    "automatic_step",
+    "fit",
+    "on_mesh",
+    "open_run",
+    "placed",
+    "split_rows",
+]

@@ -1,15 +1,16 @@
 """Checkpoints: a pytree at one step, written by orbax and verified leaf by leaf when it is read.
 
     directory/00001200/arrays/       orbax: the flat {address: leaf}
-    directory/00001200/leaves.json   shape, dtype and fingerprint of every leaf
+    directory/00001200/leaves.json   shape, dtype and fingerprint of every leaf, and what the run records beside them
 
 Orbax alone loads flipped bits and casts dtypes without an error, cannot store an array of size zero, and cannot load a
 tree that contains an `nnx.List`. The leaves are therefore stored as a flat dict, their description is stored beside the
 arrays, and both are compared when they are read. If the comparison fails, `restore` warns and uses an earlier step.
 
-A step appears by one rename, after all its files are on the disk. A process that is killed leaves either the complete
-step or a `.tmp` directory, which the next save removes. `save` returns after the step is on the disk, so the arrays may
-be donated right after.
+A step appears by one rename, after all its files and directories are flushed to the disk. A process that is killed, or
+a machine that loses its power, leaves either the complete step or a `.tmp` directory, which the next save removes. A
+save that fails removes it at once. `save` returns after the step is on the disk, so the arrays may be donated right
+after.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.core.atomic_write import atomic_write, sync
+from jax_interp.core.atomic_write import make_directory, sync, sync_tree
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import parse_json
 from jax_interp.core.leaves import PyTree, addresses, flatten, is_key
+from jax_interp.training.arrays import UnreadableArrays, read_arrays, write_arrays
 from jax_interp.training.fingerprint import fingerprints
 
 
@@ -42,15 +46,27 @@ class CorruptCheckpoint(CheckpointError):
 
 
 class CheckpointMismatch(CheckpointError):
-    """A checkpoint of another state: its leaves, shapes or dtypes differ from those of the template."""
+    """A checkpoint of another state: its leaves, shapes or dtypes differ from those of the template.
+
+    `problems` has one phrase for each difference.
+    """
+
+    def __init__(self, path: Path, problems: list[str]):
+        shown = problems[:8] + ([f"and {len(problems) - 8} more"] if len(problems) > 8 else [])
+        super().__init__(
+            f"checkpoint {path} holds another state: {'; '.join(shown)}. "
+            "Start it with the config it was saved with, or use another directory"
+        )
+        self.problems = shown
 
 
 class CheckpointWarning(UserWarning):
     """A damaged step was skipped."""
 
 
-def _name(step: int) -> str:
-    return f"{step:08d}"
+def path_of(directory: Path | str, step: int) -> Path:
+    """The directory of a step."""
+    return Path(directory) / f"{step:08d}"
 
 
 def _barrier(name: str) -> None:
@@ -77,7 +93,15 @@ def _describe(leaf: Any) -> dict[str, Any]:
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
 
 
-def save(directory: Path | str, step: int, tree: PyTree, *, keep: int = 3, milestone_every: int | None = None) -> Path:
+def save(
+    directory: Path | str,
+    step: int,
+    tree: PyTree,
+    *,
+    keep: int = 3,
+    milestone_every: int | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
     """Write `tree` as `step`, then delete old steps.
 
     Every process of a multi-host run calls this, with the same path on a shared file system.
@@ -88,45 +112,58 @@ def save(directory: Path | str, step: int, tree: PyTree, *, keep: int = 3, miles
       tree: any pytree of arrays and PRNG keys.
       keep: how many of the last steps are kept, at least 1.
       milestone_every: steps that are a multiple of this number are never deleted.
+      about: JSON values that are stored with the step, see `about`.
 
     Returns:
       The directory of the step.
 
     Raises:
       UserError: `keep` is below 1.
+      OSError: the step cannot be written. Nothing of it is left, and the earlier steps stay.
 
     Example:
         save("runs/sae/checkpoints", 1200, state, keep=2, milestone_every=1000)
     """
-    from orbax.checkpoint import v1 as ocp
-
     if keep < 1:
         raise UserError(f"keep={keep}: at least one checkpoint has to be kept (2 or more to survive a damaged one)")
     directory = Path(directory).absolute()
-    final, temporary = directory / _name(step), directory / f".{_name(step)}.tmp"
+    final = path_of(directory, step)
+    temporary = final.with_name(f".{final.name}.tmp")
     flat = {name: jnp.asarray(leaf) for name, leaf in flatten(tree).items()}
     marks = fingerprints(flat)
     leaves = {name: _describe(leaf) | {"fingerprint": marks[name]} for name, leaf in flat.items()}
-    if jax.process_index() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob(".*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary.mkdir()
-    _barrier(f"checkpoint {step} begins")
-    arrays = {name: jax.random.key_data(x) if is_key(x) else x for name, x in flat.items() if x.size}
-    if arrays:
-        ocp.save(str(temporary / "arrays"), arrays)
-    _barrier(f"checkpoint {step} is written")
-    if jax.process_index() == 0:
-        body = json.dumps({"step": step, "leaves": leaves}, indent=1)
-        digest = hashlib.sha256(body.encode()).hexdigest()
-        atomic_write(temporary / "leaves.json", f"{digest}\n{body}\n")
-        _remove(final)  # the step exists if it was damaged and the run has reached it again
-        os.rename(temporary, final)
-        sync(directory)
+    first = jax.process_index() == 0
+    try:
+        if first:
+            make_directory(directory)
+            remove_unfinished(directory)
+            temporary.mkdir()
+        _barrier(f"checkpoint {step} begins")
+        arrays = {name: jax.random.key_data(x) if is_key(x) else x for name, x in flat.items() if x.size}
+        if arrays:
+            write_arrays(temporary / "arrays", arrays)
+        _barrier(f"checkpoint {step} is written")
+        if first:
+            body = json.dumps({"step": step, "leaves": leaves, "about": dict(about or {})}, indent=1)
+            digest = hashlib.sha256(body.encode()).hexdigest()
+            (temporary / "leaves.json").write_text(f"{digest}\n{body}\n")
+            sync_tree(temporary)
+            _remove(final)  # the step exists if it was damaged and the run has reached it again
+            os.rename(temporary, final)
+            sync(directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if first:
         _prune(directory, step, keep, milestone_every)
     _barrier(f"checkpoint {step} is done")
     return final
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a killed process left of a save or of a removal. No other process may save in `directory`."""
+    for stale in directory.glob(".*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _remove(path: Path) -> None:
@@ -142,7 +179,7 @@ def _prune(directory: Path, step: int, keep: int, milestone_every: int | None) -
     past = [s for s in steps(directory) if s <= step]
     milestones = {s for s in past if milestone_every and s % milestone_every == 0}
     for s in set(steps(directory)) - set(past[-keep:]) - milestones:
-        _remove(directory / _name(s))
+        _remove(path_of(directory, s))
 
 
 def restore(directory: Path | str, template: PyTree, step: int | None = None) -> tuple[PyTree, int]:
@@ -174,11 +211,11 @@ def restore(directory: Path | str, template: PyTree, step: int | None = None) ->
     if step is not None:
         if step not in present:
             raise CheckpointError(f"no checkpoint of step {step} in {directory}; there are {present}")
-        return _load(directory / _name(step), template), step
+        return _load(path_of(directory, step), template), step
     reasons = []
     for candidate in reversed(present):
         try:
-            tree = _load(directory / _name(candidate), template)
+            tree = _load(path_of(directory, candidate), template)
         except CorruptCheckpoint as error:
             reasons.append(str(error))
             continue
@@ -194,20 +231,42 @@ def describe(path: Path | str) -> dict[str, dict[str, Any]]:
     Raises:
       CorruptCheckpoint: the description is missing or damaged.
     """
-    path = Path(path)
-    file = path / "leaves.json"
+    return _manifest(Path(path))[0]["leaves"]
+
+
+def about(path: Path | str) -> dict[str, Any]:
+    """The JSON values that were stored with the step in `path`. Empty for a step of an earlier version.
+
+    Raises:
+      CorruptCheckpoint: the description is missing or damaged.
+    """
+    return _manifest(Path(path))[0].get("about", {})
+
+
+def identity(path: Path | str) -> str:
+    """A digest of the step in `path`: of its leaves' fingerprints and of what is stored with it.
+
+    Raises:
+      CorruptCheckpoint: the description is missing or damaged.
+    """
+    return _manifest(Path(path))[1]
+
+
+def _manifest(path: Path) -> tuple[dict[str, Any], str]:
+    """The content of `leaves.json`, and its SHA-256."""
     try:
-        digest, _, body = file.read_text().partition("\n")
+        digest, _, body = (path / "leaves.json").read_text().partition("\n")
         if hashlib.sha256(body.removesuffix("\n").encode()).hexdigest() != digest:
             raise ValueError("the checksum does not match")
-        return json.loads(body)["leaves"]
-    except (OSError, ValueError, KeyError) as error:
+        content = parse_json(body, "it", nonfinite=True)
+        if not isinstance(content["leaves"], dict):
+            raise ValueError("it does not describe leaves")
+        return content, digest
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptCheckpoint(f"checkpoint {path} is damaged: leaves.json: {error}") from error
 
 
 def _load(path: Path, template: PyTree) -> PyTree:
-    from orbax.checkpoint import v1 as ocp
-
     saved = describe(path)
     flat = {name: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for name, leaf in flatten(template).items()}
     wanted = {
@@ -219,12 +278,9 @@ def _load(path: Path, template: PyTree) -> PyTree:
     _compare(path, saved, wanted)
     abstract = {name: _stored(x) for name, x in wanted.items() if x.size}
     try:
-        arrays = ocp.load(str(path / "arrays"), abstract) if abstract else {}
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # running out of memory does not mean that the file is damaged
-    except Exception as error:  # orbax, tensorstore and zstd have no common type for unreadable data
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CorruptCheckpoint(f"checkpoint {path} is damaged: its arrays cannot be read: {first[:300]}") from error
+        arrays = read_arrays(path / "arrays", abstract) if abstract else {}
+    except UnreadableArrays as error:
+        raise CorruptCheckpoint(f"checkpoint {path} is damaged: its arrays cannot be read: {error}") from error
     out = {}
     for name, x in wanted.items():
         if not x.size:
@@ -274,8 +330,4 @@ def _compare(path: Path, saved: dict[str, dict[str, Any]], wanted: dict[str, jax
             if have[what] != want[what]
         ]
     if problems:
-        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise CheckpointMismatch(
-            f"checkpoint {path} holds another state: {'; '.join(problems[:8])}{more}. "
-            "Start it with the config it was saved with, or use another directory"
-        )
+        raise CheckpointMismatch(path, problems)

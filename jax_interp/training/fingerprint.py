@@ -33,7 +33,7 @@ def _words(x: Array) -> Array:
     return jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)
 
 
-def _mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+def mix_bits(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """A bijective hash of 32-bit words (the finaliser of Ettinger's `triple32` family)."""
     h = (h ^ (h >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D)
     h = (h ^ (h >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
@@ -47,7 +47,7 @@ def fingerprint(x: Array) -> UInt32[Array, ""]:
     for axis, size in enumerate(w.shape):
         along = jnp.arange(size, dtype=jnp.uint32).reshape([-1 if a == axis else 1 for a in range(w.ndim)])
         index = index * jnp.uint32(size % 2**32) + jnp.broadcast_to(along, w.shape)
-    return jnp.sum(_mix(w ^ _mix(index + jnp.uint32(1))), dtype=jnp.uint32)
+    return jnp.sum(mix_bits(w ^ mix_bits(index + jnp.uint32(1))), dtype=jnp.uint32)
 
 
 _all = jax.jit(lambda flat: {name: fingerprint(x) for name, x in flat.items()})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +27,14 @@ class StopRequest:
 
     signum: int | None = None
 
-    def agreed(self, step: int, every: int) -> bool:
-        """Whether to stop after `step`. The hosts of a multi-host run exchange their requests every `every` steps."""
+    def agreed(self, exchange: bool) -> bool:
+        """Whether to stop now. The hosts of a multi-host run stop together, when they exchange their requests."""
         asked = self.signum is not None
         if jax.process_count() == 1:
             return asked
         from jax.experimental import multihost_utils
 
-        return step % every == 0 and bool(np.any(multihost_utils.process_allgather(np.asarray(asked))))
+        return exchange and bool(np.any(multihost_utils.process_allgather(np.asarray(asked))))
 
 
 @contextlib.contextmanager
@@ -53,7 +53,8 @@ def stop_requests() -> Iterator[StopRequest]:
         request.signum = signum
         for number, handler in previous.items():
             signal.signal(number, handler)
-        print("stopping after this step; press Ctrl-C again to stop now without saving", file=sys.stderr)
+        # Not by print: the signal may come while a line is being printed, and a print within a print raises.
+        os.write(2, b"stopping after this step; press Ctrl-C again to stop now without saving\n")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.getsignal(number) or signal.SIG_DFL

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,11 +24,24 @@ import numpy as np
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree, flatten, is_key
+from jax_interp.core.terminal import print_text
 from jax_interp.training import checkpoint
 from jax_interp.training.interrupt import Interrupted, StopRequest, stop_requests
-from jax_interp.training.metrics import MetricsLog, flatten_metrics, truncate_log
+from jax_interp.training.log_writers import LogWriter, make_writers
+from jax_interp.training.metrics import (
+    LogError,
+    MetricsLog,
+    flatten_metrics,
+    log_up_to,
+    mark_of,
+    read_log,
+    replace_log,
+    truncate_log,
+)
 from jax_interp.training.options import Log, RunTarget, SaveTo
+from jax_interp.training.parent import Parent
 from jax_interp.training.progress import Progress, progress
+from jax_interp.training.provenance import how_to_branch, warn_of_other_versions
 from jax_interp.training.runs import Run
 
 IN_FLIGHT = 2  # how many steps the device may be ahead of the metrics that the host has read
@@ -76,8 +90,10 @@ def fit(
 
     Raises:
       NonFinite: a metric is NaN or infinite, or a state that should be saved contains NaN. The last checkpoint is kept.
-      Interrupted: SIGINT or SIGTERM stopped the run. The state is saved first.
-      UserError: the run already has more than `steps` steps, `batches` ends too early, or a metric is named "step".
+      Interrupted: SIGINT or SIGTERM stopped the run, also in its last step. The state is saved first.
+      UserError: the run already has more than `steps` steps, its log is not the one that its checkpoint records,
+        `batches` ends too early, or a metric is named "step".
+      StorageError: the run cannot be saved because the disk is full, or for a similar reason.
 
     Example:
         state = fit(train_step, state, batch_at, steps=1000, frozen=(model,),
@@ -86,13 +102,17 @@ def fit(
     if steps < 1:
         raise UserError(f"steps={steps}: give a positive number of steps")
     log = log.with_defaults(every=10, shown=("loss",), per_step={}, title="train", may_be_nan=())
+    if log.to and run is None:
+        raise UserError(f"Log(to={tuple(log.to)}) needs a run directory: give run=")
     step = step if hasattr(step, "lower") else jax.jit(step, donate_argnums=0)
+    saving = SaveTo.of(run)
     with contextlib.ExitStack() as stack:
-        saving = SaveTo.of(run)
+        stop = stack.enter_context(stop_requests())
+        if batch_at and isinstance(saving.run, (Path, str)) and not Path(saving.run).exists():
+            jax.eval_shape(step, state, batch_at(0), *frozen)  # what the step refuses leaves no directory behind
         opened = stack.enter_context(saving.opened())
         state, start = _begin(opened, state, steps)
         reporter = stack.enter_context(_Reporter.opened(log, opened, start, steps))
-        stop = stack.enter_context(stop_requests())
         next_batch = _batches(batch_at, batches(start) if batches else None, steps)
         loop = _Loop(state, step, tuple(frozen), log, saving, opened, reporter, stop)
         del state  # no other reference may remain, so that the memory of the old state is freed after each step
@@ -120,23 +140,27 @@ class _Loop:
             if evaluate and (k == steps or _multiple(k, self.log.evaluate_every)):
                 metrics = {**metrics, "eval": evaluate(self.state, *self.frozen)}
             self.reporter.add(k, metrics)
-            halt = self.stop.agreed(k, self.reporter.every)
+            halt = self.stop.agreed(exchange=k % self.reporter.every == 0 or k == steps)
             due = k == steps or halt or _multiple(k, self.saving.every)
-            self.reporter.report(waiting=0 if due else IN_FLIGHT)
+            self.reporter.report(waiting=0 if due else _steps_ahead())
             self.reporter.view.step(k)
             if due and self.opened:
                 self._save(k, self.opened)
                 saved = k
-            if halt and k < steps:
-                directory = self.opened.directory if self.opened else None
-                raise Interrupted(saved if directory else k, steps, self.stop.signum or 15, directory)
+            if halt:
+                self._interrupt(saved if self.opened else k, steps)
+        if self.stop.agreed(exchange=True):  # the signal came during the last save
+            self._interrupt(steps, steps)
         return self.state
+
+    def _interrupt(self, k: int, steps: int) -> None:
+        raise Interrupted(k, steps, self.stop.signum or 15, self.opened.directory if self.opened else None)
 
     def _save(self, k: int, run: Run) -> None:
         _check_state(k, self.state, run)
-        self.reporter.sync()
+        about = {**run.record, **self.reporter.mark()}
         keep, milestone_every = self.saving.keep, self.saving.milestone_every
-        checkpoint.save(run.checkpoints, k, self.state, keep=keep, milestone_every=milestone_every)
+        checkpoint.save(run.checkpoints, k, self.state, keep=keep, milestone_every=milestone_every, about=about)
 
 
 def _multiple(k: int, every: int | None) -> bool:
@@ -152,14 +176,32 @@ def _batches(
     return lambda k: np.int32(k - 1) if batch_at is None else batch_at(k - 1)
 
 
+def _steps_ahead() -> int:
+    """How many steps the device may be ahead of the host.
+
+    The devices that a CPU simulates share its threads. The collectives of two steps at once can wait for each other for
+    ever there, and XLA then ends the process.
+    """
+    return 0 if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else IN_FLIGHT
+
+
 class _Reporter:
     """Reads the metrics of each step from the device, checks that they are finite, logs them and displays them.
 
     The device may be `IN_FLIGHT` steps ahead, so it does not wait for the host.
     """
 
-    def __init__(self, log: Log, run: Run | None, span: tuple[int, int], files: tuple[MetricsLog, ...], view: Progress):
+    def __init__(
+        self,
+        log: Log,
+        run: Run | None,
+        span: tuple[int, int],
+        files: tuple[MetricsLog, ...],
+        writers: Sequence[LogWriter],
+        view: Progress,
+    ):
         self.view = view
+        self._writers = writers
         self.every = log.every or 10
         self._log, self._run, self._files = log, run, files
         self._steps = span[1]
@@ -173,12 +215,16 @@ class _Reporter:
         with contextlib.ExitStack() as stack:
             paths = (run.metrics, run.timing) if run and jax.process_index() == 0 else ()
             files = tuple(stack.enter_context(contextlib.closing(MetricsLog(path))) for path in paths)
+            writers = make_writers(log.to, run, read_log(run.metrics)) if log.to and files and run else []
+            for writer in writers:
+                stack.enter_context(contextlib.closing(writer))
             quiet = log.quiet or jax.process_index() != 0
             if start and run and not quiet:
-                print(f"{log.title}: resuming after step {start} of {steps}, from {run.directory}", file=sys.stderr)
+                resuming = f"resuming after step {start} of {steps}, from {run.directory}"
+                print_text(f"{log.title}: {resuming}", file=sys.stderr)
             shown = [*(log.shown or ()), *(f"{name}/s" for name in log.per_step or ())]
             view = progress(log.title or "", start, steps, shown, quiet=quiet)
-            yield cls(log, run, (start, steps), files, stack.enter_context(contextlib.closing(view)))
+            yield cls(log, run, (start, steps), files, writers, stack.enter_context(contextlib.closing(view)))
 
     def add(self, k: int, metrics: Metrics) -> None:
         """Queue the metrics of step `k` and start their copy to the host."""
@@ -190,10 +236,9 @@ class _Reporter:
         while len(self._pending) > waiting:
             self._report(*self._pending.popleft())
 
-    def sync(self) -> None:
-        """Flush the metrics log to the disk."""
-        for file in self._files[:1]:
-            file.sync()
+    def mark(self) -> dict[str, Any]:
+        """What a checkpoint records about the metrics log, which is flushed to the disk."""
+        return {"log": self._files[0].mark()} if self._files else {}
 
     def _report(self, k: int, metrics: Metrics) -> None:
         values = self._finite(k, flatten_metrics(jax.device_get(metrics)))
@@ -203,9 +248,12 @@ class _Reporter:
         speed = (k - self._clock[0]) / max(now - self._clock[1], 1e-9)
         self._clock = (k, now)
         rates = {f"{name}/s": amount * speed for name, amount in (self._log.per_step or {}).items()}
-        record, timed = {"step": k} | values, {"steps/s": speed} | rates
+        totals = {name: k * amount for name, amount in (self._log.per_step or {}).items() if name in values}
+        record, timed = {"step": k} | values | totals, {"steps/s": speed} | rates
         for file, line in zip(self._files, (record, {"step": k, "time": time.time()} | timed)):
             file.write(line)
+        for writer in self._writers:
+            writer.write(record)
         self.view.values(k, record | timed)
         if self._log.on_record:
             self._log.on_record(record)
@@ -219,26 +267,58 @@ class _Reporter:
             if isinstance(value, float) and np.isnan(value) and name.startswith(nullable):
                 values[name] = None
             elif not isinstance(value, str) and value is not None and not np.all(np.isfinite(value)):
-                raise NonFinite(k, name, str(value), _advice(self._run))
+                raise NonFinite(k, name, str(value), _advice(self._run, before_any_update=k == 1))
         return values
 
 
 def _begin(run: Run | None, state: PyTree, steps: int) -> tuple[PyTree, int]:
     """The state to start from, and the number of steps that are done. Later records of the logs are removed."""
-    start = 0
-    if run and (done := checkpoint.latest(run.checkpoints)) is not None:
-        if done > steps:
-            raise UserError(
-                f"{run.directory} has been trained for {done} steps, more than steps={steps}: ask for at least "
-                f"{done}, or choose another run directory"
-            )
-        state, start = checkpoint.restore(run.checkpoints, jax.tree.map(_abstract, state))
+    if run is None:
+        return jax.tree.map(_copied, state), 0
+    done = checkpoint.latest(run.checkpoints)
+    if done is None and run.parent is not None:
+        return _begin_from(run.parent, run, state, steps)
+    if done is not None and done > steps:
+        raise UserError(
+            f"{run.directory} has been trained for {done} steps, more than steps={steps}: ask for at least "
+            f"{done}, or choose another run directory"
+        )
+    if done is None:
+        state, start = jax.tree.map(_copied, state), 0
+        recorded: dict[str, Any] = {}
     else:
-        state = jax.tree.map(_copied, state)
-    if run and jax.process_index() == 0:
-        truncate_log(run.metrics, start)
-        truncate_log(run.timing, start)
+        state, start = checkpoint.restore(run.checkpoints, jax.tree.map(_abstract, state))
+        recorded = checkpoint.about(checkpoint.path_of(run.checkpoints, start))
+    if jax.process_index() == 0:
+        warn_of_other_versions(run.directory, start, recorded, run.record.get("versions", {}))
+        _cut_logs(run, start, recorded)
     return state, start
+
+
+def _cut_logs(run: Run, start: int, recorded: Mapping[str, Any]) -> None:
+    """Remove what the logs have after the checkpoint of step `start`."""
+    try:
+        replace_log(run.metrics, log_up_to(run.metrics, start, recorded.get("log")))
+    except LogError as error:
+        raise UserError(
+            f"{error}. Bring the file back to resume the run, or start a new run without it: "
+            f"{how_to_branch(run.directory)}"
+        ) from error
+    truncate_log(run.timing, start)
+
+
+def _begin_from(parent: Parent, run: Run, state: PyTree, steps: int) -> tuple[PyTree, int]:
+    """Begin a run with the state and the log of its parent. They become its first checkpoint."""
+    if parent.step >= steps:
+        raise UserError(f"{parent} has the {steps} steps of this config already: ask for more steps")
+    state = parent.state(jax.tree.map(_abstract, state))
+    about = dict(run.record)
+    if jax.process_index() == 0:
+        content = parent.log()
+        replace_log(run.metrics, content)
+        about["log"] = mark_of(content)
+    checkpoint.save(run.checkpoints, parent.step, state, about=about)
+    return state, parent.step
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
@@ -278,7 +358,9 @@ def _check_state(k: int, state: PyTree, run: Run) -> None:
         raise NonFinite(k, "state " + ", ".join(bad[:5]), "NaN", _advice(run))
 
 
-def _advice(run: Run | None) -> str:
+def _advice(run: Run | None, before_any_update: bool = False) -> str:
+    if before_any_update:  # the metrics of step 1 are those of the initial state
+        return "The state had not been updated yet, so look at the model's weights, the first batch and the loss"
     good = checkpoint.latest(run.checkpoints) if run else None
     if run is None or good is None:
         return "Nothing was saved; lower the learning rate or look at the batch of that step"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_interp.core.errors import UserError
+from jax_interp.training.log_writers import MakeWriter, check_writers
 from jax_interp.training.runs import Run, open_run
 
 
@@ -38,6 +39,9 @@ class SaveTo:
     """How many of the last checkpoints stay on the disk."""
     milestone_every: int | None = None
     """Checkpoints of steps that are a multiple of this number are never deleted."""
+    parent: Path | str | None = None
+    """A checkpoint of another run to start from: `RUN` or `RUN@STEP`, see parent.py. If `run` is an open run, this
+    field is ignored."""
 
     def __post_init__(self) -> None:
         _check_positive("SaveTo", every=self.every)
@@ -59,7 +63,7 @@ class SaveTo:
         if self.run is None or isinstance(self.run, Run):
             yield self.run
             return
-        with open_run(self.run, self.config) as run:
+        with open_run(self.run, self.config, parent=self.parent) as run:
             yield run
 
 
@@ -88,17 +92,21 @@ class Log:
     """Names of the metrics on the progress display. Rates are shown too. Default: `("loss",)`."""
     per_step: Mapping[str, float] | None = None
     """Amounts that one step processes. `{"tokens": 4096}` gives the rate "tokens/s" in `timing.jsonl` and on the
-    display. Default: none."""
+    display. A metric of the same name is the total; the log takes it from here, because an int32 would wrap at 2³¹.
+    Default: none."""
     title: str | None = None
     """The title of the run on the progress display. Default: "train"."""
     may_be_nan: Sequence[str] | None = None
     """Prefixes of metric names that may be NaN. The log then has null. Any other NaN stops the run. Default: none."""
     on_record: Callable[[dict[str, Any]], None] | None = None
     """Called with every record that is written to `metrics.jsonl`."""
+    to: Sequence[str | MakeWriter] = ()
+    """Where records go besides `metrics.jsonl`: "tensorboard", "wandb", or a function that makes a `LogWriter`."""
     quiet: bool = False
     """Show nothing on stderr."""
 
     def __post_init__(self) -> None:
+        check_writers(self.to)
         _check_positive("Log", every=self.every, evaluate_every=self.evaluate_every)
 
     def with_defaults(self, **defaults: Any) -> Log:

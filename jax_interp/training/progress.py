@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax_interp.core.terminal import print_text, printable
+
 
 class Progress:
     """Base class of progress displays. By default all methods do nothing."""
@@ -46,7 +48,7 @@ def duration(seconds: float) -> str:
 class Lines(Progress):
     """One line to stderr at the first step, every `seconds`, and at the end: for pipes, files and batch jobs."""
 
-    def __init__(self, title: str, start: int, steps: int, shown: Sequence[str], seconds: float = 30.0):
+    def __init__(self, title: str, start: int, steps: int | None, shown: Sequence[str], seconds: float = 30.0):
         self._title, self._start, self._steps, self._shown, self._seconds = title, start, steps, shown, seconds
         self._began = time.monotonic()
         self._next, self._done, self._values = self._began, start, {}
@@ -66,43 +68,42 @@ class Lines(Progress):
     def _print(self) -> None:
         now = time.monotonic()
         self._next = now + self._seconds
-        left = (now - self._began) / max(self._done - self._start, 1) * (self._steps - self._done)
+        steps = self._done if self._steps is None else self._steps
+        left = (now - self._began) / max(self._done - self._start, 1) * (steps - self._done)
         when = f"ETA {duration(left)}" if left else f"took {duration(now - self._began)}"
-        print(
-            f"{self._title} {self._done}/{self._steps}  {shown_values(self._values, self._shown)}  {when}",
-            file=sys.stderr,
-            flush=True,
-        )
+        values = shown_values(self._values, self._shown)
+        done = f"{self._done}" if self._steps is None else f"{self._done}/{steps}"
+        print_text(f"{self._title} {done}  {values}  {when}", file=sys.stderr)
 
 
 class Bar(Progress):
     """A bar on the terminal: steps, the chosen values, the time spent and the time that remains."""
 
-    def __init__(self, title: str, start: int, steps: int, shown: Sequence[str]):
+    def __init__(self, title: str, start: int, steps: int | None, shown: Sequence[str]):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         self._shown = shown
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             refresh_per_second=4,
         )
-        self._task = self._bar.add_task(title, total=steps, completed=start, values="")
+        self._task = self._bar.add_task(printable(title), total=steps, completed=start, values="")
         self._bar.start()
 
     def step(self, done: int) -> None:
         self._bar.update(self._task, completed=done)
 
     def values(self, done: int, values: Mapping[str, Any]) -> None:
-        self._bar.update(self._task, values=shown_values(values, self._shown))
+        self._bar.update(self._task, values=printable(shown_values(values, self._shown)))
 
     def close(self) -> None:
         self._bar.stop()
@@ -112,13 +113,13 @@ class Silent(Progress):
     """Shows nothing. For tests, and for every process of a multi-host run except the first."""
 
 
-def progress(title: str, start: int, steps: int, shown: Sequence[str], *, quiet: bool = False) -> Progress:
+def progress(title: str, start: int, steps: int | None, shown: Sequence[str], *, quiet: bool = False) -> Progress:
     """The display for a run: a bar if stderr is a terminal, lines if it is not, nothing if `quiet`.
 
     Args:
       title: the title of the run.
       start: steps that are done already.
-      steps: steps of the complete run.
+      steps: steps of the complete run. None: not known.
       shown: names of the values that are displayed.
       quiet: show nothing.
     """

@@ -1,10 +1,11 @@
-"""The directory of a run (POSIX: the lock is `flock`).
+"""The directory of a run.
 
     config.json       the resolved config, from which the run can be started again
     versions.json     versions of Python, JAX and other packages that affect the bits, at the start of the run
     metrics.jsonl     the metrics log
     timing.jsonl      the speed of the steps
-    checkpoints/      see checkpoint.py
+    checkpoints/      see checkpoint.py; each records its config and the log, see provenance.py
+    parent.json       the checkpoint that the run started from, if it started from another run, see parent.py
     .lock             locked while a process works on the run
 
 A directory belongs to one config. Only one process at a time can work on it.
@@ -14,19 +15,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import json
-import os
-import platform
-from collections.abc import Iterator, Sequence
-from importlib import metadata
+import errno
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jax_interp.core import config_json as configs
-from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.atomic_write import WriteError, atomic_write, make_directory
 from jax_interp.core.errors import UserError
-from jax_interp.training.checkpoint import latest
+from jax_interp.core.json_files import read_json, write_json
+from jax_interp.core.locks import locked
+from jax_interp.training.checkpoint import latest, remove_unfinished
+from jax_interp.training.parent import Parent, parent_of, write_parent
+from jax_interp.training.provenance import changes, check_config, how_to_branch, record, versions
+from jax_interp.training.storage_error import StorageError
+
+_REFUSED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EIO}
+_REFUSED_WRITES |= {errno.EACCES, errno.EPERM}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,10 @@ class Run:
     """An open run directory, with the paths of its files. `open_run` returns it."""
 
     directory: Path
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What every checkpoint records about the run, see provenance.py."""
+    parent: Parent | None = None
+    """The checkpoint that the run starts from if it has no checkpoint of its own."""
 
     @property
     def config(self) -> Path:
@@ -53,7 +62,9 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[str] = ()) -> Iterator[Run]:
+def open_run(
+    directory: Path | str, config: Any = None, *, may_differ: Sequence[str] = (), parent: Path | str | None = None
+) -> Iterator[Run]:
     """Create a run directory or open an existing one, and hold its lock within the block.
 
     If the block raises a `UserError` before anything was trained, the stored config is restored. A refused call thus
@@ -61,15 +72,18 @@ def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[
 
     Args:
       directory: the directory. It must be new, empty, or contain a run.
-      config: a frozen dataclass. It is stored, or compared with the stored config.
+      config: a frozen dataclass. It is stored, or compared with the stored config and with that of the checkpoints.
       may_differ: dotted keys of the config that may change when the run is resumed ("steps", "log_every").
+      parent: `RUN` or `RUN@STEP`, the checkpoint that a new run starts from, see parent.py. When the run is resumed, it
+        may be left out.
 
     Yields:
       The open run.
 
     Raises:
-      UserError: the directory contains something other than a run, another process works on it, or the stored config
-        differs (the message names the keys).
+      UserError: the directory contains something other than a run, another process works on it, the stored config or
+        that of the last checkpoint differs (the message names the keys), or the run has another parent.
+      StorageError: within the block a file cannot be written because the disk is full, or for a similar reason.
 
     Example:
         with open_run("runs/sae", config, may_differ=("log_every",)) as run:
@@ -78,8 +92,8 @@ def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[
     import jax
 
     run = Run(Path(directory).absolute())
+    make_directory(run.directory)
     try:
-        run.directory.mkdir(parents=True, exist_ok=True)
         present = {entry.name for entry in run.directory.iterdir()}
     except OSError as error:
         raise UserError(f"cannot use {run.directory} as a run directory: {error.strerror}") from error
@@ -89,39 +103,47 @@ def open_run(directory: Path | str, config: Any = None, *, may_differ: Sequence[
             "one"
         )
     if jax.process_index() != 0:  # process 0 owns the directory; if it fails, the whole run fails
-        yield run
+        yield dataclasses.replace(run, parent=parent_of(run.directory, parent, latest(run.checkpoints) is not None))
         return
-    with _locked(run.directory):
-        before, trained = run.config.read_bytes() if run.config.exists() else None, _trained(run)
-        if config is not None:
-            _keep_config(run, before, config, may_differ)
-        if not (run.directory / "versions.json").exists():
-            atomic_write(run.directory / "versions.json", json.dumps(versions(), indent=2) + "\n")
-        try:
-            yield run
-        except UserError:
-            if _trained(run) == trained:
-                run.config.unlink(missing_ok=True) if before is None else atomic_write(run.config, before)
+    lock = locked(run.directory / ".lock", f"the run {run.directory}", keep=True)
+    try:
+        with lock, _kept_if_refused(run):
+            yield _begin(run, config, may_differ, parent)
+    except WriteError as error:
+        raise StorageError.of_run(run.directory, error) from error
+    except OSError as error:
+        if error.errno not in _REFUSED_WRITES:
             raise
+        raise StorageError.of_run(run.directory, error) from error
+
+
+def _begin(run: Run, config: Any, may_differ: Sequence[str], parent: Path | str | None) -> Run:
+    """Check what is asked against what the directory holds, and write the files that describe the run."""
+    remove_unfinished(run.checkpoints)
+    found = parent_of(run.directory, parent, latest(run.checkpoints) is not None)
+    if config is not None:
+        _keep_config(run, config, may_differ)
+    now = versions()
+    if not (run.directory / "versions.json").exists():
+        write_json(run.directory / "versions.json", now)
+    if found is not None:
+        write_parent(run.directory, found)
+    values = None if config is None else configs.to_json(config)
+    return dataclasses.replace(run, record=record(values, now), parent=found)
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Hold a kernel lock on a file. The kernel releases it when the process ends, even after a crash."""
-    with open(directory / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
-            raise UserError(
-                f"another process (pid {holder}) is working on {directory}: wait for it, stop it, "
-                "or choose another directory"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+def _kept_if_refused(run: Run) -> Iterator[None]:
+    """Restore the files that describe the run if the block raises a UserError before anything was trained."""
+    files = (run.config, run.directory / "parent.json")
+    before, trained = [file.read_bytes() if file.exists() else None for file in files], _trained(run)
+    try:
         yield
+    except UserError:
+        if _trained(run) == trained:
+            for file, content in zip(files, before):
+                file.unlink(missing_ok=True) if content is None else atomic_write(file, content)
+        raise
 
 
 def _trained(run: Run) -> tuple[int | None, int]:
@@ -129,36 +151,16 @@ def _trained(run: Run) -> tuple[int | None, int]:
     return latest(run.checkpoints), run.metrics.stat().st_size if run.metrics.exists() else 0
 
 
-def _keep_config(run: Run, before: bytes | None, config: Any, may_differ: Sequence[str]) -> None:
-    text = configs.dumps(config)
-    if before is not None:
-        try:
-            stored = configs.upgrade(json.loads(before))
-        except ValueError as error:  # not JSON, or not text
-            raise UserError(f"{run.config} is not JSON: {error}") from error
-        changed = [
-            line for line in configs.differences(stored, json.loads(text)) if line.partition(":")[0] not in may_differ
-        ]
+def _keep_config(run: Run, config: Any, may_differ: Sequence[str]) -> None:
+    """Store the config, unless the run has another one."""
+    values = configs.to_json(config)
+    if run.config.exists():
+        changed = changes(read_json(run.config, nonfinite=True), values, may_differ)
         if changed:
+            branch = "" if latest(run.checkpoints) is None else f". To go on from it, {how_to_branch(run.directory)}"
             raise UserError(
                 f"{run.directory} holds a run of another config: {'; '.join(changed)}. "
-                "Use that config to resume the run, or another directory to start a new run"
+                f"Use that config to resume the run, or another directory to start a new run{branch}"
             )
-    atomic_write(run.config, text)
-
-
-def versions() -> dict[str, str]:
-    """The versions of the software and hardware that can change the bits of a run."""
-    import jax
-
-    out = {
-        "python": platform.python_version(),
-        "platform": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "devices": str(jax.device_count()),
-        "machine": platform.machine(),
-    }
-    for package in ("jax_interp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            out[package] = metadata.version(package)
-    return out
+    check_config(run.directory, values, may_differ)
+    configs.save(config, run.config)

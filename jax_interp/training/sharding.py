@@ -22,6 +22,7 @@ axis therefore use the rule of a single block. `P()` replicates, and also fits a
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import math
 from collections.abc import Sequence
@@ -69,8 +70,46 @@ def make_mesh(
     if -1 in sizes:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) > len(devices) or (-1 in (data, fsdp, tensor) and math.prod(sizes) != len(devices)):
-        raise UserError(f"mesh {asked} does not fit {len(devices)} devices")
+        more = (
+            ""
+            if jax.default_backend() != "cpu"
+            else ("; XLA_FLAGS=--xla_force_host_platform_device_count=8 in the environment gives a CPU eight devices")
+        )
+        raise UserError(f"mesh {asked} does not fit {len(devices)} {_plural('device', len(devices))}{more}")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=_types(explicit), devices=devices[: math.prod(sizes)])
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"
+
+
+def mesh_of(text: str) -> Mesh:
+    """The mesh that a text describes, with shardings that the compiler chooses (`explicit=False`).
+
+    Args:
+      text: sizes by axis, as in "data=2,fsdp=4". An axis that is left out has size 1. One size may be -1: all remaining
+        devices.
+
+    Raises:
+      UserError: an axis is unknown or named twice, a size is not a number, or the mesh does not fit the devices.
+
+    Example:
+        mesh = mesh_of("data=-1,tensor=2")
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, size = (piece.strip() for piece in part.partition("="))
+        if not equals or not size.removeprefix("-").isdecimal():
+            raise UserError(f"mesh {text!r}: {part!r} is not AXIS=SIZE; an example is data=2,fsdp=2")
+        if name not in AXES:
+            near = difflib.get_close_matches(name, AXES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"mesh {text!r}: there is no axis {name!r}; the axes are {', '.join(AXES)}{hint}")
+        if name in sizes:
+            raise UserError(f"mesh {text!r} gives the size of {name} twice: give it once")
+        sizes[name] = int(size)
+    data, fsdp, tensor = (sizes.get(name, 1) for name in AXES)
+    return make_mesh(data=data, fsdp=fsdp, tensor=tensor, explicit=False)
 
 
 def abstract_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, explicit: bool = True) -> AbstractMesh:
@@ -137,6 +176,13 @@ def specs(tree: PyTree, rules: Rules) -> dict[str, PartitionSpec]:
     return out
 
 
+def used(rules: Rules, tree: PyTree) -> Rules:
+    """The rules that decide something in `tree`, and a last rule that replicates all other leaves."""
+    every = (*rules, ("**", PartitionSpec()))
+    decide = {next(i for i, (end, _) in enumerate(every) if matches(end, name)) for name in flatten(tree)}
+    return tuple(rule for i, rule in enumerate(every) if i in decide)
+
+
 def shardings(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
     """A tree of `NamedSharding` with the structure of `tree`.
 
@@ -185,8 +231,34 @@ def abstract(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
     )
 
 
+def check_rows(rows: int, mesh: Mesh | AbstractMesh) -> None:
+    """Raises UserError if the rows of a batch cannot be split equally over `data` and `fsdp`."""
+    sizes = {name: mesh.shape[name] for name in ("data", "fsdp") if name in mesh.shape}
+    if rows % (ways := math.prod(sizes.values())):
+        asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise UserError(
+            f"a batch of {rows} cannot be split equally over a mesh of {asked}: give a multiple of {ways}, or a mesh "
+            f"whose data and fsdp divide {rows}"
+        )
+
+
 def shard_batch(batch: PyTree, mesh: Mesh, spec: PartitionSpec = BATCH) -> PyTree:
-    """Place a batch from the host on the mesh. The leading axis is split over `data` and `fsdp`; scalars are copied."""
-    return jax.tree.map(
-        lambda x: jax.device_put(x, NamedSharding(mesh, spec if jax.numpy.ndim(x) else PartitionSpec())), batch
-    )
+    """Place a batch from the host on the mesh. The leading axis is split over `data` and `fsdp`; scalars are copied.
+
+    Args:
+      batch: a pytree of arrays.
+      mesh: the mesh.
+      spec: how the arrays are split, if not by their leading axis.
+
+    Raises:
+      UserError: the leading axis cannot be split equally.
+    """
+
+    def of_leaf(x: Any) -> jax.Array:
+        if not jax.numpy.ndim(x):
+            return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+        if spec == BATCH:
+            check_rows(len(x), mesh)
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(of_leaf, batch)

@@ -109,8 +109,9 @@ def float64():
 
 @pytest.mark.parametrize("unroll", [(), "*", 1], ids=["scanned", "unrolled", "mixed"])
 def test_grad_at_equals_finite_differences_in_float64(unroll, float64):
-    """Central differences of step 1e-6 along a random direction, at every value, on a model that is float64 all through
-    (the decoder's attention accumulates in float32 whatever its dtype, as JAX's does).
+    """Central differences of step 1e-6 along a random direction, at every value of a recurrent model.
+
+    tests/models/test_forward_law.py does this for the families of decoders.
     """
     net = replan(RecurrentNet.of(3, 8, jax.random.key(0)), unroll)
     net = jax.tree.map(lambda w: w.astype(jnp.float64), net)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Site, Stack, run_blocks
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PlainMLP:
     """No Flax, no blocks, no positions: weights and biases in lists."""
@@ -35,7 +36,7 @@ class PlainMLP:
                    [jnp.linspace(-1.0, 1.0, n) for n in sizes[1:]])  # fmt: skip
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Recurrent:
     """One layer: a recurrence over time by `lax.scan`, its states named for all times at once."""
@@ -54,7 +55,7 @@ class Recurrent:
         return x + site("state", jnp.swapaxes(states, 0, 1), "batch time feature")
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RecurrentNet:
     """A stack of recurrent layers: its blocks are a plain list of segments, in a plain dataclass."""

@@ -35,6 +35,12 @@ def test_layers_follow_python_indexing(layers, expected):
     assert Address.parse(f"blocks.{layers}.resid_post").resolve(12) == expected
 
 
+def test_a_layer_of_thousands_of_digits_is_refused_in_a_short_message():
+    with pytest.raises(AddressError, match="nine characters") as error:
+        Address.parse(f"blocks.{'1' * 5000}.resid_post").resolve(12)
+    assert len(str(error.value)) < 200
+
+
 def test_outside_the_blocks_there_are_no_layers():
     assert Address.parse("logits").resolve(12) is None
 

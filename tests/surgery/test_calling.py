@@ -77,8 +77,8 @@ def test_a_token_outside_the_vocabulary_is_an_error_that_says_where(base, tokens
 
 
 def test_plain_keyword_arguments_are_structure(base, tokens, counted):
-    assert call(base, tokens, last_only=True).shape == (3, 1, CONFIG.vocab_size)
-    logits, cache = call(base, tokens, cache=20)
+    assert call(base, tokens, last_only=np.True_).shape == (3, 1, CONFIG.vocab_size)
+    logits, cache = call(base, tokens, cache=np.int64(20))
     assert cache.slots == 20
     np.testing.assert_allclose(call(base, tokens, remat=jax.checkpoint_policies.nothing_saveable), logits, atol=1e-5)
     assert counted() == (3, 0)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import CarryError, Each, ScopedEdit, Splice, Zero, at, edit, grad_at, read, replan, sites
 from tests.surgery.conftest import LAYOUTS
 from tests.surgery.foreign import RecurrentNet
@@ -19,7 +20,7 @@ X = jax.random.normal(jax.random.key(1), (2, 3, WIDTH))
 POLICIES = {"no remat": None, "remat": True, "remat by name": jax.checkpoint_policies.save_only_these_names("state")}
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Make(ScopedEdit):
     """Carries scale · value, and names it."""
@@ -33,7 +34,7 @@ class Make(ScopedEdit):
         return x
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Use(ScopedEdit):
     """Adds weight · what is carried."""
@@ -46,7 +47,7 @@ class Use(ScopedEdit):
         return x + self.weight * (carried["value"] + carried["sum"][..., None])
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Accumulate(ScopedEdit):
     """A running sum over layers: uses what it has made one layer below."""
@@ -59,7 +60,7 @@ class Accumulate(ScopedEdit):
         return x + jnp.sin(total)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Begin(ScopedEdit):
     def __call__(self, x, site):
@@ -145,7 +146,7 @@ def test_a_value_that_every_layer_goes_on_with(net, remat):
     chex.assert_trees_all_close(*grads, rtol=1e-4, atol=1e-5)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Add0:
     value: jax.Array
@@ -178,7 +179,7 @@ def test_what_cannot_be_carried_is_refused(net):
         jax.eval_shape(edit(net, at("embed", Begin()), at("blocks.1.input", Retype())), X)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Retype(ScopedEdit):
     def __call__(self, x, site):
@@ -204,6 +205,6 @@ def test_a_scoped_edit_that_carries_nothing_adds_nothing_to_the_scan():
         def decode(self, z):
             return z
 
-    half = jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(Half))()
+    half = register_dataclass(dataclasses.dataclass(frozen=True)(Half))()
     equations = jax.make_jaxpr(edit(NET, at("blocks.2.input", Splice(half))))(X).eqns
     assert [len(one.outvars) for one in equations if one.params.get("length") == DEPTH] == [1]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
 from jax_interp.surgery import Add, Each, Noise, Replace, Resample, Splice, Zero, at, edit, read, replan
@@ -138,7 +139,7 @@ def test_a_dictionary_is_only_computed_at_its_layer(deep, few):
     """Of a scanned model, the splice sits in a branch: its products are in the program once, and run once."""
     import dataclasses
 
-    @jax.tree_util.register_dataclass
+    @register_dataclass
     @dataclasses.dataclass(frozen=True)
     class Linear:
         w: jax.Array

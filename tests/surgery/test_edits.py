@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_interp.core.errors import UserError
+from jax_interp.dictionaries import ReLU, init_transcoder
 from jax_interp.surgery import (
     Add,
     Clamp,
@@ -19,6 +21,7 @@ from jax_interp.surgery import (
     Rotate,
     Scale,
     Site,
+    Splice,
     Zero,
     at,
     edit,
@@ -103,3 +106,10 @@ def test_gradients_flow_into_a_replacement_and_not_through_a_frozen_value():
 
     np.testing.assert_allclose(through(Replace), 4.0 * X, rtol=1e-6)
     np.testing.assert_array_equal(through(Freeze), np.zeros_like(X))
+
+
+def test_a_dictionary_with_a_skip_is_not_spliced_without_it():
+    zeros = jnp.zeros(4)
+    transcoder = init_transcoder(jax.random.key(0), 4, 4, 8, ReLU(), zeros, zeros, skip=True)
+    with pytest.raises(UserError, match="replacement"):
+        edit(Named(), at("x", Splice(transcoder)))(jnp.ones((1, 2, 4)))

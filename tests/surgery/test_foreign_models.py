@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pages
 import pytest
 
 from jax_interp.surgery import (
@@ -99,3 +100,10 @@ def test_a_model_that_names_a_value_twice_is_told(mlp):
 
     with pytest.raises(ValueError, match="names two values 'x'"):
         Twice()(np.ones((2, 3)))
+
+
+def test_the_contract_of_the_documentation_runs_as_it_stands():
+    names = pages.run("architecture.md")
+    assert names["acts"]["blocks.*.mlp.pre"].shape == (3, 1, 3, 16)
+    changed = np.any(names["ablated"] != names["logits"], axis=-1)
+    np.testing.assert_array_equal(changed, [[False, False, True]])

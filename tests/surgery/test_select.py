@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jax_interp.analysis import b_O, b_V
+from jax_interp.core.errors import UserError
 from jax_interp.core.linear import Linear
 from jax_interp.core.norms import FrozenNorm, LayerNorm, RMSNorm
-from jax_interp.models import generate
+from jax_interp.models import generate, init
 from jax_interp.models.mlp import MLP
 from jax_interp.surgery import Zero, at, depth_of, edit, read, replan
 from jax_interp.surgery.lora import LoRA, LowRank
 from jax_interp.surgery.select import SelectionError, arrange, join, replace, replace_each, select, skip_block, split
+from tests.surgery.conftest import CONFIG
 
 call = jax.jit(lambda f, *args: f(*args))
 
@@ -40,8 +43,8 @@ def test_one_layer_is_replaced_where_it_is_unrolled(base, tokens):
     chex.assert_trees_all_equal(call(apart, tokens), call(base, tokens))
 
 
-def with_lora(model):
-    keys = jax.random.split(jax.random.key(0), depth_of(model.blocks))
+def with_lora(model, seed=0):
+    keys = jax.random.split(jax.random.key(seed), depth_of(model.blocks))
     for name in ("q", "o"):
         model = replace_each(model, f"blocks.*.attn.{name}", lambda linear, key: LoRA(linear, key, rank=2), keys)
     return model
@@ -188,3 +191,45 @@ def test_skipping_a_block_is_leaving_it_out(base, tokens):
 
 def test_every_linear_is_found(base):
     assert select(base).at_instances_of(Linear).count() == 7
+
+
+def test_a_lora_on_a_lora_over_a_bias(base, tokens):
+    """Each names its own value, both are trained, and merging gives the part that was adapted."""
+    biased = dataclasses.replace(CONFIG, qkv_bias=True, out_bias=True)
+    model = jax.tree.map(lambda w: w + 0.1, init(biased, jax.random.key(0)))
+    twice = with_lora(with_lora(model), seed=1)
+    trained, rest = split(twice, LowRank)
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == 2 * 6 * 2 * 2 * (64 + 64)
+    twice = join(jax.tree.map(lambda p: p + 0.05, trained), rest)
+    names = ("blocks.*.attn.q.low_rank", "blocks.*.attn.q.adapted.low_rank", "blocks.*.attn.result")
+    logits, acts = call(read(twice, names), tokens)
+    chex.assert_trees_all_equal(logits, call(twice, tokens))
+    assert jnp.any(acts[names[0]] != acts[names[1]])
+    merged = replace(twice, LoRA, lambda lora: lora.merged())
+    assert jax.tree.structure(merged) == jax.tree.structure(model)
+    chex.assert_trees_all_close(call(merged, tokens), logits, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(call(read(merged, names[2]), tokens)[1][names[2]], acts[names[2]], rtol=1e-3, atol=1e-4)
+    for analysis in (b_O, b_V):
+        chex.assert_trees_all_equal(analysis(twice), analysis(model))
+
+
+def test_a_lora_of_something_else_than_a_linear_map_is_refused(base):
+    key = jax.random.key(0)
+    for path, says in (
+        ("embed", "got Embedding"),
+        ("ln_final", "got RMSNorm"),
+        ("blocks.*.attn.q", r"got Linear with \[6, 64, 64\]. For the parts of a stack use replace_each"),
+        ("blocks.*.mlp", "got MLP"),
+    ):
+        with pytest.raises(UserError, match=says):
+            replace(base, path, lambda part: LoRA(part, key))
+
+
+def test_equal_parts_are_found_among_parameters(model):
+    """`==` compares the elements of a parameter, so penzai's own comparison fails on every Flax model."""
+    assert select(model).at_equal_to(3).count() == 0
+    tree = {"model": model, "names": ("a", "b", "a")}
+    assert select(tree).at_equal_to("a").count() == 2
+    assert select(tree).at(lambda tree: tree["names"]).at_equal_to("a").count() == 2
+    with pytest.raises(SelectionError, match="compares no arrays"):
+        select(model).at_equal_to(jnp.ones(3))

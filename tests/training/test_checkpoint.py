@@ -15,6 +15,7 @@ from flax import nnx
 from same_bits import assert_same_bits
 
 from jax_interp.core.leaves import addresses
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.training import checkpoint
 from jax_interp.training.checkpoint import CheckpointError, CheckpointMismatch, CheckpointWarning, CorruptCheckpoint
 from jax_interp.training.fingerprint import fingerprints
@@ -29,7 +30,7 @@ pytestmark = [
 ]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass
 class Pair:
     first: jax.Array

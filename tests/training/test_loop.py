@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import read_json
 from jax_interp.training import QUIET, Log, NonFinite, SaveTo, checkpoint, fit, open_run
 from jax_interp.training.metrics import read_log
 
@@ -121,8 +122,11 @@ def test_a_state_with_nan_is_not_saved_though_the_metrics_are_fine(tmp_path):
 
 
 def test_no_run_directory_names_no_checkpoint():
-    with pytest.raises(NonFinite, match=r"step 1: loss is nan\. Nothing was saved"):
-        fit(lambda s, b: (s, {"loss": jnp.float32(np.nan)}), {"x": jnp.zeros(2)}, steps=3, log=QUIET)
+    nan_from = lambda first: lambda s, b: (s, {"loss": jnp.where(b >= first, jnp.float32(np.nan), jnp.float32(1))})
+    with pytest.raises(NonFinite, match=r"step 2: loss is nan\. Nothing was saved; lower the learning rate"):
+        fit(nan_from(1), {"x": jnp.zeros(2)}, steps=3, log=QUIET)
+    with pytest.raises(NonFinite, match=r"step 1: loss is nan\. The state had not been updated yet"):
+        fit(nan_from(0), {"x": jnp.zeros(2)}, steps=3, log=QUIET)
 
 
 def test_mistakes_of_the_caller(tmp_path):
@@ -143,7 +147,7 @@ def test_mistakes_of_the_caller(tmp_path):
 def test_the_config_of_an_open_run_stands(tmp_path):
     with open_run(tmp_path, {"width": 3}) as run:
         assert fit(count, START, steps=1, run=SaveTo(run, {"width": 4}), log=QUIET)["steps"] == 1
-    assert json.loads((tmp_path / "config.json").read_text()) == {"width": 3}
+    assert read_json(tmp_path / "config.json") == {"width": 3}
 
 
 def test_a_resume_says_where_it_goes_on(tmp_path, capsys):

@@ -14,6 +14,7 @@ from jax_interp.training.sharding import (
     abstract_mesh,
     make_mesh,
     matches,
+    mesh_of,
     shard,
     shard_batch,
     shardings,
@@ -114,6 +115,31 @@ def test_meshes():
     for wrong in ({"data": 3, "fsdp": -1}, {"data": 16}, {"data": -1, "fsdp": -1}, {"tensor": 0}):
         with pytest.raises(UserError, match="mesh"):
             make_mesh(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data=16", "does not fit 8 devices"),
+        ("dta=2", "no axis 'dta'.*did you mean data"),
+        ("data=2,data=4", "the size of data twice"),
+        ("data", "not AXIS=SIZE"),
+        ("data=two", "not AXIS=SIZE"),
+        ("data=0", "positive sizes"),
+    ],
+)
+def test_a_mesh_as_text_that_cannot_be(text, message):
+    with pytest.raises(UserError, match=message):
+        mesh_of(text)
+
+
+def test_a_mesh_as_text():
+    assert mesh_of("data=-1, tensor=2").shape == {"data": 4, "fsdp": 1, "tensor": 2}
+
+
+def test_rows_that_cannot_be_split():
+    with pytest.raises(UserError, match=r"a batch of 6 cannot be split.*a multiple of 4"):
+        shard_batch(np.zeros((6, 2)), make_mesh(data=2, fsdp=2))
 
 
 def test_batches():
