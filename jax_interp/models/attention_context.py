@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
+from jax_interp.core.layer import at_least_float32
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.core.rotary import Rotation, rotation
 from jax_interp.models.cache import Cache
 from jax_interp.models.config import Config
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class LayerContext:
     """The rotation, mask and bias of one kind of attention, full or sliding."""
@@ -27,7 +29,7 @@ class LayerContext:
     """Added to the scores (ALiBi)."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class AttentionContext:
     """The input of every block besides the residual stream."""
@@ -55,6 +57,7 @@ def attention_context(
     positions: Int[Array, "#batch pos"],
     mask: Bool[Array, "batch pos"] | None,
     cache: Cache | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> AttentionContext:
     """The attention context of a batch of tokens.
 
@@ -67,6 +70,7 @@ def attention_context(
       positions: the absolute position of each token.
       mask: True where a token is real. None: all tokens are real. Not used with `cache`, which contains a mask.
       cache: the cache, which already includes these tokens as its last tokens. Its slots are the keys.
+      dtype: the dtype of the residual stream. The rotation and the bias are float32 at least.
     """
     pos = tokens.shape[1]
     real = mask if cache is None else cache.valid
@@ -86,16 +90,18 @@ def attention_context(
             seen = causal & (distance() < config.window) if slides else causal
             seen = (seen if real is None else seen & real[:, None, :])[:, None]
         return LayerContext(
-            rotation(positions, rope, config.d_head) if config.positions == "rotary" else None,
+            rotation(positions, rope, config.d_head, dtype) if config.positions == "rotary" else None,
             seen,
-            alibi(config.n_heads, distance()) if config.positions == "alibi" else None,
+            alibi(config.n_heads, distance(), dtype) if config.positions == "alibi" else None,
         )
 
     by_kind = tuple(context_of_kind(slides) for slides in kinds)
     return AttentionContext(by_kind, tuple(map(kinds.index, config.slides)), first_slot)
 
 
-def alibi(n_heads: int, distance: Int[Array, "#batch pos key"]) -> Float[Array, "#batch head pos key"]:
+def alibi(
+    n_heads: int, distance: Int[Array, "#batch pos key"], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "#batch head pos key"]:
     """The ALiBi bias: minus the distance times a slope for each head (Press et al. 2021).
 
     The slopes fall geometrically from 2^(-8/n). If n is not a power of two, let m be the largest power of two below n.
@@ -104,8 +110,9 @@ def alibi(n_heads: int, distance: Int[Array, "#batch pos key"]) -> Float[Array, 
     power = 2 ** int(np.log2(n_heads))
     slopes = 2.0 ** (-8 / power * np.arange(1, power + 1))
     rest = 2.0 ** (-4 / power * np.arange(1, 2 * (n_heads - power) + 1, 2))
-    slopes = jnp.asarray(np.concatenate([slopes, rest]).reshape(1, -1, 1, 1), jnp.float32)
-    return -slopes * jnp.maximum(distance, 0).astype(jnp.float32)[:, None]
+    dtype = at_least_float32(dtype)
+    slopes = jnp.asarray(np.concatenate([slopes, rest]).reshape(1, -1, 1, 1), dtype)
+    return -slopes * jnp.maximum(distance, 0).astype(dtype)[:, None]
 
 
 def default_positions(

@@ -13,6 +13,7 @@ from jax_interp.models.attention import Attention
 from jax_interp.models.attention_context import AttentionContext
 from jax_interp.models.cache import KV
 from jax_interp.models.config import Config
+from jax_interp.models.head_inputs import NO_COPIES, head_inputs
 from jax_interp.models.mlp import MLP
 from jax_interp.models.moe import MixtureOfExperts
 from jax_interp.surgery import Site
@@ -24,6 +25,10 @@ class Block(nnx.Module):
     `attn_out` and `mlp_out` are the values that are added to the residual stream. In families with norms after
     attention and MLP, they are the outputs of the norms `ln1_post` and `ln2_post`. In a parallel block the MLP reads
     the same stream as attention. Parallel blocks and blocks without an MLP have no `resid_mid`.
+
+    `attn_in` and `mlp_in` are what attention and the MLP read from the stream, before the norms `ln1` and `ln2`. An
+    edit there does not change the stream itself. `q_input`, `k_input` and `v_input` are the same for one head
+    (`models/head_inputs.py`).
     """
 
     def __init__(self, config: Config, key: Array, *, std: float, out_std: float, dtype: DTypeLike):
@@ -44,17 +49,23 @@ class Block(nnx.Module):
     ) -> Float[Array, "batch pos d_model"] | tuple[Float[Array, "batch pos d_model"], KV | None]:
         """Returns the residual stream after this layer. With a cache as `state`: `(stream, updated cache)`."""
         x = site("resid_pre", x)
-        normed = _optional(self.ln1, x, site / "ln1")
-        attn_out, after = self.attn(normed, site / "attn", context, state)
+        stream = site("attn_in", x)
+        copies = head_inputs(self.attn, stream, self.ln1, site) if isinstance(self.attn, Attention) else NO_COPIES
+        normed = _optional(self.ln1, stream, site / "ln1")
+        attn_out, after = self.attn(normed, site / "attn", context, state, **({"copies": copies} if copies else {}))
         attn_out = site("attn_out", _optional(self.ln1_post, attn_out, site / "ln1_post"))
         if self.mlp is None:
             x = x + attn_out
         elif self.parallel != "no":
-            normed = normed if self.parallel == "one norm" else _optional(self.ln2, x, site / "ln2")
+            stream = site("mlp_in", x)
+            if self.parallel != "one norm":
+                normed = _optional(self.ln2, stream, site / "ln2")
+            elif site.edits("attn_in") or site.edits("mlp_in"):
+                normed = _optional(self.ln1, stream, (site / "ln1").again())
             x = x + attn_out + site("mlp_out", self.mlp(normed, site / "mlp"))
         else:
             x = site("resid_mid", x + attn_out)
-            mlp_out = self.mlp(_optional(self.ln2, x, site / "ln2"), site / "mlp")
+            mlp_out = self.mlp(_optional(self.ln2, site("mlp_in", x), site / "ln2"), site / "mlp")
             x = x + site("mlp_out", _optional(self.ln2_post, mlp_out, site / "ln2_post"))
         x = site("resid_post", x)
         return x if state is None else (x, after)

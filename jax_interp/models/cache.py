@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_interp.core.errors import UserError
 from jax_interp.core.layer import out_sharding_like
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import iter_segments
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class KV:
     """The keys (after rotation) and values of one layer, one slot per token. A `Stack` adds a leading layer axis."""
@@ -25,19 +25,25 @@ class KV:
     v: Float[Array, "batch slot kv_head d_head"]
 
     def write(self, k: Array, v: Array, first_slot: Int[Array, ""] | None) -> KV:
-        """Write `k` and `v` to the slots from `first_slot` on (None: from slot 0)."""
+        """Write `k` and `v` to the slots from `first_slot` on (None: from slot 0).
+
+        If they do not all fit, NaN is written: `dynamic_update_slice` would move them over slots that are in use.
+        """
         slot = jnp.int32(0) if first_slot is None else first_slot
+        if first_slot is not None:
+            fits = first_slot + k.shape[1] <= self.k.shape[1]
+            k, v = (jnp.where(fits, x, jnp.asarray(jnp.nan, x.dtype)) for x in (k, v))
         put = jax.lax.dynamic_update_slice_in_dim
         return KV(put(self.k, k, slot, axis=1), put(self.v, v, slot, axis=1))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Cache:
     """The keys and values of the tokens so far. `logits, cache = model(tokens, cache=cache)` continues the text.
 
-    Slots are filled in order. Padding fills slots too. The cache does not grow, and tokens beyond the last slot
-    overwrite it. Begin a cache with enough slots for the whole text.
+    Slots are filled in order. Padding fills slots too. The cache does not grow: begin it with slots for the whole
+    text. More tokens than free slots are an error, or NaN where the number of filled slots is traced.
     """
 
     layers: list[KV]
@@ -64,13 +70,7 @@ class Cache:
 def empty_cache(
     blocks: Iterable[Any], tokens: Int[Array, "batch pos"], slots: int, prompt_length: Int[Array, "#batch 1"]
 ) -> Cache:
-    """An empty cache for sequences that start with `tokens` and grow to at most `slots` tokens.
-
-    Raises:
-      UserError: there are more `tokens` than `slots`.
-    """
+    """An empty cache for sequences that start with `tokens` and grow to at most `slots` tokens."""
     layers = [segment.map(lambda block: block.attn.empty_kv(tokens, slots)) for segment in iter_segments(blocks)]
-    if slots < tokens.shape[1]:
-        raise UserError(f"a cache of {slots} slots cannot hold the {tokens.shape[1]} tokens that begin it")
     valid = jnp.zeros((tokens.shape[0], slots), bool, out_sharding=out_sharding_like(tokens))
     return Cache(layers, valid, length=jnp.int32(0), prompt_length=prompt_length)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
 from jax_interp.core.rotary import Rope
 
@@ -17,9 +19,26 @@ Positions = Literal["learned", "rotary", "sinusoidal", "alibi", "none"]
 QKNorm = Literal["no", "head", "all heads"]
 
 
+class Derived(int):
+    """A size that follows from others. `dataclasses.replace` derives it again, also after it was given a new base."""
+
+
+def _derived_sizes(values: dict[str, Any]) -> dict[str, Any]:
+    """The JSON values of a config, in which sizes that follow from others are 0."""
+    n_heads, d_head = values.get("n_heads"), values.get("d_head")
+    if "n_kv_heads" in values and values["n_kv_heads"] == n_heads:
+        values = values | {"n_kv_heads": 0}
+    if isinstance(n_heads, int) and isinstance(d_head, int) and n_heads * d_head == values.get("d_model"):
+        values = values | {"d_head": 0}
+    return values
+
+
+@reads_older_files(rewritten=_derived_sizes)
 @dataclass(frozen=True)
 class Config:
     """The sizes and choices of a decoder-only transformer. It is frozen and hashable.
+
+    `dataclasses.replace` makes a variant. Sizes that were not given (`n_kv_heads`, `d_head`) follow the new sizes.
 
     Raises:
       UserError: a value is out of range, or two values exclude each other. The message names them.
@@ -111,18 +130,20 @@ class Config:
     """The unembedding is the transpose of the embedding."""
 
     def __post_init__(self):
-        if not self.n_kv_heads:
-            object.__setattr__(self, "n_kv_heads", self.n_heads)
+        if not self.n_kv_heads or isinstance(self.n_kv_heads, Derived):
+            object.__setattr__(self, "n_kv_heads", Derived(self.n_heads))
         for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "vocab_size", "n_ctx"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         for name in ("d_mlp", "n_experts", "window", "position_offset", "attn_softcap", "logit_softcap", "attn_scale"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)} must not be negative")
-        if not self.d_head:
+        if not self.d_head or isinstance(self.d_head, Derived):
             if self.d_model % self.n_heads:
                 raise UserError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}: give d_head")
-            object.__setattr__(self, "d_head", self.d_model // self.n_heads)
+            object.__setattr__(self, "d_head", Derived(self.d_model // self.n_heads))
+        if self.d_head < 1:
+            raise UserError(f"d_head={self.d_head} must be at least 1")
         if self.n_heads % self.n_kv_heads:
             raise UserError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
         for name, kind in (
@@ -134,8 +155,8 @@ class Config:
             ("qk_norm", QKNorm),
         ):
             _one_of(name, getattr(self, name), get_args(kind))
-        if self.norm_eps <= 0:
-            raise UserError(f"norm_eps={self.norm_eps} must be positive")
+        if not 0 < self.norm_eps < math.inf:
+            raise UserError(f"norm_eps={self.norm_eps} must be positive and finite")
         if self.positions == "rotary":
             for rope in (self.rope, self.rope_local or self.rope):
                 dim = self.d_head if rope.dim is None else rope.dim

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,16 +16,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from jax_interp.core.errors import UserError
+from jax_interp.core.layer import at_least_float32
 from jax_interp.core.linear import Embedding, Linear
+from jax_interp.core.short_repr import ShortRepr
 from jax_interp.models.attention_context import attention_context, default_positions
 from jax_interp.models.block import Block, norm
 from jax_interp.models.cache import Cache, empty_cache
 from jax_interp.models.config import Config
-from jax_interp.surgery import Edit, Read, Site, Stack, run_blocks
+from jax_interp.models.inputs import checked_inputs
+from jax_interp.surgery import Edit, Positions, Read, Site, Stack, run_blocks
+from jax_interp.surgery.taps import BlockInputs, Resume
 
 
-class Decoder(nnx.Module):
+class Decoder(ShortRepr, nnx.Module):
     """A decoder-only transformer: `model(tokens)` gives logits `[batch, pos, vocab]`.
 
     It is a pytree of parameters and works with `jax.jit`, `jax.grad`, `jax.vmap` and `optax`. `init` makes a model with
@@ -76,8 +79,8 @@ class Decoder(nnx.Module):
         Args:
           tokens: token ids, `[batch, pos]`. No id has a special meaning.
           taps: passed by `read` and `edit`.
-          mask: True for real tokens, False for padding (on either side). Real tokens do not attend to padding. The
-            logits at padding have no meaning.
+          mask: True for real tokens, False for padding (on either side), or 1 and 0. Real tokens do not attend to
+            padding. The logits at padding have no meaning.
           positions: absolute positions, `[batch, pos]` or `[pos]`. Default: the number of real tokens before a token.
           cache: a number of slots, to begin a new cache with these tokens; or an existing cache, to continue it.
           remat: what the backward pass recomputes. True: everything except the inputs of the blocks. Or a
@@ -85,34 +88,40 @@ class Decoder(nnx.Module):
           last_only: return only the logits of the last real token of each row, `[batch, 1, vocab]`.
 
         Raises:
-          UserError: `tokens` is not a two-dimensional array, or exceeds the number of learned positions.
+          UserError: an input has a wrong shape or dtype, there are more tokens than learned positions or free slots, or
+            a token id is outside the vocabulary. Where the values are traced, an id outside the vocabulary, a position
+            that was not learned, and tokens beyond the slots give NaN.
         """
-        _check_tokens(tokens)
-        begins = isinstance(cache, int)
+        tokens, mask, positions = checked_inputs(self.config, tokens, mask, positions, cache)
+        begins = isinstance(cache, (int, np.integer))
         where = default_positions(tokens, mask, None if begins else cache) if positions is None else positions
-        where = jnp.atleast_2d(where)
         if begins:
             cache = empty_cache(self.blocks, tokens, cache, jnp.max(where, axis=1, keepdims=True) + 1)
-        self._check_length(tokens.shape[1] if cache is None else cache.slots)
-        site = Site.open(
-            taps,
-            self.blocks,
-            positions=None if mask is None and positions is None and cache is None else where,
-            length=None if cache is None else cache.prompt_length,
-            bounds=_position_bounds(tokens, cache, begins) if positions is None else (None, None),
-            open_ended=cache is not None,
-        )
+        bounds = _position_bounds(tokens, cache, begins) if positions is None else (None, None)
+        at = None if mask is None and positions is None and cache is None else where
+        text = Positions(at, bounds=bounds, real=mask, real_keys=mask)
+        if cache is not None:
+            states, first, cache = cache.layers, 0 if begins else cache.length, cache.extended(tokens, mask)
+            keys = mask if begins else cache.valid
+            text = Positions(at, cache.prompt_length, bounds, True, mask, keys, first, cache.slots)
+        site = Site.open(taps, self.blocks, text)
         x = self._embedded(tokens, where, site)
         if cache is None:
-            x = run_blocks(self.blocks, x, site, attention_context(self.config, tokens, where, mask), remat=remat)
+            context = attention_context(self.config, tokens, where, mask, dtype=x.dtype)
+            x = run_blocks(self.blocks, x, site, context, remat=remat)
         else:
-            states, cache = cache.layers, cache.extended(tokens, mask)
-            context = attention_context(self.config, tokens, where, mask, None if begins else cache)
+            context = attention_context(self.config, tokens, where, mask, None if begins else cache, x.dtype)
             x, states = run_blocks(self.blocks, x, site, context, state=states, remat=remat)
             cache = dataclasses.replace(cache, layers=states)
         x = x if self.ln_final is None else self.ln_final(x, site / "ln_final")
         logits = self._logits(x, site, taps, mask, last_only)
         return site.close(logits if cache is None else (logits, cache))
+
+    def check_inputs(
+        self, tokens: Any, *, mask: Any = None, positions: Any = None, cache: Any = None, **_: Any
+    ) -> None:
+        """Raise `UserError` for wrong inputs of the model. `call` does this before the compiled program runs."""
+        checked_inputs(self.config, tokens, mask, positions, cache)
 
     def _embedded(
         self, tokens: Int[Array, "batch pos"], where: Int[Array, "#batch pos"], site: Site
@@ -121,10 +130,10 @@ class Decoder(nnx.Module):
         x = site("embed", _scaled(self.embed(tokens, site / "embed"), self.config.embed_scale))
         where = jnp.broadcast_to(where, tokens.shape)
         if self.pos_embed is not None:
-            return x + site("pos_embed", self.pos_embed(where + self.config.position_offset, site / "pos_embed"))
+            row = jnp.where(where < 0, where, where + self.config.position_offset)  # a negative position stays outside
+            return x + site("pos_embed", self.pos_embed(row, site / "pos_embed"))
         if self.config.positions == "sinusoidal":
-            vectors = sinusoids(where, self.config.d_model).astype(self.embed.weight[...].dtype)
-            return x + site("pos_embed", vectors)
+            return x + site("pos_embed", sinusoids(where, self.config.d_model, x.dtype))
         return x
 
     def _logits(
@@ -138,7 +147,8 @@ class Decoder(nnx.Module):
         """The logits of all positions, or of the last real position. A read or edit of the logits, or of values of the
         unembedding, always gets all positions."""
         # Taps without an address ask about all values.
-        scopes = [tap.address.split(".")[0] if isinstance(tap, (Edit, Read)) else "logits" for tap in taps]
+        asking = [tap for tap in taps if not isinstance(tap, (BlockInputs, Resume))]
+        scopes = [tap.address.split(".")[0] if isinstance(tap, (Edit, Read)) else "logits" for tap in asking]
         tapped = "logits" in scopes or "unembed" in scopes
         x = _last(x, mask) if last_only and not tapped else x
         logits = self.embed.attend(x) if self.unembed is None else self.unembed(x, site / "unembed")
@@ -147,23 +157,6 @@ class Decoder(nnx.Module):
             logits = jnp.tanh(logits / jnp.asarray(cap, logits.dtype)) * jnp.asarray(cap, logits.dtype)
         logits = site("logits", logits, "batch pos vocab")
         return _last(logits, mask) if last_only and tapped else logits
-
-    def _check_length(self, n: int) -> None:
-        if self.pos_embed is not None and n > self.config.n_ctx:
-            raise UserError(
-                f"{n} positions were asked for, but this model has learned {self.config.n_ctx} (n_ctx): give fewer "
-                "tokens, or a smaller cache"
-            )
-
-
-def _check_tokens(tokens: Array | Sequence | str) -> None:
-    if isinstance(tokens, (str, Sequence)):
-        raise UserError(
-            f"a model takes an array of token ids (batch, pos), got {type(tokens).__name__}. To encode a text: "
-            "jnp.array([tokenizer.encode(text, bos=True)])"
-        )
-    if tokens.ndim != 2:
-        raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; for one sequence, give tokens[None]")
 
 
 def _position_bounds(tokens: Array, cache: Cache | None, begins: bool) -> tuple[int | None, int]:
@@ -179,19 +172,26 @@ def _scaled(x: Array, by: float) -> Array:
 
 
 def _last(x: Float[Array, "batch pos d"], mask: Bool[Array, "batch pos"] | None) -> Float[Array, "batch 1 d"]:
-    """The value at the last real token of each row."""
+    """The value at the last real token of each row; NaN if a row has none."""
     if mask is None:
         return x[:, -1:]
     last = (jnp.cumsum(mask, axis=1) == jnp.sum(mask, axis=1, keepdims=True)) & mask
-    return jnp.sum(jnp.where(last[:, :, None], x, jnp.zeros_like(x)), axis=1, keepdims=True)
+    value = jnp.sum(jnp.where(last[:, :, None], x, jnp.zeros_like(x)), axis=1, keepdims=True)
+    return jnp.where(jnp.any(mask, axis=1)[:, None, None], value, jnp.asarray(jnp.nan, x.dtype))
 
 
-def sinusoids(positions: Int[Array, "batch pos"], d_model: int) -> Float[Array, "batch pos d_model"]:
-    """Sinusoidal positions: sin and cos of position / 10000^(2i / d_model), alternating (Vaswani et al. 2017)."""
+def sinusoids(
+    positions: Int[Array, "batch pos"], d_model: int, dtype: DTypeLike = jnp.float32
+) -> Float[Array, "batch pos d_model"]:
+    """Sinusoidal positions: sin and cos of position / 10000^(2i / d_model), alternating (Vaswani et al. 2017).
+
+    They are computed in float32 at least.
+    """
+    exact = at_least_float32(dtype)
     freq = 10_000.0 ** (-np.arange(0, d_model, 2, dtype=np.float64) / d_model)
-    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(freq.reshape(1, 1, -1), jnp.float32)
+    angles = positions[..., None].astype(exact) * jnp.asarray(freq.reshape(1, 1, -1), exact)
     both = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-    return both.reshape(*positions.shape, -1)[..., :d_model]
+    return both.reshape(*positions.shape, -1)[..., :d_model].astype(dtype)
 
 
 def init(config: Config, key: Array, *, stacked: bool = True, dtype: DTypeLike = jnp.float32) -> Decoder:

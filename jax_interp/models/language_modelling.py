@@ -20,8 +20,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jax_interp.core import optimizers as optimization
 from jax_interp.core.errors import UserError
 from jax_interp.core.objectives import cross_entropy, masked_mean
+from jax_interp.core.pytrees import register_dataclass
+from jax_interp.training import automatic_step
 
-LanguageModel = Callable[[Int[Array, "batch pos"]], Float[Array, "batch pos vocab"]]
+LanguageModel = Callable[..., Float[Array, "batch pos vocab"]]
+"""Maps tokens `[batch, pos]` to logits. With padding it also takes `mask=`."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def _names(path: tuple) -> list[str]:
     return [str(getattr(key, "name", getattr(key, "key", ""))) for key in path]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class TrainState:
     """The state that a training step changes. The loop keeps the step number, which is also the data position."""
@@ -124,7 +127,11 @@ class TrainState:
 
 
 def next_token_loss(
-    model: LanguageModel, tokens: Int[Array, "batch length"], mask: Bool[Array, "batch length-1"] | None = None
+    model: LanguageModel,
+    tokens: Int[Array, "batch length"],
+    mask: Bool[Array, "batch length-1"] | None = None,
+    *,
+    real: Bool[Array, "batch length"] | None = None,
 ) -> Float[Array, ""]:
     """The mean cross-entropy of each next token, given the tokens before it in its row.
 
@@ -132,9 +139,26 @@ def next_token_loss(
       model: a language model.
       tokens: `[batch, length]`.
       mask: True for the targets to average over, `[batch, length - 1]`. None: all targets.
+      real: True for real tokens, False for padding on either side, `[batch, length]`. The model gets it as its `mask`.
+        Predictions of padding, and from padding, are left out. None: all tokens are real.
+
+    Raises:
+      UserError: `mask` or `real` has another shape.
     """
-    losses = cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
-    return jnp.mean(losses) if mask is None else masked_mean(losses, mask, empty_is_zero=True)
+    if mask is not None and mask.shape != tokens[:, 1:].shape:
+        raise UserError(
+            f"mask has shape {mask.shape}: it is over the targets, {tokens[:, 1:].shape}. Padding is real=, "
+            f"over the tokens, {tokens.shape}"
+        )
+    if real is None:
+        losses = cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
+        return jnp.mean(losses) if mask is None else masked_mean(losses, mask, empty_is_zero=True)
+    if real.shape != tokens.shape:
+        raise UserError(f"real has shape {real.shape}, the tokens have {tokens.shape}")
+    real = real.astype(bool)
+    losses = cross_entropy(model(tokens[:, :-1], mask=real[:, :-1]), tokens[:, 1:])
+    kept = real[:, :-1] & real[:, 1:]
+    return masked_mean(losses, kept if mask is None else kept & mask, empty_is_zero=True)
 
 
 def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
@@ -153,6 +177,7 @@ def train_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[T
         state, metrics = step(state, tokens)
     """
 
+    @automatic_step
     def step(state: TrainState, tokens: Int[Array, "batch length"]) -> tuple[TrainState, dict[str, Array]]:
         loss, grads = jax.value_and_grad(next_token_loss)(state.model, tokens)
         model, opt = optimization.update(optimizer, grads, state.opt, state.model)
@@ -170,6 +195,8 @@ def per_token_losses(
     model: LanguageModel, tokens: Int[np.ndarray, "rows length"], *, batch: int = 16
 ) -> Float[np.ndarray, "rows length-1"]:
     """The loss of every next token of every row, as float32 on the host. It compiles once for each row length."""
+    if not tokens.size or tokens.shape[1] < 2:
+        raise UserError(f"tokens have shape {tokens.shape}: there is no next token to predict")
     rows = len(tokens)
     padded = np.concatenate([tokens, np.repeat(tokens[:1], -rows % batch, axis=0)])
     parts = [np.asarray(_losses(model, jnp.asarray(padded[i : i + batch]))) for i in range(0, len(padded), batch)]
@@ -189,7 +216,7 @@ def evaluate_text(
 
     Args:
       model: a language model.
-      tokens: windows `[rows, length]`. `bos_id` starts documents and pads rows. It is not used as a target.
+      tokens: windows `[rows, length]`. `bos_id` starts documents and pads rows on the right. It is not a target.
       bos_id: the document-start token.
       text_bytes: the UTF-8 length of the text of the used targets, for `bits_per_byte`.
       skip: in every row except the first, ignore this many targets at the start. Use it if windows overlap, to count
@@ -199,13 +226,20 @@ def evaluate_text(
     Returns:
       `loss` (the mean over the used targets), `perplexity`, `tokens` (the number of used targets), `bits_per_byte`, and
       `loss_by_position` (the mean over rows for each length of the context, from 1).
+
+    Raises:
+      UserError: there is no token to predict, or `skip` is negative.
     """
+    if skip < 0:
+        raise UserError(f"skip={skip} must be at least 0")
     losses = per_token_losses(model, tokens, batch=batch).astype(np.float64)
     counted = tokens[:, 1:] != bos_id
-    by_position = (losses * counted).sum(0) / np.maximum(counted.sum(0), 1)
+    by_position = np.where(counted, losses, 0).sum(0) / np.maximum(counted.sum(0), 1)
     counted[1:, :skip] = False
     total, count = float(losses[counted].sum()), int(counted.sum())
-    out = {"loss": total / count, "perplexity": math.exp(total / count), "tokens": count}
+    if not count:
+        raise UserError(f"no target is left to evaluate: every token after the first {skip} of a row is {bos_id}")
+    out = {"loss": total / count, "perplexity": float(np.exp(np.float64(total / count))), "tokens": count}
     if text_bytes is not None:
         out["bits_per_byte"] = total / math.log(2) / text_bytes
     return out | {"loss_by_position": [float(x) for x in by_position]}

@@ -29,8 +29,15 @@ class PieceTokenizer:
     """The bytes of each token id. A token that starts a word begins with a space."""
 
     def decode_bytes(self, tokens: Iterable[int]) -> bytes:
-        """The bytes of the tokens, without BOS, EOS and the space at the start of the text."""
-        decoded = [self.pieces[int(token)] for token in tokens if int(token) not in (BOS, EOS)]
+        """The bytes of the tokens, without BOS, EOS and the space at the start of the text.
+
+        Raises:
+          UserError: there is no such token.
+        """
+        tokens = [int(token) for token in tokens]
+        if outside := [token for token in tokens if not 0 <= token < len(self.pieces)]:
+            raise UserError(f"there is no token {outside[0]}: the tokenizer has {len(self.pieces)}, from 0")
+        decoded = [self.pieces[token] for token in tokens if token not in (BOS, EOS)]
         return b"".join(decoded[:1]).removeprefix(b" ") + b"".join(decoded[1:])
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -68,6 +75,8 @@ def load_llama2c(weights: str | Path, tokenizer: str | Path | None = None) -> tu
             raise UserError(f"{weights} ends within {name}: it has only {len(data)} bytes")
         array = np.frombuffer(data, "<f4", size, offset).reshape(shape)
         offset += 4 * size
+        if not np.isfinite(array).all():
+            raise UserError(f"{weights} has NaN or infinite values in {name}: the training diverged, or it is damaged")
         if name.endswith(("attn.q.weight", "attn.k.weight")):
             array = _half_split(array, config.d_head)
         if name.endswith(".weight") and name.split(".")[-2] in ("q", "k", "v", "o", "gate", "up", "down", "unembed"):

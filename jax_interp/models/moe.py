@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from jax_interp.core.layer import out_sharding_like
+from jax_interp.core.layer import out_sharding_like, upcast
 from jax_interp.core.linear import Linear, normal
 from jax_interp.models.config import Config
 from jax_interp.models.mlp import ACTIVATIONS
@@ -37,7 +37,7 @@ class MixtureOfExperts(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch pos d_model"], site: Site) -> Float[Array, "batch pos d_model"]:
         scores = site("router_logits", self.router(x, site / "router"), "batch pos expert")
-        weights, experts = jax.lax.top_k(jax.nn.softmax(scores.astype(jnp.float32), axis=-1), self.choices)
+        weights, experts = jax.lax.top_k(jax.nn.softmax(upcast(scores), axis=-1), self.choices)
         experts = site("expert_indices", experts, "batch pos choice")
         weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
         weights = site("expert_weights", weights, "batch pos choice")

@@ -6,17 +6,31 @@ are split, and gathered for use) and `tensor` (heads and neurons).
 
 from __future__ import annotations
 
+import jax
 from jax.sharding import PartitionSpec as P
 
 from jax_interp.models.config import Config
-from jax_interp.training.sharding import Rules
+from jax_interp.models.decoder import Decoder
+from jax_interp.training.sharding import Rules, used
+
+
+def rules_for(model: object) -> Rules:
+    """The rules of any model: those of the decoder inside it. All other leaves are replicated.
+
+    Args:
+      model: a decoder, a decoder with edits or LoRA, or any other model.
+    """
+    is_decoder = lambda node: isinstance(node, Decoder)
+    found = next((node for node in jax.tree.leaves(model, is_leaf=is_decoder) if is_decoder(node)), None)
+    return used(() if found is None else rules(found.config), model)
 
 
 def rules(config: Config) -> Rules:
     """The sharding rules of a decoder, for `jax_interp.training.sharding`. Each rule matches at least one parameter.
 
-    The size of `tensor` must divide `d_mlp`, `n_heads` and `n_kv_heads`. The size of `fsdp` must divide `d_model`. The
-    vocabulary is split if its size is a multiple of 64; otherwise it is not split.
+    The size of `tensor` must divide `d_mlp` and the widths of all queries and of all keys. The size of `fsdp` must
+    divide `d_model`. Heads that `tensor` does not divide are gathered for use. The vocabulary is split if its size is a
+    multiple of 64; otherwise it is not split.
 
     Example:
         mesh = make_mesh(data=2, fsdp=2, tensor=2)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Model, Site, Zero, at, edit, read, run_blocks
 from jax_interp.toys.toy import TOYS, Toy
 
@@ -29,7 +30,7 @@ WRITES = tuple(f"blocks.{i}.mlp_out" for i in range(LAYERS))
 X1, X2, X3, X4, A, B, C = range(7)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ReluLayer:
     """One layer: `x + relu(x W_in + b_in) W_out`. Its values are `mlp_in`, `mlp_out`, `resid_post`."""
@@ -43,7 +44,7 @@ class ReluLayer:
         return site("resid_post", x + site("mlp_out", jax.nn.relu(pre) @ self.W_out))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BooleanModel:
     """`model(tokens)` returns the stream after the last layer, for tokens `[batch, pos]` from 0 to 15."""

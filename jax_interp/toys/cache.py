@@ -8,7 +8,6 @@ array. If a file is damaged or holds another config, reading it is an error. You
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -20,8 +19,10 @@ import jax.numpy as jnp
 
 from jax_interp.core.config_json import to_json, upgrade
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import parse_json
 from jax_interp.core.leaves import flatten, unflatten
-from jax_interp.core.tensor_files import TensorFileError, read_header, read_tensors, write_tensors
+from jax_interp.core.locks import locked
+from jax_interp.core.tensor_files import read_header, read_tensors, write_tensors
 from jax_interp.core.user_cache import user_cache
 from jax_interp.training.fingerprint import fingerprints
 
@@ -65,9 +66,7 @@ def cached(kind: str, config: Any, seed: int, template: T, make: Callable[[], T]
     path = cache_directory() / f"{kind}-{name}.safetensors"
     if path.is_file() or (path := _earlier_file(path, asked)).is_file():
         return _read(path, asked, template)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_suffix(".lock"), f"the cached toy {path}", wait=True):
         if not path.is_file():
             _write(path, asked, make())
     return _read(path, asked, template)
@@ -76,8 +75,8 @@ def cached(kind: str, config: Any, seed: int, template: T, make: Callable[[], T]
 def _earlier_file(path: Path, asked: dict[str, Any]) -> Path:
     """The file that an earlier version wrote for the same config with other field names; `path` if there is none."""
     for other in path.parent.glob(f"{asked['kind']}-*.safetensors"):
-        with contextlib.suppress(TensorFileError, json.JSONDecodeError):
-            if upgrade(json.loads(read_header(other).get("asked", "null"))) == asked:
+        with contextlib.suppress(UserError):
+            if upgrade(parse_json(read_header(other).get("asked", "null"), str(other))) == asked:
                 return other
     return path
 
@@ -93,8 +92,8 @@ def _read(path: Path, asked: dict[str, Any], template: T) -> T:
 
     try:
         file = read_tensors(path)
-        says, marks = (json.loads(file.header.get(name, "null")) for name in ("asked", "fingerprints"))
-    except (TensorFileError, json.JSONDecodeError) as error:
+        says, marks = (parse_json(file.header.get(name, "null"), name) for name in ("asked", "fingerprints"))
+    except UserError as error:
         raise refuse(f"is damaged ({error})") from error
     if upgrade(says) != asked:
         raise refuse("holds another config than its name says")

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.config_json import reads_older_files
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Site
 from jax_interp.toys.layers import Linear, ReluMLP, init_weight
 from jax_interp.toys.toy import TOYS, Toy
@@ -26,7 +27,7 @@ from jax_interp.toys.toy_training import ToyTraining, one_active, sparse_feature
 Noise = Literal["symmetric", "asymmetric", "embedding"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class CompressedMLP:
     """One hidden layer: `relu(x W_in) W_out`. Its values are `input`, `mlp.pre`, `mlp.post`, `output`."""

@@ -10,6 +10,7 @@ Each function is therefore one mechanism that spans layers. `GatedPWLTruth` says
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,12 +18,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core.errors import UserError
-from jax_interp.surgery import Site, run_blocks
+from jax_interp.core.pytrees import register_dataclass
+from jax_interp.surgery import Site, iter_blocks, run_blocks
 from jax_interp.toys.layers import Linear, ReluMLP, ResidBlock
 from jax_interp.toys.toy import TOYS, Toy
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class GatedPWL:
     """`model(inputs)` returns y `[batch, 1]`, for inputs `[batch, 1 + function]` (x, then the bits)."""
@@ -64,7 +66,7 @@ class GatedPWLConfig:
             )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class GatedPWLTruth:
     """The functions that the network computes, and the neurons of each function."""
@@ -90,10 +92,10 @@ class GatedPWLTruth:
         """The part of every matrix that belongs to each function, by address: the columns or rows of the function's
         neurons, and zeros elsewhere. The parts sum to the matrix."""
         parts = {}
-        for layer, block in enumerate(model.blocks):
+        for layer, mlp in _mlps(model):
             mine = jax.nn.one_hot(self.owner[layer], self.coefficients.shape[0]).T
-            parts[f"blocks.{layer}.mlp.up"] = mine[:, None, :] * block.mlp.up.weight[None]
-            parts[f"blocks.{layer}.mlp.down"] = mine[:, :, None] * block.mlp.down.weight[None]
+            parts[f"blocks.{layer}.mlp.up"] = mine[:, None, :] * mlp.up.weight[None]
+            parts[f"blocks.{layer}.mlp.down"] = mine[:, :, None] * mlp.down.weight[None]
         return parts
 
 
@@ -154,6 +156,13 @@ def gated_inputs(
     return jnp.concatenate([x, on.astype(x.dtype)], axis=1)
 
 
+def _mlps(model: GatedPWL) -> Iterator[tuple[int, ReluMLP]]:
+    """The MLP of every layer, in any layout."""
+    for layer, block in iter_blocks(model):
+        assert isinstance(block, ResidBlock)
+        yield layer, block.mlp
+
+
 @TOYS.register
 class GatedPWLToy(Toy[GatedPWL]):
     """Piecewise-linear functions, each switched on by a bit. The network is made by hand."""
@@ -164,5 +173,5 @@ class GatedPWLToy(Toy[GatedPWL]):
         return gated_pwl(key, GatedPWLConfig(n_functions=2, n_neurons=4))[0]
 
     def sample(self, model: GatedPWL, key: Key[Array, ""], batch: int) -> Float[Array, "batch input"]:
-        bits = model.blocks[0].mlp.up.weight.shape[0] - 2  # the stream is x, the bits, y
+        bits = next(_mlps(model))[1].up.weight.shape[0] - 2  # the stream is x, the bits, y
         return gated_inputs(key, batch, GatedPWLConfig(n_functions=bits))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core.config_json import reads_older_files
+from jax_interp.core.layer import upcast
 from jax_interp.core.objectives import log_probabilities, negative_log_likelihood
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
@@ -116,7 +117,7 @@ def attention_scores(
       "previous": the mean attention to the previous token. "induction": the mean attention to the tokens after earlier
       occurrences of the current token, from the second period on.
     """
-    pattern = read(model, "blocks.*.attn.pattern", output=False)(tokens)["blocks.*.attn.pattern"]
+    pattern = upcast(read(model, "blocks.*.attn.pattern", output=False)(tokens)["blocks.*.attn.pattern"])
     pos = jnp.arange(tokens.shape[1])
     back = (pos[:, None] - pos[None, :])[None]
     after = ((back + 1) % period[:, None, None] == 0) & (back >= 0) & (pos >= 1)[None, None]

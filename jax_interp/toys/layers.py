@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Site
 
 WeightInit = Literal["xavier", "torch"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear:
     """`x @ weight + bias`."""
@@ -29,7 +30,7 @@ class Linear:
         return _add_bias(x @ self.weight, self.bias)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transposed:
     """Multiplies by the transpose of another layer's matrix, and adds its own bias.
@@ -45,7 +46,7 @@ class Transposed:
         return _add_bias(jnp.einsum("...i,oi->...o", x, weight), self.bias)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReluMLP:
     """`down(relu(up(x)))`, with biases if the two layers have them. Its values are `pre` and `post`."""
@@ -58,7 +59,7 @@ class ReluMLP:
         return self.down(site("post", jax.nn.relu(pre), "batch neuron"), site / "down")
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidBlock:
     """A block of a residual stream: `x + mlp(x)`. Its values are `resid_pre`, `mlp_out` and `resid_post`."""

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.core.config_json import reads_older_files
+from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast, upcast_leaves
 from jax_interp.core.leaves import flatten, unflatten
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
+from jax_interp.surgery import depth_of, get_block, read, replan
 from jax_interp.toys.cache import cached
 from jax_interp.toys.toy import TOYS, Toy
 from jax_interp.toys.toy_training import ToyTraining, train, trajectory
@@ -86,18 +89,29 @@ def answer_logits(model: Decoder, a: Int[Array, "batch"], b: Int[Array, "batch"]
     """`model(pair_tokens(a, b, p))[:, -1, :p]`, computed several times faster.
 
     Only the last position is computed. Each query, key and value depends on one token only, so it is computed once for
-    each token. Gradients are the same too.
+    each token. Gradients are the same too. A model under surgery, and a model that is not built as `ModularConfig`
+    says, is called as it is. A model in 16 bits is computed in float32.
 
     Args:
       model: the transformer.
       a: the first numbers.
       b: the second numbers.
+
+    Returns:
+      The logits of the numbers, in at least float32.
     """
+    model, p = upcast_leaves(model), model.config.vocab_size - 1
+    if not _is_plain(model):
+        return model(pair_tokens(a, b, p))[:, -1, :p]
     return _readout(model, _after_attention(model, a, b))[1]
 
 
 def mlp_activations(model: Decoder, a: Int[Array, "batch"], b: Int[Array, "batch"]) -> Float[Array, "batch d_mlp"]:
-    """The activations of the MLP's neurons at the last position."""
+    """The activations of the neurons of the last MLP at the last position, in at least float32."""
+    model = upcast_leaves(model)
+    if not _is_plain(model):
+        tokens, post = pair_tokens(a, b, model.config.vocab_size - 1), "blocks.-1.mlp.post"
+        return read(model, post, output=False)(tokens)[post][:, -1]
     return _readout(model, _after_attention(model, a, b))[0]
 
 
@@ -190,13 +204,35 @@ def modular_target(config: ModularConfig = ModularConfig(), seed: int = 0) -> De
 
 
 def mlp_to_logits(model: Decoder) -> Float[Array, "d_mlp p"]:
-    """W_L: the map from neurons to the logits of the numbers."""
-    assert model.unembed is not None
-    return _block(model).mlp.down.weight[...] @ model.unembed.weight[...][:, :-1]
+    """W_L: the map from neurons to the logits of the numbers, computed from the weights of the original model.
+
+    Raises:
+      UserError: the model has several layers or a norm after them. There is then no such map.
+    """
+    if depth_of(model) != 1 or model.config.norm != "none" or not model.config.d_mlp:
+        raise UserError(
+            "a map from neurons to logits needs one layer with an MLP and no norm after it; this model has "
+            f"n_layers={depth_of(model)}, norm={model.config.norm!r}, d_mlp={model.config.d_mlp}"
+        )
+    unembed = model.embed.weight[...].T if model.unembed is None else model.unembed.weight[...]
+    return upcast(_block(model).mlp.down.weight[...]) @ upcast(unembed)[:, :-1]
 
 
 def _block(model: Decoder) -> Any:
-    return model.blocks[0]
+    return get_block(model, 0)
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether the model is what a `ModularConfig` describes, in any layout, without surgery and replaced parts."""
+    if not isinstance(model, Decoder):
+        return False
+    own = model.config
+    config = ModularConfig(own.vocab_size - 1, d_model=own.d_model, n_heads=own.n_heads, d_mlp=own.d_mlp).model
+    if own != config:
+        return False
+    unrolled = jax.eval_shape(lambda model: replan(model, "*"), model)
+    plain = jax.eval_shape(lambda key: init(config, key, stacked=False), jax.random.key(0))
+    return jax.tree.structure(unrolled) == jax.tree.structure(plain)
 
 
 def _after_attention(model: Decoder, a: Array, b: Array) -> Float[Array, "batch d_model"]:

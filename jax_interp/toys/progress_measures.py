@@ -11,14 +11,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast
 from jax_interp.core.leaves import flatten
 from jax_interp.models.decoder import Decoder
+from jax_interp.surgery import Model
+from jax_interp.surgery.taps import Tapped
 from jax_interp.toys.modular_addition import all_pairs, answer_logits, cross_entropy, mlp_activations, mlp_to_logits
 
 
 def fourier_basis(p: int) -> Float[Array, "p p"]:
-    """The Fourier basis as orthonormal rows: the constant, then cos and sin of 2πk x / p for k = 1 to (p - 1) / 2. p
-    must be odd."""
+    """The Fourier basis as orthonormal rows: the constant, then cos and sin of 2πk x / p for k = 1 to (p - 1) / 2.
+
+    Raises:
+      UserError: p is even, or below 3.
+    """
+    if p < 3 or not p % 2:
+        raise UserError(f"p={p}: these measures need an odd modulus of at least 3")
     x, k = jnp.arange(p), jnp.arange(1, p // 2 + 1)
     phase = (2 * jnp.pi / p) * ((k[:, None] * x[None]) % p).astype(jnp.float32)
     waves = jnp.stack([jnp.cos(phase), jnp.sin(phase)], axis=1).reshape(-1, p) * (2 / p) ** 0.5
@@ -32,11 +41,11 @@ def frequency_norms(W: Float[Array, "p width"]) -> Float[Array, "frequency"]:
 
 
 def gini(x: Float[Array, "count"]) -> Float[Array, ""]:
-    """The Gini coefficient: 0 if all values are equal, near 1 if one value has the whole sum."""
+    """The Gini coefficient: 0 if all values are equal (also if all are 0), near 1 if one value has the whole sum."""
     x = jnp.sort(jnp.abs(x))
     n = x.shape[0]
     rank = jnp.arange(1, n + 1, dtype=x.dtype)
-    return jnp.sum((2 * rank - n - 1) * x) / (n * jnp.sum(x))
+    return jnp.sum((2 * rank - n - 1) * x) / jnp.maximum(n * jnp.sum(x), jnp.finfo(x.dtype).tiny)
 
 
 def neuron_frequencies(
@@ -52,7 +61,12 @@ def neuron_frequencies(
       `(frequency, share)`: the best frequency of each neuron, counted from 1; and the share of the neuron's variance
       over all pairs that each frequency explains. A frequency explains by terms up to second order in cos and sin of a
       and b.
+
+    Raises:
+      UserError: `post` does not have p² rows, or p is even.
     """
+    if post.shape[0] != p * p:
+        raise UserError(f"activations of {post.shape[0]} pairs for p={p}: give those of all {p * p} pairs, in order")
     basis = fourier_basis(p)
     grid = post.reshape(p, p, -1)
     power = jnp.einsum("ka,abn,lb->kln", basis, grid, basis, optimize=True) ** 2
@@ -73,7 +87,8 @@ def frequency_shares(model: Decoder) -> Float[Array, "frequency"]:
     post = mlp_activations(model, *all_pairs(p))
     shares = neuron_frequencies(post, p)[1]
     weight = jnp.var(post, axis=0)
-    return jnp.sum(shares * weight[:, None], axis=0) / jnp.sum(weight)
+    total = jnp.sum(weight)
+    return jnp.sum(shares * weight[:, None], axis=0) / jnp.maximum(total, jnp.finfo(total.dtype).tiny)
 
 
 def key_frequencies(model: Decoder, least: float = 0.05) -> list[int]:
@@ -95,9 +110,17 @@ def progress(model: Decoder, mask: Bool[Array, "pair"], keys: Bool[Array, "frequ
       `restricted_loss`: the loss on all pairs, with only the mean of the logits and their component along cos and sin
       of w_k (a + b) for the key frequencies. `excluded_loss`: the loss on training pairs without this component.
       `embed_gini`, `unembed_gini`: the Gini coefficient of the norms of frequencies in W_E and in the map from neurons
-      to logits. `weights`: the sum of all squared parameters.
+      to logits. `weights`: the sum of all squared parameters. For a model under surgery, the last three are those of
+      the original model.
+
+    Raises:
+      UserError: `mask` or `keys` has another shape; or the model has no map from neurons to logits (`mlp_to_logits`).
     """
     p = model.config.vocab_size - 1
+    if mask.shape != (p * p,) or keys.shape != (p // 2,):
+        raise UserError(
+            f"mask of shape {mask.shape} and keys of shape {keys.shape}: p={p} has {p * p} pairs, {p // 2} frequencies"
+        )
     a, b = all_pairs(p)
     logits, answer = answer_logits(model, a, b), (a + b) % p
     k = jnp.arange(1, p // 2 + 1)
@@ -109,7 +132,14 @@ def progress(model: Decoder, mask: Bool[Array, "pair"], keys: Bool[Array, "frequ
     return {
         "restricted_loss": jnp.mean(cross_entropy(restricted, answer)),
         "excluded_loss": jnp.mean(cross_entropy(logits - kept, answer), where=mask),
-        "embed_gini": gini(frequency_norms(model.embed.weight[...][:p])),
+        "embed_gini": gini(frequency_norms(upcast(model.embed.weight[...])[:p])),
         "unembed_gini": gini(frequency_norms(mlp_to_logits(model).T)),
-        "weights": sum((jnp.sum(leaf**2) for leaf in flatten(model).values()), jnp.zeros(())),
+        "weights": sum((jnp.sum(upcast(leaf) ** 2) for leaf in flatten(_original(model)).values()), jnp.zeros(())),
     }
+
+
+def _original(model: Model) -> Model:
+    """The model inside all surgeries."""
+    while isinstance(model, Tapped):
+        model = model.model
+    return model

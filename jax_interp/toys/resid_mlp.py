@@ -19,15 +19,17 @@ from jaxtyping import Array, Float, Key
 
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast, upcast_leaves
 from jax_interp.core.objectives import mean_squared_error
-from jax_interp.surgery import Site, depth_of, run_blocks
+from jax_interp.core.pytrees import register_dataclass
+from jax_interp.surgery import Site, blocks_as_pytree, depth_of, iter_blocks, run_blocks
 from jax_interp.toys.cache import cached
 from jax_interp.toys.layers import Linear, ReluMLP, ResidBlock, init_weight
 from jax_interp.toys.toy import TOYS, KnownFeatures, Pattern, Toy
 from jax_interp.toys.toy_training import ToyTraining, sparse_features, train
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ResidMLP:
     """A residual MLP: `model(x)` maps `[batch, feature]` to `[batch, feature]`.
@@ -53,9 +55,10 @@ class ResidMLP:
         `parts` are known for one layer only: W_in reads feature i along the dual basis of the embedding's rows. With
         more layers no parts are known, because later layers read features that earlier layers have changed.
         """
-        W_E, parts = self.embed.weight, {}
+        W_E, parts = upcast(self.embed.weight), {}
         if depth_of(self.blocks) == 1 and W_E.shape[0] <= W_E.shape[1]:  # otherwise features cannot be separated
-            parts["blocks.*.mlp.up"] = (jnp.linalg.pinv(W_E), W_E @ self.blocks[0].mlp.up.weight)
+            up = blocks_as_pytree(self, lambda block: block.mlp.up.weight)[0]
+            parts["blocks.*.mlp.up"] = (jnp.linalg.pinv(W_E), W_E @ upcast(up))
         patterns: dict[str, Pattern] = {"blocks.*.mlp.up": "identity", "blocks.*.mlp.down": "dense"}
         return KnownFeatures(W_E.shape[0], patterns, parts)
 
@@ -151,10 +154,12 @@ def in_features(model: ResidMLP, x: Float[Array, "batch feature"]) -> Float[Arra
 
     Returns:
       The output `[batch, feature]`.
+
+    Raises:
+      UserError: the model is under surgery, or has biases or replaced layers. Call the model itself.
     """
-    W_E = model.embed.weight
-    reading = [block.mlp.up.weight for block in model.blocks]
-    writing = [block.mlp.down.weight for block in model.blocks]
+    W_E, layers = model.embed.weight, _matrices(model)
+    reading, writing = [up for up, _ in layers], [down for _, down in layers]
     posts: list[Array] = []
     for W_in in reading:
         pre = x @ (W_E @ W_in)
@@ -178,18 +183,32 @@ def collapse(model: ResidMLP) -> ResidMLP:
       model: a residual MLP.
 
     Returns:
-      The smaller model; or `model`, if it would not become smaller.
+      The smaller model, in at least float32; or `model`, if it would not become smaller.
+
+    Raises:
+      UserError: the model is under surgery, or has biases or replaced layers.
     """
-    writing = [block.mlp.down.weight for block in model.blocks[:-1]]
-    rows = jnp.concatenate([model.embed.weight, *writing])
+    model = upcast_leaves(model)
+    layers = _matrices(model)
+    rows = jnp.concatenate([model.embed.weight, *(down for _, down in layers[:-1])])
     if rows.shape[0] >= rows.shape[1]:
         return model
     basis = jnp.linalg.qr(rows.T)[0]
-    blocks = [
-        ResidBlock(ReluMLP(Linear(basis.T @ block.mlp.up.weight), Linear(block.mlp.down.weight @ basis)))
-        for block in model.blocks
-    ]
+    blocks = [ResidBlock(ReluMLP(Linear(basis.T @ up), Linear(down @ basis))) for up, down in layers]
     return ResidMLP(Linear(model.embed.weight @ basis), blocks)
+
+
+def _matrices(model: ResidMLP) -> list[tuple[Array, Array]]:
+    """The matrices (up, down) of every layer. Raises UserError if the model computes anything else."""
+    layers = [block for _, block in iter_blocks(model)] if isinstance(model, ResidMLP) else []
+    plain = [block for block in layers if type(block) is ResidBlock and type(block.mlp) is ReluMLP]
+    linear = [part for block in plain for part in (block.mlp.up, block.mlp.down)]
+    if len(plain) != len(layers) or not layers or any(type(p) is not Linear or p.bias is not None for p in linear):
+        raise UserError(
+            "this works on the matrices of a plain residual MLP: on a ResidMLP without surgery, biases and replaced "
+            f"layers; got {type(model).__name__}. Call the model itself, or give the original model"
+        )
+    return [(block.mlp.up.weight, block.mlp.down.weight) for block in plain]
 
 
 def naive_loss(n_features: int, n_neurons: int, probability: float) -> float:

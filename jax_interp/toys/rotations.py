@@ -27,7 +27,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.core.errors import UserError
-from jax_interp.surgery import Site, read, run_blocks
+from jax_interp.core.layer import upcast_leaves
+from jax_interp.core.pytrees import register_dataclass
+from jax_interp.surgery import Site, depth_of, read, run_blocks
 from jax_interp.toys.layers import Linear
 from jax_interp.toys.toy import TOYS, Toy
 
@@ -36,7 +38,7 @@ d = 4
 BIAS = (-0.5, -1.5, -1.0, -1.0)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
     """`relu(linear(x))`. Its values are `pre` and `post`."""
@@ -48,7 +50,7 @@ class Layer:
         return site("post", jax.nn.relu(pre), "batch neuron")
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rotations:
     """`model(a)` maps the initial activations of the small circuits, `[batch, T·4]`, to their final activations.
@@ -67,7 +69,7 @@ class Rotations:
         site = Site.open(taps, self.blocks)
         x = site("embed", self.embed(site("input", a, "batch feature"), site / "embed"), "batch neuron")
         x = run_blocks(self.blocks, x, site)
-        out = self.readout(x, len(self.blocks) - 1)
+        out = self.readout(x, depth_of(self.blocks) - 1)
         return site.close(site("output", out.reshape(a.shape[0], -1), "batch feature"))
 
     def readout(self, post: Float[Array, "batch neuron"], layer: int) -> Float[Array, "batch T 4"]:
@@ -180,8 +182,9 @@ def rotation_errors(
       largest error of a circuit that is on; "inactive", the mean error of circuits that are off; "alpha", the mean
       squared error of α in circuits that are on; "firing", the share of neurons that are on.
     """
+    model = upcast_leaves(model)
     T = model.angles.shape[0]
-    post = [f"blocks.{layer}.post" for layer in range(len(model.blocks))]
+    post = [f"blocks.{layer}.post" for layer in range(depth_of(model))]
 
     def chunk(key: Array) -> Any:
         pick, turn = jax.random.split(key)

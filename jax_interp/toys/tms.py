@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Key
 
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Site
 from jax_interp.toys.cache import cached
 from jax_interp.toys.layers import Linear, Transposed, WeightInit, init_bias, init_weight
@@ -32,7 +33,7 @@ TIED = (("linear1", "linear2"),)
 """The argument `tied=` of `decompose` for a tied model."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class TMS:
     """A toy model of superposition: `model(x)` maps `[batch, feature]` to `[batch, feature]`.

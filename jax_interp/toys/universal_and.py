@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Site
 from jax_interp.toys.layers import Linear
 from jax_interp.toys.toy import TOYS, Toy
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class UniversalAnd:
     """`model(f)` returns the activations of the neurons. f is `[batch, feature]` in {0, 1}, or its embedding."""

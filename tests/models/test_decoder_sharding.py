@@ -74,6 +74,30 @@ def test_what_is_particular_in_families_is_sharded_too(case, explicit, call):
 
 
 @pytest.mark.parametrize("explicit", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["explicit", "auto"])
+@pytest.mark.parametrize(("heads", "kv_heads", "tensor"), [(4, 1, 2), (4, 2, 4), (6, 2, 4)])
+def test_heads_that_the_tensor_axis_does_not_divide(explicit, heads, kv_heads, tensor, call):
+    """Values, the pattern, gradients and generation with a cache are those of one device."""
+    config = Config(n_layers=2, d_model=32, n_heads=heads, n_kv_heads=kv_heads, d_head=8, d_mlp=64, vocab_size=64,
+                    n_ctx=32, norm="rmsnorm")  # fmt: skip
+    model, tokens = peaky(config), jnp.asarray(np.random.default_rng(0).integers(0, 64, (4, 9)), jnp.int32)
+    reads = ("blocks.*.attn.k", "blocks.1.attn.pattern", "blocks.*.resid_post")
+    loss = jax.jit(jax.grad(lambda model, tokens: jnp.mean(model(tokens) ** 2)))
+    logits, acts = call(read(model, *reads), tokens)
+    gradient, text = loss(model, tokens), generate(model, tokens, 4)
+    mesh = make_mesh(data=2, tensor=tensor, explicit=explicit)
+    with jax.set_mesh(mesh):
+        placed, there = shard(model, rules(config), mesh), shard_batch(tokens, mesh)
+        sharded, sharded_acts = call(read(placed, *reads), there)
+        sharded_gradient = loss(placed, there)
+        np.testing.assert_array_equal(jax.device_get(generate(placed, there, 4)), text)
+    np.testing.assert_allclose(jax.device_get(sharded), logits, atol=2e-5)
+    for name in reads:
+        np.testing.assert_allclose(jax.device_get(sharded_acts[name]), acts[name], atol=2e-5)
+    for there, here in zip(jax.tree.leaves(sharded_gradient), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(jax.device_get(there), here, atol=1e-4 * float(jnp.max(jnp.abs(here))) + 1e-9)
+
+
+@pytest.mark.parametrize("explicit", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["explicit", "auto"])
 def test_sharded_generation_is_that_of_a_single_device(model, explicit):
     tokens, mask = pad_left([[5, 9, 33, 2], [41], [8, 8, 30], [1, 2]])
     alone = generate(model, tokens, 5, mask=mask)

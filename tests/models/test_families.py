@@ -15,6 +15,7 @@ import pytest
 from family_cases import CASES, config_of, family_of_case
 from small_models import LLAMA_LIKE, peaky
 
+from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten
 from jax_interp.models import init, load, load_shapes, save
 from jax_interp.models.hf.attributes import Attributes
@@ -198,6 +199,20 @@ def table() -> str:
 
 def test_the_table_in_the_docs_is_true():
     assert table() in DOC.read_text(), f"docs/models.md should have this table:\n\n{table()}"
+
+
+def test_gpt_neox_may_give_its_rotation_twice_but_not_two_rotations(tmp_path):
+    architecture, values = CASES["GPT-NeoX, Pythia"]
+    own = {name: value for name, value in values.items() if name != "rope_parameters"}
+    own |= {"architectures": [architecture], "rotary_emb_base": 500.0, "rotary_pct": 0.5}
+    twice = {"rope_theta": 500.0, "partial_rotary_factor": 0.5}
+    (tmp_path / "config.json").write_text(json.dumps(own | twice))
+    rope = load_shapes(tmp_path).config.rope
+    assert (rope.base, rope.dim) == (500.0, 4)
+    for name, other in (("rope_theta", 10_000.0), ("partial_rotary_factor", 0.25)):
+        (tmp_path / "config.json").write_text(json.dumps(own | twice | {name: other}))
+        with pytest.raises(UserError, match=f"{name}={other}, supported is .*: it must be rotary_"):
+            load_shapes(tmp_path)
 
 
 def test_a_directory_is_known_by_its_config_alone(tmp_path):

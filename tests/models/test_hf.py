@@ -15,14 +15,24 @@ from small_models import CONFIGS, GPT2_LIKE, LLAMA_LIKE, peaky
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten
 from jax_interp.core.norms import FrozenNorm
-from jax_interp.models import load, save
+from jax_interp.models import init, load
+from jax_interp.models import save as save_with_digests
+from jax_interp.models.hf.attributes import OFF
 from jax_interp.models.hf.checkpoint import StoredTensor
+from jax_interp.models.hf.digests import DIGESTS
 from jax_interp.models.hf.family import families
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import Zero, at, edit, replan
 from jax_interp.surgery.lora import LoRA
 from jax_interp.surgery.select import replace, replace_each
 from jax_interp.training.sharding import make_mesh, specs
+
+
+def save(*arguments, **options):
+    """A directory like one of another program: without the digests that notice what the tests below change."""
+    directory = save_with_digests(*arguments, **options)
+    (directory / DIGESTS).unlink()
+    return directory
 
 
 @pytest.fixture
@@ -153,7 +163,8 @@ def test_a_tokenizer_comes_along(tmp_path, test_data):
     from jax_interp.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(test_data / "tokenizers" / "gpt2")
-    directory = save(peaky(GPT2_LIKE), tmp_path / "m", tokenizer=tokenizer)
+    large = dataclasses.replace(GPT2_LIKE, vocab_size=tokenizer.vocab_size)
+    directory = save(init(large, jax.random.key(0)), tmp_path / "m", tokenizer=tokenizer)
     _, back = load(directory)
     assert back.encode("def f(self):", bos=False) == tokenizer.encode("def f(self):", bos=False)
     assert json.loads((directory / "config.json").read_text())["bos_token_id"] == tokenizer.bos_id == 50256
@@ -190,7 +201,7 @@ def test_a_document_starts_with_the_token_that_the_config_names(saved):
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta": 3}}, "beta=3"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "never run"),
-        ({"hidden_size": None}, "does not give 'hidden_size'"),
+        ({"hidden_size": None}, "has hidden_size=null, which needs a whole number"),
         ({"num_attention_heads": 5}, "not a multiple"),
     ],
 )
@@ -227,9 +238,21 @@ def test_attributes_of_another_type(saved, changes):
         load(saved)
 
 
-def test_false_and_null_attributes_change_nothing(saved):
-    rewrite(saved, some_new_feature=False, another=None)
+@pytest.mark.parametrize("value", [None, False, 0, "", [], {}, 0.0, True, 1], ids=repr)
+def test_an_unknown_attribute_is_refused_whatever_its_value(saved, value):
+    """A feature that is on by default is switched off by such a value."""
+    rewrite(saved, some_new_feature=value)
+    with pytest.raises(UserError, match=r"not understood.*some_new_feature="):
+        load(saved)
+
+
+@pytest.mark.parametrize(("name", "off"), OFF.items())
+def test_a_feature_that_the_family_lacks_is_accepted_where_it_is_off(saved, name, off):
+    rewrite(saved, **{name: off})
     assert load(saved)[0].config == LLAMA_LIKE
+    rewrite(saved, **{name: {"0": [1]} if off == {} else True})
+    with pytest.raises(UserError, match=f"{name}|does not fit"):
+        load(saved)
 
 
 @pytest.mark.parametrize(
@@ -506,8 +529,30 @@ def test_a_merged_model_is_saved(tmp_path):
     assert_same_bits(load(save(merged, tmp_path / "m"))[0], peaky(LLAMA_LIKE))
 
 
+def test_a_file_that_was_changed_exchanged_or_removed_is_refused(tmp_path):
+    model, other = peaky(LLAMA_LIKE), jax.tree.map(lambda a: a * 2, peaky(LLAMA_LIKE))
+    directory, others = save_with_digests(model, tmp_path / "m"), save_with_digests(other, tmp_path / "other")
+    assert_same_bits(load(directory)[0], model)
+    for name in ("config.json", "model.safetensors"):
+        whole = (directory / name).read_bytes()
+        (directory / name).write_bytes(
+            whole.replace(b"rms_norm_eps", b"rms_norm_epr").replace(b"layers.1", b"layers.0")
+        )
+        with pytest.raises(UserError):
+            load(directory)
+        (directory / name).unlink()
+        with pytest.raises(UserError, match=f"has no {name}"):
+            load(directory)
+        (directory / name).write_bytes(whole)
+    (directory / "model.safetensors").write_bytes((others / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"model\.safetensors was changed since it was written"):
+        load(directory)
+    (directory / DIGESTS).unlink()
+    assert_same_bits(load(directory)[0], other)
+
+
 def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("safetensors.numpy.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.fsync", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(UserError, match="disk full"):
         save(peaky(LLAMA_LIKE), tmp_path / "m")
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 
@@ -14,8 +13,10 @@ import pytest
 
 from jax_interp.core import optimizers as optimization
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import read_json
 from jax_interp.core.leaves import flatten
 from jax_interp.core.objectives import cross_entropy
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.data.batches import evaluation_windows
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
@@ -54,7 +55,7 @@ def test_token_losses_and_masks():
     assert half.dtype == jnp.float32
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bigram:
     """A model with one token of context, so overlapping windows cannot change what it says."""
@@ -84,7 +85,7 @@ def test_overlapping_windows_count_every_token_once():
             assert len(result["loss_by_position"]) == n_ctx
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Copier:
     """Predicts what followed the last earlier occurrence of the current token, else nothing in particular."""
@@ -269,7 +270,7 @@ def test_train_lm_from_text_to_figures_and_on_again(tmp_path):
         baseline_order=2,
     )
     whole = train_lm(config, tmp_path / "whole", quiet=True)
-    assert json.loads((tmp_path / "whole" / "results.json").read_text()) == whole
+    assert read_json(tmp_path / "whole" / "results.json") == whole
     assert whole["validation"]["tokens"] > 0
     assert whole["baseline"]["loss"] > 0
     with jax.numpy_dtype_promotion("standard"):
@@ -290,3 +291,9 @@ def test_train_lm_from_text_to_figures_and_on_again(tmp_path):
     assert (cut / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     described = [directory / "checkpoints" / steps[-1] / "leaves.json" for directory in (cut, tmp_path / "whole")]
     assert described[0].read_bytes() == described[1].read_bytes()
+
+    longer = train_lm(dataclasses.replace(config, steps=22), tmp_path / "more", quiet=True, parent=tmp_path / "whole")
+    assert longer["parent"] == {"run": str(tmp_path / "whole"), "step": 20}
+    records = (tmp_path / "more" / "metrics.jsonl").read_bytes()
+    assert records.startswith((tmp_path / "whole" / "metrics.jsonl").read_bytes())
+    assert records.count(b"\n") == 22

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from jax_interp.core.tensor_files import read_tensors
 from jax_interp.toys.cache import CacheError, cached
 from jax_interp.toys.tms import TMSConfig, tms_target
 from jax_interp.toys.toy_training import ToyTraining
@@ -35,14 +35,13 @@ def test_a_file_with_earlier_field_names_is_found(folder):
     config = TMSConfig(3, 2, random_bias=True, training=ToyTraining(20, 16))
     first = tms_target(config)
     (file,) = folder.glob("*.safetensors")
-    with safe_open(file, "np") as read:
-        header, arrays = read.metadata(), {name: read.get_tensor(name) for name in read.keys()}  # noqa: SIM118
-    asked = header["asked"]
+    written = read_tensors(file)
+    asked = written.header["asked"]
     for now, earlier in (("training", "recipe"), ("ToyTraining", "Recipe"), ("random_bias", "draws_bias")):
         assert f'"{now}"' in asked
         asked = asked.replace(f'"{now}"', f'"{earlier}"')
     file.unlink()
-    save_file(arrays, folder / "tms-0123.safetensors", metadata=header | {"asked": asked})
+    save_file(written.arrays, folder / "tms-0123.safetensors", metadata=written.header | {"asked": asked})
     again = tms_target(config)
     assert not file.exists()
     np.testing.assert_array_equal(first.linear1.weight, again.linear1.weight)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jax_interp.core.errors import UserError
-from jax_interp.surgery import Model, Replace, at, edit, read, sites
+from jax_interp.surgery import Model, Replace, at, edit, read, replan, sites
 from jax_interp.toys import TOYS, find_toy, known_features
 
 TOY_NAMES = [kind.name for kind in TOYS]
@@ -73,6 +73,18 @@ def test_one_key_gives_the_same_bits_and_another_key_others(made):
 def test_a_smaller_model_is_the_same_function(made, call):
     toy, model, x = made
     np.testing.assert_allclose(call(toy.collapse(model), x), call(model, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["scanned", "first apart"])
+def test_another_layout_of_the_blocks_is_the_same_toy(made, call, layout):
+    """Inputs, outputs and the smaller model do not depend on it."""
+    toy, model, x = made
+    if not hasattr(model, "blocks"):
+        return
+    other = replan(model, () if layout == "scanned" else 0)
+    np.testing.assert_array_equal(toy.sample(other, jax.random.key(1), 4), x)
+    for one in (other, toy.collapse(other)):
+        np.testing.assert_allclose(call(one, x), call(model, x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TOY_NAMES)

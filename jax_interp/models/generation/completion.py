@@ -159,11 +159,12 @@ def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]
     A leading space is kept, even if the tokenizer drops it at the start of a text. Special tokens have no text.
 
     Raises:
-      UserError: a token is -1, which `generate` returns for NaN logits.
+      UserError: a token is -1, which `generate` returns where no token can be chosen.
     """
     if min(new, default=0) < 0:
         raise UserError(
-            "the logits became NaN: a traced index of an edit may be out of range, or the weights may be damaged"
+            "the logits became NaN, or minus infinity for every token: a traced index of an edit may be out of range, "
+            "or the weights may be damaged"
         )
     before = tokenizer.decode(prompt, skip_special=True)
     return tokenizer.decode([*prompt, *new], skip_special=True)[len(before) :]

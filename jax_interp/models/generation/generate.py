@@ -13,16 +13,26 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.models.cache import Cache, empty_cache
 from jax_interp.models.generation.generated_values import axes_of, check_edits, has_reads, padded, with_step
-from jax_interp.models.generation.sampling import Chooser, Greedy, Number, penalized, seen_tokens
-from jax_interp.surgery import Activations
+from jax_interp.models.generation.sampling import (
+    LARGEST,
+    Chooser,
+    Greedy,
+    Number,
+    check_number,
+    penalized,
+    seen_tokens,
+)
+from jax_interp.models.inputs import checked_inputs
+from jax_interp.surgery import Activations, is_known
 from jax_interp.surgery.contract import Model
 
 GREEDY = Greedy()
@@ -65,7 +75,7 @@ def generate(
       model: a `Decoder`, with any edits and reads.
       tokens: the prompts, `[batch, pos]`. To pad prompts of different lengths, use `pad_left`.
       n_new: the number of new tokens.
-      mask: True for real tokens of the prompts, False for padding. None: all tokens are real.
+      mask: True for real tokens of the prompts, False for padding (or 1 and 0). None: all tokens are real.
       choose: how to choose a token: `Greedy()`, `Sample(...)`, or any callable pytree `(key, logits) -> tokens`.
       key: a PRNG key, for a chooser that samples. Each step derives its own key from it.
       stop: token ids that end a row. The row then repeats its stop token. The program ends when all rows have stopped.
@@ -76,18 +86,19 @@ def generate(
       The new tokens, `[batch, n_new]`. If the model reads values: `(tokens, Activations)`. The values have
       `pos + n_new - 1` positions: those of the prompts and of all new tokens except the last, which the model never
       processes. A key axis (`attn.pattern`) has the same length. From its stop token on, the values of a row are zero.
-      A row with NaN logits (after an edit with a traced index out of range, for example) has tokens -1.
+      Tokens are int32. A row with NaN logits (after an edit with a traced index out of range, for example), or whose
+      logits are all minus infinity, has tokens -1.
 
     Raises:
-      UserError: the chooser samples but there is no key, `n_new` is less than 1, or an edit names a position that the
-        model never processes.
+      UserError: the chooser samples but there is no key; a row has no real token; a number, a token id or a stop token
+        is out of range; or an edit names a position that the model never processes.
 
     Example:
         tokens, mask = pad_left([tokenizer.encode(text, bos=True) for text in texts])
         steered = edit(model, at("blocks.3.resid_post", Add(vector)))
         new = generate(steered, tokens, 20, mask=mask, choose=Sample(temperature=0.8), key=jax.random.key(0))
     """
-    tokens, sampling = _checked(model, tokens, n_new, choose, key, stop, repetition_penalty)
+    tokens, mask, sampling = _checked(model, tokens, n_new, mask, choose, key, stop, repetition_penalty)
     return _generate(model, tokens, n_new, mask, sampling)
 
 
@@ -128,7 +139,7 @@ def stream(
     """
     if has_reads(model):
         raise UserError("stream gives tokens only: use generate, which also returns the values that are read")
-    tokens, sampling = _checked(model, tokens, n_new, choose, key, stop, repetition_penalty)
+    tokens, mask, sampling = _checked(model, tokens, n_new, mask, choose, key, stop, repetition_penalty)
 
     def columns() -> Iterator[np.ndarray]:
         state = _first(model, tokens, n_new, mask, sampling)
@@ -142,7 +153,7 @@ def stream(
     return columns()
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Sampling:
     """The settings for choosing the next token. All are data, except the class of the chooser."""
@@ -156,18 +167,19 @@ class Sampling:
         self, i: Int[Array, ""], logits: Float[Array, "batch 1 vocab"], seen: Bool[Array, "batch vocab"] | None
     ) -> Int[Array, "batch"]:
         """The `i`-th new token of every row."""
-        logits = logits[:, 0].astype(jnp.float32)
+        logits = upcast(logits[:, 0])
         if seen is not None and self.penalty is not None:
             logits = penalized(logits, seen, self.penalty)
         token = self.choose(jax.random.fold_in(self.key, i), logits)
-        return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), -1, token)
+        none_possible = jnp.max(logits, axis=-1) == -jnp.inf
+        return jnp.where(jnp.any(jnp.isnan(logits), axis=-1) | none_possible, -1, token).astype(jnp.int32)
 
     def is_stop(self, token: Int[Array, "batch"]) -> Bool[Array, "batch"]:
         """Which rows stop at this token."""
         return jnp.any(token[:, None] == self.stop[None, :], axis=1)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class GenerationState:
     """The state after `count` new tokens."""
@@ -196,19 +208,20 @@ def prefill(
     out = model(tokens, mask=mask, cache=begin, last_only=True)
     (logits, cache), acts = out if has_reads(model) else (out, None)
     seen = None if sampling.penalty is None else seen_tokens(tokens, mask, logits.shape[-1])
-    token = sampling.next_token(jnp.int32(0), logits, seen).astype(tokens.dtype)
+    token = sampling.next_token(jnp.int32(0), logits, seen)
     return GenerationState(jnp.int32(1), token, sampling.is_stop(token), cache, seen), acts
 
 
 def decode_step(model: Model, state: GenerationState, sampling: Sampling) -> tuple[GenerationState, Activations | None]:
     """Run the last token of each row and choose the next one. Also returns the values that are read."""
-    out = model(state.token[:, None], cache=state.cache, last_only=True)
+    # A row that has stopped repeats its token. To edits that compare rows, that is padding.
+    out = model(state.token[:, None], cache=state.cache, mask=~state.stopped[:, None], last_only=True)
     (logits, cache), acts = out if has_reads(model) else (out, None)
     seen = state.seen
     if seen is not None:
-        ids = jnp.arange(seen.shape[1], dtype=state.token.dtype)
+        ids = jnp.arange(seen.shape[1], dtype=jnp.int32)
         seen = seen | (ids[None, :] == state.token[:, None])
-    chosen = sampling.next_token(state.count, logits, seen).astype(state.token.dtype)
+    chosen = sampling.next_token(state.count, logits, seen)
     token = jnp.where(state.stopped, state.token, chosen)
     return GenerationState(state.count + 1, token, state.stopped | sampling.is_stop(token), cache, seen), acts
 
@@ -247,26 +260,42 @@ def _generate(model, tokens, n_new, mask, sampling):
 
 
 def _checked(
-    model: Model,
+    model: Any,
     tokens: Array | np.ndarray,
     n_new: int,
+    mask: Array | np.ndarray | None,
     choose: Chooser,
     key: Array | None,
     stop: Sequence[int],
     penalty: Number | None,
-) -> tuple[Array, Sampling]:
-    """The tokens as an array, and the sampling settings. Raises `UserError` for invalid arguments."""
-    if n_new < 1:
-        raise UserError(f"n_new={n_new} must be at least 1")
+) -> tuple[Array, Array | None, Sampling]:
+    """The tokens and the mask as arrays, and the sampling settings. Raises `UserError` for invalid arguments."""
+    if isinstance(n_new, bool) or not isinstance(n_new, (int, np.integer)) or n_new < 1:
+        raise UserError(f"n_new={n_new} must be a whole number of at least 1")
+    tokens, mask, _ = checked_inputs(model.config, tokens, mask)
+    if is_known(mask) and not (any_real := np.asarray(mask).any(axis=1)).all():
+        raise UserError(f"row {int(np.argmin(any_real))} of mask has no real token: every prompt needs one")
+    check_edits(model, tokens.shape[1], n_new)
     if key is None:
         if not isinstance(choose, Greedy):
             raise UserError(f"{type(choose).__name__} draws at random: give generate a key, jax.random.key(seed)")
         key = jax.random.key(0)
-    tokens = jnp.asarray(tokens)
-    if tokens.ndim != 2:
-        raise UserError(f"tokens have axes (batch, pos), got shape {tokens.shape}; for one sequence, give tokens[None]")
-    check_edits(model, tokens.shape[1], n_new)
-    penalty = None if penalty is None else jnp.asarray(penalty, jnp.float32)
-    if penalty is not None and not isinstance(penalty, jax.core.Tracer) and not (penalty > 0).all():
-        raise UserError(f"repetition_penalty={penalty} must be above 0; 1 has no effect")
-    return tokens, Sampling(choose, key, np.asarray(stop, np.int32).reshape(-1), penalty)
+    elif not _is_key(key):
+        raise UserError(f"key is one PRNG key, jax.random.key(seed), got {key!r}")
+    stops = np.asarray(stop).reshape(-1)
+    vocab_size = model.config.vocab_size
+    if stops.size and not (stops.dtype.kind in "iu" and ((stops >= 0) & (stops < vocab_size)).all()):
+        raise UserError(
+            f"stop={stop!r} takes token ids of this model, 0 to {vocab_size - 1} (complete takes strings too)"
+        )
+    if penalty is not None:
+        check_number("repetition_penalty", penalty, 0, LARGEST, above=True)
+        penalty = jnp.asarray(penalty, jnp.float32)
+    return tokens, mask, Sampling(choose, key, stops.astype(np.int32), penalty)
+
+
+def _is_key(key: Any) -> bool:
+    """Whether `key` is one PRNG key, of the new or the old kind."""
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        return False
+    return key.shape == (() if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else (2,))

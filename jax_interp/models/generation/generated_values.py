@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jax_interp.core.errors import UserError
-from jax_interp.surgery import Activations, Address, Edit, Read, Tapped, survey
+from jax_interp.surgery import Activations, Address, Edit, Read, survey
 from jax_interp.surgery.address import depth_in
 from jax_interp.surgery.contract import Model
 from jax_interp.surgery.region import check_known
-from jax_interp.surgery.taps import Tap
+from jax_interp.surgery.taps import taps_of
 
 Axes = Mapping[str, tuple[str, ...]]
 """The names of the axes of each value that is read, by its address."""
-
-
-def taps_of(model: Model) -> Iterator[Tap]:
-    """The reads and edits of a model, including those of nested surgeries."""
-    if isinstance(model, Tapped):
-        yield from model.taps
-        yield from taps_of(model.model)
 
 
 def has_reads(model: Model) -> bool:

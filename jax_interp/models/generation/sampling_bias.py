@@ -19,6 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast
+from jax_interp.core.objectives import of_class
 from jax_interp.models.generation.generate import generate
 from jax_interp.models.generation.sampling import Chooser, Sample
 from jax_interp.surgery.contract import Model
@@ -125,8 +127,8 @@ def drawn_shares(
 
 @jax.jit
 def _log_probs(model, rows, choose, targets):
-    logits = model(rows)[:, -targets.shape[1] :].astype(jnp.float32)
-    return jnp.take_along_axis(choose.log_probs(logits), targets[:, :, None], axis=-1)[:, :, 0]
+    logits = upcast(model(rows)[:, -targets.shape[1] :])
+    return of_class(choose.log_probs(logits), targets)
 
 
 def _check(prompt: Word, words: Sequence[Word]) -> None:

@@ -1,7 +1,7 @@
 """A checkpoint: a directory of safetensors files. Its tensors are read one at a time.
 
-The files are not trusted. The names in an index must be file names in this directory, `safetensors` checks the headers
-(length, offsets, overlaps), and pickles are never opened.
+The files are not trusted. The names in an index must be file names in this directory, headers are checked (length,
+offsets, overlaps), and pickles are never opened. Files that `save` wrote are compared with their digests.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.tensor_files import is_file_name, open_tensors, read_json
+from jax_interp.core.json_files import is_file_name, read_json
+from jax_interp.core.tensor_files import open_tensors, verify_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -34,26 +35,37 @@ class StoredTensor:
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """All tensors of a checkpoint by name. Only headers are read.
+    """All tensors of a checkpoint by name. Only headers are read, and once the files that have a digest.
+
+    With an index, each tensor comes from the file that the index names. A stale copy in another file is not used.
 
     Raises:
       UserError: a file is missing or damaged, or the index does not agree with the files.
     """
     tensors: dict[str, StoredTensor] = {}
+    unnamed: dict[str, Path] = {}
     for file, names in _files(directory).items():
+        verify_tensors(file)
         with open_tensors(file) as handle:
             have = set(handle.keys())
-            if missing := sorted((names if names is not None else have) - have):
-                raise UserError(f"{INDEX} places {missing[0]!r} in {file.name}, but it does not have this tensor")
-            for name in have:
+            names = have if names is None else names
+            if missing := sorted(names - have):
+                raise UserError(f"{INDEX} places {missing[0]!r:.200} in {file.name}, but it does not have this tensor")
+            for name in names:
                 header = handle.get_slice(name)
                 tensors[name] = StoredTensor(file, name, tuple(header.get_shape()), header.get_dtype())
+            unnamed |= dict.fromkeys(have - names, file)
+    for name in sorted(unnamed.keys() - tensors.keys()):
+        raise UserError(
+            f"{unnamed[name]} has the tensor {name!r:.200}, which {INDEX} does not name: it may be left over from "
+            "another model. Remove it, or name it in the index"
+        )
     return tensors
 
 
 def _files(directory: Path) -> dict[Path, set[str] | None]:
     """The files of a checkpoint, each with the tensors that the index places in it (None without an index)."""
-    if (directory / WEIGHTS).is_file():
+    if (directory / WEIGHTS).is_file() and not (directory / INDEX).is_file():
         return {directory / WEIGHTS: None}
     if not (directory / INDEX).is_file():
         others = sorted(
@@ -69,11 +81,17 @@ def _files(directory: Path) -> dict[Path, set[str] | None]:
         # A bare name cannot leave the directory. Links are followed, because the hub's cache consists of links.
         if not is_file_name(name, ".safetensors"):
             raise UserError(
-                f"{directory / INDEX} places {tensor!r} in {name!r}, which is not a safetensors file in this directory"
+                f"{directory / INDEX} places {tensor!r:.200} in {name!r:.200}, which is not a safetensors file in this "
+                "directory"
             )
         if not (directory / name).is_file():
-            raise UserError(f"{directory / INDEX} places {tensor!r} in {name}, which is missing")
+            raise UserError(f"{directory / INDEX} places {tensor!r:.200} in {name:.200}, which is missing")
         names = files.setdefault(directory / name, set())
         assert names is not None
         names.add(tensor)
+    if (directory / WEIGHTS).is_file() and directory / WEIGHTS not in files:
+        raise UserError(
+            f"{directory} has {WEIGHTS}, and {INDEX}, which names other files: one of the two is left over from "
+            "another model. Remove it"
+        )
     return files

@@ -96,6 +96,8 @@ def family_of(values: Mapping[str, Any], where: str) -> Family:
       UserError: no family has this architecture. The message lists the supported architectures.
     """
     architectures = values.get("architectures") or [None]
+    if not isinstance(architectures, list) or not all(isinstance(name, str | None) for name in architectures):
+        raise UserError(f"{where} has architectures={architectures!r:.80}, which needs a list of names")
     unnamed = architectures == [None]
     for family in families():
         identified = bool(family.identifying) and set(family.identifying) <= set(values)
@@ -104,7 +106,7 @@ def family_of(values: Mapping[str, Any], where: str) -> Family:
             return family
     asked = values.get("model_type") if unnamed else ", ".join(map(str, architectures))
     supported = ", ".join(family.architecture for family in families())
-    raise UserError(f"{where} has the architecture {asked}; supported are {supported}")
+    raise UserError(f"{where} has the architecture {asked!s:.200}; supported are {supported}")
 
 
 def family_for(config: Config, model_type: str | None = None) -> tuple[Family, dict[str, Any]]:

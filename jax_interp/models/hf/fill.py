@@ -7,6 +7,7 @@ stacked array on the device.
 from __future__ import annotations
 
 import gc
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -76,7 +77,7 @@ def fill(
     Args:
       config: the config of the model.
       family: the layout of the checkpoint.
-      stored: the tensors of the checkpoint, by name.
+      stored: the tensors of the checkpoint, from `by_name`.
       full: the config of the checkpoint, which may have more layers.
       dtype: the dtype of the parameters. None: the dtype of the checkpoint (the widest one, if tensors differ).
       mesh: the mesh for the parameters. None: the default device.
@@ -84,22 +85,22 @@ def fill(
 
     Raises:
       UserError: a tensor is missing or extra, or has another shape or dtype. The message names all such tensors. This
-        is checked before any tensor is read.
+        is checked before any tensor is read. Or a parameter is NaN or infinite.
     """
     abstract = jax.eval_shape(lambda key: init(config, key, stacked=stacked), jax.random.key(0))
     specs = family.tensors(config)
-    stored = {name.removeprefix(family.prefix): tensor for name, tensor in stored.items()}
     _check(family, specs, parameters(abstract), stored, full)
     used = {name for p in parameters(abstract) for layer in p.layers for name in specs[p.name].names(layer, p.shape)}
     if dtype is None:  # the dtype that can represent all dtypes of the files, also under strict promotion
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.result_type(*{DTYPES[stored[name].dtype] for name in used})
-    dtype = _checked_dtype(dtype)
+    dtype = checked_dtype(dtype)
 
     def read(spec: TensorSpec, layer: int, shape: tuple[int, ...]) -> np.ndarray:
         window = spec.window(shape)
         parts = [spec.unpack(stored[name].read(window)) for name in spec.names(layer, shape)]
-        return (np.stack(parts) if spec.experts else parts[0]).astype(dtype, copy=False)
+        with np.errstate(over="ignore"):  # a value that the dtype cannot hold is found below
+            return (np.stack(parts) if spec.experts else parts[0]).astype(dtype, copy=False)
 
     places = jax.tree.leaves(shardings(abstract, rules(config), mesh)) if mesh is not None else None
     leaves = []
@@ -111,7 +112,58 @@ def fill(
                 leaves.append(_stack(rows, (len(p.layers), *p.shape), dtype, where))
             else:
                 leaves.append(_on_device(jax.device_put(read(specs[p.name], p.layers[0], p.shape), where)))
+        finite = jax.device_get(_finite(leaves))
+    if not all(finite):
+        odd = [specs[p.name].name for p, good in zip(parameters(abstract), finite, strict=True) if not good]
+        raise UserError(
+            f"the checkpoint has NaN or infinite values in {_listed(odd)} (as {dtype.name}): the training diverged, "
+            "the file is damaged, or the dtype is too narrow"
+        )
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def by_name(family: Family, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Stored tensors by their names in `Family.tensors`. A checkpoint may have names with or without the prefix.
+
+    Raises:
+      UserError: a tensor is stored under both names.
+    """
+    found: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        short = name.removeprefix(family.prefix)
+        if short in found:
+            raise UserError(
+                f"the checkpoint has both {name!r:.200} and {found[short].name!r:.200}: one of the two is left over"
+            )
+        found[short] = tensor
+    return found
+
+
+def has_own_head(family: Family, config: Config, stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether a checkpoint stores an unembedding that is not the embedding, whatever its config says.
+
+    Some tools write a trained unembedding beside `tie_word_embeddings: true`. transformers (from version 5) then uses
+    the stored one.
+
+    Args:
+      family: the layout of the checkpoint.
+      config: the config of the checkpoint.
+      stored: its tensors, from `by_name`.
+    """
+    head, embed = stored.get(f"{family.head}.weight"), stored.get(family.tensors(config)["embed.weight"].name)
+    if f"{family.head}.bias" in stored:
+        return True
+    if head is None or embed is None:
+        return False
+    if head.shape != embed.shape or not {head.dtype, embed.dtype} <= set(DTYPES):
+        return True
+    n, step = head.shape[0], max(1, 2**24 // max(1, math.prod(head.shape[1:])))
+    wide = np.float64 if "F64" in (head.dtype, embed.dtype) else np.float32
+    for start in range(0, n, step):
+        a, b = (tensor.read((slice(start, min(n, start + step)),)).astype(wide) for tensor in (head, embed))
+        if not np.array_equal(a, b, equal_nan=True):
+            return True
+    return False
 
 
 def _stack(rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, where: NamedSharding | None) -> Array:
@@ -134,12 +186,18 @@ def _on_device(array: Array) -> Array:
     return array
 
 
+@jax.jit
+def _finite(leaves: list[Array]) -> list[Array]:
+    return [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
+
+
 @partial(jax.jit, donate_argnums=0)
 def _put(buffer: Array, row: Array, i: Array) -> Array:
     return jax.lax.dynamic_update_index_in_dim(buffer, row, i, axis=0)
 
 
-def _checked_dtype(dtype: DTypeLike) -> np.dtype:
+def checked_dtype(dtype: DTypeLike) -> np.dtype:
+    """The dtype. Raises `UserError` for one that parameters cannot have."""
     names = [jnp.dtype(known).name for known in DTYPES.values()]
     try:
         found = jnp.dtype(dtype)
@@ -194,5 +252,5 @@ def _check(
 
 def _listed(names: list[str]) -> str:
     """The first names, and the number of the remaining names."""
-    names = sorted(set(names))
+    names = [name[:200] for name in sorted(set(names))]
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

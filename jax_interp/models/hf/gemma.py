@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jax_interp.models.config import Config
+from jax_interp.models.config import Activation, Config
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.family import FAMILIES
 from jax_interp.models.hf.llama import Llama
@@ -20,16 +20,25 @@ class Gemma(Llama):
     architecture = "GemmaForCausalLM"
     default_n_ctx = 8192
     default_tied = True
+    default_kv_heads = 16
+    default_d_head = 256
+    default_act = "gelu_pytorch_tanh"
+
+    def read_act(self, attributes: Attributes) -> Activation:
+        # The first files have hidden_act="gelu", but the models were always trained with the approximation.
+        legacy: dict[str, Activation] = {"gelu": "gelu_tanh"}
+        act = attributes.choose("hidden_act", ACTIVATIONS | legacy, self.default_act)
+        names = [name for name, known in ACTIVATIONS.items() if known == act]
+        if attributes.take("hidden_activation", str, None) not in (None, *names):
+            attributes.require("hidden_activation", names[0], "hidden_act says so")
+        return act
 
     def read_shared(self, attributes: Attributes) -> dict[str, Any]:
         """The fields of `Config` that all Gemma families read in the same way."""
         attributes.require("use_bidirectional_attention", False, "in a decoder no token sees those after it")
-        bias = attributes.take("attention_bias", False)
-        # Older files have hidden_act="gelu", but the models use the approximation that hidden_activation names.
-        act = attributes.choose("hidden_activation", ACTIVATIONS, attributes.take("hidden_act", "gelu_pytorch_tanh"))
+        bias = attributes.take("attention_bias", bool, False)
         shared = super().read_shared(attributes)
         return shared | {
-            "act": act,
             "qkv_bias": bias,
             "out_bias": bias,
             "norm_offset": True,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from jax_interp.models.config import Config
+from jax_interp.models.config import Activation, Config
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.family import FAMILIES
 from jax_interp.models.hf.gemma import Gemma
-from jax_interp.models.hf.shared_attributes import read_layer_types, write_layer_types
+from jax_interp.models.hf.shared_attributes import ACTIVATIONS, read_layer_types, write_layer_types
 
 
 @FAMILIES.register
@@ -17,8 +17,9 @@ class Gemma2(Gemma):
 
     model_type = "gemma2"
     architecture = "Gemma2ForCausalLM"
-    default_softcaps: ClassVar[tuple[float, float]] = (50.0, 30.0)
-    """The softcaps of the attention scores and of the logits."""
+    default_kv_heads = 4
+    default_softcaps: ClassVar[tuple[float | None, float | None]] = (50.0, 30.0)
+    """The softcaps of the attention scores and of the logits. None: no cap."""
     norms: ClassVar = {
         "ln1": "input_layernorm",
         "ln1_post": "post_attention_layernorm",
@@ -26,15 +27,18 @@ class Gemma2(Gemma):
         "ln2_post": "post_feedforward_layernorm",
     }
 
+    def read_act(self, attributes: Attributes) -> Activation:
+        attributes.ignore("hidden_act")  # files may have it, but Gemma 2 and 3 compute what hidden_activation names
+        return attributes.choose("hidden_activation", ACTIVATIONS, self.default_act)
+
     def read_shared(self, attributes: Attributes) -> dict[str, Any]:
         """The fields of `Config` that Gemma 2 and 3 read in the same way."""
-        attributes.ignore("cache_implementation")
         scores, logits = self.default_softcaps
         return super().read_shared(attributes) | {
             "norm_places": "around",
-            "attn_scale": attributes.take("query_pre_attn_scalar", 256) ** -0.5,
-            "attn_softcap": float(attributes.take("attn_logit_softcapping", scores)),
-            "logit_softcap": float(attributes.take("final_logit_softcapping", logits)),
+            "attn_scale": attributes.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
+            "attn_softcap": _softcap(attributes, "attn_logit_softcapping", scores),
+            "logit_softcap": _softcap(attributes, "final_logit_softcapping", logits),
         }
 
     def write_shared(self, config: Config) -> dict[str, Any]:
@@ -48,5 +52,14 @@ class Gemma2(Gemma):
 
     def read(self, attributes: Attributes) -> Config:
         shared = self.read_shared(attributes)
-        windows = read_layer_types(attributes, shared["n_layers"], lambda i: i % 2 == 0)
+        window = attributes.take("sliding_window", int, 4096, null=None)
+        windows = read_layer_types(attributes, shared["n_layers"], window, lambda i: i % 2 == 0)
         return Config(**shared, **windows)
+
+
+def _softcap(attributes: Attributes, name: str, absent: float | None) -> float:
+    """A softcap; 0 if there is none."""
+    cap = attributes.take(name, float, absent, null=None)
+    if cap is not None and cap <= 0:
+        attributes.require(name, None, "a cap is positive, or null for no cap")
+    return cap or 0.0

@@ -18,24 +18,28 @@ class Gemma3(Gemma2):
 
     model_type = "gemma3_text"
     architecture = "Gemma3ForCausalLM"
+    default_n_ctx = 131_072
     default_rope_base = 1e6
-    default_softcaps = (0.0, 0.0)
+    default_softcaps = (None, None)
 
     def read(self, attributes: Attributes) -> Config:
-        take = attributes.take
-        local_base = float(take("rope_local_base_freq", 10_000.0))
-        by_kind = take("rope_parameters", {})
-        ropes = {kind: by_kind[kind] for kind in ("full_attention", "sliding_attention") if kind in by_kind}
-        shared = self.read_shared(attributes.without("rope_parameters") if ropes else attributes)
-        rope, rope_local = shared["rope"], Rope(local_base)
-        if ropes:
-            d_head, n_ctx = shared["d_head"], shared["n_ctx"]
-            rope = rope_of(ropes.get("full_attention", {}), d_head, n_ctx, base=self.default_rope_base)
-            rope_local = rope_of(ropes.get("sliding_attention", {}), d_head, n_ctx, base=local_base)
-        every = take("sliding_window_pattern", 6, also=("_sliding_window_pattern",))
-        windows = read_layer_types(attributes, shared["n_layers"], lambda i: (i + 1) % every != 0)
-        local: dict[str, Any] = {"rope_local": rope_local} if windows else {}
-        return Config(**(shared | {"rope": rope}), **windows, **local, qk_norm="head")
+        shared = self.read_shared(attributes)
+        attributes.ignore("_sliding_window_pattern")  # a copy that transformers writes beside layer_types
+        every = attributes.size("sliding_window_pattern", 6)
+        window = attributes.take("sliding_window", int, 4096, null=None)
+        windows = read_layer_types(attributes, shared["n_layers"], window, lambda i: (i + 1) % every != 0)
+        base = attributes.take("rope_local_base_freq", float, 10_000.0)
+        rope = _rope_parameters(attributes, "sliding_attention")
+        local = rope_of(rope, shared["d_head"], shared["n_ctx"], base=base)
+        return Config(**shared, **windows, rope_local=local if windows else None, qk_norm="head")
+
+    def read_rope(self, attributes: Attributes, d_head: int, n_ctx: int) -> Rope:
+        attributes.require("attn_logit_softcapping", None, "Gemma 3 does not cap attention scores")
+        base = attributes.take("rope_theta", float, self.default_rope_base)
+        rope, scaling = _rope_parameters(attributes, "full_attention"), attributes.table("rope_scaling")
+        if len(rope) and len(scaling):
+            attributes.require("rope_scaling", None, "rope_parameters describes the rotation")
+        return rope_of(scaling if len(scaling) else rope, d_head, n_ctx, base=base)
 
     def write(self, config: Config) -> dict[str, Any]:
         local = config.rope_local or config.rope
@@ -44,3 +48,11 @@ class Gemma3(Gemma2):
             "rope_parameters": {kind: write_rope(rope, config.d_head) for kind, rope in ropes.items()},
             "rope_local_base_freq": local.base,
         }
+
+
+def _rope_parameters(attributes: Attributes, kind: str) -> Attributes:
+    """`rope_parameters` for one kind of layer. Parameters for all layers together have no meaning in Gemma 3."""
+    kinds = attributes.table("rope_parameters")
+    kinds.ignore("full_attention", "sliding_attention")
+    kinds.close()
+    return kinds.table(kind)

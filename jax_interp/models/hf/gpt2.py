@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, LayerNorm, biases everywhere, a tied unembedding.
+"""GPT-2: learned positions, LayerNorm, biases everywhere, an unembedding that is usually tied.
 
 Weights are stored as `[in, out]`. Query, key and value are fused in one tensor.
 """
@@ -31,25 +31,25 @@ class GPT2(Family):
         attributes.require("scale_attn_weights", True, "attention scores are divided by sqrt(d_head)")
         attributes.require("scale_attn_by_inverse_layer_idx", False, "scores have one scale in all layers")
         attributes.require("add_cross_attention", False, "a decoder has no encoder to attend to")
-        attributes.require("tie_word_embeddings", True, "GPT-2's unembedding is its embedding")
         # reorder_and_upcast_attn: scores are float32 here for every dtype, so both settings give the same model.
         attributes.ignore("attn_pdrop", "embd_pdrop", "resid_pdrop", "reorder_and_upcast_attn", "n_ctx", *SUMMARY)
-        d_model = take("n_embd")
+        d_model = attributes.size("n_embd")
         return Config(
-            n_layers=take("n_layer"),
+            n_layers=attributes.layers("n_layer"),
             d_model=d_model,
-            n_heads=take("n_head"),
-            d_mlp=take("n_inner", 4 * d_model),
-            vocab_size=take("vocab_size"),
-            n_ctx=take("n_positions"),
+            n_heads=attributes.size("n_head"),
+            d_mlp=attributes.size("n_inner", 4 * d_model, null=4 * d_model),
+            vocab_size=attributes.size("vocab_size"),
+            n_ctx=attributes.size("n_positions"),
             act=attributes.choose("activation_function", ACTIVATIONS, "gelu_new"),
             gated_mlp=False,
             norm="layernorm",
-            norm_eps=take("layer_norm_epsilon", 1e-5),
+            norm_eps=take("layer_norm_epsilon", float, 1e-5),
             positions="learned",
             qkv_bias=True,
             out_bias=True,
             mlp_bias=True,
+            tied_embedding=take("tie_word_embeddings", bool, True),
         )
 
     def write(self, config: Config) -> dict[str, Any]:
@@ -62,11 +62,13 @@ class GPT2(Family):
             "n_positions": config.n_ctx,
             "activation_function": activation_name(config.act, tanh="gelu_new"),
             "layer_norm_epsilon": config.norm_eps,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": config.tied_embedding,
         }
 
     def tensors(self, config: Config) -> dict[str, TensorSpec]:
         specs = {"embed.weight": TensorSpec("wte.weight"), "pos_embed.weight": TensorSpec("wpe.weight")}
+        if not config.tied_embedding:
+            specs["unembed.weight"] = TensorSpec("lm_head.weight", transposed=True)
         for kind in ("weight", "bias"):
             specs[f"ln_final.{kind}"] = TensorSpec(f"ln_f.{kind}")
             for ours, theirs in (

@@ -25,31 +25,28 @@ class GPTNeoX(Family):
     ignored = (r"layers\.\d+\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)",)
 
     def read(self, attributes: Attributes) -> Config:
-        take = attributes.take
-        attributes.ignore("hidden_dropout", "is_decoder")
-        d_model, n_heads, n_ctx = (
-            take("hidden_size"),
-            take("num_attention_heads"),
-            take("max_position_embeddings", 2048),
-        )
-        bias = take("attention_bias", True)
+        take, size = attributes.take, attributes.size
+        attributes.ignore("hidden_dropout")
+        d_model, n_heads = size("hidden_size"), size("num_attention_heads")
+        n_ctx = size("max_position_embeddings", 2048)
+        bias = take("attention_bias", bool, True)
         return Config(
-            n_layers=take("num_hidden_layers"),
+            n_layers=attributes.layers("num_hidden_layers"),
             d_model=d_model,
             n_heads=n_heads,
-            d_mlp=take("intermediate_size"),
-            vocab_size=take("vocab_size"),
+            d_mlp=size("intermediate_size"),
+            vocab_size=size("vocab_size"),
             n_ctx=n_ctx,
             act=attributes.choose("hidden_act", ACTIVATIONS, "gelu"),
             gated_mlp=False,
             norm="layernorm",
-            norm_eps=take("layer_norm_eps", 1e-5),
-            parallel="two norms" if take("use_parallel_residual", True) else "no",
-            rope=read_rope(attributes, d_model // n_heads, n_ctx, part=0.25),
+            norm_eps=take("layer_norm_eps", float, 1e-5),
+            parallel="two norms" if take("use_parallel_residual", bool, True) else "no",
+            rope=read_rope(attributes, d_model // n_heads, n_ctx, part=0.25, names=("rotary_emb_base", "rotary_pct")),
             qkv_bias=bias,
             out_bias=bias,
             mlp_bias=True,
-            tied_embedding=take("tie_word_embeddings", False),
+            tied_embedding=take("tie_word_embeddings", bool, False),
         )
 
     def write(self, config: Config) -> dict[str, Any]:

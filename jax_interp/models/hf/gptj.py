@@ -23,22 +23,22 @@ class GPTJ(Family):
     ignored = (r"h\.\d+\.attn\.(masked_)?bias", r"h\.\d+\.attn\.embed_positions")
 
     def read(self, attributes: Attributes) -> Config:
-        take = attributes.take
+        take, size = attributes.take, attributes.size
         attributes.ignore("attn_pdrop", "embd_pdrop", "resid_pdrop", "scale_attn_weights", "rotary", *SUMMARY)
         attributes.require("tie_word_embeddings", False, "GPT-J has an unembedding of its own, with a bias")
-        d_model, n_heads = take("n_embd"), take("n_head")
-        dim = take("rotary_dim", d_model // n_heads)
+        d_model, n_heads = size("n_embd"), size("n_head")
+        dim = size("rotary_dim", 64)
         return Config(
-            n_layers=take("n_layer"),
+            n_layers=attributes.layers("n_layer"),
             d_model=d_model,
             n_heads=n_heads,
-            d_mlp=take("n_inner", 4 * d_model),
-            vocab_size=take("vocab_size"),
-            n_ctx=take("n_positions"),
+            d_mlp=size("n_inner", 4 * d_model, null=4 * d_model),
+            vocab_size=size("vocab_size"),
+            n_ctx=size("n_positions"),
             act=attributes.choose("activation_function", ACTIVATIONS, "gelu_new"),
             gated_mlp=False,
             norm="layernorm",
-            norm_eps=take("layer_norm_epsilon", 1e-5),
+            norm_eps=take("layer_norm_epsilon", float, 1e-5),
             parallel="one norm",
             rope=Rope(dim=None if dim == d_model // n_heads else dim, adjacent=True),
             mlp_bias=True,

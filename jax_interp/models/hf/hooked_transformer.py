@@ -32,6 +32,23 @@ ACTIVATIONS: dict[str, tuple[Activation, bool]] = {
     "solu_ln": ("solu", True),
 }
 POSITIONS: dict[str, Positions] = {"standard": "learned", "rotary": "rotary", "alibi": "alibi"}
+ONLY: dict[str, tuple[object, str]] = {
+    "attention_dir": ("causal", "in a decoder no token sees those after it"),
+    "gated_mlp": (False, "gated MLPs in this layout are not built"),
+    "use_local_attn": (False, "all layers attend to everything"),
+    "final_rms": (False, "the final norm is of the same kind as the others"),
+    "post_embedding_ln": (False, "a norm after the embedding is not built"),
+    "scale_attn_by_inverse_layer_idx": (False, "scores have the same scale in all layers"),
+    "use_NTK_by_parts_rope": (False, "scaled rotary frequencies are not built"),
+    "use_normalization_before_and_after": (False, "norms stand before attention and MLP only"),
+    "use_qk_norm": (False, "queries and keys have no norms"),
+    "num_experts": (None, "mixtures of experts in this layout are not built"),
+    "attn_types": (None, "all layers attend to everything"),
+    "load_in_4bit": (False, "quantized weights are not read"),
+    "attn_scores_soft_cap": (-1.0, "scores are not capped"),
+    "output_logits_soft_cap": (-1.0, "logits are not capped"),
+}
+"""The attributes of features that are not built: the only value that is supported, and why."""
 IRRELEVANT = (
     *("model_name", "tokenizer_name", "original_architecture", "from_checkpoint", "checkpoint_index", "device"),
     *("checkpoint_label_type", "checkpoint_value", "n_devices", "seed", "init_mode", "init_weights", "n_params"),
@@ -40,7 +57,8 @@ IRRELEVANT = (
     # attributes that are used only with an option that `read` refuses
     *("window_size", "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "NTK_by_parts_factor"),
     *("NTK_original_ctx_len", "relative_attention_max_distance", "relative_attention_num_buckets", "norm_topk_prob"),
-    *("experts_per_token", "decoder_start_token_id", "rotary_base_local", "rmsnorm_uses_offset"),
+    *("experts_per_token", "rotary_base_local", "rmsnorm_uses_offset"),
+    *("tie_word_embeddings", "uses_rms_norm"),  # the unembedding is stored, and normalization_type names the norm
 )
 
 
@@ -56,47 +74,44 @@ class HookedTransformer(Family):
     ignored = (r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos|alibi)",)
 
     def read(self, attributes: Attributes) -> Config:
-        take, require = attributes.take, attributes.require
+        take, size, require = attributes.take, attributes.size, attributes.require
         attributes.ignore(*IRRELEVANT)
-        require("attention_dir", "causal", "in a decoder no token sees those after it")
-        require("gated_mlp", False, "gated MLPs in this layout are not built")
-        require("use_local_attn", False, "all layers attend to everything")
-        require("final_rms", False, "the final norm is of the same kind as the others")
-        require("post_embedding_ln", False, "a norm after the embedding is not built")
-        require("scale_attn_by_inverse_layer_idx", False, "scores have the same scale in all layers")
-        require("use_NTK_by_parts_rope", False, "scaled rotary frequencies are not built")
-        require("attn_scores_soft_cap", -1.0, "scores are not capped")
-        require("output_logits_soft_cap", -1.0, "logits are not capped")
-        n_heads, vocab_size, d_head = take("n_heads"), take("d_vocab"), take("d_head")
-        attn_only = take("attn_only", False)
-        if take("n_key_value_heads", n_heads) != n_heads:
+        for name, (value, why) in ONLY.items():
+            require(name, value, why)
+        d_model, vocab_size, d_head = size("d_model"), size("d_vocab"), size("d_head")
+        n_heads = take("n_heads", int, d_model // d_head)
+        n_heads = d_model // d_head if n_heads == -1 else n_heads  # -1: not given
+        attn_only = take("attn_only", bool, False)
+        if take("n_key_value_heads", int, n_heads, null=n_heads) != n_heads:
             require("n_key_value_heads", n_heads, "heads that share keys and values are not built")
-        if take("d_vocab_out", -1) != -1:
+        if take("d_vocab_out", int, -1) != -1:
             require("d_vocab_out", vocab_size, "the input and output vocabularies must have the same size")
-        norm, affine = attributes.choose("normalization_type", NORMS, "none")
-        act, mlp_norm = attributes.choose("act_fn", ACTIVATIONS, "relu" if attn_only else "gelu")
-        divisor = take("attn_scale", -1.0)  # -1: not given
-        divisor = (math.sqrt(d_head) if divisor == -1.0 else divisor) if take("use_attn_scale", True) else 1.0
-        rotary_dim = take("rotary_dim", d_head)
-        adjacent, base = take("rotary_adjacent_pairs", False), float(take("rotary_base", 10_000))
+        norm, affine = attributes.choose("normalization_type", NORMS, "LN", null="none")
+        if attn_only:
+            attributes.ignore("act_fn")
+        act, mlp_norm = ACTIVATIONS["relu"] if attn_only else attributes.choose("act_fn", ACTIVATIONS)
+        divisor = take("attn_scale", float, -1.0)
+        divisor = (math.sqrt(d_head) if divisor == -1.0 else divisor) if take("use_attn_scale", bool, True) else 1.0
+        rotary_dim = size("rotary_dim", d_head, null=d_head)
+        adjacent, base = take("rotary_adjacent_pairs", bool, False), take("rotary_base", float, 10_000.0)
         positions = attributes.choose("positional_embedding_type", POSITIONS, "standard")
-        parallel = take("parallel_attn_mlp", False)
-        d_mlp = take("d_mlp", 4 * take("d_model"))
+        parallel = take("parallel_attn_mlp", bool, False)
+        d_mlp = size("d_mlp", 4 * d_model, null=4 * d_model)
         rope = Rope(base, None if rotary_dim == d_head else rotary_dim, adjacent=adjacent)
         return Config(
-            n_layers=take("n_layers"),
-            d_model=take("d_model"),
+            n_layers=attributes.layers("n_layers"),
+            d_model=d_model,
             n_heads=n_heads,
             d_head=d_head,
             d_mlp=0 if attn_only else d_mlp,
             vocab_size=vocab_size,
-            n_ctx=take("n_ctx"),
+            n_ctx=size("n_ctx"),
             act=act,
             gated_mlp=False,
-            mlp_norm=mlp_norm and not attn_only,
+            mlp_norm=mlp_norm,
             norm=norm,
             norm_affine=affine,
-            norm_eps=take("eps", 1e-5),
+            norm_eps=take("eps", float, 1e-5),
             parallel="two norms" if parallel else "no",
             positions=positions,
             rope=rope if positions == "rotary" else Rope(),

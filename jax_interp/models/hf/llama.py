@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from jax_interp.models.config import Config
+from jax_interp.core.rotary import Rope
+from jax_interp.models.config import Activation, Config
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.family import FAMILIES, Family
 from jax_interp.models.hf.shared_attributes import ACTIVATIONS, activation_name, read_rope, write_rope
@@ -25,15 +26,22 @@ class Llama(Family):
     model_type = "llama"
     architecture = "LlamaForCausalLM"
     prefix = "model."
+    eps_name: ClassVar[str] = "rms_norm_eps"
+    """The attribute with `norm_eps`."""
     ignored = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
 
     # The defaults of a family for attributes that are missing in its `config.json`.
     default_n_ctx: ClassVar[int] = 2048
     default_rope_base: ClassVar[float] = 10_000.0
-    default_rotated_part: ClassVar[float] = 1.0
-    """The part of a head's features that is rotated."""
+    default_rotated_part: ClassVar[float | None] = None
+    """The part of a head's features that is rotated. None: all of them, in every model of the family."""
     default_norm_eps: ClassVar[float] = 1e-6
     default_tied: ClassVar[bool] = False
+    default_kv_heads: ClassVar[int | None] = None
+    """None: as many as query heads."""
+    default_d_head: ClassVar[int | None] = None
+    """None: d_model / n_heads."""
+    default_act: ClassVar[str] = "silu"
 
     norms: ClassVar[Mapping[str, str]] = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
     """The norms of a block, and their stored names."""
@@ -42,24 +50,32 @@ class Llama(Family):
 
     def read_shared(self, attributes: Attributes) -> dict[str, Any]:
         """The fields of `Config` that all these families read in the same way."""
-        take = attributes.take
-        d_model, n_heads = take("hidden_size"), take("num_attention_heads")
-        d_head = take("head_dim", d_model // n_heads)
-        n_ctx = take("max_position_embeddings", self.default_n_ctx)
+        take, size = attributes.take, attributes.size
+        d_model, n_heads = size("hidden_size"), size("num_attention_heads")
+        d_head = size("head_dim", self.default_d_head or d_model // n_heads, null=d_model // n_heads)
+        n_ctx = size("max_position_embeddings", self.default_n_ctx)
         return {
-            "n_layers": take("num_hidden_layers"),
+            "n_layers": attributes.layers("num_hidden_layers"),
             "d_model": d_model,
             "n_heads": n_heads,
-            "n_kv_heads": take("num_key_value_heads", 0),
+            "n_kv_heads": size("num_key_value_heads", self.default_kv_heads or n_heads, null=n_heads),
             "d_head": d_head,
-            "d_mlp": take("intermediate_size"),
-            "vocab_size": take("vocab_size"),
+            "d_mlp": size("intermediate_size"),
+            "vocab_size": size("vocab_size"),
             "n_ctx": n_ctx,
-            "act": attributes.choose("hidden_act", ACTIVATIONS, "silu"),
-            "norm_eps": take("rms_norm_eps", self.default_norm_eps),
-            "rope": read_rope(attributes, d_head, n_ctx, base=self.default_rope_base, part=self.default_rotated_part),
-            "tied_embedding": take("tie_word_embeddings", self.default_tied),
+            "act": self.read_act(attributes),
+            "norm_eps": take(self.eps_name, float, self.default_norm_eps),
+            "rope": self.read_rope(attributes, d_head, n_ctx),
+            "tied_embedding": take("tie_word_embeddings", bool, self.default_tied),
         }
+
+    def read_act(self, attributes: Attributes) -> Activation:
+        """The activation of the MLP."""
+        return attributes.choose("hidden_act", ACTIVATIONS, self.default_act)
+
+    def read_rope(self, attributes: Attributes, d_head: int, n_ctx: int) -> Rope:
+        """The rotation of the layers that attend to everything."""
+        return read_rope(attributes, d_head, n_ctx, base=self.default_rope_base, part=self.default_rotated_part)
 
     def write_shared(self, config: Config) -> dict[str, Any]:
         """The attributes that all these families write in the same way."""
@@ -73,7 +89,7 @@ class Llama(Family):
             "vocab_size": config.vocab_size,
             "max_position_embeddings": config.n_ctx,
             "hidden_act": activation_name(config.act),
-            "rms_norm_eps": config.norm_eps,
+            self.eps_name: config.norm_eps,
             "rope_parameters": write_rope(config.rope, config.d_head),
             "rope_theta": config.rope.base,
             "tie_word_embeddings": config.tied_embedding,
@@ -81,8 +97,8 @@ class Llama(Family):
 
     def read(self, attributes: Attributes) -> Config:
         attributes.ignore("pretraining_tp")  # how matrix products were split in training; the results are the same
-        bias = attributes.take("attention_bias", False)
-        mlp_bias = attributes.take("mlp_bias", False)
+        bias = attributes.take("attention_bias", bool, False)
+        mlp_bias = attributes.take("mlp_bias", bool, False)
         return Config(**self.read_shared(attributes), qkv_bias=bias, out_bias=bias, mlp_bias=mlp_bias)
 
     def write(self, config: Config) -> dict[str, Any]:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import DTypeLike
 
 from jax_interp.core.config_json import from_json, to_json
 from jax_interp.core.errors import UserError
-from jax_interp.core.tensor_files import read_json
+from jax_interp.core.json_files import read_json
 from jax_interp.data.tokenizer import Tokenizer, load_tokenizer
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.checkpoint import stored_tensors
+from jax_interp.models.hf.digests import check_digests
 from jax_interp.models.hf.family import Family, family_of
-from jax_interp.models.hf.fill import fill
+from jax_interp.models.hf.fill import by_name, checked_dtype, fill, has_own_head
 
 PACKAGED = ("stdlib-small",)
 """Models that are part of the package."""
@@ -43,6 +46,9 @@ def load(
     The weights are loaded without processing, and the logits are those of the reference implementation. Besides the
     model, host memory holds only one tensor at a time. Only JSON and safetensors files are downloaded and read, and no
     code or pickles.
+
+    An unembedding in the files that differs from the embedding is used, also where `config.json` says that the two are
+    tied (`load_shapes` reads `config.json` only, and follows it).
 
     Args:
       name_or_dir: the name of a packaged model (`stdlib-small`); a directory with `config.json`, `model.safetensors`
@@ -69,10 +75,17 @@ def load(
         model, tokenizer = load("EleutherAI/pythia-70m", revision="step1000", dtype="bfloat16")
     """
     directory = _find(name_or_dir, revision, local_files_only)
-    family, full, _ = _described(directory)
+    check_digests(directory)
+    values, where = read_json(directory / "config.json"), str(directory / "config.json")
+    family, full = _described(values, where)
+    stored = by_name(family, stored_tensors(directory))
+    if full.n_layers * max(1, full.n_experts) > len(stored):
+        raise UserError(f"{where} describes {full.n_layers} layers, but there are only {len(stored)} tensors")
+    if full.tied_embedding and has_own_head(family, full, stored):
+        family, full = _described(values | {"tie_word_embeddings": False}, where)
     config = full if first_n_layers is None else full.first(first_n_layers)
-    model = fill(config, family, stored_tensors(directory), full=full, dtype=dtype, mesh=mesh, stacked=stacked)
-    return model, _tokenizer(directory)
+    model = fill(config, family, stored, full=full, dtype=dtype, mesh=mesh, stacked=stacked)
+    return model, _tokenizer(directory, values, full)
 
 
 def load_shapes(
@@ -97,15 +110,16 @@ def load_shapes(
     Example:
         sites(load_shapes("gpt2"))(jax.ShapeDtypeStruct((1, 8), jnp.int32))
     """
-    _, config, named = _described(_find(name_or_dir, revision, local_files_only, ("config.json",)))
-    dtype = jnp.dtype(dtype or named or "float32")
+    file = _find(name_or_dir, revision, local_files_only, ("config.json",)) / "config.json"
+    values = read_json(file)
+    _, config = _described(values, str(file))
+    named = values.get("dtype") or values.get("torch_dtype")
+    dtype = checked_dtype(dtype or (named if named in ("float16", "bfloat16", "float64") else "float32"))
     return jax.eval_shape(lambda: init(config, jax.random.key(0), stacked=stacked, dtype=dtype))
 
 
-def _described(directory: Path) -> tuple[Family, Config, str | None]:
-    """The family, the config and the dtype that `config.json` describes."""
-    values = read_json(directory / "config.json")
-    where = str(directory / "config.json")
+def _described(values: dict[str, Any], where: str) -> tuple[Family, Config]:
+    """The family and the config that a `config.json` describes."""
     family = family_of(values, where)
     attributes = Attributes(values, where)
     try:
@@ -119,15 +133,15 @@ def _described(directory: Path) -> tuple[Family, Config, str | None]:
         from_json(Config, to_json(config))
     except UserError as error:
         raise UserError(f"{where} has an attribute of the wrong type: {error}") from error
-    dtype = values.get("dtype") or values.get("torch_dtype")
-    return family, config, dtype if dtype in ("float16", "bfloat16", "float32", "float64") else None
+    return family, config
 
 
-def _tokenizer(directory: Path) -> Tokenizer | None:
-    if not (directory / "tokenizer.json").is_file():
+def _tokenizer(directory: Path, values: dict[str, Any], config: Config) -> Tokenizer | None:
+    """The tokenizer of a model. It refuses texts with token ids that the model does not have."""
+    if not (directory / "tokenizer.json").exists():
         return None
-    named = read_json(directory / "config.json").get("bos_token_id")
-    return load_tokenizer(directory, bos_id=named if isinstance(named, int) else None)
+    named = values.get("bos_token_id")
+    return load_tokenizer(directory, bos_id=named if isinstance(named, int) else None, model_ids=config.vocab_size)
 
 
 def _find(
@@ -135,14 +149,24 @@ def _find(
 ) -> Path:
     """The directory of a model. If `name_or_dir` is a name on the hub, the model is downloaded."""
     name, directory = str(name_or_dir), Path(name_or_dir)
+    if not name.strip():
+        raise UserError("the name of the model is empty: give a directory, or a name on the hub")
     with contextlib.suppress(RuntimeError):  # "~user" of an unknown user is not a directory
         directory = directory.expanduser()
-    if directory.is_dir() or name in PACKAGED:
+    is_directory = _is(Path.is_dir, directory)
+    if is_directory or name in PACKAGED:
         if revision is not None:
             raise UserError(f"revision={revision!r} is for models on the hub; {name} is a local directory")
-        return directory if directory.is_dir() else Path(str(files("jax_interp") / "assets" / name))
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise UserError(f"there is no directory {name}, and it is not a name on the hub (name, or owner/name)")
+        return directory if is_directory else Path(str(files("jax_interp") / "assets" / name))
+    if _is(Path.exists, directory):
+        raise UserError(f"{name} is a file: load takes the directory of a model")
+    if near := difflib.get_close_matches(name, PACKAGED, n=1, cutoff=0.75):
+        raise UserError(f"there is no model {name!r}: did you mean {near[0]!r}?")
+    hint = _neighbour(directory)
+    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name) or name.startswith("."):
+        raise UserError(
+            f"there is no directory {name[:300]!r}{hint}, and it is not a name on the hub (name, or owner/name)"
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -153,5 +177,23 @@ def _find(
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"{name!r} is not a directory, not a packaged model ({', '.join(PACKAGED)}), and could not be fetched from "
-            f"the hub: {reason[0]}"
+            f"the hub: {reason[0]}{hint}"
         ) from error
+
+
+def _is(what: Callable[[Path], bool], path: Path) -> bool:
+    """`path.is_dir()` or `path.exists()`; False for a name that no file system takes."""
+    try:
+        return what(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _neighbour(directory: Path) -> str:
+    """A hint at the directory with the nearest name beside one that does not exist."""
+    parent = directory.parent
+    with contextlib.suppress(OSError, ValueError):
+        beside = [other.name for other in parent.iterdir() if other.is_dir()]
+        if near := difflib.get_close_matches(directory.name, beside, n=1):
+            return f"; did you mean {str(parent / near[0])!r}?"
+    return ""

@@ -20,12 +20,13 @@ class Mixtral(Mistral):
     architecture = "MixtralForCausalLM"
     default_rope_base = 1e6
     default_norm_eps = 1e-5
+    default_window = None
     projections = ATTENTION
 
     def read(self, attributes: Attributes) -> Config:
         attributes.ignore("router_aux_loss_coef", "router_jitter_noise", "output_router_logits")  # for training
-        experts = attributes.take("num_local_experts", 8, also=("num_experts",))
-        choices = attributes.take("num_experts_per_tok", 2)
+        experts = attributes.size("num_local_experts", 8, also=("num_experts",))
+        choices = attributes.size("num_experts_per_tok", 2)
         return Config(**self.read_shared(attributes), n_experts=experts, experts_per_token=choices)
 
     def write(self, config: Config) -> dict[str, Any]:

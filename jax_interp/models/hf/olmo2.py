@@ -21,7 +21,7 @@ class OLMo2(Llama):
 
     def read(self, attributes: Attributes) -> Config:
         attributes.require("clip_qkv", None, "OLMo 2 does not clip queries, keys and values")
-        bias = attributes.take("attention_bias", False)
+        bias = attributes.take("attention_bias", bool, False)
         shared = self.read_shared(attributes)
         return Config(**shared, norm_places="after", qk_norm="all heads", qkv_bias=bias, out_bias=bias)
 

@@ -20,20 +20,21 @@ class OPT(Family):
     prefix = "model.decoder."
 
     def read(self, attributes: Attributes) -> Config:
-        take = attributes.take
+        take, size = attributes.take, attributes.size
         attributes.ignore("dropout", "activation_dropout", "layerdrop", "init_std")
         attributes.require("do_layer_norm_before", True, "norms after the residual sums (OPT-350m) are not built")
         attributes.require("_remove_final_layer_norm", False, "a norm stands before the unembedding")
         attributes.require("layer_norm_elementwise_affine", True, "norms have weights")
-        d_model, bias = take("hidden_size"), take("enable_bias", True)
-        attributes.require("word_embed_proj_dim", d_model, "embeddings must have the width of the residual stream")
+        d_model, bias = size("hidden_size"), take("enable_bias", bool, True)
+        if size("word_embed_proj_dim", d_model, null=d_model) != d_model:
+            attributes.require("word_embed_proj_dim", d_model, "embeddings have the width of the residual stream")
         return Config(
-            n_layers=take("num_hidden_layers"),
+            n_layers=attributes.layers("num_hidden_layers"),
             d_model=d_model,
-            n_heads=take("num_attention_heads"),
-            d_mlp=take("ffn_dim"),
-            vocab_size=take("vocab_size"),
-            n_ctx=take("max_position_embeddings", 2048),
+            n_heads=size("num_attention_heads"),
+            d_mlp=size("ffn_dim"),
+            vocab_size=size("vocab_size"),
+            n_ctx=size("max_position_embeddings", 2048),
             act=attributes.choose("activation_function", ACTIVATIONS, "relu"),
             gated_mlp=False,
             norm="layernorm",
@@ -42,7 +43,7 @@ class OPT(Family):
             qkv_bias=bias,
             out_bias=bias,
             mlp_bias=bias,
-            tied_embedding=take("tie_word_embeddings", True),
+            tied_embedding=take("tie_word_embeddings", bool, True),
         )
 
     def write(self, config: Config) -> dict[str, Any]:

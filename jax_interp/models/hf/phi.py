@@ -8,7 +8,7 @@ from jax_interp.models.config import Config
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.family import FAMILIES
 from jax_interp.models.hf.llama import ATTENTION, Llama
-from jax_interp.models.hf.shared_attributes import ACTIVATIONS, activation_name
+from jax_interp.models.hf.shared_attributes import activation_name
 from jax_interp.models.hf.tensors import TensorSpec
 
 
@@ -19,17 +19,19 @@ class Phi(Llama):
     model_type = "phi"
     architecture = "PhiForCausalLM"
     default_rotated_part = 0.5
+    default_norm_eps = 1e-5
+    default_act = "gelu_new"
+    eps_name = "layer_norm_eps"
     norms: ClassVar = {"ln1": "input_layernorm"}
     projections: ClassVar = ATTENTION | {"o": "self_attn.dense", "up": "mlp.fc1", "down": "mlp.fc2"}
 
     def read(self, attributes: Attributes) -> Config:
         attributes.require("qk_layernorm", False, "a LayerNorm of each head's queries and keys is not built")
         attributes.ignore("embd_pdrop", "resid_pdrop")
-        eps = attributes.take("layer_norm_eps", 1e-5)
-        act = attributes.choose("hidden_act", ACTIVATIONS, "gelu_new")
-        shared = self.read_shared(attributes) | {"norm_eps": eps, "act": act, "gated_mlp": False}
+        shared = self.read_shared(attributes)
         return Config(
             **shared,
+            gated_mlp=False,
             norm="layernorm",
             parallel="one norm",
             qkv_bias=True,
@@ -39,11 +41,8 @@ class Phi(Llama):
         )
 
     def write(self, config: Config) -> dict[str, Any]:
-        values = self.write_shared(config)
-        del values["rms_norm_eps"]
-        return values | {
+        return self.write_shared(config) | {
             "hidden_act": activation_name(config.act, tanh="gelu_new"),
-            "layer_norm_eps": config.norm_eps,
             "partial_rotary_factor": (config.rope.dim or config.d_head) / config.d_head,
         }
 

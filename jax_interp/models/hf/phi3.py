@@ -19,10 +19,15 @@ class Phi3(Mistral):
     architecture = "Phi3ForCausalLM"
     default_n_ctx = 4096
     default_norm_eps = 1e-5
+    default_rotated_part = 1.0
+    default_kv_heads = None
+    default_window = None
     projections: ClassVar = {"o": "self_attn.o_proj", "down": "mlp.down_proj"}
 
     def read(self, attributes: Attributes) -> Config:
-        attributes.ignore("embd_pdrop", "resid_pdrop")
+        attributes.ignore(
+            "embd_pdrop", "resid_pdrop", "original_max_position_embeddings"
+        )  # of a scaling not built here
         return super().read(attributes)
 
     def write(self, config: Config) -> dict[str, Any]:

@@ -18,13 +18,18 @@ class Qwen2(Llama):
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
     default_n_ctx = 32768
+    default_kv_heads = 32
 
     def read_shared(self, attributes: Attributes) -> dict[str, Any]:
         """As in Llama, with the layers that have sliding attention."""
         shared = super().read_shared(attributes)
-        used, first = attributes.take("use_sliding_window", False), attributes.take("max_window_layers", 28)
-        windows = read_layer_types(attributes, shared["n_layers"], lambda i: i >= first)
-        return shared | (windows if used else {})
+        first, window = (
+            attributes.take("max_window_layers", int, 28),
+            attributes.take("sliding_window", int, 4096, null=None),
+        )
+        window = window if attributes.take("use_sliding_window", bool, False) else None
+        slides = lambda i: window is not None and i >= first
+        return shared | read_layer_types(attributes, shared["n_layers"], window, slides)
 
     def write_shared(self, config: Config) -> dict[str, Any]:
         values = super().write_shared(config) | {"use_sliding_window": bool(config.sliding)}

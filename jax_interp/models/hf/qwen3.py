@@ -16,9 +16,10 @@ class Qwen3(Qwen2):
 
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"
+    default_d_head = 128
 
     def read(self, attributes: Attributes) -> Config:
-        bias = attributes.take("attention_bias", False)
+        bias = attributes.take("attention_bias", bool, False)
         return Config(**self.read_shared(attributes), qk_norm="head", qkv_bias=bias, out_bias=bias)
 
     def write(self, config: Config) -> dict[str, Any]:

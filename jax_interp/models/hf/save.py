@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_interp.core.atomic_write import sync
+from jax_interp.core.atomic_write import WriteError, atomic_write, sync, sync_tree
 from jax_interp.core.errors import UserError
+from jax_interp.core.locks import locked
 from jax_interp.core.tensor_files import write_tensors
 from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.checkpoint import INDEX, WEIGHTS
+from jax_interp.models.hf.digests import write_digests
 from jax_interp.models.hf.family import Family, family_for
 from jax_interp.models.hf.fill import parameters
 from jax_interp.models.hf.tensors import TensorSpec
@@ -36,8 +38,9 @@ def save(
 ) -> Path:
     """Write a model as a directory. `load` and transformers read it back with the same logits.
 
-    The directory contains `config.json`, the weights as safetensors, and `tokenizer.json` if a tokenizer is given. It
-    is written atomically: if the process is killed, the previous model still exists, or the next call restores it.
+    The directory contains `config.json`, the weights as safetensors, `tokenizer.json` if a tokenizer is given, and
+    `digests.json`, with which `load` notices a file that was changed or exchanged. It is written atomically: if the
+    process is killed, the previous model still exists, or the next call restores it.
     Besides the model, host memory holds only the tensors of one file.
 
     Args:
@@ -55,7 +58,7 @@ def save(
 
     Raises:
       UserError: no family has such a model, the parameters of the model do not fit its config, or `directory` exists
-        and cannot be replaced.
+        and cannot be replaced or written.
 
     Example:
         model, tokenizer = load("gpt2")
@@ -72,37 +75,40 @@ def save(
     directory = Path(directory).resolve()
     with _replacing(directory, overwrite) as fresh:
         _write_tensors(_tensors(model, layout), fresh, max_file_bytes)
-        (fresh / "config.json").write_text(json.dumps(values | dict(header or {}), indent=2) + "\n", encoding="utf-8")
+        atomic_write(fresh / "config.json", json.dumps(values | dict(header or {}), indent=2) + "\n")
         if tokenizer is not None:
             tokenizer.save(str(fresh / "tokenizer.json"))
+        write_digests(fresh)
     return directory
 
 
 @contextlib.contextmanager
 def _replacing(directory: Path, overwrite: bool) -> Iterator[Path]:
     """A new directory to fill. After the block it replaces `directory`. After an error `directory` is unchanged."""
-    fresh, old = (directory.with_name(f".{directory.name}.{which}") for which in ("new", "old"))
-    if old.exists() and not directory.exists():  # a process was killed between the two renames below
-        os.replace(old, directory)
-    _check_replaceable(directory, overwrite)
-    for leftover in (fresh, old):  # from a process that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir(parents=True)
+    fresh, old, lock = (directory.with_name(f".{directory.name}.{which}") for which in ("new", "old", "lock"))
     try:
-        yield fresh
-        for file in fresh.iterdir():
-            sync(file)
-        sync(fresh)
-        if directory.exists():
-            os.replace(directory, old)
-        os.replace(fresh, directory)
-    except BaseException:
-        if old.exists() and not directory.exists():
-            os.replace(old, directory)
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    sync(directory.parent)
-    shutil.rmtree(old, ignore_errors=True)
+        with locked(lock, f"the model {directory}"):
+            if old.exists() and not directory.exists():  # a process was killed between the two renames below
+                os.replace(old, directory)
+            _check_replaceable(directory, overwrite)
+            for leftover in (fresh, old):  # from a process that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
+            fresh.mkdir()
+            try:
+                yield fresh
+                sync_tree(fresh)
+                if directory.exists():
+                    os.replace(directory, old)
+                os.replace(fresh, directory)
+            except BaseException:
+                if old.exists() and not directory.exists():
+                    os.replace(old, directory)
+                shutil.rmtree(fresh, ignore_errors=True)
+                raise
+            sync(directory.parent)
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise WriteError.of(directory, error) from error
 
 
 def _check_replaceable(directory: Path, overwrite: bool) -> None:
@@ -180,4 +186,4 @@ def _write_tensors(tensors: Iterator[tuple[str, np.ndarray]], directory: Path, m
         os.replace(file, directory / final)
         weight_map |= dict.fromkeys(names, final)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    atomic_write(directory / INDEX, json.dumps(index, indent=2) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from jax_interp.core.errors import UserError
@@ -27,47 +27,72 @@ def activation_name(act: str, *, tanh: str = "gelu_pytorch_tanh") -> str | None:
     return {"silu": "silu", "gelu": "gelu", "gelu_tanh": tanh, "relu": "relu"}.get(act)
 
 
-def read_rope(attributes: Attributes, d_head: int, n_ctx: int, *, base: float = 10_000.0, part: float = 1.0) -> Rope:
-    """The rotation of all layers. `base` and `part` (the rotated part of a head) are the defaults of the family."""
-    given = attributes.take("rope_parameters", {}) | attributes.take("rope_scaling", {})
-    base = attributes.take("rope_theta", base, also=("rotary_emb_base",))
-    part = attributes.take("partial_rotary_factor", part, also=("rotary_pct",))
-    original = attributes.take("original_max_position_embeddings", n_ctx)
-    return rope_of(given, d_head, original, base=base, part=part)
+def read_rope(
+    attributes: Attributes,
+    d_head: int,
+    n_ctx: int,
+    *,
+    base: float = 10_000.0,
+    part: float | None = None,
+    names: tuple[str, str] = ("rope_theta", "partial_rotary_factor"),
+) -> Rope:
+    """The rotation of all layers, from `rope_parameters` or from the older `rope_scaling` and single attributes.
+
+    Args:
+      attributes: the attributes of the file.
+      d_head: the features of a head.
+      n_ctx: the longest sequence.
+      base: the base of the frequencies, where the file has none.
+      part: the rotated part of a head, where the file has none. None: the family rotates whole heads.
+      names: the attributes of the file with `base` and `part`. An entry of `rope_parameters` has priority.
+    """
+    base = attributes.take(names[0], float, base)
+    if part is None:
+        attributes.require(names[1], 1.0, "this family rotates whole heads")
+    else:
+        part = attributes.take(names[1], float, part)
+    # Some versions of transformers write the attributes of a family a second time, under the common names.
+    for name, own, value in zip(("rope_theta", "partial_rotary_factor"), names, (base, part)):
+        if name != own:
+            attributes.require(name, value, f"it must be {own}")
+    rope = attributes.table("rope_parameters", also=("rope_scaling",))
+    return rope_of(rope, d_head, n_ctx, base=base, part=part)
 
 
-def rope_of(given: Mapping[str, Any], d_head: int, n_ctx: int, *, base: float = 10_000.0, part: float = 1.0) -> Rope:
-    """The rotation that an entry `rope_parameters` describes."""
-    rope = Attributes(given, "its rope scaling")
-    base = float(rope.take("rope_theta", base))
-    dim = int(d_head * float(rope.take("partial_rotary_factor", part)))
-    kind = rope.take("rope_type", "default", also=("type",))
+def rope_of(rope: Attributes, d_head: int, n_ctx: int, *, base: float = 10_000.0, part: float | None = None) -> Rope:
+    """The rotation that an entry `rope_parameters` describes. The other arguments are as in `read_rope`."""
+    base = rope.take("rope_theta", float, base)
+    if part is None:
+        rope.require("partial_rotary_factor", 1.0, "this family rotates whole heads")
+    dim = int(d_head * rope.take("partial_rotary_factor", float, part or 1.0))
+    kind = rope.take("rope_type", str, "default", also=("type",))
     scaling = None
     if kind == "linear":
-        scaling = RopeScaling("linear", float(rope.take("factor")))
+        scaling = RopeScaling("linear", rope.take("factor", float))
     elif kind == "llama3":
         scaling = RopeScaling(
             "llama3",
-            factor=float(rope.take("factor")),
-            low_freq=float(rope.take("low_freq_factor")),
-            high_freq=float(rope.take("high_freq_factor")),
-            original_n_ctx=rope.take("original_max_position_embeddings", n_ctx),
+            factor=rope.take("factor", float),
+            low_freq=rope.take("low_freq_factor", float),
+            high_freq=rope.take("high_freq_factor", float),
+            original_n_ctx=rope.take("original_max_position_embeddings", int, n_ctx),
         )
     elif kind == "yarn":
-        factor, mscales = float(rope.take("factor")), (rope.take("mscale", 0), rope.take("mscale_all_dim", 0))
+        factor = rope.take("factor", float)
+        mscales = [rope.take(name, float, 0.0, null=0.0) for name in ("mscale", "mscale_all_dim")]
         stretch = _mscale(factor) if not all(mscales) else _mscale(factor, mscales[0]) / _mscale(factor, mscales[1])
         scaling = RopeScaling(
             "yarn",
             factor=factor,
-            original_n_ctx=rope.take("original_max_position_embeddings", n_ctx),
-            beta_fast=float(rope.take("beta_fast", 32)),
-            beta_slow=float(rope.take("beta_slow", 1)),
-            attention_factor=float(rope.take("attention_factor", stretch)),
-            truncate=bool(rope.take("truncate", True)),
+            original_n_ctx=rope.take("original_max_position_embeddings", int, n_ctx),
+            beta_fast=rope.take("beta_fast", float, 32.0, null=32.0) or 32.0,
+            beta_slow=rope.take("beta_slow", float, 1.0, null=1.0) or 1.0,
+            attention_factor=rope.take("attention_factor", float, stretch, null=stretch),
+            truncate=rope.take("truncate", bool, True),
         )
     elif kind != "default":
         raise UserError(
-            f"rope scaling {kind!r} is not supported; supported are 'default', 'linear', 'llama3' and 'yarn'"
+            f"{rope.where} has rope_type={kind!r:.80}; supported are 'default', 'linear', 'llama3' and 'yarn'"
         )
     rope.close()
     return Rope(base, dim=None if dim == d_head else dim, scaling=scaling)
@@ -97,19 +122,32 @@ def _mscale(factor: float, by: float = 1.0) -> float:
 SLIDES_BY_TYPE = {"sliding_attention": True, "full_attention": False}
 
 
-def read_layer_types(attributes: Attributes, n_layers: int, default: Callable[[int], bool]) -> dict[str, Any]:
+def read_layer_types(
+    attributes: Attributes, n_layers: int, window: int | None, absent: Callable[[int], bool]
+) -> dict[str, Any]:
     """The fields `window` and `sliding` of a `Config`, from `layer_types`.
 
-    If `layer_types` is absent, `default(i)` says whether layer i has sliding attention.
+    Args:
+      attributes: the attributes of the file.
+      n_layers: the number of layers.
+      window: the window of layers with sliding attention. None: there is none.
+      absent: if the file has no `layer_types`, `absent(i)` says whether layer i has sliding attention.
     """
-    window = attributes.take("sliding_window", 0)
-    given = attributes.take("layer_types", None)
-    sliding = tuple(SLIDES_BY_TYPE[kind] for kind in given) if given and set(given) <= set(SLIDES_BY_TYPE) else None
-    if sliding is None:
-        if given:
-            attributes.require("layer_types", None, "a layer has full_attention or sliding_attention")
-        sliding = tuple(default(i) for i in range(n_layers))
-    return {"window": window, "sliding": sliding} if window and any(sliding) else {}
+    given = attributes.take("layer_types", list, None)
+    if given is None:
+        return windows_of(window, tuple(absent(i) for i in range(n_layers)))
+    if len(given) != n_layers or not all(isinstance(kind, str) and kind in SLIDES_BY_TYPE for kind in given):
+        attributes.require("layer_types", None, f"each of {n_layers} layers has full_attention or sliding_attention")
+    return windows_of(window, tuple(SLIDES_BY_TYPE[kind] for kind in given))
+
+
+def windows_of(window: int | None, sliding: tuple[bool, ...]) -> dict[str, Any]:
+    """The fields `window` and `sliding` of a `Config`. Raises `UserError` if sliding layers have no window."""
+    if not any(sliding):
+        return {}
+    if window is None or window < 1:
+        raise UserError(f"sliding_window={window}, but layers have sliding attention: it must be at least 1")
+    return {"window": window, "sliding": sliding}
 
 
 def write_layer_types(config: Config) -> dict[str, Any]:

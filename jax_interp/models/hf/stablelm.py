@@ -19,20 +19,19 @@ class StableLM(Llama):
     architecture = "StableLmForCausalLM"
     default_n_ctx = 4096
     default_rotated_part = 0.25
+    default_norm_eps = 1e-5
+    default_kv_heads = 32
+    eps_name = "layer_norm_eps"
 
     def read(self, attributes: Attributes) -> Config:
         attributes.require("qk_layernorm", False, "a LayerNorm of each head's queries and keys is not built")
         attributes.ignore("hidden_dropout")
-        eps, bias = attributes.take("layer_norm_eps", 1e-5), attributes.take("use_qkv_bias", False)
-        parallel = "one norm" if attributes.take("use_parallel_residual", False) else "no"
-        shared = self.read_shared(attributes) | {"norm_eps": eps}
-        return Config(**shared, norm="layernorm", parallel=parallel, qkv_bias=bias)
+        bias = attributes.take("use_qkv_bias", bool, False)
+        parallel = "one norm" if attributes.take("use_parallel_residual", bool, False) else "no"
+        return Config(**self.read_shared(attributes), norm="layernorm", parallel=parallel, qkv_bias=bias)
 
     def write(self, config: Config) -> dict[str, Any]:
-        values = self.write_shared(config)
-        del values["rms_norm_eps"]
-        return values | {
-            "layer_norm_eps": config.norm_eps,
+        return self.write_shared(config) | {
             "use_qkv_bias": config.qkv_bias,
             "use_parallel_residual": config.parallel == "one norm",
             "partial_rotary_factor": (config.rope.dim or config.d_head) / config.d_head,

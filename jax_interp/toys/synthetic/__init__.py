@@ -8,10 +8,12 @@
 world.py         `World`: directions, bias and codes; `as_model`: makes a model from a world
 firing.py        which features fire, correlated or not, and their magnitudes
 small_worlds.py  sharkey, tree, sparse_but_wrong: small worlds with one difficulty each
+circle.py        one circle among single features
 forest.py        SynthSAEBench: all difficulties at once, in full size and small
 shrinkage.py     a world of two models, and the minima of the crosscoder losses in closed form
 """
 
+from jax_interp.toys.synthetic.circle import CircleCodes, circle
 from jax_interp.toys.synthetic.firing import Codes, Copula, Normal, Uniform, correlated, independent, low_rank
 from jax_interp.toys.synthetic.forest import Forest, SynthSAEBenchConfig, small_bench, synth_sae_bench
 from jax_interp.toys.synthetic.shrinkage import two_models
@@ -19,6 +21,7 @@ from jax_interp.toys.synthetic.small_worlds import sharkey, sparse_but_wrong, sp
 from jax_interp.toys.synthetic.world import World, WorldModel, as_model
 
 __all__ = [
+    "CircleCodes",
     "Codes",
     "Copula",
     "Forest",
@@ -28,6 +31,7 @@ __all__ = [
     "World",
     "WorldModel",
     "as_model",
+    "circle",
     "correlated",
     "independent",
     "low_rank",

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Copula:
     """Correlated firing with given probabilities: feature i is on if g_i > Φ⁻¹(1 - p_i), for a normal vector g.
@@ -93,7 +94,7 @@ def _threshold(p: Float[Array, " feature"]) -> Float[Array, " feature"]:
     return -jax.scipy.special.ndtri(p)  # Φ⁻¹(1 - p), without the rounding error of 1 - p
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Normal:
     """Magnitudes N(mean, std²). A parameter is one number, or one for each feature. Negative magnitudes become 0."""
@@ -106,7 +107,7 @@ class Normal:
         return jax.nn.relu(jnp.broadcast_to(self.mean, shape) + jnp.broadcast_to(self.std, shape) * noise)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Uniform:
     """Magnitudes uniform in (0, high]."""
@@ -117,7 +118,7 @@ class Uniform:
         return (1 - jax.random.uniform(key, shape)) * jnp.broadcast_to(self.high, shape)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Codes:
     """The codes of a world.

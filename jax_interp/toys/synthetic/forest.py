@@ -19,11 +19,12 @@ from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.optimizers import unit_rows
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.toys.synthetic.firing import Codes, Normal, low_rank
 from jax_interp.toys.synthetic.world import World, orthogonalised_directions
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Forest:
     """A constraint on codes: a feature fires only if its parent in a complete tree fires and its siblings do not.

@@ -24,10 +24,11 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.toys.synthetic.world import World, orthonormal_directions
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OneAtATime:
     """Codes with one feature on in every row, with strength 1. All features are equally likely."""

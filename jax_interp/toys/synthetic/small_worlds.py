@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.toys.synthetic.firing import Codes, Normal, Uniform, correlated, independent
 from jax_interp.toys.synthetic.world import World, WorldModel, gaussian_directions, orthonormal_directions
 from jax_interp.toys.toy import TOYS, Toy
@@ -58,7 +59,7 @@ def _rng(key: Key[Array, ""]) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tree:
     """Draws which features fire. The order is: each parent followed by its exclusive children, then single features."""

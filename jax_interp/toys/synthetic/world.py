@@ -24,10 +24,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
 from jax_interp.core.optimizers import unit_rows
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Site
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class World:
     """Features with known directions, and a distribution of their codes.
@@ -94,7 +95,7 @@ def orthogonalised_directions(
     return unit_rows(E)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class WorldModel:
     """A model made from a world: `model(tokens)` returns x `[seq, pos, d]` for tokens `[seq, pos]`.

@@ -1,0 +1,51 @@
+"""The digests of the files that `save` wrote, in `digests.json` beside them. `load` compares them.
+
+A directory of another program has no `digests.json`, and is read as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import is_file_name, read_bytes, read_json, write_json
+from jax_interp.core.tensor_files import stored_digest
+
+DIGESTS = "digests.json"
+
+
+def write_digests(directory: Path) -> None:
+    """Write the digests of all files in a directory."""
+    files = sorted(path for path in directory.iterdir() if path.name != DIGESTS)
+    write_json(directory / DIGESTS, {"files": {path.name: _digest(path) for path in files}})
+
+
+def check_digests(directory: Path) -> None:
+    """Compare the files of a directory with its `digests.json`, if it has one.
+
+    Of a tensor file only the digest in its header is compared. `verify_tensors` compares that digest with the tensors.
+
+    Raises:
+      UserError: a file is missing, or was changed.
+    """
+    path = directory / DIGESTS
+    if not path.is_file():
+        return
+    files = read_json(path).get("files")
+    if not isinstance(files, dict) or not all(is_file_name(name) for name in files):
+        raise UserError(f"{path} has no files, or a name in it is no file name: remove it, or save the model again")
+    for name, digest in files.items():
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} has no {name}, which {DIGESTS} names: save the model again")
+        if _digest(directory / name) != digest:
+            raise UserError(
+                f"{directory / name} was changed since it was written (its digest differs): save the model again; or, "
+                f"if you changed it on purpose, remove {path}"
+            )
+
+
+def _digest(file: Path) -> str | None:
+    if file.suffix == ".safetensors":
+        return stored_digest(file)
+    return hashlib.sha256(read_bytes(file)).hexdigest()
