@@ -4,34 +4,63 @@
     store = open_activation_store("acts/")
     store.batch_at(step, 2048)         2048 rows in random order, a pure function of the step
 
-A store is a directory with `shard-00000.npy`, ... and a manifest `store.json`. Each row of a shard is the concatenation
-of all values of one token. Shards are memory-mapped when they are read. The manifest has the addresses, widths, dtype
-and statistics of the rows, and for each shard the number of rows and the SHA-256. A shard is written completely before
-the manifest names it, so a write that was killed can be resumed by the same call. A damaged store is refused.
+A store is a directory with `shard-00000.npy`, ... and a manifest `store.json` (activation_manifest.py). Each row of a
+shard is the concatenation of all values of one token. Shards are memory-mapped. A shard is written completely before
+the manifest names it, so a write that was killed can be resumed by the same call.
+
+A damaged store is refused. The manifest, and the shapes and dtypes of the shards, are checked when the store is opened.
+The rows of a shard are compared with their SHA-256 when they are first read, so opening takes no time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from jax_interp.core.atomic_write import atomic_write, replacing
+from jax_interp.core.array_files import check_array, open_array, write_arrays
 from jax_interp.core.errors import UserError
+from jax_interp.core.locks import locked
+from jax_interp.data.activation_manifest import (
+    MANIFEST,
+    ShardEntry,
+    StoreManifest,
+    differences,
+    entry_for,
+    read_manifest,
+    statistics,
+)
 from jax_interp.data.harvest import EMPTY_BATCHES, Addresses, TokenBatch, harvest, values
 from jax_interp.data.shuffling import shuffled
 from jax_interp.surgery import Model
 from jax_interp.training.fingerprint import fingerprints
 from jax_interp.training.progress import progress
 
-MANIFEST, FORMAT = "store.json", 1
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The rows of one file."""
+
+    path: Path
+    sha256: str
+    unverified: np.ndarray
+    """The rows, memory-mapped, before they were compared with their SHA-256."""
+
+    def __len__(self) -> int:
+        return len(self.unverified)
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """Memory-mapped rows `[row, sum of the widths]`. Raises UserError the first time if they were changed."""
+        check_array(self.path, self.unverified, self.sha256)
+        return self.unverified
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +72,14 @@ class ActivationStore:
     """The addresses of the values that are concatenated in a row."""
     widths: tuple[int, ...]
     """The width of each value."""
-    shards: tuple[np.ndarray, ...]
-    """Memory-mapped arrays `[row, sum of the widths]`."""
+    shards: tuple[Shard, ...]
     scale: np.ndarray
     """The factor of each value that makes E‖x‖² equal to its width. `[value]`."""
     mean: np.ndarray
     """The mean of the scaled rows. `[sum of the widths]`."""
     variance: np.ndarray
     """E‖x - mean‖² of each scaled value. `[value]`."""
-    manifest: dict[str, Any]
+    manifest: StoreManifest
 
     @property
     def rows(self) -> int:
@@ -75,14 +103,25 @@ class ActivationStore:
         at = np.arange(step * batch, (step + 1) * batch)
         return self.take(shuffled(at % self.rows, self.rows, seed=seed, epoch=at // self.rows))
 
+    def in_order(self, batch: int) -> Iterator[Float[np.ndarray, "batch d"]]:
+        """All rows once, in the order of the files, in float32. The last batch may be shorter.
+
+        Example:
+            evaluate_rows(sae, store.in_order(4096))
+        """
+        if batch < 1:
+            raise UserError(f"batch={batch} must be at least 1")
+        for start in range(0, self.rows, batch):
+            yield self.take(np.arange(start, min(start + batch, self.rows)))
+
     def take(self, rows: np.ndarray) -> Float[np.ndarray, "batch d"]:
-        """The rows with these indices, in float32."""
+        """The rows with these indices, in float32. Raises UserError if the file of a row was changed."""
         ends = np.cumsum([len(shard) for shard in self.shards])
         out, which = np.empty((len(rows), sum(self.widths)), np.float32), np.searchsorted(ends, rows, side="right")
         for i in np.unique(which):
             in_shard = np.flatnonzero(which == i)
             order = in_shard[np.argsort(rows[in_shard])]  # ascending, so that the disk is read forwards
-            out[order] = self.shards[i][rows[order] - (ends[i] - len(self.shards[i]))]
+            out[order] = self.shards[i].rows[rows[order] - (ends[i] - len(self.shards[i]))]
         return out
 
 
@@ -132,44 +171,52 @@ def write_activation_store(
     """
     directory = Path(directory)
     addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
-    directory.mkdir(parents=True, exist_ok=True)
     parts = jax.eval_shape(lambda model, tokens: values(model, addresses, tokens), model, batch_at(0)[0])
-    about = {
-        "format": FORMAT,
-        "model": model_name,
-        "addresses": list(addresses),
-        "widths": [part.shape[1] for part in parts],
-        "dtype": layout.dtype,
-        "rows": rows,
-        "shard_rows": layout.shard_rows,
-        "weights": "".join(fingerprints(model).values()),
-        "tokens": _digest(batch_at(0)),
-    }
-    manifest = _resumed(directory, about)
-    if manifest["statistics"] is None:
-        view = progress("harvest", sum(s["rows"] for s in manifest["shards"]), rows, [], quiet=quiet)
-        try:
-            for shard in _harvested(model, addresses, batch_at, manifest):
-                manifest["shards"].append(_write_shard(directory, len(manifest["shards"]), shard, layout.dtype))
-                atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-                view.step(sum(s["rows"] for s in manifest["shards"]))
-        finally:
-            view.close()
-        manifest["statistics"] = _statistics(manifest["shards"], manifest["widths"])
-        atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    return open_activation_store(directory, verify=False)
+    asked = StoreManifest(
+        model=model_name,
+        addresses=addresses,
+        widths=tuple(part.shape[1] for part in parts),
+        dtype=layout.dtype,
+        rows=rows,
+        shard_rows=layout.shard_rows,
+        weights="".join(fingerprints(model).values()),
+        tokens=_digest(batch_at(0)),
+    )
+    if _resumed(directory, asked).statistics is None:
+        with locked(directory / ".lock", f"the store {directory}"):
+            _complete(directory, model, batch_at, _resumed(directory, asked), quiet)
+    return open_activation_store(directory)
 
 
-def _resumed(directory: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The manifest in the directory, or a new manifest. Raises UserError if the directory has another store."""
+def _complete(
+    directory: Path, model: Model, batch_at: Callable[[int], TokenBatch], manifest: StoreManifest, quiet: bool
+) -> None:
+    """Write the shards that are missing, and the statistics."""
+    view = progress("harvest", manifest.written, manifest.rows, [], quiet=quiet)
+    try:
+        for shard in _harvested(model, batch_at, manifest):
+            entry = write_shard(directory, len(manifest.shards), shard, manifest.dtype)
+            manifest = dataclasses.replace(manifest, shards=(*manifest.shards, entry))
+            manifest.write(directory)
+            view.step(manifest.written)
+    finally:
+        view.close()
+    dataclasses.replace(manifest, statistics=statistics(manifest.shards, manifest.widths)).write(directory)
+
+
+def _resumed(directory: Path, asked: StoreManifest) -> StoreManifest:
+    """The manifest in the directory, whose shards are whole, or `asked`. Raises UserError for another store."""
     if not (directory / MANIFEST).is_file():
-        return about | {"shards": [], "statistics": None}
-    manifest = _manifest(directory)
-    changed = [name for name in about if manifest.get(name) != about[name]]
-    if changed:
-        differs = lambda name: f"{name} {manifest.get(name)!r}, not {about[name]!r}"
-        changes = ", ".join(f"other {n}" if n in ("weights", "tokens") else differs(n) for n in changed)
+        return asked
+    manifest = read_manifest(directory)
+    if changed := differences(manifest, asked):
+        changes = ", ".join(
+            f"other {name}" if name in ("weights", "tokens") else f"{name} {found!r}, not {wanted!r}"
+            for name, (found, wanted) in changed.items()
+        )
         raise UserError(f"{directory} holds another store: {changes}; choose another directory, or remove this one")
+    for shard in _shards(directory, manifest):
+        check_array(shard.path, shard.unverified, shard.sha256)
     return manifest
 
 
@@ -182,17 +229,16 @@ def _digest(batch: TokenBatch) -> str:
 
 
 def _harvested(
-    model: Model, addresses: Addresses, batch_at: Callable[[int], TokenBatch], manifest: dict[str, Any]
+    model: Model, batch_at: Callable[[int], TokenBatch], manifest: StoreManifest
 ) -> Iterator[tuple[np.ndarray, int, int]]:
     """Yields for each missing shard: its rows, the next batch number, and how many rows of that batch are used."""
-    last = manifest["shards"][-1] if manifest["shards"] else {"next_batch": 0, "used": 0}
-    cursor, used = last["next_batch"], last["used"]
-    missing = manifest["rows"] - sum(shard["rows"] for shard in manifest["shards"])
-    read = jax.jit(lambda model, tokens: harvest(model, addresses, tokens))
+    cursor, used = (manifest.shards[-1].next_batch, manifest.shards[-1].used) if manifest.shards else (0, 0)
+    missing = manifest.rows - manifest.written
+    read = jax.jit(lambda model, tokens: harvest(model, manifest.addresses, tokens))
     parts: list[np.ndarray] = []
     empty = 0
     while missing > 0:
-        size = min(manifest["shard_rows"], missing)
+        size = min(manifest.shard_rows, missing)
         while sum(len(part) for part in parts) < size:
             tokens, keep = batch_at(cursor)
             kept = np.asarray(read(model, tokens))[np.asarray(keep).reshape(-1)]
@@ -208,7 +254,21 @@ def _harvested(
         parts, missing = [rows[size:]], missing - size
 
 
-def _write_shard(directory: Path, index: int, shard: tuple[np.ndarray, int, int], dtype: str) -> dict[str, Any]:
+def write_shard(directory: Path, index: int, shard: tuple[np.ndarray, int, int], dtype: str) -> ShardEntry:
+    """Write one file of rows.
+
+    Args:
+      directory: the directory of the store.
+      index: the number of the file.
+      shard: the rows, and where the token batches continue (`ShardEntry.next_batch`, `ShardEntry.used`).
+      dtype: the dtype of the file.
+
+    Returns:
+      The entry of the manifest.
+
+    Raises:
+      UserError: a number is not finite, or exceeds the range of the dtype.
+    """
     raw, cursor, used = shard
     with np.errstate(over="ignore"):  # checked in the next line
         rows = raw.astype(dtype)
@@ -219,85 +279,39 @@ def _write_shard(directory: Path, index: int, shard: tuple[np.ndarray, int, int]
             else f"exceed {dtype}'s range: ask for StoreLayout(dtype='float32')"
         )
         raise UserError(f"activations of shard {index} {what}")
-    name = f"shard-{index:05d}.npy"
-    with replacing(directory / name) as temporary, open(temporary, "wb") as file:
-        np.save(file, rows)
-    exact = rows.astype(np.float64)
-    return {
-        "file": name,
-        "rows": len(rows),
-        "sha256": hashlib.sha256(rows.tobytes()).hexdigest(),
-        "next_batch": cursor,
-        "used": used,
-        "sum": exact.sum(0).tolist(),
-        "square": (exact**2).sum(0).tolist(),
-    }
+    entry = entry_for(index, rows, cursor, used)
+    write_arrays(directory, {Path(entry.file).stem: rows})
+    return entry
 
 
-def _statistics(shards: list[dict[str, Any]], widths: list[int]) -> dict[str, Any]:
-    n = sum(shard["rows"] for shard in shards)
-    mean = np.sum([shard["sum"] for shard in shards], axis=0) / n
-    square = np.sum([shard["square"] for shard in shards], axis=0) / n
-    ends = np.cumsum(widths)[:-1]
-    total = lambda a: np.array([part.sum() for part in np.split(a, ends)])
-    with np.errstate(divide="ignore"):
-        scale = np.sqrt(np.array(widths) / total(square))
-    if not np.isfinite(scale).all():
-        raise UserError("the activations of a value are all zero: there is no scale that makes E‖x‖² its width")
-    return {
-        "scale": scale.tolist(),
-        "mean": (mean * np.repeat(scale, widths)).tolist(),
-        "variance": (total(square - mean**2) * scale**2).tolist(),
-    }
-
-
-def _manifest(directory: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((directory / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"no activation store in {directory}: there is no {MANIFEST}; write_activation_store makes one"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {directory / MANIFEST}: {error}") from error
-    if manifest.get("format") != FORMAT:
-        raise UserError(f"{directory / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}")
-    return manifest
-
-
-def open_activation_store(directory: Path | str, *, verify: bool = True) -> ActivationStore:
+def open_activation_store(directory: Path | str, *, verify: bool = False) -> ActivationStore:
     """Memory-map a complete store.
 
     Args:
       directory: the directory of the store.
-      verify: read the store once and compare every shard with its SHA-256.
+      verify: read the store once and compare every shard with its SHA-256 now, not when its rows are first read.
 
     Raises:
       UserError: there is no store, writing it was not finished, or a shard is missing, cut short or altered (the
         message names it).
     """
     directory = Path(directory)
-    manifest = _manifest(directory)
-    if manifest["statistics"] is None:
-        done = sum(shard["rows"] for shard in manifest["shards"])
+    manifest = read_manifest(directory)
+    if manifest.statistics is None:
         raise UserError(
-            f"{directory} has only {done} of {manifest['rows']} rows: repeat the same write_activation_store call to "
-            "complete it"
+            f"{directory} has only {manifest.written} of {manifest.rows} rows: repeat the same write_activation_store "
+            "call to complete it"
         )
-    shards = tuple(_open_shard(directory, entry, manifest, verify) for entry in manifest["shards"])
-    statistics = {name: np.asarray(a, np.float32) for name, a in manifest["statistics"].items()}
-    addresses, widths = tuple(manifest["addresses"]), tuple(manifest["widths"])
-    return ActivationStore(directory, addresses, widths, shards, manifest=manifest, **statistics)
+    shards = _shards(directory, manifest)
+    if verify:
+        for shard in shards:
+            shard.rows  # noqa: B018  reading them compares them
+    stored = {name: np.asarray(a, np.float32) for name, a in vars(manifest.statistics).items()}
+    return ActivationStore(directory, manifest.addresses, manifest.widths, shards, manifest=manifest, **stored)
 
 
-def _open_shard(directory: Path, entry: dict[str, Any], manifest: dict[str, Any], verify: bool) -> np.ndarray:
-    path = directory / Path(entry["file"]).name  # a bare name: the manifest cannot lead out of the directory
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; write the store again") from error
-    if rows.shape != (entry["rows"], sum(manifest["widths"])) or str(rows.dtype) != manifest["dtype"]:
-        raise UserError(f"{path} holds {rows.shape} {rows.dtype}, not what {MANIFEST} says; write the store again")
-    if verify and hashlib.sha256(rows.tobytes()).hexdigest() != entry["sha256"]:
-        raise UserError(f"{path} was changed since it was written (SHA-256); write the store again")
-    return rows
+def _shards(directory: Path, manifest: StoreManifest) -> tuple[Shard, ...]:
+    width = sum(manifest.widths)
+    paths = [directory / entry.file for entry in manifest.shards]
+    rows = [open_array(p, (e.rows, width), manifest.dtype) for p, e in zip(paths, manifest.shards, strict=True)]
+    return tuple(Shard(p, e.sha256, r) for p, e, r in zip(paths, manifest.shards, rows, strict=True))

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import read_bytes
 from jax_interp.data.stdlib import Corpus, Document, stdlib_corpus
-from jax_interp.data.token_store import TokenStore, open_token_store, pack, read_manifest, write_token_store
+from jax_interp.data.token_store import MANIFEST, TokenStore, open_token_store, pack, write_token_store
 from jax_interp.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
+
+NEEDED = ("fingerprint", "max_documents", "python", "tokenizer_sha256", "validation_bytes")
+"""What the manifest says about the corpus and is used later."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,21 @@ def prepare_text(config: TextConfig, directory: str | Path) -> PreparedText:
     """
     directory = Path(directory)
     corpus = _corpus(config)
-    if read_manifest(directory) is None:
+    if not (directory / MANIFEST).is_file():
         _write(config, corpus, directory)
     train, validation = (open_token_store(directory, split) for split in ("train", "validation"))
-    about = dict(train.manifest["about"])
+    about = train.manifest.about
+    if lacks := [name for name in NEEDED if name not in about]:
+        raise UserError(f"{directory} holds other tokens than prepare_text writes: its manifest has no {lacks[0]}")
     if about["fingerprint"] != corpus.fingerprint or about["max_documents"] != config.max_documents:
         raise UserError(
             f"{directory} holds the tokens of Python {about['python']}'s library (fingerprint "
-            f"{about['fingerprint'][:12]}, max_documents={about['max_documents']}), and this is Python {corpus.python} "
-            f"(fingerprint {corpus.fingerprint[:12]}, max_documents={config.max_documents}); use the interpreter that "
-            "wrote it, or a new directory"
+            f"{about['fingerprint']!s:.12}, max_documents={about['max_documents']}), and this is Python "
+            f"{corpus.python} (fingerprint {corpus.fingerprint[:12]}, max_documents={config.max_documents}); use "
+            "the interpreter that wrote it, or a new directory"
         )
     file = directory / "tokenizer.json"
-    if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != about["tokenizer_sha256"]:
+    if hashlib.sha256(read_bytes(file)).hexdigest() != about["tokenizer_sha256"]:
         raise UserError(f"{file} does not belong to the tokens in {directory}: remove the directory")
     tokenizer = load_tokenizer(file)
     if tokenizer.vocab_size != config.vocab_size:
@@ -100,8 +106,7 @@ def _write(config: TextConfig, corpus: Corpus, directory: Path) -> None:
         ids = tokenizer.encode_batch([document.text for document in documents], bos=True)
         return pack(ids, vocab_size=config.vocab_size)
 
-    text = (directory / "tokenizer.json").read_bytes()
-    about = corpus.describe() | {"tokenizer_sha256": hashlib.sha256(text).hexdigest()}
-    about["max_documents"] = config.max_documents
+    sha256 = hashlib.sha256(read_bytes(directory / "tokenizer.json")).hexdigest()
+    about = corpus.describe() | {"tokenizer_sha256": sha256, "max_documents": config.max_documents}
     splits = {"train": tokens(corpus.train), "validation": tokens(corpus.validation)}
     write_token_store(directory, splits, bos_id=tokenizer.bos_id, about=about)

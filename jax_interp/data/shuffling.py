@@ -20,8 +20,10 @@ import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 from numpy.typing import ArrayLike
 
+from jax_interp.core.pytrees import register_dataclass
 
-@jax.tree_util.register_dataclass
+
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Buffer:
     """A shuffle buffer on the device: `rows[bin + batch * i]` is the i-th row of a bin."""

@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from functools import partial
+from typing import Literal, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.data.batches import WindowSampler, evaluation_windows, special_mask
+from jax_interp.data.document_rows import DocumentRows
+from jax_interp.data.documents import COLUMN, read_documents
+from jax_interp.data.token_cache import cached_arrays
 from jax_interp.data.token_store import pack
 
 HELD_OUT = 0.1  # the validation part of a user's text: every tenth document, or the end of a single document
 
+Rows = Literal["windows", "documents"]
 Batch = tuple[Int[np.ndarray, "seq pos"], Bool[np.ndarray, "seq pos"]]
 
 
@@ -29,19 +33,42 @@ class TextTokenizer(Protocol):
     def bos_id(self) -> int | None: ...
     @property
     def special_ids(self) -> Collection[int]: ...
+    @property
+    def digest(self) -> str: ...
     def encode_batch(self, texts: Sequence[str], *, bos: bool) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
-class Text:
-    """Two disjoint splits of a text, as flat arrays of concatenated documents. `text_for` makes it."""
+class Split:
+    """Concatenated documents of token ids, and where each document starts."""
 
-    train: Int[np.ndarray, " n"]
-    validation: Int[np.ndarray, " n"]
+    tokens: Int[np.ndarray, " n"]
+    starts: Int[np.ndarray, " documents"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Two disjoint splits of a text. `text_for` makes it."""
+
+    splits: dict[str, Split]
+    """"train" and "validation"."""
     special: frozenset[int]
     """The ids of special tokens. Training and evaluation ignore their positions."""
+    bos_id: int | None
     source: str
     """The `source` that was given to `text_for`."""
+    rows: Rows = "windows"
+    """What a row of a batch is (see `text_for`)."""
+
+    @property
+    def train(self) -> Int[np.ndarray, " n"]:
+        """The tokens of the training split."""
+        return self.splits["train"].tokens
+
+    @property
+    def validation(self) -> Int[np.ndarray, " n"]:
+        """The tokens of the validation split."""
+        return self.splits["validation"].tokens
 
     def fingerprint(self) -> str:
         """The SHA-256 of both splits. A resumed run uses it to check that the tokens are the same."""
@@ -55,16 +82,19 @@ class Text:
         return special_mask(tokens, self.special)
 
     def training_batches(self, batch: int, context: int, seed: int) -> Callable[[int], Batch]:
-        """Random windows of the training split.
+        """Random rows of the training split.
 
         Args:
-          batch: windows in a batch.
-          context: tokens in a window.
+          batch: rows in a batch.
+          context: tokens in a row.
           seed: the seed of the order.
 
         Returns:
           A function from a step number to (tokens, keep), both `[batch, context]`. It depends only on (seed, step).
         """
+        if self.rows == "documents":
+            documents = self._documents("train", context)
+            return lambda step: self._kept(*documents.batch_at(step, batch, seed))
         sampler = WindowSampler(self.train, batch, context, seed=seed, stride=context)
 
         def batch_at(step: int) -> Batch:
@@ -74,12 +104,12 @@ class Text:
         return batch_at
 
     def validation_batches(self, batch: int, context: int, sequences: int) -> list[Batch]:
-        """Windows that are evenly spaced over the validation split, in full batches.
+        """Rows that are evenly spaced over the validation split, in full batches.
 
         Args:
-          batch: windows in a batch.
-          context: tokens in a window.
-          sequences: the approximate number of windows in all batches.
+          batch: rows in a batch.
+          context: tokens in a row.
+          sequences: the approximate number of rows in all batches.
 
         Returns:
           Pairs (tokens, keep), both `[batch, context]`.
@@ -87,68 +117,77 @@ class Text:
         Raises:
           UserError: the split is shorter than one batch.
         """
-        pad = min(self.special) if self.special else 0
-        windows = evaluation_windows(self.validation, context, pad_id=pad, overlap=0)
-        whole = len(windows) if len(windows) * context == self.validation.size else len(windows) - 1
+        if self.rows == "documents":
+            documents = self._documents("validation", context)
+            whole, rows_at = len(documents), documents.at
+        else:
+            windows = evaluation_windows(self.validation, context, pad_id=self._pad_id, overlap=0)
+            whole = len(windows) if len(windows) * context == self.validation.size else len(windows) - 1
+            rows_at = lambda chosen: (windows[chosen], np.ones((len(chosen), context), bool))
         if whole < batch:
             raise UserError(
-                f"the held-out part of {self.source} has {self.validation.size} tokens: less than one batch of {batch} "
-                f"windows of {context}; give more text, or a smaller batch or context"
+                f"the held-out part of {self.source} has {self.validation.size} tokens: {max(whole, 0)} rows of "
+                f"{context}, less than one batch of {batch}; give more text, or a smaller batch or context"
             )
         count = min(whole, -(-sequences // batch) * batch) // batch * batch
-        chosen = windows[:whole][np.linspace(0, whole - 1, count).round().astype(int)]
-        return [(rows, self.keep(rows)) for rows in chosen.reshape(-1, batch, context)]
+        tokens, keep = self._kept(*rows_at(np.linspace(0, whole - 1, count).round().astype(int)))
+        return list(zip(tokens.reshape(-1, batch, context), keep.reshape(-1, batch, context)))
+
+    @property
+    def _pad_id(self) -> int:
+        return min(self.special) if self.special else 0
+
+    def _documents(self, name: str, context: int) -> DocumentRows:
+        split = self.splits[name]
+        return DocumentRows(split.tokens, split.starts, context, self.bos_id, self._pad_id)
+
+    def _kept(self, tokens: Int[np.ndarray, "seq pos"], real: Bool[np.ndarray, "seq pos"]) -> Batch:
+        return tokens, real & self.keep(tokens)
 
 
-def text_for(source: str, tokenizer: TextTokenizer) -> Text:
-    """Read a text and encode it.
+def text_for(source: str, tokenizer: TextTokenizer, *, rows: Rows = "windows", column: str = COLUMN) -> Text:
+    """Read a text and encode it. The tokens of a large text are kept in the user's cache folder.
 
     Args:
-      source: "stdlib" for the standard library of the running interpreter (a few seconds). Otherwise a UTF-8 file, or a
-        directory in which every .txt, .py and .md file is a document.
+      source: "stdlib" for the standard library of the running interpreter. Otherwise a UTF-8 file; a .jsonl or
+        .parquet file, in which every row is a document; or a directory of .txt, .py, .md, .jsonl and .parquet files.
       tokenizer: the tokenizer of the model.
+      rows: "windows": the documents are concatenated, each with BOS first, and cut at any place. "documents": a row
+        belongs to one document and begins with BOS; rows that are not full are padded at the end and masked.
+      column: the column of .jsonl and .parquet files that holds the text.
 
     Returns:
       The text. For a user's own text, every tenth document is held out for validation. If there is only one document,
       its last tenth is held out.
 
     Raises:
-      UserError: the text does not exist, or is not UTF-8.
+      UserError: the text does not exist, or cannot be read.
 
     Example:
         text = text_for("stdlib", tokenizer)
         batch_at = text.training_batches(batch=16, context=128, seed=0)
     """
+    if rows not in ("windows", "documents"):
+        raise UserError(f"rows={rows!r}: give 'windows' or 'documents'")
     if source == "stdlib":
         from jax_interp.data.stdlib import stdlib_corpus
 
         corpus = stdlib_corpus()
-        train, validation = ([d.text for d in split] for split in (corpus.train, corpus.validation))
+        parts = [[d.text for d in split] for split in (corpus.train, corpus.validation)]
     else:
-        train, validation = _split(_documents(Path(source)))
-    parts = [_tokens(documents, tokenizer) for documents in (train, validation)]
-    return Text(*parts, special=frozenset(tokenizer.special_ids), source=source)
+        parts = _split(read_documents(source, column))
+    splits = {name: _encoded(part, tokenizer) for name, part in zip(("train", "validation"), parts)}
+    return Text(splits, frozenset(tokenizer.special_ids), tokenizer.bos_id, source, rows)
 
 
-def _tokens(documents: Sequence[str], tokenizer: TextTokenizer) -> np.ndarray:
+def _encoded(documents: Sequence[str], tokenizer: TextTokenizer) -> Split:
+    return Split(**cached_arrays([tokenizer.digest, *documents], partial(_encode, documents, tokenizer)))
+
+
+def _encode(documents: Sequence[str], tokenizer: TextTokenizer) -> dict[str, np.ndarray]:
     ids = tokenizer.encode_batch(list(documents), bos=tokenizer.bos_id is not None)
-    return pack(ids, vocab_size=tokenizer.vocab_size)
-
-
-def _documents(path: Path) -> list[str]:
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".py", ".md") and p.is_file())
-    else:
-        files = [path]
-    try:
-        documents = [file.read_text(encoding="utf-8") for file in files]
-    except OSError as error:
-        raise UserError(f"no text at {path}: {error.strerror}; give 'stdlib', a file or a directory") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    if not any(documents):
-        raise UserError(f"no text in {path}: a directory is searched for .txt, .py and .md files")
-    return documents
+    lengths = np.array([len(document) for document in ids], np.int64)
+    return {"tokens": pack(ids, vocab_size=tokenizer.vocab_size), "starts": np.cumsum(lengths) - lengths}
 
 
 def _split(documents: list[str]) -> tuple[list[str], list[str]]:

@@ -5,21 +5,52 @@ Every document starts with BOS. The arrays are memory-mapped when they are read.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray as Array
 
-from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.array_files import array_sha256, check_array, open_array, write_arrays
+from jax_interp.core.config_json import from_json
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import is_file_name, read_json, write_json
+from jax_interp.core.locks import locked
 
 MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class SplitEntry:
+    """What the manifest says about one split."""
+
+    tokens: int
+    dtype: Literal["uint16", "int32", "uint8", "int8", "int16", "uint32", "int64", "uint64"]
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0:
+            raise UserError(f"a split has {self.tokens} tokens")
+
+
+@dataclass(frozen=True)
+class TokenManifest:
+    """The content of `manifest.json`."""
+
+    bos_id: int
+    splits: dict[str, SplitEntry]
+    about: dict[str, Any]
+    """A description of the corpus."""
+    format: int = 1
+
+    def __post_init__(self) -> None:
+        if self.format != 1 or self.bos_id < 0:
+            raise UserError(f"format {self.format} and bos_id {self.bos_id}: this version reads format 1, ids from 0")
+        if odd := [name for name in self.splits if not is_file_name(name)]:
+            raise UserError(f"{odd[0]!r} cannot be the name of a split: it names a file")
 
 
 @dataclass(frozen=True)
@@ -29,8 +60,7 @@ class TokenStore:
     tokens: Int[Array, " n"]
     """A flat array, usually memory-mapped."""
     bos_id: int
-    manifest: Mapping[str, Any]
-    """The content of the manifest: "splits", "bos_id", and "about" (a description of the corpus)."""
+    manifest: TokenManifest
 
     @property
     def starts(self) -> Int[Array, " documents"]:
@@ -72,7 +102,8 @@ def write_token_store(
 ) -> None:
     """Write each split as `<name>.npy`, and then a manifest with the lengths, dtypes and SHA-256 of the splits.
 
-    The manifest is written last and atomically. A store with a manifest is therefore complete.
+    An earlier store in the directory is replaced. The manifest is written last: if a crash replaces only some of the
+    files, `open_token_store` detects it.
 
     Args:
       directory: the directory of the store. It is created if it is missing.
@@ -80,27 +111,27 @@ def write_token_store(
       bos_id: the id of BOS.
       about: JSON values that describe the corpus. They are written to the manifest.
 
+    Raises:
+      UserError: the name of a split is no file name, its tokens are no integers, a file cannot be written, or another
+        process writes this store.
+
     Example:
         write_token_store("tokens", {"train": pack(ids, vocab_size=2048)}, bos_id=0)
         store = open_token_store("tokens", "train")
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    entries = {}
-    for name, tokens in splits.items():
-        np.save(directory / f"{name}.npy", tokens)
-        entries[name] = {"tokens": int(tokens.size), "dtype": str(tokens.dtype), "sha256": _sha256(tokens)}
-    manifest = {"format": 1, "bos_id": int(bos_id), "splits": entries, "about": dict(about or {})}
-    atomic_write(directory / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    entries = {name: SplitEntry(int(a.size), _dtype(name, a), array_sha256(a)) for name, a in splits.items()}
+    manifest = TokenManifest(int(bos_id), entries, dict(about or {}))
+    with locked(directory / ".lock", f"the token store {directory}"):
+        write_arrays(directory, splits)
+        values = vars(manifest) | {"splits": {name: vars(entry) for name, entry in entries.items()}}
+        write_json(directory / MANIFEST, values)
 
 
-def read_manifest(directory: str | Path) -> dict[str, Any] | None:
-    """The manifest of the store in `directory`; None if it is missing or incomplete."""
-    try:
-        manifest = json.loads((Path(directory) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) and {"bos_id", "splits", "about"} <= manifest.keys() else None
+def read_manifest(directory: str | Path) -> TokenManifest | None:
+    """The manifest of the store in `directory`; None if there is none. Raises UserError if it is damaged."""
+    path = Path(directory) / MANIFEST
+    return from_json(TokenManifest, read_json(path), str(path)) if path.is_file() else None
 
 
 def open_token_store(directory: str | Path, split: str, *, verify: bool = True) -> TokenStore:
@@ -117,21 +148,17 @@ def open_token_store(directory: str | Path, split: str, *, verify: bool = True) 
     directory = Path(directory)
     manifest = read_manifest(directory)
     if manifest is None:
-        what = "an unreadable" if (directory / MANIFEST).exists() else "no"
-        raise UserError(f"no token store in {directory}: there is {what} {MANIFEST}; write one with write_token_store")
-    if split not in manifest["splits"]:
-        raise UserError(f"{directory} has no split {split!r}, it has {sorted(manifest['splits'])}")
-    entry = manifest["splits"][split]
-    try:
-        tokens = np.load(directory / f"{split}.npy", mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {directory / split}.npy: {error}; write the store again") from error
-    if tokens.size != entry["tokens"] or str(tokens.dtype) != entry["dtype"]:
-        raise UserError(f"{directory / split}.npy holds {tokens.size} {tokens.dtype}, the manifest says {entry}")
-    if verify and _sha256(tokens) != entry["sha256"]:
-        raise UserError(f"{directory / split}.npy was changed since it was written (SHA-256); write the store again")
-    return TokenStore(tokens, manifest["bos_id"], manifest)
+        raise UserError(f"no token store in {directory}: there is no {MANIFEST}; write one with write_token_store")
+    if split not in manifest.splits:
+        raise UserError(f"{directory} has no split {split!r}, it has {sorted(manifest.splits)}")
+    entry, path = manifest.splits[split], directory / f"{split}.npy"
+    tokens = open_array(path, (entry.tokens,), entry.dtype)
+    if verify:
+        check_array(path, tokens, entry.sha256)
+    return TokenStore(tokens, manifest.bos_id, manifest)
 
 
-def _sha256(tokens: Int[Array, " n"]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tokens)).hexdigest()
+def _dtype(split: str, tokens: Array) -> Any:
+    if tokens.dtype.kind not in "iu" or tokens.ndim != 1:
+        raise UserError(f"the split {split!r} is {tokens.ndim}-dimensional {tokens.dtype}, not a flat array of ids")
+    return str(tokens.dtype)

@@ -8,12 +8,14 @@ are the same tokens in other identifiers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jax_interp.core.atomic_write import atomic_write, make_directory
 from jax_interp.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,11 +58,22 @@ class Tokenizer:
     """The id of the token that starts documents; None if the tokenizer has no such token."""
     special_ids: frozenset[int] = field(default_factory=frozenset)
     """The ids of special tokens, including BOS."""
+    model_ids: int | None = None
+    """The number of ids of the model that the tokenizer belongs to. A text that needs a higher id is refused."""
 
     @property
     def vocab_size(self) -> int:
-        """The number of token ids, including special tokens."""
-        return self.backend.get_vocab_size()
+        """One more than the highest token id, special tokens included. Ids below it may be unused."""
+        return self._vocab_size
+
+    @cached_property
+    def _vocab_size(self) -> int:
+        return 1 + max(self.backend.get_vocab().values(), default=-1)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of everything that decides which ids a text has."""
+        return hashlib.sha256(f"{self.bos_id} {self.backend.to_str()}".encode()).hexdigest()
 
     def encode(self, text: str, *, bos: bool) -> list[int]:
         """The ids of a text.
@@ -70,9 +83,9 @@ class Tokenizer:
           bos: whether the BOS id comes first.
 
         Raises:
-          UserError: `bos` is True, but the tokenizer has no BOS.
+          UserError: `bos` is True, but the tokenizer has no BOS. Or the model has no such id.
         """
-        return self._with_bos(bos) + self.backend.encode(text, add_special_tokens=False).ids
+        return self.encode_batch([text], bos=bos)[0]
 
     @cached_property
     def exact(self) -> tokenizers.Tokenizer:
@@ -86,19 +99,50 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], *, bos: bool) -> list[list[int]]:
         """`encode` of each text, on all cores."""
         start = self._with_bos(bos)
-        return [start + e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        found = [start + e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
+        if self.model_ids is not None and self.model_ids < self.vocab_size:
+            for ids in found:
+                if (highest := max(ids, default=0)) >= self.model_ids:
+                    raise UserError(
+                        f"the token {self.backend.id_to_token(highest)!r} has the id {highest}, but the model has only "
+                        f"{self.model_ids} ids: this text needs a token that the model does not know"
+                    )
+        return found
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of `ids`. Bytes that do not form a character become U+FFFD.
 
         Args:
-          ids: token ids.
+          ids: token ids. An id without a token (models may have more ids than their tokenizer) becomes `<id>`.
           skip_special: whether to leave out special tokens.
+
+        Raises:
+          UserError: an id is negative. `generate` gives -1 where the logits are NaN.
         """
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+        ids, texts, known = [int(i) for i in ids], [], list[int]()
+        if any(i < 0 for i in ids):
+            raise UserError(f"the token id {min(ids)} has no text: generate gives -1 where the logits are NaN")
+        for i in ids:
+            if self._token(i) is not None:
+                known.append(i)
+                continue
+            texts += [self.backend.decode(known, skip_special_tokens=skip_special), f"<{i}>"]
+            known = []
+        return "".join([*texts, self.backend.decode(known, skip_special_tokens=skip_special)])
+
+    def texts(self, ids: Iterable[int]) -> list[str]:
+        """The text of each token inside a text, with its leading space.
+
+        The texts of tokens join to the text, with one exception: Llama 2 and others add a space to the start of a text,
+        which `decode` removes and which belongs to the first token here. A part of a character becomes U+FFFD.
+        """
+        return [self._text(int(i)) for i in ids]
 
     def strings(self, ids: Iterable[int]) -> list[str]:
-        """One string per token, for display. Newlines are `⏎`, tabs are `⇥`, leading and trailing spaces are `·`."""
+        """`texts` for display. Newlines are `⏎`, tabs are `⇥`, leading and trailing spaces are `·`.
+
+        Special tokens, parts of characters and tokens without a text have the names that the vocabulary gives them.
+        """
         return [self._display(int(i)) for i in ids]
 
     def id_of(self, text: str) -> int:
@@ -116,9 +160,9 @@ class Tokenizer:
         return ids[0]
 
     def save(self, path: str | Path) -> None:
-        """Write the tokenizer to a JSON file. A missing directory is created."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(path))
+        """Write the tokenizer to a JSON file, atomically. A missing directory is created."""
+        make_directory(Path(path).parent)
+        atomic_write(path, self.backend.to_str(pretty=True))
 
     def _with_bos(self, bos: bool) -> list[int]:
         if not bos:
@@ -127,15 +171,32 @@ class Tokenizer:
             raise UserError("this tokenizer has no document-start token: pass bos=False, or bos_token= when loading it")
         return [self.bos_id]
 
-    def _display(self, token: int) -> str:
-        if token in self.special_ids:
-            return self.backend.id_to_token(token) or f"<{token}>"
-        text = self.backend.decode([token], skip_special_tokens=False)
+    def _token(self, i: int) -> str | None:
+        """The name of an id in the vocabulary; None for an id that the tokenizer does not have."""
+        return self.backend.id_to_token(i) if 0 <= i < self.vocab_size else None
+
+    def _display(self, i: int) -> str:
+        token = self._token(i)
+        if token is None:
+            return f"<{i}>"
+        if i in self.special_ids:
+            return token
+        text = self._text(i)
         if not text or "\ufffd" in text:
-            return self.backend.id_to_token(token) or f"<{token}>"
+            return token
         body = text.strip(" ")
         head, tail = (len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))) if body else (len(text), 0)
         return "·" * head + _visible(body) + "·" * tail
+
+    def _text(self, i: int) -> str:
+        token = self._token(i)
+        if token is None:
+            return f"<{i}>"
+        if self.backend.decoder is None:
+            return token
+        # Decoders may remove a space from the start of a text, so the token is decoded behind itself.
+        once, twice = (self.backend.decode([i] * n, skip_special_tokens=False) for n in (1, 2))
+        return twice[len(once) :]
 
 
 def _visible(text: str) -> str:
@@ -179,14 +240,20 @@ def train_bpe(texts: Iterable[str] | Iterator[str], vocab_size: int) -> Tokenize
     return _wrap(backend, BOS)
 
 
-def load_tokenizer(path: str | Path, *, bos_token: str | None = None, bos_id: int | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: str | Path, *, bos_token: str | None = None, bos_id: int | None = None, model_ids: int | None = None
+) -> Tokenizer:
     """Read a tokenizer.
+
+    A file may have truncation or padding switched on, because it was saved after use. Both are switched off, as in
+    transformers: texts keep all their tokens and get no others.
 
     Args:
       path: a `tokenizer.json`, or a directory that contains it.
       bos_token: the text of BOS. Default: the token with id `bos_id`, if it is a special token; otherwise the first of
         `<|endoftext|>`, `<|begin_of_text|>`, `<bos>`, `<s>` that is a special token; otherwise no BOS.
       bos_id: the BOS id in the config of the model.
+      model_ids: the number of ids of the model. The tokenizer then refuses texts that need a higher id.
 
     Returns:
       The tokenizer.
@@ -203,8 +270,14 @@ def load_tokenizer(path: str | Path, *, bos_token: str | None = None, bos_id: in
         raise UserError(f"no tokenizer at {file} (beside it: {near}); give a tokenizer.json or a directory with one")
     try:
         backend = Backend.from_file(str(file))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise UserError(f"{file} is not a tokenizer.json of the `tokenizers` library: {error}") from error
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode("a b")  # some files are only found to be wrong when they are used
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the Rust library raises bare Exception, and BaseException where it panics
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"{file} is not a tokenizer.json of the `tokenizers` library: {reason[0][:300]}") from error
     if bos_token is not None and backend.token_to_id(bos_token) is None:
         raise UserError(f"bos_token={bos_token!r} is not in the vocabulary of {file}")
     if bos_token is None:
@@ -212,10 +285,11 @@ def load_tokenizer(path: str | Path, *, bos_token: str | None = None, bos_id: in
         special = {i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special}
         names = (*([special[bos_id]] if bos_id in special else []), BOS, "<|begin_of_text|>", "<bos>", "<s>")
         bos_token = next((name for name in names if name in special.values()), None)
-    return _wrap(backend, bos_token)
+    return _wrap(backend, bos_token, model_ids)
 
 
-def _wrap(backend: tokenizers.Tokenizer, bos_token: str | None) -> Tokenizer:
+def _wrap(backend: tokenizers.Tokenizer, bos_token: str | None, model_ids: int | None = None) -> Tokenizer:
     special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
     bos_id = None if bos_token is None else backend.token_to_id(bos_token)
-    return Tokenizer(backend, bos_id, frozenset(special | ({bos_id} if bos_id is not None else set())))
+    special_ids = frozenset(special | ({bos_id} if bos_id is not None else set()))
+    return Tokenizer(backend, bos_id, special_ids, model_ids)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import read_json, write_json
 from jax_interp.data import batches, token_store
 from jax_interp.data.batches import WindowSampler
 
@@ -92,7 +91,7 @@ def test_store_round_trip(tmp_path):
     assert isinstance(store.tokens, np.memmap)
     np.testing.assert_array_equal(store.starts, [0, 3, 4])
     assert [d.tolist() for d in store.documents()] == documents
-    assert store.manifest["about"] == {"corpus": "x"}
+    assert store.manifest.about == {"corpus": "x"}
 
 
 def test_store_errors(tmp_path):
@@ -105,11 +104,15 @@ def test_store_errors(tmp_path):
     with pytest.raises(UserError, match="changed since"):
         token_store.open_token_store(tmp_path, "train")
     assert token_store.open_token_store(tmp_path, "train", verify=False).tokens.size == 5
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = read_json(tmp_path / "manifest.json")
     manifest["splits"]["train"]["tokens"] = 6
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="the manifest says"):
+    write_json(tmp_path / "manifest.json", manifest)
+    with pytest.raises(UserError, match=r"holds \[5\] uint16, its manifest says \[6\] uint16"):
         token_store.open_token_store(tmp_path, "train")
+    with pytest.raises(UserError, match=r"'\.\./train' cannot be the name of a split"):
+        token_store.write_token_store(tmp_path, {"../train": np.arange(5)}, bos_id=0)
+    with pytest.raises(UserError, match="is 1-dimensional float64, not a flat array of ids"):
+        token_store.write_token_store(tmp_path, {"train": np.ones(5)}, bos_id=0)
     with pytest.raises(UserError, match="outside a vocabulary"):
         token_store.pack([[0, 100]], vocab_size=100)
 
@@ -119,7 +122,7 @@ def test_a_manifest_that_was_cut_short(tmp_path, content):
     token_store.write_token_store(tmp_path, {"train": np.arange(5, dtype=np.uint16)}, bos_id=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "train.npy"]
     (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"there is an unreadable manifest\.json; write one with write_token_store"):
+    with pytest.raises(UserError, match=r"manifest\.json"):
         token_store.open_token_store(tmp_path, "train")
 
 

@@ -42,7 +42,8 @@ def test_an_interrupted_preparation_is_made_again(tmp_path):
     (tmp_path / "cut" / "train.npy").write_bytes(b"half")
     np.testing.assert_array_equal(prepare_text(CONFIG, tmp_path / "cut").train.tokens, tokens)
     (tmp_path / "cut" / "manifest.json").write_bytes(b"")
-    np.testing.assert_array_equal(prepare_text(CONFIG, tmp_path / "cut").train.tokens, tokens)
+    with pytest.raises(UserError, match=r"manifest\.json is not JSON"):
+        prepare_text(CONFIG, tmp_path / "cut")
 
 
 def test_another_text_is_refused(tmp_path, monkeypatch):
