@@ -1,16 +1,20 @@
 """Sparse dictionaries: SAEs, transcoders, crosscoders and cross-layer transcoders.
 
 forms/             what a dictionary reads and writes: one value, several values, values of later layers
-activations/       which latents are on: ReLU, Gated, JumpReLU, TopK, GroupMax, BatchTopK, MatchingPursuit
+activations/       which latents are on: ReLU, Gated, JumpReLU, TopK, AbsTopK, GroupMax, BatchTopK, MatchingPursuit
 losses/            loss terms; the loss of a dictionary is their sum
 variants.py        configs of published dictionaries, by name
 codes.py, sparse/  the latents of a batch, and products with them that use their sparsity
 training/          the trainers: from a stream, from disk, a grid, cross-layer, end to end, jointly with the model
 evaluation/        figures of a dictionary, controls to compare it with, known features
+geometry/          clusters of latents that describe a plane: separability, mixture index, ranking
 sparse_coder.py    the interface that evaluation uses
 inference_time.py  the best sparse code for a given decoder, without an encoder
 replacement.py     a model that runs on the features of dictionaries
-storage.py         dictionaries on disk
+loading.py         load a dictionary from a path, a release or the hub; saving.py saves and uploads one
+formats/           the layouts of files: of this package (storage.py) and of other programs
+checking.py        the self-test of a loaded dictionary
+releases.py        published releases; hub.py fetches their files
 
 Example:
     config = variants.topk("blocks.2.resid_post", k=32, n_features=4096, steps=800)
@@ -20,11 +24,22 @@ Example:
 """
 
 from jax_interp.dictionaries import variants
-from jax_interp.dictionaries.activations import BatchTopK, Gated, GroupMax, JumpReLU, MatchingPursuit, ReLU, TopK
+from jax_interp.dictionaries.activations import (
+    AbsTopK,
+    BatchTopK,
+    Gated,
+    GroupMax,
+    JumpReLU,
+    MatchingPursuit,
+    ReLU,
+    TopK,
+)
+from jax_interp.dictionaries.checking import check_dictionary
 from jax_interp.dictionaries.evaluation.downstream import Identity
 from jax_interp.dictionaries.evaluation.evaluate import Evaluation, evaluate
 from jax_interp.dictionaries.forms import Dictionary, init_sae, init_transcoder
-from jax_interp.dictionaries.storage import load_dictionary, save_dictionary
+from jax_interp.dictionaries.loading import load_dictionary
+from jax_interp.dictionaries.saving import save_dictionary, upload_dictionary
 from jax_interp.dictionaries.training.config import (
     Adam,
     CrossLayerConfig,
@@ -40,6 +55,7 @@ from jax_interp.dictionaries.training.sweep import Sweep, train_sweep
 from jax_interp.dictionaries.training.train import train_dictionary, train_from_store
 
 __all__ = [
+    "AbsTopK",
     "Adam",
     "BatchTopK",
     "CrossLayerConfig",
@@ -59,6 +75,7 @@ __all__ = [
     "SAEConfig",
     "Sweep",
     "TopK",
+    "check_dictionary",
     "evaluate",
     "init_sae",
     "init_transcoder",
@@ -70,5 +87,6 @@ __all__ = [
     "train_from_store",
     "train_joint",
     "train_sweep",
+    "upload_dictionary",
     "variants",
 ]

@@ -13,10 +13,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol, Self
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.sparse import products as sparse
 
 
@@ -44,7 +44,7 @@ class Code(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DenseCode:
     """A code that holds every latent."""
@@ -77,7 +77,7 @@ class DenseCode:
         return numbers[None, :]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RowCode:
     """A code that holds k latents of each row. Latents with value 0 are off."""
@@ -105,7 +105,7 @@ class RowCode:
         return dataclasses.replace(self, values=jnp.where(on[self.indices], self.values, zero))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchCode:
     """A code that holds a list of latents, sorted by row and then by feature. Latents with value 0 are off.
@@ -147,7 +147,7 @@ class BatchCode:
         return numbers.at[self.features].get(mode="clip")
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EntryCode(BatchCode):
     """The entries of a `DenseCode` that its losses depend on."""

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.sparse_coder import SparseCoder
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PursuitCode:
     """The code that gradient pursuit found: at most k latents for each row."""
@@ -70,7 +71,7 @@ def gradient_pursuit(
     return PursuitCode(values, indices, error)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pursuit(SparseCoder):
     """A dictionary whose encoder is gradient pursuit over a given decoder."""

@@ -35,15 +35,30 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, from_transcoders
 from jax_interp.dictionaries.forms.dictionary import Dictionary
-from jax_interp.surgery import CarryError, Each, Edit, ScopedEdit, Site, at, depth_of, edit, iter_segments, read, replan
+from jax_interp.surgery import (
+    CarryError,
+    Each,
+    Edit,
+    ScopedEdit,
+    Site,
+    at,
+    canonical,
+    depth_of,
+    edit,
+    iter_segments,
+    replan,
+    values_at,
+)
 from jax_interp.surgery.address import Address
 from jax_interp.surgery.contract import Model
 from jax_interp.surgery.taps import Wrapper, static
+from jax_interp.surgery.value_tokens import wide
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Errors:
     """The reconstruction errors of a clean run, as `measure_errors` returns them.
@@ -59,10 +74,10 @@ class Errors:
 
     def __getitem__(self, target: int) -> Float[Array, "batch pos d_out"]:
         """The error of one target."""
-        return self.values[target] - self.reconstructions[target]
+        return wide(self.values[target]) - wide(self.reconstructions[target])
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Replacement(Wrapper):
     """The model that `replacement` returns: a callable pytree that keeps the surgery contract.
@@ -175,7 +190,7 @@ def measure_errors(
     def run(*args: Any, **kwargs: Any) -> Errors:
         written = measuring.writes if measuring.stretch is None else measuring.stretch[1:]
         reconstructed = [f"{one}.reconstruction" for one in written]
-        found = read(measuring, *written, *reconstructed, output=False)(*args, **kwargs)
+        found = values_at(measuring, *written, *reconstructed)(*args, **kwargs)
         values, reconstructions = (
             [found[f"{one}{end}"] for one in measuring.writes] for end in ("", ".reconstruction")
         )
@@ -184,7 +199,7 @@ def measure_errors(
     return run
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Encode(ScopedEdit):
     """Encode the value, name the latents and carry them to the targets. The value itself does not change."""
@@ -199,7 +214,7 @@ class _Encode(ScopedEdit):
         return x
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Write(ScopedEdit):
     """Replace the value by its reconstruction from the sources `names`, plus the error of the clean run if given."""
@@ -217,7 +232,8 @@ class _Write(ScopedEdit):
             return y
         if self.error is None:
             return y_hat
-        value, reconstruction = jax.lax.stop_gradient(self.error)
+        # In 16 bits the rounding of a large error would remain where the error is ablated.
+        value, reconstruction = (wide(part) for part in jax.lax.stop_gradient(self.error))
         error = value - reconstruction
         edited = site("error", error, " ".join(site.axes))
         return value + (y_hat - reconstruction) + (edited - error)
@@ -233,7 +249,7 @@ class _Write(ScopedEdit):
                     "order of the layers; each source must read no later than it writes"
                 ) from error
         latents, x = [z for z, _ in carried], carried[-1][1]
-        return self.dictionary.write(len(latents) - 1, latents, x).reshape(y.shape).astype(y.dtype)
+        return self.dictionary.write(len(latents) - 1, latents, x).reshape(y.shape).astype(wide(y).dtype)
 
 
 def _as_cross_layer(dictionary: CrossLayer | Sequence[Dictionary]) -> CrossLayer:
@@ -241,7 +257,7 @@ def _as_cross_layer(dictionary: CrossLayer | Sequence[Dictionary]) -> CrossLayer
 
 
 def _names(addresses: str | Sequence[str]) -> tuple[str, ...]:
-    return (addresses,) if isinstance(addresses, str) else tuple(addresses)
+    return canonical((addresses,) if isinstance(addresses, str) else tuple(addresses))
 
 
 def _checked(local: Replacement) -> Replacement:

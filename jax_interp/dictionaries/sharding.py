@@ -1,17 +1,14 @@
 """Dictionaries on a mesh: features over `tensor`, rows over `data` and `fsdp`, weights over `fsdp` as well.
 
-    mesh = make_mesh(data=4, tensor=2, explicit=False)
-    with jax.set_mesh(mesh):
-        state = init_train_state(config, model, batch_at)
-        state = shard(state, rules(state), mesh)
+    train_dictionary(config, model, batch_at, place=make_mesh(data=4, tensor=2))
 
 Each device encodes its own rows with its own features. A step communicates only what it must: partial sums of the
 decoder's output [row, d], gradients summed over the devices that hold other rows, k candidates per device for TopK, and
 scalars. With `fsdp`, weights are also gathered before they are multiplied.
 
 If `tensor` has more than one device, codes are dense. Products with a masked dense code need no communication, but
-sparse products would need it. Only the codes of matching pursuit stay sparse, and they gather all decoder rows. The
-mesh must leave shardings to the compiler (`explicit=False`).
+sparse products would need it. Only the codes of matching pursuit stay sparse, and they gather all decoder rows. Steps
+leave shardings to the compiler (`jax_interp.training.placement.automatic`), also on a mesh with explicit axes.
 """
 
 from __future__ import annotations
@@ -20,6 +17,8 @@ import math
 
 import jax
 from jax.sharding import PartitionSpec as P
+
+from jax_interp.training.sharding import Rules, used
 
 ROWS = ("data", "fsdp")
 
@@ -36,8 +35,8 @@ LEARNER_RULES = (
 STREAM_RULES = (("stream.buffer.rows", P(ROWS, None)),)
 
 
-def rules(tree: object) -> tuple[tuple[str, P], ...]:
-    """The sharding rules that match something in `tree`.
+def rules(tree: object) -> Rules:
+    """The sharding rules that decide something in `tree`.
 
     Args:
       tree: a learner, a training state with its stream, or a dictionary.
@@ -45,15 +44,16 @@ def rules(tree: object) -> tuple[tuple[str, P], ...]:
     Returns:
       Pairs of an address pattern and a `PartitionSpec`. The first pattern that matches an address decides.
     """
-    from jax_interp.core.leaves import flatten
+    return used(dictionary_rules(), tree)
+
+
+def dictionary_rules() -> Rules:
+    """The rules of all dictionaries, whatever their activation."""
     from jax_interp.dictionaries.activations import ACTIVATIONS  # its files import this one
-    from jax_interp.training.sharding import matches
 
     per_feature = dict.fromkeys(name for kind in ACTIVATIONS for name in kind.trained_class().per_feature)
     of_activations = ((f"activation.{name}", P("tensor")) for name in per_feature)
-    every = (*STREAM_RULES, *LEARNER_RULES, *of_activations, ("**", P()))
-    decide = {next(i for i, (end, _) in enumerate(every) if matches(end, name)) for name in flatten(tree)}
-    return tuple(rule for i, rule in enumerate(every) if i in decide)
+    return (*STREAM_RULES, *LEARNER_RULES, *of_activations)
 
 
 def feature_shards() -> int:

@@ -15,4 +15,7 @@ def test_the_page_runs():
     assert float(names["gap"]) < 1e-3
     assert float(abs(names["logits"] - names["clean"]).max()) > 0.1
     assert float(abs(names["attribution"]).max()) > 0
+    assert names["loaded"].address == names["reads"]
+    np.testing.assert_array_equal(names["again"](names["tokens"]), names["local"](names["tokens"]))
+    assert names["source"].write_sites == 2
     assert sum(names["found"].counts.values()) <= 2 * 128

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.evaluation import downstream
 from jax_interp.dictionaries.evaluation.evaluate import evaluate
 
@@ -67,7 +68,7 @@ def test_the_mean_of_scores_is_not_the_score_of_the_means():
     assert downstream.CrossEntropy.from_sums(total).recovered_zero == pytest.approx((6.1 - 1.1) / (6.1 - 1))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Shrink:
     factor: jax.Array

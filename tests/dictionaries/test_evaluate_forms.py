@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from toy import batch_at, toy
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.evaluation.downstream import Identity
 from jax_interp.dictionaries.evaluation.evaluate import evaluate
 
@@ -17,7 +18,7 @@ PRE, POST = "blocks.1.resid_pre", "blocks.1.resid_post"
 TOKENS, KEEP = batch_at(0)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Linear:
     """x̂ = z W + x W_skip with z = x."""
@@ -88,7 +89,7 @@ def test_a_crosscoder_is_spliced_at_all_its_values_at_once():
 def test_a_value_with_heads_is_taken_as_one_vector():
     from jax_interp.surgery import Site
 
-    @jax.tree_util.register_dataclass
+    @register_dataclass
     @dataclasses.dataclass(frozen=True)
     class Heads:
         E: jax.Array

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.evaluation.sparsity import nth_projection
 from jax_interp.toys.synthetic import sparse_but_wrong
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     W_dec: jax.Array

@@ -17,8 +17,14 @@ from toy import batch_at, toy
 import jax_interp.dictionaries.training.joint  # noqa: F401  (registers a term)
 from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries import evaluate, load_dictionary, save_dictionary, train_dictionary
-from jax_interp.dictionaries.activations import ACTIVATIONS, Activation, ElementwiseActivation, SelectiveActivation
+from jax_interp.dictionaries.activations import (
+    ACTIVATIONS,
+    Activation,
+    ElementwiseActivation,
+    SelectiveActivation,
+)
 from jax_interp.dictionaries.activations.pre import dense_code_from_pre, entry_code_from_pre
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses import TERMS, Forward, Reconstruction, Term
@@ -31,7 +37,7 @@ D, M, ROWS, K = 6, 32, 20, 4
 
 
 @ACTIVATIONS.register
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Gain(ElementwiseActivation):
     """f = gain · max(pre, 0), the gain of each feature learnt."""
@@ -95,7 +101,9 @@ def near(a, b, **tolerance):
 
 CHOICES = {kind.__name__: choice_of(kind) for kind in ACTIVATIONS}
 FAST = ("Gain", "TopK", "BatchTopK", "JumpReLU")
-CHOICES |= {f"{name}, weighted": choice_of(ACTIVATIONS[name], weighted=True) for name in ("TopK", "BatchTopK")}
+CHOICES |= {
+    f"{name}, weighted": choice_of(ACTIVATIONS[name], weighted=True) for name in ("TopK", "AbsTopK", "BatchTopK")
+}
 
 SOME_FAST = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in CHOICES]
 
@@ -107,6 +115,7 @@ def test_the_forms_of_a_code_agree(name, x64):
     for code in (dictionary.training_code(x), dictionary.code(x)):
         z = code.dense(M)
         assert 0 < (z != 0).mean() < 1
+        assert (z < 0).any() == dictionary.activation.signed
         near(code.decode(dictionary.W_dec), z @ dictionary.W_dec)
         near(code.weighted_sum(w), (z * w[None]).sum())
         near(code.firing_counts(M), (z != 0).sum(0))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations import ReLU
 from jax_interp.dictionaries.evaluation.controls import oracle, random_dictionary
 from jax_interp.dictionaries.evaluation.recovery import score
@@ -74,7 +75,7 @@ def test_random_is_at_chance_and_explained_variance_is_the_right_one():
 def test_a_crosscoder_of_two_models_is_scored_too():
     world = jax.jit(two_models)(KEY)
 
-    @jax.tree_util.register_dataclass
+    @register_dataclass
     @dataclasses.dataclass(frozen=True)
     class Crosscoder:
         W_dec: jax.Array

@@ -11,6 +11,7 @@ import pytest
 from scipy.optimize import nnls
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations import ReLU
 from jax_interp.dictionaries.evaluation.controls import refit
 from jax_interp.dictionaries.evaluation.evaluate import evaluate_rows
@@ -55,7 +56,7 @@ def test_scales_equal_least_squares_on_the_design():
     np.testing.assert_allclose(constrained[fires], nnls(design, (X - B).reshape(-1))[0][fires], rtol=1e-3, atol=1e-4)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HalfOfTheTruth:
     """Rows carry x, then the codes: encode reads off half of those."""

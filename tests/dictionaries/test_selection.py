@@ -33,6 +33,25 @@ def test_batch_top_k_is_the_largest_of_all_and_of_equal_ones_the_first(kind, fea
         np.testing.assert_array_equal(values, x.ravel()[first])
 
 
+def test_scores_that_are_computed_twice_put_no_other_entry_into_the_list():
+    """Sums of products, which XLA rounds in two ways in one program."""
+
+    @jax.jit
+    def chosen(x, W, b, norms):
+        values, _, features = batch_top_k(x @ (W * norms[None, :]) + (b * norms)[None, :], 4)
+        return jnp.sort(jnp.where(features < 32, values, jnp.inf))
+
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        x, W, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((64, 16), (16, 32), 32))
+        norms = rng.uniform(size=32).astype(np.float32)
+        wanted = np.sort(((x.astype(np.float64) @ W + b) * norms).ravel())[-256:]
+        found = np.asarray(chosen(x, W, b, norms))
+        real = np.isfinite(found).sum()
+        assert real >= 255
+        np.testing.assert_allclose(found[:real], wanted[256 - real :], rtol=1e-4, err_msg=str(seed))
+
+
 def test_a_limit_keeps_the_largest_and_leaves_places_over():
     x = np.random.default_rng(2).standard_normal((37, 337)).astype(np.float32).round(1)
     first = np.sort(np.argsort(-x.ravel(), kind="stable")[: 37 * 2])

@@ -13,6 +13,7 @@ from toy import batch_at, toy
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries import train_dictionary, variants
 from jax_interp.dictionaries.activations import (
+    AbsTopK,
     BatchTopK,
     Gate,
     GroupMax,
@@ -134,6 +135,21 @@ def topk(p, k=4):
     return jnp.where(scores >= jnp.sort(scores, 1)[:, -k][:, None], jax.nn.relu(scores), 0.0)
 
 
+def abs_topk(p, k=4):
+    scores = pre(p, X)
+    size = jnp.abs(scores)
+    return jnp.where(size >= jnp.sort(size, 1)[:, -k][:, None], scores, 0.0)
+
+
+def abs_topk_aux(p, n_dead=20, k_aux=3):
+    z = abs_topk(p)
+    error = sg(X - z @ p["W_dec"] - p["b_dec"])
+    size = jnp.where(jnp.arange(len(p["b_enc"])) < n_dead, jnp.abs(pre(p, X)), -1.0)
+    dead = jnp.where(size >= jnp.sort(size, 1)[:, -k_aux][:, None], pre(p, X), 0.0)
+    rest = ((error - dead @ p["W_dec"]) ** 2).sum()
+    return fvu(p, X, z) + 0.5 * rest / ((error - error.mean(0)) ** 2).sum()
+
+
 def batch_topk(p, k=4):
     return jnp.where(largest(pre(p, X), k * ROWS), jax.nn.relu(pre(p, X)), 0.0)
 
@@ -192,6 +208,10 @@ CASES = {
         {"r_mag": (M,), "b_mag": (M,)}, gated, {},
     ),
     "TopK": ((Reconstruction(),), lambda p: TopK(4), {}, lambda p: fvu(p, X, topk(p)), {}),
+    "AbsTopK": ((Reconstruction(),), lambda p: AbsTopK(4), {}, lambda p: fvu(p, X, abs_topk(p)), {}),
+    "AbsTopK, AuxK": (
+        (Reconstruction(), AuxK(0.5, k=3)), lambda p: AbsTopK(4), {}, abs_topk_aux, {"dead": jnp.arange(M) < 20},
+    ),
     "Multi-TopK": (
         (Reconstruction(), MultiTopK(0.5, factor=3)), lambda p: TopK(4), {},
         lambda p: fvu(p, X, topk(p)) + 0.5 * fvu(p, X, topk(p, 12)), {},
@@ -293,6 +313,7 @@ def test_a_term_with_an_activation_that_it_does_not_go_with_is_refused():
         (GateL1(), ReLU(), "GateL1 trains a gate, ReLU has none"),
         (MultiTopK(), ReLU(), "MultiTopK needs an activation with a k"),
         (AuxK(k=0), TopK(4), "from 1 to n_features"),
+        (L1(), AbsTopK(4), "latents of AbsTopK can be negative"),
         (MultiTopK(factor=2), GroupMax(8), "cannot be cut into k=16"),
     ):
         with pytest.raises(UserError, match=says):

@@ -1,6 +1,7 @@
 """Activations: they decide which latents are on. Each activation has one file. `Activation` is the base class."""
 
 from jax_interp.core.registry import discover
+from jax_interp.dictionaries.activations.abs_topk import AbsTopK
 from jax_interp.dictionaries.activations.activation import (
     ACTIVATIONS,
     Activation,
@@ -19,6 +20,7 @@ discover(__name__, __path__)
 
 __all__ = [
     "ACTIVATIONS",
+    "AbsTopK",
     "Activation",
     "BatchTopK",
     "ElementwiseActivation",

@@ -3,7 +3,7 @@
 A new activation is one file in this folder, or a file of your own:
 
     @ACTIVATIONS.register
-    @jax.tree_util.register_dataclass
+    @register_dataclass
     @dataclasses.dataclass(frozen=True)
     class Squared(ElementwiseActivation):
         def decide(self, dictionary, code):
@@ -53,6 +53,8 @@ class Activation:
     """Whether each latent depends only on its own pre-activation. Losses on pre-activations need this."""
     uses_encoder: ClassVar[bool] = True
     """Whether `W_enc` and `b_enc` are used. False: the decoder is also the encoder, and its rows must have norm 1."""
+    signed: ClassVar[bool] = False
+    """Whether latents can be negative. Losses that are meant for latents of at least 0 refuse such an activation."""
     cross_layer: ClassVar[bool] = False
     """Whether a cross-layer dictionary can be trained with it."""
     trains_thresholds: ClassVar[bool] = False

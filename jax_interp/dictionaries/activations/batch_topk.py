@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations.activation import ACTIVATIONS, Activation, SelectiveActivation
 from jax_interp.dictionaries.activations.jumprelu import Jump
 from jax_interp.dictionaries.activations.pre import bias_gradient, centre_gradient, subtract_centre
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @ACTIVATIONS.register
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchTopK(SelectiveActivation):
     """The k·B largest pre-activations of a batch of B rows are on."""
@@ -56,7 +57,11 @@ class BatchTopK(SelectiveActivation):
 
     @property
     def _running_threshold(self) -> Float[Array, ""]:
-        assert self.threshold is not None, "a BatchTopK has a threshold once `init` has made it"
+        if self.threshold is None:
+            raise UserError(
+                f"BatchTopK(k={self.k}) has no threshold, and without a batch it needs one: give threshold=, as in "
+                f"BatchTopK({self.k}, threshold=jnp.asarray(0.7)). A dictionary from training or from a file has it"
+            )
         return self.threshold
 
     def init(self, n_features: int, dtype: DTypeLike) -> BatchTopK:
@@ -76,15 +81,13 @@ class BatchTopK(SelectiveActivation):
             norms = row_norms(dictionary.W_dec) if self.weighted else None
             n = x.shape[0] * (self.k if self.limit is None else self.limit)
             return encode_masked(dictionary, x, norms, lambda score: nth_largest(score, n))
-        W_enc, b_enc = dictionary.W_enc, dictionary.b_enc
         norms = row_norms(dictionary.W_dec) if self.weighted else None
-        if norms is not None:
-            W_enc, b_enc = W_enc * norms[None, :], b_enc * norms
         centre = dictionary.b_dec if dictionary.centred else None
-        entries: Any = _encode_batch(self.k, self.kernels, x, W_enc, b_enc, centre, self.limit)
+        entries: Any = _encode_batch(
+            self.k, self.kernels, x, dictionary.W_enc, dictionary.b_enc, centre, norms, self.limit
+        )
         values, rows, features = entries
-        code = BatchCode(values, rows, features, x.shape[0], self.kernels)
-        return code if norms is None else code.with_values(values / code.gather(norms))
+        return BatchCode(values, rows, features, x.shape[0], self.kernels)
 
     def observe(self, dictionary: Dictionary, code: BatchCode | DenseCode) -> BatchTopK:
         """Move the threshold towards the smallest value that is on in this batch."""
@@ -139,14 +142,22 @@ def _encode_batch(
     W_enc: Float[Array, "d feature"],
     b_enc: Float[Array, " feature"],
     centre: Float[Array, " d"] | None,
+    norms: Float[Array, " feature"] | None,
     limit: Float[Array, ""] | None,
 ) -> tuple[Float[Array, " entry"], Int[Array, " entry"], Int[Array, " entry"]]:
-    values, rows, features = batch_top_k(subtract_centre(x, centre) @ W_enc + b_enc[None, :], k, limit)
+    score = subtract_centre(x, centre) @ W_enc + b_enc[None, :]
+    if norms is not None:
+        # The selection compares scores with the n-th largest, and XLA may compute them again for that. The product
+        # comes last, because a sum of products is rounded differently where it becomes a fused multiply-add.
+        score = score * norms[None, :]
+    values, rows, features = batch_top_k(score, k, limit)
+    if norms is not None:
+        values = values / norms.at[features].get(mode="clip")
     return jax.nn.relu(values), rows, features
 
 
-def _forward(k, kernels, x, W_enc, b_enc, centre, limit):
-    out: Any = _encode_batch(k, kernels, x, W_enc, b_enc, centre, limit)
+def _forward(k, kernels, x, W_enc, b_enc, centre, norms, limit):
+    out: Any = _encode_batch(k, kernels, x, W_enc, b_enc, centre, norms, limit)
     return out, (x, W_enc, centre, *out)
 
 
@@ -158,7 +169,7 @@ def _backward(k, kernels, residuals, cotangents):
     g_W_enc = entries_outer(g, rows, features, subtract_centre(x, centre), n_features, True, kernels)
     z = jnp.zeros((len(x), n_features), g.dtype).at[rows, features].add(g, mode="drop")
     g_x = z @ W_enc.T  # XLA removes this if it is not used
-    return g_x, g_W_enc, g_b_enc, centre_gradient(g_b_enc, W_enc, centre), None
+    return g_x, g_W_enc, g_b_enc, centre_gradient(g_b_enc, W_enc, centre), None, None
 
 
 _encode_batch.defvjp(_forward, _backward)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations.activation import ACTIVATIONS, ElementwiseActivation
 from jax_interp.dictionaries.activations.jumprelu import Jump
 from jax_interp.dictionaries.activations.pre import PreCode
@@ -39,7 +40,7 @@ class Gated(ElementwiseActivation):
         return Gate(jnp.zeros((n_features,), dtype), jnp.zeros((n_features,), dtype))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Gate(ElementwiseActivation):
     """The activation that a Gated dictionary holds."""
@@ -69,7 +70,7 @@ class Gate(ElementwiseActivation):
         off in both.
         """
         ratio = jnp.exp(self.r_mag)
-        threshold = jnp.maximum(self.b_mag - ratio * dictionary.b_enc, jnp.finfo(ratio.dtype).tiny)
+        jump = Jump.of(self.b_mag - ratio * dictionary.b_enc)
         return dataclasses.replace(
-            dictionary, W_enc=dictionary.W_enc * ratio[None, :], b_enc=self.b_mag, activation=Jump(jnp.log(threshold))
+            dictionary, W_enc=dictionary.W_enc * ratio[None, :], b_enc=self.b_mag, activation=jump
         )

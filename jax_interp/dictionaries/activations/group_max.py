@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations.activation import ACTIVATIONS, SelectiveActivation
 from jax_interp.dictionaries.activations.topk import encode_masked, encode_selected
 from jax_interp.dictionaries.codes import DenseCode, RowCode
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @ACTIVATIONS.register
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GroupMax(SelectiveActivation):
     """The largest pre-activation of each of `k` groups is on, if it is positive."""

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations.activation import ACTIVATIONS, ElementwiseActivation
 from jax_interp.dictionaries.activations.pre import PreCode
 
@@ -101,13 +104,14 @@ class JumpReLU(ElementwiseActivation):
         return Jump(jnp.broadcast_to(log, (n_features,)), self.bandwidth)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Jump(ElementwiseActivation):
     """The activation that a JumpReLU dictionary holds."""
 
     log_threshold: Float[Array, " feature"]
-    """Logarithms of the thresholds, so that thresholds stay positive."""
+    """Logarithms of the thresholds, so that thresholds stay positive. Those of a file are in float32 also where its
+    weights have half precision: a rounded logarithm of 0.01 changes the threshold by two percent in bfloat16."""
     bandwidth: float = dataclasses.field(default=0.5, metadata={"static": True})
     """Width of the kernel. A pre-activation within bandwidth / 2 of its threshold gives the threshold a gradient."""
 
@@ -115,20 +119,47 @@ class Jump(ElementwiseActivation):
     trains_thresholds = True
     per_feature = ("log_threshold",)
 
+    @classmethod
+    def of(cls, threshold: Float[ArrayLike, " feature"], bandwidth: float = 0.5) -> Jump:
+        """The activation with these thresholds.
+
+        Files of other libraries hold thresholds. Some are 0 or below: the latent is then a plain ReLU, as in
+        dictionary_learning, which computes `relu(z * (z > threshold))`. Such a threshold has no logarithm,
+        so the smallest positive number takes its place. An infinite threshold becomes the largest number.
+
+        Args:
+          threshold: the threshold of each feature.
+          bandwidth: the width of the kernel, for training.
+
+        Raises:
+          UserError: a threshold is NaN.
+
+        Example:
+            Dictionary(W_enc, b_enc, W_dec, b_dec, Jump.of(tensors["threshold"]))
+        """
+        threshold = jnp.asarray(threshold)
+        if not isinstance(threshold, Tracer) and bool(jnp.isnan(threshold).any()):
+            raise UserError("a threshold of the JumpReLU is NaN: a latent with it would never fire")
+        threshold = upcast(threshold)
+        return cls(
+            jnp.log(jnp.clip(threshold, jnp.finfo(threshold.dtype).tiny, jnp.finfo(threshold.dtype).max)), bandwidth
+        )
+
     @property
     def threshold(self) -> Float[Array, " feature"]:
         return jnp.exp(self.log_threshold)
 
     def decide(self, dictionary: Dictionary, code: PreCode) -> PreCode:
-        threshold = jnp.broadcast_to(code.gather(self.threshold), code.pre.shape)
+        threshold = jnp.broadcast_to(code.gather(self.threshold), code.pre.shape).astype(code.pre.dtype)
         return code.with_values(jump(code.pre, threshold, self.bandwidth))
 
     def takes_part(self, dictionary: Dictionary, pre: Float[Array, "row feature"]) -> Bool[Array, "row feature"]:
         """True where a latent is on or within the kernel of its threshold."""
-        return pre > (self.threshold - self.bandwidth / 2)[None, :]
+        return pre > (self.threshold - self.bandwidth / 2).astype(pre.dtype)[None, :]
 
     def scaled(self, factor: Float[Array, "..."]) -> Jump:
-        return dataclasses.replace(self, log_threshold=self.log_threshold + jnp.log(factor))
+        log_factor = jnp.log(factor.astype(self.log_threshold.dtype))
+        return dataclasses.replace(self, log_threshold=self.log_threshold + log_factor)
 
     def as_jumprelu(self, dictionary: Dictionary) -> Dictionary:
         return dictionary

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations.activation import ACTIVATIONS, ElementwiseActivation
 from jax_interp.dictionaries.activations.pre import PreCode
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @ACTIVATIONS.register
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ReLU(ElementwiseActivation):
     """Every positive pre-activation is on: f = max(pre, 0) (Bricken et al. 2023)."""

@@ -38,34 +38,42 @@ def top_k(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "row k"]
     n = x.shape[1]
     if not 0 < k <= n:
         raise ValueError(f"top_k: k = {k} of {n} features; k must be between 1 and the number of features")
-    if (shards := feature_shards()) > 1 and n % shards == 0:
-        return _by_shards(x, k, shards)
+    if jax.sharding.get_abstract_mesh().empty:
+        return _on_one_device(x, k)
+    return _by_shards(x, k, shards if n % (shards := feature_shards()) == 0 else 1)
+
+
+def _on_one_device(x: Float[Array, "row feature"], k: int) -> tuple[Array, Array]:
     # The barriers keep XLA's CPU backend from fusing neighbouring operations into a top-k. A top-k that is fused with
-    # an elementwise operation can take about 60 times longer.
-    x = jax.lax.optimization_barrier(x)
+    # an elementwise operation can take about 60 times longer. There is a barrier for each result, because one barrier
+    # around both makes XLA's partitioner for CPUs abort the process (jax 0.10.2).
+    n, barrier = x.shape[1], jax.lax.optimization_barrier
+    x = barrier(x)
     if n % GROUP or n < WORTHWHILE * k * GROUP:
-        values, indices = jax.lax.optimization_barrier(tuple(jax.lax.top_k(x, k)))
-        return values, indices
+        values, indices = jax.lax.top_k(x, k)
+        return barrier(values), barrier(indices)
     whole = lambda x: tuple(jax.lax.top_k(x, k))
     values, indices = jax.lax.platform_dependent(x, cpu=lambda x: _by_groups(x, k), default=whole)
     return values, indices
 
 
 def _by_shards(x: Float[Array, "row feature"], k: int, shards: int) -> tuple[Array, Array]:
-    """Each device finds the k largest of its own features, and then the k largest of all candidates are found. Only
-    k · shards values per row are communicated. The partitioner of XLA would gather whole rows before the top-k."""
+    """Each device finds the k largest of its own features in its own rows, and then the k largest of all candidates are
+    found. Only k · shards values per row are communicated. The partitioner of XLA would gather whole rows."""
     width = x.shape[1] // shards
 
     def of_device(x):
-        values, indices = jax.lax.top_k(x, min(k, width))
+        values, indices = _on_one_device(x, min(k, width))
+        if shards == 1:
+            return values, indices
         indices = indices + jax.lax.axis_index("tensor").astype(indices.dtype) * width
         together = lambda a: jax.lax.all_gather(a, "tensor", axis=1, tiled=True)
         values, place = jax.lax.top_k(together(values), k)
         return values, jnp.take_along_axis(together(indices), place, axis=1, mode="promise_in_bounds")
 
     rows = rows_spec(x.shape[0])
-    gathered = jax.shard_map(of_device, in_specs=P(rows, "tensor"), out_specs=(P(rows), P(rows)), check_vma=False)
-    return gathered(x)
+    spec = P(rows, "tensor" if shards > 1 else None)
+    return jax.shard_map(of_device, in_specs=spec, out_specs=(P(rows), P(rows)), check_vma=False)(x)
 
 
 def _by_groups(x: Float[Array, "row feature"], k: int) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
@@ -99,22 +107,23 @@ def batch_top_k(
     """
     rows = x.shape[0]
     n = k * rows
-    if limit is not None:
-        wanted = jnp.clip(jnp.round(limit * rows), 1, n).astype(jnp.int32)
-        chosen = _batch_top_k(x, n, wanted)
-        real = jnp.arange(n, dtype=jnp.int32) < wanted
-        fill = (jnp.zeros((), x.dtype), jnp.int32(rows), jnp.int32(x.shape[1]))
-        values, of_row, feature = (jnp.where(real, a, a_fill) for a, a_fill in zip(chosen, fill))
-        return values, of_row, feature
-    return _batch_top_k(x, n, n)
+    wanted = n if limit is None else jnp.clip(jnp.round(limit * rows), 1, n).astype(jnp.int32)
+    *chosen, real = _batch_top_k(x, n, wanted)
+    fill = (jnp.zeros((), x.dtype), jnp.int32(rows), jnp.int32(x.shape[1]))
+    values, of_row, feature = (jnp.where(real, a, a_fill) for a, a_fill in zip(chosen, fill))
+    return values, of_row, feature
 
 
-def _batch_top_k(x: Float[Array, "row feature"], n: int, wanted: int | Array) -> tuple[Array, Array, Array]:
-    """The `wanted` largest entries, in arrays of `n` places. The places after them hold arbitrary entries."""
+def _batch_top_k(x: Float[Array, "row feature"], n: int, wanted: int | Array) -> tuple[Array, Array, Array, Array]:
+    """The `wanted` largest entries, in arrays of `n` places, and a mask of the places that are used.
+
+    There can be one fewer than `wanted`. XLA may compute `x` twice, and where it rounds differently, the last entry
+    does not reach itself.
+    """
     rows, features = x.shape
     if rows * features < 2 * n * GROUP:
-        chosen_rows, chosen_features, _ = _true_positions(_largest_mask(x, wanted), n)
-        return x[chosen_rows, chosen_features], chosen_rows, chosen_features
+        chosen_rows, chosen_features, real = _true_positions(_largest_mask(x, wanted), n)
+        return x[chosen_rows, chosen_features], chosen_rows, chosen_features, real
     groups = -(-features // GROUP)
     # The last group is padded with -inf, which is never among the largest finite numbers.
     whole = jnp.pad(x, ((0, 0), (0, -features % GROUP)), constant_values=-jnp.inf)
@@ -122,10 +131,10 @@ def _batch_top_k(x: Float[Array, "row feature"], n: int, wanted: int | Array) ->
     of_row, group, _ = _true_positions(_largest_mask(maxima, n), n)
     members = whole.reshape(rows * groups, GROUP).at[of_row * groups + group].get(mode="promise_in_bounds")
     members = jax.lax.optimization_barrier(members)
-    which, place, _ = _true_positions(_largest_mask(members, wanted), n)
+    which, place, real = _true_positions(_largest_mask(members, wanted), n)
     at = lambda a: a.at[which].get(mode="promise_in_bounds")
     values = members.at[which, place].get(mode="promise_in_bounds")
-    return values, at(of_row), at(group) * GROUP + place
+    return values, at(of_row), at(group) * GROUP + place, real
 
 
 def first_true_positions(mask: Bool[Array, "row feature"], n: int) -> tuple[Int[Array, " entry"], Int[Array, " entry"]]:

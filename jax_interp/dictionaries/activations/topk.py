@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations.activation import ACTIVATIONS, SelectiveActivation
 from jax_interp.dictionaries.activations.pre import bias_gradient, centre_gradient, subtract_centre
 from jax_interp.dictionaries.activations.select import top_k
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @ACTIVATIONS.register
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TopK(SelectiveActivation):
     """At most `k` latents are on for each input. Fewer are on if the k-th largest pre-activation is not positive."""
@@ -45,12 +46,15 @@ class TopK(SelectiveActivation):
     def encode(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> RowCode | DenseCode:
         norms = row_norms(dictionary.W_dec) if self.weighted else None
         if feature_shards() > 1:
-            return encode_masked(dictionary, x, norms, self._least)
-        code = encode_selected(lambda pre: top_k(pre, self.k), dictionary, x, norms, self.kernels)
+            return encode_masked(dictionary, x, norms, self._least, self.signed)
+        code = encode_selected(lambda score: self._select(score), dictionary, x, norms, self.kernels, self.signed)
         if self.limit is None:
             return code
         on = jnp.arange(self.k).astype(self.limit.dtype)[None, :] < self.limit
         return dataclasses.replace(code, values=jnp.where(on, code.values, jnp.zeros_like(code.values)))
+
+    def _select(self, score: Float[Array, "row feature"]) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
+        return top_k(score, self.k)
 
     def _least(self, score: Float[Array, "row feature"]) -> Float[Array, "row 1"]:
         """The smallest selected score of each row."""
@@ -64,7 +68,11 @@ class TopK(SelectiveActivation):
 
 
 def encode_masked(
-    dictionary: Dictionary, x: Float[Array, "row d"], norms: Array | None, least: Callable[[Array], Array]
+    dictionary: Dictionary,
+    x: Float[Array, "row d"],
+    norms: Array | None,
+    least: Callable[[Array], Array],
+    signed: bool = False,
 ) -> DenseCode:
     """A dense code of the positive pre-activations whose score is at least `least(score)`.
 
@@ -75,11 +83,13 @@ def encode_masked(
       x: the input.
       norms: the score is the pre-activation times `norms`. None: the score is the pre-activation.
       least: a function from scores [row, feature] to the smallest score that is on, [row, 1].
+      signed: the score is the absolute value, and negative pre-activations are kept too.
     """
     pre = dictionary.linear(x) + dictionary.b_enc[None, :]
     score = jax.lax.stop_gradient(pre if norms is None else pre * norms[None, :])
+    score = jnp.abs(score) if signed else score
     on = score >= least(score)
-    return DenseCode(jnp.where(on, jax.nn.relu(pre), jnp.zeros_like(pre)), pre)
+    return DenseCode(jnp.where(on, pre if signed else jax.nn.relu(pre), jnp.zeros_like(pre)), pre)
 
 
 def row_norms(W: Float[Array, "feature d"]) -> Float[Array, " feature"]:
@@ -97,6 +107,7 @@ def encode_selected(
     x: Float[Array, "row d"],
     norms: Float[Array, " feature"] | None = None,
     kernels: bool = False,
+    signed: bool = False,
 ) -> RowCode:
     """A code of the positive pre-activations that `select` chooses. The backward pass touches only these.
 
@@ -106,38 +117,40 @@ def encode_selected(
       x: the input.
       norms: the score is the pre-activation times `norms`. None: the score is the pre-activation.
       kernels: as in `TopK`.
+      signed: keep chosen pre-activations that are negative. Otherwise their latents are 0.
     """
     W_enc, b_enc = dictionary.W_enc, dictionary.b_enc
     if norms is not None:
         W_enc, b_enc = W_enc * norms[None, :], b_enc * norms
     centre = dictionary.b_dec if dictionary.centred else None
-    entries: Any = _encode_selected(select, kernels, x, W_enc, b_enc, centre)
+    entries: Any = _encode_selected(select, kernels, signed, x, W_enc, b_enc, centre)
     values, indices = entries
     return RowCode(values if norms is None else values / norms[indices], indices, kernels)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _encode_selected(
     select: Select,
     kernels: bool,
+    signed: bool,
     x: Float[Array, "row d"],
     W_enc: Float[Array, "d feature"],
     b_enc: Float[Array, " feature"],
     centre: Float[Array, " d"] | None,
 ) -> tuple[Float[Array, "row k"], Int[Array, "row k"]]:
     values, indices = select(subtract_centre(x, centre) @ W_enc + b_enc[None, :])
-    return jax.nn.relu(values), indices
+    return values if signed else jax.nn.relu(values), indices
 
 
-def _forward(select, kernels, x, W_enc, b_enc, centre):
-    entries: Any = _encode_selected(select, kernels, x, W_enc, b_enc, centre)
+def _forward(select, kernels, signed, x, W_enc, b_enc, centre):
+    entries: Any = _encode_selected(select, kernels, signed, x, W_enc, b_enc, centre)
     values, indices = entries
     return (values, indices), (x, W_enc, centre, values, indices)
 
 
-def _backward(select, kernels, residuals, cotangents):
+def _backward(select, kernels, signed, residuals, cotangents):
     x, W_enc, centre, values, indices = residuals
-    g = jnp.where(values > 0, cotangents[0], jnp.zeros((), values.dtype))
+    g = jnp.where(values != 0, cotangents[0], jnp.zeros((), values.dtype))
     n_features = W_enc.shape[1]
     rows = jnp.broadcast_to(jnp.arange(len(x), dtype=indices.dtype)[:, None], indices.shape)
     g_b_enc = bias_gradient(g, rows, indices, len(x), n_features)

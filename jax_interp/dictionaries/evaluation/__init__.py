@@ -10,4 +10,7 @@ similarity.py       cosines between the directions of two dictionaries
 recovery.py         comparison with known features
 controls.py         controls to compare a trained dictionary with
 batch_sums.py       sums over batches in float64
+benchmarks/         what latents are good for: probing, absorption, ablation of concepts, unlearning, bits
+evolution/          which features persist across layers or through training, are born, and die
+ravel/              whether some latents hold one attribute of an entity and no other
 """

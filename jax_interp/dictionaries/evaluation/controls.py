@@ -26,6 +26,7 @@ from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.optimizers import unit_rows
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations import Jump, TopK
 from jax_interp.dictionaries.activations.select import top_k
 from jax_interp.dictionaries.evaluation.batch_sums import sum_batches
@@ -35,7 +36,7 @@ from jax_interp.dictionaries.sparse_coder import EncoderDecoder, SparseCoder, as
 Rows = Iterable[Float[Array, "row d"]]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Basis(SparseCoder):
     """Orthonormal directions as a dictionary: z = (x - b_dec) W_decᵀ, signed, and x̂ = z W_dec + b_dec."""
@@ -104,7 +105,7 @@ def random_like(key: Key[Array, ""], dictionary: Dictionary) -> Dictionary:
     return dataclasses.replace(dictionary, W_enc=read.T, W_dec=directions * norm(W_dec))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Refit(SparseCoder):
     """The encoder of one dictionary with another decoder."""
@@ -128,6 +129,16 @@ def check_sae(dictionary: EncoderDecoder, what: str) -> None:
     if not as_sparse_coder(dictionary).is_autoencoder():
         raise UserError(
             f"{what} can be fitted for an SAE only; this dictionary reads one value and writes another value"
+        )
+
+
+def check_affine_sae(dictionary: EncoderDecoder, what: str) -> None:
+    """Raise UserError if the output of the dictionary is not z W_dec + b_dec."""
+    check_sae(dictionary, what)
+    if not as_sparse_coder(dictionary).decodes_alone():
+        raise UserError(
+            f"{what} can be fitted only for a dictionary whose output is z W_dec + b_dec; that of a "
+            f"{type(dictionary).__name__} depends on its input too"
         )
 
 
@@ -210,6 +221,5 @@ def oracle(
         one number per feature.
     """
     W_enc = jnp.linalg.pinv(directions)
-    log = jnp.log(jnp.asarray(threshold, directions.dtype))
-    jump = Jump(jnp.broadcast_to(log, (directions.shape[0],)))
+    jump = Jump.of(jnp.broadcast_to(jnp.asarray(threshold, directions.dtype), (directions.shape[0],)))
     return Dictionary(W_enc, -(bias @ W_enc), directions, bias, jump, centred=False)

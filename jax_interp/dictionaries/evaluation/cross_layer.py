@@ -18,13 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.core.objectives import kl_divergence, negative_log_likelihood
+from jax_interp.data.harvest import later_positions
 from jax_interp.dictionaries.evaluation import downstream
-from jax_interp.dictionaries.evaluation.downstream import CrossEntropy
+from jax_interp.dictionaries.evaluation.downstream import CrossEntropy, address_tuple, score
 from jax_interp.dictionaries.evaluation.evaluate import Batches, Evaluation, evaluate, without_nan
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 from jax_interp.dictionaries.forms.side_by_side import SideBySide
 from jax_interp.dictionaries.replacement import replacement
 from jax_interp.surgery import Model
+
+SCORES = ("recovered_mean", "recovered_zero", "kl_score_mean")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Replaced:
     """(zero-ablated - replacement) / (zero-ablated - clean), of cross-entropies."""
     kl_score_mean: float
     """1 - `kl` / (KL of mean ablation)."""
+    undefined: dict[str, str] = dataclasses.field(default_factory=dict)
+    """For each score that is NaN, the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +92,7 @@ def evaluate_cross_layer(
     dictionary: CrossLayer,
     batches: Batches,
     writes: Sequence[str] | None = None,
+    skip_first: int = 0,
 ) -> CrossLayerEvaluation:
     """Measure a cross-layer dictionary in its model.
 
@@ -96,6 +102,7 @@ def evaluate_cross_layer(
       dictionary: the cross-layer dictionary.
       batches: pairs of tokens and `keep`, as for `evaluate`. They are read three times.
       writes: the address of each target. None: the same as `reads`.
+      skip_first: as in `evaluate`.
 
     Returns:
       The figures of all layers together, of each layer, and of the replacement model.
@@ -105,9 +112,11 @@ def evaluate_cross_layer(
       UserError: as in `evaluate` and `replacement`.
     """
     targets = reads if writes is None else writes
-    together = evaluate(model, reads, SideBySide(dictionary), batches, writes=writes)
+    reads, targets = address_tuple(reads), address_tuple(targets)
+    together = evaluate(model, reads, SideBySide(dictionary), batches, writes=writes, skip_first=skip_first)
     of_layers = zip(reads, targets, together.fvu_by_value.values(), together.by_source, strict=True)
     layers = tuple(Layer(read, written, fvu, one.l0, one.dead) for read, written, fvu, one in of_layers)
+    batches = [(tokens, later_positions(keep, skip_first)) for tokens, keep in batches]
     return CrossLayerEvaluation(
         together, layers, of_replacement(model, reads, targets, dictionary, batches, together.cross_entropy)
     )
@@ -132,11 +141,11 @@ def of_replacement(
         of_batch = negative_log_likelihood(log_p, tokens[:, 1:]), kl_divergence(clean, log_p)
         entropies, divergences = (np.asarray(a, np.float64)[counted].sum() for a in of_batch)
         loss, divergence = loss + entropies / others.predictions, divergence + divergences / others.predictions
-    score = lambda worst, ours, best: float("nan") if worst == best else float((worst - ours) / (worst - best))
     return Replaced(
         cross_entropy=float(loss),
         kl=float(divergence),
-        recovered_mean=score(others.mean_ablated, loss, others.clean),
-        recovered_zero=score(others.zero_ablated, loss, others.clean),
-        kl_score_mean=score(others.kl_mean_ablated, divergence, 0.0),
+        recovered_mean=float(score(others.mean_ablated, loss, others.clean)),
+        recovered_zero=float(score(others.zero_ablated, loss, others.clean)),
+        kl_score_mean=float(score(others.kl_mean_ablated, divergence, 0.0)),
+        undefined={name: reason for name, reason in others.undefined.items() if name in SCORES},
     )

@@ -20,16 +20,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import ArrayLike
 
 from jax_interp.core import objectives
+from jax_interp.core.errors import UserError
 from jax_interp.core.objectives import kl_divergence, negative_log_likelihood
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.sparse_coder import EncoderDecoder, SparseCoder, as_sparse_coder
-from jax_interp.surgery import Mean, Model, Replace, Splice, at, edit, read
+from jax_interp.surgery import Mean, Model, Replace, Splice, at, canonical, edit, values_at
 
 Addresses = str | Sequence[str]
+MEASURABLE = 1e-4
+"""An ablation that raises a loss by less, in nats, gives no scale for a score."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Identity(SparseCoder):
     """The dictionary that changes nothing. `evaluate` checks the splicing with it."""
@@ -100,7 +105,8 @@ class CrossEntropy:
 
     The value is replaced by the reconstruction ("spliced"), by 0 ("zero"), or by its mean over kept tokens ("mean").
     `recovered_*` and `kl_score_*` are computed from mean losses. They are 1 if splicing changes nothing, and 0 if it is
-    as bad as the ablation. Mean ablation hurts less than zero ablation, so scores against it are lower.
+    as bad as the ablation. Mean ablation hurts less than zero ablation, so scores against it are lower. A score is NaN
+    if the ablation does not hurt: it then has no scale. `undefined` has the reason.
     """
 
     predictions: int
@@ -144,6 +150,8 @@ class CrossEntropy:
     context_bins: Binned | None
     """Losses in bins of context lengths. The context length is the number of kept tokens up to the position. It differs
     from the position if padding is on the left."""
+    undefined: dict[str, str] = dataclasses.field(default_factory=dict)
+    """For each of the figures above that is NaN or infinite, the reason."""
 
     @classmethod
     def from_sums(cls, total: Mapping[str, np.ndarray], by_context: Mapping[str, np.ndarray] | None = None) -> Self:
@@ -171,7 +179,27 @@ class CrossEntropy:
             recovered_mean_by_position=at["recovered_mean"],
             position_bins=Binned.from_sums(total),
             context_bins=None if by_context is None else Binned.from_sums(by_context),
+            undefined=_reasons(mean),
         )
+
+
+def _reasons(mean: Mapping[str, float]) -> dict[str, str]:
+    """Why figures of `CrossEntropy` are NaN or infinite, by their names."""
+    reasons = {}
+    for name in ("zero", "mean"):
+        hurts, moves = mean[name] - mean["clean"], mean[f"kl_{name}"]
+        if np.isnan(mean[f"recovered_{name}"]):
+            reasons[f"recovered_{name}"] = f"{name} ablation changes the loss by {hurts:+.2g} nats: it does not hurt"
+        if np.isnan(mean[f"kl_score_{name}"]):
+            reasons[f"kl_score_{name}"] = f"{name} ablation moves the predictions by {moves:.2g} nats only"
+    infinite = "a token that the model predicts has probability 0"
+    for name in ("kl_spliced", "kl_zero", "kl_mean"):
+        if np.isinf(mean[name]):
+            reasons[name if name == "kl_spliced" else f"{name}_ablated"] = infinite
+    for name in ("spliced", "zero", "mean"):
+        if np.isinf(mean[name]):
+            reasons[name if name == "spliced" else f"{name}_ablated"] = "a token of the text has probability 0"
+    return reasons
 
 
 @jax.jit
@@ -189,8 +217,14 @@ def prediction_mask(keep: Bool[Array | np.ndarray, "seq pos"]) -> np.ndarray:
 def check_identity(
     model: Model, address: Addresses, tokens: Int[Array, "seq pos"], keep: Bool[Array, "seq pos"]
 ) -> None:
-    """Raise SelfCheckError if splicing in `Identity` changes any bit of the cross-entropies."""
+    """Raise SelfCheckError if splicing in `Identity` changes any bit of the cross-entropies, and UserError if the
+    model's own cross-entropy is NaN."""
     clean = np.asarray(negative_log_likelihood(log_probabilities(model, tokens), tokens[:, 1:]))
+    if np.isnan(clean[prediction_mask(keep)]).any():
+        raise UserError(
+            "the model itself has a loss of NaN on the first batch, before anything is replaced: look for weights that "
+            "are NaN or infinite, or for an overflow in its dtype"
+        )
     same = edit(model, *(at(one, Splice(Identity()), where=keep) for one in address_tuple(address)))
     same = np.asarray(negative_log_likelihood(log_probabilities(same, tokens), tokens[:, 1:]))
     if not np.array_equal(clean, same, equal_nan=True):
@@ -202,8 +236,8 @@ def check_identity(
 
 
 def address_tuple(addresses: Addresses) -> tuple[str, ...]:
-    """Return one address or several addresses as a tuple."""
-    return (addresses,) if isinstance(addresses, str) else tuple(addresses)
+    """Return one address or several addresses as a tuple, in the spelling of the package."""
+    return canonical((addresses,) if isinstance(addresses, str) else tuple(addresses))
 
 
 def splice(model: Model, address: str, dictionary: EncoderDecoder, keep: Bool[Array, "seq pos"]) -> Model:
@@ -232,7 +266,7 @@ def splice_written(
 def _written(
     model: Model, dictionary: EncoderDecoder, tokens: Array, reads: tuple[str, ...], writes: tuple[str, ...]
 ) -> list[Array]:
-    values = read(model, *dict.fromkeys(reads + writes), output=False)(tokens)
+    values = values_at(model, *dict.fromkeys(reads + writes))(tokens)
     x = jnp.concatenate([values[one].reshape(tokens.size, -1) for one in reads], axis=1)
     coder = as_sparse_coder(dictionary)
     y_hat = coder.output(x, coder.encode(x))
@@ -265,7 +299,7 @@ def batch_losses(
       "clean", "spliced", "zero", "mean": cross-entropies. "kl_spliced", "kl_zero", "kl_mean": KL(clean ‖ variant).
     """
     keep, targets = jnp.asarray(keep), address_tuple(writes or address)
-    shapes = jax.eval_shape(read(model, *dict.fromkeys(targets), output=False), tokens)
+    shapes = jax.eval_shape(values_at(model, *dict.fromkeys(targets)), tokens)
     if writes is None and isinstance(address, str) and len(shapes[address].shape) == 3:
         with_dictionary = splice(model, address, dictionary, keep)
     else:  # the dictionary writes another value, several values, or a value with a head axis
@@ -323,13 +357,18 @@ def without_position_0(total: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([np.zeros_like(a[:1]), a[1:]]) for name, a in total.items()}
 
 
+def score(ablated: ArrayLike, ours: ArrayLike, clean: ArrayLike) -> np.ndarray:
+    """(ablated - ours) / (ablated - clean), elementwise. NaN where the ablation hurts by less than `MEASURABLE`."""
+    ablated, ours, clean = (np.asarray(a, np.float64) for a in (ablated, ours, clean))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        hurts = ablated - clean
+        return np.where(hurts >= MEASURABLE, (ablated - ours) / hurts, np.nan)
+
+
 def _means(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Means, and scores computed from the means, elementwise. NaN where nothing was counted."""
+    """Means, and scores computed from the means, elementwise. NaN where nothing was counted, and where `score` is."""
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = {name: np.asarray(a / sums["count"]) for name, a in sums.items() if name != "count"}
-        score = lambda ablated, spliced, clean: np.where(
-            ablated == clean, np.nan, (ablated - spliced) / (ablated - clean)
-        )
         for name in ("zero", "mean"):
             mean[f"recovered_{name}"] = score(mean[name], mean["spliced"], mean["clean"])
             mean[f"kl_score_{name}"] = score(mean[f"kl_{name}"], mean["kl_spliced"], np.zeros(()))

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
-from jax_interp.data.harvest import TokenBatch, values
+from jax_interp.core.leaves import check_finite
+from jax_interp.data.harvest import TokenBatch, later_positions, values
 from jax_interp.dictionaries.evaluation import downstream
 from jax_interp.dictionaries.evaluation.batch_sums import add_batch
 from jax_interp.dictionaries.evaluation.downstream import Addresses, CrossEntropy
@@ -36,7 +37,7 @@ from jax_interp.dictionaries.evaluation.reconstruction import (
 )
 from jax_interp.dictionaries.evaluation.sparsity import Density, SourceSparsity, sparsity_by_source
 from jax_interp.dictionaries.sparse_coder import EncoderDecoder, as_sparse_coder
-from jax_interp.surgery import Model
+from jax_interp.surgery import Model, canonical
 
 Batches = Sequence[TokenBatch]
 
@@ -71,12 +72,13 @@ def evaluate_rows(
       The figures of reconstruction and sparsity.
 
     Raises:
-      UserError: there are no rows.
+      UserError: there are no rows, or a weight of the dictionary is not finite.
 
     Example:
         figures = evaluate_rows(sae, [harvest(model, "blocks.2.resid_post", tokens)])
         figures.reconstruction.fvu
     """
+    check_finite(dictionary, "the dictionary")
     shift, total = None, None
     for x, y in zip(rows, itertools.repeat(None) if written is None else written, strict=written is not None):
         keep = jnp.ones((x.shape[0],), bool)
@@ -111,9 +113,13 @@ class Evaluation:
     """The FVU of each written value, by address. In the FVU of all values together, the longest values count most."""
     by_source: tuple[SourceSparsity, ...] = ()
     """L0 and dead latents of each source of a cross-layer dictionary. Empty for other dictionaries."""
+    skip_first: int = 0
+    """The number of first positions that are left out of all figures but `reconstruction_all`."""
+    reconstruction_all: Reconstruction | None = None
+    """`reconstruction` with the positions that `skip_first` leaves out. None if it leaves out none."""
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as nested dicts and lists of JSON values. NaN becomes None."""
+        """The figures as nested dicts and lists of JSON values. NaN and infinities become None."""
         return without_nan(dataclasses.asdict(self))
 
 
@@ -123,6 +129,7 @@ def evaluate(
     dictionary: EncoderDecoder,
     batches: Batches,
     writes: Addresses | None = None,
+    skip_first: int = 0,
 ) -> Evaluation:
     """Measure a dictionary in its model. Batches of one shape compile once.
 
@@ -136,13 +143,16 @@ def evaluate(
         special tokens) count in no figure, and their activations are never replaced.
       writes: the address that the dictionary should write, or several. None: the same as `address`. This value is
         replaced by the dictionary's output, and it is the value that is ablated.
+      skip_first: the number of positions at the start of each sequence that the dictionary was not trained on. They are
+        treated as if `keep` were False. Only `reconstruction_all` includes them.
 
     Returns:
       The figures of reconstruction, sparsity and loss.
 
     Raises:
       SelfCheckError: splicing the identity into the first batch changes a bit of its cross-entropy.
-      UserError: there are no batches, their shapes differ, or `keep` leaves no token or no prediction.
+      UserError: there are no batches, their shapes differ, `keep` leaves no token or no prediction, a weight of the
+        dictionary is not finite, or the model's own loss is NaN.
 
     Example:
         result = evaluate(model, "blocks.2.resid_post", sae, [(tokens, keep)])
@@ -153,6 +163,10 @@ def evaluate(
     shape = np.shape(batches[0][0])
     if any(np.shape(tokens) != np.shape(keep) for tokens, keep in batches):
         raise UserError(f"keep must have the shape of its tokens, such as {shape}")
+    check_finite(dictionary, "the dictionary")
+    address, writes = canonical(address), canonical(writes)
+    whole = batches if skip_first else None
+    batches = [(tokens, later_positions(keep, skip_first)) for tokens, keep in batches]
     downstream.check_identity(model, writes or address, *map(jnp.asarray, batches[0]))
     shift, total, first, widths = _sums(model, address, dictionary, batches, writes)
     if not total["tokens"]:
@@ -180,6 +194,10 @@ def evaluate(
         published=Published.from_sums(total),
         fvu_by_value=fvu_by_value(total, widths),
         by_source=sparsity_by_source(total, n_sources) if n_sources else (),
+        skip_first=skip_first,
+        reconstruction_all=None
+        if whole is None
+        else Reconstruction.from_sums(_sums(model, address, dictionary, whole, writes)[1]),
     )
 
 
@@ -187,16 +205,17 @@ def _sums(
     model: Model, address: Addresses, dictionary: EncoderDecoder, batches: Batches, writes: Addresses | None
 ) -> tuple[np.ndarray, Sums, Sums | None, dict[str, int]]:
     """The pass over activations: (shift, sums, sums at position 0 only, width of each written value). The shift is the
-    mean of the first batch. The sums at position 0 are None if it is never kept, or if no other position is kept."""
+    mean of the first batch with a kept row. The sums at position 0 are None if it is never kept, or if no other
+    position is kept."""
     reads, targets = downstream.address_tuple(address), downstream.address_tuple(writes or address)
     of_targets = jax.eval_shape(lambda model, tokens: values(model, targets, tokens), model, jnp.asarray(batches[0][0]))
     widths = {name: part.shape[1] for name, part in zip(targets, of_targets, strict=True)}
-    shift, total, first = None, None, None
+    shift, total, first, some = None, None, None, False
     for tokens, keep in batches:
         x, y = _rows(model, jnp.asarray(tokens), reads, targets if writes else ())
         of_row = jnp.asarray(keep).reshape(-1)
-        if shift is None:
-            shift = masked_mean(x if y is None else y, of_row)
+        if not some:  # until a batch has a kept row, no sum depends on the shift
+            shift, some = masked_mean(x if y is None else y, of_row), bool(np.asarray(keep).any())
         total = add_batch_sums(total, _batch_sums(dictionary, x, of_row, shift, y))
         if np.asarray(keep)[:, 0].any():
             x, y, of_row = (None if a is None else a[:: tokens.shape[1]] for a in (x, y, of_row))

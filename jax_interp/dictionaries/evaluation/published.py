@@ -9,12 +9,15 @@ from typing import Self
 
 import numpy as np
 
+from jax_interp.dictionaries.evaluation.reconstruction import variances
+
 
 @dataclasses.dataclass(frozen=True)
 class Published:
     """Figures that published code calls "explained variance", "L2 loss" or "relative reconstruction bias".
 
-    x is the value that the dictionary should write, and x̂ the value that it writes. E is the mean over tokens.
+    x is the value that the dictionary should write, and x̂ the value that it writes. E is the mean over tokens. A ratio
+    that has no denominator (x = 0, or x = x̄) is left out of its mean.
     """
 
     ev_second_moment: float
@@ -42,15 +45,19 @@ class Published:
         second = total["square"].sum() / n
         sse, hat = total["sse"].sum() / n, total["hat_square"] / n
         wrong_variance = second - (second / d) ** 2
-        variance = total["centred_square"].sum() / n - ((total["centred"] / n) ** 2).sum()
+        variance = variances(total).sum() / n
         residual = sse - ((total["error"] / n) ** 2).sum()
         reduced = second - sse
         return cls(
             ev_second_moment=float(1 - sse / wrong_variance) if wrong_variance else math.nan,
             fve_centred_residual=float(1 - residual / variance) if variance else math.nan,
-            ev_per_token=float(1 - total["sse_of_variance"] / n),
-            nmse_per_token=float(total["sse_of_square"] / n),
+            ev_per_token=1 - _mean(total["sse_of_variance"], total["with_spread"]),
+            nmse_per_token=_mean(total["sse_of_square"], total["with_direction"]),
             l2_loss=float(total["error_norm"] / n),
             gamma_v1=math.sqrt(hat / reduced) if reduced > 0 else math.nan,
-            gamma_regression=float(total["cross_of_square"] / n),
+            gamma_regression=_mean(total["cross_of_square"], total["with_direction"]),
         )
+
+
+def _mean(total: np.ndarray, count: np.ndarray) -> float:
+    return float(total / count) if count else math.nan

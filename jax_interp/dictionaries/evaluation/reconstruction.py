@@ -22,6 +22,7 @@ from jax_interp.dictionaries.evaluation.sparsity import NEVER, first_fired
 from jax_interp.dictionaries.sparse_coder import EncoderDecoder, as_sparse_coder
 
 Sums = dict[str, np.ndarray]
+EPS = float(np.finfo(np.float32).eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Reconstruction:
     """sse / d, where d is the width of x."""
     fvu: float
     """Fraction of variance unexplained: Σ ‖x - x̂‖² / Σ ‖x - x̄‖², where x̄ is the mean of these rows. 1 - fvu is the
-    explained variance."""
+    explained variance. NaN if the rows are equal, up to the rounding of float32."""
     cosine: float
     """Mean of x·x̂ / (‖x‖ ‖x̂‖), over the rows with ‖x‖ > 1e-6."""
     l2_ratio: float
@@ -60,12 +61,12 @@ class Reconstruction:
         sse = total["sse"].sum()
         return cls(
             tokens=n,
-            l0=per_token("l0"),
+            l0=float(total["fires"].sum() / n),
             l1=per_token("l1"),
             l1_weighted=per_token("l1_weighted") if "l1_weighted" in total else None,
             sse=float(sse / n),
             mse_d=float(sse / n / d),
-            fvu=_ratio(sse, _variance(total).sum()),
+            fvu=_ratio(sse, variances(total).sum()),
             cosine=_ratio(total["cosine"], total["with_direction"]),
             l2_ratio=_ratio(total["l2_ratio"], total["with_direction"]),
             gamma=_ratio(total["hat_square"], total["cross"]),
@@ -103,9 +104,9 @@ def batch_sums(
     norm, norm_hat, sse = jnp.sqrt(square), jnp.sqrt(hat_square), dot(error, error)
     centred = y - jnp.broadcast_to(shift, y.shape)
     from_mean = y - jnp.broadcast_to(masked_mean(y, keep), y.shape)
-    some = keep & (norm > 1e-6)
+    spread, some = dot(from_mean, from_mean), keep & (norm > 1e-6)
+    apart = keep & (spread > 1e-10 * square)  # the mean itself is rounded
     sums = {
-        "l0": jnp.sum(on, dtype=jnp.int32),
         "l1": total(jnp.sum(z, axis=-1)),
         "sse": columns(error * error),
         "centred": columns(centred),
@@ -122,9 +123,10 @@ def batch_sums(
         "square": columns(y * y),
         "error": columns(error),
         "error_norm": total(jnp.sqrt(sse)),
-        "sse_of_variance": total(sse / safe(dot(from_mean, from_mean))),
-        "sse_of_square": total(sse / safe(square)),
-        "cross_of_square": total(cross / safe(square)),
+        "sse_of_variance": total(jnp.where(apart, sse / safe(spread), jnp.zeros_like(sse))),
+        "with_spread": jnp.sum(apart, dtype=jnp.int32),
+        "sse_of_square": total(jnp.where(some, sse / safe(square), jnp.zeros_like(sse))),
+        "cross_of_square": total(jnp.where(some, cross / safe(square), jnp.zeros_like(sse))),
     }
     if (directions := coder.directions()) is not None:
         rows = directions.astype(jnp.float32)
@@ -179,13 +181,15 @@ def fvu_by_value(total: Sums, widths: dict[str, int]) -> dict[str, float]:
     """
     ends = np.cumsum([0, *widths.values()])
     part = lambda columns, i: columns[ends[i] : ends[i + 1]].sum()
-    variance = _variance(total)
+    variance = variances(total)
     return {name: _ratio(part(total["sse"], i), part(variance, i)) for i, name in enumerate(widths)}
 
 
-def _variance(total: Mapping[str, np.ndarray]) -> np.ndarray:
-    """n times the variance, by column."""
-    return total["centred_square"] - total["centred"] ** 2 / total["tokens"]
+def variances(total: Mapping[str, np.ndarray]) -> np.ndarray:
+    """n times the variance, by column. It is 0 in a column whose values differ by less than float32 can tell."""
+    variance = total["centred_square"] - total["centred"] ** 2 / total["tokens"]
+    rounding = np.maximum(EPS**2 * total["square"], 8 * EPS * total["centred_square"])
+    return np.where(variance > rounding, variance, 0.0)
 
 
 def _ratio(a: float | np.ndarray, b: float | np.ndarray) -> float:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.forms.dictionary import Dictionary
+from jax_interp.dictionaries.sparse_coder import as_sparse_coder
 
 NEVER = np.iinfo(np.int32).max  # means "did not fire" in `first_fired`
 
@@ -125,12 +126,14 @@ def nth_projection(dictionary: Dictionary, rows: Iterable[Float[Array, "row d"]]
       The mean over the batches.
 
     Raises:
-      UserError: `n` is out of range, or there are no rows.
+      UserError: `n` is out of range, there are no rows, or the output of the dictionary is not z W_dec + b_dec.
 
     Example:
         for k, sae in trained.items():
             print(k, nth_projection(sae, rows, n=20))
     """
+    if not as_sparse_coder(dictionary).decodes_alone():
+        raise UserError(f"the output of a {type(dictionary).__name__} is not z W_dec + b_dec, so it has no projections")
     features = dictionary.W_dec.shape[0]
     if not 0 <= n < features:
         raise UserError(f"n={n}: n must be at least 0 and below the number of features, {features}")

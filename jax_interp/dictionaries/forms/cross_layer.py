@@ -20,11 +20,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.codes import Code
 from jax_interp.dictionaries.forms.dictionary import Dictionary, site_norms
@@ -40,7 +40,7 @@ from jax_interp.dictionaries.forms.form import (
 )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Source:
     """One source of a cross-layer dictionary.
@@ -80,7 +80,7 @@ class Source:
 
 
 @FORMS.register
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CrossLayer(Form):
     """A cross-layer dictionary: one source for each target.
@@ -186,7 +186,7 @@ def _read_source(description: Mapping[str, Any], settings: Any, written: int, ar
     check_shapes(arrays, named | optional_shapes(arrays, prefix, d_in, d_out, m))
     own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
     weights = {name: own[name] for name in shapes}
-    return Source(**weights, activation=read_activation(settings, own), W_skip=own.get("W_skip"))
+    return Source(**weights, activation=read_activation(settings, own, m), W_skip=own.get("W_skip"))
 
 
 def n_targets(n_sources: int, source: int, window: int | None = None) -> int:
@@ -207,6 +207,8 @@ def from_transcoders(dictionaries: Sequence[Dictionary]) -> CrossLayer:
 
     Raises UserError if one of them is not a transcoder, or if they write values of different widths.
     """
+    if others := sorted({type(one).__name__ for one in dictionaries if not isinstance(one, Dictionary)}):
+        raise UserError(f"only dictionaries of the form Dictionary can be joined, not {' and '.join(others)}")
     if any(one.centred or one.write_sites != 1 for one in dictionaries):
         raise UserError("only transcoders can be joined: dictionaries that are not centred and write one value")
     if len({one.W_dec.shape[-1] for one in dictionaries}) != 1:

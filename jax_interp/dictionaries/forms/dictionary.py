@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.codes import Code
 from jax_interp.dictionaries.forms.form import (
@@ -35,7 +36,7 @@ from jax_interp.dictionaries.sparse_coder import SparseCoder
 
 
 @FORMS.register
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dictionary(SparseCoder, Form):
     """A sparse autoencoder, transcoder or crosscoder.
@@ -54,6 +55,9 @@ class Dictionary(SparseCoder, Form):
       centred: whether `b_dec` is subtracted from the input.
       write_sites: the number of values that it writes, side by side in the last axis.
 
+    Raises:
+      UserError: the shapes do not fit each other, as when a matrix is transposed.
+
     Example:
         edit(model, at("blocks.2.resid_post", Splice(dictionary)))
     """
@@ -66,6 +70,9 @@ class Dictionary(SparseCoder, Form):
     W_skip: Float[Array, "d_in d_out"] | None = None
     centred: bool = dataclasses.field(default=True, metadata={"static": True})
     write_sites: int = dataclasses.field(default=1, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_weights(self)
 
     @property
     def n_features(self) -> int:
@@ -100,7 +107,7 @@ class Dictionary(SparseCoder, Form):
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch feature"]:
         """The latents, dense."""
-        x = self._heads_together(x)
+        x = heads_together(x, self.d)
         z = self.code(x.reshape(-1, x.shape[-1])).dense(self.n_features)
         return z.reshape(*x.shape[:-1], self.n_features)
 
@@ -109,10 +116,12 @@ class Dictionary(SparseCoder, Form):
         flat = z.reshape(-1, z.shape[-1]).astype(self.W_dec.dtype) @ self.W_dec + self.b_dec[None, :]
         return flat.reshape(*z.shape[:-1], flat.shape[-1])
 
-    def output(self, x: Float[Array, "row d_in"], z: Float[Array, "row feature"]) -> Float[Array, "row d_out"]:
+    def output(self, x: Float[Array, "*batch d_in"], z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
         """The full output for the input `x` with latents `z`: `decode(z)`, plus the skip from `x` if there is one."""
         y_hat = self.decode(z)
-        return y_hat if self.W_skip is None else y_hat + x.astype(self.W_skip.dtype) @ self.W_skip
+        if self.W_skip is None:
+            return y_hat
+        return y_hat + heads_together(x, self.d).astype(self.W_skip.dtype) @ self.W_skip
 
     def directions(self) -> Float[Array, "feature d_out"]:
         return self.W_dec
@@ -120,8 +129,11 @@ class Dictionary(SparseCoder, Form):
     def is_autoencoder(self) -> bool:
         return self.W_enc.shape == self.W_dec.shape[::-1] and self.W_skip is None
 
+    def decodes_alone(self) -> bool:
+        return self.W_skip is None
+
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        shape, x = x.shape, self._heads_together(x)
+        shape, x = x.shape, heads_together(x, self.d)
         rows = x.reshape(-1, x.shape[-1])
         y = self.reconstruct(self.code(rows), rows).astype(x.dtype)
         by_head = x.shape != shape and y.shape[-1] == self.d  # the output has the shape of the input
@@ -146,18 +158,65 @@ class Dictionary(SparseCoder, Form):
         d_in, d_out, m = (description[name] for name in ("d_in", "d_out", "n_features"))
         shapes = {"W_enc": (d_in, m), "b_enc": (m,), "W_dec": (m, d_out), "b_dec": (d_out,)}
         check_shapes(arrays, shapes | optional_shapes(arrays, "", d_in, d_out, m))
+        centred, sites = description["centred"], description["write_sites"]
+        if type(centred) is not bool or type(sites) is not int or sites < 1 or d_out % sites:
+            raise UserError(
+                f"centred is {centred!r} and write_sites {sites!r}: true or false, and a divisor of {d_out}"
+            )
         return cls(
             **{name: arrays[name] for name in shapes},
-            activation=read_activation(description.get("activation"), arrays),
+            activation=read_activation(description.get("activation"), arrays, m),
             W_skip=arrays.get("W_skip"),
-            centred=description["centred"],
-            write_sites=description["write_sites"],
+            centred=centred,
+            write_sites=sites,
         )
 
-    def _heads_together(self, x: Float[Array, "..."]) -> Float[Array, "*batch d_in"]:
-        if x.shape[-1] != self.d and x.ndim > 1 and x.shape[-2] * x.shape[-1] == self.d:
-            return x.reshape(*x.shape[:-2], self.d)
-        return x
+
+def heads_together(x: Float[Array, "..."], d: int) -> Float[Array, "*batch d_in"]:
+    """`x` with the axes (head, d_head) merged, if only then its width is `d`. Raises UserError for another width."""
+    if x.shape[-1] != d and x.ndim > 1 and x.shape[-2] * x.shape[-1] == d:
+        return x.reshape(*x.shape[:-2], d)
+    if x.shape[-1] != d:
+        raise UserError(f"this dictionary reads values of width {d}, and got the shape {list(x.shape)}")
+    return x
+
+
+def check_weights(dictionary: Dictionary) -> None:
+    """Raise UserError if the shapes of the weights do not fit each other.
+
+    JAX also builds dictionaries of other leaves: stacked weights, axes, shardings. They are not checked.
+    """
+    W_enc, W_dec = getattr(dictionary.W_enc, "shape", ()), getattr(dictionary.W_dec, "shape", ())
+    if len(W_enc) != 2 or len(W_dec) != 2:
+        return
+    (d_in, n_features), (rows, d_out) = W_enc, W_dec
+    if n_features != rows:
+        n = getattr(dictionary.b_enc, "shape", (None,))[-1]
+        transposed = [name for name, fits in (("W_enc", d_in == n), ("W_dec", d_out == n)) if fits]
+        hint = f"; {' and '.join(transposed)}.T fits the {n} entries of b_enc" if transposed else ""
+        raise UserError(
+            f"W_enc has shape {W_enc} and W_dec {W_dec}: W_enc is [d_in, feature] and W_dec is [feature, d_out]{hint}"
+        )
+    if dictionary.centred and d_in != d_out:
+        raise UserError(
+            f"a centred dictionary subtracts b_dec [{d_out}] from its input, which has width {d_in}: give centred=False"
+        )
+    if dictionary.write_sites < 1 or d_out % dictionary.write_sites:
+        raise UserError(
+            f"write_sites={dictionary.write_sites}: {d_out} columns of W_dec cannot be cut into equal parts"
+        )
+    fits: dict[str, tuple[Any, list[tuple[int, ...]]]] = {
+        "b_enc": (dictionary.b_enc, [(n_features,)]),
+        "b_dec": (dictionary.b_dec, [(d_out,)]),
+        "W_skip": (dictionary.W_skip, [(d_in, d_out)]),
+    }
+    activation = dictionary.activation
+    for name in getattr(activation, "per_feature", ()):
+        fits[name] = getattr(activation, name), [(n_features,), (1,), ()]
+    for name, (weights, shapes) in fits.items():
+        found = getattr(weights, "shape", shapes[0])
+        if found not in shapes:
+            raise UserError(f"{name} should have shape {shapes[0]} for W_enc {W_enc} and W_dec {W_dec}, not {found}")
 
 
 def check_one_width(written: Sequence[str], widths: Sequence[int]) -> None:
@@ -193,8 +252,11 @@ def init_sae(
 ) -> Dictionary:
     """Initialise a sparse autoencoder or a crosscoder.
 
-    Decoder rows are uniform on a sphere, the encoder is a multiple of the transposed decoder, and `b_enc` is zero. Row
-    norm 1 is the choice of Gao et al. 2024, appendix A. Row norm 0.1 is the choice of Anthropic's April 2024 update.
+    Decoder rows are uniform on a sphere, and the encoder is a multiple of the transposed decoder. Row norm 1 is the
+    choice of Gao et al. 2024, appendix A. Row norm 0.1 is the choice of Anthropic's April 2024 update.
+
+    For the input `b_dec`, pre-activations are 0. If the dictionary is centred, `b_enc` is zero. Otherwise it cancels
+    `b_dec`: with a zero `b_enc`, latents that point away from a long mean would start dead (arXiv:2605.31518).
 
     Args:
       key: the random key.
@@ -212,8 +274,8 @@ def init_sae(
     rows = rows * (jnp.asarray(row_norm, dtype) / jnp.linalg.norm(rows, axis=-1, keepdims=True))
     W_dec = rows.reshape(n_features, d)
     b_dec = jnp.zeros((d,), dtype) if b_dec is None else b_dec.astype(dtype)
-    b_enc = jnp.zeros((n_features,), dtype)
     W_enc = W_dec.T if encoder_scale == 1 else W_dec.T * jnp.asarray(encoder_scale, dtype)
+    b_enc = jnp.zeros((n_features,), dtype) if centred else -(b_dec @ W_enc)
     return Dictionary(W_enc, b_enc, W_dec, b_dec, activation, centred=centred, write_sites=sites)
 
 

@@ -3,7 +3,7 @@
 A new form is one file in this folder that registers itself:
 
     @FORMS.register
-    @jax.tree_util.register_dataclass
+    @register_dataclass
     @dataclasses.dataclass(frozen=True)
     class MyForm(Form): ...
 """
@@ -21,6 +21,7 @@ from jaxtyping import Array
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.registry import Registry
+from jax_interp.core.short_repr import ShortRepr
 from jax_interp.dictionaries.activations import ACTIVATIONS, Activation
 
 Description = dict[str, Any]
@@ -29,7 +30,7 @@ Arrays = dict[str, Array]
 Shape = tuple[int, ...]
 
 
-class Form:
+class Form(ShortRepr):
     """Base class of forms. A subclass is a frozen dataclass and a pytree, with a `b_dec`."""
 
     b_dec: Array
@@ -62,18 +63,31 @@ def describe_activation(activation: Activation) -> tuple[Description, Arrays]:
     return {"type": type(activation).__name__} | settings, cast(Arrays, named)
 
 
-def read_activation(settings: Any, arrays: Arrays) -> Activation:
-    """Rebuild an activation from the result of `describe_activation`. Raises UserError if its class is not known."""
+def read_activation(settings: Any, arrays: Arrays, n_features: int) -> Activation:
+    """Rebuild an activation from the result of `describe_activation`. Raises UserError if its class is not known, or a
+    setting has another type or is out of range."""
     known = _saved_classes()
     kind = known.get(str(settings.get("type"))) if isinstance(settings, dict) else None
     if kind is None:
         raise UserError(f"the activation {settings!r} is not known; this version knows {', '.join(known)}")
     fields = {name: value for name, value in settings.items() if name != "type"}
+    for field in dataclasses.fields(kind):
+        value = fields.get(field.name, field.default)
+        types = (float, int) if type(field.default) is float else (type(field.default),)
+        if type(field.default) in (bool, int, float) and type(value) not in types:
+            raise UserError(f"the activation's {field.name} is {value!r}, which is not {types[0].__name__}")
+        if field.default is None and value is not None:  # an array, which is a tensor and no setting
+            raise UserError(f"the activation's {field.name} is {value!r}, which is not null")
     fields |= {name.removeprefix("activation."): a for name, a in arrays.items() if name.startswith("activation.")}
     try:
-        return kind(**fields)
+        activation = kind(**fields)
     except TypeError as error:
         raise UserError(f"the activation {settings!r} does not fit {kind.__name__}: {error}") from error
+    if activation.k is not None and not 1 <= activation.k <= n_features:
+        raise UserError(
+            f"the activation's k is {activation.k}; with {n_features} features it is from 1 to {n_features}"
+        )
+    return activation
 
 
 def check_shapes(arrays: Arrays, shapes: Mapping[str, Shape]) -> None:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 from jax_interp.dictionaries.sparse_coder import SparseCoder
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SideBySide(SparseCoder):
     """A cross-layer dictionary whose sources' values, latents and target values are each side by side in the last axis.

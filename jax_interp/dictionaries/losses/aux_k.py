@@ -2,7 +2,8 @@
 
     aux = Σ ‖e - ê‖²  /  Σ ‖e - ē‖²                            e = stop_gradient(y - ŷ), ē: mean of e over the batch
 
-ê is decoded (without b_dec) from the k_aux largest pre-activations of dead latents, after ReLU.
+ê is decoded (without b_dec) from the k_aux largest pre-activations of dead latents, after ReLU. If latents can be
+negative (AbsTopK), these are the k_aux of largest absolute value, with their signs.
 
 Differences from published code: OpenAI's code adds b_dec to both e and ê, which gives the same value. SAELens uses
 pre-activations without ReLU and decodes with b_dec. dictionary_learning does the same as this file.
@@ -61,7 +62,7 @@ class AuxK(Term):
         x = forward.x - dictionary.b_dec[None, :] if dictionary.centred else forward.x
         weights = (dictionary.W_enc, dictionary.b_enc, dictionary.W_dec)
         error = jax.lax.stop_gradient(forward.error)
-        aux: Any = aux_loss(weights, x, error, forward.dead, k)
+        aux: Any = aux_loss(weights, x, error, forward.dead, k, dictionary.activation.signed)
         return self.coefficient * aux
 
 
@@ -70,9 +71,14 @@ def default_k_aux(d: int, n_features: int) -> int:
     return min(1 << max((d // 2).bit_length() - 1, 0), n_features)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def aux_loss(
-    weights: Weights, x: Float[Array, "row d"], error: Float[Array, "row e"], dead: Bool[Array, " feature"], k_aux: int
+    weights: Weights,
+    x: Float[Array, "row d"],
+    error: Float[Array, "row e"],
+    dead: Bool[Array, " feature"],
+    k_aux: int,
+    signed: bool = False,
 ) -> Float[Array, ""]:
     """The fraction of `error` that the dead latents do not explain. 0 if no latent is dead.
 
@@ -86,28 +92,29 @@ def aux_loss(
       error: the error to explain. It gets no gradient.
       dead: which features are dead.
       k_aux: the number of dead latents used for each row.
+      signed: whether latents can be negative.
     """
-    return _by_width(lambda of_width, *args: of_width(*args), weights, x, error, dead, k_aux)
+    return _by_width(lambda of_width, *args: of_width(*args), weights, x, error, dead, k_aux, signed)
 
 
-def _by_width(call, weights, x, error, dead, k_aux) -> Any:
+def _by_width(call, weights, x, error, dead, k_aux, signed) -> Any:
     n_dead, n_features = jnp.sum(dead), len(dead)
     # If features are sharded, dead latents are not gathered: this would move weights between devices.
     narrower = (w for w in (k_aux, 4 * k_aux) if w < n_features and feature_shards() == 1)
     widths = (*narrower, n_features)
     branch = jnp.where(n_dead == 0, 0, 1 + sum((n_dead > w).astype(jnp.int32) for w in widths[:-1]))
-    losses = [_aux_of_none, *(partial(_aux_of_width, width=w, k_aux=k_aux) for w in widths)]
+    losses = [_aux_of_none, *(partial(_aux_of_width, width=w, k_aux=k_aux, signed=signed) for w in widths)]
     return jax.lax.switch(branch, [partial(call, loss) for loss in losses], weights, x, error, dead)
 
 
-def _aux_forward(weights, x, error, dead, k_aux):
+def _aux_forward(weights, x, error, dead, k_aux, signed):
     # The gradient is taken inside the branch. With autodiff, every branch would return its intermediate values for the
     # backward pass, and a step without dead latents would fill them with zeros (a third of its time).
     gradient = lambda of_width, *args: jax.value_and_grad(of_width, argnums=(0, 1))(*args)
-    return _by_width(gradient, weights, x, error, dead, k_aux)
+    return _by_width(gradient, weights, x, error, dead, k_aux, signed)
 
 
-def _aux_backward(k_aux, grads, g):
+def _aux_backward(k_aux, signed, grads, g):
     weights, x = jax.tree.map(lambda a: a * g.astype(a.dtype), grads)
     return weights, x, None, None
 
@@ -126,6 +133,7 @@ def _aux_of_width(
     dead: Bool[Array, " feature"],
     width: int,
     k_aux: int,
+    signed: bool,
 ) -> Float[Array, ""]:
     (W_enc, b_enc, W_dec), is_dead = weights, dead
     if width < len(dead):
@@ -135,10 +143,11 @@ def _aux_of_width(
     pre = x @ W_enc + b_enc[None, :]
     mask = jnp.broadcast_to(is_dead, pre.shape)
     if width > k_aux:
-        candidates = jnp.where(mask, jax.lax.stop_gradient(pre), jnp.asarray(-jnp.inf, pre.dtype))
+        size = jax.lax.stop_gradient(jnp.abs(pre) if signed else pre)
+        candidates = jnp.where(mask, size, jnp.asarray(-jnp.inf, pre.dtype))
         least = top_k(candidates, k_aux)[0][:, -1:]
         mask = mask & (candidates >= jnp.broadcast_to(least, pre.shape))
-    latents = jnp.where(mask, jax.nn.relu(pre), jnp.zeros_like(pre))
+    latents = jnp.where(mask, pre if signed else jax.nn.relu(pre), jnp.zeros_like(pre))
     rest = error - latents @ W_dec
     centred = error - jnp.mean(error, axis=0, keepdims=True)
     scale = jnp.sum(centred * centred)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.codes import Code, DenseCode, EntryCode
 from jax_interp.dictionaries.losses.term import Term, needs_pre_activations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jax_interp.dictionaries.forms.dictionary import Dictionary
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Forward:
     """The forward pass of one batch through a dictionary. Loss terms get it as their argument."""

@@ -55,7 +55,15 @@ class L1(Term):
     warmup: float = 0.05
     """The part of the run in which the coefficient rises from 0."""
 
+    def check(self, activation: Activation) -> None:
+        if activation.signed:
+            raise UserError(
+                f"L1 penalises the sum of latents, but latents of {type(activation).__name__} can be negative: leave "
+                "out L1, as in loss=(Reconstruction(), AuxK())"
+            )
+
     def __call__(self, forward: Forward) -> Float[Array, ""]:
+        self.check(forward.dictionary.activation)
         penalty = forward.code.weighted_sum(feature_weights(forward, self.weight)) / forward.rows
         return warmed_up(self.coefficient, forward, self.warmup) * penalty
 

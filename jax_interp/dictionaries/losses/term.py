@@ -22,11 +22,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.core.registry import Registry
 from jax_interp.dictionaries.activations.activation import Activation
 
@@ -77,7 +77,7 @@ def coefficient_only(kind: type[T]) -> type[T]:
     """Register a term as a pytree. `coefficient` is its only leaf; all other fields are static."""
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     data = [name for name in names if name == "coefficient"]
-    return jax.tree_util.register_dataclass(kind, data, [name for name in names if name not in data])
+    return register_dataclass(kind, data, [name for name in names if name not in data])
 
 
 def total(terms: Sequence[Term], forward: Forward) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:

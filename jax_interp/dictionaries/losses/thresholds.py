@@ -40,7 +40,7 @@ def mean_l0(forward: Forward, term: Term) -> Float[Array, ""]:
     """The mean number of latents on. Its gradient reaches only the thresholds."""
     activation = _jump(forward, term)
     code = pre_code(forward, term)
-    threshold = jnp.broadcast_to(code.gather(activation.threshold), code.pre.shape)
+    threshold = jnp.broadcast_to(code.gather(activation.threshold), code.pre.shape).astype(code.pre.dtype)
     on: Any = step(code.pre, threshold, activation.bandwidth)
     return jnp.sum(on) / forward.rows
 

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_interp.core import optimizers
 from jax_interp.core.leaves import PyTree
 from jax_interp.core.optimizers import unit_rows, without_parallel
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.forms.cross_layer import CrossLayer
 from jax_interp.dictionaries.forms.dictionary import Dictionary
@@ -73,7 +74,7 @@ SOURCES: Where[CrossLayer] = Where(_sources, _with_sources)
 """The pytree is a cross-layer dictionary. A decoder row covers all targets of its source together."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StepResult:
     """The results of a trainer on one batch.

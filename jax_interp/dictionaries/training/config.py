@@ -22,8 +22,11 @@ from jax_interp.core.errors import UserError
 from jax_interp.dictionaries.activations import ACTIVATIONS, Activation, TopK
 from jax_interp.dictionaries.losses import TERMS, AuxK, Reconstruction, Term
 from jax_interp.dictionaries.losses.term import check_terms
+from jax_interp.surgery import canonical
 
 Decoder = Literal["unit", "free"]
+MOST_TOKENS = 2**30
+"""The counters of tokens since a latent fired stop here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +102,12 @@ class CommonConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "address", canonical(self.address))
         check_at_least_1(self, "n_features", "dead_after")
+        if self.dead_after > MOST_TOKENS:
+            raise UserError(
+                f"dead_after={self.dead_after}: latents are counted up to {MOST_TOKENS:,} tokens; give less"
+            )
         k = self.activation.k
         if k is not None and not 0 < k <= self.n_features:
             raise UserError(f"k={k} latents of n_features={self.n_features}: k must be from 1 to n_features")
@@ -147,10 +155,21 @@ class HarvestedConfig(CommonConfig):
     default of the device (bfloat16 on a TPU). CPUs always multiply in float32."""
     buffer: int = 65_536
     """The number of rows in the shuffle buffer."""
+    skip_first: int = 0
+    """The number of positions at the start of every sequence that are left out: of training, of the scale of the values
+    and of the variance in the loss. In many models the first position is a sink of attention: its activation is tens of
+    times as long as all others, and then it determines the scale and most of the loss."""
+    max_norm: float | None = None
+    """Rows in which a value is longer than this many times its median norm are left out in the same way, wherever they
+    stand. 10 leaves out sinks. None: no row is left out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "writes", canonical(self.writes))
         check_at_least_1(self, "steps", "buffer")
+        check_skip_first(self.skip_first)
+        if self.max_norm is not None and not self.max_norm > 1:
+            raise UserError(f"max_norm={self.max_norm}: give a number of medians above 1, or None")
         if not self.targets:
             raise UserError("writes names no value: give at least one, or None for the value that is read")
         if self.skip and self.writes is None:
@@ -171,13 +190,26 @@ class HarvestedConfig(CommonConfig):
         return self.reads if self.writes is None else self.reads + self.targets
 
 
-@reads_older_files(renamed={"few": "sparse_gradient_sizes"})
+def _older(fields: dict[str, Any]) -> dict[str, Any]:
+    """Earlier versions had no `skip_first` and no `max_norm`, and kept the user's spelling of addresses."""
+    fields = {"skip_first": 0, "max_norm": None} | fields
+    return fields | {name: canonical(fields[name]) for name in {"address", "writes"} & fields.keys()}
+
+
+def _older_dictionary(fields: dict[str, Any]) -> dict[str, Any]:
+    """Earlier versions wrote a `centred` that had no effect if `writes` was set."""
+    no_effect = "centred" in fields and fields.get("writes") is not None
+    return _older(fields) | ({"centred": False} if no_effect else {})
+
+
+@reads_older_files(renamed={"few": "sparse_gradient_sizes"}, rewritten=_older_dictionary)
 @dataclasses.dataclass(frozen=True)
 class DictionaryConfig(HarvestedConfig):
     """A dictionary of one code: an SAE, a transcoder or a crosscoder (`train_dictionary`, `train_sweep`)."""
 
-    centred: bool = True
-    """Whether b_dec is subtracted from the input. Ignored if `writes` is set: b_dec is then never subtracted."""
+    centred: bool = None  # type: ignore[assignment]  (always a bool after __post_init__)
+    """Whether b_dec is subtracted from the input. None: True, or False if `writes` is set, because
+    b_dec then belongs to another value."""
     resampling: Resampling | None = None
     sparse_gradient_sizes: tuple[int, ...] = (64, 256)
     """For ReLU, JumpReLU and Gated on a CPU: sizes of lists of latents, in latents per row on average. If the latents
@@ -186,6 +218,13 @@ class DictionaryConfig(HarvestedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.centred is None:
+            object.__setattr__(self, "centred", self.writes is None)
+        if self.centred and self.writes is not None:
+            raise UserError(
+                "centred=True would subtract b_dec, which belongs to the value that is written, from another "
+                "value: give centred=False (--dictionary.no-centred), or leave out writes"
+            )
         if any(n < 1 for n in self.sparse_gradient_sizes):
             raise UserError(
                 f"sparse_gradient_sizes={self.sparse_gradient_sizes}: give latents per row, each at least 1, "
@@ -194,8 +233,16 @@ class DictionaryConfig(HarvestedConfig):
         if self.writes is not None:
             check_encoder(self.activation)
 
+    def with_fields(self, **fields: Any) -> Self:
+        if fields.get("writes") is not None:
+            fields = {"centred": None} | fields
+        return super().with_fields(**fields)
 
-@reads_older_files(removed={"few": [], "sparse_gradient_sizes": [], "centred": False, "resampling": None})
+
+@reads_older_files(
+    removed={"few": [], "sparse_gradient_sizes": [], "centred": False, "resampling": None},
+    rewritten=_older,
+)
 @dataclasses.dataclass(frozen=True)
 class CrossLayerConfig(HarvestedConfig):
     """A cross-layer dictionary (`train_cross_layer`). `address` and `writes` are in the order of the layers, with one
@@ -297,11 +344,13 @@ def older_saes(dictionaries: Sequence[dict[str, Any]], kind: type[SAEConfig]) ->
             address = one.get("address", kind.address)
             address = address[0] if isinstance(address, list) else address
             one = {name: one[name] for name in names if name in one} | {"type": kind.__name__, "address": address}
-        saes.append(one)
+        saes.append(one | {"address": canonical(one.get("address", kind.address))})
     return saes
 
 
 INSTEAD = {
+    "skip_first": ", and give it to the trainer's config",
+    "max_norm": "",
     "resampling": " (resampling=None), and bring dead latents back with AuxK",
     "steps": ", and give the trainer's config the steps",
     "buffer": ", and give EndToEndConfig the buffer",
@@ -316,6 +365,12 @@ def check_encoder(activation: Activation) -> None:
             f"{type(activation).__name__} encodes with the decoder, whose rows must have norm 1: use it for SAEs of "
             'one value, with writes=None and decoder="unit"'
         )
+
+
+def check_skip_first(skip_first: int) -> None:
+    """Raise UserError if it is below 0."""
+    if skip_first < 0:
+        raise UserError(f"skip_first={skip_first}: give the number of positions to leave out, at least 0")
 
 
 def check_at_least_1(config: object, *names: str) -> None:

@@ -30,6 +30,7 @@ from jax_interp.dictionaries.forms.cross_layer import CrossLayer, Source, n_targ
 from jax_interp.dictionaries.forms.dictionary import init_sae, init_transcoder
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.term import Term, snake, sse_unit
+from jax_interp.dictionaries.sharding import rules
 from jax_interp.dictionaries.training.apply_gradient import SOURCES, StepResult, UpdateRule, apply_gradient, observe
 from jax_interp.dictionaries.training.config import CrossLayerConfig
 from jax_interp.dictionaries.training.initialise import new_learner
@@ -42,10 +43,11 @@ from jax_interp.dictionaries.training.learner import (
     offset_rate,
     step_metrics,
 )
-from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
+from jax_interp.dictionaries.training.normalisation import fold_scale, fold_shift, for_inference
 from jax_interp.dictionaries.training.train import fit_on_stream, start_on_stream
+from jax_interp.models.sharding import rules_for
 from jax_interp.surgery.contract import Model
-from jax_interp.training import Log, RunTarget, SaveTo
+from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic, automatic_step, placed
 
 
 def init_cross_layer(
@@ -53,8 +55,8 @@ def init_cross_layer(
 ) -> CrossLayer:
     """A new cross-layer dictionary.
 
-    At first, each source writes nothing to later targets. For a crosscoder, the decoder to its own target is the
-    transposed encoder. For a transcoder, it is zero, and `b_enc` cancels the mean input.
+    At first, each source writes nothing to later targets, and `b_enc` cancels the mean input. For a crosscoder, the
+    decoder to its own target is the transposed encoder. For a transcoder, it is zero.
 
     Args:
       config: the config of the dictionary.
@@ -80,7 +82,7 @@ def init_cross_layer(
         of_source, targets = key if i == 0 else jax.random.fold_in(key, i + 2), n_targets(n, i, config.window)
         if config.writes is None:
             norm = 1.0 if config.decoder == "unit" else 0.1
-            made = init_sae(of_source, d_in, m, activation, row_norm=norm, centred=False, dtype=mean.dtype)
+            made = init_sae(of_source, d_in, m, activation, means_in[i], row_norm=norm, centred=False, dtype=mean.dtype)
             W_dec = jnp.pad(made.W_dec[:, None], ((0, 0), (0, targets - 1), (0, 0)))
         else:
             made = init_transcoder(
@@ -104,6 +106,7 @@ def init_cross_layer_learner(
     return new_learner(dictionary, config.optimizer, config.steps, (len(config.reads), config.n_features), key)
 
 
+@automatic_step
 def learn_cross_layer(
     config: CrossLayerConfig,
     learner: Learner[CrossLayer],
@@ -176,6 +179,7 @@ def total(
     return sum(parts.values(), jnp.zeros((), whole.x.dtype)), parts
 
 
+@automatic_step
 def cross_layer_step(
     config: CrossLayerConfig, state: TrainState[CrossLayer], batch: tuple[Array, Array], model: Model
 ) -> tuple[TrainState[CrossLayer], dict[str, Array]]:
@@ -200,15 +204,31 @@ def fold_scales(dictionary: CrossLayer, read: Float[Array, " source"], write: Fl
     return CrossLayer(tuple(sources), dictionary.b_dec / write[:, None])
 
 
+def _fold_shifts(
+    dictionary: CrossLayer, read: Float[Array, "source d_in"], write: Float[Array, "target d_out"]
+) -> CrossLayer:
+    """The dictionary whose target t for the input x is `dictionary(x - read)[t] + write[t]`."""
+    sources, b_dec = [], dictionary.b_dec + write
+    for i, source in enumerate(dictionary.sources):
+        alone = source.dictionary
+        sources.append(source.with_dictionary(fold_shift(alone, read[i], jnp.zeros_like(alone.b_dec))))
+        if source.W_skip is not None:
+            b_dec = b_dec.at[i].add(-(read[i] @ source.W_skip))
+    return CrossLayer(tuple(sources), b_dec)
+
+
+@partial(automatic, rules=rules)
 def export(config: CrossLayerConfig, state: TrainState[CrossLayer]) -> CrossLayer:
     """The dictionary in its current state, for raw activations. BatchTopK is converted to JumpReLU."""
     return export_learner(config, state.learner, state.stream)
 
 
 def export_learner(config: CrossLayerConfig, learner: Learner[CrossLayer], stream: Stream) -> CrossLayer:
-    """`export` for a learner. The scale of each value is taken from `stream`."""
-    n = len(config.reads)
-    folded = fold_scales(learner.dictionary, stream.scale[:n], stream.scale[-n:])
+    """`export` for a learner. The scale and the long mean of each value are taken from `stream`."""
+    n, d_in, d_out = len(config.reads), stream.widths[0], stream.widths[-1]
+    centre = stream.centre
+    read, write = centre[: n * d_in].reshape(n, d_in), centre[-n * d_out :].reshape(n, d_out)
+    folded = fold_scales(_fold_shifts(learner.dictionary, read, write), stream.scale[:n], stream.scale[-n:])
     sources = [source.with_dictionary(for_inference(source.dictionary)) for source in folded.sources]
     return dataclasses.replace(folded, sources=tuple(sources))
 
@@ -219,7 +239,13 @@ def init_cross_layer_state(config: CrossLayerConfig, model: Model, batch_at: Bat
 
 
 def train_cross_layer(
-    config: CrossLayerConfig, model: Model, batch_at: BatchAt, *, run: RunTarget = None, log: Log = Log()
+    config: CrossLayerConfig,
+    model: Model,
+    batch_at: BatchAt,
+    *,
+    run: RunTarget = None,
+    place: Place = None,
+    log: Log = Log(),
 ) -> CrossLayer:
     """Train a cross-layer dictionary, from the start or from the last checkpoint of `run`.
 
@@ -230,6 +256,7 @@ def train_cross_layer(
       model: any model that keeps the surgery contract. It is not changed.
       batch_at: a function from the index of a batch to (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
       run: where to save the run: a directory, or a `SaveTo` that also sets how often. None: nothing is saved.
+      place: as in `train_dictionary`.
       log: what is evaluated, logged and shown.
 
     Returns:
@@ -245,6 +272,8 @@ def train_cross_layer(
         )
         clt = train_cross_layer(config, model, batch_at, run="runs/clt")
     """
-    state, step = init_cross_layer_state(config, model, batch_at), partial(cross_layer_step, config)
-    saving, title = SaveTo.of(run, config), "cross-layer dictionary"
-    return export(config, fit_on_stream(step, state, config, model, batch_at, saving, log, title))
+    step, saving, title = partial(cross_layer_step, config), SaveTo.of(run, config), "cross-layer dictionary"
+    with placed(place, rules) as there:
+        model, batch_at = there.frozen(model, rules_for(model)), there.batches(batch_at)
+        state = there.state(init_cross_layer_state(config, model, batch_at))
+        return export(config, fit_on_stream(step, state, config, model, batch_at, saving, log, title))

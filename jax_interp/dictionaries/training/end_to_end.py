@@ -37,30 +37,46 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import at_least_float32
 from jax_interp.core.objectives import kl_divergence, log_probabilities, masked_mean, negative_log_likelihood
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.data.harvest import init_stream
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.reconstruction import Kind
 from jax_interp.dictionaries.losses.term import total
+from jax_interp.dictionaries.sharding import rules
 from jax_interp.dictionaries.training.apply_gradient import ALONE, StepResult, UpdateRule, apply_gradient, observe
-from jax_interp.dictionaries.training.config import EndToEndSAEConfig, check_at_least_1, check_sites, older_saes
+from jax_interp.dictionaries.training.config import (
+    EndToEndSAEConfig,
+    check_at_least_1,
+    check_sites,
+    check_skip_first,
+    older_saes,
+)
 from jax_interp.dictionaries.training.initialise import init_sae_of, new_learner
-from jax_interp.dictionaries.training.learner import BatchAt, Learner, adam, offset_rate, step_metrics
+from jax_interp.dictionaries.training.learner import BatchAt, Learner, adam, offset_rate, step_metrics, without_first
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.resampling import resampler
 from jax_interp.dictionaries.training.spliced import TrainingSplice, code_structure, kept_rows
 from jax_interp.dictionaries.training.warm_start import check_count, warm_start
-from jax_interp.surgery import at, edit, read
+from jax_interp.models.sharding import rules_for
+from jax_interp.surgery import at, canonical, edit, read
 from jax_interp.surgery.contract import Model
-from jax_interp.training import Log, RunTarget, SaveTo, fit
+from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic, automatic_step, fit, placed
 
 
 def _older(fields: dict[str, Any]) -> dict[str, Any]:
     """Earlier versions stored a `DictionaryConfig` for each dictionary. It held the steps and the buffer."""
     stored = fields.get("dictionaries", [])
     shared = {name: stored[0][name] for name in ("steps", "buffer") if stored and name in stored[0]}
-    return shared | fields | {"dictionaries": older_saes(stored, EndToEndSAEConfig)}
+    later = canonical(fields.get("downstream", []))
+    return (
+        {"skip_first": 0}
+        | shared
+        | fields
+        | {"dictionaries": older_saes(stored, EndToEndSAEConfig), "downstream": later}
+    )
 
 
 @reads_older_files(rewritten=_older)
@@ -86,9 +102,14 @@ class EndToEndConfig:
     steps: int = 800
     buffer: int = 65_536
     """The number of rows on which scale, mean and variance of the inputs are measured before the first step."""
+    skip_first: int = 0
+    """The number of positions at the start of every sequence that are left out: their values are not replaced, and they
+    are in no term of the loss."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "downstream", canonical(self.downstream))
+        check_skip_first(self.skip_first)
         check_sites(self.dictionaries, "end-to-end training")
         check_at_least_1(self, "steps", "buffer")
         for config in self.dictionaries:
@@ -103,7 +124,7 @@ class EndToEndConfig:
         return tuple(config.address for config in self.dictionaries)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EndToEndState:
     """The state of end-to-end training. Scales and variances are measured once, in the clean model.
@@ -146,7 +167,7 @@ def downstream_loss(
     value: Array, clean: Array, keep: Bool[Array, "seq pos"], kind: Kind, variance: Float[Array, ""]
 ) -> Float[Array, ""]:
     """‖â - a‖²: summed over the dimensions of the value, mean over kept positions, in the units of `kind`."""
-    wide = jnp.promote_types(value.dtype, jnp.float32)
+    wide = at_least_float32(value.dtype)
     error = (value.astype(wide) - clean.astype(wide)).reshape(*keep.shape, -1)
     sse = masked_mean(jnp.sum(error * error, axis=-1), keep)
     if kind == "fvu":
@@ -211,6 +232,7 @@ def loss(
     return out + others, (parts, forwards)
 
 
+@automatic_step
 def end_to_end_step(
     config: EndToEndConfig, state: EndToEndState, batch: tuple[Array, Array], model: Model
 ) -> tuple[EndToEndState, dict[str, Any]]:
@@ -252,7 +274,7 @@ def init_end_to_end_state(
     """The state before the first step. Inputs are measured. Dictionaries are new, or start from given ones."""
     if dictionaries is not None:
         check_count(config.dictionaries, dictionaries)
-    n, key = len(config.sites), jax.random.key(config.seed)
+    n, key, batch_at = len(config.sites), jax.random.key(config.seed), without_first(batch_at, config.skip_first)
     stream_key, state_key = jax.random.split(jax.random.fold_in(key, n))
     measured = init_stream(stream_key, model, config.sites + config.downstream, batch_at, config.buffer)
     ends = np.cumsum([0, *measured.widths])
@@ -277,6 +299,7 @@ def _scaled(given: Dictionary, scale: Float[Array, ""]) -> Dictionary:
     return scaled
 
 
+@partial(automatic, rules=rules)
 def export_end_to_end(state: EndToEndState) -> tuple[Dictionary, ...]:
     """The dictionaries in their current state, for raw activations, in the order of the config."""
     out = []
@@ -293,6 +316,7 @@ def train_end_to_end(
     dictionaries: Sequence[Dictionary] | None = None,
     *,
     run: RunTarget = None,
+    place: Place = None,
     log: Log = Log(),
 ) -> tuple[Dictionary, ...]:
     """Train dictionaries end to end, from the start or from the last checkpoint of `run`.
@@ -306,6 +330,7 @@ def train_end_to_end(
       batch_at: a function from the index of a batch to (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
       dictionaries: trained dictionaries for raw activations, to start from. None: new ones.
       run: where to save the run: a directory, or a `SaveTo` that also sets how often. None: nothing is saved.
+      place: as in `train_dictionary`.
       log: what is evaluated, logged and shown.
 
     Returns:
@@ -319,10 +344,12 @@ def train_end_to_end(
         sae = EndToEndSAEConfig.of(variants.relu("blocks.2.resid_post", loss=(L1(0.01),)))
         (trained,) = train_end_to_end(EndToEndConfig((sae,), steps=2000), replan(model, 2), batch_at)
     """
-    state = init_end_to_end_state(config, model, batch_at, dictionaries)
     tokens = batch_at(0)[0].size
     log = log.with_defaults(shown=("loss", config.output), per_step={"tokens": tokens}, title="end to end")
-    step = partial(end_to_end_step, config)
-    saving = SaveTo.of(run, config)
-    state = fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log)
-    return export_end_to_end(state)
+    step, saving = partial(end_to_end_step, config), SaveTo.of(run, config)
+    with placed(place, rules) as there:
+        model, batch_at = there.frozen(model, rules_for(model)), there.batches(batch_at)
+        state = there.state(init_end_to_end_state(config, model, batch_at, dictionaries))
+        batch_at = without_first(batch_at, config.skip_first)
+        state = fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log)
+        return export_end_to_end(state)

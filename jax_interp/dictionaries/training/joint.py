@@ -29,11 +29,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_interp.core import optimizers
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.leaves import PyTree
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.data.harvest import values
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.reconstruction import OverNorm
 from jax_interp.dictionaries.losses.term import Term, check_terms, total
+from jax_interp.dictionaries.sharding import dictionary_rules
 from jax_interp.dictionaries.training.apply_gradient import (
     BESIDE_MODEL,
     StepResult,
@@ -41,16 +43,24 @@ from jax_interp.dictionaries.training.apply_gradient import (
     apply_gradient,
     observe,
 )
-from jax_interp.dictionaries.training.config import SAEConfig, check_at_least_1, check_sites, older_saes
+from jax_interp.dictionaries.training.config import (
+    SAEConfig,
+    check_at_least_1,
+    check_sites,
+    check_skip_first,
+    older_saes,
+)
 from jax_interp.dictionaries.training.end_to_end import output_loss
 from jax_interp.dictionaries.training.initialise import init_sae_of
 from jax_interp.dictionaries.training.learner import BatchAt, Learner
 from jax_interp.dictionaries.training.normalisation import for_inference
 from jax_interp.dictionaries.training.spliced import kept_rows
 from jax_interp.dictionaries.training.warm_start import check_count, warm_start
+from jax_interp.models.sharding import rules_for
 from jax_interp.surgery import read
 from jax_interp.surgery.contract import Model
-from jax_interp.training import Log, RunTarget, SaveTo, fit
+from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic_step, fit, placed
+from jax_interp.training.sharding import Rules, used
 
 Batch = tuple[Int[Array, "seq pos"], Bool[Array, "seq pos"]]
 Objective = Callable[[Any, Batch], Float[Array, ""]]
@@ -60,8 +70,8 @@ Params = tuple[PyTree, tuple[Dictionary, ...]]
 
 
 def _older(fields: dict[str, Any]) -> dict[str, Any]:
-    """Earlier versions stored a `DictionaryConfig` for each dictionary."""
-    return fields | {"dictionaries": older_saes(fields.get("dictionaries", []), SAEConfig)}
+    """Earlier versions stored a `DictionaryConfig` for each dictionary, and had no `skip_first`."""
+    return {"skip_first": 0} | fields | {"dictionaries": older_saes(fields.get("dictionaries", []), SAEConfig)}
 
 
 @reads_older_files(rewritten=_older)
@@ -74,9 +84,13 @@ class JointConfig:
     """Terms that are added to the terms of every dictionary."""
     train: Literal["both", "dictionaries"] = "both"
     steps: int = 15_000
+    skip_first: int = 0
+    """The number of positions at the start of every sequence that dictionaries do not see. They are in the model's own
+    loss."""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_skip_first(self.skip_first)
         check_sites(self.dictionaries, "joint training")
         check_at_least_1(self, "steps")
         for config in self.dictionaries:
@@ -88,7 +102,7 @@ class JointConfig:
         return tuple(config.address for config in self.dictionaries)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class JointState:
     """The state of joint training.
@@ -137,6 +151,7 @@ def regulariser(
     return jnp.mean(jnp.stack(losses)), forwards
 
 
+@automatic_step
 def joint_step(
     config: JointConfig,
     optimize: optax.GradientTransformation,
@@ -152,7 +167,8 @@ def joint_step(
     """
     tokens, keep = batch
     key, rows_key, terms_key = jax.random.split(state.key, 3)
-    rows, kept = kept_rows(keep, rows_key)
+    later = jnp.arange(keep.shape[1]) >= config.skip_first
+    rows, kept = kept_rows(keep & later[None, :], rows_key)
 
     def loss_of(params: Params):
         model, dictionaries = params
@@ -232,6 +248,7 @@ def train_joint(
     *,
     objective: Objective = next_token,
     run: RunTarget = None,
+    place: Place = None,
     log: Log = Log(),
 ) -> tuple[Model, tuple[Dictionary, ...]]:
     """Train a model and dictionaries together, or only dictionaries, from the start or from the last checkpoint of
@@ -248,6 +265,7 @@ def train_joint(
       dictionaries: trained dictionaries for raw values, to start from. None: new ones.
       objective: a function (output of the model, batch) -> loss of the model.
       run: where to save the run: a directory, or a `SaveTo` that also sets how often. None: nothing is saved.
+      place: as in `train_dictionary`.
       log: what is evaluated, logged and shown.
 
     Returns:
@@ -257,11 +275,17 @@ def train_joint(
         saes = tuple(SAEConfig.of(variants.april(site, 0.035)) for site in sites)
         model, _ = train_joint(JointConfig(saes), model, batch_at, optax.adam(1e-4))
     """
-    state = init_joint_state(config, model, jnp.asarray(batch_at(0)[0]), optimize, dictionaries)
     shown = ("loss", "task") if config.train == "both" else ("loss",)
     log = log.with_defaults(shown=shown, per_step={"tokens": batch_at(0)[0].size}, title="joint")
-    step = partial(joint_step, config, optimize, objective)
-    frozen = () if config.train == "both" else (model,)
-    saving = SaveTo.of(run, config)
-    state = fit(step, state, batch_at, steps=config.steps, run=saving, frozen=frozen, log=log)
-    return model if state.model is None else state.model, tuple(map(for_inference, state.dictionaries))
+    step, saving = partial(joint_step, config, optimize, objective), SaveTo.of(run, config)
+    with placed(place, _rules) as there:
+        model, batch_at = there.frozen(model, rules_for(model)), there.batches(batch_at)
+        state = there.state(init_joint_state(config, model, jnp.asarray(batch_at(0)[0]), optimize, dictionaries))
+        frozen = () if config.train == "both" else (model,)
+        state = fit(step, state, batch_at, steps=config.steps, run=saving, frozen=frozen, log=log)
+        return model if state.model is None else state.model, tuple(map(for_inference, state.dictionaries))
+
+
+def _rules(state: JointState) -> Rules:
+    """The rules of the dictionaries, and those of the model in training."""
+    return used((*dictionary_rules(), *rules_for(state.model)), state)

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core import optimizers
 from jax_interp.core.leaves import PyTree
-from jax_interp.data.harvest import Stream, TokenBatch
+from jax_interp.core.pytrees import register_dataclass
+from jax_interp.data.harvest import Stream, TokenBatch, later_positions
 from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.training.config import Adam
 
@@ -24,10 +25,21 @@ Trained = TypeVar("Trained")
 BatchAt = Callable[[int], TokenBatch]
 """A function from the index of a batch, from 0, to (tokens [seq, pos], keep [seq, pos])."""
 
+
+def without_first(batch_at: BatchAt, skip_first: int) -> BatchAt:
+    """The batches of `batch_at`, without the first `skip_first` positions of every sequence."""
+
+    def later(i: int) -> TokenBatch:
+        tokens, keep = batch_at(i)
+        return tokens, later_positions(keep, skip_first)
+
+    return later if skip_first else batch_at
+
+
 PRECISION = {"float32": "F32_F32_F32", "bfloat16": "BF16_BF16_F32"}
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Learner(Generic[Trained]):
     """The state of a dictionary in training. The next step depends only on it and on the batch.
@@ -48,7 +60,7 @@ class Learner(Generic[Trained]):
     key: Key[Array, ""]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState(Generic[Trained]):
     """A learner and the stream of shuffled activations that it learns from."""
@@ -111,7 +123,7 @@ def step_metrics(
     return terms | {
         "loss": loss,
         "fvu": jnp.sum(error * error) / jnp.sum(centred * centred),
-        "l0": jnp.sum(fires).astype(y.dtype) / y.shape[0],
+        "l0": jnp.sum(fires.astype(y.dtype)) / y.shape[0],  # rows times features can be more than an int32 holds
         "dead": jnp.sum(dead),
-        "tokens": step.astype(jnp.uint32) * jnp.uint32(y.shape[0]),  # wraps at 4.3 billion
+        "tokens": step.astype(jnp.uint32) * jnp.uint32(y.shape[0]),  # wraps at 2³²; the log has the exact number
     }

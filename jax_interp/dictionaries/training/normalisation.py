@@ -1,7 +1,8 @@
 """Fold scales, norms and centres into the weights of a dictionary.
 
 A dictionary is trained on s·x, with one number s for each value, chosen so that E‖s·x‖² = d. The same learning rate and
-the same coefficients of the loss then fit every site of every model. The exported dictionary works on raw x.
+the same coefficients of the loss then fit every site of every model. Where the mean of x is far longer than its spread,
+s refers to the spread, and the mean is subtracted (`data.harvest.scale_of`). The exported dictionary works on raw x.
 """
 
 from __future__ import annotations
@@ -43,6 +44,28 @@ def fold_scale(
         b_dec=dictionary.b_dec / write,
         activation=dictionary.activation.scaled(1 / unit),
         W_skip=None if dictionary.W_skip is None else dictionary.W_skip * read[:, None] / write[None, :],
+    )
+
+
+def fold_shift(dictionary: Dictionary, read: Float[Array, " d_in"], write: Float[Array, " d_out"]) -> Dictionary:
+    """The dictionary whose output for x equals `dictionary(x - read) + write`, up to rounding.
+
+    Args:
+      dictionary: any dictionary. If it is centred, `read` and `write` must be equal.
+      read: the vector that is subtracted from the input.
+      write: the vector that is added to the output.
+    """
+    dtype = dictionary.W_enc.dtype
+    read, write = read.astype(dtype), write.astype(dtype)
+    if dictionary.centred:
+        return dataclasses.replace(dictionary, b_dec=dictionary.b_dec + write)
+    shift = read @ dictionary.W_enc
+    b_dec = dictionary.b_dec + write
+    return dataclasses.replace(
+        dictionary,
+        b_enc=dictionary.b_enc - shift,
+        b_dec=b_dec if dictionary.W_skip is None else b_dec - read @ dictionary.W_skip,
+        activation=dictionary.activation.shifted(shift),
     )
 
 

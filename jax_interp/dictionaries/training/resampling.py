@@ -16,14 +16,20 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.core.leaves import PyTree
 from jax_interp.core.optimizers import unit_rows
 from jax_interp.dictionaries.activations import Activation
 from jax_interp.dictionaries.forms.dictionary import Dictionary, site_norms
 from jax_interp.dictionaries.training.apply_gradient import StepResult
-from jax_interp.dictionaries.training.config import Decoder, DictionaryConfig, EndToEndSAEConfig, Resampling
+from jax_interp.dictionaries.training.config import (
+    MOST_TOKENS,
+    Decoder,
+    DictionaryConfig,
+    EndToEndSAEConfig,
+    Resampling,
+)
 from jax_interp.dictionaries.training.learner import Learner
 
 
@@ -50,7 +56,7 @@ class Resampler:
     def __call__(self, learner: Learner[Dictionary], result: StepResult) -> Learner[Dictionary]:
         """Resample the dead latents of `learner` if resampling is due after this step."""
         every, until = self.rule.period(self.steps), round(self.rule.until * self.steps)
-        dead = learner.since_fired > every * result.tokens // 2
+        dead = learner.since_fired > _half(every, result.tokens)
         due = (learner.step % every == 0) & (learner.step <= until)
         x, error = result.x, result.error
         assert x is not None
@@ -92,6 +98,13 @@ class Resampler:
         forget = lambda state: state._replace(mu=_replaced(dead, state.mu, None), nu=_replaced(dead, state.nu, None))
         opt = jax.tree.map(lambda state: forget(state) if is_adam(state) else state, opt, is_leaf=is_adam)
         return _replaced(dead, dictionary, fresh), opt
+
+
+def _half(steps: int, tokens: Int[Array, ""] | int) -> Int[Array, ""] | int:
+    """The number of tokens in half of `steps`, at most `MOST_TOKENS`. The product can be more than an int32 holds."""
+    if isinstance(tokens, int):
+        return min(steps * tokens // 2, MOST_TOKENS)
+    return jnp.minimum(tokens.astype(jnp.float32) * steps / 2, MOST_TOKENS).astype(jnp.int32)
 
 
 def resampler(

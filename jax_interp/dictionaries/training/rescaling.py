@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.evaluation.batch_sums import sum_batches
-from jax_interp.dictionaries.evaluation.controls import check_sae
+from jax_interp.dictionaries.evaluation.controls import check_affine_sae
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.sparse_coder import SparseCoder, as_sparse_coder
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rescaled(SparseCoder):
     """A dictionary whose latents are multiplied by `scale`: one number, or one number per latent."""
@@ -59,6 +60,9 @@ class Rescaled(SparseCoder):
     def is_autoencoder(self) -> bool:
         return as_sparse_coder(self.dictionary).is_autoencoder()
 
+    def decodes_alone(self) -> bool:
+        return as_sparse_coder(self.dictionary).decodes_alone()
+
 
 def rescaled(dictionary: Dictionary, scale: Float[np.ndarray, "..."] | float) -> Rescaled:
     """Multiply the latents of `dictionary` by `scale`: one number, or one number per latent.
@@ -76,7 +80,7 @@ def global_scale(dictionary: Dictionary, rows: Iterable[Float[Array, "row d"]]) 
       dictionary: an SAE.
       rows: batches of activations, read once.
     """
-    check_sae(dictionary, "a scale")
+    check_affine_sae(dictionary, "a scale")
 
     @jax.jit
     def of_batch(dictionary, x):
@@ -105,7 +109,7 @@ def latent_scales(
     Returns:
       One scale for each latent, float64.
     """
-    check_sae(dictionary, "scales")
+    check_affine_sae(dictionary, "scales")
 
     @jax.jit
     def of_batch(dictionary, x):

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.surgery import ScopedEdit, Site
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainingSplice(ScopedEdit):
     """The `Splice` edit in training.

@@ -18,18 +18,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.data.harvest import Stream, advance, init_stream
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses.term import snake
+from jax_interp.dictionaries.sharding import rules
 from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.initialise import init_dictionary, new_learner
-from jax_interp.dictionaries.training.learner import BatchAt, Learner
+from jax_interp.dictionaries.training.learner import BatchAt, Learner, without_first
 from jax_interp.dictionaries.training.train import SHOWN, export_learner, learn
+from jax_interp.models.sharding import rules_for
+from jax_interp.surgery import canonical
 from jax_interp.surgery.contract import Model
-from jax_interp.training import Log, RunTarget, SaveTo, fit
+from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic_step, fit, placed
 
 
+@reads_older_files(rewritten=lambda fields: fields | {"addresses": canonical(fields.get("addresses", []))})
 @dataclasses.dataclass(frozen=True)
 class Sweep:
     """The axes of a grid. An axis without entries uses the value of the config."""
@@ -44,6 +50,9 @@ class Sweep:
     addresses: tuple[str, ...] = ()
     """Addresses that replace the address of the config, such as one site in several layers. Their widths must be
     equal."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "addresses", canonical(self.addresses))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Member:
     not diverge."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SweepState:
     """The state of a sweep.
@@ -81,7 +90,7 @@ def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
     fastest.
 
     Raises:
-      UserError: an axis varies something that the config does not have.
+      UserError: an axis varies something that the config does not have, or a member's config is refused.
     """
     terms = {snake(type(term).__name__): term for term in config.loss}
     for name in sweep.coefficients:
@@ -107,10 +116,16 @@ def members(config: DictionaryConfig, sweep: Sweep) -> list[Member]:
         sweep.k or (own_k,),
         *sweep.coefficients.values(),
     ]
-    return [
+    found = [
         Member(address, seed, rate, k, dict(zip(sweep.coefficients, values)))
         for address, seed, rate, k, *values in itertools.product(*axes)
     ]
+    for i, member in enumerate(found):
+        try:
+            member_config(config, member)
+        except UserError as error:
+            raise UserError(f"member {i} of the sweep cannot be trained: {error}") from error
+    return found
 
 
 def member_config(config: DictionaryConfig, member: Member) -> DictionaryConfig:
@@ -152,15 +167,16 @@ def init_sweep_state(config: DictionaryConfig, sweep: Sweep, model: Model, batch
     """The state before the first step. Each member starts as in `train_dictionary` with the config of this member."""
     each = members(config, sweep)
     dictionary_key, stream_key = jax.random.split(jax.random.key(config.seed))
-    stream = init_stream(stream_key, model, sweep.addresses or config.addresses, batch_at, config.buffer)
+    addresses, batch_at = sweep.addresses or config.addresses, without_first(batch_at, config.skip_first)
+    stream = init_stream(stream_key, model, addresses, batch_at, config.buffer, config.max_norm)
     if sweep.addresses and len(set(stream.widths)) > 1:
         widths = ", ".join(f"{a} {w}" for a, w in zip(sweep.addresses, stream.widths))
         raise UserError(f"a sweep over addresses needs values of one width; the widths are {widths}")
     learners = []
     for member in each:
         key = dictionary_key if member.seed == config.seed else jax.random.split(jax.random.key(member.seed))[0]
-        widths, mean = _of_site(sweep, stream, member.address)
-        dictionary = init_dictionary(config, key, widths, mean)
+        own = _of_site(sweep, stream, member.address)
+        dictionary = init_dictionary(config, key, own.widths, own.mean - own.centre)
         if sweep.k:
             activation = dataclasses.replace(dictionary.activation, limit=jnp.float32(member.k))
             dictionary = dataclasses.replace(dictionary, activation=activation)
@@ -168,13 +184,22 @@ def init_sweep_state(config: DictionaryConfig, sweep: Sweep, model: Model, batch
     return SweepState(jax.tree.map(lambda *a: jnp.stack(a), *learners), stream, jnp.zeros((len(each),), bool))
 
 
-def _of_site(sweep: Sweep, stream: Stream, address: str | tuple[str, ...]) -> tuple[tuple[int, ...], Array]:
+def _of_site(sweep: Sweep, stream: Stream, address: str | tuple[str, ...]) -> Stream:
+    """The stream with the statistics of the value of one member. The buffer holds the values of all members."""
     if not sweep.addresses:
-        return stream.widths, stream.mean
+        return stream
     site, width = sweep.addresses.index(address), stream.widths[0]
-    return (width,), stream.mean[site * width : (site + 1) * width]
+    one = slice(site, site + 1)
+    return dataclasses.replace(
+        stream,
+        scale=stream.scale[one],
+        mean=stream.mean[site * width : (site + 1) * width],
+        variance=stream.variance[one],
+        widths=(width,),
+    )
 
 
+@automatic_step
 def sweep_step(
     config: DictionaryConfig,
     sweep: Sweep,
@@ -218,11 +243,8 @@ def export_sweep(config: DictionaryConfig, sweep: Sweep, state: SweepState) -> l
     """All members, each with its dictionary for raw activations."""
     out, steps = [], [int(n) if over else None for n, over in zip(state.learners.step, state.ended)]
     for i, member in enumerate(members(config, sweep)):
-        learner, stream = jax.tree.map(lambda a, i=i: a[i], state.learners), state.stream
-        if sweep.addresses:
-            site = sweep.addresses.index(member.address)
-            stream = dataclasses.replace(stream, scale=stream.scale[site : site + 1], widths=stream.widths[:1])
-        dictionary = export_learner(config, learner, stream)
+        learner = jax.tree.map(lambda a, i=i: a[i], state.learners)
+        dictionary = export_learner(config, learner, _of_site(sweep, state.stream, member.address))
         if member.k is not None:
             dictionary = dataclasses.replace(dictionary, activation=dictionary.activation.with_k(member.k))
         out.append((dataclasses.replace(member, diverged=steps[i]), dictionary))
@@ -236,6 +258,7 @@ def train_sweep(
     batch_at: BatchAt,
     *,
     run: RunTarget = None,
+    place: Place = None,
     batched: bool | None = None,
     log: Log = Log(),
 ) -> list[tuple[Member, Dictionary]]:
@@ -251,6 +274,7 @@ def train_sweep(
       model: any model that keeps the surgery contract. It is not changed.
       batch_at: a function from the index of a batch to (tokens [seq, pos], keep [seq, pos]), as in `train_dictionary`.
       run: where to save the run: a directory, or a `SaveTo` that also sets how often. None: nothing is saved.
+      place: as in `train_dictionary`. The members are not divided among devices; each of them is.
       batched: as in `sweep_step`. None: True except on a CPU.
       log: what is evaluated, logged and shown.
 
@@ -267,29 +291,41 @@ def train_sweep(
             print(member, evaluate(model, member.address, sae, batches).reconstruction.fvu)
     """
     batched = jax.default_backend() != "cpu" if batched is None else batched
-    state = init_sweep_state(config, sweep, model, batch_at)
-    filled, count = int(state.stream.cursor), len(members(config, sweep))
-    tokens = batch_at(0)[0].size
+    tokens, saving = batch_at(0)[0].size, SaveTo.of(run, SweepRun(config, sweep))
+    log = log.with_defaults(shown=SHOWN, per_step={"tokens": tokens}, title="sweep", may_be_nan=("member.",))
+    with placed(place, rules) as there:
+        model, batch_at = there.frozen(model, rules_for(model)), there.batches(batch_at)
+        state = there.state(init_sweep_state(config, sweep, model, batch_at))
+        filled, batch_at = int(state.stream.cursor), without_first(batch_at, config.skip_first)
+        state = fit(
+            partial(_logged_step, config, sweep, batched),
+            state,
+            lambda i: batch_at(filled + i),
+            steps=config.steps,
+            run=saving,
+            frozen=(model, swept_values(config, sweep)),
+            log=log,
+        )
+        return export_sweep(config, sweep, state)
 
-    def step(state, batch, model, grid):
-        state, metrics = sweep_step(config, sweep, state, batch, model, grid, batched)
-        ended, tokens = metrics.pop("ended"), metrics.pop("tokens")
-        figures = {name: a.astype(jnp.float32) for name, a in metrics.items()}
-        mean = {name: jnp.mean(a, where=~ended) for name, a in figures.items()}
-        of_member = lambda i: {name: jnp.where(ended[i], jnp.nan, figures[name][i]) for name in ("fvu", "l0", "dead")}
-        counted = {"tokens": jnp.max(jnp.where(ended, 0, tokens)), "ended": jnp.sum(ended)}
-        return state, mean | counted | {"member": {str(i): of_member(i) for i in range(count)}}
 
-    state = fit(
-        step,
-        state,
-        lambda i: batch_at(filled + i),
-        steps=config.steps,
-        run=SaveTo.of(run, SweepRun(config, sweep)),
-        frozen=(model, swept_values(config, sweep)),
-        log=log.with_defaults(shown=SHOWN, per_step={"tokens": tokens}, title="sweep", may_be_nan=("member.",)),
-    )
-    return export_sweep(config, sweep, state)
+def _logged_step(
+    config: DictionaryConfig,
+    sweep: Sweep,
+    batched: bool,
+    state: SweepState,
+    batch: tuple[Array, Array],
+    model: Model,
+    grid: dict[str, Any],
+) -> tuple[SweepState, dict[str, Any]]:
+    """`sweep_step`, with means over the members and the figures of each member as metrics."""
+    state, metrics = sweep_step(config, sweep, state, batch, model, grid, batched)
+    ended, tokens = metrics.pop("ended"), metrics.pop("tokens")
+    figures = {name: a.astype(jnp.float32) for name, a in metrics.items()}
+    mean = {name: jnp.mean(a, where=~ended) for name, a in figures.items()}
+    of_member = lambda i: {name: jnp.where(ended[i], jnp.nan, figures[name][i]) for name in ("fvu", "l0", "dead")}
+    counted = {"tokens": jnp.max(jnp.where(ended, 0, tokens)), "ended": jnp.sum(ended)}
+    return state, mean | counted | {"member": {str(i): of_member(i) for i in range(len(ended))}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,11 +18,12 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_interp.core.errors import UserError
 from jax_interp.data.activation_store import ActivationStore
-from jax_interp.data.harvest import Stream, advance, columns, init_stream
+from jax_interp.data.harvest import Stream, advance, columns, init_stream, long_means
 from jax_interp.dictionaries.codes import Code
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.term import Term, sse_unit, total
+from jax_interp.dictionaries.sharding import rules
 from jax_interp.dictionaries.training.apply_gradient import ALONE, StepResult, UpdateRule, apply_gradient, observe
 from jax_interp.dictionaries.training.config import DictionaryConfig, HarvestedConfig
 from jax_interp.dictionaries.training.gradient import loss_and_grad
@@ -36,11 +37,13 @@ from jax_interp.dictionaries.training.learner import (
     matmul_precision,
     offset_rate,
     step_metrics,
+    without_first,
 )
-from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
+from jax_interp.dictionaries.training.normalisation import fold_scale, fold_shift, for_inference
 from jax_interp.dictionaries.training.resampling import resampler
+from jax_interp.models.sharding import rules_for
 from jax_interp.surgery.contract import Model
-from jax_interp.training import Log, RunTarget, SaveTo, fit
+from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic, automatic_step, fit, placed
 
 SHOWN = ("loss", "fvu", "l0", "dead")
 
@@ -53,6 +56,7 @@ def init_learner(
     return new_learner(dictionary, config.optimizer, config.steps, (config.n_features,), key)
 
 
+@automatic_step
 def learn(
     config: DictionaryConfig,
     learner: Learner[Dictionary],
@@ -110,6 +114,7 @@ def split_rows(config: DictionaryConfig, dictionary: Dictionary, rows: Array) ->
     return (rows, rows) if config.writes is None else (rows[:, : dictionary.d], rows[:, dictionary.d :])
 
 
+@automatic_step
 def train_step(
     config: DictionaryConfig, state: TrainState[Dictionary], batch: tuple[Array, Array], model: Model
 ) -> tuple[TrainState[Dictionary], dict[str, Array]]:
@@ -132,10 +137,12 @@ def start_on_stream(
 ) -> TrainState[Trained]:
     """The state before the first step. The learner is `init(key, widths, mean)`."""
     key, stream_key = jax.random.split(jax.random.key(config.seed))
-    stream = init_stream(stream_key, model, config.addresses, batch_at, config.buffer)
-    return TrainState(init(key, stream.widths, stream.mean), stream)
+    batch_at = without_first(batch_at, config.skip_first)
+    stream = init_stream(stream_key, model, config.addresses, batch_at, config.buffer, config.max_norm)
+    return TrainState(init(key, stream.widths, stream.mean - stream.centre), stream)
 
 
+@partial(automatic, rules=rules)
 def export(config: DictionaryConfig, state: TrainState[Dictionary]) -> Dictionary:
     """The dictionary in its current state, for raw activations."""
     return export_learner(config, state.learner, state.stream)
@@ -144,19 +151,29 @@ def export(config: DictionaryConfig, state: TrainState[Dictionary]) -> Dictionar
 def export_learner(
     config: DictionaryConfig, learner: Learner[Dictionary], source: Stream | ActivationStore
 ) -> Dictionary:
-    """`export` for a learner. The scale of each value is taken from `source`."""
+    """`export` for a learner. The scale and the long mean of each value are taken from `source`."""
     scales, n = columns(jnp.asarray(source.scale), source.widths), learner.dictionary.d
-    read, write = scales[:n], scales if config.writes is None else scales[n:]
+    centre = long_means(jnp.asarray(source.mean), jnp.asarray(source.variance), source.widths)
+    of_read, of_written = slice(None, n), slice(None if config.writes is None else n, None)
+    shifted = fold_shift(learner.dictionary, centre[of_read], centre[of_written])
     # Latents are in the units of the written value, or of the first one if there are several.
-    return for_inference(fold_scale(learner.dictionary, read, write, write[0]))
+    write = scales[of_written]
+    return for_inference(fold_scale(shifted, scales[of_read], write, write[0]))
 
 
 def train_dictionary(
-    config: DictionaryConfig, model: Model, batch_at: BatchAt, *, run: RunTarget = None, log: Log = Log()
+    config: DictionaryConfig,
+    model: Model,
+    batch_at: BatchAt,
+    *,
+    run: RunTarget = None,
+    place: Place = None,
+    log: Log = Log(),
 ) -> Dictionary:
     """Train a dictionary of one code, from the start or from the last checkpoint of `run`.
 
-    If a run is killed, the same call resumes it. The result has the same bits as that of an uninterrupted run.
+    If a run is killed, the same call resumes it. The result has the same bits as that of an uninterrupted run. A run
+    can also be resumed on another mesh; its numbers then agree up to rounding.
 
     Args:
       config: the config of the dictionary and of its training.
@@ -164,13 +181,16 @@ def train_dictionary(
       batch_at: a function from the index of a batch to (tokens [seq, pos], keep [seq, pos]). It must depend only on the
         index. Positions where `keep` is False are left out.
       run: where to save the run: a directory, or a `SaveTo` that also sets how often. None: nothing is saved.
+      place: a mesh, on which the state, the model and the batches are placed. Or a function that shards the state
+        (`shard(state, rules(state), mesh)`), for use inside `jax.set_mesh(mesh)`. None: one device.
       log: what is evaluated, logged and shown.
 
     Returns:
       The dictionary, for raw activations. BatchTopK is converted to JumpReLU, which it is at inference.
 
     Raises:
-      UserError: an address is not in the model, or `run` holds a run of another config.
+      UserError: an address is not in the model, `run` holds a run of another config, or the mesh does not divide the
+        batch or the weights.
 
     Example:
         config = variants.topk("blocks.2.resid_post", k=32, n_features=4096, steps=800)
@@ -178,9 +198,11 @@ def train_dictionary(
         model_with = edit(model, at("blocks.2.resid_post", Splice(sae)))
     """
     _check_one_code(config)
-    state = init_train_state(config, model, batch_at)
     step, saving = partial(train_step, config), SaveTo.of(run, config)
-    return export(config, fit_on_stream(step, state, config, model, batch_at, saving, log, "dictionary"))
+    with placed(place, rules) as there:
+        model, batch_at = there.frozen(model, rules_for(model)), there.batches(batch_at)
+        state = there.state(init_train_state(config, model, batch_at))
+        return export(config, fit_on_stream(step, state, config, model, batch_at, saving, log, "dictionary"))
 
 
 def fit_on_stream(
@@ -194,7 +216,7 @@ def fit_on_stream(
     title: str,
 ) -> TrainState[Trained]:
     """Train until the last step, and return the state. The batches that filled the buffer are not used again."""
-    filled = int(state.stream.cursor)
+    filled, batch_at = int(state.stream.cursor), without_first(batch_at, config.skip_first)
     log = log.with_defaults(shown=SHOWN, per_step={"tokens": batch_at(0)[0].size}, title=title)
     return fit(step, state, lambda i: batch_at(filled + i), steps=config.steps, run=run, frozen=(model,), log=log)
 
@@ -210,25 +232,38 @@ class StoreRun:
 
 
 def train_from_store(
-    config: DictionaryConfig, store: ActivationStore, *, batch: int = 2048, run: RunTarget = None, log: Log = Log()
+    config: DictionaryConfig,
+    store: ActivationStore,
+    *,
+    batch: int = 2048,
+    run: RunTarget = None,
+    place: Place = None,
+    log: Log = Log(),
 ) -> Dictionary:
     """Train a dictionary on stored activations. No model is needed.
 
     Args:
-      config: the config of the dictionary and of its training. Its `buffer` is not used, because all rows of the store
-        are shuffled.
+      config: the config of the dictionary and of its training. It has no `buffer`, because all rows of the store are
+        shuffled, and no `skip_first` or `max_norm`, because rows are left out when the store is made.
       store: an open store with the values at `config.addresses`, in this order.
       batch: the number of rows per step.
       run: as in `train_dictionary`.
+      place: as in `train_dictionary`.
       log: as in `train_dictionary`.
 
     Returns:
       The dictionary, for raw activations.
 
     Raises:
-      UserError: the store holds other values, or `batch` is below 1.
+      UserError: the store holds other values, `batch` is below 1, or the config has one of these fields.
     """
     _check_one_code(config)
+    for name in ("buffer", "skip_first", "max_norm"):
+        if getattr(config, name) != getattr(HarvestedConfig, name):
+            raise UserError(
+                f"{name}={getattr(config, name)} has no effect on a store, whose rows are all used and shuffled: leave "
+                "it out. To leave out rows, give a `keep` when you make the store"
+            )
     if store.addresses != config.addresses:
         raise UserError(
             f"the store holds {', '.join(store.addresses)}; the config asks for {', '.join(config.addresses)}"
@@ -236,23 +271,24 @@ def train_from_store(
     if batch < 1:
         raise UserError(f"batch={batch}: give at least 1 row per step")
     key = jax.random.split(jax.random.key(config.seed))[0]
-    stored = StoreRun(config, batch, tuple(shard["sha256"] for shard in store.manifest["shards"]))
+    stored = StoreRun(config, batch, tuple(shard.sha256 for shard in store.shards))
     mean, variance = jnp.asarray(store.mean), jnp.asarray(store.variance)
-    scale = columns(jnp.asarray(store.scale), store.widths)
+    scale, centre = columns(jnp.asarray(store.scale), store.widths), long_means(mean, variance, store.widths)
 
-    def step(learner: Learner[Dictionary], rows: Array, scale: Array, variance: Array):
-        return learn(config, learner, rows * scale[None, :], variance)
+    def step(learner: Learner[Dictionary], rows: Array, scale: Array, centre: Array, variance: Array):
+        return learn(config, learner, rows * scale[None, :] - centre[None, :], variance)
 
-    learner = fit(
-        step,
-        init_learner(config, key, store.widths, mean),
-        lambda i: store.batch_at(i, batch, config.seed),
-        steps=config.steps,
-        run=SaveTo.of(run, stored),
-        frozen=(scale, variance),
-        log=log.with_defaults(shown=SHOWN, per_step={"tokens": batch}, title="dictionary"),
-    )
-    return export_learner(config, learner, store)
+    with placed(place, rules) as there:
+        learner = fit(
+            step,
+            there.state(init_learner(config, key, store.widths, mean - centre)),
+            there.batches(lambda i: store.batch_at(i, batch, config.seed)),
+            steps=config.steps,
+            run=SaveTo.of(run, stored),
+            frozen=(scale, centre, variance),
+            log=log.with_defaults(shown=SHOWN, per_step={"tokens": batch}, title="dictionary"),
+        )
+        return export_learner(config, learner, store)
 
 
 def _check_one_code(config: object) -> None:
