@@ -5,6 +5,7 @@
 
 components.py        `decompose`: matrices as sums of rank-one components, whose inner activations are named values
 matrices.py          the matrices that a pattern selects
+probe.py             a check that they are linear maps
 masks.py             masks of components, as edits
 importance/          causal importance functions; sigmoids.py
 losses/              loss terms and adversaries

@@ -18,12 +18,13 @@ from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.matrices import is_stacked, layer_address
-from jax_interp.surgery import Add, at, depth_of, edit, read, sites
+from jax_interp.decomposition.matrices import addresses_of
+from jax_interp.surgery import Add, at, edit, read, sites
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stop:
     """An edit that keeps the value and stops its gradient."""
@@ -34,10 +35,7 @@ class Stop:
 
 def matrices_of(model: Decomposed) -> list[str]:
     """The addresses of all decomposed matrices, with one address for each layer."""
-    found = []
-    for name in model.names:
-        found += [layer_address(name, i) for i in (range(depth_of(model.blocks)) if is_stacked(name) else [None])]
-    return found
+    return [address for name in model.names for address in addresses_of(model.target, name)]
 
 
 def _linearised(
@@ -71,6 +69,13 @@ def _check_order(model: Decomposed, source: str, target: str, x: PyTree) -> None
         )
 
 
+def _check_importance(importance: Array, inner: Array, source: str) -> None:
+    if importance.shape != inner.shape:
+        raise UserError(
+            f"importance has shape {importance.shape}: the components of {source!r} on these inputs have {inner.shape}"
+        )
+
+
 def local_attributions(
     model: Decomposed,
     source: str,
@@ -95,9 +100,17 @@ def local_attributions(
       queries and keys of one layer.
 
     Raises:
-      UserError: a matrix is not decomposed, or the source does not come before the target.
+      UserError: a matrix is not decomposed, the source does not come before the target, the component or position does
+        not exist, or the importances have another shape.
     """
     inner, reached, pull = _linearised(model, source, target, x)
+    _check_importance(importance, inner, source)
+    C = reached.shape[-1]
+    if not -C <= component < C:
+        raise UserError(f"component {component} of {target!r}: it has {C}")
+    if position is not None and (reached.ndim < 3 or not -reached.shape[1] <= position < reached.shape[1]):
+        has = f"{reached.shape[1]} positions" if reached.ndim > 2 else "no positions"
+        raise UserError(f"position {position} of {target!r}: the inputs have {has}")
     chosen = jnp.zeros_like(reached)
     where = (..., component) if position is None else (slice(None), position, component)
     return pull(chosen.at[where].set(1.0)) * inner * importance
@@ -123,6 +136,7 @@ def edge_attributions(
       UserError: in the same cases as `local_attributions`.
     """
     inner, reached, pull = _linearised(model, source, target, x)
+    _check_importance(importance, inner, source)
     rows = tuple(range(inner.ndim - 1))
 
     def one(component: Array) -> Array:

@@ -29,7 +29,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float, Key
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
+from jax_interp.core.short_repr import ShortRepr
 from jax_interp.decomposition.matrices import check_tied, is_stacked, matrices, select_matrices, weight_of
+from jax_interp.decomposition.probe import check_linear
 from jax_interp.surgery import Site
 from jax_interp.surgery.contract import Model
 from jax_interp.surgery.select import replace, replace_each
@@ -38,9 +41,9 @@ from jax_interp.surgery.taps import static
 Init = Literal["normal", "unit"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Components:
+class Components(ShortRepr):
     """The rank-one components of one matrix, `V[:, c] U[c, :]`; with a leading layer axis for a stacked entry."""
 
     V: Float[Array, "*layer d_in C"]
@@ -83,9 +86,9 @@ class Components:
         return jnp.einsum(each, x, self.V.astype(x.dtype), out_sharding=out)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class DecomposedLinear:
+class DecomposedLinear(ShortRepr):
     """A decomposed linear map. It replaces a linear map (`weight` `[d_in, d_out]`, called as `linear(x, site, ...)`) or
     an embedding, whose `x` are token ids.
 
@@ -126,9 +129,9 @@ class DecomposedLinear:
         return getattr(self.linear, "bias", None)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Decomposed:
+class Decomposed(ShortRepr):
     """A model with some of its matrices decomposed, as `decompose` returns it. Call it like the original model.
 
     The attributes of the target (`config`, `blocks`) are also attributes of this model.
@@ -213,18 +216,22 @@ def decompose(
       The decomposed model. Without masks its output equals the model's bit by bit.
 
     Raises:
-      UserError: a pattern selects no matrix, no pattern of C matches a matrix, or a twin is not the transpose.
+      UserError: a pattern selects no matrix, no pattern of C matches a matrix, a twin is not the transpose, or a part
+        is not a linear map `x @ weight + bias` (see `probe.check_linear`).
 
     Example:
         parts = decompose(model, "blocks.*.mlp", C=512, key=jax.random.key(0))
         logits, acts = read(parts, "blocks.*.mlp.up.components")(tokens)
     """
     twins = {twin: one for one, twin in tied}
+    if len(twins) != len(tied):
+        raise UserError(f"tied={tuple(tied)}: a twin is named twice")
     names = [name for name in select_matrices(model, matrices) if name not in twins]
     for twin, one in twins.items():
         if one not in names:
             raise UserError(f"tied=({one!r}, {twin!r}): {one!r} is not decomposed; these are: {', '.join(names)}")
     check_tied(model, tied)
+    check_linear(model, names, tied)
     pairs = {name: _initial(weight_of(model, name), _count(C, name), key, name, init) for name in names}
     return Decomposed(model, pairs, tuple((one, twin) for one, twin in tied))
 

@@ -118,7 +118,7 @@ class DecompositionConfig(MethodConfig):
     importance_clip: float | None = None
     """The gradient of the importance function is clipped to this norm; None: no clipping."""
     compute: Precision = "float32"
-    """The dtype of all forward passes. V, U, Δ, faithfulness and the optimizer use float32."""
+    """The dtype of all forward passes, the target's too. V, U, Δ, faithfulness and the optimizer use float32."""
     remat: bool = False
     """Recompute masked forward passes in the backward pass. This saves memory and takes more time."""
     seed: int = 0

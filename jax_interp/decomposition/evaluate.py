@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast_leaves
+from jax_interp.core.leaves import PyTree
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.importance import causal_importance, read_inputs
@@ -62,12 +65,31 @@ def evaluate(
 
     Returns:
       JSON values: faithfulness, errors under six kinds of masks and for each number of adversary steps, errors of
-      hidden activations, L0, numbers of live components, and mean importances. Values by layer are lists.
+      hidden activations, L0, numbers of live components, and mean importances. Values by layer are lists. A share of
+      zero is None.
+
+    Raises:
+      UserError: the threshold is not from 0 to 1, or the batch is empty.
     """
+    if not x.shape[0]:
+        raise UserError("the batch to evaluate on is empty")
+    if not 0 <= threshold < 1:
+        raise UserError(f"threshold={threshold}: importances go from 0 to 1, so it is at least 0 and below 1")
     key = jax.random.key(1) if key is None else key
     settings = LossSettings(config.delta, config.sampling, config.compare)
-    found = _figures(trained, x, labels, key, threshold, settings, tuple(adversary_steps))
-    return jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), found)
+    found = _figures(trained, upcast_leaves(x), labels, key, threshold, settings, tuple(adversary_steps))
+    return json_values(found)
+
+
+def json_values(figures: PyTree) -> Any:
+    """Arrays as numbers and lists. A NaN, which is a share of zero, becomes None, because JSON has no NaN."""
+    return jax.tree.map(lambda leaf: _without_nan(np.asarray(leaf).tolist()), figures)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if value != value else value
 
 
 @partial(jax.jit, static_argnames=("settings", "adversary_steps"))
@@ -203,7 +225,7 @@ def composites(
         for (name, value), other in zip(rows, known, strict=True):
             excess = None if value is None or other is None else value - other
             found.append({"name": f"{k} on, {name}", "normalised": value, "excess": excess})
-    return found
+    return json_values(found)
 
 
 def report_rows(report: LinearityReport) -> list[dict[str, Any]]:
@@ -214,4 +236,4 @@ def report_rows(report: LinearityReport) -> list[dict[str, Any]]:
             rows.append({"name": name, "raw": value.raw, "normalised": value.normalised, "excess": value.excess})
         else:
             rows.append({"name": name, "value": value})
-    return rows
+    return json_values(rows)

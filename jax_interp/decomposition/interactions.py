@@ -45,9 +45,11 @@ def pair_interactions(
       Interactions. Their sum over both component axes is the attention logit of the components.
 
     Raises:
-      UserError: the components have a layer axis.
+      UserError: the components have a layer axis, the heads do not fit, or the query position does not exist.
     """
-    kv_heads = n_heads if kv_heads is None else kv_heads
+    kv_heads = _checked_heads(queries, keys, n_heads, kv_heads)
+    if not -x.shape[1] <= query < x.shape[1]:
+        raise UserError(f"query={query}: x has {x.shape[1]} positions")
     q = _parts(queries, x, n_heads, rotate)[:, query % x.shape[1]]  # batch C head d_head
     k = _parts(keys, x, kv_heads, rotate)  # batch pos C head d_head
     k = jnp.repeat(k, n_heads // kv_heads, axis=3)
@@ -77,9 +79,9 @@ def static_interactions(
       kv_heads: the number of key heads; None: `n_heads`.
 
     Raises:
-      UserError: the components have a layer axis.
+      UserError: the components have a layer axis, or the heads do not fit.
     """
-    kv_heads = n_heads if kv_heads is None else kv_heads
+    kv_heads = _checked_heads(queries, keys, n_heads, kv_heads)
 
     def scaled(parts: Components, sign: Array, heads: int) -> Array:
         _check_one_layer(parts)
@@ -90,7 +92,9 @@ def static_interactions(
     turned = jnp.stack([rotate_by(q, offset) for offset in range(offsets)])
     found = jnp.einsum("tcnh,dnh->ncdt", turned, jnp.repeat(k, n_heads // kv_heads, axis=1))
     axes = (1, 2, 3)
-    return (found - jnp.mean(found, axes, keepdims=True)) / jnp.std(found, axes, keepdims=True)
+    spread = jnp.std(found, axes, keepdims=True)
+    # A head whose interactions are all equal (weights of zero) gets 0.
+    return (found - jnp.mean(found, axes, keepdims=True)) / jnp.where(spread > 0, spread, jnp.ones_like(spread))
 
 
 def with_delta(parts: Components, weight: Float[Array, "d_in d_out"]) -> Components:
@@ -110,6 +114,19 @@ def _parts(parts: Components, x: Array, heads: int, rotate: Rotate) -> Float[Arr
     batch, pos, C, n, h = made.shape
     turned = rotate(jnp.moveaxis(made, 2, 1).reshape(batch * C, pos, n, h))
     return jnp.moveaxis(turned.reshape(batch, C, pos, n, h), 1, 2)
+
+
+def _checked_heads(queries: Components, keys: Components, n_heads: int, kv_heads: int | None) -> int:
+    """The number of key heads. Raises UserError if the heads do not divide the widths and each other."""
+    kv_heads = n_heads if kv_heads is None else kv_heads
+    widths = queries.U.shape[-1], keys.U.shape[-1]
+    fit = min(n_heads, kv_heads) >= 1 and not n_heads % kv_heads and not widths[0] % n_heads
+    if not fit or widths[0] * kv_heads != widths[1] * n_heads:
+        raise UserError(
+            f"{n_heads} query heads and {kv_heads} key heads do not fit queries of width {widths[0]} and keys of width "
+            f"{widths[1]}: each head has the same width, and the key heads divide the query heads"
+        )
+    return kv_heads
 
 
 def _check_one_layer(parts: Components) -> None:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.matrices import is_stacked, row_axes
@@ -24,7 +25,7 @@ from jax_interp.surgery.taps import Edit
 Sampling = Literal["continuous", "binomial"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
     """The mask of one matrix: `components` `[*layer, batch, ..., C]`, and `delta` `[*layer, batch, ..., 1]` or one

@@ -12,6 +12,7 @@ selects all matrices below it (`blocks.*.mlp`).
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,6 +31,11 @@ from jax_interp.surgery.contract import Model
 
 def matrices(model: Model) -> dict[str, tuple[int, ...]]:
     """The shape `[d_in, d_out]` of every matrix, by its address (`blocks.3.mlp.up`)."""
+    return {address: shape for address, shape in _weights(model).items() if len(shape) == 2}
+
+
+def _weights(model: Model) -> dict[str, tuple[int, ...]]:
+    """The shape of every `weight`, by the address of its part, one address for each layer."""
     found: dict[str, tuple[int, ...]] = {}
     leaves = zip(addresses(model), jax.tree.leaves(model), strict=True)
     segments = list(iter_segments(model))
@@ -39,14 +45,12 @@ def matrices(model: Model) -> dict[str, tuple[int, ...]]:
             continue
         if part[:1] == ["blocks"] and len(part) > 2 and segments:
             segment = segments[int(part[1])]
-            if segment.stacked and len(leaf.shape) == 3 and part[2] == "block":
-                for layer in segment.layers:
+            if segment.stacked:
+                for layer in segment.layers if part[2] == "block" else ():
                     found[".".join(["blocks", str(layer), *part[3:]])] = leaf.shape[1:]
                 continue
-            if segment.stacked:
-                continue
             part[1] = str(segment.layers.start)
-        if len(leaf.shape) == 2 and part:
+        if part:
             found[".".join(part)] = leaf.shape
     return dict(sorted(found.items(), key=lambda item: address_order(item[0])))
 
@@ -70,7 +74,7 @@ def select_matrices(model: Model, patterns: str | Sequence[str]) -> list[str]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matched = [address for address in have if _matches(pattern, address)]
         if not matched:
-            raise UserError(f"no matrix matches {pattern!r}; this model has {', '.join(_short(have)) or 'none'}")
+            raise UserError(_no_match(model, pattern, have))
         wanted += [address for address in matched if address not in wanted]
     depth = depth_of(model)
     entries: list[str] = []
@@ -88,6 +92,21 @@ def select_matrices(model: Model, patterns: str | Sequence[str]) -> list[str]:
     return entries
 
 
+def _no_match(model: Model, pattern: str, have: Iterable[str]) -> str:
+    """The message for a pattern that selects nothing."""
+    names = _short(have)
+    other = {address: shape for address, shape in _weights(model).items() if _matches(pattern, address)}
+    if other:
+        address, shape = next(iter(other.items()))
+        return (
+            f"{pattern!r} selects no matrix: the weight of {address!r} has the shape {shape}, and only a weight with "
+            f"two axes is decomposed (no norm, no experts of a mixture). This model has {', '.join(names) or 'none'}"
+        )
+    near = difflib.get_close_matches(pattern, names, 1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"no matrix matches {pattern!r}.{hint} This model has {', '.join(names) or 'none'}"
+
+
 def is_stacked(name: str) -> bool:
     """Whether an entry stands for all layers. Its arrays then have a leading layer axis."""
     return name.startswith("blocks.*.")
@@ -103,10 +122,15 @@ def layer_address(name: str, layer: int | None) -> str:
     return name if layer is None else name.replace("*", str(layer), 1)
 
 
+def addresses_of(model: Model, name: str) -> list[str]:
+    """The address of the part of an entry, or of its parts in all layers."""
+    return [layer_address(name, layer) for layer in (range(depth_of(model)) if is_stacked(name) else [None])]
+
+
 def weight_of(model: Model, name: str) -> Array:
     """The target's weight of an entry: `[d_in, d_out]`, or `[layer, d_in, d_out]`."""
     if not is_stacked(name):
-        return _part(model, name).weight[...]
+        return part_of(model, name).weight[...]
     return blocks_as_pytree(model, lambda block: _walk(block, name.split(".")[2:]).weight[...])
 
 
@@ -120,11 +144,16 @@ def check_tied(model: Model, tied: Sequence[tuple[str, str]]) -> None:
       UserError: a twin is not a part of the model, or its matrix is not the transpose of the other matrix.
     """
     for one, twin in tied:
-        try:
-            part = _part(model, twin.replace("blocks.*.", "blocks.0.", 1))
-        except (AttributeError, LookupError, TypeError) as error:
-            have = ", ".join(_short(matrices(model)))
-            raise UserError(f"tied=({one!r}, {twin!r}): this model has no {twin!r}; its matrices are {have}") from error
+        for name in (one, twin):
+            try:
+                part = part_of(model, name.replace("blocks.*.", "blocks.0.", 1))
+                if name == one:
+                    part.weight.ndim  # noqa: B018  the first of a pair has a matrix
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                have = ", ".join(_short(matrices(model)))
+                raise UserError(
+                    f"tied=({one!r}, {twin!r}): this model has no {name!r}; its matrices are {have}"
+                ) from error
         if getattr(part, "weight", None) is None:
             continue
         weight, own = jnp.swapaxes(weight_of(model, one), -1, -2), weight_of(model, twin)
@@ -142,7 +171,8 @@ def _is_here(weight: Array) -> bool:
     return not isinstance(weight, jax.core.Tracer) and getattr(weight, "is_fully_addressable", True)
 
 
-def _part(model: Model, name: str) -> Any:
+def part_of(model: Model, name: str) -> Any:
+    """The part at an address (`linear1`, `blocks.3.mlp.up`)."""
     path = name.split(".")
     if path[0] != "blocks":
         return _walk(model, path)

@@ -8,15 +8,19 @@ importance function calls alive. The masks of all other components are random.
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core import optimizers
+from jax_interp.core.errors import UserError
 from jax_interp.core.objectives import log_probabilities, negative_log_likelihood
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.importance.base import PerMatrix, read_inputs
 from jax_interp.decomposition.losses.adversaries import init_sources, pgd
 from jax_interp.decomposition.losses.minimality import lp_minimality
@@ -46,8 +50,15 @@ class PruneConfig:
     delta: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.adversary_steps < 0 or not 0 <= self.learning_rate < math.inf:
+            raise UserError(
+                f"PruneConfig(steps={self.steps}, adversary_steps={self.adversary_steps}, learning_rate="
+                f"{self.learning_rate}): at least 1, at least 0, at least 0"
+            )
 
-@jax.tree_util.register_dataclass
+
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Pruned:
     """The result of `prune`.
@@ -84,7 +95,15 @@ def prune(
       label: the token to predict for each prompt.
       config: the settings of the search.
       position: the position at which the label is predicted.
+
+    Raises:
+      UserError: the position does not exist, or the labels are not one token for each prompt.
     """
+    vocabulary = jax.eval_shape(trained.model, tokens).shape[-1]
+    if not -tokens.shape[1] <= position < tokens.shape[1]:
+        raise UserError(f"position {position}: the prompts have {tokens.shape[1]} tokens")
+    if label.shape != tokens.shape[:1] or not np.all((np.asarray(label) >= 0) & (np.asarray(label) < vocabulary)):
+        raise UserError(f"label={label}: one token from 0 to {vocabulary - 1} for each of the {len(tokens)} prompts")
     return Pruned(*_pruned(config, position, trained, tokens, label))
 
 

@@ -1,20 +1,31 @@
 """Sharding rules for V and U on a mesh, made from the rules of the target (see `jax_interp.training.sharding`).
 
-with jax.set_mesh(mesh):
-    place = lambda state: shard(state, state_rules(state, target), mesh)
-    train_decomposition(config, shard(model, target, mesh), batch_at=batch_at, place=place)
+    train_decomposition(config, model, batch_at=batch_at, place=make_mesh(data=2, tensor=2))
+
+The trainers place the state by `state_rules`. Your own rules go before them:
+
+    with jax.set_mesh(mesh):
+        place = lambda state: shard(state, (*my_rules, *state_rules(state, target)), mesh)
+        train_decomposition(config, shard(model, target, mesh), batch_at=batch_at, place=place)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from jax.sharding import PartitionSpec as P
 
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition.components import Components, Decomposed
-from jax_interp.decomposition.train import TrainState
 from jax_interp.training.sharding import Rules, matches
+
+
+class HasComponents(Protocol):
+    """A training state of any decomposition method."""
+
+    @property
+    def components(self) -> dict[str, Components]: ...
 
 
 def rules(model: Decomposed, target: Rules) -> Rules:
@@ -33,7 +44,7 @@ def rules(model: Decomposed, target: Rules) -> Rules:
     return [*_of_components(model.components, target), *target]
 
 
-def state_rules(state: TrainState, target: Rules) -> Rules:
+def state_rules(state: HasComponents, target: Rules) -> Rules:
     """The rules of a training state: V, U and their moments as in `rules`; everything else is replicated.
 
     To override a rule, put your own rules before these.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_interp.core.errors import UserError
 from jax_interp.decomposition.importance import causal_importance, read_inputs
 from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.matrices import address_order, is_stacked, layer_address
@@ -52,6 +53,9 @@ def top_components(trained: Trained, batches: Batches, n: int = 6, threshold: fl
     Returns:
       `TopComponents` by address, with one address for each layer (`blocks.2.mlp.up`).
 
+    Raises:
+      UserError: no row counts.
+
     Example:
         top_components(trained, [(x, jnp.ones(x.shape[:-1], bool))])["linear1"].components
     """
@@ -62,6 +66,8 @@ def top_components(trained: Trained, batches: Batches, n: int = 6, threshold: fl
         added = jax.device_get(_totals(trained, jnp.asarray(x), keep, threshold))
         sums = {name: sums.get(name, 0.0) + np.asarray(both, np.float64) for name, both in added.items()}
         rows += int(np.sum(keep))
+    if not rows:
+        raise UserError("no row of these batches counts: give at least one, with a mask that is True somewhere")
     found = {}
     for name, both in sums.items():
         parts = jax.device_get(trained.model.of(name))
@@ -70,7 +76,7 @@ def top_components(trained: Trained, batches: Batches, n: int = 6, threshold: fl
             V, U = (parts.V, parts.U) if layer is None else (parts.V[layer], parts.U[layer])
             best = np.argsort(-total, kind="stable")
             best = best[count[best] > 0][:n]
-            mean, rate = total[best] / max(rows, 1), count[best] / max(rows, 1)
+            mean, rate = total[best] / rows, count[best] / rows
             alive = int(np.sum(count > 0))
             found[layer_address(name, layer)] = TopComponents(len(total), alive, best, mean, rate, V.T[best], U[best])
     return dict(sorted(found.items(), key=lambda item: address_order(item[0])))

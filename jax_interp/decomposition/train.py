@@ -15,7 +15,7 @@ program. Seeds and coefficients are data, so `train_instances` can train many de
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core import optimizers
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast_leaves
 from jax_interp.core.leaves import PyTree
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.components import Components, Decomposed, decompose
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.importance import Importance, ImportanceFunction, causal_importance, read_inputs
@@ -46,10 +48,10 @@ from jax_interp.decomposition.training_run import (
     run_record,
 )
 from jax_interp.surgery.contract import Model
-from jax_interp.training import Log, RunTarget, fit
+from jax_interp.training import Log, Place, RunTarget, fit
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """Everything that the next step depends on.
@@ -73,12 +75,12 @@ class TrainState:
     step: Int[Array, ""]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trained:
     """A decomposed model and its causal importance function.
 
-    model: the decomposed model.
+    model: the decomposed model. Its target is in at least float32, also if the original model is in 16 bits.
     ci_fn: the importance function, `ci_fn(model, inputs)`.
     sigmoid: the name of the pair of sigmoids.
     """
@@ -125,7 +127,10 @@ def init_state(config: DecompositionConfig, model: Model, example: PyTree, seed:
         decomposed = warm_up(
             decomposed, config.warm_up.steps, config.warm_up.learning_rate, config.warm_up.weight_decay
         )
-    values = lambda model, ci_fn, x: ci_fn(model, read_inputs(model, x)[1])
+
+    def values(model: Decomposed, ci_fn: ImportanceFunction, x: PyTree) -> PerMatrix:
+        return ci_fn(model, read_inputs(*in_precision(config.compute, (model, x)))[1])
+
     types = jax.eval_shape(values, decomposed, ci_fn, example)
     sources = [
         adversary.init(jax.random.fold_in(key, 100 + i), types, config.delta)
@@ -224,12 +229,13 @@ def train_decomposition(
     sample: Sample | None = None,
     batch_at: BatchAt | None = None,
     run: RunTarget = None,
-    place: Callable[[TrainState], TrainState] | None = None,
+    place: Place = None,
     log: Log = Log(),
 ) -> Trained:
     """Train a decomposition, from the start or from the last checkpoint of `run`.
 
-    If a run is killed, the same call resumes it, and the result is the same bit for bit.
+    If a run is killed, the same call resumes it, and the result is the same bit for bit. A run can also be resumed on
+    another mesh; its numbers then agree up to rounding.
 
     Args:
       config: the config of the run.
@@ -237,8 +243,8 @@ def train_decomposition(
       sample: `sample(key)` draws a batch of `config.batch` rows inside the step.
       batch_at: `batch_at(step)` returns a batch of `config.batch` rows. Give either `sample` or `batch_at`.
       run: where and how often the run is saved, as in `training.fit`.
-      place: on a mesh, a function that shards the state (see `sharding.state_rules`). The caller shards the model and
-        the batches.
+      place: a mesh, on which the state, the model and the batches are placed. Or a function that shards the state
+        (see `sharding.state_rules`), for use inside `jax.set_mesh(mesh)`. None: one device.
       log: what is logged and shown, as in `training.fit`.
 
     Returns:
@@ -308,8 +314,8 @@ def train_instances(
 
 
 def trained_from(config: DecompositionConfig, model: Model, state: TrainState) -> Trained:
-    """The decomposition in a training state."""
-    return Trained(Decomposed(model, state.components, config.tied), state.gates, config.sigmoid)
+    """The decomposition in a training state. The target is in at least float32, as in the training step."""
+    return Trained(Decomposed(upcast_leaves(model), state.components, config.tied), state.gates, config.sigmoid)
 
 
 def _optimizers(config: DecompositionConfig) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:

@@ -18,10 +18,13 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 from jax_interp.core import optimizers
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree
+from jax_interp.decomposition.components import Components
 from jax_interp.decomposition.config import MethodConfig, Schedule
 from jax_interp.decomposition.matrices import check_tied
+from jax_interp.decomposition.sharding import state_rules
+from jax_interp.models.sharding import rules_for
 from jax_interp.surgery.contract import Model
-from jax_interp.training import Log, Run, RunTarget, SaveTo, fit
+from jax_interp.training import Log, Place, Run, RunTarget, SaveTo, fit, placed, split_rows
 from jax_interp.training.fingerprint import fingerprints
 
 Sample = Callable[[Key[Array, ""]], PyTree]
@@ -34,7 +37,10 @@ Config = TypeVar("Config", bound=MethodConfig)
 
 
 class State(Protocol):
-    """A training state: any pytree with a field `step`, the number of steps done."""
+    """A training state: any pytree with the fields `components` and `step`, the number of steps done."""
+
+    @property
+    def components(self) -> dict[str, Components]: ...
 
     @property
     def step(self) -> Int[Array, ""]: ...
@@ -67,7 +73,7 @@ class Trainer(Generic[Config, S]):
         self, config: Config, sample: Sample, state: S, number: int | Array, target: Model
     ) -> tuple[S, dict[str, Array]]:
         """One `step` on a batch that `sample(key)` draws inside the same program. `number` is not used."""
-        return self.step(config, state, sample(self.data_key(state)), target)
+        return self.step(config, state, split_rows(sample(self.data_key(state))), target)
 
     def train(
         self,
@@ -77,23 +83,26 @@ class Trainer(Generic[Config, S]):
         sample: Sample | None = None,
         batch_at: BatchAt | None = None,
         run: RunTarget = None,
-        place: Callable[[S], S] | None = None,
+        place: Place = None,
         log: Log = Log(),
     ) -> S:
         """Do a whole run and return the last state. See `train_decomposition` for the arguments."""
         if (sample is None) == (batch_at is None):
             raise UserError("give the data as sample= or as batch_at=: exactly one of them is needed")
-        if sample is not None:
-            step, example = partial(self.sampled_step, config, sample), example_of(sample)
-        else:
-            assert batch_at is not None
-            step, example = partial(self.step, config), batch_at(0)
-        check_batch(config.batch, example)
-        state = self.init(config, model, example, None)
-        state = state if place is None else place(state)
+        split = rules_for(model)
         log = log.with_defaults(shown=self.shown, title=self.title, every=100)
-        saving = run_record(run, config, model)
-        return fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log)
+        with placed(place, lambda state: state_rules(state, split)) as there:
+            model = there.frozen(model, split)
+            if sample is not None:
+                step, example = partial(self.sampled_step, config, sample), example_of(sample)
+            else:
+                assert batch_at is not None
+                batch_at = there.batches(batch_at)
+                step, example = partial(self.step, config), batch_at(0)
+            check_batch(config.batch, example)
+            state = there.state(self.init(config, model, example, None))
+            saving = run_record(run, config, model)
+            return fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log)
 
     def init_instances(
         self, config: Config, targets: Model, *, seeds: Sequence[int], models: bool, example: PyTree

@@ -11,6 +11,7 @@ import pytest
 from tiny_tms import TIED, sparse, tiny
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.core.rotary import rotate
 from jax_interp.decomposition import Trained, decompose, masked_output
 from jax_interp.decomposition.attributions import edge_attributions, local_attributions
@@ -249,7 +250,7 @@ def test_weight_edits_of_a_shared_matrix():
     np.testing.assert_allclose(turned.linear2.weight, W.T, rtol=1e-5, atol=1e-6)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Fixed:
     """An importance function that says the same of every prompt."""

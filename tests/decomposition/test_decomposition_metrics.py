@@ -150,7 +150,8 @@ def test_cross_entropies_and_what_is_not_recovered():
     parts = decompose(model, "*", C=4, key=jax.random.key(1), tied=TIED)
     rng = np.random.default_rng(0)
     lower = {n: rng.random((8, 4)) for n in parts.names}
-    labels = np.array([0, 3, -1, 2, 2, 1, 4, 0])
+    likeliest, unlikeliest = (np.asarray(f(model(x), axis=1)) for f in (jnp.argmax, jnp.argmin))
+    labels = np.where(np.arange(8) == 2, -1, likeliest)
     given = {n: jnp.asarray(g, jnp.float32) for n, g in lower.items()}
     output, _, hidden = read_inputs(parts, x, outputs=True)
     batch = LossInputs(
@@ -182,6 +183,11 @@ def test_cross_entropies_and_what_is_not_recovered():
         np.testing.assert_allclose(report.error[kind], kl(z), rtol=1e-3, err_msg=kind)
         np.testing.assert_allclose(report.error_unrecovered[kind], kl(z) / kl(outputs["zero"]), rtol=1e-3)
     assert set(report.ce_unrecovered) == set(report.error)
+    helped = mask_report(batch, KEY, jnp.asarray(unlikeliest), threshold=0.5)
+    assert helped.ce is not None
+    assert helped.ce_unrecovered is not None
+    assert helped.ce["zero"] < helped.ce["target"]
+    assert all(np.isnan(share) for share in helped.ce_unrecovered.values()), "nothing is lost by the ablation"
 
 
 def test_hidden_errors_over_mean_squares():

@@ -16,6 +16,7 @@ from tiny_tms import TIED, sparse, tiny
 from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import flatten
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition import Components, DecompositionConfig, decompose, train_decomposition
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import METHODS, MethodConfig
@@ -72,7 +73,7 @@ class SignAdversary(Adversary):
         return SignSources(jax.tree.map(move, state.raw, grads))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SignSources:
     raw: dict[str, jax.Array]
@@ -92,7 +93,7 @@ class Affine(ImportanceConfig):
         )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AffineFunction:
     scale: dict[str, jax.Array]

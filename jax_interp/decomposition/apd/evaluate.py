@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_interp.core.layer import upcast_leaves
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.apd.attributions import component_masks
 from jax_interp.decomposition.apd.config import APDConfig
 from jax_interp.decomposition.apd.losses import apd_losses
 from jax_interp.decomposition.apd.spectrum import spectra
 from jax_interp.decomposition.apd.trained import TrainedAPD
 from jax_interp.decomposition.components import Decomposed
-from jax_interp.decomposition.evaluate import GRID, LINEARITY, composites
+from jax_interp.decomposition.evaluate import GRID, LINEARITY, composites, json_values
 from jax_interp.decomposition.linearity import (
     DecompositionForward,
     GridSettings,
@@ -33,7 +35,7 @@ from jax_interp.decomposition.linearity.masked_function import layer_count
 from jax_interp.decomposition.losses.base import distance
 from jax_interp.decomposition.losses.faithfulness import faithfulness, relative_faithfulness
 from jax_interp.decomposition.masks import masked_output
-from jax_interp.decomposition.metrics import identity_error, one_hot_inputs
+from jax_interp.decomposition.metrics import identity_error, one_hot_inputs, share
 
 
 def evaluate_apd(config: APDConfig, trained: TrainedAPD, x: Array) -> dict[str, Any]:
@@ -64,14 +66,14 @@ def evaluate_apd(config: APDConfig, trained: TrainedAPD, x: Array) -> dict[str, 
             "relative_faithfulness": relative_faithfulness(model),
             "losses": {"loss": loss, **terms},
             "error": error,
-            "error_unrecovered": {kind: value / error["zero"] for kind, value in error.items()},
+            "error_unrecovered": {kind: share(value, error["zero"]) for kind, value in error.items()},
             "threshold": trained.threshold,
             "l0": jnp.mean(jnp.sum(kept, axis=1)),
             "alive": jnp.sum(jnp.any(kept > 0, axis=0)),
             "rate": jnp.mean(kept, axis=0),
         }
 
-    found = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), figures(trained, x))
+    found = json_values(figures(trained, upcast_leaves(x)))
     values = {name: one.values.round(6).tolist() for name, one in spectra(trained.model, trained.rank).items()}
     return found | {"singular_values": values}
 
@@ -132,7 +134,7 @@ def features_of_apd(
     }
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ComponentsForward(MaskedForward):
     """A decomposed model with one mask for each component. A component is `rank` neighbouring subcomponents of every

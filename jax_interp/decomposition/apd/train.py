@@ -10,16 +10,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core import optimizers
+from jax_interp.core.layer import upcast_leaves
 from jax_interp.core.leaves import PyTree
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.apd.config import APDConfig
 from jax_interp.decomposition.apd.losses import apd_losses
 from jax_interp.decomposition.components import Components, Decomposed, decompose
 from jax_interp.decomposition.training_run import Sample, Seed, Trainer, adam, check_batch, example_of, run_record
 from jax_interp.surgery.contract import Model
-from jax_interp.training import Log, RunTarget, fit
+from jax_interp.training import Log, Place, RunTarget, automatic_step, fit
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class APDState:
     """Everything that the next step depends on.
@@ -69,9 +71,10 @@ def init_state(config: APDConfig, model: Model, example: PyTree = None, seed: Se
     return APDState(components, opt, key, jnp.zeros((), jnp.int32))
 
 
+@automatic_step
 def apd_step(config: APDConfig, state: APDState, x: PyTree, target: Model) -> tuple[APDState, dict[str, Array]]:
     """One step on the batch `x`. Returns the next state, and metrics: the total loss and every loss."""
-    components = state.components
+    components, target, x = state.components, upcast_leaves(target), upcast_leaves(x)
     if config.unit_norm:
         components = {name: Components(_unit_columns(pair.V), pair.U) for name, pair in components.items()}
     total = lambda pairs: apd_losses(config, Decomposed(target, pairs, config.tied), x)
@@ -83,7 +86,13 @@ def apd_step(config: APDConfig, state: APDState, x: PyTree, target: Model) -> tu
 
 
 def train_apd(
-    config: APDConfig, model: Model, *, sample: Sample, run: RunTarget = None, log: Log = Log()
+    config: APDConfig,
+    model: Model,
+    *,
+    sample: Sample,
+    run: RunTarget = None,
+    place: Place = None,
+    log: Log = Log(),
 ) -> Decomposed:
     """Train an APD decomposition, from the start or from the last checkpoint of `run`.
 
@@ -92,17 +101,19 @@ def train_apd(
       model: the target. Use a toy model, because attributions take one backward pass for each output.
       sample: `sample(key)` draws a batch of `config.batch` rows inside the step.
       run: where and how often the run is saved, as in `training.fit`.
+      place: as in `train_decomposition`.
       log: what is logged and shown, as in `training.fit`.
 
     Returns:
-      The decomposed model. Each component consists of `rank` neighbouring subcomponents of every matrix.
+      The decomposed model, with its target in at least float32. Each component consists of `rank` neighbouring
+      subcomponents of every matrix.
 
     Raises:
       UserError: a pattern selects no matrix, the batches do not have `config.batch` rows, or `run` belongs to another
         config or target.
     """
-    state = APD.train(config, model, sample=sample, run=run, log=log)
-    return Decomposed(model, state.components, config.tied)
+    state = APD.train(config, model, sample=sample, run=run, place=place, log=log)
+    return Decomposed(upcast_leaves(model), state.components, config.tied)
 
 
 def apd_instances(

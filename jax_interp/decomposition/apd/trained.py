@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.layer import upcast_leaves
 from jax_interp.core.leaves import PyTree
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.apd.attributions import attributions, top_k_threshold
 from jax_interp.decomposition.apd.config import APDConfig
 from jax_interp.decomposition.apd.train import initial_decomposition
@@ -20,7 +22,7 @@ from jax_interp.surgery.contract import Model
 from jax_interp.surgery.taps import static
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainedAPD:
     """A decomposed model and an attribution threshold.
@@ -72,7 +74,9 @@ def save_apd(path: Path | str, trained: TrainedAPD, config: APDConfig) -> None:
 
     The target's weights are not saved.
     """
-    write_tree(path, {"components": trained.model.components, "threshold": trained.threshold}, config)
+    write_tree(
+        path, {"components": trained.model.components, "threshold": trained.threshold}, config, trained.model.target
+    )
 
 
 def load_apd(path: Path | str, model: Model) -> tuple[TrainedAPD, APDConfig]:
@@ -86,13 +90,15 @@ def load_apd(path: Path | str, model: Model) -> tuple[TrainedAPD, APDConfig]:
       The decomposition and its config.
 
     Raises:
-      UserError: the file does not exist, or it belongs to another method or another model.
+      UserError: the file does not exist, or it belongs to another method or another model: with other shapes, or with
+        other matrices.
     """
-    flat, config = read_tree(path, APDConfig)
+    file, config = read_tree(path, APDConfig)
 
     def blank(model: Model) -> PyTree:
         return {"components": initial_decomposition(config, model).components, "threshold": jnp.zeros((), jnp.float32)}
 
     check_tied(model, config.tied)
-    tree = fill_tree(path, jax.eval_shape(blank, model), flat)
-    return TrainedAPD(Decomposed(model, tree["components"], config.tied), tree["threshold"], config.rank), config
+    tree = fill_tree(path, jax.eval_shape(blank, model), file, model)
+    parts = Decomposed(upcast_leaves(model), tree["components"], config.tied)
+    return TrainedAPD(parts, tree["threshold"], config.rank), config

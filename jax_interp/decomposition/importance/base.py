@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.core.registry import Registry
 from jax_interp.decomposition.components import Decomposed, spec_of
 from jax_interp.decomposition.matrices import is_stacked
@@ -64,7 +65,7 @@ class ImportanceConfig:
 IMPORTANCE_FUNCTIONS = Registry("importance function", ImportanceConfig)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Importance:
     """Causal importances of every component, each array `[*layer, batch, ..., C]`.

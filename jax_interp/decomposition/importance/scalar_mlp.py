@@ -13,6 +13,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.config_json import reads_older_files
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.components import Decomposed, spec_of
 from jax_interp.decomposition.importance.base import (
     IMPORTANCE_FUNCTIONS,
@@ -52,7 +53,7 @@ class ScalarMLP(ImportanceConfig):
         return ScalarMLPFunction(found)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScalarMLPs:
     """The MLPs of one matrix, one for each component."""
@@ -170,7 +171,7 @@ def _sum_over_hidden(values: Float[Array, "C hidden row"], weights: Float[Array,
 scalar_mlp_values.defvjp(_values_forward, _values_backward)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ScalarMLPFunction:
     """The importance function of `ScalarMLP`. Saved files use the name of the field `gates`."""

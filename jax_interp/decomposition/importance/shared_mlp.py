@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.config_json import reads_older_files
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.components import Decomposed, broadcast_bias
 from jax_interp.decomposition.importance.base import (
     IMPORTANCE_FUNCTIONS,
@@ -24,7 +25,7 @@ from jax_interp.decomposition.importance.base import (
 from jax_interp.decomposition.matrices import is_stacked
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dense:
     """`x weight + bias`."""
@@ -76,7 +77,7 @@ class SharedMLP(ImportanceConfig):
         return SharedMLPFunction(found)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SharedMLPFunction:
     """The importance function of `SharedMLP`."""
@@ -106,7 +107,7 @@ class GlobalMLP(ImportanceConfig):
         return GlobalMLPFunction(init_mlp(key, (d_in, *self.hidden, C)))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GlobalMLPFunction:
     """The importance function of `GlobalMLP`."""

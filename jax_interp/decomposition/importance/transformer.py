@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Key
 
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.base import (
     IMPORTANCE_FUNCTIONS,
@@ -65,7 +67,7 @@ class GlobalTransformer(ImportanceConfig):
         )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionBlock:
     """One pre-norm block."""
@@ -82,13 +84,13 @@ class AttentionBlock:
     ) -> Float[Array, "batch pos d"]:
         y = rms_norm(x)
         q, k, v = (_heads(y @ w.astype(x.dtype), heads) for w in (self.q, self.k, self.v))
-        with jax.numpy_dtype_promotion("standard"):
-            z = jax.nn.dot_product_attention(_rotate(q, *rotation), _rotate(k, *rotation), v)
-        x = x + z.reshape(x.shape) @ self.o.astype(x.dtype)
+        # In float32: JAX's attention mixes dtypes in 16 bits, and does not run on a CPU in float16.
+        z = jax.nn.dot_product_attention(*map(upcast, (_rotate(q, *rotation), _rotate(k, *rotation), v)))
+        x = x + z.astype(x.dtype).reshape(x.shape) @ self.o.astype(x.dtype)
         return x + self.down(gelu(self.up(rms_norm(x))))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TransformerFunction:
     """The importance function of `GlobalTransformer`."""

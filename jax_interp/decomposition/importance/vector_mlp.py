@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.config_json import reads_older_files
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.components import Decomposed, broadcast_bias
 from jax_interp.decomposition.importance.base import (
     IMPORTANCE_FUNCTIONS,
@@ -46,7 +47,7 @@ class VectorMLP(ImportanceConfig):
         return VectorMLPFunction(found)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VectorMLPs:
     """The MLPs of one matrix, one for each component."""
@@ -62,7 +63,7 @@ class VectorMLPs:
         return g + broadcast_bias(self.bo, g)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VectorMLPFunction:
     """The importance function of `VectorMLP`. Saved files use the name of the field `gates`."""

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.decomposition.linearity.report import ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def composite_grid(
 def _relative(run: Callable, T: np.ndarray, x: Array, right: np.ndarray, scale: np.ndarray | None = None) -> float:
     mask = jnp.broadcast_to(jnp.asarray(T, jnp.float32), (x.shape[0], len(T)))
     error = np.asarray(run(mask, x), np.float64) - right
-    return float((error**2).sum() / max(((right if scale is None else scale) ** 2).sum(), 1e-30))
+    return ratio((error**2).sum(), ((right if scale is None else scale) ** 2).sum())
 
 
 def _features(n: int, active: int, count: int | None, rng: np.random.Generator) -> list[tuple[int, ...]]:

@@ -11,9 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast_leaves
 from jax_interp.core.leaves import PyTree, flatten
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.base import PerMatrix
+from jax_interp.decomposition.linearity.report import ratio
 from jax_interp.decomposition.masks import Mask, masked_output
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.surgery import Each, Scale, at, edit
@@ -48,7 +51,7 @@ class MaskedFunction:
 
     forward: runs the function. It is a pytree, so it can be an argument of a compiled program: a second decomposition
       of the same shape does not compile again.
-    faithfulness: ‖Σθ_c - θ‖ / ‖θ‖ for each matrix.
+    faithfulness: ‖Σθ_c - θ‖ / ‖θ‖ for each matrix. NaN for a matrix of zeros.
     ranks: the rank of each part, see `ranks_of`.
     """
 
@@ -74,7 +77,7 @@ _run = jax.jit(lambda forward, mask, x: forward.run(mask, x))
 _target = jax.jit(lambda forward, x: forward.target(x))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class WeightParts:
     """Weights, and parts that should add up to these weights.
@@ -87,7 +90,7 @@ class WeightParts:
     parts: PyTree
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightsForward(MaskedForward):
     """`f(theta, x)`, where theta is the masked sum of the parts and differs from row to row."""
@@ -115,13 +118,13 @@ def mask_weights(f: Callable[[PyTree, Array], Array], weights: WeightParts) -> M
       f: any function of weights and inputs x `[batch, ...]`.
       weights: the weights and their parts.
     """
+    weights = upcast_leaves(weights)
     target, parts = flatten(weights.target), flatten(weights.parts)
     errors = {}
     for name, theta in target.items():
         whole = np.asarray(theta, np.float64)
-        errors[name or "theta"] = float(
-            np.linalg.norm(np.asarray(parts[name], np.float64).sum(0) - whole) / max(np.linalg.norm(whole), 1e-30)
-        )
+        rest = np.asarray(parts[name], np.float64).sum(0) - whole
+        errors[name or "theta"] = ratio(np.linalg.norm(rest), np.linalg.norm(whole))
     return MaskedFunction(WeightsForward(weights, f), errors, sum_of_ranks(target, parts))
 
 
@@ -152,7 +155,7 @@ def sum_of_ranks(target: Mapping[str, Array], parts: Mapping[str, Array]) -> np.
     return np.asarray(total)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DecompositionForward(MaskedForward):
     """A decomposed model. Its parts are the subcomponents of all matrices. With `delta`, the Δ of each matrix is a part
@@ -213,17 +216,17 @@ def mask_decomposition(model: Decomposed, *, delta: bool = False) -> MaskedFunct
     errors, ranks = {}, []
     for name in model.names:
         weight, rest = (np.asarray(jax.device_get(m), np.float64) for m in (model.weight(name), model.delta(name)))
-        errors[name] = float(np.linalg.norm(rest) / max(np.linalg.norm(weight), 1e-30))
+        errors[name] = ratio(np.linalg.norm(rest), np.linalg.norm(weight))
         V, U = (np.asarray(jax.device_get(m), np.float64) for m in (model.of(name).V, model.of(name).U))
         size = np.linalg.norm(V, axis=-2) * np.linalg.norm(U, axis=-1)
         stack = lambda m, axes: m.reshape(-1, *m.shape[-axes:])
         for whole, left, sizes in zip(stack(weight, 2), stack(rest, 2), stack(size, 1), strict=True):
             parts = [*sizes[:, None], *([np.linalg.svd(left, compute_uv=False)] if delta else [])]
             ranks += list(ranks_of(whole, parts))
-    return MaskedFunction(DecompositionForward(model, delta), errors, np.asarray(ranks))
+    return MaskedFunction(DecompositionForward(upcast_leaves(model), delta), errors, np.asarray(ranks))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Resample:
     """An edit that keeps inner activations where `keep` is 1, and takes those of row `donor[i]` where `keep` is 0."""
@@ -245,8 +248,10 @@ def importance_matrix(model: Decomposed, importance: PerMatrix, *, delta: bool =
       delta: whether Δ is a part. Its importance is 0.
 
     Raises:
-      UserError: the model has no decomposed matrices.
+      UserError: the model has no decomposed matrices, or one of them has no importances.
     """
+    if missing := [name for name in model.names if name not in importance]:
+        raise UserError(f"no importances of {', '.join(missing)}: give those of every decomposed matrix")
     columns = []
     for name in model.names:
         g = importance[name]
@@ -255,7 +260,7 @@ def importance_matrix(model: Decomposed, importance: PerMatrix, *, delta: bool =
             g = jnp.max(g, axis=tuple(range(2, g.ndim - 1)))
         if delta:
             g = jnp.concatenate([g, jnp.zeros_like(g[..., :1])], axis=-1)
-        columns.append(jnp.moveaxis(g, 0, 1).reshape(g.shape[1], -1))
+        columns.append(jnp.moveaxis(g, 0, 1).reshape(g.shape[1], g.shape[0] * g.shape[2]))
     if not columns:
         raise UserError("a model without decomposed matrices has no parts")
     return jnp.concatenate(columns, axis=1)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import upcast_leaves
 from jax_interp.core.leaves import PyTree
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.base import PerMatrix
@@ -25,7 +26,7 @@ from jax_interp.decomposition.linearity.masked_function import (
     mask_decomposition,
     mask_weights,
 )
-from jax_interp.decomposition.linearity.report import Figure, LinearityReport
+from jax_interp.decomposition.linearity.report import Figure, LinearityReport, ratio
 
 EXACT_UP_TO = 12  # the largest number of parts below full importance for which all on/off patterns are tried
 
@@ -122,9 +123,11 @@ def linearity(
       settings: how many samples and steps the measurement uses.
 
     Raises:
-      UserError: the importances do not have one row for each input and one column for each part.
+      UserError: there is no data, or the importances do not have one row for each input and one column for each part.
     """
-    g = jnp.asarray(importance, jnp.float32)
+    g, data = jnp.asarray(importance, jnp.float32), upcast_leaves(data)
+    if not data.shape[0]:
+        raise UserError("linearity is measured on at least one row of data")
     if g.shape != (data.shape[0], parts.count):
         raise UserError(f"importance has shape {g.shape}: {data.shape[0]} rows of data, {parts.count} parts")
     keys = iter(jax.random.split(jax.random.key(0) if key is None else key, 16))
@@ -169,7 +172,7 @@ class _Measurement:
     samples: int
 
     def figure(self, raw: float | Array) -> Figure:
-        return Figure(float(raw), float(raw) / max(self.size, 1e-30))
+        return Figure(float(raw), ratio(float(raw), self.size))
 
     def raw_error(self, mask: Array) -> Array:
         return _error(self.parts.forward, mask, self.data, self.right)
@@ -251,7 +254,7 @@ class _Measurement:
         def damage(*ablated: int) -> float:
             off = np.zeros(C, np.float32)
             off[list(ablated)] = 1
-            return float(_damage(self.parts.forward, jnp.asarray(off), self.data, self.right)) / max(size, 1e-30)
+            return ratio(float(_damage(self.parts.forward, jnp.asarray(off), self.data, self.right)), size)
 
         alone, none = {i: damage(i) for i in sorted({i for pair in chosen for i in pair})}, damage()
         both = [abs(damage(i, j) - alone[i] - alone[j] + none) for i, j in chosen]

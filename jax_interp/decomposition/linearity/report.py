@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, SupportsFloat
+
+
+def ratio(part: SupportsFloat, whole: SupportsFloat) -> float:
+    """`part / whole`; NaN if the whole is 0."""
+    return float(part) / float(whole) if float(whole) else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +17,7 @@ class Figure:
     """A squared error.
 
     raw: the mean over rows of ‖f(x; mask) - f(x)‖².
-    normalised: `raw` divided by the mean of ‖f(x)‖².
+    normalised: `raw` divided by the mean of ‖f(x)‖². NaN if f(x) is 0 on every row.
     excess: `normalised` minus the oracle's `normalised`; None without an oracle.
     """
 
@@ -71,8 +76,9 @@ class LinearityReport:
 
     @property
     def anti_over_scrub(self) -> float:
-        """The error when needed parts are ablated, divided by the error when other parts are ablated."""
-        return self.anti.raw / max(self.scrub.raw, 1e-30)
+        """The error when needed parts are ablated, divided by the error when other parts are ablated. NaN if the
+        ablation of other parts makes no error."""
+        return ratio(self.anti.raw, self.scrub.raw)
 
     def with_excess(self, oracle: LinearityReport) -> LinearityReport:
         """The report with the excess of every error over the oracle's."""

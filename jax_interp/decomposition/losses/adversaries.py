@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.config_json import reads_older_files
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.core.registry import Registry
 from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.matrices import row_axes
@@ -96,7 +97,7 @@ class Adversary:
 ADVERSARIES = Registry("adversary", Adversary)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sources:
     """The state of `AdamAdversary`: the raw sources, Adam's two moments, and the number of steps."""

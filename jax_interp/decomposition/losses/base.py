@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from jax_interp.core.layer import upcast_leaves
 from jax_interp.core.objectives import kl_divergence, log_probabilities, mean_squared_error
 from jax_interp.core.registry import Registry
 from jax_interp.decomposition.components import Decomposed
@@ -132,9 +134,9 @@ LOSSES = Registry("loss", Loss)
 
 
 def in_precision(compute: Precision, tree: PyTree) -> PyTree:
-    """Cast the floating-point arrays of a pytree to bfloat16. With "float32" the pytree is unchanged."""
+    """Cast the floating-point arrays of a pytree to bfloat16; or, with "float32", to at least float32."""
     if compute == "float32":
-        return tree
+        return upcast_leaves(tree)
     is_float = lambda leaf: hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
     return jax.tree.map(lambda leaf: leaf.astype(compute) if is_float(leaf) else leaf, tree)
 
@@ -149,3 +151,14 @@ def distances(compare: Compare, target: Array, output: Array) -> Float[Array, "b
     if compare == "mse":
         return mean_squared_error(target, output)
     return kl_divergence(log_probabilities(target), log_probabilities(output))
+
+
+def relative_errors(errors: Mapping[str, Array], sizes: Mapping[str, Array]) -> dict[str, Array]:
+    """Errors divided by sizes, both `[*layer]` for each matrix. All results are finite.
+
+    A matrix whose size is 0 has no relative error. Its error is divided by the largest size instead, or by 1 if all
+    sizes are 0.
+    """
+    largest = jnp.max(jnp.stack([jnp.max(size) for size in sizes.values()]))
+    instead = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return {name: error / jnp.where(sizes[name] > 0, sizes[name], instead) for name, error in errors.items()}

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 from jax_interp.core import optimizers
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.base import PerMatrix
-from jax_interp.decomposition.losses.base import LOSSES, Loss, LossInputs
+from jax_interp.decomposition.losses.base import LOSSES, Loss, LossInputs, relative_errors
 
 
 def faithfulness(model: Decomposed) -> Float[Array, ""]:
@@ -22,13 +22,15 @@ def faithfulness(model: Decomposed) -> Float[Array, ""]:
 
 
 def relative_faithfulness(model: Decomposed) -> Float[Array, ""]:
-    """The mean over matrices of `‖W - V U‖²_F / ‖W‖²_F` (the JAX code of 2026)."""
-    ratios = []
-    for name in model.names:
-        delta, weight = model.delta(name), model.weight(name).astype(jnp.float32)
-        square = lambda m: jnp.sum(m * m, axis=(-1, -2))
-        ratios.append(jnp.atleast_1d(square(delta) / square(weight)))
-    return jnp.mean(jnp.concatenate(ratios))
+    """The mean over matrices of `‖W - V U‖²_F / ‖W‖²_F` (the JAX code of 2026).
+
+    For a matrix of zeros the divisor is the largest ‖W‖²_F of all matrices (see `relative_errors`).
+    """
+    square = lambda m: jnp.sum(m * m, axis=(-1, -2))
+    errors = {name: square(model.delta(name)) for name in model.names}
+    sizes = {name: square(model.weight(name).astype(jnp.float32)) for name in model.names}
+    ratios = relative_errors(errors, sizes)
+    return jnp.mean(jnp.concatenate([jnp.atleast_1d(ratio) for ratio in ratios.values()]))
 
 
 @LOSSES.register

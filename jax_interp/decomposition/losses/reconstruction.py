@@ -14,7 +14,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
 from jax_interp.core.objectives import mean_squared_error
 from jax_interp.decomposition.importance.base import PerMatrix
-from jax_interp.decomposition.losses.base import LOSSES, Loss, LossInputs
+from jax_interp.decomposition.losses.base import LOSSES, Loss, LossInputs, relative_errors
 from jax_interp.decomposition.masks import (
     Mask,
     Masks,
@@ -143,7 +143,8 @@ def hidden_errors(inputs: LossInputs, masks: Masks, relative: bool = False) -> d
     Args:
       inputs: the batch. `hidden` must hold the outputs of all matrices.
       masks: the masks by entry. A matrix without a mask keeps the target's weights.
-      relative: divide by the mean square of the target's output.
+      relative: divide by the mean square of the target's output. For an output that is 0 everywhere the divisor is
+        the largest mean square of all matrices (see `relative_errors`).
 
     Raises:
       UserError: `inputs.hidden` is None.
@@ -151,13 +152,12 @@ def hidden_errors(inputs: LossInputs, masks: Masks, relative: bool = False) -> d
     if inputs.hidden is None:
         raise UserError("LossInputs.hidden is None: read_inputs(..., outputs=True) gives the matrices' outputs")
     acts = inputs.masked(masks, *(f"{name}.output" for name in inputs.hidden))
-    return {name: _error(target, acts[f"{name}.output"], name, relative) for name, target in inputs.hidden.items()}
-
-
-def _error(target: Array, value: Array, name: str, relative: bool) -> Float[Array, "*layer"]:
-    axes = (*row_axes(name, target), -1)
-    error = mean_squared_error(target, value, axes)
-    return error / jnp.mean(upcast(target) ** 2, axis=axes) if relative else error
+    axes = {name: (*row_axes(name, target), -1) for name, target in inputs.hidden.items()}
+    targets = inputs.hidden.items()
+    errors = {name: mean_squared_error(target, acts[f"{name}.output"], axes[name]) for name, target in targets}
+    if not relative:
+        return errors
+    return relative_errors(errors, {name: jnp.mean(upcast(target) ** 2, axis=axes[name]) for name, target in targets})
 
 
 @LOSSES.register

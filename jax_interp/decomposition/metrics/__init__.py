@@ -16,11 +16,11 @@ from jax_interp.decomposition.metrics.importance import (
     pattern_errors,
     spectrum,
 )
-from jax_interp.decomposition.metrics.masks import MaskReport, hidden_report, mask_report, pgd_curve, pgd_error
+from jax_interp.decomposition.metrics.masks import MaskReport, hidden_report, mask_report, pgd_curve, pgd_error, share
 from jax_interp.decomposition.metrics.truth import Recovery, agreement, recovery
 
 __all__ = [
     "MaskReport", "Recovery", "agreement", "alive", "dense_error", "hidden_report", "identity_error", "l0",
     "mask_report", "match_components", "one_hot_inputs", "pattern_errors", "pgd_curve", "pgd_error", "recovery",
-    "spectrum",
+    "share", "spectrum",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core.objectives import log_probabilities, masked_mean, negative_log_likelihood
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.losses.adversarial import PGDReconstruction
 from jax_interp.decomposition.losses.base import LossInputs, distances
@@ -17,7 +18,7 @@ from jax_interp.decomposition.losses.reconstruction import hidden_errors
 from jax_interp.decomposition.masks import Mask, Sampling, masked_output, masks_from_values, stochastic_masks
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MaskReport:
     """Errors for each kind of mask (see `evaluation_masks`).
@@ -26,6 +27,8 @@ class MaskReport:
     error_unrecovered: the error divided by the error with zero masks.
     ce: for language models, the cross-entropy. The entry "target" is that of the target.
     ce_unrecovered: `(ce - ce_target) / (ce_zero - ce_target)`.
+
+    The two shares are NaN where zero masks do no harm: there is nothing to recover.
     """
 
     error: dict[str, Float[Array, ""]]
@@ -82,12 +85,18 @@ def mask_report(
         error[kind] = jnp.mean(distances(settings.compare, inputs.output, output))
         if labels is not None:
             ce[kind] = cross_entropy(output, labels)
-    share = {kind: value / error["zero"] for kind, value in error.items()}
+    unrecovered = {kind: share(value, error["zero"]) for kind, value in error.items()}
     if labels is None:
-        return MaskReport(error, share)
+        return MaskReport(error, unrecovered)
     ce["target"] = cross_entropy(inputs.output, labels)
     worst = ce["zero"] - ce["target"]
-    return MaskReport(error, share, ce, {k: (v - ce["target"]) / worst for k, v in ce.items() if k != "target"})
+    ce_unrecovered = {kind: share(value - ce["target"], worst) for kind, value in ce.items() if kind != "target"}
+    return MaskReport(error, unrecovered, ce, ce_unrecovered)
+
+
+def share(part: Array, whole: Array) -> Array:
+    """`part / whole`; NaN if the whole is not above 0, as for the error of an ablation that does no harm."""
+    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, jnp.ones_like(whole)), jnp.nan)
 
 
 def cross_entropy(logits: Float[Array, "batch pos vocab"], labels: Int[Array, "batch pos"]) -> Float[Array, ""]:

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.components import Components
 from jax_interp.decomposition.metrics.importance import match_components
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Recovery:
     """How well the components match known directions (APD 2025).
