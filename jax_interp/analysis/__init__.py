@@ -9,6 +9,7 @@ and `jax.vmap`. docs/analysis.md describes them by the questions that they answe
 """
 
 from jax_interp.analysis.addresses import NEEDED, needed, reads_activations
+from jax_interp.analysis.circular import CircularProbe, fit_circle, intervention_effects
 from jax_interp.analysis.composition import all_composition_scores, composition_baseline, composition_scores
 from jax_interp.analysis.factored_matrix import FactoredMatrix
 from jax_interp.analysis.growth import NormGrowth, norm_growth
@@ -72,6 +73,7 @@ __all__ = [
     "W_U",
     "W_V",
     "ActivationStatistics",
+    "CircularProbe",
     "FactoredMatrix",
     "NeuronStatistics",
     "NormAtScale",
@@ -104,11 +106,13 @@ __all__ = [
     "direct_logit_attribution",
     "duplicate_token_pattern",
     "eigen_copying_score",
+    "fit_circle",
     "full_OV",
     "full_QK",
     "get_full_resid_decomposition",
     "induction_pattern",
     "init_tuned_lens",
+    "intervention_effects",
     "kl_by_layer",
     "load_tuned_lens",
     "logit_attrs",

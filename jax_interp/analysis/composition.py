@@ -22,7 +22,7 @@ Mode = Literal["Q", "K", "V"]
 
 
 def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Array, "*left *right"]:
-    """`‖left right‖ / (‖left‖ ‖right‖)` of every pair of matrices.
+    """`‖left right‖ / (‖left‖ ‖right‖)` of every pair of matrices; 0 if one of them is zero.
 
     Rotations do not change the norms, so the outer side of each matrix is first reduced to the inner dimension. Only
     one row of pairs is in memory at a time.
@@ -47,7 +47,8 @@ def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Arr
     def row(one: Array) -> Array:
         return jnp.linalg.norm(jnp.einsum("ij,njk->nik", one, b), axis=(-2, -1))
 
-    scores = jax.lax.map(row, a) / (a_norm[:, None] * b_norm[None])
+    sizes = a_norm[:, None] * b_norm[None]
+    scores = jax.lax.map(row, a) / jnp.where(sizes > 0, sizes, jnp.ones_like(sizes))
     return scores.reshape(*left.shape[:-2], *right.shape[:-2])
 
 
@@ -86,7 +87,12 @@ def composition_baseline(
 
     Returns:
       Mean and standard deviation of the score.
+
+    Raises:
+      UserError: an unknown mode, or no samples.
     """
+    if samples < 1:
+        raise UserError(f"samples={samples}: at least 1")
     shapes = [
         jax.ShapeDtypeStruct(x.shape[-2:], jnp.float32) for m in (OV(model), _reader(model, mode)) for x in m.pair
     ]

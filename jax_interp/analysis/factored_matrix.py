@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float
 
+from jax_interp.analysis.parts import check_index
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
+from jax_interp.core.pytrees import register_dataclass
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class FactoredMatrix:
     """The matrix `A @ B` of low rank, `[..., ldim, rdim]`, stored as its two factors.
@@ -192,7 +193,11 @@ class FactoredMatrix:
     __rmul__ = __mul__
 
     def __getitem__(self, index: Any) -> FactoredMatrix:
-        """Index leading axes, then rows, then columns. An integer for a row or column keeps an axis of length one."""
+        """Index leading axes, then rows, then columns. An integer for a row or column keeps an axis of length one.
+
+        Raises:
+          UserError: an index is outside its axis (JAX would take the nearest entry), or there are too many.
+        """
         index = index if isinstance(index, tuple) else (index,)
         if any(i is None for i in index):
             raise UserError("FactoredMatrix takes no new axes in an index: unsqueeze adds a leading one")
@@ -202,6 +207,8 @@ class FactoredMatrix:
         if len(index) > self.ndim:
             raise UserError(f"{len(index)} indices for a matrix of shape {self.shape}")
         index = (*index, *[slice(None)] * (self.ndim - len(index)))
+        for axis, one in enumerate(index):
+            check_index(one, self.shape[axis], f"index[{axis}]")
         lead, rows, columns = index[:-2], _kept(index[-2]), _kept(index[-1])
         a, b = self._broadcast()
         return FactoredMatrix(a[lead][..., rows, :], b[lead][..., columns])

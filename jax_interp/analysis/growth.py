@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.analysis.addresses import reads_activations
+from jax_interp.analysis.parts import checked_mask
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Activations
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class NormGrowth:
     """Norms over d_model, as geometric means over positions."""
@@ -65,10 +66,10 @@ def norm_growth(
       centred: subtract the mean over d_model first, as LayerNorm does.
 
     Raises:
-      UserError: only one position was read, and `exclude_bos` leaves it out.
+      UserError: only one position was read, and `exclude_bos` leaves it out; or the mask has another shape or dtype.
     """
     last = upcast(acts["blocks.-1.resid_post"])
-    counted = jnp.ones(last.shape[:2], bool) if mask is None else mask
+    counted = checked_mask(mask, last.shape[:2])
     if exclude_bos:
         if last.shape[1] == 1:
             raise UserError("one position was read, which exclude_bos leaves out: read longer sequences")

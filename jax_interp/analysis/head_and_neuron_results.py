@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jax_interp.analysis.addresses import reads_activations
 from jax_interp.analysis.norm_at_scale import NormAtScale, norm_into, norms_after, stop_layer
 from jax_interp.analysis.parts import Parts, Pos, concatenate, expand_to, select_positions, stack_layers
-from jax_interp.analysis.residual import decompose_resid, embeddings
+from jax_interp.analysis.residual import decompose_resid, embedding_rows, is_edited, stream
 from jax_interp.analysis.weights import W_O, W_out, b_O, b_out, decoder, with_dense_mlps
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
@@ -57,7 +57,7 @@ def stack_head_results(
       Rows `[batch, *pos, d_model]`, or `[batch, *pos]` with `onto`.
     """
     place = _Place.of(model, acts, layer, mlp_input, apply_ln, pos, onto)
-    return _finish(model, acts, place, _heads(model, acts, place), incl_remainder)
+    return _finish(model, acts, place, _heads(model, acts, place), "remainder" if incl_remainder else None)
 
 
 @reads_activations("embed", "pos_embed", "blocks.*.mlp.post", "blocks.*.ln2_post.scale", "blocks.-1.resid_post")
@@ -94,7 +94,7 @@ def stack_neuron_results(
       UserError: the model has mixtures of experts, or no MLPs.
     """
     place = _Place.of(model, acts, layer, mlp_input, apply_ln, pos, onto)
-    return _finish(model, acts, place, _neurons(model, acts, place), incl_remainder)
+    return _finish(model, acts, place, _neurons(model, acts, place), "remainder" if incl_remainder else None)
 
 
 @reads_activations(stack_head_results, stack_neuron_results, "blocks.*.mlp_out")
@@ -109,15 +109,17 @@ def get_full_resid_decomposition(
     pos: Pos = None,
     onto: Direction | None = None,
 ) -> Parts:
-    """Split the stream into heads, neurons (or MLPs), embeddings and, as the last row, biases. The rows sum to the
-    stream.
+    """Split the stream into heads, neurons (or MLPs), embeddings and biases. The rows sum to the stream.
 
     The row `bias` has everything that no head or neuron adds: output biases, and biases of norms after attention and
-    MLP. With `apply_ln` the rows sum to the output of the norm minus its bias.
+    MLP. If the model has edits, a last row `edits` has the rest of the stream: what edits have added to the stream, to
+    the outputs of attention and MLP, or to the results of heads. With `apply_ln` the rows sum to the output of the norm
+    minus its bias.
 
     Args:
       model: a decoder, with or without surgery.
-      acts: what `stack_head_results`, `stack_neuron_results` and `decompose_resid` read.
+      acts: what `stack_head_results`, `stack_neuron_results` and `decompose_resid` read; for an edited model also the
+        stream, as in `decompose_resid`.
       layer: the layer whose input is decomposed; None: the stream before the unembedding.
       mlp_input: decompose the input of that layer's MLP instead.
       expand_neurons: True: each neuron is a row. False: each MLP is a row.
@@ -144,10 +146,11 @@ def get_full_resid_decomposition(
             if expand_neurons
             else decompose_resid(model, acts, n, mode="mlp", incl_embeds=False, pos=pos, onto=direction)
         ]
-    parts += [decompose_resid(model, acts, 0, pos=pos, onto=direction)]
+    parts += [embedding_rows(model, acts, pos, direction)]
     bias = _biases(model, acts, place.n_attn, n if expand_neurons and config.d_mlp else 0, pos)
     row = bias if direction is None else jnp.sum(bias * expand_to(direction, bias.ndim), axis=-1)
-    return _through_norm(place, concatenate(*parts, Parts(row[None], ("bias",))))
+    whole = concatenate(*parts, Parts(row[None], ("bias",)))
+    return _finish(model, acts, place, whole, "edits" if is_edited(model) else None)
 
 
 def accumulated_bias(
@@ -263,33 +266,19 @@ def _biases(model: Model, acts: Activations, n_attn: int, n_mlp: int, pos: Pos) 
     return total
 
 
-def _finish(model: Model, acts: Activations, place: _Place, parts: Parts, incl_remainder: bool) -> Parts:
-    """Add the remainder and apply the norm, if asked for."""
-    if incl_remainder:
-        whole = select_positions(_resid(model, acts, place), place.pos, 1)
+def _finish(model: Model, acts: Activations, place: _Place, parts: Parts, rest_label: str | None) -> Parts:
+    """Add a row with the rest of the stream, if it has a label, and apply the norm, if asked for."""
+    if rest_label is not None:
+        whole = select_positions(stream(model, acts, place.layer, place.mlp_input), place.pos, 1)
         if place.direction is not None:
             whole = jnp.sum(whole * expand_to(place.direction, whole.ndim), axis=-1)
         rest = (whole - jnp.sum(parts.values, axis=0))[None]
-        parts = concatenate(parts, Parts(rest, ("remainder",)))
-    return _through_norm(place, parts)
-
-
-def _through_norm(place: _Place, parts: Parts) -> Parts:
-    """The rows after the norm. Rows along a direction are unchanged, because the norm was already applied to them."""
-    if place.norm is None or place.direction is not None:
+        parts = concatenate(parts, Parts(rest, (rest_label,)))
+    if place.norm is None or place.direction is not None:  # the norm was applied to the direction
         return parts
     return Parts(place.norm.linear(parts.values), parts.labels)
 
 
-def _resid(model: Model, acts: Activations, place: _Place) -> Float[Array, "batch pos d_model"]:
-    """The stream at this place."""
-    if place.mlp_input:
-        return upcast(acts[f"blocks.{place.layer}.resid_mid"])
-    if place.layer:
-        return upcast(acts[f"blocks.{place.layer - 1}.resid_post"])
-    return sum((upcast(acts[name]) for name in embeddings(model)[1:]), start=upcast(acts["embed"]))
-
-
 def _no_parts(model: Model, acts: Activations, place: _Place) -> Parts:
-    like = decompose_resid(model, acts, 0, pos=place.pos, onto=place.direction).values
+    like = embedding_rows(model, acts, place.pos, place.direction).values
     return Parts(jnp.zeros((0, *like.shape[1:]), like.dtype), ())

@@ -77,6 +77,8 @@ def eigen_copying_score(
 ) -> Float[Array, "layer head"]:
     """`Σ λ / Σ |λ|` over the eigenvalues of each head's full OV circuit (Elhage et al. 2021, "Copying behavior").
 
+    It is NaN for a head that writes nothing.
+
     The score is 1 if every direction of token space raises its own logits (copying), and -1 if every direction lowers
     them. The eigenvalues are those of the small matrix `W_O W_U W_E W_V`, `[d_head, d_head]`.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.analysis.addresses import reads_activations
+from jax_interp.analysis.parts import checked_mask
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
 from jax_interp.surgery import Activations
@@ -42,7 +43,7 @@ def detect_head(
       mask: True at real tokens, if rows are padded. The first real token then counts as BOS.
 
     Returns:
-      Scores `[layer, head]`, the mean over the batch.
+      Scores `[layer, head]`, the mean over the rows of the batch that have an entry that counts. NaN if no row has one.
 
     Raises:
       UserError: an unknown name or measure, or a pattern of another shape.
@@ -54,7 +55,7 @@ def detect_head(
     """
     if error_measure not in get_args(ErrorMeasure):
         raise UserError(f"error_measure={error_measure!r}: choose from {', '.join(get_args(ErrorMeasure))}")
-    real = jnp.ones(tokens.shape, bool) if mask is None else mask
+    real = checked_mask(mask, tokens.shape)
     wanted = _pattern(detection_pattern, tokens, real)
     pattern = upcast(acts.stack("attn.pattern"))
     keys = real & (jnp.cumsum(real.astype(jnp.int32), axis=-1) > 1) if exclude_bos else real
@@ -69,7 +70,9 @@ def detect_head(
         off = jnp.abs(pattern - wanted[None, :, None]) * counted[None, :, None]
         rows = jnp.sum(real.astype(pattern.dtype), axis=-1)
         scores = 1 - jnp.moveaxis(jnp.sum(off, axis=(-2, -1)), 1, 2) / rows[None, None]
-    return jnp.mean(scores, axis=-1)
+    # A row with no entry that counts, such as a row of padding, has no score.
+    has_entries = jnp.broadcast_to(jnp.any(counted > 0, axis=(1, 2))[None, None], scores.shape)
+    return jnp.mean(scores, axis=-1, where=has_entries)
 
 
 def previous_token_pattern(
@@ -135,6 +138,7 @@ def diagonal_scores(acts: Activations, offset: int) -> Float[Array, "layer head"
       UserError: an offset to a later position, or longer than the sequence.
     """
     pattern = upcast(acts.stack("attn.pattern"))
+    checked_mask(None, pattern.shape[1:])
     if not -pattern.shape[-1] < offset <= 0:
         raise UserError(f"offset={offset}: from {1 - pattern.shape[-1]} to 0, attention looks back")
     return jnp.mean(jnp.diagonal(pattern, offset, axis1=-2, axis2=-1), axis=(1, -1))

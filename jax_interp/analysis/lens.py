@@ -19,13 +19,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.analysis.addresses import reads_activations
-from jax_interp.analysis.parts import Parts, Pos
+from jax_interp.analysis.parts import Parts, Pos, checked_mask
 from jax_interp.analysis.readout import readout
 from jax_interp.analysis.residual import accumulated_resid
 from jax_interp.analysis.weights import decoder
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
 from jax_interp.core.objectives import kl_divergence, log_probabilities
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Activations, Model, read
 
 Reduce = Callable[[Float[Array, "batch *pos vocab"]], Any]
@@ -60,7 +61,7 @@ def logit_lens(
     return Parts(jax.lax.map(lambda resid: reduce(readout(model, resid)), stack.values), stack.labels)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class TunedLens:
     """One affine map for each layer. It maps the layer's input x to `x + x W + b`, in the basis of the last layer."""
@@ -131,9 +132,10 @@ def kl_by_layer(
     Returns:
       The mean over tokens for each layer, in nats.
     """
+    counted = checked_mask(keep, tokens.shape)
     logits, acts = read(model, "blocks.*.resid_pre")(tokens)
     target = jax.lax.stop_gradient(log_probabilities(logits))
-    weight = jnp.ones(tokens.shape, target.dtype) if keep is None else keep.astype(target.dtype)
+    weight = counted.astype(target.dtype)
     weight = weight / jnp.sum(weight)
 
     @jax.checkpoint

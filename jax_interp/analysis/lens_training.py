@@ -8,6 +8,7 @@ rename. An incomplete or damaged lens is therefore detected when it is loaded.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,12 @@ from jaxtyping import Array, Bool, Int
 from jax_interp.analysis.lens import TunedLens, init_tuned_lens, kl_by_layer
 from jax_interp.core import config_json, optimizers
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.core.tensor_files import FLOATS, read_described, write_described
+from jax_interp.models.sharding import rules_for
 from jax_interp.surgery import Model
-from jax_interp.training import Log, RunTarget, SaveTo, fit
+from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic_step, fit, placed
+from jax_interp.training.placement import replicated
 
 FORMAT = 1
 
@@ -43,14 +47,14 @@ class TunedLensConfig:
     weight_decay: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.learning_rate <= 0 or self.weight_decay < 0:
+        if self.steps < 1 or not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
             raise UserError(
                 f"steps={self.steps}, learning_rate={self.learning_rate}, weight_decay="
                 f"{self.weight_decay}: at least 1, above 0, not negative"
             )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TunedLensState:
     """The state of a training run."""
@@ -59,6 +63,7 @@ class TunedLensState:
     opt: optax.OptState
 
 
+@automatic_step
 def train_step(
     config: TunedLensConfig, state: TunedLensState, batch: Batch, model: Model
 ) -> tuple[TunedLensState, dict[str, Any]]:
@@ -90,6 +95,7 @@ def train_tuned_lens(
     batch_at: Callable[[int], Batch],
     *,
     run: RunTarget = None,
+    place: Place = None,
     log: Log = Log(),
 ) -> TunedLens:
     """Train a tuned lens for a model, starting from the identity (Belrose et al. 2023, §2).
@@ -99,6 +105,8 @@ def train_tuned_lens(
       model: a decoder, with or without surgery.
       batch_at: `batch_at(0)`, `batch_at(1)`, ... are the batches: tokens `[batch, pos]`, or (tokens, keep).
       run: where the run is saved, as in `training.fit`. A run that was killed resumes from its last checkpoint.
+      place: a mesh, on which the model and the batches are placed; the lens is replicated. Or a function that shards
+        the state, for use inside `jax.set_mesh(mesh)`. None: one device.
       log: what is shown and logged, as in `training.fit`.
 
     Returns:
@@ -109,12 +117,13 @@ def train_tuned_lens(
         lens = train_tuned_lens(TunedLensConfig(steps=400), model, batch_at, run="runs/lens")
         save_tuned_lens("runs/lens", lens, model="gpt2")
     """
-    lens = init_tuned_lens(model)
-    state = TunedLensState(lens, optimizers.init(_optimizer(config), lens))
     log = log.with_defaults(shown=("kl",), title="tuned lens")
-    step = partial(train_step, config)
-    saving = SaveTo.of(run, config)
-    return fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log).lens
+    step, saving = partial(train_step, config), SaveTo.of(run, config)
+    with placed(place, replicated) as there:
+        model, batch_at = there.frozen(model, rules_for(model)), there.batches(batch_at)
+        lens = init_tuned_lens(model)
+        state = there.state(TunedLensState(lens, optimizers.init(_optimizer(config), lens)))
+        return fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log).lens
 
 
 def _optimizer(config: TunedLensConfig) -> optax.GradientTransformation:

@@ -20,7 +20,8 @@ from jax_interp.analysis.residual import decompose_resid
 from jax_interp.analysis.weights import W_U, b_U, decoder
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
-from jax_interp.surgery import Activations, Model
+from jax_interp.surgery import Activations, Address, Edit, Model
+from jax_interp.surgery.taps import taps_of
 
 Tokens = int | Int[Array, ""] | Int[Array, "batch"] | Int[Array, "batch pos"]
 """A token for all rows, one for each row, or one for each position of each row."""
@@ -47,8 +48,10 @@ def logit_directions(
       Directions. They have a position axis unless `pos` is a single index.
 
     Raises:
-      UserError: the shapes of the two sets of tokens differ, or do not fit `pos`.
+      UserError: the shapes of the two sets of tokens differ, or do not fit `pos`; or an edit acts after the stream, on
+        the normalized values or the logits, so that the logits are not this function of the stream.
     """
+    _check_edits(model)
     norm = norm_into(model, acts, pos=pos)
     return norm.transpose(_unembedding_columns(model, tokens, incorrect_tokens, ndim=2 if drops_axis(pos) else 3))
 
@@ -99,7 +102,8 @@ def direct_logit_attribution(
     """What every part adds to the logit of `tokens`, or to its difference from the logit of `incorrect_tokens`.
 
     The last row, `readout`, is what the biases of the final norm and of the unembedding add. It does not depend on the
-    stream. All rows sum to the logit (or the difference); if the model has a softcap, to the logit before the softcap.
+    stream. If the model has edits, the row `edits` before it is what the edits add, apart from the other rows. All rows
+    sum to the logit (or the difference); if the model has a softcap, to the logit before the softcap.
 
     Args:
       model: a decoder, with or without surgery.
@@ -136,6 +140,16 @@ def direct_logit_attribution(
         constant = constant + jnp.sum(columns * expand_to(norm.bias, columns.ndim), axis=-1)
     row = jnp.broadcast_to(constant, parts.values.shape[1:])[None]
     return concatenate(parts, Parts(row, ("readout",)))
+
+
+def _check_edits(model: Model) -> None:
+    for tap in taps_of(model):
+        address = str(Address.parse(tap.address)) if isinstance(tap, Edit) else ""
+        if address.split(".")[0] in ("ln_final", "unembed", "logits") and address != "ln_final.scale":
+            raise UserError(
+                f"the edit at {address!r} acts between the stream and the logits, so the logits are not the sum of "
+                "what the parts of the stream add: attribute the model without this edit"
+            )
 
 
 def _unembedding_columns(

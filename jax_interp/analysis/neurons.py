@@ -14,12 +14,15 @@ from jaxtyping import Array, Bool, Float
 
 from jax_interp.analysis.addresses import reads_activations
 from jax_interp.analysis.norm_at_scale import NormAtScale, norm_weight
+from jax_interp.analysis.parts import checked_mask
 from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, by_layer, with_dense_mlps
+from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Activations, Model
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class NeuronStatistics:
     """Statistics of every neuron's weights.
@@ -56,10 +59,17 @@ def neuron_statistics(model: Model, *, null_dims: int | None = None) -> NeuronSt
       model: a decoder, with or without surgery.
       null_dims: the number of directions in the null space of the unembedding; default d_model / 64 (12 in GPT-2).
 
+    Returns:
+      The statistics. Tokens whose unembedding is zero, as in a padded vocabulary, are left out. A neuron without output
+      weights has NaN where its direction is needed.
+
     Raises:
-      UserError: the model has no MLPs, or mixtures of experts.
+      UserError: the model has no MLPs, or mixtures of experts; or `null_dims` is not from 1 to d_model.
     """
     config = with_dense_mlps(model, "neuron statistics").config
+    null_dims = max(config.d_model // 64, 1) if null_dims is None else null_dims
+    if not 1 <= null_dims <= config.d_model:
+        raise UserError(f"null_dims={null_dims}: from 1 to d_model={config.d_model}")
     centred = config.norm == "layernorm"
     before = by_layer(model, lambda block: block.ln1 if config.parallel == "one norm" else block.ln2)
     after = by_layer(model, lambda block: block.ln2_post)
@@ -81,12 +91,15 @@ def neuron_statistics(model: Model, *, null_dims: int | None = None) -> NeuronSt
     tokens = tokens if weight is None else tokens * weight[None]
     tokens = tokens - jnp.mean(tokens, axis=-1, keepdims=True) if centred else tokens
     _, basis = jnp.linalg.eigh(tokens.T @ tokens)  # ascending
-    null = basis[:, : null_dims or max(config.d_model // 64, 1)]
-    tokens = tokens / jnp.linalg.norm(tokens, axis=-1, keepdims=True)
+    null = basis[:, :null_dims]
+    size = jnp.linalg.norm(tokens, axis=-1, keepdims=True)
+    tokens = tokens / jnp.where(size > 0, size, jnp.ones_like(size))
+    has_direction = (size[:, 0] > 0).astype(tokens.dtype)
+    share = has_direction / jnp.sum(has_direction)
     out_norm = jnp.linalg.norm(out, axis=-1)
 
     def moments(w: Float[Array, "d_model"]) -> tuple[Array, Array, Array]:
-        return central_moments(tokens @ (w / jnp.linalg.norm(w)))
+        return central_moments(tokens @ (w / jnp.linalg.norm(w)), share)
 
     flat = out.reshape(-1, out.shape[-1])
     found = jax.lax.map(moments, flat, batch_size=256)
@@ -98,7 +111,7 @@ def neuron_statistics(model: Model, *, null_dims: int | None = None) -> NeuronSt
     return NeuronStatistics(in_norm, gate, out_norm, cosine, variance, skew, kurtosis, null_fraction)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ActivationStatistics:
     """Statistics of every neuron's activation over tokens."""
@@ -120,7 +133,7 @@ def activation_statistics(acts: Activations, *, mask: Bool[Array, "batch pos"] |
       mask: True at the tokens that count; None: all.
     """
     post = upcast(acts.stack("mlp.post"))
-    counted = jnp.ones(post.shape[1:3], post.dtype) if mask is None else mask.astype(post.dtype)
+    counted = checked_mask(mask, post.shape[1:3]).astype(post.dtype)
     weight = counted.reshape(-1) / jnp.sum(counted)
     flat = jnp.moveaxis(post.reshape(post.shape[0], -1, post.shape[-1]), 1, 2)
     mean = jnp.sum(flat * weight[None, None], axis=-1)
@@ -140,10 +153,16 @@ def central_moments(
     Args:
       x: samples on the last axis.
       weight: the weight of each sample. They must sum to 1. None: equal weights.
+
+    Returns:
+      Variance, skew, kurtosis. For samples that are equal up to rounding, skew and kurtosis are NaN.
     """
     n = x.shape[-1]
     weight = jnp.full(n, 1 / n, x.dtype) if weight is None else weight
     weight = weight.reshape((1,) * (x.ndim - 1) + (n,))
-    x = x - jnp.sum(x * weight, axis=-1, keepdims=True)
+    mean = jnp.sum(x * weight, axis=-1, keepdims=True)
+    x = x - mean
     second, third, fourth = (jnp.sum(x**power * weight, axis=-1) for power in (2, 3, 4))
-    return second, third / second**1.5, fourth / second**2
+    is_spread = second > (8 * jnp.finfo(x.dtype).eps * mean[..., 0]) ** 2  # below it there is only rounding
+    standardised = lambda moment, scale: jnp.where(is_spread, moment / scale, jnp.nan)
+    return second, standardised(third, second**1.5), standardised(fourth, second**2)

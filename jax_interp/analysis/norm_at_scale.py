@@ -20,10 +20,11 @@ from jax_interp.analysis.weights import DecoderLike, by_layer, decoder
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
 from jax_interp.core.norms import Norm
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Activations, Model
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class NormAtScale:
     """A norm at one place of the model, with its scale as data. Fields may have a leading layer axis, for `jax.vmap`.

@@ -5,22 +5,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Activations, AddressError
 
 Pos = int | slice | Int[Array, ""] | Int[Array, "pos"] | None
 """Positions. An index (which may be traced) drops the axis; a slice or several indices keep it; None takes all."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Parts:
     """Labelled rows of one quantity: `values[i]` is the row of `labels[i]`. Labels are structure, values are data.
@@ -108,21 +110,62 @@ def select_positions(x: Array, pos: Pos, axis: int) -> Array:
       axis: the axis of `x` that has the positions.
 
     Returns:
-      The selection. If an index is an array and out of range, the result is NaN, because a compiled program cannot
-      raise.
+      The selection. If an index is traced and out of range, the result is NaN, because a compiled program cannot raise.
 
     Raises:
-      UserError: an index is a number and out of range.
+      UserError: an index is out of range, or nothing is selected.
     """
     if pos is None:
         return x
+    check_index(pos, x.shape[axis], "pos")
     if isinstance(pos, (int, np.integer)):
-        if not -x.shape[axis] <= pos < x.shape[axis]:
-            raise UserError(f"pos={pos} is outside the {x.shape[axis]} positions that were read")
         return jnp.take(x, int(pos) % x.shape[axis], axis=axis)
     if isinstance(pos, slice):
         return x[(slice(None),) * axis + (pos,)]
     return x.at[(slice(None),) * axis + (jnp.asarray(pos),)].get(mode="fill", fill_value=jnp.nan)
+
+
+def checked_mask(mask: Array | None, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """A mask of positions; True everywhere for None.
+
+    Raises:
+      UserError: the mask is not boolean, or has another shape; or there are no tokens.
+    """
+    if 0 in shape:
+        raise UserError(f"there are no tokens: the batch has the shape {list(shape)}")
+    if mask is None:
+        return jnp.ones(shape, bool)
+    if mask.dtype != bool or mask.shape != shape:
+        raise UserError(
+            f"a mask is bool{list(shape)}, True at the tokens that count; got {mask.dtype}{list(mask.shape)}"
+        )
+    return jnp.asarray(mask)
+
+
+def check_index(index: Any, size: int, what: str) -> None:
+    """Check that an index selects entries of an axis. Without this check JAX takes the nearest entry, without a word.
+
+    Args:
+      index: a number, a slice, or several numbers. Traced values are not checked.
+      size: the length of the axis.
+      what: the name of the index, for the message.
+
+    Raises:
+      UserError: a number is outside the axis or not an integer, or a slice selects nothing.
+    """
+    if isinstance(index, slice):
+        if size and not range(size)[index]:
+            raise UserError(f"{what}={index} selects nothing of an axis of {size}")
+        return
+    if isinstance(index, Tracer):
+        return
+    numbers = np.asarray(index)
+    if numbers.dtype == bool and numbers.shape == (size,):
+        return
+    if not np.issubdtype(numbers.dtype, np.integer):
+        raise UserError(f"{what}={index!r}: an index is an integer")
+    if outside := [int(i) for i in numbers.ravel() if not -size <= i < size]:
+        raise UserError(f"{what}={outside[0]} is outside an axis of {size}: from {-size} to {size - 1}")
 
 
 def drops_axis(pos: Pos) -> bool:

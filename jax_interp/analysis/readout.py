@@ -6,10 +6,12 @@ from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jax_interp.analysis.parts import expand_to
 from jax_interp.analysis.weights import W_U, b_U, decoder
+from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
 from jax_interp.surgery import Model, Site
 
@@ -59,10 +61,28 @@ def token_ranks(logits: Float[Array, "*rows vocab"], tokens: Int[Array, "*#rows"
     Args:
       logits: logits of the vocabulary.
       tokens: one token for all rows, or one for each row.
+
+    Returns:
+      Ranks. The rank is -1 for a traced token outside the vocabulary, and where the token's logit is NaN.
+
+    Raises:
+      UserError: a token is outside the vocabulary.
     """
-    index = jnp.broadcast_to(expand_to(jnp.asarray(tokens), logits.ndim - 1), logits.shape[:-1])[..., None]
-    own = jnp.take_along_axis(logits, index, axis=-1)
-    return jnp.sum((logits > own).astype(jnp.int32), axis=-1)
+    tokens = jnp.asarray(tokens)
+    check_token_ids(tokens, logits.shape[-1])
+    index = jnp.broadcast_to(expand_to(tokens, logits.ndim - 1), logits.shape[:-1])[..., None]
+    own = jnp.take_along_axis(logits, jnp.maximum(index, 0), axis=-1)
+    ranks = jnp.sum((logits > own).astype(jnp.int32), axis=-1)
+    known = (index[..., 0] >= 0) & (index[..., 0] < logits.shape[-1]) & ~jnp.isnan(own[..., 0])
+    return jnp.where(known, ranks, -1)
+
+
+def check_token_ids(tokens: Int[Array, "..."], vocabulary: int) -> None:
+    """Raises UserError if a token id is outside the vocabulary. Traced ids are not checked."""
+    if isinstance(tokens, Tracer):
+        return
+    if outside := [int(i) for i in np.ravel(tokens) if not 0 <= i < vocabulary]:
+        raise UserError(f"token {outside[0]} is outside the vocabulary: ids are from 0 to {vocabulary - 1}")
 
 
 def top_tokens(scores: Float[Array, "*rows vocab"], tokenizer: Decodes | None = None, k: int = 5) -> list[Any]:
@@ -80,4 +100,9 @@ def top_tokens(scores: Float[Array, "*rows vocab"], tokenizer: Decodes | None = 
     if values.ndim > 1:
         return [top_tokens(row, tokenizer, k) for row in values]
     best = np.argsort(-values, kind="stable")[:k]
-    return [(tokenizer.decode([int(i)]) if tokenizer else int(i), float(values[i])) for i in best]
+    return [(_text(tokenizer, int(i)) if tokenizer else int(i), float(values[i])) for i in best]
+
+
+def _text(tokenizer: Decodes, i: int) -> str:
+    """The text of a token inside a text: some decoders remove the space at the start of a text."""
+    return tokenizer.decode([i, i])[len(tokenizer.decode([i])) :]

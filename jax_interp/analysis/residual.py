@@ -14,7 +14,8 @@ from jax_interp.analysis.readout import final_norm
 from jax_interp.analysis.weights import decoder
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
-from jax_interp.surgery import Activations, Model
+from jax_interp.surgery import Activations, Edit, Model
+from jax_interp.surgery.taps import taps_of
 
 Mode = Literal["all", "attn", "mlp"]
 
@@ -79,7 +80,7 @@ def accumulated_resid(
     return Parts(stack, tuple(labels))
 
 
-@reads_activations("embed", "pos_embed", "blocks.*.attn_out", "blocks.*.mlp_out")
+@reads_activations("embed", "pos_embed", "blocks.*.attn_out", "blocks.*.mlp_out", "blocks.-1.resid_post")
 def decompose_resid(
     model: Model,
     acts: Activations,
@@ -94,12 +95,14 @@ def decompose_resid(
 ) -> Parts:
     """What was added to the stream before `layer`: `embed`, `pos_embed`, `0_attn_out`, `0_mlp_out`, `1_attn_out`, ...
 
-    With mode "all" and the embeddings, the rows sum to the stream. Biases are included in the rows of their layers.
+    With mode "all" and the embeddings, the rows sum to the stream. Biases are included in the rows of their layers. If
+    the model has edits, the last row is `edits`: the rest of the stream, which edits of the stream itself have added.
 
     Args:
       model: a decoder, with or without surgery.
       acts: the activations `embed`, `pos_embed`, `blocks.*.attn_out`, `blocks.*.mlp_out`, each where the model has it;
-        with `apply_ln` the norm's `scale`.
+        with `apply_ln` the norm's `scale`. For an edited model also the stream: `blocks.-1.resid_post`, or
+        `blocks.<layer>.resid_pre` (`resid_mid` with `mlp_input`).
       layer: the layer whose input is decomposed; None: the stream before the unembedding.
       mlp_input: decompose the input of that layer's MLP instead of its attention.
       mode: "all", or "attn" or "mlp" for only the outputs of attention or MLPs.
@@ -134,12 +137,46 @@ def decompose_resid(
                 labels.append(f"{i}_{name}")
     if not rows:
         raise UserError(f"nothing was added to the stream before layer {n} in mode={mode!r} without the embeddings")
+    if mode == "all" and incl_embeds and is_edited(model):
+        rows.append(stream(model, acts, n, mlp_input) - sum(rows))
+        labels.append("edits")
     stack = select_positions(jnp.stack(rows), pos, 2)
     norm = norm_into(model, acts, n, mlp_input=mlp_input, pos=pos) if apply_ln else None
     if onto is None:
         return Parts(stack if norm is None else norm.linear(stack), tuple(labels))
     direction = upcast(onto) if norm is None else norm.transpose(onto)
     return Parts(jnp.sum(stack * expand_to(direction, stack.ndim), -1), tuple(labels))
+
+
+def is_edited(model: Model) -> bool:
+    """Whether the model has edits. Its stream may then be more than the sum of what its layers add."""
+    return any(isinstance(tap, Edit) for tap in taps_of(model))
+
+
+def stream(model: Model, acts: Activations, layer: int, mlp_input: bool = False) -> Float[Array, "batch pos d_model"]:
+    """The stream of the run before `layer` (n_layers: before the unembedding), or before the MLP of `layer`.
+
+    Raises:
+      AddressError: it was not read. Without edits, the stream after the layer before will do.
+    """
+    if mlp_input:
+        return upcast(acts[f"blocks.{layer}.resid_mid"])
+    if layer == decoder(model).config.n_layers:
+        return upcast(acts["blocks.-1.resid_post"])
+    if is_edited(model) or f"blocks.{layer}.resid_pre" in acts:
+        return upcast(acts[f"blocks.{layer}.resid_pre"])
+    if layer:
+        return upcast(acts[f"blocks.{layer - 1}.resid_post"])
+    return sum((upcast(acts[name]) for name in embeddings(model)[1:]), start=upcast(acts["embed"]))
+
+
+def embedding_rows(
+    model: Model, acts: Activations, pos: Pos, onto: Float[Array, "*batch_pos d_model"] | None = None
+) -> Parts:
+    """The rows `embed` and `pos_embed` of `decompose_resid`."""
+    names = embeddings(model)
+    stack = select_positions(jnp.stack([upcast(acts[name]) for name in names]), pos, 2)
+    return Parts(stack if onto is None else jnp.sum(stack * expand_to(onto, stack.ndim), -1), names)
 
 
 def embeddings(model: Model) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,12 +13,13 @@ from jax_interp.analysis.norm_at_scale import norm_weight
 from jax_interp.analysis.weights import W_U, W_gate, W_in, W_out, decoder, with_dense_mlps
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Model
 
 Kind = Literal["OV", "w_in", "w_gate", "w_out"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class SingularVectors:
     """The leading singular directions of a matrix, on the side of the residual stream. Their signs have no meaning."""
@@ -54,6 +54,8 @@ def singular_vectors(
     """
     if kind not in get_args(Kind):
         raise UserError(f"kind={kind!r}: choose from {', '.join(get_args(Kind))}")
+    if num_vectors < 1:
+        raise UserError(f"num_vectors={num_vectors}: at least 1")
     config = decoder(model).config
     if not 0 <= layer < config.n_layers:
         raise UserError(f"layer={layer}: this model has layers 0 to {config.n_layers - 1}")

@@ -18,14 +18,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dashboards.collector import Scores, collect
-from jax_interp.dashboards.statistics import InputTokens, Passages, PredictedTokens, TokenShares, TopWindows, Windows
+from jax_interp.dashboards.statistics import InputTokens, Passages, PredictedTokens, TokenShares, TopWindows
+from jax_interp.dashboards.windows import Windows
 from jax_interp.data.harvest import TokenBatch
 from jax_interp.decomposition.importance.base import inner_activations
 from jax_interp.decomposition.matrices import is_stacked
@@ -104,7 +105,7 @@ def component_dashboards(
         raise UserError("there are no batches: give at least one (tokens, keep)")
     threshold = float(windows.threshold)
     chosen = top_components(trained, batches, n, threshold)
-    places, rows = _places(trained, chosen)
+    places, rows = component_places(trained, chosen)
     statistics = {"inputs": InputTokens(), "predicted": PredictedTokens(), "windows": windows, "passages": passages}
     found = collect(ComponentScores(places), trained, batches, statistics)
     inputs, predicted = found["inputs"].standing_out(tokens), found["predicted"].standing_out(tokens)
@@ -121,7 +122,7 @@ def component_dashboards(
     return ComponentDashboards(matrices, found["inputs"].count, threshold, found["passages"].tokens)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ComponentScores:
     """The score function of a decomposed model: importances of some components, their activations, and the logits.
@@ -158,7 +159,7 @@ def _rows_of(values: Arrays, own: slice) -> Arrays:
     return dataclasses.replace(values, **arrays)
 
 
-def _places(
+def component_places(
     trained: Trained, chosen: dict[str, TopComponents]
 ) -> tuple[dict[str, tuple[Array, Array]], dict[str, slice]]:
     """(layers and components of the units of each entry, slice of the units of each matrix among all units)."""

@@ -11,17 +11,19 @@ the final norm into the unembedding.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dashboards.collector import Batches, collect
-from jax_interp.dashboards.statistics import OnToken, TokenContrast, TopWindows, Windows
+from jax_interp.dashboards.decoder_directions import Unembedding, logit_lens
+from jax_interp.dashboards.statistics import OnToken, TokenContrast, TopWindows
+from jax_interp.dashboards.windows import Windows
 from jax_interp.data.harvest import Addresses, harvest
 from jax_interp.surgery.contract import Model
 
@@ -35,7 +37,7 @@ class Encoder(Protocol):
     def encode(self, x: Float[Array, "row d"]) -> Float[Array, "row feature"]: ...
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Latents:
     """The score function of a dictionary. The scores are its latents.
@@ -57,10 +59,10 @@ class Latents:
 
 @dataclasses.dataclass(frozen=True)
 class TokenFeatures:
-    """Features that fire on one token more than elsewhere.
+    """Features that fire on one token, or on any of several, more than elsewhere.
 
     Args:
-      token: the id of the token.
+      token: the id of the token, or the ids.
       occurrences: the number of kept positions with this token.
       features: the features, in descending order of `mean_on - mean_elsewhere`.
       mean_on: mean activation at the token.
@@ -69,7 +71,7 @@ class TokenFeatures:
       rate_elsewhere: the fraction of the other kept positions at which the feature fires.
     """
 
-    token: int
+    token: int | tuple[int, ...]
     occurrences: int
     features: Int[np.ndarray, " n"]
     mean_on: Float[np.ndarray, " n"]
@@ -79,7 +81,12 @@ class TokenFeatures:
 
 
 def features_on_token(
-    model: Model, address: Addresses, dictionary: Encoder, batches: Batches, token: int, n: int = 20
+    model: Model,
+    address: Addresses,
+    dictionary: Encoder,
+    batches: Batches,
+    token: int | Sequence[int],
+    n: int = 20,
 ) -> TokenFeatures:
     """Find the features that fire most on a token, compared with their mean activation elsewhere.
 
@@ -88,17 +95,22 @@ def features_on_token(
       address: the address that the dictionary reads.
       dictionary: any dictionary that works on raw activations.
       batches: pairs `(tokens, keep)`.
-      token: the id of the token.
+      token: the id of the token. Several ids: the positions that hold any of them, such as a word with and without a
+        space before it.
       n: the number of features to return.
 
     Returns:
       The features, with their mean activations and rates.
 
     Raises:
-      UserError: no kept position holds the token.
+      UserError: no kept position holds the token, or `token` is not an id.
     """
+    ids = np.asarray(token)
+    if ids.dtype.kind not in "iu" or ids.ndim > 1 or not ids.size:
+        raise UserError(f"token={token!r}: give the id of a token, or a list of ids, as `tokenizer.id_of` returns it")
+    token = int(ids) if not ids.ndim else tuple(map(int, ids))
     scores = Latents(dictionary, None, _static(address))
-    found: TokenContrast = collect(scores, model, batches, {"": OnToken(token)})[""]
+    found: TokenContrast = collect(scores, model, batches, {"": OnToken(jnp.asarray(ids, jnp.int32))})[""]
     if not found.count[0]:
         raise UserError(
             f"token {token} stands at no kept position of these batches: choose another token, or more text"
@@ -159,7 +171,7 @@ class LogitEffect:
 def logit_effect(
     dictionary: Encoder,
     feature: int,
-    unembed: Callable[[Float[Array, " d"]], Float[Array, " vocab"]] | Float[Array, "d vocab"],
+    unembed: Unembedding,
     n: int = 10,
 ) -> tuple[LogitEffect, LogitEffect]:
     """Find the tokens whose logits change most if a feature's decoder direction goes directly to the unembedding.
@@ -167,8 +179,9 @@ def logit_effect(
     Args:
       dictionary: any dictionary.
       feature: the index of the feature.
-      unembed: a matrix, or a function of one vector. If the model has a final norm, its weight should be multiplied
-        into it. The denominator of the norm depends on the rest of the residual stream, and only scales the effects.
+      unembed: a matrix, or a function of directions, [1, d] to [1, vocab], such as `unembedding(model)`. If the model
+        has a final norm, its weight should be multiplied into it. The denominator of the norm depends on the rest of
+        the residual stream, and only scales the effects.
       n: the number of tokens in each direction.
 
     Returns:
@@ -180,8 +193,5 @@ def logit_effect(
     """
     if not 0 <= feature < dictionary.W_dec.shape[0]:
         raise UserError(f"feature {feature} of a dictionary of {dictionary.W_dec.shape[0]}")
-    direction = dictionary.W_dec[feature]
-    effects = np.asarray(unembed(direction) if callable(unembed) else direction @ unembed, np.float64).reshape(-1)
-    effects = effects - effects.mean()
-    order = np.argsort(-effects, kind="stable")
-    return LogitEffect(order[:n], effects[order[:n]]), LogitEffect(order[::-1][:n], effects[order[::-1][:n]])
+    promoted, suppressed, _ = logit_lens(dictionary.W_dec, np.asarray([feature]), unembed, n, bins=1)
+    return tuple(LogitEffect(one.tokens[0], one.effects[0]) for one in (promoted, suppressed))  # type: ignore[return-value]

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.data.harvest import TokenBatch, columns, harvest, values
 from jax_interp.dictionaries.evaluation.batch_sums import sum_batches
 from jax_interp.dictionaries.forms.dictionary import Dictionary, check_one_width
@@ -37,13 +38,13 @@ from jax_interp.diffing.exclusive_latents import (
     scaling_sums,
     truly_exclusive,
 )
-from jax_interp.surgery import Model, Site, read
+from jax_interp.surgery import Model, Site, values_at
 
 PAIR_ADDRESSES = ("model_0", "model_1")
 """The addresses of the two values of a `ModelPair`."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelPair:
     """Two models on the same tokens, as one model whose values are `model_0` and `model_1`.
@@ -62,8 +63,8 @@ class ModelPair:
 
     def __call__(self, tokens: Int[Array, "seq pos"], *, taps: tuple = ()) -> Any:
         site, other = Site.open(taps), self.other or self.address
-        a = site("model_0", read(self.base, self.address, output=False)(tokens)[self.address])
-        b = site("model_1", read(self.tuned, other, output=False)(tokens)[other])
+        a = site("model_0", values_at(self.base, self.address)(tokens)[self.address])
+        b = site("model_1", values_at(self.tuned, other)(tokens)[other])
         return site.close((a, b))
 
 

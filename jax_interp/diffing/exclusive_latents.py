@@ -100,6 +100,9 @@ def classify(norms: Float[np.ndarray, " feature"]) -> NormClasses:
 class LatentScaling:
     """Latent scaling of every latent. NaN for latents that never fired.
 
+    A ratio ν is also NaN if β of the reference model is not positive: the latent is then no part of that model, and a
+    ratio below 0 would pass for an exclusive latent.
+
     Args:
       beta_reconstruction: β for the reconstruction of each model.
       beta_error: β for the error of each model without the latent.
@@ -160,12 +163,8 @@ def scaling_from_sums(sums: ScalingSums, W_dec: Float[Array, "feature *sites"], 
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = 1 / (np.sum(direction**2, axis=1) * sums["square"])
         reconstruction, error = sums["reconstruction"] * scale, (sums["residual"] + latent) * scale
-        return LatentScaling(
-            beta_reconstruction=reconstruction,
-            beta_error=error,
-            nu_reconstruction=reconstruction[1 - reference] / reconstruction[reference],
-            nu_error=error[1 - reference] / error[reference],
-        )
+        ratio = lambda beta: np.where(beta[reference] > 0, beta[1 - reference] / beta[reference], np.nan)
+        return LatentScaling(reconstruction, error, nu_reconstruction=ratio(reconstruction), nu_error=ratio(error))
 
 
 def truly_exclusive(

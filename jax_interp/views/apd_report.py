@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from jax_interp.views import component_cards
 from jax_interp.views.decomposition_report import importance_map, losses
-from jax_interp.views.report import environment
-from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, canvas, styled, svg
+from jax_interp.views.page import render_page
+from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, canvas, legend_beside, logarithmic, styled, svg
 
 MAP = "Share of each feature's attributions"
 
@@ -41,8 +41,7 @@ def render(
     if any("normalised" in row for row in result["linearity"]):
         figures["linearity"] = svg(linearity(result["linearity"]), "errors for different sets of kept components")
     cards = None if shown is None else component_cards.prepared(shown)
-    template = environment().get_template("apd_report.html.j2")
-    return template.render(result=result, figures=figures, name=name, shown=cards)
+    return render_page("apd_report.html.j2", result=result, figures=figures, name=name, shown=cards)
 
 
 @styled
@@ -64,7 +63,7 @@ def spectrum(result: Mapping[str, Any]) -> Figure:
             axes.plot(places, column, "o", ms=3.5, color=color, label=label)
         axes.set(title=f"Singular values, {name}", xlabel="component, by share")
         axes.set_ylim(0, 1.05)
-        axes.legend(loc="best")
+    legend_beside(rest[-1])
     for axes in (first, *rest):
         axes.locator_params(axis="x", integer=True)
     return figure
@@ -84,7 +83,7 @@ def linearity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     if np.isfinite(excess).any():
         oracle = np.maximum(error - excess, least)
         axes.plot(oracle, places, "o", ms=6, mfc="none", color=INK, label="the features themselves as parts")
-    axes.set_xscale("log")
+    logarithmic(axes, "x")
     axes.set_yticks(places, [row["name"] for row in shown])
     axes.set(title="Error / ‖f(x)‖², by kept components")
     figure.legend(loc="outside lower right", ncols=2)

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, RED, canvas, styled
+from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, RED, canvas, legend_beside, styled
 
 
 @styled
@@ -24,28 +25,67 @@ def training_curves(records: Sequence[Mapping[str, Any]], k: int | None = None, 
     """
     records = [record for record in records if "loss" in record and "tokens" in record]
     tokens = np.array([record["tokens"] for record in records], float) / 1e6
-    figure, (fit, sparsity, dead) = canvas(10, 2.9, 3, width_ratios=[1.35, 1, 1])
-    for name, label, color in (("loss", "loss, all terms", BLUE), ("fvu", "FVU", ORANGE)):
-        fit.plot(tokens, [record.get(name, np.nan) for record in records], color=color, lw=1.6, label=label)
-    fit.set(title="Variance unexplained", ylabel="fraction of variance")
-    fit.set_ylim(0, None)
-    fit.legend(loc="upper right")
-    sparsity.plot(tokens, [record.get("l0", np.nan) for record in records], color=GREEN, lw=1.6)
-    sparsity.set(title="L0", ylabel="active latents per token")
-    sparsity.set_ylim(0, 1.25 * max([record.get("l0", 0) for record in records] + [sources * (k or 1)]))
+    figure, (loss, fvu, sparsity, dead) = canvas(10, 2.6, 4)
+    for axes, name, title, color in (
+        (loss, "loss", "Loss, all terms", BLUE),
+        (fvu, "fvu", "Variance unexplained", ORANGE),
+        (sparsity, "l0", "L0: active latents", GREEN),
+        (dead, "dead", "Dead features", RED),
+    ):
+        axes.plot(tokens, column(records, name), color=color, lw=1.6)
+        axes.set(title=title, xlabel="tokens, millions")
+        axes.set_xlim(0, None)
+    loss.set_ylabel("mean over tokens")
+    fvu.set_ylabel("fraction of variance")
+    sparsity.set_ylabel("per token")
+    dead.set_ylabel("features")
+    fvu.set_ylim(0, min(1.05, 1.1 * np.nanmax([*column(records, "fvu"), 0.05])))
+    sparsity.set_ylim(0, 1.25 * np.nanmax([*column(records, "l0"), sources * (k or 1)]))
     if k:
         label = f"k = {k}" if sources == 1 else f"{sources} · k = {sources * k}"
         sparsity.axhline(sources * k, color=MUTED, lw=0.9, ls="--")
         sparsity.annotate(label, (tokens[-1] if len(tokens) else 0, sources * k), xytext=(0, 4),
                           textcoords="offset points", ha="right", va="bottom", color=MUTED, fontsize=8.5)  # fmt: skip
-    dead.plot(tokens, [record.get("dead", np.nan) for record in records], color=RED, lw=1.6)
-    dead.set(title="Dead features", ylabel="features")
-    dead.set_ylim(0, max(4, 1.15 * max((record.get("dead", 0) for record in records), default=0)))
+    dead.set_ylim(0, 1.15 * np.nanmax([*column(records, "dead"), 3]))
     dead.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    for axes in (fit, sparsity, dead):
-        axes.set_xlabel("training tokens, millions")
-        axes.set_xlim(0, None)
     return figure
+
+
+@styled
+def member_curves(records: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Figure:
+    """FVU, L0 and dead features of each dictionary of a sweep, against the number of training tokens.
+
+    Args:
+      records: the records of the metrics log, with `member.<i>.fvu`, `.l0` and `.dead`.
+      names: the name of each member, for the legend. A member that diverged has no line from then on.
+    """
+    records = [record for record in records if "tokens" in record]
+    tokens = np.array([record["tokens"] for record in records], float) / 1e6
+    figure, panels = canvas(10, 3.0, 3)
+    shades = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, max(len(names), 2)))
+    for axes, (name, title, label) in zip(
+        panels,
+        (
+            ("fvu", "Variance unexplained", "fraction of variance"),
+            ("l0", "L0", "active latents per token"),
+            ("dead", "Dead features", "features"),
+        ),
+    ):
+        for i, member in enumerate(names):
+            axes.plot(tokens, column(records, f"member.{i}.{name}"), color=shades[i], lw=1.2, label=member)
+        axes.set(title=title, xlabel="tokens, millions", ylabel=label)
+        axes.set_xlim(0, None)
+        axes.set_ylim(0, None)
+    panels[-1].yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if len(names) <= 16:
+        legend_beside(panels[-1], fontsize=7.5)
+    return figure
+
+
+def column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """One metric of all records; NaN where a record lacks it or has null."""
+    values = [record.get(name) for record in records]
+    return np.array([np.nan if value is None else value for value in values], float)
 
 
 @styled
@@ -56,7 +96,7 @@ def density_histogram(density: Mapping[str, Any]) -> Figure:
       density: {"log10_edges", "counts", "dead", "features", "window"}. The number of dead features is shown as text.
     """
     edges, counts = np.array(density["log10_edges"], float), np.array(density["counts"], float)
-    figure, (axes,) = canvas(4.9, 3.1)
+    figure, (axes,) = canvas(4.9, 3.5)
     axes.bar(edges[:-1], counts, width=list(np.diff(edges)), align="edge", color=BLUE, alpha=0.85, linewidth=0)
     some = np.flatnonzero(counts)
     low = float(np.floor(edges[some[0]]) if len(some) else edges[0])
@@ -124,7 +164,7 @@ def loss_by_position(cross_entropy: Mapping[str, Any], bins: int = 16) -> Figure
       cross_entropy: for each key of `VARIANTS` a list with one loss per position. A loss may be None.
       bins: the approximate number of bins. Losses in a bin of neighbouring positions are averaged.
     """
-    figure, (axes,) = canvas(5.1, 3.1)
+    figure, (axes,) = canvas(5.1, 3.5)
     length = len(cross_entropy["clean_by_position"])
     size = max(1, length // bins)
     for name, label, color in VARIANTS:
@@ -136,9 +176,7 @@ def loss_by_position(cross_entropy: Mapping[str, Any], bins: int = 16) -> Figure
     grouped = f", mean of {size} neighbours" if size > 1 else ""
     axes.set(title="Loss by position", xlabel=f"position in the sequence{grouped}",
              ylabel="cross-entropy, nats per token")  # fmt: skip
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, top * 1.42)  # space for the legend above the lines
-    axes.legend(loc="upper right", ncols=2, columnspacing=1.2, handlelength=1.6)
+    figure.legend(loc="outside lower center", ncols=2, columnspacing=1.2, handlelength=1.6)
     return figure
 
 

@@ -9,8 +9,22 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jax_interp.views import component_cards
-from jax_interp.views.report import environment
-from jax_interp.views.style import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, RED, canvas, fading, styled, svg
+from jax_interp.views.page import render_page
+from jax_interp.views.style import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    RED,
+    canvas,
+    fading,
+    legend_beside,
+    logarithmic,
+    styled,
+    svg,
+)
 
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, MUTED)
 
@@ -36,9 +50,8 @@ def render(
         figures["probe"] = svg(importance_map(result["probe"]), "importance of each component on one-hot probes")
     figures["spectrum"] = svg(spectrum(result["spectrum"]), "mean importances in descending order")
     figures["pgd"] = svg(adversary(result), "error along the adversary's steps")
-    template = environment().get_template("decomposition_report.html.j2")
     cards = None if shown is None else component_cards.prepared(shown)
-    return template.render(result=result, figures=figures, name=name, shown=cards)
+    return render_page("decomposition_report.html.j2", result=result, figures=figures, name=name, shown=cards)
 
 
 @styled
@@ -55,9 +68,9 @@ def losses(records: Sequence[Mapping[str, Any]]) -> Figure:
     for name, label, color, dash in [*lines, ("loss", "weighted sum", INK, "--")]:
         values = np.array([record.get(name, np.nan) for record in records], float)
         left.plot(steps, np.where(values > 0, values, np.nan), color=color, lw=1.4, ls=dash, label=label)
-    left.set_yscale("log")
+    logarithmic(left, "y")
     left.set(title="Losses, unweighted, and their weighted sum", xlabel="step")
-    left.legend(**{"loc": "upper right"} if with_l0 else {"loc": "upper left", "bbox_to_anchor": (1, 1)})
+    legend_beside(left)
     for axes in right:
         axes.plot(steps, [record.get("l0", np.nan) for record in records], color=GREEN, lw=1.4)
         axes.set(title="Important components per row", xlabel="step")
@@ -83,14 +96,14 @@ def importance_map(probe: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
 @styled
 def spectrum(values: Mapping[str, Any]) -> Figure:
     """The mean importance of each component, sorted, on a logarithmic scale."""
-    figure, (axes,) = canvas(6, 3.0)
+    figure, (axes,) = canvas(7.5, 3.0)
     for (name, rows), color in zip(values.items(), COLORS * 20):
         for i, row in enumerate(np.atleast_2d(np.asarray(rows, float))):
             axes.plot(np.arange(1, len(row) + 1), np.maximum(row, 1e-7), color=color, lw=1.3, label=None if i else name)
-    axes.set_yscale("log")
+    logarithmic(axes, "y")
     axes.set(title="Mean importance, sorted", xlabel="component")
     if len(values) <= 12:
-        axes.legend(loc="upper right")
+        legend_beside(axes)
     return figure
 
 
@@ -100,12 +113,12 @@ def adversary(result: Mapping[str, Any]) -> Figure:
 
     Dashed lines are the errors under other masks.
     """
-    figure, (axes,) = canvas(6, 3.0)
+    figure, (axes,) = canvas(7.5, 3.0)
     steps = [int(n) for n in result["pgd"]]
     axes.plot(steps, list(result["pgd"].values()), color=RED, lw=1.6, marker="o", ms=3, label="adversarial")
     for kind, color in (("stochastic", BLUE), ("ci", GREEN), ("unmasked", ORANGE)):
         axes.axhline(result["error"][kind], color=color, lw=1.0, ls="--", label=kind)
-    axes.set_yscale("log")
+    logarithmic(axes, "y")
     axes.set(title="Error under masks", xlabel="steps of the adversary, shared across the batch")
-    axes.legend(loc="upper right", ncols=2)
+    legend_beside(axes)
     return figure

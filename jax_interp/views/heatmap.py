@@ -9,6 +9,7 @@ from jaxtyping import Float
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 
+from jax_interp.core.terminal import printable
 from jax_interp.views.style import BLUE, GRID, INK, MUTED, ORANGE, styled
 
 
@@ -68,6 +69,41 @@ def patching_map(
     return figure
 
 
+@styled
+def matrix_map(values: Float[np.ndarray, "row column"], rows: str, columns: str, quantity: str) -> Figure:
+    """A heat map of a matrix. 0 is blank, positive numbers are blue, negative numbers are orange.
+
+    Args:
+      values: the numbers.
+      rows: what a row is, for example "layer".
+      columns: what a column is, for example "head".
+      quantity: what the numbers are; the title.
+    """
+    height, width = values.shape
+    limit = max(float(np.nanmax(np.abs(values), initial=0.0)), 1e-12)
+    size = (max(4.0, 0.42 * width + 1.8, 0.075 * len(quantity) + 1.0), max(2.0, 0.34 * height + 1.2))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    mesh = axes.pcolormesh(np.arange(width + 1), np.arange(height + 1), values, cmap=diverging(),
+                           norm=Normalize(-limit, limit), edgecolors=GRID, linewidth=0.5)  # fmt: skip
+    axes.grid(False)
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.set_xticks(np.arange(width) + 0.5, [str(i) for i in range(width)])
+    axes.set_yticks(np.arange(height) + 0.5, [str(i) for i in range(height)])
+    axes.set_xlabel(columns)
+    axes.set_ylabel(rows)
+    axes.set_title(quantity)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02)
+    lowest, highest = float(np.nanmin(values, initial=0.0)), float(np.nanmax(values, initial=0.0))
+    if lowest < highest:
+        bar.ax.set_ylim(lowest, highest)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return figure
+
+
 def diverging() -> LinearSegmentedColormap:
     """A colormap that is orange below zero, transparent at zero, and blue above."""
     ends = [(0.0, (*to_rgb(ORANGE), 1.0)), (0.5, (*to_rgb(ORANGE), 0.0)), (0.5, (*to_rgb(BLUE), 0.0)),
@@ -77,4 +113,5 @@ def diverging() -> LinearSegmentedColormap:
 
 def shortened(token: str, length: int = 11) -> str:
     """The label of a token on an axis, cut to at most `length` characters."""
+    token = printable(token)
     return token if len(token) <= length else f"{token[: length - 1]}…"

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from jax_interp.views.style import BLUE, GREEN, INK, ORANGE, RED, canvas, styled
+from jax_interp.views.style import BLUE, GREEN, INK, ORANGE, RED, canvas, legend_beside, styled
 
 COLORS = (BLUE, ORANGE, GREEN, RED, INK)
 
@@ -46,6 +46,6 @@ def pareto(points: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_xticks(ticks)
         axes.set_xlim(max(low, 0.5) / 1.25, max(high, 0.6) * 1.45)
         axes.set(title=title, xlabel="L0, active latents per token", ylabel=label)
-        if len(series) > 1:
-            axes.legend(fontsize=8)
+    if len(series) > 1:
+        legend_beside(panels[-1], fontsize=8)
     return figure

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from jax_interp.views.style import BLUE, MUTED, ORANGE, canvas, styled
+from jax_interp.core.terminal import printable
+from jax_interp.views.style import BLUE, MUTED, ORANGE, canvas, legend_beside, styled
 
 COLORS = (MUTED, BLUE, ORANGE)
 
@@ -23,13 +24,13 @@ def next_token_bars(rows: Sequence[Mapping[str, Any]], variants: Mapping[str, st
         first row is at the top.
       variants: key of a variant -> its label.
     """
-    figure, (axes,) = canvas(7.2, 0.5 + 0.36 * len(rows) + 0.55)
+    figure, (axes,) = canvas(8.8, 0.5 + 0.36 * len(rows) + 0.55)
     places, height = np.arange(len(rows)), 0.8 / max(len(variants), 1)
     for i, ((name, label), color) in enumerate(zip(variants.items(), COLORS)):
         axes.barh(
             places + (i + 0.5) * height - 0.4, [row[name] for row in rows], height * 0.92, color=color, label=label
         )
-    axes.set_yticks(places, [row["token"] for row in rows])
+    axes.set_yticks(places, [printable(row["token"]) for row in rows])
     for label in axes.get_yticklabels():
         label.set_fontfamily("DejaVu Sans Mono")
     axes.tick_params(axis="y", length=0)
@@ -38,5 +39,5 @@ def next_token_bars(rows: Sequence[Mapping[str, Any]], variants: Mapping[str, st
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlim(0, min(1.0, 1.08 * max((row[name] for row in rows for name in variants), default=1.0) or 1.0))
     axes.set(title="The token after the prompt", xlabel="probability")
-    axes.legend(loc="lower right")
+    legend_beside(axes)
     return figure

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_interp.views import curves
+from jax_interp.views.page import render_page
 from jax_interp.views.pareto import pareto
-from jax_interp.views.report import environment
 from jax_interp.views.style import svg
 
 
@@ -33,8 +33,11 @@ class RunPage:
     """Triples (quantity, number, meaning), as `tables.evaluation_rows` returns them."""
     values: tuple[Sequence[str], Sequence[Sequence[str]]] = ((), ())
     """Headings and rows of the table of values, as `tables.value_rows` returns them."""
+    features: bool = False
+    """Whether `features.html` stands beside the page."""
     members: Sequence[Mapping[str, Any]] = ()
-    """For each dictionary of a sweep {"name", "label", "series", "l0", "fvu", "recovered", "dead"}."""
+    """For each dictionary of a sweep {"name", "label", "series", "l0", "fvu", "recovered", "dead", "page"}. "page":
+    whether there is a `members/<name>/features.html`."""
 
 
 def render_run(page: RunPage) -> str:
@@ -48,11 +51,9 @@ def render_run(page: RunPage) -> str:
         features = evaluation["density"]["features"] // len(evaluation["layers"])
         figures["layers"] = svg(curves.by_layer(evaluation["layers"], features), "measurements for each layer")
     if page.members:
+        names = [", ".join(filter(None, (m["name"], m["series"], m["label"]))) for m in page.members]
+        figures["members"] = svg(curves.member_curves(page.records, names), "training curves of each member")
         figures["pareto"] = svg(pareto(page.members), "sparsity against fidelity")
     shown = {field.name: getattr(page, field.name) for field in dataclasses.fields(page)}
     columns, rows = page.values
-    return (
-        environment()
-        .get_template("run_report.html.j2")
-        .render(**shown | {"figures": figures, "columns": columns, "values": rows})
-    )
+    return render_page("run_report.html.j2", **shown | {"figures": figures, "columns": columns, "values": rows})

@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 Draw = TypeVar("Draw", bound=Callable[..., Any])
 
@@ -82,6 +83,34 @@ def canvas(width: float, height: float, columns: int = 1, **options: Any) -> tup
 def styled(draw: Draw) -> Draw:
     """Decorator: the function draws figures in the style of the package."""
     return matplotlib.rc_context(RC)(draw)
+
+
+def logarithmic(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Make an axis logarithmic, with labels in plain text: 0.01, 1, 100, 10⁶.
+
+    matplotlib's own labels of such an axis are formulas, which are not parsed here (`text.parse_math`).
+    """
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: power_label(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def power_label(value: float) -> str:
+    """A short label of a positive number: powers of ten with many digits are written 10⁻⁵."""
+    if 1e-3 <= value < 1e5:
+        return f"{value:,.12g}"
+    mantissa, exponent = f"{value:.3e}".split("e")
+    power = f"10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    return power if float(mantissa) == 1 else f"{float(mantissa):g}·{power}"
+
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def legend_beside(axes: Axes, **options: Any) -> None:
+    """A legend to the right of the axes, where it covers no line."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **options)
 
 
 def fading(color: str) -> LinearSegmentedColormap:

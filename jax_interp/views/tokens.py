@@ -1,6 +1,7 @@
 """Tokens in HTML: coloured by the strength of an activation, or marked where two texts differ.
 
-A token can be any string, so `Markup.format` escapes all text.
+A token can be any string. So `Markup.format` escapes all text, control characters are shown as escapes, and `<bdi>`
+isolates the direction of each text.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import re
 from collections.abc import Sequence
 
 from markupsafe import Markup
+
+from jax_interp.core.terminal import printable
 
 
 def coloured(
@@ -43,10 +46,22 @@ def coloured(
 def token_cell(token: str, share: float, title: str, peak: bool = False) -> Markup:
     """One token, with a background of `share` of full colour, from 0 to 1."""
     share = min(max(share, 0.0), 1.0)
-    classes, text = "t peak" if peak else "t", spaced(token)
+    classes, text = "t peak" if peak else "t", spaced(printable(token))
     if share == 0.0:
-        return Markup('<span class="{}">{}</span>').format(classes, text)
-    return Markup('<span class="{}" style="--a:{:.2f}" title="{}">{}</span>').format(classes, share, title, text)
+        return Markup('<bdi class="{}">{}</bdi>').format(classes, text)
+    return Markup('<bdi class="{}" style="--a:{:.2f}" title="{}">{}</bdi>').format(
+        classes, share, printable(title), text
+    )
+
+
+def isolated(text: str) -> Markup:
+    """Text that does not change the direction of its neighbours."""
+    return Markup("<bdi>{}</bdi>").format(printable(text, keep="\n\t"))
+
+
+def isolated_token(token: str) -> Markup:
+    """A token with long runs of spaces as a count, isolated."""
+    return isolated(spaced(printable(token)))
 
 
 def spaced(token: str) -> str:
@@ -70,5 +85,6 @@ def compared(tokens: Sequence[str], reference: Sequence[str] | None, start: int 
         len(tokens),
     )
     prompt, same, other = ("".join(tokens[a:b]) for a, b in ((0, start), (start, parted), (parted, len(tokens))))
-    out = Markup('<span class="prompt">{}</span>{}').format(prompt, same)
-    return out + (Markup('<span class="other">{}</span>').format(other) if other else Markup(""))
+    parts = [("prompt", prompt), ("same", same), ("other", other)]
+    element = lambda name, text: Markup('<bdi class="{}">{}</bdi>').format(name, printable(text, keep="\n\t"))
+    return Markup("").join(element(name, text) for name, text in parts if text)

@@ -11,12 +11,13 @@ import pytest
 from toy import batch_at, toy
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dashboards.features import features_on_token, logit_effect, top_activations
 
 BATCHES = [batch_at(i) for i in range(3)]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ByToken:
     """Feature t is on exactly at token t, with strength t; found from the embedding, which it reads."""
@@ -56,7 +57,7 @@ def test_the_feature_of_a_token_is_found():
 def test_the_strongest_activations_come_with_their_contexts():
     model = toy()
 
-    @jax.tree_util.register_dataclass
+    @register_dataclass
     @dataclasses.dataclass(frozen=True)
     class Loudness(ByToken):
         def encode(self, x):

@@ -13,6 +13,7 @@ from toy import batch_at, toy
 
 from jax_interp.core import optimizers as optimizer
 from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.data.harvest import harvest
 from jax_interp.dictionaries import train_dictionary, variants
 from jax_interp.dictionaries.activations import BatchTopK, ReLU
@@ -128,7 +129,7 @@ def known_crosscoder():
     )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A model of one value: a row for each token."""

@@ -59,6 +59,7 @@ def results() -> dict[str, Any]:
             "token": EVIL, "occurrences": 12, "searched": 1000, "address": "blocks.1.resid_pre", "found": [page],
             "pages": [page],
         },
+        "matter": [page | {"effect": 1.5}],
         "intervention": {
             "feature": 7, "address": "blocks.1.resid_pre", "value": 8.0, "strength": 2.0, "prompt_tokens": 1,
             "columns": [

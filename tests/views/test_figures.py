@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 
 from jax_interp.views.apd_report import linearity, spectrum
-from jax_interp.views.curves import binned, by_layer, density_histogram, loss_by_position, numbered, training_curves
+from jax_interp.views.curves import (
+    binned,
+    by_layer,
+    density_histogram,
+    loss_by_position,
+    member_curves,
+    numbered,
+    training_curves,
+)
 from jax_interp.views.decomposition_report import losses
 from jax_interp.views.heatmap import diverging, patching_map, shortened
 from jax_interp.views.probabilities import next_token_bars
-from jax_interp.views.style import VARIABLES, svg
+from jax_interp.views.style import VARIABLES, power_label, svg
 
 
 def labelled(axes) -> bool:
@@ -20,19 +28,42 @@ def labelled(axes) -> bool:
 def test_training_curves_are_the_log(results):
     records = results["dictionary"]["records"]
     figure = training_curves(records, k=4)
-    fit, sparsity, dead = figure.axes
+    loss, fvu, sparsity, dead = figure.axes
     assert all(labelled(axes) for axes in figure.axes)
-    lines = {line.get_label(): line for line in fit.lines}
-    np.testing.assert_allclose(lines["FVU"].get_ydata(), [record["fvu"] for record in records])
-    np.testing.assert_allclose(lines["FVU"].get_xdata(), [record["tokens"] / 1e6 for record in records])
+    np.testing.assert_allclose(loss.lines[0].get_ydata(), [record["loss"] for record in records])
+    np.testing.assert_allclose(fvu.lines[0].get_ydata(), [record["fvu"] for record in records])
+    np.testing.assert_allclose(fvu.lines[0].get_xdata(), [record["tokens"] / 1e6 for record in records])
     np.testing.assert_allclose(sparsity.lines[0].get_ydata(), 4.0)
     np.testing.assert_allclose(dead.lines[0].get_ydata(), [record["dead"] for record in records])
 
 
 def test_k_of_several_sources_is_drawn_at_their_sum():
-    sparsity = training_curves([{"tokens": 5, "loss": 1.0, "l0": 6}], k=3, sources=2).axes[1]
+    sparsity = training_curves([{"tokens": 5, "loss": 1.0, "l0": 6}], k=3, sources=2).axes[2]
     np.testing.assert_allclose(sparsity.lines[1].get_ydata(), 6.0)
     assert sparsity.texts[0].get_text() == "2 · k = 6"
+
+
+def test_each_member_of_a_sweep_has_its_curve():
+    records = [
+        {"tokens": t} | {f"member.{i}.{name}": (i + 1) * t for i in range(2) for name in ("fvu", "l0", "dead")}
+        for t in (1, 2)
+    ]
+    records[1]["member.1.fvu"] = None  # diverged
+    figure = member_curves(records, ["k 4", "k 8"])
+    assert all(labelled(axes) for axes in figure.axes)
+    np.testing.assert_array_equal([line.get_ydata() for line in figure.axes[0].lines], [[1, 2], [2, np.nan]])
+    assert [text.get_text() for text in figure.axes[2].get_legend().get_texts()] == ["k 4", "k 8"]
+
+
+def test_labels_of_logarithmic_axes_are_plain_text():
+    labels = [power_label(x) for x in (0.001, 0.5, 1, 10, 1e4, 1e5, 1e-6, 2e-9)]
+    assert labels == ["0.001", "0.5", "1", "10", "10,000", "10⁵", "10⁻⁶", "2·10⁻⁹"]
+    records = [{"step": 1, "Loss": 1e-6, "loss": 10.0}, {"step": 2, "Loss": 1e-3, "loss": 1.0}]
+    figure = losses(records)
+    figure.draw_without_rendering()
+    shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert shown
+    assert not any("$" in text or "mathdefault" in text for text in shown)
 
 
 def test_figures_by_layer_are_the_bars():
