@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .core.errors import UserError
+    from .core.pytrees import register_dataclass
     from .models import generate, load
     from .surgery import (
         Activations,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         replan,
         sites,
     )
+    from .views import plot
 
 __version__ = "0.1.0"
 
@@ -74,17 +76,23 @@ __all__ = [
     "generate",
     "grad_at",
     "load",
+    "plot",
     "read",
+    "register_dataclass",
     "replan",
     "sites",
 ]
-_ELSEWHERE = {"UserError": "core.errors", "generate": "models", "load": "models"}  # every other name lives in surgery
+# Every other name lives in surgery.
+_ELSEWHERE = {"UserError": "core.errors", "generate": "models", "load": "models", "register_dataclass": "core.pytrees"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'jax_interp' has no attribute {name!r}; it exports {', '.join(__all__)}")
-    value = getattr(import_module(f".{_ELSEWHERE.get(name, 'surgery')}", __name__), name)
+    if name == "plot":
+        value = import_module(".views.plot", __name__)
+    else:
+        value = getattr(import_module(f".{_ELSEWHERE.get(name, 'surgery')}", __name__), name)
     globals()[name] = value
     return value
 

@@ -10,10 +10,12 @@ import contextlib
 import io
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.terminal import print_text
 
 Options = TypeVar("Options")
 
@@ -42,12 +44,17 @@ def parse(
     prog = " ".join(part for part in ("jax-interp", command, usage) if part)
     defaults: dict[str, Any] = {} if default is None else {"default": default}
     wants_help = any(argument in ("-h", "--help") for argument in argv)
-    stderr = io.StringIO()
+    stderr, shown = io.StringIO(), _Help()
     try:
-        with contextlib.nullcontext() if wants_help else _wide_terminal(), contextlib.redirect_stderr(stderr):
+        with (
+            contextlib.nullcontext() if wants_help else _wide_terminal(),
+            contextlib.redirect_stderr(stderr),
+            contextlib.redirect_stdout(shown),
+        ):
             return tyro.cli(kind, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,), **defaults)
     except SystemExit as stop:
         if not stop.code:
+            shown.print()
             raise
         raise UserError(f"{one_line(stderr.getvalue())} (jax-interp {command} --help lists the options)") from None
 
@@ -86,6 +93,29 @@ REWORDED = (  # tyro's messages, and what is printed in their place
     (r"Could not find valid parse for arguments: \[(.*)\]", r"\1 is not {kind}"),
     (r"no type matching (\S+) could be instantiated from \[(.*)\]", r"\2 is not \1"),
 )
+
+
+class _Help(io.StringIO):
+    """tyro's help before it is printed. It has colours if stdout is a terminal, and quotes values of config files."""
+
+    COLOUR = re.compile(r"(\x1b\[(?:[0-4]|22|39|[39][0-7])m)")  # no code that hides text
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_terminal = sys.stdout.isatty()
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+    def print(self) -> None:
+        """Print the help on stdout, with escapes for all control characters except colours."""
+        text = self.getvalue()
+        parts = self.COLOUR.split(text) if self._is_terminal else [text]
+        for i, part in enumerate(parts):
+            if i % 2:
+                sys.stdout.write(part)
+            else:
+                print_text(part, end="")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@
     jax-interp train-lm my/run.py                      any Python file that defines CONFIG
     jax-interp train-lm --config runs/x                runs/x/config.json
 
+    jax-interp train-lm --from runs/x --run-dir y      runs/x/config.json, for a new run
+
 If the config is a run directory, the command resumes that run.
 """
 
@@ -14,6 +16,7 @@ from typing import TypeVar
 
 from jax_interp.core.errors import UserError
 from jax_interp.recipes.configs import FoundConfig, find_config, known_names
+from jax_interp.training.parent import run_and_step
 
 Config = TypeVar("Config")
 
@@ -46,6 +49,15 @@ def take_source(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     return source, rest
 
 
+def _parent(arguments: Sequence[str]) -> str | None:
+    """The directory that `--from RUN[@STEP]` names."""
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
+        if argument == "--from" or argument.startswith("--from="):
+            value = following if argument == "--from" else argument.partition("=")[2]
+            return run_and_step(value)[0]
+    return None
+
+
 def resolve(
     kind: type[Config], argv: Sequence[str], *, command: str, shown_in_help: str
 ) -> tuple[FoundConfig[Config], list[str]]:
@@ -64,6 +76,9 @@ def resolve(
       UserError: no config is named, or it cannot be found or read.
     """
     source, rest = take_source(argv)
+    if source is None and (parent := _parent(rest)) is not None:
+        found = find_config(kind, parent)
+        return FoundConfig(found.config, found.name), rest  # a new run: not in the directory of its parent
     if source is None and any(argument in ("-h", "--help") for argument in rest):
         source = shown_in_help
     if source is None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from jax_interp.cli.arguments import parse
+from jax_interp.core.terminal import print_text
 from jax_interp.recipes.decomposition import PageOptions, rewrite_page
 
 
@@ -30,5 +31,5 @@ class Report:
 def run(argv: Sequence[str]) -> int:
     """Run `jax-interp decomposition-report` with these arguments. Returns the exit code."""
     options = parse(Report, argv, command="decomposition-report")
-    print(f"written to {rewrite_page(options.run_dir, options.page)}")
+    print_text(f"written to {rewrite_page(options.run_dir, options.page)}")
     return 0

@@ -15,6 +15,7 @@ import tyro
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import take_source
+from jax_interp.core.terminal import print_text
 from jax_interp.recipes.configs import find_config
 from jax_interp.recipes.demo.config import DemoConfig
 
@@ -47,5 +48,5 @@ def run(argv: Sequence[str]) -> int:
 
     directory, command = options.run_dir or Path("runs") / found.name, " ".join(("jax-interp demo", *argv))
     report = demonstrate(options.config, directory, quiet=options.quiet, command=command)
-    print(f"\nThe report: {report.absolute()}")
+    print_text(f"\nThe report: {report.absolute()}")
     return 0

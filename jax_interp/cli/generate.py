@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,18 +12,24 @@ import tyro
 
 from jax_interp.cli.arguments import parse
 from jax_interp.core.errors import UserError
+from jax_interp.core.terminal import print_text
 from jax_interp.recipes.generate import GenerateConfig, continue_text
 
 
 @dataclass(frozen=True)
 class Generate:
-    """Continue a prompt. The text, prompt included, goes to stdout."""
+    """Continue a prompt. The text, prompt included, goes to stdout.
+
+    Control characters, which a terminal would obey, are printed as escapes, such as \\x1b.
+    """
 
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[PROMPT]")] = "-"
     """The text to continue. "-" reads it from stdin."""
     config: Annotated[GenerateConfig, tyro.conf.arg(name="")] = field(default_factory=GenerateConfig)
     only_new: bool = False
     """Print the continuation without the prompt."""
+    raw: bool = False
+    """Print control characters as they are. Only for a file or a program that reads the output."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -31,11 +38,12 @@ def run(argv: Sequence[str]) -> int:
     prompt = _prompt(options.prompt)
     parts = continue_text(options.config, prompt)
     first = next(parts, "")  # an error is raised here, before anything is printed
-    for part in (*(() if options.only_new else (prompt,)), first):
-        print(part, end="", flush=True)
-    for part in parts:
-        print(part, end="", flush=True)
-    print()
+    for part in itertools.chain(() if options.only_new else (prompt,), (first,), parts, ("\n",)):
+        if options.raw:
+            sys.stdout.write(part)
+            sys.stdout.flush()
+        else:
+            print_text(part, end="")
     return 0
 
 

@@ -6,14 +6,17 @@ a `UserError`: one line on stderr and exit code 2. After Ctrl-C a message says h
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.terminal import print_text, printable
 from jax_interp.core.user_cache import use_compilation_cache
 
 COMMANDS = {
@@ -22,8 +25,19 @@ COMMANDS = {
     "train-dictionary": ("train_dictionary", "train a sparse dictionary on a model's activations, and evaluate it"),
     "decompose": ("decompose", "take a model's matrices apart into components, measure them, write a page"),
     "decomposition-report": ("decomposition_report", "write the page of a finished decomposition again"),
-    "evaluate": ("evaluate", "measure a trained dictionary"),
+    "patch": ("patch", "patch every layer, position and head between two prompts, write maps and a page"),
+    "inspect": ("inspect", "show what a dictionary is, here or published; list published releases"),
+    "dashboard": ("dashboard", "write the page of a dictionary's features: what they fire on and what they write"),
+    "evaluate": ("evaluate", "measure a dictionary, trained here or published"),
+    "bench-dictionary": (
+        "bench_dictionary",
+        "what its latents are good for: benchmarks beside baselines, with intervals",
+    ),
+    "trace-graph": ("trace_graph", "trace which features a prediction comes from: an attribution graph and its page"),
+    "find-circuit": ("find_circuit", "find the circuit of a behaviour, judge it beside random circuits, write a page"),
     "generate": ("generate", "continue a prompt, with saved edits if you like"),
+    "explain": ("explain", "find which components cause one surprising prediction, by resampling"),
+    "attribute": ("attribute", "estimate which heads, neurons or latents carry a behaviour, and check it by patching"),
     "sites": ("sites", "list the names, axes, shapes and dtypes of a model's values"),
 }
 DEBUG = "JAX_INTERP_DEBUG"
@@ -44,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments or os.environ.get(DEBUG, "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        return _dispatch(arguments)
+        with _warnings_on_one_line():
+            return _dispatch(arguments)
     except SystemExit as stop:  # tyro, after it has printed help
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BrokenPipeError:  # `jax-interp sites gpt2 | head`
@@ -62,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
+        print_text(usage())
         return 0
     if arguments[0] in ("-V", "--version"):
         from jax_interp import __version__
 
-        print(f"jax-interp {__version__}")
+        print_text(f"jax-interp {__version__}")
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
@@ -99,6 +114,8 @@ def _explain(error: Exception) -> int:
         return _print_error(f"error: {SITES.sub('`jax-interp sites MODEL` lists every name', str(error))}", 2)
     if isinstance(error, OSError) and error.filename is not None:
         return _print_error(f"error: {error.filename}: {error.strerror}", 2)
+    if isinstance(error, OverflowError):
+        return _print_error(f"error: a number in the options or in the config is too large ({error})", 2)
     if type(error).__name__ == "Interrupted":  # compared by name, because importing the training loop takes seconds
         return _print_error(str(error), getattr(error, "exit_code", 130))
     if type(error).__name__ in ("NonFinite", "SelfCheckError"):
@@ -106,8 +123,21 @@ def _explain(error: Exception) -> int:
     raise error
 
 
+@contextlib.contextmanager
+def _warnings_on_one_line() -> Iterator[None]:
+    """Print each warning like an error: one line, without the place in the code."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: (
+        f"jax-interp: warning: {printable(' '.join(str(message).split()))}\n"
+    )
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def _print_error(message: str, code: int) -> int:
-    print(f"jax-interp: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print_text(f"jax-interp: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from jax_interp.cli.arguments import parse
+from jax_interp.core.terminal import print_text
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     values, depth = model_values(options.model, options.address, batch=options.batch, pos=options.pos)
     if options.json:
         entries = {name: {"axes": v.axes, "shape": v.shape, "dtype": str(v.dtype)} for name, v in values.items()}
-        print(json.dumps(entries, indent=2))
+        print_text(json.dumps(entries, indent=2))
         return 0
     rows = [
         (name, " ".join(value.axes), " × ".join(map(str, value.shape)), str(value.dtype))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
+from jax_interp.cli.run_options import RunOptions
+from jax_interp.core.terminal import print_text
 from jax_interp.recipes.dictionary import DictionaryRunConfig
 from jax_interp.recipes.train_dictionary import run_dictionary, run_grid, title
 from jax_interp.views import tables
 
 
-@dataclass(frozen=True)
-class TrainDictionary:
+@dataclass(frozen=True, kw_only=True)
+class TrainDictionary(RunOptions):
     """Train a sparse dictionary on values of a model, save it as safetensors and JSON, and evaluate it.
 
     CONFIG is a name (stdlib_small_topk, ...), a .py file with a CONFIG, a config.json or a run directory. The options
@@ -27,26 +28,25 @@ class TrainDictionary:
     """
 
     config: Annotated[DictionaryRunConfig, tyro.conf.arg(name="")]
-    run_dir: Path | None = None
-    """The run directory. Default: runs/<config name>, or the run directory that was given as CONFIG."""
-    quiet: bool = False
-    """Do not show progress."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Run `jax-interp train-dictionary` with these arguments. Returns the exit code."""
     found, rest = resolve(DictionaryRunConfig, argv, command="train-dictionary", shown_in_help="stdlib_small_topk")
-    defaults = TrainDictionary(found.config)
+    defaults = TrainDictionary(config=found.config)
     options = parse(TrainDictionary, rest, command="train-dictionary", usage="CONFIG", default=defaults)
-    directory = options.run_dir or found.run_dir or Path("runs") / found.name
+    directory = options.directory(found)
     if options.config.sweep is not None:
-        rows = run_grid(options.config, directory, quiet=options.quiet)
+        rows, data = run_grid(options.config, directory, **options.of_recipe())
         _print_grid(rows, title(options.config, len(rows)))
-        print(f"saved in {directory}: members/, sweep.json, metrics.jsonl, report.html")
+        print_text(tables.passes(data))
+        print_text(f"saved in {directory}: members/, sweep.json, metrics.jsonl, report.html")
         return 0
-    figures = run_dictionary(options.config, directory, quiet=options.quiet)
+    figures = run_dictionary(options.config, directory, **options.of_recipe())
     tables.print_evaluation(figures, title=title(options.config))
-    print(f"saved in {directory}: dictionary/, evaluation.json, metrics.jsonl, report.html")
+    print_text(tables.passes(figures["data"]))
+    page = ", features.html" if options.config.page.features else ""
+    print_text(f"saved in {directory}: dictionary/, its evaluation, metrics.jsonl, report.html{page}")
     return 0
 
 

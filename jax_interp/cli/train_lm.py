@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
+from jax_interp.cli.run_options import RunOptions
+from jax_interp.core.terminal import print_text
 from jax_interp.recipes.train_lm import LanguageModelConfig, train_lm
 from jax_interp.views import tables
 
 
-@dataclass(frozen=True)
-class TrainLM:
+@dataclass(frozen=True, kw_only=True)
+class TrainLM(RunOptions):
     """Train a small language model from a config: text, tokenizer, training, evaluation, export.
 
     CONFIG is a name (stdlib_small, stdlib_tiny), a .py file with a CONFIG, a config.json or a run directory. The
@@ -25,18 +26,14 @@ class TrainLM:
     """
 
     config: Annotated[LanguageModelConfig, tyro.conf.arg(name="")]
-    run_dir: Path | None = None
-    """The run directory. Default: runs/<config name>, or the run directory that was given as CONFIG."""
-    quiet: bool = False
-    """Do not show progress."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Run `jax-interp train-lm` with these arguments. Returns the exit code."""
     found, rest = resolve(LanguageModelConfig, argv, command="train-lm", shown_in_help="stdlib_small")
-    options = parse(TrainLM, rest, command="train-lm", usage="CONFIG", default=TrainLM(found.config))
-    directory = options.run_dir or found.run_dir or Path("runs") / found.name
-    results = train_lm(options.config, directory, quiet=options.quiet)
+    options = parse(TrainLM, rest, command="train-lm", usage="CONFIG", default=TrainLM(config=found.config))
+    directory = options.directory(found)
+    results = train_lm(options.config, directory, **options.of_recipe())
     validation, induction = results["validation"], results["induction"]
     rows = [
         ("validation loss", tables.format_number(validation["loss"]), "nats per token"),
@@ -55,7 +52,10 @@ def run(argv: Sequence[str]) -> int:
             "induction: much lower than the first half",
         ),
     ]
-    tables.print_table(["", ("", "right"), ""], rows, title=f"after {results['steps']:,} steps")
+    began = results.get("parent")
+    since = f", begun at step {began['step']:,} of {began['run']}" if began else ""
+    tables.print_table(["", ("", "right"), ""], rows, title=f"after {results['steps']:,} steps{since}")
+    print_text(tables.passes({"tokens": results["tokens_seen"], "text_tokens": results["corpus"]["train_tokens"]}))
     export = ", export/" if (directory / "export").is_dir() else ""
-    print(f"saved in {directory}: results.json, metrics.jsonl{export}")
+    print_text(f"saved in {directory}: results.json, metrics.jsonl{export}")
     return 0

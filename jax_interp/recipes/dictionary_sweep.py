@@ -1,6 +1,7 @@
 """A whole run that trains a grid of dictionaries, in one run directory.
 
 members/00/dictionary/..., members/00/evaluation.json     each member, with the files of a single run
+members/00/features.html                                  the page of its features
 sweep.json                                                each member's values in the grid, and its metrics
 report.html                                               the Pareto plot and the training curves
 """
@@ -9,28 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 from jax_interp.core.atomic_write import atomic_write
-from jax_interp.dictionaries.storage import save_dictionary
+from jax_interp.dictionaries.saving import save_dictionary
 from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.sweep import Member, Sweep, member_config, train_sweep
-from jax_interp.recipes.dictionary import MAY_DIFFER, DictionaryRunConfig, Inputs, measure
+from jax_interp.recipes.dictionary import DictionaryRunConfig, Inputs, measure, show_features
+from jax_interp.recipes.evaluations import write_evaluation
 from jax_interp.recipes.run_inputs import fingerprint, same_inputs
-from jax_interp.training import Log, SaveTo, open_run
+from jax_interp.training import Log, Run, SaveTo
 
 
-def run_sweep(
-    config: DictionaryRunConfig, run_dir: Path | str, inputs: Inputs, *, quiet: bool = False
-) -> list[dict[str, Any]]:
-    """Train and evaluate every member of a grid in `run_dir`, from the last checkpoint if there is one.
+def run_sweep(config: DictionaryRunConfig, run: Run, inputs: Inputs, *, log: Log = Log()) -> list[dict[str, Any]]:
+    """Train and evaluate every member of a grid in an open run, from the last checkpoint if there is one.
 
     Args:
-      config: the run; its `sweep` is the grid.
-      run_dir: the run directory.
+      config: the run's config; its `sweep` is the grid.
+      run: the run, as `recipes.dictionary.opened(config, run_dir)` gives it.
       inputs: the result of `inputs_for(config)`.
-      quiet: show nothing on stderr.
+      log: what is shown, and where else the log goes. `config.log_every` says how often.
 
     Returns:
       {"name", "label", "series", "l0", "fvu", "recovered", "dead", "member"} for each member. `sweep.json` has the same
@@ -40,38 +39,41 @@ def run_sweep(
     assert grid is not None
     assert isinstance(base, DictionaryConfig)
     batch_at = inputs.text.training_batches(config.batch, config.context, config.dictionary.seed)
-    with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
-        same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
-        found = train_sweep(
-            base,
-            grid,
-            inputs.model,
-            batch_at,
-            run=SaveTo(run, every=config.checkpoint_every, keep=2),
-            log=Log(every=config.log_every, quiet=quiet),
+    same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
+    found = train_sweep(
+        base,
+        grid,
+        inputs.model,
+        batch_at,
+        run=SaveTo(run, every=config.checkpoint_every, keep=2),
+        place=inputs.mesh,
+        log=dataclasses.replace(log, every=config.log_every),
+    )
+    rows = []
+    for i, (member, dictionary) in enumerate(found):
+        directory = run.directory / "members" / f"{i:02d}"
+        alone = dataclasses.replace(config, sweep=None, dictionary=member_config(base, member))
+        save_dictionary(
+            directory / "dictionary", dictionary, address=member.address, writes=config.dictionary.writes,
+            model=config.model, config=alone,
+        )  # fmt: skip
+        result = measure(alone, dictionary, inputs)
+        write_evaluation(directory, result)
+        page = show_features(alone, directory, dictionary, inputs, quiet=log.quiet)
+        rows.append(
+            {
+                "name": directory.name,
+                "label": strength(member, grid),
+                "series": series(member, grid),
+                "l0": result["reconstruction"]["l0"],
+                "fvu": result["reconstruction"]["fvu"],
+                "recovered": result["cross_entropy"]["recovered_mean"],
+                "dead": result["density"]["dead"],
+                "member": dataclasses.asdict(member),
+                "page": page,
+            }
         )
-        rows = []
-        for i, (member, dictionary) in enumerate(found):
-            directory = run.directory / "members" / f"{i:02d}"
-            alone = dataclasses.replace(config, sweep=None, dictionary=member_config(base, member))
-            save_dictionary(
-                directory / "dictionary", dictionary, address=member.address, writes=config.dictionary.writes,
-                model=config.model, config=alone,
-            )  # fmt: skip
-            result = measure(alone, dictionary, inputs, directory / "evaluation.json").to_json()
-            rows.append(
-                {
-                    "name": directory.name,
-                    "label": strength(member, grid),
-                    "series": series(member, grid),
-                    "l0": result["reconstruction"]["l0"],
-                    "fvu": result["reconstruction"]["fvu"],
-                    "recovered": result["cross_entropy"]["recovered_mean"],
-                    "dead": result["density"]["dead"],
-                    "member": dataclasses.asdict(member),
-                }
-            )
-        atomic_write(run.directory / "sweep.json", json.dumps(rows, indent=2) + "\n")
+    atomic_write(run.directory / "sweep.json", json.dumps(rows, indent=2, allow_nan=False) + "\n")
     return rows
 
 

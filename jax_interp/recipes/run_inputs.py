@@ -5,15 +5,13 @@ They are stored in `inputs.json` in the run directory.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from jaxtyping import PyTree
 
-from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
-from jax_interp.core.tensor_files import read_json
+from jax_interp.core.json_files import read_json, write_json
 from jax_interp.data.text import Text
 from jax_interp.training.fingerprint import fingerprints
 
@@ -38,7 +36,7 @@ def same_inputs(directory: Path, now: Mapping[str, str], *, begins: bool = True)
     path = directory / "inputs.json"
     if not path.exists():
         if begins:
-            atomic_write(path, json.dumps(dict(now), indent=2) + "\n")
+            write_json(path, now)
         return
     before = read_json(path)
     changed = [name for name in now if before.get(name) != now[name]]

@@ -9,9 +9,9 @@ same call resumes it, and the result is the same bit for bit.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +19,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 
-from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import write_json
 from jax_interp.data.batches import (
     WindowSampler,
     begin_as_documents,
@@ -46,7 +47,10 @@ from jax_interp.models.language_modelling import (
     summary,
     train_step,
 )
-from jax_interp.training import Log, SaveTo, fit, open_run
+from jax_interp.models.sharding import rules_for
+from jax_interp.training import Log, SaveTo, fit, open_run, placed
+from jax_interp.training.parent import about_parent
+from jax_interp.training.sharding import check_rows
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,15 @@ MAY_DIFFER = (
 """Fields that may change between the calls that make up one run."""
 
 
-def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = False) -> dict[str, Any]:
+def train_lm(
+    config: LanguageModelConfig,
+    run_dir: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    quiet: bool = False,
+    parent: str | Path | None = None,
+    log_to: Sequence[str] = (),
+) -> dict[str, Any]:
     """Train a language model in a run directory, evaluate it and export it.
 
     Args:
@@ -115,7 +127,10 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
         places the decay of the learning rate (`Optimization.decay`): more steps continue the same run only while the
         decay has not begun.
       run_dir: the run directory. If it has a stopped run, this run is resumed.
+      mesh: the mesh to train on (`training.sharding.mesh_of`). None: one device. A run may be resumed on another mesh.
       quiet: show no progress.
+      parent: `RUN` or `RUN@STEP`, a checkpoint that a new run starts from (see `training.parent`).
+      log_to: where the log goes besides `metrics.jsonl` (see `training.log_writers`).
 
     Returns:
       The final figures, which are also written to `results.json`.
@@ -123,28 +138,31 @@ def train_lm(config: LanguageModelConfig, run_dir: str | Path, *, quiet: bool = 
     Raises:
       UserError: the run directory holds another run, or there is too little text.
     """
-    with open_run(run_dir, config, may_differ=MAY_DIFFER) as run:
+    log = Log(quiet=quiet, to=log_to)
+    if mesh is not None:
+        check_rows(config.batch, mesh)
+    with open_run(run_dir, config, may_differ=MAY_DIFFER, parent=parent) as run, placed(mesh, rules_for) as there:
         text = prepare_text(config.text, run.directory / "tokens")
         optimizer = config.optimization.build(config.steps)
         state = fit(
             train_step(optimizer),
-            init_state(init(config.model, jax.random.key(config.seed)), optimizer),
-            _training_batches(config, text),
+            there.state(init_state(init(config.model, jax.random.key(config.seed)), optimizer)),
+            there.batches(_training_batches(config, text)),
             steps=config.steps,
             run=SaveTo(run, every=config.checkpoint_every, keep=2),
-            log=Log(
+            log=dataclasses.replace(
+                log,
                 every=config.log_every,
                 evaluate=_evaluation(config, text),
                 evaluate_every=config.evaluate_every,
                 per_step={"tokens": config.batch * config.model.n_ctx},
                 shown=("loss", "eval.loss", "eval.induction.second_half"),
                 title="train-lm",
-                quiet=quiet,
             ),
         )
         exported = export(state.model, config, text, run.directory / "export")
-        results = final_results(exported, config, text)
-        atomic_write(run.directory / "results.json", json.dumps(results, indent=2) + "\n")
+        results = final_results(exported, config, text) | about_parent(run.parent)
+        write_json(run.directory / "results.json", results, nonfinite=True)
         return results
 
 

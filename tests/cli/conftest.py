@@ -19,6 +19,7 @@ from jax_interp.models import Config, init, save
 from jax_interp.recipes.demo.config import DemoConfig
 from jax_interp.recipes.demo.patching import PromptPair
 from jax_interp.recipes.dictionary import DictionaryRunConfig
+from jax_interp.recipes.feature_page import FeaturePageConfig
 
 DOCUMENT = """class {name}:
     def __init__(self, item, value):
@@ -70,6 +71,7 @@ def run_config(text: Path, model: Path) -> DictionaryRunConfig:
         evaluate_sequences=4,
         log_every=2,
         checkpoint_every=4,
+        page=FeaturePageConfig(features=0),  # `test_dashboard.py` has pages
     )
 
 

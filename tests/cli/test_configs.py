@@ -17,9 +17,10 @@ from jax_interp.recipes.configs import directories, find_config, known_names
 from jax_interp.recipes.decomposition import DecompositionRunConfig
 from jax_interp.recipes.demo.config import DemoConfig
 from jax_interp.recipes.dictionary import DictionaryRunConfig
+from jax_interp.recipes.find_circuit import FindCircuitConfig
 from jax_interp.recipes.train_lm import LanguageModelConfig
 
-KINDS = (LanguageModelConfig, DictionaryRunConfig, DecompositionRunConfig, DemoConfig)
+KINDS = (LanguageModelConfig, DictionaryRunConfig, DecompositionRunConfig, DemoConfig, FindCircuitConfig)
 NAMED = [(kind, name) for kind in KINDS for name in known_names(kind)]
 
 
@@ -114,7 +115,7 @@ def test_overrides_are_typed_and_reach_nested_fields(run_config):
         "--run-dir",
         "x",
     ]
-    asked = parse(TrainDictionary, argv, command="train-dictionary", default=TrainDictionary(run_config))
+    asked = parse(TrainDictionary, argv, command="train-dictionary", default=TrainDictionary(config=run_config))
     changed = dataclasses.replace(
         run_config.dictionary,
         activation=TopK(3),
@@ -125,7 +126,7 @@ def test_overrides_are_typed_and_reach_nested_fields(run_config):
 
 
 def test_no_override_changes_nothing(run_config):
-    assert parse(TrainDictionary, [], command="x", default=TrainDictionary(run_config)).config == run_config
+    assert parse(TrainDictionary, [], command="x", default=TrainDictionary(config=run_config)).config == run_config
 
 
 def test_where_the_config_is_taken_from():

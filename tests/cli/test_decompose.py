@@ -12,19 +12,21 @@ import pytest
 import jax_interp.recipes.decomposition.spd as module
 from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import read_json
 from jax_interp.decomposition import DecompositionConfig, Trained
 from jax_interp.decomposition.importance import ScalarMLP
 from jax_interp.decomposition.linearity import LinearitySettings, oracle_decomposition
 from jax_interp.decomposition.losses import ImportanceMinimality
 from jax_interp.decomposition.train import initial_decomposition
 from jax_interp.models import load
-from jax_interp.recipes.decomposition import DecompositionRunConfig, inputs_for, train
+from jax_interp.recipes.decomposition import DecompositionRunConfig, inputs_for, opened, train
 from jax_interp.recipes.decomposition.inputs import next_tokens
 from jax_interp.recipes.decomposition.method import HeldOut, Inputs
 from jax_interp.recipes.decomposition.spd import SPD, measure_known_features
 from jax_interp.toys.resid_mlp import ResidMLPConfig, init_resid_mlp
 from jax_interp.toys.tms import TMSConfig, init_tms, insert_identity
 from jax_interp.toys.toy import known_features
+from jax_interp.training import QUIET
 
 
 def drawn(settings: DecompositionConfig, target) -> Trained:
@@ -55,7 +57,7 @@ def test_what_a_run_cannot_be(field, value, said):
 @pytest.mark.parametrize(
     ("matrix", "rows", "said"),
     [
-        ("blocks.*.mlp.up", 10_000, "less than one batch of 10000 windows of 16"),
+        ("blocks.*.mlp.up", 10_000, "rows of 16, less than one batch of 10000"),
         ("linear1", 2, "no matrix matches 'linear1'"),
     ],
 )
@@ -141,12 +143,31 @@ def test_a_run_goes_on_with_another_threshold(tmp_path):
         ("linear1",), C=3, importance=ScalarMLP(2), warm_up=None, losses=(ImportanceMinimality(),), steps=1, batch=4
     )
     config, inputs = DecompositionRunConfig(settings), inputs_of(init_tms(jax.random.key(0), TMSConfig(3, 2)))
-    train(config, inputs, tmp_path, quiet=True)
-    old = json.loads((tmp_path / "config.json").read_text())
+    with opened(config, tmp_path) as run:
+        train(config, inputs, run, log=QUIET)
+    old = read_json(tmp_path / "config.json")
     del old["threshold"]  # of a run from before there was one
     (tmp_path / "config.json").write_text(json.dumps(old))
-    train(dataclasses.replace(config, threshold=0.2), inputs, tmp_path, quiet=True)
-    assert json.loads((tmp_path / "config.json").read_text())["threshold"] == 0.2
+    config = dataclasses.replace(config, threshold=0.2)
+    with opened(config, tmp_path) as run:
+        train(config, inputs, run, log=QUIET)
+    assert read_json(tmp_path / "config.json")["threshold"] == 0.2
+
+
+def test_a_finished_decomposition_is_extended(tmp_path):
+    settings = DecompositionConfig(
+        ("linear1",), C=3, importance=ScalarMLP(2), warm_up=None, losses=(ImportanceMinimality(),), steps=2, batch=4
+    )
+    inputs = inputs_of(init_tms(jax.random.key(0), TMSConfig(3, 2)))
+    more = DecompositionRunConfig(dataclasses.replace(settings, steps=4))
+    with opened(DecompositionRunConfig(settings), tmp_path / "a") as run:
+        train(DecompositionRunConfig(settings), inputs, run, log=QUIET)
+    with opened(more, tmp_path / "b", parent=tmp_path / "a") as run:
+        train(more, inputs, run, log=QUIET)
+        assert run.parent is not None
+        assert run.parent.step == 2
+    steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4]
 
 
 def inputs_of(target) -> Inputs:

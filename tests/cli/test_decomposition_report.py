@@ -11,6 +11,7 @@ import pytest
 
 from jax_interp.core import config_json as configs
 from jax_interp.core.errors import UserError
+from jax_interp.dashboards.feature_data import FeatureData
 from jax_interp.data.text import text_for
 from jax_interp.decomposition import DecompositionConfig, Trained
 from jax_interp.decomposition.importance import ScalarMLP
@@ -18,6 +19,7 @@ from jax_interp.decomposition.storage import save_decomposition
 from jax_interp.decomposition.train import initial_decomposition
 from jax_interp.models import load, save
 from jax_interp.recipes.decomposition import DecompositionRunConfig
+from jax_interp.recipes.feature_page import FeaturePageConfig
 from jax_interp.recipes.run_inputs import fingerprint, same_inputs
 
 ERROR = {"stochastic": 0.2, "ci": 0.3, "unmasked": 0.1, "zero": 1.0}
@@ -44,6 +46,24 @@ def finished(tmp_path, model, text):
     (run / "config.json").write_text(configs.dumps(config))
     (run / "evaluation.json").write_text(json.dumps(EVALUATION))
     return run
+
+
+def test_the_page_of_components_shows_those_with_the_largest_importance(finished, command):
+    code, _, err = command("decomposition-report", finished)
+    assert (code, err) == (0, "")
+    assert 'href="components.html"' in (finished / "report.html").read_text()
+    page, data = (finished / "components.html").read_text(), FeatureData.read(finished / "components")
+    assert "Components of" in page
+    assert data.name == "component"
+    assert 1 <= len(data.units) <= 2 * 6, "two matrices of six components"
+    assert (data.max_activation[data.firings > 0] > 0.1).all(), "an importance above the threshold"
+    config = configs.load(DecompositionRunConfig, finished)
+    smaller = dataclasses.replace(config, page=FeaturePageConfig(features=0))
+    (finished / "components.html").unlink()
+    (finished / "config.json").write_text(configs.dumps(smaller))
+    assert command("decomposition-report", finished)[0] == 0
+    assert "components.html" not in (finished / "report.html").read_text()
+    assert not (finished / "components.html").exists()
 
 
 def test_a_finished_run(finished, command):
@@ -89,10 +109,9 @@ def test_what_is_no_finished_run(finished, command, tmp_path):
     assert "windows must be at least 1, not 0" in refused(finished, "--windows", "0")
     (finished / "evaluation.json").write_text("{")
     assert "evaluation.json is not JSON" in refused(finished)
-    for damaged in ("[]", '{"target": "tms:5-2", "source": ""}'):
-        (finished / "evaluation.json").write_text(damaged)
-        assert "evaluation.json has no " in (err := refused(finished))
-        assert "relative_faithfulness, error, " in err
+    (finished / "evaluation.json").write_text('{"target": "tms:5-2", "source": ""}')
+    assert "evaluation.json has no " in (err := refused(finished))
+    assert "relative_faithfulness, error, " in err
     (finished / "evaluation.json").unlink()
     err = refused(finished)
     assert "has not finished: it has no evaluation.json" in err

@@ -24,7 +24,7 @@ def test_from_weights_to_a_report(command, demo_json, tmp_path):
     assert str(directory / "report.html") in out
     page = (directory / "report.html").read_text()
     assert page.count("<svg") == 5
-    for fetched in ("http://", "https://", "<script", "<link", "@import"):
+    for fetched in ("http://", "https://", "<script src", "<link", "@import"):
         assert fetched not in page.replace("http://www.w3.org", ""), fetched
     assert page.count("url(") == page.count("url(#"), "only clip paths of the page's own figures"
     results = json.loads((directory / "results.json").read_text())
@@ -40,6 +40,10 @@ def test_from_weights_to_a_report(command, demo_json, tmp_path):
         assert share == pytest.approx(1.0 if carries else 0.0, abs=1e-4)
     assert results["features"]["found"][0]["mean_on"] > results["features"]["found"][0]["mean_elsewhere"]
     assert {column["name"] for column in results["intervention"]["columns"]} == {"clean", "ablated", "clamped"}
+    effects = [page["effect"] for page in results["matter"]]
+    assert effects == sorted(effects, reverse=True)
+    assert effects[0] > 0
+    assert results["intervention"]["feature"] == results["matter"][0]["feature"]
     for name in ("clean", "ablated", "clamped"):
         assert 0 < sum(row[name] for row in results["intervention"]["probabilities"]) <= 1 + 1e-6
 

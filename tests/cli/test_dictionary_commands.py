@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jax_interp.core import config_json as configs
-from jax_interp.dictionaries.storage import load_dictionary
+from jax_interp.core.json_files import read_json
+from jax_interp.dictionaries.loading import load_dictionary
+from jax_interp.dictionaries.losses import AuxK, Reconstruction
 from jax_interp.dictionaries.training.sweep import Sweep
 from jax_interp.recipes.dictionary import DictionaryRunConfig
 
@@ -44,13 +48,34 @@ def test_the_run_directory_is_a_config(trained, command):
     assert (trained / "evaluation.json").read_text() == before
 
 
+def test_a_mesh_gives_the_figures_of_one_device(trained, run_json, command, tmp_path):
+    code, out, err = command("train-dictionary", run_json, "--run-dir", tmp_path, "--mesh", "data=2", "--quiet")
+    assert code == 0, err
+    assert "FVU" in out
+    alone, there = (json.loads((path / "evaluation.json").read_text()) for path in (trained, tmp_path))
+    assert there["reconstruction"]["fvu"] == pytest.approx(alone["reconstruction"]["fvu"], rel=1e-2)
+    code, out, err = command("train-dictionary", tmp_path, "--mesh", "tensor=2", "--quiet")  # finished: nothing to do
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [("data=64", "does not fit"), ("rows=2", "no axis 'rows'"), ("data=4", "a batch of 2 cannot be split equally")],
+)
+def test_a_mesh_that_cannot_be(mesh, message, run_json, command, tmp_path):
+    code, _, err = command("train-dictionary", run_json, "--run-dir", tmp_path / "run", "--mesh", mesh)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluate_gives_the_figures_of_the_run(trained, command, tmp_path):
     for source in (trained, trained / "dictionary"):
         code, out, _ = command("evaluate", source, "--json", tmp_path / "again.json")
         assert code == 0
         assert "splicing the identity gives exactly the clean CE" in out
-        again = json.loads((tmp_path / "again.json").read_text())
-        expected = json.loads((trained / "evaluation.json").read_text())
+        again = read_json(tmp_path / "again.json")
+        expected = read_json(trained / "evaluation.json")
         assert {name: again[name] for name in expected} == expected
 
 
@@ -85,6 +110,37 @@ def test_other_weights_or_text_are_refused(trained, command, run_config, tmp_pat
     assert "was begun with other text" in err
 
 
+def test_a_run_says_how_often_the_text_was_seen(trained, run_config, command):
+    _, out, _ = command("train-dictionary", trained, "--quiet")
+    figures = json.loads((trained / "evaluation.json").read_text())
+    assert figures["data"]["tokens"] == run_config.tokens == 12 * 2 * 32
+    times = run_config.tokens / figures["data"]["text_tokens"]
+    assert f"trained on 768 tokens, {times:.3g}"[:26] in out
+    assert "times the" in (trained / "report.html").read_text()
+
+
+def test_what_a_step_would_refuse_is_refused_before_anything_is_written(run_config, model, command, tmp_path):
+    tensors = load_file(model / "model.safetensors")
+    name = next(name for name in tensors if "layers.1.mlp.down" in name)
+    shutil.copytree(model, tmp_path / "nan")
+    (tmp_path / "nan" / "digests.json").unlink()
+    save_file(tensors | {name: np.full_like(tensors[name], np.nan)}, tmp_path / "nan" / "model.safetensors")
+    base = run_config.dictionary
+    for message, config in {
+        "AuxK(k=99) of n_features=32": dataclasses.replace(
+            run_config, dictionary=base.with_fields(loss=(Reconstruction(), AuxK(k=99)))
+        ),
+        "skip_first=32 leaves nothing": dataclasses.replace(run_config, dictionary=base.with_fields(skip_first=32)),
+        "NaN or infinite values in": dataclasses.replace(run_config, model=str(tmp_path / "nan")),
+        "member 0 of the sweep cannot be trained": dataclasses.replace(run_config, sweep=Sweep(learning_rates=(0.0,))),
+    }.items():
+        (tmp_path / "config.json").write_text(configs.dumps(config))
+        code, _, err = command("train-dictionary", tmp_path / "config.json", "--run-dir", tmp_path / "run", "--quiet")
+        assert code == 2
+        assert message in err
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_a_grid_leaves_its_members_and_a_report(run_config, command, tmp_path):
     config = dataclasses.replace(run_config, sweep=Sweep(k=(2, 4)))
@@ -98,7 +154,7 @@ def test_a_grid_leaves_its_members_and_a_report(run_config, command, tmp_path):
     assert rows[0]["l0"] <= 2
     assert load_dictionary(run / "members" / "01" / "dictionary").dictionary.activation.k == 4
     page = (run / "report.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3, "the grid, each member's training, and the mean"
     assert "k 4" in page
     code, _, err = command(
         "train-dictionary", tmp_path / "grid.json", "--run-dir", tmp_path / "x", "--sweep.k", "2", "9"

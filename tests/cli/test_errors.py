@@ -31,14 +31,15 @@ WRONG = {
     "no such module": (["train-lm", "nowhere/run.py"], "no config at nowhere/run.py"),
     "two configs": (["train-lm", "stdlib_tiny", "--config", "x"], "two configs were given"),
     "nothing after --config": (["train-lm", "--config"], "--config needs a name"),
-    "no run directory": (["evaluate", "nowhere"], "no directory nowhere"),
+    "no run directory": (["evaluate", "nowhere"], "there is no file or folder 'nowhere'"),
     "no decomposition": (
         ["decomposition-report", "nowhere"],
         "no directory nowhere: give a run directory of decompose",
     ),
-    "required argument": (["evaluate"], "missing argument: RUN_OR_DICTIONARY"),
-    "unknown model": (["sites", "no/such/model/dir"], "there is no directory no/such/model/dir"),
-    "unknown user": (["sites", "~nosuchuser/model"], "there is no directory ~nosuchuser/model"),
+    "required argument": (["evaluate"], "missing argument: SOURCE"),
+    "unknown model": (["sites", "no/such/model/dir"], "there is no directory 'no/such/model/dir'"),
+    "more than 64 bits": (["generate", "x", "--max-tokens", "9" * 30], "is too large"),
+    "unknown user": (["sites", "~nosuchuser/model"], "there is no directory '~nosuchuser/model'"),
     "a name too long": (["train-lm", "x" * 5000], "File name too long"),
     "a slice that stands still": (["sites", "stdlib-small", "blocks.0:4:0.resid_post"], "blocks.0:4:0.resid_post"),
     "seed": (["generate", "x", "--seed", "1" + 25 * "0"], "is not a number of 32 bits"),
@@ -108,7 +109,7 @@ def test_no_text(command, run_json, tmp_path):
     (tmp_path / "short.txt").write_text("def f(): pass")
     code, _, err = command("train-dictionary", run_json, "--run-dir", tmp_path / "r", "--text", tmp_path / "short.txt")
     assert code == 2
-    assert "has 3 tokens: less than one batch of 2 windows of 32" in err
+    assert "has 3 tokens: 0 rows of 32, less than one batch of 2" in err
 
 
 def test_damaged_config_files(command, tmp_path, run_json):

@@ -21,6 +21,7 @@ def test_from_text_to_a_model_that_loads(command, tmp_path):
     code, out, err = command("train-lm", *SMALL, "--run-dir", tmp_path / "run")
     assert code == 0, err
     assert "validation loss" in out
+    assert "of the text" in out  # how often it was seen
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert 0 < results["validation"]["loss"] < 10
     with jax.numpy_dtype_promotion("standard"):  # the widest of a file's dtypes is taken, here float32 of its norms

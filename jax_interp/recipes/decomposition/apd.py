@@ -22,7 +22,7 @@ from jax_interp.decomposition.metrics import recovery
 from jax_interp.recipes.decomposition.method import RUN_METHODS, HeldOut, Inputs, RunMethod
 from jax_interp.surgery import Model
 from jax_interp.toys import known_features, target_forms
-from jax_interp.training import Log, RunTarget
+from jax_interp.training import Log, Place, RunTarget
 
 if TYPE_CHECKING:
     from jax_interp.recipes.decomposition.config import DecompositionRunConfig, PageOptions
@@ -55,11 +55,18 @@ class APD(RunMethod[APDConfig, TrainedAPD]):
         jax.eval_shape(lambda model: apd_losses(settings, initial_decomposition(settings, model), x), inputs.model)
 
     def train(
-        self, settings: APDConfig, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log
+        self,
+        settings: APDConfig,
+        config: DecompositionRunConfig,
+        inputs: Inputs,
+        *,
+        run: RunTarget,
+        place: Place,
+        log: Log,
     ) -> TrainedAPD:
         """Train, and set the threshold that keeps the top k on the rows on which figures are measured."""
         assert inputs.sample is not None
-        model = train_apd(settings, inputs.model, sample=inputs.sample, run=run, log=log)
+        model = train_apd(settings, inputs.model, sample=inputs.sample, run=run, place=place, log=log)
         return with_threshold(settings, model, inputs.held_out(config.evaluate_rows)[0])
 
     def save(self, path: Path, trained: TrainedAPD, settings: APDConfig) -> None:

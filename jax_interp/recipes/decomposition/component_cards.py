@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from jax_interp.dashboards.components import WINDOWS, MatrixDashboard, component_dashboards
-from jax_interp.dashboards.statistics import TokenShares, Windows
+from jax_interp.dashboards.statistics import TokenShares
+from jax_interp.dashboards.windows import Windows
 from jax_interp.decomposition.top_components import TopComponents, top_components
 from jax_interp.decomposition.train import Trained
 from jax_interp.recipes.decomposition.config import PageOptions

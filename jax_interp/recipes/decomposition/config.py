@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition.config import DecompositionConfig, MethodConfig
 from jax_interp.recipes.decomposition.method import method_for
+from jax_interp.recipes.feature_page import FeaturePageConfig
 
-MAY_DIFFER = ("log_every", "checkpoint_every", "evaluate_rows", "linearity_rows", "adversary_steps", "threshold")
+MAY_DIFFER = (
+    "log_every", "checkpoint_every", "evaluate_rows", "linearity_rows", "adversary_steps", "threshold", "page"
+)  # fmt: skip
 """Fields that may change between the calls that make up one run."""
 
 
@@ -24,7 +27,9 @@ class DecompositionRunConfig:
     collapsed: bool = True
     """Reduce the stream of a residual MLP to the directions that are used: the same function, ten times faster."""
     text: str = "stdlib"
-    """Text for a language model: "stdlib", a UTF-8 file, or a directory of .txt, .py and .md files."""
+    """Text for a language model: "stdlib", a UTF-8 file, a .jsonl or .parquet file, or a directory of them."""
+    text_column: str = "text"
+    """The column of .jsonl and .parquet files that holds the text."""
     context: int = 256
     """Tokens in each sequence."""
     evaluate_rows: int = 512
@@ -35,6 +40,9 @@ class DecompositionRunConfig:
     """The numbers of adversary steps to measure."""
     threshold: float = 0.0
     """In every figure, a component is important if its importance is above this. Use 0 if the sigmoid reaches 0."""
+    page: FeaturePageConfig = field(default_factory=FeaturePageConfig)
+    """The size of the page of components, for a language model. The components with the largest mean importance of each
+    matrix are shown."""
     log_every: int = 100
     """Steps between two records of the log."""
     checkpoint_every: int = 1000

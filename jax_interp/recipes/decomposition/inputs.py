@@ -55,7 +55,7 @@ def _language_model(config: DecompositionRunConfig) -> Inputs:
     model, tokenizer = load(config.target)
     if tokenizer is None:
         raise UserError(f"{config.target} has no tokenizer.json, which is needed to turn the text into tokens")
-    text = text_for(config.text, tokenizer)
+    text = text_for(config.text, tokenizer, column=config.text_column)
     batch_at = text.training_batches(config.decomposition.batch, config.context, config.decomposition.seed)
 
     def held_out(rows: int) -> tuple[Array, Array]:
@@ -67,7 +67,8 @@ def _language_model(config: DecompositionRunConfig) -> Inputs:
         return HeldOut(text.validation_batches(batch, config.context, sequences), tokenizer.strings)
 
     fingerprints = fingerprint(model, text)
-    return Inputs(model, held_out, for_page, fingerprints, batch_at=lambda step: jnp.asarray(batch_at(step)[0]))
+    training = lambda step: jnp.asarray(batch_at(step)[0])
+    return Inputs(model, held_out, for_page, fingerprints, batch_at=training, text_tokens=int(text.train.size))
 
 
 def next_tokens(tokens: Int[np.ndarray, "seq pos"], keep: Bool[np.ndarray, "seq pos"]) -> Int[Array, "seq pos"]:

@@ -15,7 +15,7 @@ from jax_interp.core.registry import Registry
 from jax_interp.decomposition.config import MethodConfig
 from jax_interp.decomposition.top_components import Batches
 from jax_interp.surgery import Model
-from jax_interp.training import Log, RunTarget
+from jax_interp.training import Log, Place, RunTarget
 
 if TYPE_CHECKING:
     from jax_interp.recipes.decomposition.config import DecompositionRunConfig, PageOptions
@@ -48,6 +48,7 @@ class Inputs:
       fingerprint: the fingerprint of the loaded weights and text.
       sample: for a toy, `sample(key)` returns a batch to train on.
       batch_at: for a language model, `batch_at(step)` returns a batch to train on.
+      text_tokens: for a language model, the number of tokens of the text that batches are taken from.
     """
 
     model: Model
@@ -56,6 +57,7 @@ class Inputs:
     fingerprint: Mapping[str, str]
     sample: Callable[[Key[Array, ""]], Array] | None = None
     batch_at: Callable[[int], Array] | None = None
+    text_tokens: int | None = None
 
 
 class RunMethod(abc.ABC, Generic[Settings, Decomposition]):
@@ -79,7 +81,14 @@ class RunMethod(abc.ABC, Generic[Settings, Decomposition]):
 
     @abc.abstractmethod
     def train(
-        self, settings: Settings, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log
+        self,
+        settings: Settings,
+        config: DecompositionRunConfig,
+        inputs: Inputs,
+        *,
+        run: RunTarget,
+        place: Place,
+        log: Log,
     ) -> Decomposition:
         """Train in a run directory, from its last checkpoint if it has one. `settings` is `config.decomposition`."""
 
@@ -96,6 +105,12 @@ class RunMethod(abc.ABC, Generic[Settings, Decomposition]):
         self, settings: Settings, config: DecompositionRunConfig, trained: Decomposition, inputs: Inputs
     ) -> dict[str, Any]:
         """All figures, as JSON values. `settings` is `config.decomposition`."""
+
+    def component_page(
+        self, config: DecompositionRunConfig, directory: Path, trained: Decomposition, held_out: HeldOut
+    ) -> Path | None:
+        """Write a page of the components of a language model, where the method has one."""
+        return None
 
     @abc.abstractmethod
     def page(

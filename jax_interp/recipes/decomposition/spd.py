@@ -21,7 +21,7 @@ from jax_interp.decomposition.train import Trained, initial_decomposition, train
 from jax_interp.recipes.decomposition.method import RUN_METHODS, HeldOut, Inputs, RunMethod
 from jax_interp.surgery import Model
 from jax_interp.toys import KnownFeatures, known_features
-from jax_interp.training import Log, RunTarget
+from jax_interp.training import Log, Place, RunTarget
 
 if TYPE_CHECKING:
     from jax_interp.recipes.decomposition.config import DecompositionRunConfig, PageOptions
@@ -38,10 +38,17 @@ class SPD(RunMethod[DecompositionConfig, Trained]):
         jax.eval_shape(partial(initial_decomposition, settings), inputs.model)
 
     def train(
-        self, settings: DecompositionConfig, config: DecompositionRunConfig, inputs: Inputs, *, run: RunTarget, log: Log
+        self,
+        settings: DecompositionConfig,
+        config: DecompositionRunConfig,
+        inputs: Inputs,
+        *,
+        run: RunTarget,
+        place: Place,
+        log: Log,
     ) -> Trained:
         data = {"sample": inputs.sample, "batch_at": inputs.batch_at}
-        return train_decomposition(settings, inputs.model, **data, run=run, log=log)
+        return train_decomposition(settings, inputs.model, **data, run=run, place=place, log=log)
 
     def save(self, path: Path, trained: Trained, settings: DecompositionConfig) -> None:
         save_decomposition(path, trained, settings)
@@ -65,6 +72,15 @@ class SPD(RunMethod[DecompositionConfig, Trained]):
         if known is None:
             return result
         return result | measure_known_features(known, settings, trained, oracle, threshold)
+
+    def component_page(
+        self, config: DecompositionRunConfig, directory: Path, trained: Trained, held_out: HeldOut
+    ) -> Path | None:
+        from jax_interp.dashboards.options import Names
+        from jax_interp.recipes.decomposition.component_page import write_component_page
+
+        names = Names("component", f"Components of {config.target}", config.target, f"{config.text}, held out")
+        return write_component_page(directory, trained, held_out, config.page, names)
 
     def page(
         self,

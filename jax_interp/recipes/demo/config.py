@@ -19,23 +19,26 @@ class DemoConfig:
     """A text that the model continues first, to show what it can do."""
     token: str = "self"
     """The demo looks for features that fire on this token."""
-    prompt: str = "self"
-    """A prompt that ends in `token`. The model continues it while a feature is ablated or clamped."""
+    prompt: str = "def main("
+    """The model continues this prompt while a feature is ablated or clamped. The feature is the one whose ablation
+    changes the predictions on prompt and continuation most."""
     new_tokens: int = 48
     """The number of tokens written after a prompt."""
     search_sequences: int = 128
     """The number of training sequences to search for features and their contexts."""
     shown_features: int = 4
-    """The number of features on the page."""
+    """The number of features that fire on `token` on the page."""
+    searched_features: int = 60
+    """The number of features that matter for the prompt on the page, where they can be searched."""
     contexts: int = 8
     """The number of contexts shown for each feature."""
-    strength: float = 3.0
+    strength: float = 1.0
     """The feature is clamped to this multiple of its largest activation."""
     pairs: tuple[PromptPair, ...] = ()
     """Pairs of prompts. The first pair that the model gets right is patched."""
 
     def __post_init__(self) -> None:
-        for name in ("new_tokens", "search_sequences", "shown_features", "contexts"):
+        for name in ("new_tokens", "search_sequences", "shown_features", "searched_features", "contexts"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.pairs:

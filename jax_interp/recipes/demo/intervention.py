@@ -34,39 +34,31 @@ def last_log_probabilities(model: Model, tokens: Int[Array, "1 pos"]) -> Float[A
 
 
 def clamp_feature(
-    model: Model, address: str, sae: Dictionary, feature: int | Int[Array, ""], value: float | Float[Array, ""]
+    model: Model,
+    address: str,
+    sae: Dictionary,
+    feature: int | Int[Array, ""],
+    value: float | Float[Array, ""],
+    pos: slice | None = None,
 ) -> Tapped:
-    """The model with one feature of the dictionary at `address` clamped to `value` at every position.
+    """The model with one feature of the dictionary at `address` clamped to `value` at some positions (None: all).
 
     Feature and value are data: another one compiles nothing.
     """
     spliced = edit(model, at(address, Splice(sae, error=True)))
     value = jnp.asarray(value, jnp.float32)
-    return edit(spliced, at(f"{address}.latents", Clamp(value, value), feature=feature))
+    return edit(spliced, at(f"{address}.latents", Clamp(value, value), feature=feature, pos=pos))
 
 
-def most_influential(
-    model: Model, address: str, sae: Dictionary, tokens: Int[Array, "1 pos"], features: Sequence[int]
-) -> int:
-    """The feature whose ablation changes the prediction after the prompt most, by KL divergence."""
-    clean = last_log_probabilities(model, tokens)
-
-    @jax.jit
-    def divergence(feature: Int[Array, ""]) -> Float[Array, ""]:
-        ablated = last_log_probabilities(clamp_feature(model, address, sae, feature, 0.0), tokens)
-        return jnp.sum(jnp.exp(clean) * (clean - ablated))
-
-    return features[int(np.argmax([float(divergence(jnp.asarray(feature, jnp.int32))) for feature in features]))]
-
-
-def intervene(config: DemoConfig, inputs: Inputs, sae: Dictionary, maxima: Mapping[int, float]) -> dict[str, Any]:
+def intervene(config: DemoConfig, inputs: Inputs, sae: Dictionary, feature: int, largest: float) -> dict[str, Any]:
     """Let the model write with a feature unchanged, ablated, and clamped high.
 
     Args:
       config: the demo's config: prompt, strength, number of tokens.
       inputs: model and tokenizer.
       sae: the trained dictionary.
-      maxima: the largest activation of each feature among which the `most_influential` is chosen.
+      feature: the feature to change.
+      largest: its largest activation in the searched text.
 
     Returns:
       Plain values for the report: the texts, the probabilities of the next token, and KL divergences from the model.
@@ -74,13 +66,13 @@ def intervene(config: DemoConfig, inputs: Inputs, sae: Dictionary, maxima: Mappi
     model, tokenizer, address = inputs.model, inputs.tokenizer, config.dictionary.dictionary.reads[0]
     ids = tokenizer.encode(config.prompt, bos=tokenizer.bos_id is not None)
     tokens = jnp.asarray([ids], jnp.int32)
-    feature = most_influential(model, address, sae, tokens, list(maxima))
-    value = config.strength * maxima[feature]
-    clamped = f"feature {feature} clamped to {value:.3g}, {config.strength:g} times its largest activation"
+    value = config.strength * largest
+    times = "its largest activation" if config.strength == 1 else f"{config.strength:g} times its largest activation"
+    clamped = f"feature {feature} clamped to {value:.3g}, {times}, from the end of the prompt on"
     variants = {
         "clean": (model, "the model unchanged"),
         "ablated": (clamp_feature(model, address, sae, feature, 0.0), f"feature {feature} set to 0"),
-        "clamped": (clamp_feature(model, address, sae, feature, value), clamped),
+        "clamped": (clamp_feature(model, address, sae, feature, value, pos=slice(len(ids) - 1, None)), clamped),
     }
     columns, log_p = [], {}
     for name, (variant, description) in variants.items():
@@ -109,7 +101,7 @@ def continuation(model: Model, tokenizer: Tokenizer, prompt: Sequence[int], new_
 
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """One string for each token, special tokens left out. A token that is part of a character shows U+FFFD."""
-    return [tokenizer.decode([i]) for i in ids if i not in tokenizer.special_ids]
+    return tokenizer.texts(i for i in ids if i not in tokenizer.special_ids)
 
 
 def _probabilities(log_p: Mapping[str, np.ndarray], tokenizer: Tokenizer) -> list[dict[str, Any]]:

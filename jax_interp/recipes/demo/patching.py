@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jax_interp.circuits import LogitDifference, patch_grid
+from jax_interp.circuits import LogitDifference, make_contrast
+from jax_interp.circuits import patch as patch_cells
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
 from jax_interp.data.tokenizer import Tokenizer
@@ -73,9 +74,8 @@ def patch(model: Model, tokenizer: Tokenizer, pairs: Sequence[PromptPair]) -> di
     """
     chosen = _choose(model, tokenizer, pairs)
     high, low = chosen.differences
-    span = (high - low) or 1.0
-    metric = LogitDifference(*chosen.answers)
-    grids = {name: patch_grid(model, chosen.clean, chosen.corrupted, name, metric) for name in PATCHED}
+    contrast = make_contrast(chosen.clean, chosen.corrupted, LogitDifference(*chosen.answers))
+    grids = {name: patch_cells(model, contrast, name).normalised().values for name in PATCHED}
     clean_tokens, corrupted_tokens = (
         tokenizer.strings(np.asarray(tokens)[0]) for tokens in (chosen.clean, chosen.corrupted)
     )
@@ -91,7 +91,7 @@ def patch(model: Model, tokenizer: Tokenizer, pairs: Sequence[PromptPair]) -> di
         "clean_tokens": clean_tokens,
         "corrupted_tokens": corrupted_tokens,
         "titles": PATCHED,
-        "panels": {name: ((np.asarray(grid, np.float64) - low) / span).tolist() for name, grid in grids.items()},
+        "panels": {name: np.nan_to_num(grid).tolist() for name, grid in grids.items()},
     }
 
 
@@ -109,7 +109,7 @@ def _judge(model: Model, tokenizer: Tokenizer, pair: PromptPair) -> _Judged:
     clean, corrupted, answers = encode_pair(pair, tokenizer)
     logits = [call(model, tokens) for tokens in (clean, corrupted)]
     metric = LogitDifference(*answers)
-    high, low = (float(metric(each)) for each in logits)
+    high, low = (float(metric(each).mean()) for each in logits)
     right = [int(jnp.argmax(each[0, -1])) for each in logits] == answers.tolist()
     return _Judged(pair, clean, corrupted, answers, (high, low), right)
 

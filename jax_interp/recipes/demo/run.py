@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -11,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from jax_interp.core.atomic_write import atomic_write
+from jax_interp.core.json_files import write_json
+from jax_interp.core.terminal import print_text
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.recipes import dictionary as dictionary_recipe
 from jax_interp.recipes.demo import features, intervention, patching, writing
 from jax_interp.recipes.demo.config import DemoConfig
 from jax_interp.recipes.demo.provenance import provenance
 from jax_interp.recipes.dictionary import Inputs
+from jax_interp.recipes.evaluations import write_evaluation
+from jax_interp.training import Log
 from jax_interp.training.metrics import read_log
 from jax_interp.views import tables
 from jax_interp.views.report import render
@@ -44,7 +47,7 @@ class StagePrinter:
 
     def print(self, text: str) -> None:
         if not self.quiet:
-            print(text, flush=True)
+            print_text(text)
 
     def print_indented(self, text: str) -> None:
         self.print("\n".join(f"      | {line}" for line in text.rstrip().splitlines()))
@@ -76,15 +79,19 @@ def demonstrate(config: DemoConfig, directory: Path, *, quiet: bool = False, com
         out.print_indented("".join(results["opening"]["texts"]))
     sae = _train(config, inputs, directory, out)
     with out.stage("Evaluate", "on held-out text; first a check that splicing in the identity changes nothing"):
-        evaluated = dictionary_recipe.measure(run, sae, inputs, directory / "dictionary" / "evaluation.json").to_json()
+        evaluated = dictionary_recipe.measure(run, sae, inputs)
+        write_evaluation(directory / "dictionary", evaluated)
         if not quiet:
             tables.print_evaluation(evaluated, title=f"{run.dictionary.address} of {run.model}")
     with out.stage("Find", f"features that fire on {config.token!r} and not on other tokens"):
         results["features"] = features.find(config, inputs, sae)
         _print_features(results["features"], out)
-    with out.stage("Intervene", "one feature ablated, then clamped high, while the model writes"):
-        maxima = {page["feature"]: page["max"] for page in results["features"]["pages"]}
-        results["intervention"] = intervention.intervene(config, inputs, sae, maxima)
+    with out.stage(
+        "Intervene", "the feature that matters most for a prompt, ablated and clamped while the model writes"
+    ):
+        results["matter"] = features.matter(config, inputs, sae)
+        chosen = results["matter"][0]
+        results["intervention"] = intervention.intervene(config, inputs, sae, chosen["feature"], chosen["max"])
         for column in results["intervention"]["columns"]:
             out.print(f"  {column['description']}:")
             out.print_indented("".join(column["texts"]))
@@ -115,7 +122,8 @@ def _train(config: DemoConfig, inputs: Inputs, directory: Path, out: StagePrinte
     trained = f"a dictionary of {run.dictionary.n_features:,} features on {run.dictionary.address}"
     with out.stage("Train", f"{trained}, {steps:,} steps of {run.tokens // steps:,} tokens"):
         sys.stdout.flush()
-        dictionary = dictionary_recipe.train(run, directory / "dictionary", inputs, quiet=out.quiet)
+        with dictionary_recipe.opened(run, directory / "dictionary") as open_run:
+            dictionary = dictionary_recipe.train(run, open_run, inputs, log=Log(quiet=out.quiet))
     assert isinstance(dictionary, Dictionary)  # `DemoConfig` does not accept a cross-layer dictionary
     return dictionary
 
@@ -161,5 +169,5 @@ def _dictionary(config: DemoConfig, d: int, directory: Path) -> dict[str, Any]:
 
 
 def _write(results: dict[str, Any], directory: Path) -> Path:
-    atomic_write(directory / "results.json", json.dumps(results, indent=1) + "\n")
+    write_json(directory / "results.json", results, indent=1, nonfinite=True)
     return atomic_write(directory / "report.html", render(results, tables.evaluation_rows(results["evaluation"])))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import read_json
 from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.recipes.demo.intervention import continuation, token_texts
 from jax_interp.recipes.dictionary import Inputs
@@ -42,14 +43,14 @@ def training_results(name: str) -> dict[str, Any] | None:
     for path in (directory / "results.json", directory.parent / "results.json"):
         if path.is_file():
             try:
-                results = json.loads(path.read_text())
+                results = read_json(path, nonfinite=True)
                 validation, induction = results["validation"], results["induction"]
                 return {
                     "validation": {"loss": validation["loss"]}
                     | {name: validation[name] for name in ("bits_per_byte",) if name in validation},
                     "induction": {name: induction[name] for name in ("first_half", "second_half")},
                 } | {name: results[name] for name in ("baseline",) if name in results}
-            except (json.JSONDecodeError, KeyError, TypeError):  # another file with this name, such as a demo's results
+            except (UserError, KeyError, TypeError):  # another file with this name, such as a demo's results
                 return None
     return None
 

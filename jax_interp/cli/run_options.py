@@ -1,0 +1,43 @@
+"""The options of all commands that train: where the run is saved, where it starts, where its log goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jax_interp.core.errors import UserError
+from jax_interp.recipes.configs import FoundConfig
+from jax_interp.training.sharding import mesh_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options that the commands have in common."""
+
+    run_dir: Path | None = None
+    """The run directory. Default: runs/<config name>, or the run directory that was given as CONFIG."""
+    parent: Annotated[str | None, tyro.conf.arg(name="from", metavar="RUN[@STEP]")] = None
+    """Start a new run from the last checkpoint of another run, or from that of a step: to train longer or with other
+    settings. Needs --run-dir. Without CONFIG, the config of that run is used."""
+    log_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], tyro.conf.arg(metavar="tensorboard|wandb")] = ()
+    """Programs that get a copy of the log."""
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=SIZE[,...]")] = None
+    """Train on several devices, such as data=2,fsdp=2. The axes are data, fsdp and tensor; -1 means all other devices.
+    A run may be resumed on another mesh."""
+    quiet: bool = False
+    """Do not show progress."""
+
+    def of_recipe(self) -> dict[str, Any]:
+        """The keyword arguments that all recipes take. Raises UserError if there is no such mesh."""
+        mesh = None if self.mesh is None else mesh_of(self.mesh)
+        return {"mesh": mesh, "quiet": self.quiet, "parent": self.parent, "log_to": self.log_to}
+
+    def directory(self, found: FoundConfig[Any]) -> Path:
+        """The run directory. Raises UserError if a run that starts from another one has none of its own."""
+        directory = self.run_dir or found.run_dir
+        if directory is None and self.parent is not None:
+            raise UserError("--from starts a new run: give its directory with --run-dir")
+        return directory or Path("runs") / found.name
