@@ -1,5 +1,5 @@
 # Everything a newcomer runs. Needs a Python >= 3.11 with its venv module, and make; the rest is installed into .venv.
-#   make demo | test | test-all | parity | lint | docs | bench | clean          PYTHON=/path/to/python3.12 chooses another one
+#   make demo | test | test-all | hardening | parity | lint | docs | notebooks | bench | clean    PYTHON=/path/to/python3.12: another one
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -7,6 +7,9 @@ SHELL := /bin/bash
 VENV ?= .venv
 PARITY_VENV ?= .venv-parity
 WORKERS ?= 2
+# Libraries that exclude each other. Each has an environment of its own, and exchanges files with the parity tests.
+ORACLES ?= saelens dictionary_learning sparsify circuit_tracer sae_probes pyvene
+# EAP-IG is in no package index, so it is not among them: make oracles ORACLES=eap_ig, with access to its repository.
 ARGS ?=
 
 # A test process should not grab a whole accelerator because one is there; set JAX_PLATFORMS to use it.
@@ -37,7 +40,7 @@ define make-venv
 	  || { rm -rf $(1); echo "error: $$python could not make a virtual environment with pip (Debian: install python3-venv), or name another: make PYTHON=/path/to/python" >&2; exit 2; }
 endef
 
-.PHONY: help demo test test-all parity lint docs bench clean
+.PHONY: help demo test test-all hardening parity oracles lint docs notebooks bench clean
 help:
 	@sed -n '2,2s/^# *//p' Makefile
 
@@ -50,13 +53,24 @@ test: $(VENV)/.installed
 test-all: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m "not gpu and not parity" $(ARGS)
 
-parity: $(PARITY_VENV)/.installed
+# The generated laws with many cases each: damaged and malformed files, edits, meshes, interrupted runs. Under ten minutes.
+hardening: $(VENV)/.installed
+	JAX_INTERP_HARDENING=1 $(VENV)/bin/python -m pytest -q -n $(WORKERS) -m "hardening and not gpu and not parity" $(ARGS)
+
+parity: $(PARITY_VENV)/.installed oracles
 	$(PARITY_VENV)/bin/python -m pytest -q -n $(WORKERS) -m "parity and not gpu" $(ARGS)
+
+# The environments of the libraries that write and read dictionaries in their own formats.
+oracles: $(ORACLES:%=.venv-oracle-%/.installed)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+# Executes the notebooks and writes their outputs; ARGS=--small only checks that they run.
+notebooks: $(VENV)/.notebooks-installed
+	$(VENV)/bin/python notebooks/execute.py $(ARGS)
 
 # The site in build/site, API reference included. Strict: a broken link or a docstring that names another parameter fails.
 docs: $(VENV)/.docs-installed
@@ -65,15 +79,17 @@ docs: $(VENV)/.docs-installed
 # PEERS: the folder that benchmarks/make_peers.sh made. Without it the peers are reported as absent.
 bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/forward.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+	$(VENV)/bin/python benchmarks/patching_sweep.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(VENV)/bin/python benchmarks/reading.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(VENV)/bin/python benchmarks/loading.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(VENV)/bin/python benchmarks/generation.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(VENV)/bin/python benchmarks/dictionary_step.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(VENV)/bin/python benchmarks/harvest_and_train.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
+	$(VENV)/bin/python benchmarks/feature_pass.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 	$(VENV)/bin/python benchmarks/sweep_step.py $(if $(PEERS),--peers $(PEERS)) $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(PARITY_VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PARITY_VENV) .venv-oracle-* build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -86,6 +102,10 @@ $(PARITY_VENV)/bin/python:
 $(VENV)/.installed: pyproject.toml constraints/py311.txt constraints/py312.txt | $(VENV)/bin/python
 	@echo "installing the pinned packages into $(VENV) (about a minute)"
 	@$(VENV)/bin/python -m pip install -q -c $(call pins,$(VENV)) -e '.[test,lint]'
+	@touch $@
+
+$(VENV)/.notebooks-installed: $(VENV)/.installed
+	@$(VENV)/bin/python -m pip install -q -c $(call pins,$(VENV)) -e '.[notebooks]'
 	@touch $@
 
 $(VENV)/.docs-installed: $(VENV)/.installed
@@ -106,4 +126,12 @@ $(PARITY_VENV)/.installed: pyproject.toml constraints/py311.txt constraints/py31
 	plan=$$($$pip install --dry-run $$pins -e '.[test,parity]' 2>&1) || { echo "$$plan" >&2; exit 1; }; \
 	refuse "$$plan"; \
 	$$pip install -q $$pins -e '.[test,parity]'
+	@touch $@
+
+# One library that reads and writes dictionaries in its own format. The file lists every package with its version.
+.venv-oracle-%/.installed: constraints/oracle-%.txt
+	@$(call make-venv,$(@D))
+	@echo "installing $* into $(@D) (a minute or two)"
+	@$(@D)/bin/python -m pip install -q $$(grep '^torch==' $<) $$(grep '^numpy==' $<)
+	@$(@D)/bin/python -m pip install -q --no-deps -r $<
 	@touch $@

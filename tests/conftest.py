@@ -35,6 +35,7 @@ hypothesis.settings.register_profile("project", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("project")
 
 DATA_VARIABLE = "JAX_INTERP_TEST_DATA"
+TALLY = "cases of a generated law"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,3 +60,35 @@ def test_data() -> Path:
     if not Path(path).is_dir():
         pytest.fail(f"{DATA_VARIABLE}={path} is not a folder")
     return Path(path)
+
+
+class Tally:
+    """What a generated law tried, and in how many of these cases it did not hold. A test run prints the sums."""
+
+    def __init__(self, properties: list[tuple[str, object]]) -> None:
+        self._properties = properties
+
+    def __call__(self, law: str, *, tried: int, broken: int) -> None:
+        self._properties.append((TALLY, (law, tried, broken)))
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """Report the counts of a law: `tally("damage of saved files", tried=33, broken=0)`. The test still asserts."""
+    return Tally(request.node.user_properties)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    sums: dict[str, list[int]] = {}
+    for report in (
+        r for reports in terminalreporter.stats.values() for r in reports if isinstance(r, pytest.TestReport)
+    ):
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == TALLY:
+                law, tried, broken = value
+                total = sums.setdefault(law, [0, 0])
+                total[0], total[1] = total[0] + tried, total[1] + broken
+    if sums:
+        terminalreporter.section("generated laws: cases tried, and cases in which the law did not hold")
+        for law, (tried, broken) in sorted(sums.items()):
+            terminalreporter.write_line(f"{tried:7,} {broken:5,}  {law}")

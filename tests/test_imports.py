@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,12 @@ def broken_directions(package: Path) -> list[str]:
     if len(penzai_files) > 1:
         broken.append(f"penzai is imported in one file, not in {sorted(penzai_files)}")
     return broken
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports a test file by its name alone, so the second file of a name ends the whole run."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, n in names.items() if n > 1] == []
 
 
 def test_imports_run_one_way():
@@ -174,3 +181,11 @@ def test_every_exported_name_exists():
         assert getattr(jax_interp, name) is not None
     with pytest.raises(AttributeError, match="it exports"):
         _ = jax_interp.raed
+
+
+def test_no_two_files_of_the_tests_share_a_name():
+    """pytest and the tests import them by name alone, so the first one that is imported would be used for both."""
+    names = [
+        path.name for path in Path(__file__).parent.rglob("*.py") if path.name not in ("conftest.py", "__init__.py")
+    ]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []

@@ -49,6 +49,7 @@ MANY_PARAMETERS = {
     "init_sae": "sizes and scales of an initialisation",
     "init_transcoder": "sizes and scales of an initialisation",
     "train_instances": "a trainer's parameters, and what differs between instances",
+    "train_joint": "a trainer's parameters, with the optimizer and the objective of the model",
 }
 
 

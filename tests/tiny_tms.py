@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Site
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Linear:
     weight: jax.Array
@@ -23,7 +24,7 @@ class Linear:
         return y if self.bias is None else y + self.bias[None]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tiny:
     """`relu(x linear1 linear2 + b)`; linear2 is a matrix of its own, equal to the transpose where it is tied."""

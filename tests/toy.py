@@ -7,10 +7,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Site, run_blocks
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Block:
     W: jax.Array
@@ -21,7 +22,7 @@ class Block:
         return site("resid_post", x + jnp.tanh((x + before) @ self.W))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Toy:
     E: jax.Array
