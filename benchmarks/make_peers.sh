@@ -25,6 +25,10 @@ make_peer() { # name packages...
 
 make_peer v transformers transformer-lens nnsight eai-sparsify
 make_peer v_sae sae-lens
+make_peer v_ct circuit-tracer==0.5.0 "transformer-lens<4" "datasets<4.5"
 make_peer v_dl dictionary-learning
+# sae-dashboard needs NumPy 1, which a later pyarrow refuses.
+make_peer v_dashboard sae-dashboard "pyarrow<21"
+"$root/v_dashboard/bin/python" -m pip uninstall -q -y torchvision torchaudio
 # dictionary-learning pulls a torchvision built for CUDA, which transformers then fails to import.
 "$root/v_dl/bin/python" -m pip uninstall -q -y torchvision

@@ -114,8 +114,8 @@ def theirs_as_ours(path: str, kind: str):
         "ReLU": lambda: ReLU(),
         "TopK": lambda: TopK(L0),
         "Gated": lambda: Gate(jnp.asarray(found["r_mag"]), raw("b_mag")),
-        "BatchTopK": lambda: Jump(jnp.log(jnp.maximum(raw("threshold"), 1e-30))),
-        "JumpReLU": lambda: Jump(jnp.log(jnp.maximum(raw("threshold"), 1e-30))),
+        "BatchTopK": lambda: Jump.of(raw("threshold")),
+        "JumpReLU": lambda: Jump.of(raw("threshold")),
     }[kind]()
     return Dictionary(
         jnp.asarray(found["W_enc"]), raw("b_enc"), jnp.asarray(found["W_dec"]), raw("b_dec"), activation,
@@ -136,7 +136,7 @@ def train_ours(store, kind: str, strength: float, seed: int, steps: int):
         "BatchTopK": lambda: variants.batch_topk(ADDRESS, k=L0, **fields),
         "JumpReLU": lambda: variants.jumprelu(ADDRESS, target=float(L0), **fields),
     }[kind]()
-    rows = store.shards[0]
+    rows = store.shards[0].rows
 
     @dataclasses.dataclass(frozen=True)
     class SameOrder(type(store)):
@@ -185,7 +185,7 @@ def run(args: argparse.Namespace) -> None:
             layout=StoreLayout(args.rows, "float32"), quiet=True,
         )  # fmt: skip
         rows_file = f"{directory}/rows.npy"
-        np.save(rows_file, store.shards[0])
+        np.save(rows_file, store.shards[0].rows)
         for kind in args.kinds:
             for library, strengths in (("ours", STRENGTHS), ("dictionary_learning", THEIR_STRENGTHS)):
                 for seed in range(args.seeds):

@@ -24,9 +24,8 @@ CONFIG = DemoConfig(
     ),
     opening="import os\nimport sys\n\ndef main(",
     token="self",
-    prompt="class Stack:\n    def __init__(self):\n        self._items = []\n\n    def push(self, item):\n        self",
+    prompt="import os\nimport sys\n\ndef main(",
     new_tokens=48,
-    strength=1.5,
     pairs=(
         PromptPair(
             name="an argument's name",
