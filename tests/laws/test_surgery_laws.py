@@ -20,6 +20,9 @@ MODEL = jax.tree.map(lambda w: 6.0 * w if w.ndim > 2 else w, init(CONFIG, jax.ra
 LAYOUTS = {"scanned": MODEL, "unrolled": replan(MODEL, "*"), "mixed": replan(MODEL, 1)}
 SHAPE = (2, 7)
 EVERYTHING = list(sites(MODEL)(jnp.zeros(SHAPE, jnp.int32)))
+# An edit of these makes a copy of the stream for each head. XLA then fuses the projection in another way, which can
+# change the last bits of the output.
+COPIES = [a for a in EVERYTHING if a.endswith(("q_input", "k_input", "v_input"))]
 KINDS = sites(MODEL)(jnp.zeros(SHAPE, jnp.int32))
 # values that an edit can scale or shift without making the rest of the model overflow
 STREAM = [a for a in EVERYTHING if a.endswith(("resid_pre", "resid_mid", "attn_out", "mlp_out", "mlp.post", "attn.z"))]
@@ -28,7 +31,7 @@ call = jax.jit(lambda f, *args: f(*args))
 laws = settings(max_examples=6, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
 tokens = st.integers(0, 2**32 - 1).map(lambda seed: jax.random.randint(jax.random.key(seed), SHAPE, 0, 40))
 layouts = st.sampled_from(list(LAYOUTS))
-some = st.lists(st.sampled_from(EVERYTHING), min_size=1, max_size=4, unique=True)
+some = st.lists(st.sampled_from([a for a in EVERYTHING if a not in COPIES]), min_size=1, max_size=4, unique=True)
 
 
 regions = st.sampled_from([{}, {"pos": 3}, {"pos": [0, -1]}, {"pos": slice(2, 5)}])
@@ -47,6 +50,14 @@ def test_identity_edits_are_bitwise_neutral(tokens, layout, addresses, region):
     model = LAYOUTS[layout]
     edits = [at(a, Scale(1.0), **region) for a in addresses]
     np.testing.assert_array_equal(call(edit(model, edits), tokens), call(model, tokens))
+
+
+@laws
+@given(tokens=tokens, layout=layouts, address=st.sampled_from(COPIES), region=regions)
+def test_identity_edits_of_the_inputs_of_heads_are_neutral(tokens, layout, address, region):
+    model = LAYOUTS[layout]
+    edited = edit(model, at(address, Scale(1.0), **region))
+    np.testing.assert_allclose(call(edited, tokens), call(model, tokens), rtol=1e-4, atol=1e-5)
 
 
 @laws
