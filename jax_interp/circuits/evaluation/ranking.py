@@ -11,7 +11,7 @@ from scipy import stats
 
 from jax_interp.circuits.discovery.selection import MIB_FRACTIONS, checked_scores, first, ranked
 from jax_interp.circuits.discovery.units import EdgeUnits
-from jax_interp.circuits.evaluation.bootstrap import Estimate, interval
+from jax_interp.core.estimates import Estimate, interval
 from jax_interp.core.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""Intervals: a figure with the spread that another draw of the prompts would give it."""
+"""Intervals: a figure with the spread that another draw of the examples would give it."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def resampling_weights(prompts: int, draws: int = 1000, seed: int = 0) -> Float[np.ndarray, "draw prompt"]:
-    """Weights of the bootstrap: each row is the share of each prompt in one sample with replacement."""
-    if prompts < 2:
-        raise UserError(f"an interval needs at least two prompts, there is {prompts}")
+def resampling_weights(examples: int, draws: int = 1000, seed: int = 0) -> Float[np.ndarray, "draw example"]:
+    """Weights of the bootstrap: each row is the share of each example in one sample with replacement."""
+    if examples < 2:
+        raise UserError(f"an interval needs at least two examples, there is {examples}")
     rng = np.random.default_rng(seed)
-    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws) / prompts
+    return rng.multinomial(examples, np.full(examples, 1 / examples), size=draws) / examples
 
 
 def estimate(
-    statistic: Callable[[Float[np.ndarray, "draw prompt"]], Float[np.ndarray, " draw"]],
-    prompts: int,
+    statistic: Callable[[Float[np.ndarray, "draw example"]], Float[np.ndarray, " draw"]],
+    examples: int,
     *,
     level: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic with its percentile bootstrap interval over prompts (Efron 1979).
+    """A statistic with its percentile bootstrap interval over examples (Efron 1979).
 
     Args:
-      statistic: from weights of the prompts, each row with the sum 1, to one number a row.
-      prompts: the number of prompts.
+      statistic: from weights of the examples, each row with the sum 1, to one number a row.
+      examples: the number of examples.
       level: the share of the draws that lies in the interval.
       draws: the number of bootstrap samples.
       seed: the seed of the samples.
     """
-    value = float(statistic(np.full((1, prompts), 1 / prompts))[0])
-    drawn = statistic(resampling_weights(prompts, draws, seed))
+    value = float(statistic(np.full((1, examples), 1 / examples))[0])
+    drawn = statistic(resampling_weights(examples, draws, seed))
     return interval(value, drawn, level)
 
 
