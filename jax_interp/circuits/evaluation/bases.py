@@ -27,9 +27,9 @@ from jaxtyping import Array, Bool, Float
 from jax_interp.circuits.contrast import Contrast
 from jax_interp.circuits.discovery.selection import Order, first, random_ranks, ranked
 from jax_interp.circuits.discovery.units import TOKENS_AT_ONCE, Units, run_circuits
-from jax_interp.core.estimates import Estimate, estimate
 from jax_interp.circuits.evaluation.report import finite, reference
 from jax_interp.core.errors import UserError
+from jax_interp.core.estimates import Estimate, estimate
 from jax_interp.surgery.contract import Model
 
 

@@ -15,9 +15,9 @@ from jaxtyping import Bool
 
 from jax_interp.circuits.contrast import Contrast
 from jax_interp.circuits.discovery.units import TOKENS_AT_ONCE, EdgeUnits, Units, run_circuits
-from jax_interp.core.estimates import Estimate, estimate
 from jax_interp.circuits.evaluation.report import finite, reference
 from jax_interp.core.errors import UserError
+from jax_interp.core.estimates import Estimate, estimate
 from jax_interp.core.labelled import Labelled
 from jax_interp.surgery.contract import Model
 

@@ -11,8 +11,8 @@ from scipy import stats
 
 from jax_interp.circuits.discovery.selection import MIB_FRACTIONS, checked_scores, first, ranked
 from jax_interp.circuits.discovery.units import EdgeUnits
-from jax_interp.core.estimates import Estimate, interval
 from jax_interp.core.errors import UserError
+from jax_interp.core.estimates import Estimate, interval
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -23,8 +23,8 @@ from jaxtyping import Array, Bool, Float
 from jax_interp.circuits.contrast import Contrast, baseline
 from jax_interp.circuits.discovery.selection import MIB_FRACTIONS, Order, first, random_ranks, ranked, sizes_of
 from jax_interp.circuits.discovery.units import TOKENS_AT_ONCE, Units, run_circuits
-from jax_interp.core.estimates import Estimate, estimate, interval, resampling_weights
 from jax_interp.core.errors import UserError
+from jax_interp.core.estimates import Estimate, estimate, interval, resampling_weights
 from jax_interp.core.labelled import Labelled
 from jax_interp.surgery.contract import Model
 
