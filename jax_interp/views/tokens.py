@@ -54,6 +54,15 @@ def token_cell(token: str, share: float, title: str, peak: bool = False) -> Mark
     )
 
 
+def signed_cell(token: str, value: float, largest: float) -> Markup:
+    """One token, blue if its number is above 0 and orange if it is below. `largest` has full colour; NaN has none."""
+    text = spaced(printable(token))
+    if value != value or largest <= 0:
+        return Markup("<bdi>{}</bdi>").format(text)
+    share, name = min(abs(value) / largest, 1.0), "up" if value > 0 else "down"
+    return Markup('<bdi class="{}" style="--a:{:.2f}" title="{:.3g}">{}</bdi>').format(name, share, value, text)
+
+
 def isolated(text: str) -> Markup:
     """Text that does not change the direction of its neighbours."""
     return Markup("<bdi>{}</bdi>").format(printable(text, keep="\n\t"))
