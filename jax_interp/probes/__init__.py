@@ -8,6 +8,7 @@ from jax_interp.probes.labelled_ids import from_tokens
 from jax_interp.probes.labelled_texts import tokenized
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.probe import PROBES, LinearProbe, Probe
+from jax_interp.probes.splits import Split, given_split, group_split, leaking_groups, random_split
 from jax_interp.probes.text_spans import with_token_labels
 from jax_interp.probes.token_rules import (
     TOKEN_RULES,
@@ -40,12 +41,17 @@ __all__ = [
     "Probe",
     "Sequences",
     "Span",
+    "Split",
     "TokenRule",
     "Vectors",
     "fit_probes",
     "from_tokens",
     "gather",
     "gather_tokens",
+    "given_split",
+    "group_split",
+    "leaking_groups",
+    "random_split",
     "tokenized",
     "tokens_of",
     "with_token_labels",

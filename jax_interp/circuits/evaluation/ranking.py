@@ -13,6 +13,7 @@ from jax_interp.circuits.discovery.selection import MIB_FRACTIONS, checked_score
 from jax_interp.circuits.discovery.units import EdgeUnits
 from jax_interp.core.errors import UserError
 from jax_interp.core.estimates import Estimate, interval
+from jax_interp.probes.measures import auroc
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,18 +62,12 @@ def roc(scores: Float[np.ndarray | Array, "..."], known: Bool[np.ndarray, "..."]
     ends = np.append(np.nonzero(np.diff(values[order]))[0], truth.size - 1)
     hits, misses = (np.append(0, np.cumsum(kind[order])[ends]) for kind in (truth, ~truth))
     rng = np.random.default_rng(0)
-    chance = np.array([_auc(rng.random(truth.size), truth) for _ in range(200)])
+    chance = auroc(rng.random((200, truth.size)), truth)
     by_rank = stats.rankdata(-values, method="max")
     return Roc(
-        misses / negatives, hits / positives, _auc(values, truth), interval(0.5, chance),
+        misses / negatives, hits / positives, float(auroc(values, truth)), interval(0.5, chance),
         float(((by_rank <= positives) & truth).sum() / positives),
     )  # fmt: skip
-
-
-def _auc(values: Float[np.ndarray, " unit"], truth: Bool[np.ndarray, " unit"]) -> float:
-    positives = truth.sum()
-    above = stats.rankdata(values)[truth].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * (truth.size - positives)))
 
 
 def node_scores(units: EdgeUnits, scores: Float[np.ndarray | Array, " unit"]) -> Float[np.ndarray, " source"]:
