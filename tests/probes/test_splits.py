@@ -45,7 +45,9 @@ def test_texts_that_differ_in_padding_only_are_the_same():
     data = examples()
     mask = data.mask.copy()
     mask[:, 5] = False
-    groups = leaking_groups(dataclasses.replace(data, mask=mask, groups=None, tokens=np.where(mask, 7, data.tokens)))
+    groups = leaking_groups(
+        dataclasses.replace(data, mask=mask, readable=mask, groups=None, tokens=np.where(mask, 7, data.tokens))
+    )
     assert set(groups) == {0}
 
 
