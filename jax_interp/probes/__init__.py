@@ -3,7 +3,10 @@
 from jax_interp.probes.fit import FittedProbes, fit_probes
 from jax_interp.probes.gather import Sequences, Vectors, gather, gather_tokens
 from jax_interp.probes.kind import KINDS, Kind
-from jax_interp.probes.kinds.mean_difference import MeanDifference
+from jax_interp.probes.kinds.lda import LDA
+from jax_interp.probes.kinds.mass_mean import MassMean
+from jax_interp.probes.kinds.mass_mean import MassMean as MeanDifference
+from jax_interp.probes.kinds.pca import LAT, PCA
 from jax_interp.probes.labelled_ids import from_tokens
 from jax_interp.probes.labelled_texts import tokenized
 from jax_interp.probes.labelled_tokens import LabelledTokens
@@ -22,9 +25,13 @@ from jax_interp.probes.token_rules import (
     TokenRule,
     tokens_of,
 )
+from jax_interp.probes.within_class_shuffle import shuffle_within_classes
 
 __all__ = [
     "KINDS",
+    "LAT",
+    "LDA",
+    "PCA",
     "PROBES",
     "TOKEN_RULES",
     "AfterSpan",
@@ -36,6 +43,7 @@ __all__ = [
     "Last",
     "LastOfSpan",
     "LinearProbe",
+    "MassMean",
     "MeanDifference",
     "Nth",
     "Probe",
@@ -52,6 +60,7 @@ __all__ = [
     "group_split",
     "leaking_groups",
     "random_split",
+    "shuffle_within_classes",
     "tokenized",
     "tokens_of",
     "with_token_labels",

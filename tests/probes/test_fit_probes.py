@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_interp import UserError, load
-from jax_interp.probes import All, Last, MeanDifference, Nth, fit_probes, gather, gather_tokens, tokenized
+from jax_interp.probes import All, Last, MassMean, Nth, fit_probes, gather, gather_tokens, tokenized
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_one_probe_for_each_site_rule_split_and_seed(setting):
     vectors = gather(model, data, "blocks.*.resid_post", (Last(), All()))
     train = np.ones((3, len(data)), bool)
     train[1, ::4] = train[2, 1::4] = False
-    fitted = fit_probes(MeanDifference(), vectors, train=train, seeds=(0, 1))
+    fitted = fit_probes(MassMean(), vectors, train=train, seeds=(0, 1))
     assert fitted.probes.direction().shape == (len(vectors.sites), 2, 1, 3, 1, 2, vectors.stacked().shape[-1])
     x = vectors.values[vectors.sites[1]][1]
     means = [x[train[2] & (data.labels == label)].mean(axis=0) for label in (0, 1)]
@@ -67,12 +67,12 @@ def test_what_does_not_fit_is_refused(setting):
     model, data = setting
     vectors = gather(model, data, "blocks.1.resid_post")
     with pytest.raises(UserError, match="one class only"):
-        fit_probes(MeanDifference(), vectors, train=np.arange(len(data)) < 3)
+        fit_probes(MassMean(), vectors, train=np.arange(len(data)) < 3)
     with pytest.raises(UserError, match=r"reads one per example"):
-        fit_probes(MeanDifference(), gather_tokens(model, data, "blocks.1.resid_post"))
+        fit_probes(MassMean(), gather_tokens(model, data, "blocks.1.resid_post"))
     with pytest.raises(UserError, match="one entry for each"):
-        fit_probes(MeanDifference(), vectors, train=np.ones(3, bool))
+        fit_probes(MassMean(), vectors, train=np.ones(3, bool))
     with pytest.raises(UserError, match="names no token of example 0"):
         gather(model, data, "blocks.1.resid_post", Nth(500))
     with pytest.raises(UserError, match="no site"):
-        fit_probes(MeanDifference(), vectors).probe(site="blocks.9.resid_post")
+        fit_probes(MassMean(), vectors).probe(site="blocks.9.resid_post")
