@@ -6,8 +6,11 @@ from jax_interp.probes.kind import KINDS, Kind
 from jax_interp.probes.kinds.lda import LDA
 from jax_interp.probes.kinds.mass_mean import MassMean
 from jax_interp.probes.kinds.mass_mean import MassMean as MeanDifference
+from jax_interp.probes.kinds.mean_difference import MeanDifference
 from jax_interp.probes.kinds.pca import LAT, PCA
+from jax_interp.probes.labelled_chats import CHATML, ChatFormat, from_chats
 from jax_interp.probes.labelled_ids import from_tokens
+from jax_interp.probes.labelled_tables import Columns, from_table
 from jax_interp.probes.labelled_texts import tokenized
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.probe import PROBES, LinearProbe, Probe
@@ -28,6 +31,7 @@ from jax_interp.probes.token_rules import (
 from jax_interp.probes.within_class_shuffle import shuffle_within_classes
 
 __all__ = [
+    "CHATML",
     "KINDS",
     "LAT",
     "LDA",
@@ -37,6 +41,8 @@ __all__ = [
     "AfterSpan",
     "All",
     "BeforeSpan",
+    "ChatFormat",
+    "Columns",
     "FittedProbes",
     "Kind",
     "LabelledTokens",
@@ -53,6 +59,8 @@ __all__ = [
     "TokenRule",
     "Vectors",
     "fit_probes",
+    "from_chats",
+    "from_table",
     "from_tokens",
     "gather",
     "gather_tokens",

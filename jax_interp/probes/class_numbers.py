@@ -27,8 +27,7 @@ def numbered(
     Raises:
       UserError: a label is missing, is not finite, or is of another type than the first one.
     """
-    plain = [label.item() if isinstance(label, (np.generic, np.ndarray)) and np.ndim(label) == 0 else label
-             for label in labels]  # fmt: skip
+    plain: list[Any] = [label.item() if isinstance(label, np.generic) else label for label in labels]
     for row, label in enumerate(plain):
         if is_missing(label):
             raise UserError(f"{name}: example {row} has no label: leave it out, or give it one")

@@ -37,12 +37,12 @@ def character_spans(text: str, part: Part) -> list[tuple[int, int]]:
             raise UserError(f"{part!r} {how} {_short(text)}{hint}")
         start = text.index(part)
         return [(start, start + len(part))]
-    if len(part) == 2 and all(isinstance(end, (int, np.integer)) for end in part):
+    if isinstance(part, Sequence) and len(part) == 2 and all(isinstance(end, (int, np.integer)) for end in part):
         start, end = map(int, part)
         if not 0 <= start < end <= len(text):
             raise UserError(f"the characters ({start}, {end}) are not a part of {_short(text)}, which has {len(text)}")
         return [(start, end)]
-    if all(isinstance(piece, (str, Sequence)) for piece in part):
+    if isinstance(part, Sequence) and all(isinstance(piece, Sequence) for piece in part):
         return [span for piece in part for span in character_spans(text, piece)]
     raise UserError(f"{part!r} is not a part of a text: give a string, (start, end), or a list of these")
 
