@@ -6,7 +6,6 @@ from jax_interp.probes.kind import KINDS, Kind
 from jax_interp.probes.kinds.lda import LDA
 from jax_interp.probes.kinds.mass_mean import MassMean
 from jax_interp.probes.kinds.mass_mean import MassMean as MeanDifference
-from jax_interp.probes.kinds.mean_difference import MeanDifference
 from jax_interp.probes.kinds.pca import LAT, PCA
 from jax_interp.probes.labelled_chats import CHATML, ChatFormat, from_chats
 from jax_interp.probes.labelled_ids import from_tokens
