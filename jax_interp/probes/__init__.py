@@ -12,7 +12,9 @@ from jax_interp.probes.labelled_ids import from_tokens
 from jax_interp.probes.labelled_tables import Columns, from_table
 from jax_interp.probes.labelled_texts import tokenized
 from jax_interp.probes.labelled_tokens import LabelledTokens
+from jax_interp.probes.length_confound import LengthConfound, length_confound
 from jax_interp.probes.probe import PROBES, LinearProbe, Probe
+from jax_interp.probes.report import ProbeFigures, ProbeReport, Score
 from jax_interp.probes.splits import Split, given_split, group_split, leaking_groups, random_split
 from jax_interp.probes.text_spans import with_token_labels
 from jax_interp.probes.token_rules import (
@@ -47,11 +49,15 @@ __all__ = [
     "LabelledTokens",
     "Last",
     "LastOfSpan",
+    "LengthConfound",
     "LinearProbe",
     "MassMean",
     "MeanDifference",
     "Nth",
     "Probe",
+    "ProbeFigures",
+    "ProbeReport",
+    "Score",
     "Sequences",
     "Span",
     "Split",
@@ -66,6 +72,7 @@ __all__ = [
     "given_split",
     "group_split",
     "leaking_groups",
+    "length_confound",
     "random_split",
     "shuffle_within_classes",
     "tokenized",
