@@ -8,7 +8,7 @@ VENV ?= .venv
 PARITY_VENV ?= .venv-parity
 WORKERS ?= 2
 # Libraries that exclude each other. Each has an environment of its own, and exchanges files with the parity tests.
-ORACLES ?= saelens dictionary_learning sparsify circuit_tracer sae_probes pyvene
+ORACLES ?= saelens dictionary_learning sparsify circuit_tracer sae_probes pyvene concept_erasure
 # EAP-IG is in no package index, so it is not among them: make oracles ORACLES=eap_ig, with access to its repository.
 ARGS ?=
 

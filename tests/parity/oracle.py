@@ -22,8 +22,8 @@ def run_oracle(name: str, script: str, *arguments: str | Path) -> str:
     """Run `tests/parity/oracles/<script>` in the environment of a library. Returns what it printed.
 
     Args:
-      name: the library: "saelens", "dictionary_learning", "sparsify", "circuit_tracer", "sae_probes", "pyvene" or
-        "eap_ig".
+      name: the library: "saelens", "dictionary_learning", "sparsify", "circuit_tracer", "sae_probes", "pyvene",
+        "concept_erasure" or "eap_ig".
       script: the file name of the script.
       arguments: its command-line arguments.
     """
