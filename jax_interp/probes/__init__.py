@@ -1,8 +1,11 @@
 """Probes: what can be read from a model, and how far to trust it."""
 
+from jax_interp.probes.edits import SetScore, SpliceProbe, class_shift, project_out, stacked_probes, steer
 from jax_interp.probes.fit import FittedProbes, fit_probes
 from jax_interp.probes.gather import Sequences, Vectors, gather, gather_tokens
 from jax_interp.probes.kind import KINDS, Kind
+from jax_interp.probes.kinds.ccs import CCS, ccs_loss
+from jax_interp.probes.kinds.crc import CRC
 from jax_interp.probes.kinds.lda import LDA
 from jax_interp.probes.kinds.mass_mean import MassMean
 from jax_interp.probes.kinds.mass_mean import MassMean as MeanDifference
@@ -13,8 +16,10 @@ from jax_interp.probes.labelled_tables import Columns, from_table
 from jax_interp.probes.labelled_texts import tokenized
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.length_confound import LengthConfound, length_confound
+from jax_interp.probes.pair_probe import PairProbe
 from jax_interp.probes.probe import PROBES, LinearProbe, Probe
 from jax_interp.probes.report import ProbeFigures, ProbeReport, Score
+from jax_interp.probes.saving import ProbeFileError, load_probes, save_probes
 from jax_interp.probes.splits import Split, given_split, group_split, leaking_groups, random_split
 from jax_interp.probes.text_spans import with_token_labels
 from jax_interp.probes.token_rules import (
@@ -32,7 +37,9 @@ from jax_interp.probes.token_rules import (
 from jax_interp.probes.within_class_shuffle import shuffle_within_classes
 
 __all__ = [
+    "CCS",
     "CHATML",
+    "CRC",
     "KINDS",
     "LAT",
     "LDA",
@@ -54,15 +61,21 @@ __all__ = [
     "MassMean",
     "MeanDifference",
     "Nth",
+    "PairProbe",
     "Probe",
     "ProbeFigures",
+    "ProbeFileError",
     "ProbeReport",
     "Score",
     "Sequences",
+    "SetScore",
     "Span",
+    "SpliceProbe",
     "Split",
     "TokenRule",
     "Vectors",
+    "ccs_loss",
+    "class_shift",
     "fit_probes",
     "from_chats",
     "from_table",
@@ -73,8 +86,13 @@ __all__ = [
     "group_split",
     "leaking_groups",
     "length_confound",
+    "load_probes",
+    "project_out",
     "random_split",
+    "save_probes",
     "shuffle_within_classes",
+    "stacked_probes",
+    "steer",
     "tokenized",
     "tokens_of",
     "with_token_labels",

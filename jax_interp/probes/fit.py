@@ -22,6 +22,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.labelled import Labelled
 from jax_interp.probes.gather import Sequences, Vectors
 from jax_interp.probes.kind import Kind, PairRows, Rows, SequenceRows
+from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.probe import Probe
 
 AXES = ("site", "rule", "labels", "split", "strength", "seed")
@@ -110,14 +111,15 @@ def fit_probes(
       at_once: the number of sites (times rules) that are fitted side by side; the others wait, to bound the memory.
 
     Raises:
-      UserError: the kind does not fit the activations or the labels, a split has examples of one class only, or there
-        are no pairs.
+      UserError: the kind does not fit the activations or the labels, a split has examples of one class only, there are
+        no pairs, an activation in use is not finite, or the problem has no finite solution.
     """
     data = on.data
     targets = {OWN: data.labels} if labels is None else dict(labels)
     splits = np.ones((1, len(data)), bool) if train is None else np.atleast_2d(np.asarray(train, bool))
     _check(kind, on, targets, splits, seeds)
     each = np.ones(len(data), np.float32) if weight is None else np.asarray(weight, np.float32)
+    _check_finite(on, (splits * each).any(axis=0))
     y = jnp.asarray(np.stack([np.asarray(of) for of in targets.values()]))
     inputs, y, weights = _rows(kind, on, y, jnp.asarray(splits * each))
     strengths = jnp.asarray(kind.strengths, jnp.float32) if kind.strengths else None
@@ -133,6 +135,7 @@ def fit_probes(
         "strength": kind.strengths or (None,),
         "seed": tuple(seeds),
     }
+    _check_found(kind, probes, on.sites)
     return FittedProbes(kind, probes, axes, data.classes)
 
 
@@ -208,3 +211,34 @@ def _check(
         for number, split in enumerate(splits):
             if len(np.unique(np.asarray(of)[split])) < 2:
                 raise UserError(f"the training part of split {number} has examples of one class only ({label!r})")
+            if kind.takes == "pairs":
+                _check_pairs(kind, data, np.asarray(of), split, number)
+
+
+def _check_finite(on: Vectors | Sequences, used: np.ndarray) -> None:
+    for site, x in on.values.items():
+        rows = x[used][on.read[used]] if isinstance(on, Sequences) else x[:, used]
+        if not np.isfinite(rows).all():
+            raise UserError(f"{site} is not finite in an example that probes are fitted on: look for NaN in the model")
+
+
+def _check_found(kind: Kind, probes: Probe, sites: Sequence[str]) -> None:
+    for leaf in jax.tree.leaves(probes):
+        finite = np.isfinite(np.asarray(leaf)).reshape(len(sites), -1).all(axis=1)
+        if not finite.all():
+            raise UserError(
+                f"{type(kind).__name__} has no finite solution at {sites[int(np.argmin(finite))]}: look for values "
+                "that are equal in all examples of a class, and for far larger ones than the others"
+            )
+
+
+def _check_pairs(kind: Kind, data: LabelledTokens, labels: np.ndarray, split: np.ndarray, number: int) -> None:
+    whole = data.pairs[split[data.pairs].all(axis=1)]
+    if not len(whole):
+        raise UserError(f"the training part of split {number} has no whole pair: give each pair one group")
+    if kind.centres_sides and len(found := np.unique(labels[whole[:, 0]])) < 2:
+        raise UserError(
+            f"{type(kind).__name__} centres each side of the pairs by itself, and the first examples of all pairs in "
+            f"split {number} are of the class {data.classes[found[0]]!r}: that would remove what tells the classes "
+            "apart. Order pairs by their form, such as (statement, negation), so that either one can be the true one"
+        )

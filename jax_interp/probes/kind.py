@@ -85,6 +85,8 @@ class Kind(abc.ABC):
     """What `fit` gets: `Rows`, `PairRows` or `SequenceRows`."""
     target: ClassVar[Literal["binary", "classes", "number"]] = "binary"
     """What the labels are: two classes, any number of classes, or real numbers."""
+    centres_sides: ClassVar[bool] = False
+    """Whether each side of the pairs is centred by itself. The first examples must then be of both classes."""
 
     @property
     def strengths(self) -> tuple[float, ...]:
