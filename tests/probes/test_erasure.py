@@ -50,7 +50,7 @@ def entropy(y):
 
 def fitted(x, y, penalty=1e-6):
     """Multinomial logistic regression in float64, by SciPy: (loss on the data that it is fitted on, accuracy)."""
-    x = np.c_[(x - x.mean(0)) / np.maximum(x.std(0), 1e-6), np.ones(len(x))].astype(np.float64)
+    x = np.c_[(x - x.mean(0)) / np.maximum(x.std(0), 1e-4), np.ones(len(x))].astype(np.float64)
     onehot = np.eye(y.max() + 1)[y]
 
     def objective(flat):
@@ -122,12 +122,13 @@ def test_leace_changes_least_in_every_norm():
 def test_inlp_removes_directions_round_after_round():
     x, y = rows()
     losses = [fitted(x, y)[0]]
-    for rounds in (1, 2, 4):
+    for rounds in (1, 2):
         eraser = Inlp(rounds).fit(x, concept_of(y))
-        assert np.linalg.matrix_rank(eraser.matrix(), tol=1e-3) == max(10 - CLASSES * rounds, 0)
+        assert np.linalg.matrix_rank(eraser.matrix(), tol=1e-3) == 10 - CLASSES * rounds
         losses.append(fitted(np.asarray(eraser(jnp.asarray(x))), y)[0])
-    assert losses[0] < losses[1] < losses[2] <= losses[3] + 1e-6
-    assert losses[3] == pytest.approx(entropy(y), abs=1e-4)
+    assert losses[0] < losses[1] < losses[2] < entropy(y)
+    everything = Inlp(4).fit(x, concept_of(y))(jnp.asarray(x))
+    np.testing.assert_allclose(everything, np.broadcast_to(x.mean(0), x.shape), atol=1e-4)
 
 
 def test_moments_of_a_stream_are_those_of_the_whole():
