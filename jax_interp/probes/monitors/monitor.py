@@ -1,0 +1,165 @@
+"""What a monitor is: a score for each conversation, at a cost. A high score is suspicious.
+
+monitor.scores(data)        [example]
+monitor.costs(data)         [example], in monitor.cost.unit
+
+`ModelMonitor`s score with a model that keeps the contract of surgery. Their score is a pure function of tokens, so an
+attack can differentiate it.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_interp.core.errors import UserError
+from jax_interp.probes.labelled_tokens import LabelledTokens
+from jax_interp.probes.token_rules import TokenRule, tokens_of
+from jax_interp.surgery import Add, Model, at, edit
+
+Access = Literal["white box", "black box"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What it costs to score a text: `per_example + per_token × (number of its tokens)`.
+
+    Args:
+      per_example: the part that does not depend on the length.
+      per_token: the part for each real token.
+      unit: the unit, such as "FLOP", "s" or "$". Costs of different units cannot be added.
+    """
+
+    per_example: float = 0.0
+    per_token: float = 0.0
+    unit: str = "FLOP"
+
+    def __post_init__(self):
+        for name, value in (("per_example", self.per_example), ("per_token", self.per_token)):
+            if not (np.isfinite(value) and value >= 0):
+                raise UserError(f"a cost is finite and not negative, and {name} is {value}")
+
+    def of(self, data: LabelledTokens) -> Float[np.ndarray, " example"]:
+        """The cost of each example."""
+        return self.per_example + self.per_token * data.mask.sum(axis=1).astype(np.float64)
+
+    def __add__(self, other: Cost) -> Cost:
+        if self.unit != other.unit:
+            raise UserError(f"one cost is in {self.unit} and another in {other.unit}: give both in one unit")
+        return Cost(self.per_example + other.per_example, self.per_token + other.per_token, self.unit)
+
+
+FREE = Cost()
+
+
+def forward_cost(model: Model) -> Cost:
+    """2 FLOP for each parameter and token: the usual estimate of a forward pass (Kaplan et al. 2020, §2.1).
+
+    It counts the input embedding, which costs nothing if it is not the unembedding too, and leaves out the products of
+    queries and keys. Give a measured `Cost` where this matters.
+    """
+    return Cost(per_token=2.0 * sum(leaf.size for leaf in jax.tree.leaves(model) if hasattr(leaf, "size")))
+
+
+class Monitor(abc.ABC):
+    """A score over conversations. A subclass has the fields `name` and `cost`, and defines `_scores`."""
+
+    access: ClassVar[Access] = "black box"
+    """Whether the monitor reads values inside the model that it watches, or only text."""
+    name: str
+    """The name in tables. The monitors of one evaluation have different names."""
+    cost: Cost
+
+    @abc.abstractmethod
+    def _scores(self, data: LabelledTokens) -> Float[np.ndarray, " example"]:
+        """The score of each example. `scores` checks it."""
+
+    def scores(self, data: LabelledTokens) -> Float[np.ndarray, " example"]:
+        """The score of each example, in float64.
+
+        Raises:
+          UserError: there is no example, or a score is not finite.
+        """
+        if not len(data):
+            raise UserError(f"{data.name} has no example to score")
+        found = np.asarray(self._scores(data), np.float64)
+        if found.shape != (len(data),):
+            raise UserError(
+                f"{self.name} gave scores of shape {found.shape} for the {len(data)} examples of {data.name}"
+            )
+        if not (finite := np.isfinite(found)).all():
+            row = int(np.argmin(finite))
+            raise UserError(f"{self.name} gave the score {found[row]} to example {row} of {data.name}")
+        return found
+
+    def costs(self, data: LabelledTokens) -> Float[np.ndarray, " example"]:
+        """The cost of each example, in `cost.unit`."""
+        return self.cost.of(data)
+
+
+class ModelMonitor(Monitor):
+    """A monitor that scores with a model: a frozen dataclass that is registered as a pytree.
+
+    A subclass has the fields `model`, `rule` and `batch`, and defines `score`.
+    """
+
+    model: Model
+    rule: TokenRule
+    """The tokens that count, such as Span("assistant")."""
+    batch: int
+    """The number of examples in one forward pass."""
+
+    @abc.abstractmethod
+    def score(
+        self,
+        tokens: Int[Array, "example pos"],
+        mask: Bool[Array, "example pos"] | None,
+        read: Bool[Array, "example pos"],
+        shift: Float[Array, "example pos d"] | None = None,
+    ) -> Float[Array, " example"]:
+        """The score of each example: a pure function of arrays.
+
+        Args:
+          tokens: the tokens, padded on the right.
+          mask: True at real tokens. None: there is no padding.
+          read: the tokens that count.
+          shift: what is added to the embeddings. Attacks differentiate by it.
+        """
+
+    def _scores(self, data: LabelledTokens) -> Float[np.ndarray, " example"]:
+        read, padded = tokens_of(self.rule, data), not data.mask.all()
+        parts = []
+        for start in range(0, len(data), self.batch):
+            rows = np.arange(start, min(start + self.batch, len(data)))
+            rows = np.pad(rows, (0, min(self.batch, len(data)) - len(rows)), mode="edge")
+            mask = jnp.asarray(data.mask[rows]) if padded else None
+            found = _scored(self, jnp.asarray(data.tokens[rows]), mask, jnp.asarray(read[rows]))
+            parts.append(np.asarray(found))
+        return np.concatenate(parts)[: len(data)]
+
+
+@jax.jit
+def _scored(monitor: ModelMonitor, tokens: Array, mask: Array | None, read: Array) -> Array:
+    return monitor.score(tokens, mask, read)
+
+
+def shifted(model: Model, shift: Float[Array, "example pos d"] | None, embed: str = "embed") -> Model:
+    """The model with something added to the embeddings of its tokens.
+
+    Args:
+      model: the model.
+      shift: what is added. None: nothing.
+      embed: the address of the embeddings, before positions are added.
+    """
+    return model if shift is None else edit(model, at(embed, Add(shift)))
+
+
+def masked(mask: Bool[Array, "example pos"] | None) -> dict[str, Any]:
+    """The keyword arguments of a model for a mask: none without padding, so that models without `mask=` work."""
+    return {} if mask is None else {"mask": mask}
