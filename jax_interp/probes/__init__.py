@@ -1,15 +1,33 @@
 """Probes: what can be read from a model, and how far to trust it."""
 
+from jax_interp.probes.aggregated import AggregatedProbe
+from jax_interp.probes.aggregators import (
+    AGGREGATORS,
+    Aggregator,
+    Attention,
+    LastToken,
+    Max,
+    Mean,
+    MeanExcess,
+    MultiMax,
+    RollingMax,
+    SoftmaxMean,
+    aggregate,
+)
+from jax_interp.probes.descent import Adam
 from jax_interp.probes.edits import SetScore, SpliceProbe, class_shift, project_out, stacked_probes, steer
 from jax_interp.probes.fit import FittedProbes, fit_probes
 from jax_interp.probes.gather import Sequences, Vectors, gather, gather_tokens
 from jax_interp.probes.kind import KINDS, Kind
+from jax_interp.probes.kinds.attention_probe import AttentionProbe, MultiHeadProbe
 from jax_interp.probes.kinds.ccs import CCS, ccs_loss
 from jax_interp.probes.kinds.crc import CRC
 from jax_interp.probes.kinds.lda import LDA
 from jax_interp.probes.kinds.mass_mean import MassMean
 from jax_interp.probes.kinds.mass_mean import MassMean as MeanDifference
+from jax_interp.probes.kinds.mlp import MLP, MLPProbe
 from jax_interp.probes.kinds.pca import LAT, PCA
+from jax_interp.probes.kinds.token_probe import TokenProbe
 from jax_interp.probes.labelled_chats import CHATML, ChatFormat, from_chats
 from jax_interp.probes.labelled_ids import from_tokens
 from jax_interp.probes.labelled_tables import Columns, from_table
@@ -22,6 +40,7 @@ from jax_interp.probes.report import ProbeFigures, ProbeReport, Score
 from jax_interp.probes.saving import ProbeFileError, load_probes, save_probes
 from jax_interp.probes.splits import Split, given_split, group_split, leaking_groups, random_split
 from jax_interp.probes.text_spans import with_token_labels
+from jax_interp.probes.thresholds import best_threshold
 from jax_interp.probes.token_rules import (
     TOKEN_RULES,
     AfterSpan,
@@ -37,17 +56,24 @@ from jax_interp.probes.token_rules import (
 from jax_interp.probes.within_class_shuffle import shuffle_within_classes
 
 __all__ = [
+    "AGGREGATORS",
     "CCS",
     "CHATML",
     "CRC",
     "KINDS",
     "LAT",
     "LDA",
+    "MLP",
     "PCA",
     "PROBES",
     "TOKEN_RULES",
+    "Adam",
     "AfterSpan",
+    "AggregatedProbe",
+    "Aggregator",
     "All",
+    "Attention",
+    "AttentionProbe",
     "BeforeSpan",
     "ChatFormat",
     "Columns",
@@ -56,24 +82,36 @@ __all__ = [
     "LabelledTokens",
     "Last",
     "LastOfSpan",
+    "LastToken",
     "LengthConfound",
     "LinearProbe",
+    "MLPProbe",
     "MassMean",
+    "Max",
+    "Mean",
     "MeanDifference",
+    "MeanExcess",
+    "MultiHeadProbe",
+    "MultiMax",
     "Nth",
     "PairProbe",
     "Probe",
     "ProbeFigures",
     "ProbeFileError",
     "ProbeReport",
+    "RollingMax",
     "Score",
     "Sequences",
     "SetScore",
+    "SoftmaxMean",
     "Span",
     "SpliceProbe",
     "Split",
+    "TokenProbe",
     "TokenRule",
     "Vectors",
+    "aggregate",
+    "best_threshold",
     "ccs_loss",
     "class_shift",
     "fit_probes",

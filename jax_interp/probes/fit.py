@@ -118,6 +118,7 @@ def fit_probes(
     targets = {OWN: data.labels} if labels is None else dict(labels)
     splits = np.ones((1, len(data)), bool) if train is None else np.atleast_2d(np.asarray(train, bool))
     _check(kind, on, targets, splits, seeds)
+    kind.check(on, splits, labels is None)
     each = np.ones(len(data), np.float32) if weight is None else np.asarray(weight, np.float32)
     _check_finite(on, (splits * each).any(axis=0))
     y = jnp.asarray(np.stack([np.asarray(of) for of in targets.values()]))

@@ -17,6 +17,7 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.core.pytrees import register_dataclass
@@ -92,6 +93,19 @@ class Kind(abc.ABC):
     def strengths(self) -> tuple[float, ...]:
         """The strengths of regularisation that are fitted side by side. (): the kind has none."""
         return ()
+
+    def check(self, on: Any, splits: Bool[np.ndarray, "split example"], own_labels: bool) -> None:
+        """Refuse what this kind cannot be fitted on. `fit_probes` calls it before anything is computed.
+
+        Args:
+          on: `Vectors`, or `Sequences` if the kind takes sequences.
+          splits: the training examples of each split.
+          own_labels: whether the labels are those of the examples. False: `fit_probes` got others.
+
+        Raises:
+          UserError: something is missing.
+        """
+        return
 
     @abc.abstractmethod
     def fit(self, data: Any, strength: Float[Array, ""] | None, key: Key[Array, ""]) -> Probe:
