@@ -174,8 +174,11 @@ def _decoded(node: Any, kind: Any, arrays: dict[str, jax.Array]) -> Any:
 
 
 def _class_of(name: str, kind: Any) -> type:
-    """The registered class of this name: a probe, or a variant that a field of type `kind` accepts."""
+    """The class of this name: a registered probe or variant that a field of type `kind` accepts, or `kind` itself."""
     choices = [kind, *typing.get_args(kind)]
+    for choice in choices:
+        if isinstance(choice, type) and dataclasses.is_dataclass(choice) and choice.__name__ == name:
+            return choice
     registries = [registry for choice in choices if (registry := registry_of(choice)) is not None]
     for registry in registries or [PROBES]:
         if name in registry.names():
