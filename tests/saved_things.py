@@ -48,6 +48,8 @@ from jax_interp.dictionaries.loading import load_dictionary
 from jax_interp.dictionaries.saving import save_dictionary
 from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.models import load, save
+from jax_interp.probes import CCS, FittedProbes, LinearProbe, MassMean, PairProbe, load_probes, save_probes
+from jax_interp.probes.fit import AXES
 from jax_interp.surgery import Add, Replace, Zero, at
 from jax_interp.surgery.saving import load_edits, save_edits
 from jax_interp.toys.cache import cached
@@ -165,6 +167,40 @@ def temporal_dictionary() -> SavedThing:
         save_dictionary(directory, temporal(seed), address="embed", model="toy")
 
     return SavedThing(write, _saved_dictionary)
+
+
+def _saved_probes(directory: Path) -> Any:
+    found = load_probes(directory / "p.safetensors")
+    return found.probes, config_json.dumps(found.kind), repr(dict(found.axes)), found.classes
+
+
+def _fitted(kind: Any, probes: Any) -> FittedProbes:
+    axes = {name: (0,) for name in AXES} | {
+        "site": ("embed", "blocks.0.mlp_out"),
+        "rule": ("last",),
+        "strength": (0.5,),
+    }
+    return FittedProbes(kind, probes, axes, ("no", "yes"))
+
+
+@saved_thing
+def probes() -> SavedThing:
+    def write(directory: Path, seed: int) -> None:
+        of = lambda *shape: normal(seed, 2, 1, 1, 1, 1, 1, *shape)
+        save_probes(
+            directory / "p.safetensors", _fitted(MassMean(covariance=True), LinearProbe(of(5), of(), of(), True))
+        )
+
+    return SavedThing(write, _saved_probes)
+
+
+@saved_thing
+def pair_probes() -> SavedThing:
+    def write(directory: Path, seed: int) -> None:
+        of = lambda *shape: normal(seed, 2, 1, 1, 1, 1, 1, *shape)
+        save_probes(directory / "p.safetensors", _fitted(CCS(tries=3), PairProbe(of(2, 5), of(2), of())))
+
+    return SavedThing(write, _saved_probes)
 
 
 @saved_thing
