@@ -175,7 +175,7 @@ def _saved_probes(directory: Path) -> Any:
 
 
 def _fitted(kind: Any, probes: Any) -> FittedProbes:
-    axes = {name: (0,) for name in AXES} | {
+    axes = dict.fromkeys(AXES, (0,)) | {
         "site": ("embed", "blocks.0.mlp_out"),
         "rule": ("last",),
         "strength": (0.5,),

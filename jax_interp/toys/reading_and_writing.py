@@ -124,7 +124,7 @@ def reading_and_writing(key: Key[Array, ""], config: ReadingAndWritingConfig = F
         drawn = jnp.eye(2)
     theta = drawn[:, 0] / jnp.linalg.norm(drawn[:, 0])
     others = drawn[:, 1:] - theta[:, None] * jnp.matmul(theta, drawn[:, 1:], precision=HIGH)[None, :]
-    others = others / jnp.linalg.norm(others, axis=0)
+    others = others / jnp.linalg.norm(others, axis=0)[None, :]
     angle = jnp.deg2rad(config.degrees)
     confounders = jnp.cos(angle) * theta[:, None] + jnp.sin(angle) * others
     return ReadingAndWriting(theta, confounders.T, jnp.float32(config.spread), jnp.float32(config.noise))
