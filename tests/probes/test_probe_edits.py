@@ -1,4 +1,4 @@
-"""Laws of probes as edits: in both layouts, in float32 and bfloat16, under jit, grad and vmap, in regions and layers."""
+"""Laws of probes as edits: both layouts, float32 and bfloat16, jit, grad and vmap, regions and layers."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from jax_interp.core.tensor_files import read_tensors, write_tensors
 from jax_interp.probes import (
     PROBES,
     FittedProbes,
+    Kind,
     LinearProbe,
     MassMean,
     Probe,
@@ -28,9 +29,9 @@ from jax_interp.probes.fit import AXES
 ONE = (1,) * 6
 
 
-def fitted(probe: Probe, kind=MassMean()) -> FittedProbes:
-    axes = {name: (0,) for name in AXES} | {"site": ("embed",), "rule": ("last",), "strength": (None,)}
-    return FittedProbes(kind, probe, axes, ("no", "yes"))
+def fitted(probe: Probe, kind: Kind | None = None) -> FittedProbes:
+    axes = dict.fromkeys(AXES, (0,)) | {"site": ("embed",), "rule": ("last",), "strength": (None,)}
+    return FittedProbes(kind or MassMean(), probe, axes, ("no", "yes"))
 
 
 def linear(value: float = 1.0) -> LinearProbe:
