@@ -39,6 +39,7 @@ from jax_interp.probes.probe import PROBES, LinearProbe, Probe
 from jax_interp.probes.report import ProbeFigures, ProbeReport, Score
 from jax_interp.probes.saving import ProbeFileError, load_probes, save_probes
 from jax_interp.probes.splits import Split, given_split, group_split, leaking_groups, random_split
+from jax_interp.probes.streamed_moments import StreamedMoments, stream_moments
 from jax_interp.probes.text_spans import with_token_labels
 from jax_interp.probes.thresholds import best_threshold
 from jax_interp.probes.token_rules import (
@@ -53,6 +54,7 @@ from jax_interp.probes.token_rules import (
     TokenRule,
     tokens_of,
 )
+from jax_interp.probes.token_streams import TokenStream, stream_of
 from jax_interp.probes.within_class_shuffle import shuffle_within_classes
 
 __all__ = [
@@ -107,8 +109,10 @@ __all__ = [
     "Span",
     "SpliceProbe",
     "Split",
+    "StreamedMoments",
     "TokenProbe",
     "TokenRule",
+    "TokenStream",
     "Vectors",
     "aggregate",
     "best_threshold",
@@ -131,6 +135,8 @@ __all__ = [
     "shuffle_within_classes",
     "stacked_probes",
     "steer",
+    "stream_moments",
+    "stream_of",
     "tokenized",
     "tokens_of",
     "with_token_labels",

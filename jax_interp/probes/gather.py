@@ -164,11 +164,17 @@ def single_sites(model: Model, data: LabelledTokens, at: str | Sequence[str]) ->
     Raises:
       UserError: there is no such value, or it is not `[batch, pos, ...]`.
     """
-    return tuple(site_widths(model, data, at)[0])
+    return tuple(site_widths(model, at, data.tokens.shape[1], not data.mask.all())[0])
 
 
-def site_widths(model: Model, data: LabelledTokens, at: str | Sequence[str]) -> tuple[dict[str, int], bool]:
+def site_widths(model: Model, at: str | Sequence[str], length: int, masked: bool) -> tuple[dict[str, int], bool]:
     """(the width of each site that these addresses name, in order; whether the model takes a mask).
+
+    Args:
+      model: the model.
+      at: the addresses.
+      length: the number of positions.
+      masked: whether there is padding.
 
     Raises:
       UserError: there is no such value, or it is not `[batch, pos, ...]`.
@@ -180,9 +186,9 @@ def site_widths(model: Model, data: LabelledTokens, at: str | Sequence[str]) -> 
         names += [str(address)] if layers is None else [f"blocks.{layer}.{address.name}" for layer in layers]
     if not (found := tuple(dict.fromkeys(names))):
         raise UserError("give at least one address")
-    length, takes_mask = data.tokens.shape[1], True
+    takes_mask = True
     try:
-        values = _abstract_values(found, model, length, bool(not data.mask.all()))
+        values = _abstract_values(found, model, length, masked)
     except TypeError as error:  # of Python, for a keyword that a function does not have
         if "unexpected keyword argument 'mask'" not in str(error):
             raise
@@ -225,7 +231,7 @@ class _Reader:
     def of(cls, model: Model, data: LabelledTokens, at: str | Sequence[str], batch: int, place: Mesh | None) -> _Reader:
         if not len(data):
             raise UserError(f"{data.name} has no example")
-        widths, takes_mask = site_widths(model, data, at)
+        widths, takes_mask = site_widths(model, at, data.tokens.shape[1], not data.mask.all())
         masked = takes_mask and not data.mask.all()
         if not takes_mask and not data.mask[:, 0].all():
             raise UserError(
