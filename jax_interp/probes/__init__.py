@@ -14,6 +14,8 @@ from jax_interp.probes.aggregators import (
     SoftmaxMean,
     aggregate,
 )
+from jax_interp.probes.causal_effect import CausalConfig, ProbabilityDifference, causal_effect
+from jax_interp.probes.causal_report import CausalEffect
 from jax_interp.probes.descent import Adam
 from jax_interp.probes.edits import SetScore, SpliceProbe, class_shift, project_out, stacked_probes, steer
 from jax_interp.probes.fit import FittedProbes, fit_probes
@@ -34,6 +36,7 @@ from jax_interp.probes.labelled_tables import Columns, from_table
 from jax_interp.probes.labelled_texts import tokenized
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.length_confound import LengthConfound, length_confound
+from jax_interp.probes.moves import Moves, moves_along
 from jax_interp.probes.pair_probe import PairProbe
 from jax_interp.probes.probe import PROBES, LinearProbe, Probe
 from jax_interp.probes.report import ProbeFigures, ProbeReport, Score
@@ -77,6 +80,8 @@ __all__ = [
     "Attention",
     "AttentionProbe",
     "BeforeSpan",
+    "CausalConfig",
+    "CausalEffect",
     "ChatFormat",
     "Columns",
     "FittedProbes",
@@ -93,10 +98,12 @@ __all__ = [
     "Mean",
     "MeanDifference",
     "MeanExcess",
+    "Moves",
     "MultiHeadProbe",
     "MultiMax",
     "Nth",
     "PairProbe",
+    "ProbabilityDifference",
     "Probe",
     "ProbeFigures",
     "ProbeFileError",
@@ -116,6 +123,7 @@ __all__ = [
     "Vectors",
     "aggregate",
     "best_threshold",
+    "causal_effect",
     "ccs_loss",
     "class_shift",
     "fit_probes",
@@ -129,6 +137,7 @@ __all__ = [
     "leaking_groups",
     "length_confound",
     "load_probes",
+    "moves_along",
     "project_out",
     "random_split",
     "save_probes",
