@@ -1,5 +1,16 @@
 """Monitors: scores over conversations, their combinations and cascades, and how they hold under attack."""
 
+from jax_interp.probes.monitors.attack_slots import with_slots
+from jax_interp.probes.monitors.attacks import (
+    ATTACKS,
+    Attack,
+    Attacked,
+    EmbeddingAttack,
+    GreedyCoordinate,
+    RandomTokens,
+    attack,
+    token_table,
+)
 from jax_interp.probes.monitors.cascade import Cascade, CascadeFigures, Decisions, cascade
 from jax_interp.probes.monitors.combining import (
     COMBINATIONS,
@@ -12,8 +23,10 @@ from jax_interp.probes.monitors.combining import (
     ZScoreMean,
     within_class_correlation,
 )
+from jax_interp.probes.monitors.control import ControlFigures, ControlOptions, ControlReport, control_evaluation
 from jax_interp.probes.monitors.evaluate import MonitorOptions, evaluate_monitors
 from jax_interp.probes.monitors.monitor import Cost, ModelMonitor, Monitor, forward_cost
+from jax_interp.probes.monitors.pool import pool_outcomes
 from jax_interp.probes.monitors.probe_monitor import ProbeMonitor, probe_cost
 from jax_interp.probes.monitors.report import CascadeCurve, MonitorFigures, MonitorReport
 from jax_interp.probes.monitors.text_monitors import (
@@ -28,9 +41,53 @@ from jax_interp.probes.monitors.thresholds import Choice, Thresholds, search
 from jax_interp.probes.monitors.uplift import Uplift, recall_difference
 
 __all__ = [
-    "COMBINATIONS", "AnswerMonitor", "BagOfWords", "Cascade", "CascadeCurve", "CascadeFigures", "Choice", "Combination",
-    "Combined", "CombinedMonitor", "Cost", "Decisions", "FunctionMonitor", "LikelihoodRatio", "ModelMonitor", "Monitor",
-    "MonitorFigures", "MonitorOptions", "MonitorReport", "ProbeMonitor", "RankMean", "Stacking", "Surprise",
-    "Thresholds", "Uplift", "ZScoreMean", "answer_monitor", "bag_of_words", "cascade", "evaluate_monitors",
-    "forward_cost", "probe_cost", "recall_difference", "search", "within_class_correlation",
-]  # fmt: skip
+    "ATTACKS",
+    "COMBINATIONS",
+    "AnswerMonitor",
+    "Attack",
+    "Attacked",
+    "BagOfWords",
+    "Cascade",
+    "CascadeCurve",
+    "CascadeFigures",
+    "Choice",
+    "Combination",
+    "Combined",
+    "CombinedMonitor",
+    "ControlFigures",
+    "ControlOptions",
+    "ControlReport",
+    "Cost",
+    "Decisions",
+    "EmbeddingAttack",
+    "FunctionMonitor",
+    "GreedyCoordinate",
+    "LikelihoodRatio",
+    "ModelMonitor",
+    "Monitor",
+    "MonitorFigures",
+    "MonitorOptions",
+    "MonitorReport",
+    "ProbeMonitor",
+    "RandomTokens",
+    "RankMean",
+    "Stacking",
+    "Surprise",
+    "Thresholds",
+    "Uplift",
+    "ZScoreMean",
+    "answer_monitor",
+    "attack",
+    "bag_of_words",
+    "cascade",
+    "control_evaluation",
+    "evaluate_monitors",
+    "forward_cost",
+    "pool_outcomes",
+    "probe_cost",
+    "recall_difference",
+    "search",
+    "token_table",
+    "with_slots",
+    "within_class_correlation",
+]
