@@ -19,9 +19,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.probes.gather import mesh_of_leaves
 from jax_interp.probes.labelled_tokens import LabelledTokens
+from jax_interp.probes.length_batches import LengthBatch, length_batches
 from jax_interp.probes.token_rules import TokenRule, tokens_of
 from jax_interp.surgery import Add, Model, at, edit
+from jax_interp.training.placement import automatic, placed
 
 Access = Literal["white box", "black box"]
 
@@ -133,20 +136,42 @@ class ModelMonitor(Monitor):
         """
 
     def _scores(self, data: LabelledTokens) -> Float[np.ndarray, " example"]:
-        read, padded = tokens_of(self.rule, data), not data.mask.all()
-        parts = []
-        for start in range(0, len(data), self.batch):
-            rows = np.arange(start, min(start + self.batch, len(data)))
-            rows = np.pad(rows, (0, min(self.batch, len(data)) - len(rows)), mode="edge")
-            mask = jnp.asarray(data.mask[rows]) if padded else None
-            found = _scored(self, jnp.asarray(data.tokens[rows]), mask, jnp.asarray(read[rows]))
-            parts.append(np.asarray(found))
-        return np.concatenate(parts)[: len(data)]
+        read, padded, place = tokens_of(self.rule, data), not data.mask.all(), mesh_of_leaves(self)
+        masked = padded and _takes_mask(self, data.tokens.shape[1])
+        if padded and not masked and not data.mask[:, 0].all():
+            raise UserError(f"{self.name}: the model takes no mask, and {data.name} is padded on the left")
+        ways = 1 if place is None else place.shape.get("data", 1) * place.shape.get("fsdp", 1)
+        some = length_batches(data.mask, self.batch, multiple=ways, exact=padded and not masked)
+        found = np.empty(len(data))
+        with placed(place, lambda _: ()) as there:
+            inputs = there.batches(lambda number: _cut(data, read, some[number], masked))
+            for number, batch in enumerate(some):
+                scores = _scored(self, *inputs(number))
+                found[batch.rows] = np.asarray(scores)[: len(batch.rows)]
+        return found
 
 
-@jax.jit
-def _scored(monitor: ModelMonitor, tokens: Array, mask: Array | None, read: Array) -> Array:
+def _takes_mask(monitor: ModelMonitor, length: int) -> bool:
+    tokens, real = jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1, length), jnp.bool_)
+    try:
+        jax.eval_shape(automatic(_score), monitor, tokens, real, real)
+    except TypeError as error:  # of Python, for a keyword that a function does not have
+        if "unexpected keyword argument 'mask'" not in str(error):
+            raise
+        return False
+    return True
+
+
+def _cut(data: LabelledTokens, read: np.ndarray, batch: LengthBatch, masked: bool) -> tuple[Any, Any, Any]:
+    rows, until = batch.filled, slice(batch.length)
+    return data.tokens[rows, until], data.mask[rows, until] if masked else None, read[rows, until]
+
+
+def _score(monitor: ModelMonitor, tokens: Array, mask: Array | None, read: Array) -> Array:
     return monitor.score(tokens, mask, read)
+
+
+_scored = jax.jit(automatic(_score))
 
 
 def shifted(model: Model, shift: Float[Array, "example pos d"] | None, embed: str = "embed") -> Model:

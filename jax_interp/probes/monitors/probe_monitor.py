@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
 from jax_interp.core.pytrees import register_dataclass
+from jax_interp.probes.aggregators import Aggregator, aggregate
 from jax_interp.probes.monitors.monitor import FREE, Cost, ModelMonitor, masked, shifted
 from jax_interp.probes.probe import Probe
 from jax_interp.probes.token_rules import ALL, TokenRule
@@ -29,13 +30,14 @@ class ProbeMonitor(ModelMonitor):
     """The score of a probe at a site.
 
     A probe of sequences pools the tokens itself. A probe of vectors scores the mean vector of the tokens, as
-    `gather` takes it.
+    `gather` takes it, or each token, and an aggregator pools the scores.
 
     Args:
       model: the model that is watched.
       probe: the probe.
       site: the address of one value `[batch, pos, d]`.
       rule: the tokens that count.
+      aggregator: how the scores of the tokens become one, for a probe of vectors. None: the score of the mean vector.
       name: the name in tables.
       cost: the cost beside the forward pass, which is made anyway. The default is 0; `probe_cost` counts
         it.
@@ -46,6 +48,7 @@ class ProbeMonitor(ModelMonitor):
     probe: Probe
     site: str = dataclasses.field(**_static)
     rule: TokenRule = dataclasses.field(default=ALL, **_static)
+    aggregator: Aggregator | None = dataclasses.field(default=None, **_static)
     name: str = dataclasses.field(default="probe", **_static)
     cost: Cost = dataclasses.field(default=FREE, **_static)
     batch: int = dataclasses.field(default=32, **_static)
@@ -66,6 +69,8 @@ class ProbeMonitor(ModelMonitor):
         x = jnp.where(read[..., None], x, jnp.zeros_like(x))  # padding may be NaN
         if self.probe.reads == "sequences":
             return self.probe.score(x, read)
+        if self.aggregator is not None:
+            return aggregate(self.aggregator, self.probe.token_scores(x), read)
         weight = read.astype(x.dtype) / jnp.sum(read, axis=-1, keepdims=True).astype(x.dtype)
         return self.probe.score(jnp.einsum("np,npd->nd", weight, x, precision=jax.lax.Precision.HIGHEST))
 
