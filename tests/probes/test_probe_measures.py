@@ -16,6 +16,7 @@ from jax_interp.probes.measures import (
     newcombe,
     recall_at_fpr,
     roc_curve,
+    share_interval,
     threshold_at_fpr,
 )
 from jax_interp.probes.measures.recall import _drawn_quantiles
@@ -58,12 +59,12 @@ def test_two_normal_distributions():
 def test_intervals_of_auroc_cover_the_true_one():
     truth, true = np.arange(120) < 50, ndtr(1 / 2**0.5)
     rng, covered = np.random.default_rng(1), np.zeros(3)
-    for seed in range(150):
+    for _ in range(150):
         scores = rng.normal(0, 1, 120) + truth
         value = float(auroc(scores, truth))
         found = [
             auroc_interval(scores, truth),
-            auroc_interval(scores, truth, np.arange(120), draws=200, seed=seed),
+            auroc_interval(np.repeat(scores, 3), np.repeat(truth, 3), np.repeat(np.arange(120), 3)),
             newcombe(value, 50, 70),
         ]
         covered += [interval.low <= true <= interval.high for interval in found]
@@ -78,9 +79,26 @@ def test_examples_of_one_group_count_once():
     width = lambda interval: interval.high - interval.low
     once = width(auroc_interval(scores, truth))
     tenfold = np.repeat(scores, 10), np.repeat(truth, 10)
-    assert width(auroc_interval(*tenfold, np.repeat(np.arange(80), 10))) == pytest.approx(once, rel=0.1)
+    assert width(auroc_interval(*tenfold, np.repeat(np.arange(80), 10))) == pytest.approx(once, rel=0.01)
     assert width(auroc_interval(*tenfold)) == pytest.approx(once / 10**0.5, rel=0.1)
     assert width(auroc_interval(*tenfold, np.arange(800))) == pytest.approx(once / 10**0.5, rel=0.1)
+
+
+def test_the_interval_with_groups_is_that_of_a_bootstrap_over_groups():
+    """Groups of a positive and a negative example with a common shift, and groups of one."""
+    rng = np.random.default_rng(7)
+    groups = np.append(np.repeat(np.arange(60), 2), np.arange(60, 100))
+    truth = np.append(np.tile([True, False], 60), rng.random(40) < 0.3)
+    shift = rng.normal(0, 2, 100)[groups]
+    scores = rng.normal(0, 1, truth.size) + truth + shift
+    drawn = []
+    for _ in range(2000):
+        rows = np.concatenate([np.flatnonzero(groups == group) for group in rng.integers(0, 100, 100)])
+        drawn.append(by_pairs(scores[rows], truth[rows]))
+    width = lambda interval: interval.high - interval.low
+    found = auroc_interval(scores, truth, groups)
+    assert width(found) == pytest.approx(2 * 1.96 * np.std(drawn), rel=0.1)
+    assert width(found) < 0.7 * width(auroc_interval(scores, truth))  # what the two sides of a pair share cancels
 
 
 def test_a_perfect_auroc_has_an_interval():
@@ -185,3 +203,14 @@ def test_what_has_no_figure_is_refused():
         clopper_pearson(8, 7)
     with pytest.raises(UserError, match=r"not in \[0, 1\]"):
         calibration(np.array([1.5]), np.array([True]))
+
+
+def test_the_interval_of_a_share_counts_groups():
+    rng = np.random.default_rng(8)
+    hits = rng.random(100) < 0.8
+    alone = share_interval(hits)
+    assert alone == clopper_pearson(int(hits.sum()), 100)
+    tenfold = share_interval(np.repeat(hits, 10), np.repeat(np.arange(100), 10))
+    assert tenfold.high - tenfold.low == pytest.approx(alone.high - alone.low, rel=0.1)
+    always = share_interval(np.ones(100, bool), np.arange(100) // 10)
+    assert (always.value, always.low) == (1, clopper_pearson(10, 10).low)

@@ -1,7 +1,7 @@
 """How well scores tell two classes apart: ROC, recall at a rate of false alarms, calibration, and their intervals."""
 
 from jax_interp.probes.measures.calibration import Calibration, calibration
-from jax_interp.probes.measures.intervals import clopper_pearson, newcombe
+from jax_interp.probes.measures.intervals import clopper_pearson, newcombe, share_interval
 from jax_interp.probes.measures.recall import RecallAtFpr, recall_at_fpr, threshold_at_fpr
 from jax_interp.probes.measures.roc import Roc, auroc, auroc_difference, auroc_interval, roc_curve
 
@@ -17,5 +17,6 @@ __all__ = [
     "newcombe",
     "recall_at_fpr",
     "roc_curve",
+    "share_interval",
     "threshold_at_fpr",
 ]

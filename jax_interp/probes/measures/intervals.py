@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.estimates import Estimate
@@ -29,6 +30,37 @@ def clopper_pearson(hits: int, trials: int, level: float = 0.95) -> Estimate:
     low = beta.ppf(tail, hits, trials - hits + 1) if hits else 0.0
     high = beta.ppf(1 - tail, hits + 1, trials - hits) if hits < trials else 1.0
     return Estimate(hits / trials, float(low), float(high))
+
+
+def share_interval(
+    hits: Bool[np.ndarray, " example"], groups: Int[np.ndarray, " example"] | None = None, level: float = 0.95
+) -> Estimate:
+    """The share of examples for which something holds, with an interval that counts whole groups as independent.
+
+    If each group has one example, it is Clopper-Pearson's. Else it is a normal interval whose variance is that of the
+    sums of groups, cut to [0, 1]; where this variance is 0, it is Clopper-Pearson's with the number of groups.
+
+    Args:
+      hits: whether it holds for each example.
+      groups: the group of each example. None: examples are independent.
+      level: the coverage.
+    """
+    hits = np.asarray(hits, bool)
+    if not hits.size or (groups is not None and np.shape(groups) != hits.shape):
+        raise UserError(f"{hits.size} examples and {np.size(groups)} groups: give at least one example, and its group")
+    group = np.arange(hits.size) if groups is None else np.unique(groups, return_inverse=True)[1]
+    n = int(group.max()) + 1
+    if n == hits.size:
+        return clopper_pearson(int(hits.sum()), n, level)
+    from scipy.special import ndtri
+
+    value = float(hits.mean())
+    deviation = np.bincount(group, hits - value) / hits.size
+    half = float(ndtri((1 + level) / 2) * np.sqrt(deviation @ deviation * n / (n - 1))) if n > 1 else 0.0
+    if half < 1e-12:
+        ends = clopper_pearson(round(value * n), n, level)
+        return Estimate(value, min(ends.low, value), max(ends.high, value))
+    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0))
 
 
 def newcombe(auroc: float, positives: int, negatives: int, level: float = 0.95) -> Estimate:

@@ -2,8 +2,8 @@
 
     auroc(scores, positive)                            scores [..., example]: one AUROC for each row
     auroc_interval(scores, positive)                   DeLong
-    auroc_interval(scores, positive, groups=groups)    bootstrap over groups of examples that belong together
-    auroc_difference(a, b, positive, groups=groups)    of two scores on the same examples
+    auroc_interval(scores, positive, groups)           where examples of one group belong together
+    auroc_difference(a, b, positive, groups)           of two scores on the same examples
 
 AUROC is the probability that a positive example has a higher score than a negative one, where equal scores count half.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.estimates import Estimate, interval
+from jax_interp.core.estimates import Estimate
 from jax_interp.probes.measures.intervals import newcombe
 
 
@@ -97,35 +97,29 @@ def auroc_interval(
     groups: Int[np.ndarray, " example"] | None = None,
     *,
     level: float = 0.95,
-    draws: int = 1000,
-    seed: int = 0,
 ) -> Estimate:
-    """An AUROC with its interval.
+    """An AUROC with its interval, cut to [0, 1].
 
-    Without groups: DeLong, DeLong & Clarke-Pearson (1988), cut to [0, 1]. With groups: percentiles of a bootstrap over
-    groups, within strata of groups with positive, negative and both kinds of examples. Where all draws are equal (an
-    AUROC of 0 or 1), it is Newcombe's interval, which counts groups in place of examples.
+    Without groups it is that of DeLong, DeLong & Clarke-Pearson (1988). With groups it is that of Obuchowski (1997,
+    Biometrics 53:567), which counts whole groups as independent and is DeLong's if each group has one example. Where
+    the variance is 0 (an AUROC of 0 or 1) it is Newcombe's interval with the numbers of groups.
 
     Args:
       scores: a score for each example.
       positive: whether each example is positive.
       groups: the group of each example, such as a pair of a statement and its negation. None: examples are independent.
       level: the coverage.
-      draws: the number of bootstrap samples.
-      seed: the seed of the samples.
 
     Raises:
       UserError: as `auroc`.
     """
     values, truth = checked(scores, positive)
+    groups = _numbered(groups, truth)
     value = float(auroc(values, truth))
-    if groups is None:
-        found = _delong(values, truth, value, level)
-        counts = int(truth.sum()), int((~truth).sum())
-    else:
-        weights, counts = _group_weights(np.asarray(groups), truth, draws, seed)
-        found = interval(value, _weighted(values, truth, weights), level)
-    return newcombe(value, *counts, level=level) if found.high - found.low < 1e-12 else found
+    half = _half_width(_placements(values, truth), truth, groups, level)
+    if half < 1e-12:
+        return newcombe(value, *_groups_of_classes(truth, groups), level=level)
+    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0))
 
 
 def auroc_difference(
@@ -135,56 +129,58 @@ def auroc_difference(
     groups: Int[np.ndarray, " example"] | None = None,
     *,
     level: float = 0.95,
-    draws: int = 1000,
-    seed: int = 0,
 ) -> Estimate:
-    """AUROC of the first scores minus that of the second, on the same examples, with a paired bootstrap over groups.
+    """AUROC of the first scores minus that of the second, on the same examples, so that what they share cancels.
 
+    Where the variance is 0 but the scores differ (both AUROCs are 1), the ends are those of two single intervals.
     Args and Raises as in `auroc_interval`.
     """
     (a, truth), (b, _) = checked(first, positive), checked(second, positive)
-    groups = np.arange(truth.size) if groups is None else np.asarray(groups)
-    weights, _ = _group_weights(groups, truth, draws, seed)
-    drawn = _weighted(a, truth, weights) - _weighted(b, truth, weights)
-    return interval(float(auroc(a, truth) - auroc(b, truth)), drawn, level)
+    groups = _numbered(groups, truth)
+    placed = [_placements(values, truth) for values in (a, b)]
+    value = float(auroc(a, truth) - auroc(b, truth))
+    half = _half_width(placed[0] - placed[1], truth, groups, level)
+    if half < 1e-12 and not np.array_equal(*(np.unique(values, return_inverse=True)[1] for values in (a, b))):
+        alone = [auroc_interval(values, truth, groups, level=level) for values in (a, b)]
+        return Estimate(value, alone[0].low - alone[1].high, alone[0].high - alone[1].low)
+    return Estimate(value, value - half, value + half)
 
 
-def _delong(values: np.ndarray, truth: np.ndarray, value: float, level: float) -> Estimate:
-    from scipy.special import ndtri
+def _numbered(groups: Int[np.ndarray, " example"] | None, truth: np.ndarray) -> Int[np.ndarray, " example"]:
+    if groups is None:
+        return np.arange(truth.size)
+    if np.shape(groups) != truth.shape:
+        raise UserError(f"{np.size(groups)} groups for {truth.size} examples: give one group for each example")
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def _placements(values: np.ndarray, truth: np.ndarray) -> Float[np.ndarray, " example"]:
+    """For a positive example the share of negative ones below it, for a negative one the share of positive ones above
+    it. Equal values count half. The mean over either class is the AUROC."""
     from scipy.stats import rankdata
 
-    def placements(of: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """The share of the others below each value, where equal ones count half."""
-        both = rankdata(np.concatenate([of, others]))[: of.size]
-        return (both - rankdata(of)) / others.size
-
-    positive, negative = values[truth], values[~truth]
-    spread = lambda v: v.var(ddof=1) / v.size if v.size > 1 else 0.0
-    deviation = np.sqrt(spread(placements(positive, negative)) + spread(placements(negative, positive)))
-    half = ndtri((1 + level) / 2) * deviation
-    return Estimate(value, float(max(value - half, 0.0)), float(min(value + half, 1.0)))
+    below = rankdata(values)
+    below[truth] -= rankdata(values[truth])
+    below[~truth] -= rankdata(values[~truth])
+    n1, n0 = truth.sum(), (~truth).sum()
+    return np.where(truth, below / n0, 1 - below / n1)
 
 
-def _group_weights(
-    groups: Int[np.ndarray, " example"], truth: Bool[np.ndarray, " example"], draws: int, seed: int
-) -> tuple[Int[np.ndarray, "draw example"], tuple[int, int]]:
-    """(how often each draw has each example, the number of groups with positive and with negative examples)."""
-    if groups.shape != truth.shape:
-        raise UserError(f"{groups.size} groups for {truth.size} examples: give one group for each example")
-    names, group = np.unique(groups, return_inverse=True)
-    has = np.stack([np.bincount(group, kind, minlength=names.size) > 0 for kind in (truth, ~truth)])
-    rng, weights = np.random.default_rng(seed), np.zeros((draws, names.size), np.int64)
-    for stratum in ((True, False), (False, True), (True, True)):
-        members = (np.array(stratum) == has.T).all(axis=1)
-        if size := int(members.sum()):
-            weights[:, members] = rng.multinomial(size, np.full(size, 1 / size), size=draws)
-    return weights[:, group], (int(has[0].sum()), int(has[1].sum()))
+def _half_width(placed: np.ndarray, truth: np.ndarray, groups: np.ndarray, level: float) -> float:
+    """Half the width of the normal interval for the mean placement (of a class with one group: without its part)."""
+    from scipy.special import ndtri
+
+    deviation, variance = np.empty((2, groups.max() + 1)), 0.0
+    for number, side in enumerate((truth, ~truth)):
+        n = side.sum()
+        deviation[number] = np.bincount(groups, (placed - placed[side].mean()) * side, len(deviation[0])) / n
+    counts = (*_groups_of_classes(truth, groups), len(deviation[0]))
+    products = (deviation[0] @ deviation[0], deviation[1] @ deviation[1], 2 * deviation[0] @ deviation[1])
+    for product, count in zip(products, counts):
+        variance += product * count / (count - 1) if count > 1 else 0.0
+    return float(ndtri((1 + level) / 2) * np.sqrt(max(variance, 0.0)))
 
 
-def _weighted(values: np.ndarray, truth: np.ndarray, weights: Int[np.ndarray, "draw example"]) -> np.ndarray:
-    """The AUROC of each draw."""
-    order = np.argsort(values, kind="stable")
-    starts = np.append(0, np.flatnonzero(np.diff(values[order])) + 1)
-    positive, negative = (np.add.reduceat((weights * kind)[:, order], starts, axis=1) for kind in (truth, ~truth))
-    below = np.cumsum(negative, axis=1) - negative / 2
-    return (positive * below).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
+def _groups_of_classes(truth: np.ndarray, groups: np.ndarray) -> tuple[int, int]:
+    """The number of groups with positive, and with negative examples."""
+    return len(np.unique(groups[truth])), len(np.unique(groups[~truth]))
