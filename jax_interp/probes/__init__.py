@@ -18,6 +18,7 @@ from jax_interp.probes.causal_effect import CausalConfig, ProbabilityDifference,
 from jax_interp.probes.causal_report import CausalEffect
 from jax_interp.probes.descent import Adam
 from jax_interp.probes.edits import SetScore, SpliceProbe, class_shift, project_out, stacked_probes, steer
+from jax_interp.probes.evaluate import EvaluationOptions, evaluate_probes
 from jax_interp.probes.fit import FittedProbes, fit_probes
 from jax_interp.probes.gather import Sequences, Vectors, gather, gather_tokens
 from jax_interp.probes.kind import KINDS, Kind
@@ -40,8 +41,10 @@ from jax_interp.probes.moves import Moves, moves_along
 from jax_interp.probes.pair_probe import PairProbe
 from jax_interp.probes.probe import PROBES, LinearProbe, Probe
 from jax_interp.probes.report import ProbeFigures, ProbeReport, Score
+from jax_interp.probes.restyling import augmented, parts_of, restyled
 from jax_interp.probes.saving import ProbeFileError, load_probes, save_probes
 from jax_interp.probes.splits import Split, given_split, group_split, leaking_groups, random_split
+from jax_interp.probes.statements import Statements, city_statements, combinations, comparisons, translations
 from jax_interp.probes.streamed_moments import StreamedMoments, stream_moments
 from jax_interp.probes.text_spans import with_token_labels
 from jax_interp.probes.thresholds import best_threshold
@@ -84,6 +87,7 @@ __all__ = [
     "CausalEffect",
     "ChatFormat",
     "Columns",
+    "EvaluationOptions",
     "FittedProbes",
     "Kind",
     "LabelledTokens",
@@ -116,16 +120,22 @@ __all__ = [
     "Span",
     "SpliceProbe",
     "Split",
+    "Statements",
     "StreamedMoments",
     "TokenProbe",
     "TokenRule",
     "TokenStream",
     "Vectors",
     "aggregate",
+    "augmented",
     "best_threshold",
     "causal_effect",
     "ccs_loss",
+    "city_statements",
     "class_shift",
+    "combinations",
+    "comparisons",
+    "evaluate_probes",
     "fit_probes",
     "from_chats",
     "from_table",
@@ -138,8 +148,10 @@ __all__ = [
     "length_confound",
     "load_probes",
     "moves_along",
+    "parts_of",
     "project_out",
     "random_split",
+    "restyled",
     "save_probes",
     "shuffle_within_classes",
     "stacked_probes",
@@ -148,5 +160,6 @@ __all__ = [
     "stream_of",
     "tokenized",
     "tokens_of",
+    "translations",
     "with_token_labels",
 ]

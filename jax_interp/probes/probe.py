@@ -26,6 +26,8 @@ class Probe(abc.ABC):
     reads: ClassVar[Literal["vectors", "sequences"]] = "vectors"
     threshold: Float[Array, ""]
     """A score above it means the positive class. It was chosen on training data."""
+    log_odds: bool = False
+    """Whether the score is meant as the log-odds of the positive class, so that sigmoid(score) is a probability."""
 
     @abc.abstractmethod
     def score(self, x: Float[Array, "..."], read: Bool[Array, "... pos"] | None = None) -> Float[Array, "..."]:

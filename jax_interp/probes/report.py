@@ -60,6 +60,7 @@ class SplitSummary:
       seeds: the seed of each split.
       train: the number of training examples of each split.
       test: the number of test examples of each split.
+      test_groups: for each split, the number of groups with test examples.
       divided: for each split, the number of groups on both sides. Where it is not 0, the test part leaks.
     """
 
@@ -67,6 +68,7 @@ class SplitSummary:
     seeds: tuple[int, ...]
     train: tuple[int, ...]
     test: tuple[int, ...]
+    test_groups: tuple[int, ...]
     divided: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
