@@ -173,9 +173,9 @@ def city_statements(negated: bool = False, seed: int = 0) -> Statements:
 
 
 def comparisons(relation: Literal["larger", "smaller"] = "larger") -> Statements:
-    """Statements such as "Fifty-one is larger than sixty-two.": all ordered pairs of the 45 numbers from 51 to 99 that end in no zero.
+    """Statements such as "Fifty-one is larger than sixty-two.": all ordered pairs of 45 numbers.
 
-    Both orders of two numbers are one group: one is true and the other false.
+    The numbers are 51 to 99 without multiples of ten. Both orders of two numbers are one group: one of them is true.
     """
     numbers = [10 * ten + one for ten in TENS for one in range(1, 10)]
     spelled = {n: f"{TENS[n // 10]}-{ONES[n % 10 - 1]}" for n in numbers}
@@ -192,7 +192,7 @@ def comparisons(relation: Literal["larger", "smaller"] = "larger") -> Statements
 
 
 def translations(negated: bool = False, seed: int = 0) -> Statements:
-    """Statements such as "The Spanish word 'casa' means 'house'.": each word once with its meaning and once with another.
+    """Statements such as "The Spanish word 'casa' means 'house'.": each word with its meaning and with another.
 
     Words exchange meanings two by two, and the four statements of two such words are one group. So each word and each
     meaning stands once in a true and once in a false statement of its group, and the words of a held-out group are new.
@@ -220,10 +220,10 @@ def translations(negated: bool = False, seed: int = 0) -> Statements:
 
 
 def combinations(kind: Literal["and", "or"], examples: int = 1000, seed: int = 0) -> Statements:
-    """Statements such as "It is the case both that the city of Lyon is in France and that …": two statements on cities, joined.
+    """Statements such as "It is the case both that the city of Lyon is in France and that …".
 
-    A conjunction has conjuncts that are true with probability √½, a disjunction with 1 - √½. So half of the joined
-    statements are true and no conjunct decides the label. Exactly half of the set is true: the rest is drawn again.
+    Two statements on cities are joined. Each one is true with probability √½ (in a conjunction) or 1 - √½ (in a
+    disjunction), so that half of the joined statements are true. The set has exactly as many true as false ones.
 
     Args:
       kind: "and" (both) or "or" (either).
