@@ -14,17 +14,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.views.attention_maps import attention_maps
 from jax_interp.views.coloured_tokens import ColouredTokens
+from jax_interp.views.direction_map import direction_map
 from jax_interp.views.drawing import Drawing
 from jax_interp.views.heatmap import matrix_map, patching_map
 from jax_interp.views.lens_map import lens_map
 from jax_interp.views.plane_map import plane_map
 
-__all__ = ["ColouredTokens", "Drawing", "attention", "heads", "lens", "matrix", "patching", "plane", "tokens"]
+__all__ = [
+    "ColouredTokens", "Drawing", "attention", "directions", "heads", "lens", "matrix", "patching", "plane", "tokens",
+]  # fmt: skip
 
 
 def tokens(strings: Sequence[str], values: Float[ArrayLike, " pos"], title: str = "") -> ColouredTokens:
@@ -94,6 +97,38 @@ def plane(
     xy = _numbers(points, (None, 2), "points")
     colours = None if values is None else _numbers(values, (len(xy),), "values")
     return Drawing(plane_map(xy, colours, axis_names, quantity), f"{len(xy)} points of a plane")
+
+
+def directions(
+    points: Float[ArrayLike, "point 2"],
+    labels: Int[ArrayLike, " point"],
+    directions: Mapping[str, Float[ArrayLike, "2"]],
+    classes: tuple[str, str] = ("negative", "positive"),
+    axis_names: tuple[str, str] = ("component 1", "component 2"),
+) -> Drawing:
+    """Draw two classes of points with the directions of probes, and the border between the classes for each direction.
+
+    Args:
+      points: the points.
+      labels: the class of each point, 0 or 1.
+      directions: name -> direction. All arrows have one length.
+      classes: the names of the classes.
+      axis_names: the labels of the axes.
+
+    Raises:
+      UserError: the points are not [point, 2], a direction is 0 or has another size, or there are not two classes.
+
+    Example:
+        plot.directions(x, y, {"mass-mean": one.direction(), "logistic regression": other.direction()})
+    """
+    xy, of = _numbers(points, (None, 2), "points"), np.asarray(labels)
+    arrows = {name: _numbers(arrow, (2,), f"direction {name!r}") for name, arrow in directions.items()}
+    if of.shape != (len(xy),) or set(np.unique(of)) != {0, 1}:
+        raise UserError("labels must be 0 or 1 for each point, and both must occur")
+    if zero := [name for name, arrow in arrows.items() if not np.linalg.norm(arrow) > 0]:
+        raise UserError(f"the direction {zero[0]!r} has length 0")
+    figure = direction_map(xy, of == 1, arrows, classes, axis_names)
+    return Drawing(figure, f"{len(xy)} points of two classes, with {', '.join(arrows)}")
 
 
 def patching(

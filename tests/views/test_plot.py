@@ -30,6 +30,12 @@ def test_each_drawing_shows_its_numbers():
     np.testing.assert_allclose(plane.figure.axes[0].collections[0].get_offsets(), values.T)
     np.testing.assert_allclose(cells(plane), [3, 2, 1])
     assert plane.figure.axes[0].get_ylabel() == printable(TOKENS[2])
+    arrows = plot.directions(values.T, [0, 1, 1], {"<w>": [3.0, 4.0], TOKENS[2]: [0.0, -2.0]}).figure.axes[0]
+    np.testing.assert_allclose(arrows.collections[0].get_offsets(), values.T[:1])
+    steps = np.array([text.xyann if hasattr(text, "xyann") else text.xy for text in arrows.texts])
+    tips = np.array([text.xy for text in arrows.texts]) - steps
+    np.testing.assert_allclose(tips / np.linalg.norm(tips, axis=1)[:, None], [[0.6, 0.8], [0, -1]], atol=1e-6)
+    assert arrows.get_legend().get_texts()[-1].get_text() == printable(TOKENS[2])
     assert [text.get_text() for text in lens.figure.axes[0].texts] == [printable(token) for token in TOKENS] * 2
 
 
@@ -63,6 +69,9 @@ def test_tokens_are_coloured_by_their_numbers_and_escaped(tmp_path):
         lambda: plot.heads(np.zeros((1, 2, 3))),
         lambda: plot.plane(np.zeros((4, 3))),
         lambda: plot.plane(np.zeros((4, 2)), np.zeros(3)),
+        lambda: plot.directions(np.eye(2), [0, 1], {"w": np.zeros(2)}),
+        lambda: plot.directions(np.eye(2), [0, 1], {"w": np.ones(3)}),
+        lambda: plot.directions(np.eye(2), [1, 1], {"w": np.ones(2)}),
         lambda: plot.patching({"x": np.zeros((2, 4))}, TOKENS),
         lambda: plot.patching({}, TOKENS),
         lambda: plot.attention(np.zeros((1, 2, 3, 3)), TOKENS),
