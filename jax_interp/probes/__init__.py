@@ -21,6 +21,7 @@ from jax_interp.probes.edits import SetScore, SpliceProbe, class_shift, project_
 from jax_interp.probes.evaluate import EvaluationOptions, evaluate_probes
 from jax_interp.probes.fit import FittedProbes, fit_probes
 from jax_interp.probes.gather import Sequences, Vectors, gather, gather_tokens
+from jax_interp.probes.given_activations import from_activations
 from jax_interp.probes.kind import KINDS, Kind
 from jax_interp.probes.kinds.attention_probe import AttentionProbe, MultiHeadProbe
 from jax_interp.probes.kinds.ccs import CCS, ccs_loss
@@ -137,6 +138,7 @@ __all__ = [
     "comparisons",
     "evaluate_probes",
     "fit_probes",
+    "from_activations",
     "from_chats",
     "from_table",
     "from_tokens",
