@@ -55,10 +55,9 @@ class AggregatedProbe(Probe):
         return self.score(x[..., None, :])
 
     def direction(self) -> Float[Array, " d"]:
-        if len(self.layers) > 1 or self.aggregator.readings > 1:
+        if len(self.layers) != 1 or self.aggregator.readings > 1:
             raise UserError(
                 f"the probe makes {self.aggregator.readings} reading(s) of a token with {len(self.layers)} layer(s), "
                 "and has no single direction"
             )
-        (layer,) = self.layers
-        return layer.weight[..., 0]
+        return self.layers[0].weight[..., 0]

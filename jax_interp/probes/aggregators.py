@@ -60,7 +60,9 @@ AGGREGATORS = Registry("aggregator", Aggregator)
 
 
 def aggregate(
-    aggregator: Aggregator, scores: Float[Array, "... pos"], read: Bool[Array, "... pos"] | None = None
+    aggregator: Aggregator,
+    scores: Float[Array | np.ndarray, "... pos"],
+    read: Bool[Array | np.ndarray, "... pos"] | None = None,
 ) -> Float[Array, "..."]:
     """One score for each text from a score for each token.
 
@@ -80,10 +82,10 @@ def aggregate(
             f"{type(aggregator).__name__} takes {aggregator.readings} readings for each token, and a score is one: "
             "train a TokenProbe through it"
         )
-    scores = jnp.asarray(scores)
-    read = jnp.ones(scores.shape, bool) if read is None else jnp.asarray(read)
-    found = aggregator(jnp.where(read, scores, jnp.zeros_like(scores))[..., None, :], read)
-    return jnp.where(read.any(axis=-1), found, jnp.nan)
+    z = jnp.asarray(scores)
+    counts = jnp.ones(z.shape, bool) if read is None else jnp.asarray(read)
+    found = aggregator(jnp.where(counts, z, jnp.zeros_like(z))[..., None, :], counts)
+    return jnp.where(counts.any(axis=-1), found, jnp.nan)
 
 
 def masked_softmax(logits: Float[Array, "... pos"], read: Bool[Array, "... pos"]) -> Float[Array, "... pos"]:

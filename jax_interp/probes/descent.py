@@ -60,7 +60,7 @@ class Adam:
           key: the key of the order of the rows. Not used without batches.
 
         Returns:
-          The parameters with the lowest loss; with batches, those after the pass with the lowest mean loss.
+          The parameters with the lowest loss over all rows, of all passes.
         """
         n = jax.tree.leaves(rows)[0].shape[0]
         size = min(self.batch or n, n)
@@ -80,8 +80,8 @@ class Adam:
                 reached = s.params  # the loss of this step was that of the parameters before it
             else:
                 order = jax.random.permutation(jax.random.fold_in(key, s.done), n)[: steps * size]
-                (after, state), values = jax.lax.scan(step, (s.params, s.state), order.reshape(steps, size))
-                value, reached = values.mean(), after
+                (reached, state), _ = jax.lax.scan(step, (s.params, s.state), order.reshape(steps, size))
+                after, value = reached, loss(reached, rows)
             lower = value < s.lowest - self.tolerance * jnp.abs(s.lowest)
             best = jax.tree.map(lambda new, old: jnp.where(value < s.lowest, new, old), reached, s.best)
             waited = jnp.where(lower, 0, s.waited + 1)
