@@ -41,6 +41,7 @@ from jax_interp.probes.length_confound import LengthConfound, length_confound
 from jax_interp.probes.moves import Moves, moves_along
 from jax_interp.probes.pair_probe import PairProbe
 from jax_interp.probes.probe import PROBES, LinearProbe, Probe
+from jax_interp.probes.readability import Readability, linear_readability
 from jax_interp.probes.report import ProbeFigures, ProbeReport, Score
 from jax_interp.probes.restyling import augmented, parts_of, restyled
 from jax_interp.probes.saving import ProbeFileError, load_probes, save_probes
@@ -113,6 +114,7 @@ __all__ = [
     "ProbeFigures",
     "ProbeFileError",
     "ProbeReport",
+    "Readability",
     "RollingMax",
     "Score",
     "Sequences",
@@ -148,6 +150,7 @@ __all__ = [
     "group_split",
     "leaking_groups",
     "length_confound",
+    "linear_readability",
     "load_probes",
     "moves_along",
     "parts_of",
