@@ -31,6 +31,7 @@ from jax_interp.probes.kinds.mass_mean import MassMean
 from jax_interp.probes.kinds.mass_mean import MassMean as MeanDifference
 from jax_interp.probes.kinds.mlp import MLP, MLPProbe
 from jax_interp.probes.kinds.pca import LAT, PCA
+from jax_interp.probes.kinds.streamed_logistic import StreamedLogistic
 from jax_interp.probes.kinds.token_probe import TokenProbe
 from jax_interp.probes.labelled_chats import CHATML, ChatFormat, from_chats
 from jax_interp.probes.labelled_ids import from_tokens
@@ -47,6 +48,8 @@ from jax_interp.probes.restyling import augmented, parts_of, restyled
 from jax_interp.probes.saving import ProbeFileError, load_probes, save_probes
 from jax_interp.probes.splits import Split, given_split, group_split, leaking_groups, random_split
 from jax_interp.probes.statements import Statements, city_statements, combinations, comparisons, translations
+from jax_interp.probes.stored_rows import gather_rows
+from jax_interp.probes.stream_logistic import stream_logistic
 from jax_interp.probes.streamed_moments import StreamedMoments, stream_moments
 from jax_interp.probes.text_spans import with_token_labels
 from jax_interp.probes.thresholds import best_threshold
@@ -124,6 +127,7 @@ __all__ = [
     "SpliceProbe",
     "Split",
     "Statements",
+    "StreamedLogistic",
     "StreamedMoments",
     "TokenProbe",
     "TokenRule",
@@ -145,6 +149,7 @@ __all__ = [
     "from_table",
     "from_tokens",
     "gather",
+    "gather_rows",
     "gather_tokens",
     "given_split",
     "group_split",
@@ -161,6 +166,7 @@ __all__ = [
     "shuffle_within_classes",
     "stacked_probes",
     "steer",
+    "stream_logistic",
     "stream_moments",
     "stream_of",
     "tokenized",

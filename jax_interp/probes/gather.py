@@ -213,7 +213,9 @@ def _abstract_values(names: tuple[str, ...], model: Model, length: int, masked: 
         found = values_at(model, *names)(tokens, **inputs)
         return [found[name] for name in names]
 
-    return jax.eval_shape(automatic(values), model, tokens, **inputs)
+    # Without shardings, which would have to be resolved where no mesh is active.
+    shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
+    return jax.eval_shape(automatic(values), jax.tree.map(shape, model), tokens, **inputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -79,10 +79,12 @@ class StreamedMoments:
     Args:
       of: the moments of each site. The concept z has a column for each class but the first, or the real targets.
       classes: the names of the classes. (): real targets.
+      rule: the name of the tokens.
     """
 
     of: Mapping[str, Moments]
     classes: tuple[str, ...]
+    rule: str = "all"
 
     @property
     def rows(self) -> int:
@@ -98,7 +100,8 @@ class StreamedMoments:
         Raises:
           UserError: the kind depends on more than the moments, such as logistic regression (`stream_logistic`).
         """
-        return fit_moments(kind, self.of, self.classes, seeds=seeds)
+        fitted = fit_moments(kind, self.of, self.classes, seeds=seeds)
+        return dataclasses.replace(fitted, axes={**fitted.axes, "rule": (self.rule,)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +153,7 @@ def stream_moments(
         end = fit(step, state, batch_at, steps=stream.steps, frozen=(model,), run=saving, log=log)
         found = jax.device_get({name: running.whole() for name, running in end.items()})
     _check_labels(found[next(iter(widths))], stream.classes)
-    return StreamedMoments(found, stream.classes)
+    return StreamedMoments(found, stream.classes, stream.rule)
 
 
 def sites_of_stream(model: Model, at: str | Sequence[str], stream: TokenStream) -> dict[str, int]:

@@ -36,11 +36,13 @@ class TokenStream:
       batch_at: the batch of a step, a pure function of the number of the step.
       steps: the number of batches.
       classes: the names of the classes. (): the labels are real numbers.
+      rule: the name of the tokens with a label, for tables.
     """
 
     batch_at: Callable[[int], TokenRows]
     steps: int
     classes: tuple[str, ...]
+    rule: str = "all"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -91,4 +93,4 @@ def stream_of(
         labels[len(some.rows) :] = absent  # copies that fill up the batch are not read twice
         return data.tokens[rows, : some.length], data.mask[rows, : some.length] if masked else None, labels
 
-    return TokenStream(batch_at, epochs * len(batches), data.classes)
+    return TokenStream(batch_at, epochs * len(batches), data.classes, str(rule))
