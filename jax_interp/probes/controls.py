@@ -67,8 +67,10 @@ class Fitting:
 
     def __call__(self, on: Activations, train: Bool[np.ndarray, "split example"], **labels: np.ndarray) -> FittedProbes:
         """Fit on all rules. Probes that read sequences are fitted rule by rule and joined."""
-        given = {} if not labels else {"labels": labels}
-        fits = [fit_probes(self.kind, one, train=train, seeds=self.seeds, at_once=self.at_once, **given) for one in on]
+        fits = [
+            fit_probes(self.kind, one, train=train, labels=labels or None, seeds=self.seeds, at_once=self.at_once)
+            for one in on
+        ]
         rules = tuple(rule for fit in fits for rule in fit.axes["rule"])
         probes = jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=1), *[fit.probes for fit in fits])
         return dataclasses.replace(fits[0], probes=probes, axes={**fits[0].axes, "rule": rules})

@@ -143,8 +143,8 @@ class Judge:
             ):
                 found.append(recall_at_fpr(values[self.test.rows[s] & self.test.positive], benign, fpr))
             names = ("threshold", "recall", "recall_with_threshold", "control_fpr")
-            means = [mean_estimate([getattr(one, name) for one in found]) for name in names]
-            out.append(RecallAtFpr(fpr, *means, found[0].controls))
+            means = {name: mean_estimate([getattr(one, name) for one in found]) for name in names}
+            out.append(dataclasses.replace(found[0], **means))
         return tuple(out)
 
     def calibration(self, scores: Scores, cell: Cell) -> Calibration:

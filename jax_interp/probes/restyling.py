@@ -112,7 +112,9 @@ def augmented(data: LabelledTokens, *styles: LabelledTokens) -> LabelledTokens:
     names = [(CLEAN,) * len(data), *(tuple(one.columns[STYLE]) for one in styles)]
     return LabelledTokens(
         f"{data.name} in {len(sets)} styles",
-        *(np.concatenate([padded(getattr(one, name)) for one in sets]) for name in ("tokens", "mask", "readable")),
+        np.concatenate([padded(one.tokens) for one in sets]),
+        np.concatenate([padded(one.mask) for one in sets]),
+        np.concatenate([padded(one.readable) for one in sets]),
         np.concatenate([one.labels for one in sets]),
         data.classes,
         np.concatenate(of_group),

@@ -41,11 +41,11 @@ def reset(model: M, key: Key[Array, ""], keep: Callable[[str], bool] = lambda ad
     floats = [leaf for leaf in jax.tree.leaves(model) if _is_weight(leaf)]
     if not floats:
         raise UserError(f"{type(model).__name__} has no weights to draw anew")
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in floats):
+    if not bool(_all_finite(floats)):
         raise UserError("a weight of the model is not finite, so it has no mean and no deviation")
     within, outside = jax.random.split(key)
     if depth := depth_of(model):
-        model = map_blocks(model, _redrawn, jax.random.split(within, depth))
+        model = _redrawn_blocks(model, jax.random.split(within, depth))
     of_blocks = {id(leaf) for segment in iter_segments(model) for leaf in jax.tree.leaves(segment.block)}
     leaves, structure = jax.tree.flatten(model)
     stays = [id(leaf) in of_blocks or keep(address) for leaf, address in zip(leaves, addresses(model), strict=True)]
@@ -53,6 +53,17 @@ def reset(model: M, key: Key[Array, ""], keep: Callable[[str], bool] = lambda ad
     return jax.tree.unflatten(structure, [old if kept else new for old, new, kept in zip(leaves, drawn, stays)])
 
 
+@jax.jit
+def _all_finite(leaves: list[Array]) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
+@jax.jit
+def _redrawn_blocks(model: M, keys: Key[Array, " layer"]) -> M:
+    return map_blocks(model, _redrawn, keys)
+
+
+@jax.jit
 def _redrawn(tree: PyTree, key: Key[Array, ""]) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(len(leaves), 1))

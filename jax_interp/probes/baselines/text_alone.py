@@ -94,9 +94,8 @@ def _logistic(x: csr_array, y: Bool[np.ndarray, " row"], C: float) -> tuple[np.n
         return value, np.append(x.T @ slope + params[:-1], slope.sum())
 
     start = np.append(np.zeros(x.shape[1]), np.log(y.sum() / (~y).sum()))
-    found = minimize(
-        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 10_000, "gtol": 1e-6 * C * y.size}
-    )
+    options = {"maxiter": 10_000, "ftol": 0.0, "gtol": 1e-8 * C * y.size}
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
     if not np.isfinite(found.x).all():
         raise UserError("the logistic regression on the text did not converge")
     return found.x[:-1], float(found.x[-1])

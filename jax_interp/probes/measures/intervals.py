@@ -46,9 +46,10 @@ def share_interval(
       level: the coverage.
     """
     hits = np.asarray(hits, bool)
-    if not hits.size or (groups is not None and np.shape(groups) != hits.shape):
-        raise UserError(f"{hits.size} examples and {np.size(groups)} groups: give at least one example, and its group")
-    group = np.arange(hits.size) if groups is None else np.unique(groups, return_inverse=True)[1]
+    of = np.arange(hits.size) if groups is None else np.asarray(groups)
+    if not hits.size or of.shape != hits.shape:
+        raise UserError(f"{hits.size} examples and {of.size} groups: give at least one example, and the group of each")
+    group = np.unique(of, return_inverse=True)[1]
     n = int(group.max()) + 1
     if n == hits.size:
         return clopper_pearson(int(hits.sum()), n, level)

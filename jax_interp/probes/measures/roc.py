@@ -140,7 +140,8 @@ def auroc_difference(
     placed = [_placements(values, truth) for values in (a, b)]
     value = float(auroc(a, truth) - auroc(b, truth))
     half = _half_width(placed[0] - placed[1], truth, groups, level)
-    if half < 1e-12 and not np.array_equal(*(np.unique(values, return_inverse=True)[1] for values in (a, b))):
+    order = [np.unique(values, return_inverse=True)[1] for values in (a, b)]
+    if half < 1e-12 and (order[0] != order[1]).any():
         alone = [auroc_interval(values, truth, groups, level=level) for values in (a, b)]
         return Estimate(value, alone[0].low - alone[1].high, alone[0].high - alone[1].low)
     return Estimate(value, value - half, value + half)
