@@ -18,8 +18,10 @@ from jax_interp.probes.causal_effect import CausalConfig, ProbabilityDifference,
 from jax_interp.probes.causal_report import CausalEffect
 from jax_interp.probes.descent import Adam
 from jax_interp.probes.edits import SetScore, SpliceProbe, class_shift, project_out, stacked_probes, steer
+from jax_interp.probes.ensemble import EnsembleProbe, fit_ensemble
 from jax_interp.probes.evaluate import EvaluationOptions, evaluate_probes
 from jax_interp.probes.fit import FittedProbes, fit_probes
+from jax_interp.probes.folds import grouped_folds
 from jax_interp.probes.gather import Sequences, Vectors, gather, gather_tokens
 from jax_interp.probes.given_activations import from_activations
 from jax_interp.probes.kind import KINDS, Kind
@@ -92,6 +94,7 @@ __all__ = [
     "CausalEffect",
     "ChatFormat",
     "Columns",
+    "EnsembleProbe",
     "EvaluationOptions",
     "FittedProbes",
     "Kind",
@@ -143,6 +146,7 @@ __all__ = [
     "combinations",
     "comparisons",
     "evaluate_probes",
+    "fit_ensemble",
     "fit_probes",
     "from_activations",
     "from_chats",
@@ -153,6 +157,7 @@ __all__ = [
     "gather_tokens",
     "given_split",
     "group_split",
+    "grouped_folds",
     "leaking_groups",
     "length_confound",
     "linear_readability",
