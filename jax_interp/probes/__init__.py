@@ -23,7 +23,9 @@ from jax_interp.probes.evaluate import EvaluationOptions, evaluate_probes
 from jax_interp.probes.fit import FittedProbes, fit_probes
 from jax_interp.probes.folds import grouped_folds
 from jax_interp.probes.gather import Sequences, Vectors, gather, gather_tokens
+from jax_interp.probes.generalisation import Generalisation, generalisation_matrix
 from jax_interp.probes.given_activations import from_activations
+from jax_interp.probes.joined_sets import joined
 from jax_interp.probes.kind import KINDS, Kind
 from jax_interp.probes.kinds.attention_probe import AttentionProbe, MultiHeadProbe
 from jax_interp.probes.kinds.ccs import CCS, ccs_loss
@@ -43,6 +45,7 @@ from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.length_confound import LengthConfound, length_confound
 from jax_interp.probes.moves import Moves, moves_along
 from jax_interp.probes.pair_probe import PairProbe
+from jax_interp.probes.principal_views import PrincipalView, principal_view
 from jax_interp.probes.probe import PROBES, LinearProbe, Probe
 from jax_interp.probes.readability import Readability, linear_readability
 from jax_interp.probes.report import ProbeFigures, ProbeReport, Score
@@ -97,6 +100,7 @@ __all__ = [
     "EnsembleProbe",
     "EvaluationOptions",
     "FittedProbes",
+    "Generalisation",
     "Kind",
     "LabelledTokens",
     "Last",
@@ -115,6 +119,7 @@ __all__ = [
     "MultiMax",
     "Nth",
     "PairProbe",
+    "PrincipalView",
     "ProbabilityDifference",
     "Probe",
     "ProbeFigures",
@@ -155,15 +160,18 @@ __all__ = [
     "gather",
     "gather_rows",
     "gather_tokens",
+    "generalisation_matrix",
     "given_split",
     "group_split",
     "grouped_folds",
+    "joined",
     "leaking_groups",
     "length_confound",
     "linear_readability",
     "load_probes",
     "moves_along",
     "parts_of",
+    "principal_view",
     "project_out",
     "random_split",
     "restyled",

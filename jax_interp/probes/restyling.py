@@ -18,6 +18,7 @@ import numpy as np
 
 from jax_interp.core.errors import UserError
 from jax_interp.data.tokenizer import Tokenizer
+from jax_interp.probes.joined_sets import joined
 from jax_interp.probes.labelled_texts import tokenized
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.splits import leaking_groups
@@ -102,24 +103,13 @@ def augmented(data: LabelledTokens, *styles: LabelledTokens) -> LabelledTokens:
     for one in styles:
         if ORIGINAL not in one.columns or one.classes != data.classes:
             raise UserError(f"{one.name} is not a restyled version of {data.name}: make it with `restyled`")
-    sets = (data, *styles)
-    if not all(one.mask[:, 0].all() for one in sets):
-        raise UserError("there is padding on the left: give sets that are padded on the right")
-    length = max(one.tokens.shape[1] for one in sets)
-    padded = lambda array: np.pad(array, ((0, 0), (0, length - array.shape[1])))
+    names = [(CLEAN,) * len(data), *(tuple(one.columns[STYLE]) for one in styles)]
     groups = leaking_groups(data)
     of_group = [groups, *(groups[np.asarray(one.columns[ORIGINAL], int)] for one in styles)]
-    names = [(CLEAN,) * len(data), *(tuple(one.columns[STYLE]) for one in styles)]
-    return LabelledTokens(
-        f"{data.name} in {len(sets)} styles",
-        np.concatenate([padded(one.tokens) for one in sets]),
-        np.concatenate([padded(one.mask) for one in sets]),
-        np.concatenate([padded(one.readable) for one in sets]),
-        np.concatenate([one.labels for one in sets]),
-        data.classes,
-        np.concatenate(of_group),
+    return dataclasses.replace(
+        joined((data, *styles), f"{data.name} in {1 + len(styles)} styles"),
+        groups=np.concatenate(of_group),
         columns={STYLE: tuple(name for part in names for name in part)},
-        texts=tuple(text for one in sets for text in one.texts),
     )
 
 

@@ -80,7 +80,7 @@ def pairs_of_words(n=240, seed=0, name="equal", filler=(20, 30)):
     rng = np.random.default_rng(seed)
     kinds = rng.integers(0, 2, (n, 2))
     words = kinds * A + rng.integers(0, A, (n, 2))
-    ends = rng.integers(*filler, (n, 2))
+    ends = rng.integers(filler[0], filler[1], (n, 2))
     tokens = np.concatenate([ends[:, :1], words, ends[:, 1:]], axis=1).astype(np.int32)
     mask = np.ones(tokens.shape, bool)
     return LabelledTokens(name, tokens, mask, mask, (kinds[:, 0] == kinds[:, 1]).astype(np.int32), ("no", "yes"))

@@ -9,7 +9,7 @@ linearly readable (XOR among them). What a probe reads no better than from the r
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ def _all_finite(leaves: list[Array]) -> Array:
 
 
 @jax.jit
-def _redrawn_blocks(model: M, keys: Key[Array, " layer"]) -> M:
+def _redrawn_blocks(model: Model, keys: Key[Array, " layer"]) -> Any:
     return map_blocks(model, _redrawn, keys)
 
 

@@ -8,16 +8,13 @@ they are solved on the host, in float64.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.probes.labelled_tokens import LabelledTokens
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 
 def bag_of_words(
@@ -65,7 +62,7 @@ def lengths(data: LabelledTokens) -> Int[np.ndarray, " example"]:
     return data.readable.sum(axis=1)
 
 
-def _scores(data: LabelledTokens, x: csr_array, train: np.ndarray, C: float) -> np.ndarray:
+def _scores(data: LabelledTokens, x: Any, train: np.ndarray, C: float) -> np.ndarray:
     if len(data.classes) != 2:
         raise UserError(f"{data.name} has the classes {', '.join(data.classes) or 'none'}: a baseline needs two")
     if not C > 0:
@@ -80,8 +77,8 @@ def _scores(data: LabelledTokens, x: csr_array, train: np.ndarray, C: float) -> 
     return np.stack(out)
 
 
-def _logistic(x: csr_array, y: Bool[np.ndarray, " row"], C: float) -> tuple[np.ndarray, float]:
-    """The minimum of C Σ log(1 + exp(-s (x·w + b))) + ½‖w‖², with s = ±1."""
+def _logistic(x: Any, y: Bool[np.ndarray, " row"], C: float) -> tuple[np.ndarray, float]:
+    """For a sparse matrix x: the minimum of C Σ log(1 + exp(-s (x·w + b))) + ½‖w‖², with s = ±1."""
     from scipy.optimize import minimize
     from scipy.special import expit
 
