@@ -14,13 +14,11 @@ import abc
 import dataclasses
 from typing import Literal
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.logistic import fit_logistic
 from jax_interp.core.registry import Registry
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.monitors.monitor import Access, Cost, Monitor
@@ -222,16 +220,32 @@ class Stacking(Combination):
 
     Args:
       C: the inverse strength of the L2 penalty.
+
+    Raises:
+      UserError: C is not positive.
     """
 
     C: float = 1.0
 
+    def __post_init__(self):
+        if not (np.isfinite(self.C) and self.C > 0):
+            raise UserError(f"C={self.C} must be positive: it is the inverse strength of the penalty")
+
     def _fit(self, scores: Scores, positive: Bool[np.ndarray, " example"], control: Scores) -> Combined:
+        from scipy.optimize import minimize  # JAX requires scipy, so it is installed
+
         centre, scale = control.mean(axis=0), control.std(axis=0, ddof=1)
-        x = jnp.asarray((scores - centre) / scale, jnp.float32)
-        found = fit_logistic(x[None], jnp.asarray(positive)[None], C=self.C)
-        weight = np.asarray(found.weight[0], np.float64) / scale
-        return LinearSum(weight, float(found.intercept[0]) - float((weight * centre).sum()))
+        x = np.append((scores - centre) / scale, np.ones((len(scores), 1)), axis=1)
+        sign, free = np.where(positive, 1.0, -1.0), np.append(np.ones(x.shape[1] - 1), 0.0)
+
+        def objective(w: np.ndarray) -> tuple[float, np.ndarray]:
+            margin = sign * (x @ w)
+            loss = self.C * np.logaddexp(0, -margin).sum() + 0.5 * (free * w * w).sum()
+            return loss / len(x), (free * w - self.C * (sign * expit(-margin)) @ x) / len(x)
+
+        w = minimize(objective, np.zeros(x.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-8}).x
+        weight = w[:-1] / scale
+        return LinearSum(weight, float(w[-1] - (weight * centre).sum()))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

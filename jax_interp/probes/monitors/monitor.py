@@ -163,6 +163,7 @@ def _takes_mask(monitor: ModelMonitor, length: int) -> bool:
 
 
 def _cut(data: LabelledTokens, read: np.ndarray, batch: LengthBatch, masked: bool) -> tuple[Any, Any, Any]:
+    # the number of rows is a power of two times that of the devices, so that sets of all sizes share few programs
     rows, until = batch.filled, slice(batch.length)
     return data.tokens[rows, until], data.mask[rows, until] if masked else None, read[rows, until]
 

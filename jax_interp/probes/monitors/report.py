@@ -148,7 +148,7 @@ class MonitorReport:
         if self.cascades:
             found += [
                 "",
-                f"Cascades at {self.fprs[0]:.3g} false alarms on the control set",
+                f"Cascades at {self.fprs[0]:.3g} false alarms on the control set, at budgets that change them",
                 _table(self._cascade_rows()),
             ]
         if self.uplifts:
@@ -174,7 +174,8 @@ class MonitorReport:
                 str(of.false_positives),
             )
             for curve in self.cascades
-            for of in curve.figures
+            for i, of in enumerate(curve.figures)
+            if not i or of.chosen != curve.figures[i - 1].chosen
         ]  # fmt: skip
         return [head, *rows]
 

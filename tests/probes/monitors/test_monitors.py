@@ -74,8 +74,8 @@ class Setting:
 
     @cached_property
     def monitors(self):
-        probe = ProbeMonitor(self.model, self.probe, SITE, name="probe", cost=probe_cost(self.probe))
-        surprise = Surprise(self.model, cost=forward_cost(self.model))
+        probe = ProbeMonitor(self.model, self.probe, SITE, name="probe", cost=probe_cost(self.probe), batch=128)
+        surprise = Surprise(self.model, cost=forward_cost(self.model), batch=128)
         return [probe, surprise, bag_of_words(self.sets["train"])]
 
 
