@@ -54,7 +54,7 @@ class MonitorOptions:
       budgets: the budgets of cascades, per example. None: nine, from the cheap monitor alone to both on everything.
         A budget below the cost of the cheap monitor is left out.
       prevalence: the share of suspicious examples in the traffic that is paid for.
-      draws: the number of bootstrap samples.
+      draws: the number of bootstrap samples for intervals of recalls.
       seed: the seed of the samples.
     """
 
@@ -215,7 +215,7 @@ def _figures(
         access,
         members,
         float(sets.costs[name]["control"].mean()),
-        auroc_interval(scores["test"], suspicious, test.groups, draws=options.draws, seed=options.seed),
+        auroc_interval(scores["test"], suspicious, test.groups),
         recall,
         alarms,
         roc_curve(scores["test"], suspicious),
@@ -262,11 +262,12 @@ def _uplifts(
     pairs = [(w, b) for b in black for w in white]
     pairs += [(c, b) for c, members in combined.items() for b in black if b in members and set(members) & set(white)]
     suspicious, found = sets.suspicious["test"], []
-    settings = {"draws": options.draws, "seed": options.seed}
     for first, second in pairs:
         test, control = (sets.of((first, second), which).T for which in ("test", "control"))
-        auroc = auroc_difference(test[0], test[1], suspicious, sets.data["test"].groups, **settings)
-        recall = recall_difference(test[:, suspicious], control, options.fprs[0], **settings)
+        auroc = auroc_difference(test[0], test[1], suspicious, sets.data["test"].groups)
+        recall = recall_difference(
+            test[:, suspicious], control, options.fprs[0], draws=options.draws, seed=options.seed
+        )
         found.append(Uplift(first, second, auroc, recall, options.fprs[0]))
     return found
 

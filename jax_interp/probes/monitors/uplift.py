@@ -19,13 +19,13 @@ from jax_interp.probes.measures.recall import threshold_at_fpr
 
 @dataclasses.dataclass(frozen=True)
 class Uplift:
-    """One monitor minus another, with paired bootstrap intervals.
+    """One monitor minus another, with paired intervals.
 
     Args:
       monitor: the monitor, such as a white-box one.
       baseline: the monitor that it is compared with, such as a black-box one.
-      auroc: the difference of the AUROCs on the test examples.
-      recall: the difference of the recalls at `fpr`.
+      auroc: the difference of the AUROCs on the test examples (`auroc_difference`).
+      recall: the difference of the recalls at `fpr` (`recall_difference`).
       fpr: the rate of false alarms on the control examples.
     """
 
