@@ -52,7 +52,7 @@ def direction_map(
 def _arrow(axes: Axes, start: Float[np.ndarray, "2"], step: Float[np.ndarray, "2"], color: str, name: str) -> None:
     border = 2.8 * np.array([-step[1], step[0]])
     axes.plot(*np.stack([start - border, start + border]).T, color=color, lw=1.0, ls="--", zorder=3)
-    axes.annotate(
-        "", start + step, start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 2.2, "shrinkA": 0, "shrinkB": 0}
-    )
+    style = {"arrowstyle": "-|>", "color": color, "lw": 2.2, "shrinkA": 0, "shrinkB": 0}
+    (x, y), (to_x, to_y) = start.tolist(), (start + step).tolist()
+    axes.annotate("", (to_x, to_y), (x, y), arrowprops=style)
     axes.plot([], [], color=color, lw=2.2, label=printable(name))

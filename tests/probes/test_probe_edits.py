@@ -28,7 +28,7 @@ from jax_interp.probes import (
     steer,
 )
 from jax_interp.probes.probe import Probe
-from jax_interp.surgery import Add, Clamp, Each, at, edit, grad_at, read, replan
+from jax_interp.surgery import Add, Clamp, Each, at, edit, grad_at, load_edits, read, replan, save_edits
 
 SITE, D, DEPTH, VOCAB = "blocks.1.resid_post", 16, 3, 40
 TOKENS = jax.random.randint(jax.random.key(0), (3, 7), 0, VOCAB)
@@ -131,6 +131,8 @@ def test_one_probe_for_each_layer(model):
         np.testing.assert_allclose(acts[f"{site}.probe"], expected, atol=tolerance)
         cleaned = edit(model, at("blocks.*.resid_post", Each(project_out(probes))))
         assert np.ptp(scores(cleaned, one, site)[0]) <= 2 * tolerance
+        fixed = edit(model, at("blocks.*.resid_post", Each(SetScore(probes, 2.0))))
+        np.testing.assert_allclose(scores(fixed, one, site)[0], 2.0, atol=tolerance)
 
 
 def test_gradients_and_sweeps(model):
@@ -148,6 +150,13 @@ def test_gradients_and_sweeps(model):
     if call(model, TOKENS).dtype == jnp.float32:
         slope = (f(jnp.float32(1e-2)) - f(jnp.float32(-1e-2))) / 2e-2
         np.testing.assert_allclose(jax.grad(f)(jnp.float32(0.0)), slope, rtol=0.02, atol=1e-3)
+
+
+def test_edits_of_probes_are_saved_with_edits(tmp_path):
+    model, probe = toy(d=D, vocab=VOCAB, layers=DEPTH), linear()
+    some = at(SITE, SetScore(probe, 3.0), pos=2), at("blocks.2.resid_post", SpliceProbe(probe))
+    loaded = load_edits(save_edits(tmp_path / "e.safetensors", some), types=[SetScore, SpliceProbe, LinearProbe])
+    np.testing.assert_array_equal(call(edit(model, loaded), TOKENS), call(edit(model, some), TOKENS))
 
 
 def test_the_shift_of_a_class_brings_its_mean_to_the_other():
