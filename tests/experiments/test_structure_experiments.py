@@ -11,8 +11,8 @@ from scipy.optimize import minimize
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the experiments are no part of the installed package
 
-from experiments.universal_and_bound import largest_errors  # noqa: E402
-from experiments.xor_of_features import held_out_logit  # noqa: E402
+from experiments.universal_and_bound import largest_errors
+from experiments.xor_of_features import held_out_logit
 
 
 @pytest.mark.parametrize("s", [0.7, 1.0, 1.2, 1.25, 2.0])
