@@ -49,6 +49,7 @@ from jax_interp.probes.principal_views import PrincipalView, principal_view
 from jax_interp.probes.probe import PROBES, LinearProbe, Probe
 from jax_interp.probes.readability import Readability, linear_readability
 from jax_interp.probes.report import ProbeFigures, ProbeReport, Score
+from jax_interp.probes.report_causes import Answers
 from jax_interp.probes.restyling import augmented, parts_of, restyled
 from jax_interp.probes.saving import ProbeFileError, load_probes, save_probes
 from jax_interp.probes.splits import Split, given_split, group_split, leaking_groups, random_split
@@ -90,6 +91,7 @@ __all__ = [
     "AggregatedProbe",
     "Aggregator",
     "All",
+    "Answers",
     "Attention",
     "AttentionProbe",
     "BeforeSpan",

@@ -18,6 +18,7 @@ import numpy as np
 
 from jax_interp.core.errors import UserError
 from jax_interp.probes.baselines import bag_of_words, length_alone, lengths, reset
+from jax_interp.probes.causal_report import CausalEffect
 from jax_interp.probes.controls import (
     Activations,
     Fitting,
@@ -34,6 +35,7 @@ from jax_interp.probes.kind import Kind
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.measures import Roc, roc_curve
 from jax_interp.probes.report import ProbeFigures, ProbeReport, Score, SetSummary, SplitSummary, WithinClassShuffle
+from jax_interp.probes.report_causes import Answers, effect_of
 from jax_interp.probes.report_warnings import warnings_of
 from jax_interp.probes.restyling import ORIGINAL
 from jax_interp.probes.splits import Split, group_split, leaking_groups
@@ -56,6 +58,7 @@ class EvaluationOptions:
       seeds: the seeds of the fit.
       batch: the number of examples in one forward pass.
       at_once: the number of sites that are fitted side by side (`fit_probes`).
+      answers: what the model itself answers, for the effect of moving along the chosen direction. None: not measured.
     """
 
     rules: tuple[TokenRule, ...] = (LAST,)
@@ -67,6 +70,7 @@ class EvaluationOptions:
     seeds: tuple[int, ...] = (0,)
     batch: int = 32
     at_once: int = 1
+    answers: Answers | None = None
 
 
 DEFAULTS = EvaluationOptions()
@@ -116,6 +120,7 @@ def evaluate_probes(
     chosen: dict[str, ProbeFigures] = {}
     roc: dict[str, Roc] = {}
     fitted: dict[str, FittedProbes] = {}
+    causes: dict[str, CausalEffect] = {}
     for tokens in sorted({kind.takes == "sequences" for kind in named.values()}):
         reading = Reading((at,) if isinstance(at, str) else tuple(at), options.rules, tokens, options.batch)
         on = {name: reading.of(model, of) for name, of in run.sets().items()}
@@ -126,12 +131,15 @@ def evaluate_probes(
                 best = int(np.argmax([one.validation for one in figures]))
                 chosen[name], roc[name] = figures[best], curves[best]
                 found += figures
+                if options.answers is not None and not tokens and directions(fitted[name]) is not None:
+                    parts = split.train[0], split.test[0]
+                    causes[name] = effect_of(model, chosen[name], fitted[name], on[""], parts, options.answers)
     report = ProbeReport(
         summary(data),
         split_summary(data, split),
         {name: summary(other, removed) for name, (other, removed) in run.others.items()},
         None if run.control is None else summary(*run.control),
-        run.judge.of_text(), tuple(found), chosen, roc, fitted, (),
+        run.judge.of_text(), tuple(found), chosen, roc, fitted, causes, (),
     )  # fmt: skip
     return dataclasses.replace(report, warnings=warnings_of(report, options.fprs))
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jax_interp.core.estimates import Estimate
+from jax_interp.probes.causal_report import CausalEffect
 from jax_interp.probes.fit import FittedProbes
 from jax_interp.probes.length_confound import LengthConfound
 from jax_interp.probes.measures import Calibration, RecallAtFpr, Roc
@@ -223,6 +224,8 @@ class ProbeReport:
       chosen: for each kind, the figures of the site, rule and strength with the highest validation AUROC.
       roc: for each kind, the ROC curve of the chosen probe on the test part of the first split.
       fitted: for each kind, the fitted probes. The split axis has the training parts. They are not in `to_json`.
+      causes: for each kind with a direction, what the model answers when test examples of the first split are moved
+        along it, at the chosen site, beside control directions. Empty: not measured.
       warnings: what a reader should know before quoting a figure.
     """
 
@@ -235,6 +238,7 @@ class ProbeReport:
     chosen: Mapping[str, ProbeFigures]
     roc: Mapping[str, Roc]
     fitted: Mapping[str, FittedProbes]
+    causes: Mapping[str, CausalEffect]
     warnings: tuple[str, ...]
 
     def probe(self, kind: str) -> Probe:
@@ -256,6 +260,7 @@ class ProbeReport:
             "probes": [figures.to_json() for figures in self.probes],
             "chosen": {kind: self.probes.index(figures) for kind, figures in self.chosen.items()},
             "roc": {kind: roc.to_json() for kind, roc in self.roc.items()},
+            "causes": {kind: effect.to_json() for kind, effect in self.causes.items() if answered(effect)},
             "warnings": list(self.warnings),
         }
 
@@ -270,7 +275,15 @@ class ProbeReport:
         out += [f"  {name} alone: {score}" for name, score in self.text.items()]
         for kind, best in self.chosen.items():
             out += [f"{kind}, chosen on validation data: {best.where}", *(f"  {line}" for line in _lines(best))]
+            if kind in self.causes and answered(self.causes[kind]):
+                out += [f"  {line}" for line in self.causes[kind].lines()]
         return out + [f"! {warning}" for warning in self.warnings]
+
+
+def answered(effect: CausalEffect) -> bool:
+    """Whether the model's own answers tell the classes apart. If not, no share of the difference can be given."""
+    gap = effect.gap()
+    return gap.low > 0 or gap.high < 0
 
 
 def _lines(best: ProbeFigures) -> list[str]:

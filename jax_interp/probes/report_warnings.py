@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from jax_interp.probes.report import ProbeFigures, ProbeReport
+from jax_interp.probes.causal_report import CausalEffect
+from jax_interp.probes.report import ProbeFigures, ProbeReport, answered
 
 FEW = 10
 """From this number of groups on, an interval of the test part counts as good."""
@@ -44,6 +45,8 @@ def _of_sets(report: ProbeReport, fprs: Sequence[float]) -> Iterator[str]:
         yield f"the classes differ in length: AUROC of a probe on length {length}"
     if not report.others:
         yield "there is no other set: nothing is known outside the distribution of the training set"
+    if not report.causes:
+        yield "the model was not moved along any direction: nothing is known of whether it uses what the probes read"
     if report.control is None:
         yield "there is no control set: nothing is known of recall at a small rate of false alarms"
         return
@@ -63,6 +66,8 @@ def _of_probe(kind: str, best: ProbeFigures, report: ProbeReport) -> Iterator[st
         yield (
             f"{kind}: AUROC {best.shuffled.auroc.high:.3f} of a draw of shuffled labels lies in or above the interval"
         )
+    if (effect := report.causes.get(kind)) is not None:
+        yield from _of_effect(kind, effect)
     for name, score in best.elsewhere.items():
         if score.auroc.high < 0.5:
             yield f"{kind}: on {name} the direction points the wrong way (AUROC {score.auroc})"
@@ -73,3 +78,16 @@ def _of_probe(kind: str, best: ProbeFigures, report: ProbeReport) -> Iterator[st
     equal = best.length.at_equal_length
     if equal is not None and best.test.auroc.value - equal > 0.1:
         yield f"{kind}: at equal length the AUROC is {equal:.3f} only"
+
+
+def _of_effect(kind: str, effect: CausalEffect) -> Iterator[str]:
+    if not answered(effect):
+        yield f"{kind}: the model's answers do not tell the classes apart ({effect.gap()}), so no effect can be given"
+        return
+    rows = effect.rows()
+    for way in ("to_positive", "to_negative"):
+        control = max(row[way].value for row in rows if row["control"])
+        own = max((row[way] for row in rows if not row["control"]), key=lambda one: one.value)
+        if own.low <= max(control, 0.0):
+            to = "positive" if way == "to_positive" else "negative"
+            yield f"{kind}: the move to the {to} class has an effect of {own}, and a control up to {control:.3f}"

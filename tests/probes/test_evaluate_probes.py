@@ -21,7 +21,9 @@ from jax_interp.probes import (
     group_split,
     random_split,
 )
+from jax_interp.probes.causal_effect import ProbabilityDifference
 from jax_interp.probes.kinds.lda import LDA
+from jax_interp.probes.report_causes import Answers
 from jax_interp.surgery import Site, run_blocks
 
 A, B, FILLERS, BENIGN = 10, 10, 20, 5
@@ -58,7 +60,8 @@ class Comparing:
     def __call__(self, tokens, *, mask=None, taps=()):
         site = Site.open(taps, self.blocks)
         x = run_blocks(self.blocks, site("embed", self.embed[tokens]), site)
-        return site.close(site("logits", x, "batch pos vocab"))
+        logits = jnp.stack([x[..., 1], jnp.zeros_like(x[..., 1])], axis=-1)
+        return site.close(site("logits", logits, "batch pos vocab"))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +109,7 @@ def report(model, control):
         "blocks.*.resid_post",
         control=control,
         others=others,
-        options=EvaluationOptions(resets=2, fprs=(0.05, 0.001)),
+        options=EvaluationOptions(resets=2, fprs=(0.05, 0.001), answers=Answers(ProbabilityDifference([0], [1]))),
     )
 
 
@@ -175,6 +178,18 @@ def last_token(model, data):
     return found.astype(np.float32)
 
 
+def test_the_model_uses_the_direction_that_was_read(report):
+    """The answer is a function of the coordinate that the probe reads."""
+    for kind, effect in report.causes.items():
+        assert set(effect.controls) >= {"random 0", "orthogonal"}
+        if kind == "mean":
+            for way in ("positive", "negative"):
+                assert effect.nie(kind, way).value == pytest.approx(1, abs=0.15)
+                # probes on shuffled labels lie along the largest variance, which is this direction too
+                others = [name for name in effect.controls if not name.startswith("shuffled")]
+                assert all(abs(effect.nie(name, way).value) < 0.7 for name in others)
+
+
 def test_the_report_warns(report):
     text = "\n".join(report.warnings)
     assert "on flipped the direction points the wrong way" in text
@@ -216,6 +231,7 @@ def test_texts_of_the_set_are_left_out_of_the_others(model):
     best = found.chosen["MassMean"]
     assert best.elsewhere["mixed"] == best.elsewhere["more"]
     assert (best.shuffled, best.reset, best.within_class, best.selectivity) == (None, None, None, None)
+    assert "the model was not moved" in "\n".join(found.warnings)
     assert "there is no control set" in "\n".join(found.warnings)
     with pytest.raises(UserError, match="all texts of equal are in equal"):
         evaluate_probes(model, MassMean(), data, "blocks.1.resid_post", control=data)
