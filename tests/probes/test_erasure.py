@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 from small_models import CONFIGS, peaky
 
 from jax_interp import UserError
-from jax_interp.probes import LabelledTokens, Last, gather, gather_tokens
+from jax_interp.probes import LabelledTokens, Last, Vectors, gather, gather_tokens
 from jax_interp.probes.erasure import (
     ERASURES,
     AffineEraser,
@@ -24,6 +24,7 @@ from jax_interp.probes.erasure import (
     Sal,
     concept_of,
     fit_erasers,
+    judge_erasers,
     oracle_eraser,
     scrub,
 )
@@ -244,3 +245,23 @@ def test_tokens_can_have_labels_of_their_own(setting):
     y = of_token[data.readable]
     means = np.stack([erased[y == c].mean(0) for c in range(3)])
     assert np.abs(means - means.mean(0)).max() < 1e-3
+
+
+def test_the_report_tells_fitted_from_other_examples():
+    """Nothing is left on the fitted examples. On others something is, if there were 60 examples for 40 columns."""
+    found = {}
+    for n in (60, 600):
+        x, y = rows(n + 800, 40, classes=2, seed=3)
+        zeros = np.zeros((len(y), 1), np.int32)
+        ones = np.ones((len(y), 1), bool)
+        data = LabelledTokens("made up", zeros, ones, ones, y.astype(np.int32), ("no", "yes"))
+        vectors, train = Vectors(data, (Last(),), {"x": x[None]}), np.arange(len(y)) < n
+        (found[n],) = judge_erasers(fit_erasers(Leace(), vectors, train=train), vectors, train)
+        assert found[n].loss[0] < 0.5 * found[n].entropy
+        assert found[n].loss[1] == pytest.approx(found[n].entropy, abs=1e-4)
+        assert found[n].before.low > 0.7
+        assert 0 < found[n].changed < 0.6
+    assert found[60].after.low > 0.55
+    assert 0.45 < found[600].after.value < found[60].after.value - 0.1
+    assert "held-out AUROC" in str(found[60])
+    assert found[60].to_json()["label"] == "yes"

@@ -4,6 +4,7 @@ from jax_interp.core.registry import discover
 from jax_interp.probes.erasure.eraser import ERASURES, AffineEraser, Erasure, MomentErasure, concept_of
 from jax_interp.probes.erasure.fit import Erasers, fit_erasers
 from jax_interp.probes.erasure.inlp import Inlp
+from jax_interp.probes.erasure.judging import Judgement, judge_erasers
 from jax_interp.probes.erasure.leace import Leace
 from jax_interp.probes.erasure.moments import Moments
 from jax_interp.probes.erasure.oracle import OracleEraser, oracle_eraser
@@ -18,6 +19,7 @@ __all__ = [
     "Erasers",
     "Erasure",
     "Inlp",
+    "Judgement",
     "Leace",
     "MeanProjection",
     "MomentErasure",
@@ -26,6 +28,7 @@ __all__ = [
     "Sal",
     "concept_of",
     "fit_erasers",
+    "judge_erasers",
     "oracle_eraser",
     "scrub",
 ]
