@@ -1,0 +1,291 @@
+"""Linear models with a logistic or softmax loss and an L2 penalty: many problems on the same rows, in one program.
+
+    C Σᵢ vᵢ ℓ(W xᵢ + b, yᵢ) + ½‖W‖²
+
+This is the objective of scikit-learn's `LogisticRegression`; the intercept b is not penalised. It is strictly convex in
+W, so the optimum does not depend on a seed.
+
+All problems take a step of L-BFGS together, so the rows are read twice in each step, however many problems there are:
+once for the scores of a direction and once for the gradient. The line search works on these scores and reads no rows.
+It looks for a slope near 0, not for a smaller value, because in float32 slopes stay exact where values are too close
+to tell apart. The first approximation of the inverse Hessian has the leading eigenvectors of the rows' covariance, as
+in Nyström preconditioning (Frangella, Tropp & Udell 2021, arXiv:2110.02820). Activations have a few directions of very
+large variance, and plain L-BFGS would need many steps for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_interp.core.pytrees import register_dataclass
+
+HISTORY = 10  # the pairs that L-BFGS keeps
+EIGENVECTORS = 96
+HIGH = jax.lax.Precision.HIGHEST
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearFit:
+    """The optimum of each problem, and how exactly it was found.
+
+    Args:
+      weight: W, for raw rows.
+      bias: b.
+      error: the estimated distance to the optimum: the relative change of the weights or of the scores in the last
+        step, whichever is larger.
+      gradient: the largest entry of the gradient of the objective divided by C Σv.
+      converged: whether `error` became small enough.
+      steps: the number of steps.
+    """
+
+    weight: Float[Array, "problem out d"]
+    bias: Float[Array, "problem out"]
+    error: Float[Array, " problem"]
+    gradient: Float[Array, " problem"]
+    converged: Bool[Array, " problem"]
+    steps: Int[Array, " problem"]
+
+
+class _Problems(NamedTuple):
+    """What stays the same during the descent. Columns of problems are last, because XLA's products of a large matrix
+    with a few columns are fast in this layout only."""
+
+    x: Array  # [row, d], centred if there is a bias
+    xt: Array  # its transpose, stored
+    target: Array  # [row, problem, out]: for one output 0 or 1, else one-hot
+    weight: Array  # [row, problem], with sum 1
+    ridge: Array  # [problem]: 1 / (C Σv)
+    scale: Array  # [d, problem]: W = scale · U, and the penalty is on U
+    vectors: Array  # [d, k]: leading eigenvectors of the covariance
+    values: Array  # [k]
+    rest: Array  # []: the mean of the other eigenvalues
+    bias: bool
+
+
+class _State(NamedTuple):
+    u: Array  # [d + 1, problem, out]: the weights in penalised units, and the bias
+    z: Array  # [row, problem, out]: the scores
+    g: Array  # the gradient, like u
+    s: Array  # [history, d + 1, problem, out]: steps
+    y: Array  # changes of the gradient
+    step: Array
+    steps: Array  # [problem]
+    error: Array  # [problem]
+    small: Array  # [problem]: how many steps in a row were small
+    active: Array  # [problem]
+
+
+def fit_linear(
+    x: Float[Array, "row d"],
+    y: Int[Array, "row problem"],
+    weight: Float[Array, "row problem"],
+    C: Float[Array, " problem"],
+    *,
+    outputs: int = 1,
+    bias: bool = True,
+    scale: Float[Array, "d problem"] | None = None,
+    steps: int = 1000,
+    tolerance: float = 3e-6,
+) -> LinearFit:
+    """Fit all problems. A pure function for use inside `jit`: it checks nothing.
+
+    Args:
+      x: the rows, which all problems share.
+      y: the class of each row: 0 or 1 if there is one output, else a number below `outputs`.
+      weight: the weight v of each row; 0 leaves the row out. A row of weight 0 in all problems may hold anything.
+      C: the inverse strength of the penalty.
+      outputs: 1 for logistic regression; the number of classes for softmax regression.
+      bias: whether there is an intercept.
+      scale: the penalty is on W / scale: a column that is divided by its deviation has its inverse as scale. None: 1.
+      steps: the largest number of steps.
+      tolerance: a problem is done if three steps in a row changed its weights and scores less, relative to their
+        norms.
+    """
+    used = jnp.any(weight > 0, axis=1)
+    x = jnp.where(used[:, None], x, jnp.zeros_like(x))
+    total = jnp.sum(weight, axis=0)
+    share = weight / total[None, :]
+    of_row = jnp.mean(share, axis=1)
+    mean = jnp.matmul(of_row, x, precision=HIGH) if bias else jnp.zeros_like(x[0])
+    x = jnp.where(used[:, None], x - mean[None, :], jnp.zeros_like(x))
+    scale = jnp.ones((x.shape[1], y.shape[1]), x.dtype) if scale is None else scale
+    common = jnp.mean(scale, axis=1)
+    vectors, values, rest = _leading(x * common[None, :], of_row)
+    one_hot = y[..., None] == (jnp.arange(outputs) if outputs > 1 else jnp.ones(1, y.dtype)).astype(y.dtype)[None, None]
+    problems = _Problems(
+        x, x.T, one_hot.astype(x.dtype), share, 1 / (C * total), scale, vectors, values, rest, bias
+    )  # fmt: skip
+    end = _descend(problems, steps, tolerance)
+    w = end.u[:-1] * scale[..., None]
+    w = jnp.moveaxis(w, 0, -1)
+    b = end.u[-1] - jnp.einsum("pkd,d->pk", w, mean, precision=HIGH)
+    done = ~end.active & (end.error <= 1e-4)
+    return LinearFit(w, b, end.error, _largest(end.g), done, end.steps)
+
+
+def _leading(x: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """The leading eigenvectors of Σ weight x xᵀ, by one step of subspace iteration; and the mean of the rest."""
+    n, d = x.shape
+    k = min(EIGENVECTORS, d, n)
+    root = x * jnp.sqrt(weight)[:, None]
+    trace = jnp.sum(root * root)
+    size = jnp.sqrt(jnp.where(trace > 0, trace, jnp.ones_like(trace)))
+    root = root / size  # rows of any size without overflow
+    start = jax.random.normal(jax.random.key(0), (d, k), x.dtype)
+    product = lambda a, b: jnp.matmul(a, b, precision=HIGH)
+    span = jnp.linalg.qr(product(root.T, product(root, start)))[0]
+    image = product(root, span)
+    values, rotation = jnp.linalg.eigh(product(image.T, image))
+    values = jnp.maximum(values, jnp.zeros_like(values)) * size * size
+    others = jnp.maximum(trace - jnp.sum(values), 0.0) / max(min(n, d) - k, 1)
+    return product(span, rotation), values, others
+
+
+def _descend(problems: _Problems, steps: int, tolerance: float) -> _State:
+    n, p, k = problems.target.shape
+    d = problems.x.shape[1]
+    u = jnp.zeros((d + 1, p, k), problems.x.dtype)
+    z = jnp.zeros_like(problems.target)
+    pairs = jnp.zeros((HISTORY, d + 1, p, k), u.dtype)
+    count = jnp.zeros(p, jnp.int32)
+    start = _State(
+        u, z, _gradient(problems, u, z), pairs, pairs, jnp.zeros((), jnp.int32), count, jnp.full(p, jnp.inf, u.dtype),
+        count, jnp.ones(p, bool),
+    )  # fmt: skip
+    more = lambda state: jnp.any(state.active) & (state.step < steps)
+    return jax.lax.while_loop(more, partial(_step, problems, tolerance), start)
+
+
+def _step(problems: _Problems, tolerance: float, state: _State) -> _State:
+    direction = _direction(problems, state)
+    downhill = _dot(direction, state.g) < 0
+    change = _scores(problems, direction)
+    size = _line_search(problems, state, direction, change)
+    size = jnp.where(state.active & downhill, size, jnp.zeros_like(size))
+    moved = size[None, :, None] * direction
+    u = state.u + moved
+    z = state.z + size[None, :, None] * change
+    z = jax.lax.cond(state.step % 16 == 15, lambda: _scores(problems, u), lambda: z)  # against the drift of sums
+    g = _gradient(problems, u, z)
+    at = state.step % HISTORY
+    norm = lambda a, weight=None: jnp.sqrt(_dot(a, a, weight))
+    relative = lambda a, b: a / jnp.where(b > 0, b, jnp.ones_like(b))
+    ones = jnp.ones_like(size)
+    error = jnp.maximum(
+        relative(norm(moved[:-1]), norm(u[:-1])),
+        size * relative(norm(change, problems.weight), jnp.maximum(norm(z, problems.weight), 1e-3 * ones)),
+    )
+    error = jnp.where(downhill, error, jnp.minimum(state.error, ones))
+    proved = norm(g) <= tolerance * problems.ridge * norm(u[:-1])  # the penalty bounds the Hessian from below
+    small = jnp.where(error <= tolerance, state.small + 1, jnp.zeros_like(state.small))
+    active = state.active & downhill & (small < 3) & ~proved
+    return _State(
+        u, z, g, state.s.at[at].set(moved), state.y.at[at].set(g - state.g), state.step + 1,
+        jnp.where(state.active, state.step + 1, state.steps), jnp.where(state.active, error, state.error), small, active,
+    )  # fmt: skip
+
+
+def _direction(problems: _Problems, state: _State) -> Array:
+    """-H g with the approximate inverse Hessian H of L-BFGS."""
+    latest = (state.step - 1 - jnp.arange(HISTORY)) % HISTORY
+    curvature = jax.vmap(_dot)(state.s, state.y)
+    kept = curvature > 0
+    inverse = jnp.where(kept, 1 / jnp.where(kept, curvature, 1.0), 0.0)
+
+    def back(v: Array, i: Array) -> tuple[Array, Array]:
+        a = inverse[i] * _dot(state.s[i], v)
+        return v - a[None, :, None] * state.y[i], a
+
+    def forth(v: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        i, a = pair
+        b = inverse[i] * _dot(state.y[i], v)
+        return v + (a - b)[None, :, None] * state.s[i], None
+
+    v, a = jax.lax.scan(back, state.g, latest)
+    v = _precondition(problems, state, v)
+    v = jax.lax.scan(forth, v, (latest[::-1], a[::-1]))[0]
+    return -v
+
+
+def _precondition(problems: _Problems, state: _State, v: Array) -> Array:
+    """(κ Σ + ridge)⁻¹ v, where κ is the mean curvature of the loss at the scores, and Σ the rows' covariance."""
+    q = _probabilities(state.z)
+    kappa = jnp.maximum(jnp.mean(jnp.einsum("npk,np->pk", q * (1 - q), problems.weight), axis=1), 1e-6)
+    inverse = lambda value: 1 / (kappa[None, :] * value + problems.ridge[None, :])
+    rest = inverse(problems.rest)
+    known = inverse(problems.values[:, None]) - rest
+    d, p, k = v[:-1].shape
+    flat = v[:-1].reshape(d, p * k)
+    part = jnp.matmul(problems.vectors.T, flat, precision=HIGH).reshape(-1, p, k) * known[..., None]
+    part = jnp.matmul(problems.vectors, part.reshape(-1, p * k), precision=HIGH).reshape(d, p, k)
+    return jnp.concatenate([rest[..., None] * v[:-1] + part, v[-1:] / kappa[None, :, None]])
+
+
+def _line_search(problems: _Problems, state: _State, direction: Array, change: Array) -> Array:
+    """The size of the step at which the slope is at most a tenth of the slope at 0: Newton steps in a bracket."""
+    linear = problems.ridge * _dot(state.u[:-1], direction[:-1])
+    square = problems.ridge * _dot(direction[:-1], direction[:-1])
+    at_zero = jnp.abs(_dot(state.g, direction))
+
+    def slopes(t: Array) -> tuple[Array, Array]:
+        q = _probabilities(state.z + t[None, :, None] * change)
+        first = _dot(q - problems.target, change, problems.weight) + linear + t * square
+        if q.shape[-1] == 1:
+            bend = _dot(q * (1 - q) * change, change, problems.weight)
+        else:
+            mean = jnp.sum(q * change, axis=-1, keepdims=True)
+            bend = _dot(q * (change - mean), change - mean, problems.weight)
+        return first, bend + square
+
+    def more(loop: tuple[Array, ...]) -> Array:
+        t, _, _, first, _, trial = loop
+        return jnp.any(state.active & (jnp.abs(first) > 0.1 * at_zero)) & (trial < 25)
+
+    def again(loop: tuple[Array, ...]) -> tuple[Array, ...]:
+        t, low, high, first, second, trial = loop
+        low, high = jnp.where(first < 0, t, low), jnp.where(first < 0, high, t)
+        newton = t - first / jnp.where(second > 0, second, jnp.ones_like(second))
+        middle = jnp.where(jnp.isfinite(high), 0.5 * (low + high), 4 * t)
+        inside = (newton > low) & (newton < high) & (newton < 10 * t) & (second > 0)
+        new = jnp.where(jnp.abs(first) > 0.1 * at_zero, jnp.where(inside, newton, middle), t)
+        return (new, low, high, *slopes(new), trial + 1)
+
+    one = jnp.ones_like(linear)
+    start = (one, 0 * one, jnp.inf * one, *slopes(one), jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(more, again, start)[0]
+
+
+def _scores(problems: _Problems, u: Array) -> Array:
+    """X W + b."""
+    d, p, k = u[:-1].shape
+    w = (u[:-1] * problems.scale[..., None]).reshape(d, p * k)
+    return jnp.matmul(problems.x, w, precision=HIGH).reshape(-1, p, k) + u[-1:]
+
+
+def _gradient(problems: _Problems, u: Array, z: Array) -> Array:
+    n, p, k = z.shape
+    r = problems.weight[..., None] * (_probabilities(z) - problems.target)
+    of_u = jnp.matmul(problems.xt, r.reshape(n, p * k), precision=HIGH).reshape(-1, p, k) * problems.scale[..., None]
+    of_b = jnp.sum(r, axis=0, keepdims=True) if problems.bias else jnp.zeros_like(u[-1:])
+    return jnp.concatenate([of_u + problems.ridge[None, :, None] * u[:-1], of_b])
+
+
+def _probabilities(z: Array) -> Array:
+    return jax.nn.sigmoid(z) if z.shape[-1] == 1 else jax.nn.softmax(z, axis=-1)
+
+
+def _dot(a: Array, b: Array, weight: Array | None = None) -> Array:
+    """For each problem, the sum over rows and outputs."""
+    product = a * b if weight is None else a * b * weight[..., None]
+    return jnp.sum(product, axis=(0, 2))
+
+
+def _largest(g: Array) -> Array:
+    return jnp.max(jnp.abs(g), axis=(0, 2))
