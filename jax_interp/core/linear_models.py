@@ -54,26 +54,25 @@ class LinearFit:
 
 
 class _Problems(NamedTuple):
-    """What stays the same during the descent. Columns of problems are last, because XLA's products of a large matrix
-    with a few columns are fast in this layout only."""
+    """What stays the same during the descent."""
 
     x: Array  # [row, d], centred if there is a bias
     xt: Array  # its transpose, stored
-    target: Array  # [row, problem, out]: for one output 0 or 1, else one-hot
-    weight: Array  # [row, problem], with sum 1
+    target: Array  # [problem, out, row]: for one output 0 or 1, else one-hot
+    weight: Array  # [problem, row], with sum 1
     ridge: Array  # [problem]: 1 / (C Σv)
-    scale: Array  # [d, problem]: W = scale · U, and the penalty is on U
+    scale: Array  # [problem, d]: W = scale · U, and the penalty is on U
     vectors: Array  # [d, k]: leading eigenvectors of the covariance
     values: Array  # [k]
     rest: Array  # []: the mean of the other eigenvalues
-    bias: bool
+    with_bias: Array  # []: 1 or 0
 
 
 class _State(NamedTuple):
-    u: Array  # [d + 1, problem, out]: the weights in penalised units, and the bias
-    z: Array  # [row, problem, out]: the scores
+    u: Array  # [problem, out, d + 1]: the weights in penalised units, and the bias
+    z: Array  # [problem, out, row]: the scores
     g: Array  # the gradient, like u
-    s: Array  # [history, d + 1, problem, out]: steps
+    s: Array  # [history, problem, out, d + 1]: steps
     y: Array  # changes of the gradient
     step: Array
     steps: Array  # [problem]
@@ -84,13 +83,13 @@ class _State(NamedTuple):
 
 def fit_linear(
     x: Float[Array, "row d"],
-    y: Int[Array, "row problem"],
-    weight: Float[Array, "row problem"],
+    y: Int[Array, "problem row"],
+    weight: Float[Array, "problem row"],
     C: Float[Array, " problem"],
     *,
     outputs: int = 1,
     bias: bool = True,
-    scale: Float[Array, "d problem"] | None = None,
+    scale: Float[Array, "problem d"] | None = None,
     steps: int = 1000,
     tolerance: float = 3e-6,
 ) -> LinearFit:
@@ -108,26 +107,26 @@ def fit_linear(
       tolerance: a problem is done if three steps in a row changed its weights and scores less, relative to their
         norms.
     """
-    used = jnp.any(weight > 0, axis=1)
+    used = jnp.any(weight > 0, axis=0)
     x = jnp.where(used[:, None], x, jnp.zeros_like(x))
-    total = jnp.sum(weight, axis=0)
-    share = weight / total[None, :]
-    of_row = jnp.mean(share, axis=1)
+    total = jnp.sum(weight, axis=1)
+    share = weight / total[:, None]
+    of_row = jnp.mean(share, axis=0)
     mean = jnp.matmul(of_row, x, precision=HIGH) if bias else jnp.zeros_like(x[0])
     x = jnp.where(used[:, None], x - mean[None, :], jnp.zeros_like(x))
-    scale = jnp.ones((x.shape[1], y.shape[1]), x.dtype) if scale is None else scale
-    common = jnp.mean(scale, axis=1)
-    vectors, values, rest = _leading(x * common[None, :], of_row)
-    one_hot = y[..., None] == (jnp.arange(outputs) if outputs > 1 else jnp.ones(1, y.dtype)).astype(y.dtype)[None, None]
+    scale = jnp.ones((y.shape[0], x.shape[1]), x.dtype) if scale is None else scale
+    vectors, values, rest = _leading(x * jnp.mean(scale, axis=0)[None, :], of_row)
+    classes = jnp.arange(outputs, dtype=y.dtype) if outputs > 1 else jnp.ones(1, y.dtype)
+    target = (y[:, None, :] == classes[None, :, None]).astype(x.dtype)
+    xt = jax.lax.optimization_barrier(x.T)  # stored, because a product with a transposed view is slow
     problems = _Problems(
-        x, x.T, one_hot.astype(x.dtype), share, 1 / (C * total), scale, vectors, values, rest, bias
+        x, xt, target, share, 1 / (C * total), scale, vectors, values, rest, jnp.full((), bias, x.dtype)
     )  # fmt: skip
     end = _descend(problems, steps, tolerance)
-    w = end.u[:-1] * scale[..., None]
-    w = jnp.moveaxis(w, 0, -1)
-    b = end.u[-1] - jnp.einsum("pkd,d->pk", w, mean, precision=HIGH)
-    done = ~end.active & (end.error <= 1e-4)
-    return LinearFit(w, b, end.error, _largest(end.g), done, end.steps)
+    w = end.u[..., :-1] * scale[:, None, :]
+    b = end.u[..., -1] - jnp.einsum("pkd,d->pk", w, mean, precision=HIGH)
+    largest = jnp.max(jnp.abs(end.g), axis=(1, 2))
+    return LinearFit(w, b, end.error, largest, ~end.active & (end.error <= 1e-4), end.steps)
 
 
 def _leading(x: Array, weight: Array) -> tuple[Array, Array, Array]:
@@ -135,25 +134,24 @@ def _leading(x: Array, weight: Array) -> tuple[Array, Array, Array]:
     n, d = x.shape
     k = min(EIGENVECTORS, d, n)
     root = x * jnp.sqrt(weight)[:, None]
-    trace = jnp.sum(root * root)
-    size = jnp.sqrt(jnp.where(trace > 0, trace, jnp.ones_like(trace)))
-    root = root / size  # rows of any size without overflow
+    largest = jnp.max(jnp.abs(root))
+    size = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    root = root / size  # squares of large entries do not overflow
     start = jax.random.normal(jax.random.key(0), (d, k), x.dtype)
     product = lambda a, b: jnp.matmul(a, b, precision=HIGH)
     span = jnp.linalg.qr(product(root.T, product(root, start)))[0]
     image = product(root, span)
     values, rotation = jnp.linalg.eigh(product(image.T, image))
-    values = jnp.maximum(values, jnp.zeros_like(values)) * size * size
-    others = jnp.maximum(trace - jnp.sum(values), 0.0) / max(min(n, d) - k, 1)
-    return product(span, rotation), values, others
+    values = jnp.maximum(values, jnp.zeros_like(values))
+    others = jnp.maximum(jnp.sum(root * root) - jnp.sum(values), 0.0) / max(min(n, d) - k, 1)
+    return product(span, rotation), values * size * size, others * size * size
 
 
 def _descend(problems: _Problems, steps: int, tolerance: float) -> _State:
-    n, p, k = problems.target.shape
-    d = problems.x.shape[1]
-    u = jnp.zeros((d + 1, p, k), problems.x.dtype)
+    p, k, _ = problems.target.shape
+    u = jnp.zeros((p, k, problems.x.shape[1] + 1), problems.x.dtype)
     z = jnp.zeros_like(problems.target)
-    pairs = jnp.zeros((HISTORY, d + 1, p, k), u.dtype)
+    pairs = jnp.zeros((HISTORY, *u.shape), u.dtype)
     count = jnp.zeros(p, jnp.int32)
     start = _State(
         u, z, _gradient(problems, u, z), pairs, pairs, jnp.zeros((), jnp.int32), count, jnp.full(p, jnp.inf, u.dtype),
@@ -169,21 +167,20 @@ def _step(problems: _Problems, tolerance: float, state: _State) -> _State:
     change = _scores(problems, direction)
     size = _line_search(problems, state, direction, change)
     size = jnp.where(state.active & downhill, size, jnp.zeros_like(size))
-    moved = size[None, :, None] * direction
+    moved = size[:, None, None] * direction
     u = state.u + moved
-    z = state.z + size[None, :, None] * change
+    z = state.z + size[:, None, None] * change
     z = jax.lax.cond(state.step % 16 == 15, lambda: _scores(problems, u), lambda: z)  # against the drift of sums
     g = _gradient(problems, u, z)
     at = state.step % HISTORY
     norm = lambda a, weight=None: jnp.sqrt(_dot(a, a, weight))
     relative = lambda a, b: a / jnp.where(b > 0, b, jnp.ones_like(b))
-    ones = jnp.ones_like(size)
     error = jnp.maximum(
-        relative(norm(moved[:-1]), norm(u[:-1])),
-        size * relative(norm(change, problems.weight), jnp.maximum(norm(z, problems.weight), 1e-3 * ones)),
+        relative(norm(moved[..., :-1]), norm(u[..., :-1])),
+        size * relative(norm(change, problems.weight), jnp.maximum(norm(z, problems.weight), 1e-3)),
     )
-    error = jnp.where(downhill, error, jnp.minimum(state.error, ones))
-    proved = norm(g) <= tolerance * problems.ridge * norm(u[:-1])  # the penalty bounds the Hessian from below
+    error = jnp.where(downhill, error, jnp.minimum(state.error, 1.0))
+    proved = norm(g) <= tolerance * problems.ridge * norm(u[..., :-1])  # the penalty bounds the Hessian from below
     small = jnp.where(error <= tolerance, state.small + 1, jnp.zeros_like(state.small))
     active = state.active & downhill & (small < 3) & ~proved
     return _State(
@@ -201,12 +198,12 @@ def _direction(problems: _Problems, state: _State) -> Array:
 
     def back(v: Array, i: Array) -> tuple[Array, Array]:
         a = inverse[i] * _dot(state.s[i], v)
-        return v - a[None, :, None] * state.y[i], a
+        return v - a[:, None, None] * state.y[i], a
 
     def forth(v: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         i, a = pair
         b = inverse[i] * _dot(state.y[i], v)
-        return v + (a - b)[None, :, None] * state.s[i], None
+        return v + (a - b)[:, None, None] * state.s[i], None
 
     v, a = jax.lax.scan(back, state.g, latest)
     v = _precondition(problems, state, v)
@@ -217,35 +214,33 @@ def _direction(problems: _Problems, state: _State) -> Array:
 def _precondition(problems: _Problems, state: _State, v: Array) -> Array:
     """(κ Σ + ridge)⁻¹ v, where κ is the mean curvature of the loss at the scores, and Σ the rows' covariance."""
     q = _probabilities(state.z)
-    kappa = jnp.maximum(jnp.mean(jnp.einsum("npk,np->pk", q * (1 - q), problems.weight), axis=1), 1e-6)
-    inverse = lambda value: 1 / (kappa[None, :] * value + problems.ridge[None, :])
+    kappa = jnp.maximum(_dot(q, 1 - q, problems.weight) / q.shape[1], 1e-6)
+    inverse = lambda value: 1 / (kappa[:, None] * value + problems.ridge[:, None])
     rest = inverse(problems.rest)
-    known = inverse(problems.values[:, None]) - rest
-    d, p, k = v[:-1].shape
-    flat = v[:-1].reshape(d, p * k)
-    part = jnp.matmul(problems.vectors.T, flat, precision=HIGH).reshape(-1, p, k) * known[..., None]
-    part = jnp.matmul(problems.vectors, part.reshape(-1, p * k), precision=HIGH).reshape(d, p, k)
-    return jnp.concatenate([rest[..., None] * v[:-1] + part, v[-1:] / kappa[None, :, None]])
+    known = inverse(problems.values[None, :]) - rest
+    part = jnp.matmul(v[..., :-1], problems.vectors, precision=HIGH) * known[:, None, :]
+    part = jnp.matmul(part, problems.vectors.T, precision=HIGH)
+    return jnp.concatenate([rest[..., None] * v[..., :-1] + part, v[..., -1:] / kappa[:, None, None]], axis=-1)
 
 
 def _line_search(problems: _Problems, state: _State, direction: Array, change: Array) -> Array:
     """The size of the step at which the slope is at most a tenth of the slope at 0: Newton steps in a bracket."""
-    linear = problems.ridge * _dot(state.u[:-1], direction[:-1])
-    square = problems.ridge * _dot(direction[:-1], direction[:-1])
+    linear = problems.ridge * _dot(state.u[..., :-1], direction[..., :-1])
+    square = problems.ridge * _dot(direction[..., :-1], direction[..., :-1])
     at_zero = jnp.abs(_dot(state.g, direction))
 
     def slopes(t: Array) -> tuple[Array, Array]:
-        q = _probabilities(state.z + t[None, :, None] * change)
+        q = _probabilities(state.z + t[:, None, None] * change)
         first = _dot(q - problems.target, change, problems.weight) + linear + t * square
-        if q.shape[-1] == 1:
+        if q.shape[1] == 1:
             bend = _dot(q * (1 - q) * change, change, problems.weight)
         else:
-            mean = jnp.sum(q * change, axis=-1, keepdims=True)
-            bend = _dot(q * (change - mean), change - mean, problems.weight)
+            centred = change - jnp.sum(q * change, axis=1, keepdims=True)
+            bend = _dot(q * centred, centred, problems.weight)
         return first, bend + square
 
     def more(loop: tuple[Array, ...]) -> Array:
-        t, _, _, first, _, trial = loop
+        _, _, _, first, _, trial = loop
         return jnp.any(state.active & (jnp.abs(first) > 0.1 * at_zero)) & (trial < 25)
 
     def again(loop: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -264,28 +259,28 @@ def _line_search(problems: _Problems, state: _State, direction: Array, change: A
 
 def _scores(problems: _Problems, u: Array) -> Array:
     """X W + b."""
-    d, p, k = u[:-1].shape
-    w = (u[:-1] * problems.scale[..., None]).reshape(d, p * k)
-    return jnp.matmul(problems.x, w, precision=HIGH).reshape(-1, p, k) + u[-1:]
+    p, k, _ = u.shape
+    w = (u[..., :-1] * problems.scale[:, None, :]).reshape(p * k, -1)
+    return _times(problems.x, w).reshape(p, k, -1) + u[..., -1:]
 
 
 def _gradient(problems: _Problems, u: Array, z: Array) -> Array:
-    n, p, k = z.shape
-    r = problems.weight[..., None] * (_probabilities(z) - problems.target)
-    of_u = jnp.matmul(problems.xt, r.reshape(n, p * k), precision=HIGH).reshape(-1, p, k) * problems.scale[..., None]
-    of_b = jnp.sum(r, axis=0, keepdims=True) if problems.bias else jnp.zeros_like(u[-1:])
-    return jnp.concatenate([of_u + problems.ridge[None, :, None] * u[:-1], of_b])
+    p, k, n = z.shape
+    r = problems.weight[:, None, :] * (_probabilities(z) - problems.target)
+    of_u = _times(problems.xt, r.reshape(p * k, n)).reshape(p, k, -1) * problems.scale[:, None, :]
+    of_b = problems.with_bias * jnp.sum(r, axis=-1, keepdims=True)
+    return jnp.concatenate([of_u + problems.ridge[:, None, None] * u[..., :-1], of_b], axis=-1)
+
+
+def _times(matrix: Array, rows: Array) -> Array:
+    """rows · matrixᵀ. XLA's product of a large matrix with a few columns is fast, and one with a few rows is slow."""
+    return jnp.matmul(matrix, rows.T, precision=HIGH).T
 
 
 def _probabilities(z: Array) -> Array:
-    return jax.nn.sigmoid(z) if z.shape[-1] == 1 else jax.nn.softmax(z, axis=-1)
+    return jax.nn.sigmoid(z) if z.shape[1] == 1 else jax.nn.softmax(z, axis=1)
 
 
 def _dot(a: Array, b: Array, weight: Array | None = None) -> Array:
-    """For each problem, the sum over rows and outputs."""
-    product = a * b if weight is None else a * b * weight[..., None]
-    return jnp.sum(product, axis=(0, 2))
-
-
-def _largest(g: Array) -> Array:
-    return jnp.max(jnp.abs(g), axis=(0, 2))
+    """For each problem, the sum of a · b over outputs and rows (or columns)."""
+    return jnp.sum(a * b if weight is None else a * b * weight[:, None, :], axis=(1, 2))
