@@ -142,8 +142,9 @@ def _leading(x: Array, weight: Array) -> tuple[Array, Array, Array]:
     span = jnp.linalg.qr(product(root.T, product(root, start)))[0]
     image = product(root, span)
     values, rotation = jnp.linalg.eigh(product(image.T, image))
-    values = jnp.maximum(values, jnp.zeros_like(values))
     others = jnp.maximum(jnp.sum(root * root) - jnp.sum(values), 0.0) / max(min(n, d) - k, 1)
+    least = 1e-5 * jnp.max(values)  # smaller ones are rounding, which an inverse would blow up
+    values, others = jnp.maximum(values, least), jnp.maximum(others, least)
     return product(span, rotation), values * size * size, others * size * size
 
 
@@ -175,12 +176,13 @@ def _step(problems: _Problems, tolerance: float, state: _State) -> _State:
     at = state.step % HISTORY
     norm = lambda a, weight=None: jnp.sqrt(_dot(a, a, weight))
     relative = lambda a, b: a / jnp.where(b > 0, b, jnp.ones_like(b))
-    error = jnp.maximum(
-        relative(norm(moved[..., :-1]), norm(u[..., :-1])),
-        size * relative(norm(change, problems.weight), jnp.maximum(norm(z, problems.weight), 1e-3)),
+    tried = jnp.where(downhill, size, jnp.ones_like(size))  # at the last digit a direction may point uphill
+    error = tried * jnp.maximum(
+        relative(norm(direction[..., :-1]), norm(u[..., :-1])),
+        relative(norm(change, problems.weight), jnp.maximum(norm(z, problems.weight), 1e-3)),
     )
-    error = jnp.where(downhill, error, jnp.minimum(state.error, 1.0))
     proved = norm(g) <= tolerance * problems.ridge * norm(u[..., :-1])  # the penalty bounds the Hessian from below
+    error = jnp.where(proved, jnp.minimum(error, tolerance), error)
     small = jnp.where(error <= tolerance, state.small + 1, jnp.zeros_like(state.small))
     active = state.active & downhill & (small < 3) & ~proved
     return _State(
@@ -213,8 +215,8 @@ def _direction(problems: _Problems, state: _State) -> Array:
 
 def _precondition(problems: _Problems, state: _State, v: Array) -> Array:
     """(κ Σ + ridge)⁻¹ v, where κ is the mean curvature of the loss at the scores, and Σ the rows' covariance."""
-    q = _probabilities(state.z)
-    kappa = jnp.maximum(_dot(q, 1 - q, problems.weight) / q.shape[1], 1e-6)
+    q, others = _probabilities(state.z)
+    kappa = jnp.maximum(_dot(q, others, problems.weight) / q.shape[1], 1e-9)
     inverse = lambda value: 1 / (kappa[:, None] * value + problems.ridge[:, None])
     rest = inverse(problems.rest)
     known = inverse(problems.values[None, :]) - rest
@@ -230,10 +232,11 @@ def _line_search(problems: _Problems, state: _State, direction: Array, change: A
     at_zero = jnp.abs(_dot(state.g, direction))
 
     def slopes(t: Array) -> tuple[Array, Array]:
-        q = _probabilities(state.z + t[:, None, None] * change)
-        first = _dot(q - problems.target, change, problems.weight) + linear + t * square
-        if q.shape[1] == 1:
-            bend = _dot(q * (1 - q) * change, change, problems.weight)
+        z = state.z + t[:, None, None] * change
+        q, others = _probabilities(z)
+        first = _dot(_residual(z, problems.target), change, problems.weight) + linear + t * square
+        if z.shape[1] == 1:
+            bend = _dot(q * others * change, change, problems.weight)
         else:
             centred = change - jnp.sum(q * change, axis=1, keepdims=True)
             bend = _dot(q * centred, centred, problems.weight)
@@ -266,7 +269,7 @@ def _scores(problems: _Problems, u: Array) -> Array:
 
 def _gradient(problems: _Problems, u: Array, z: Array) -> Array:
     p, k, n = z.shape
-    r = problems.weight[:, None, :] * (_probabilities(z) - problems.target)
+    r = problems.weight[:, None, :] * _residual(z, problems.target)
     of_u = _times(problems.xt, r.reshape(p * k, n)).reshape(p, k, -1) * problems.scale[:, None, :]
     of_b = problems.with_bias * jnp.sum(r, axis=-1, keepdims=True)
     return jnp.concatenate([of_u + problems.ridge[:, None, None] * u[..., :-1], of_b], axis=-1)
@@ -277,8 +280,18 @@ def _times(matrix: Array, rows: Array) -> Array:
     return jnp.matmul(matrix, rows.T, precision=HIGH).T
 
 
-def _probabilities(z: Array) -> Array:
-    return jax.nn.sigmoid(z) if z.shape[1] == 1 else jax.nn.softmax(z, axis=1)
+def _probabilities(z: Array) -> tuple[Array, Array]:
+    """The probability of each output, and that of the others: exact also where it is far below 1e-7."""
+    if z.shape[1] == 1:
+        return jax.nn.sigmoid(z), jax.nn.sigmoid(-z)
+    q = jax.nn.softmax(z, axis=1)
+    return q, jnp.einsum("pkn,kj->pjn", q, 1 - jnp.eye(z.shape[1], dtype=z.dtype), precision=HIGH)
+
+
+def _residual(z: Array, target: Array) -> Array:
+    """The derivative of the loss, q - target."""
+    q, others = _probabilities(z)
+    return jnp.where(target > 0, -others, q)
 
 
 def _dot(a: Array, b: Array, weight: Array | None = None) -> Array:

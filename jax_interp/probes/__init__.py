@@ -20,21 +20,27 @@ from jax_interp.probes.descent import Adam
 from jax_interp.probes.edits import SetScore, SpliceProbe, class_shift, project_out, stacked_probes, steer
 from jax_interp.probes.ensemble import EnsembleProbe, fit_ensemble
 from jax_interp.probes.evaluate import EvaluationOptions, evaluate_probes
-from jax_interp.probes.fit import FittedProbes, fit_probes
+from jax_interp.probes.fit import fit_probes
+from jax_interp.probes.fit_checks import InexactProbeWarning
+from jax_interp.probes.fitted import FittedProbes
 from jax_interp.probes.folds import grouped_folds
 from jax_interp.probes.gather import Sequences, Vectors, gather, gather_tokens
 from jax_interp.probes.generalisation import Generalisation, generalisation_matrix
 from jax_interp.probes.given_activations import from_activations
 from jax_interp.probes.joined_sets import joined
-from jax_interp.probes.kind import KINDS, Kind
+from jax_interp.probes.kind import KINDS, Kind, Solved
 from jax_interp.probes.kinds.attention_probe import AttentionProbe, MultiHeadProbe
 from jax_interp.probes.kinds.ccs import CCS, ccs_loss
 from jax_interp.probes.kinds.crc import CRC
 from jax_interp.probes.kinds.lda import LDA
+from jax_interp.probes.kinds.linear_regression import LinearRegression
+from jax_interp.probes.kinds.logistic import Logistic
 from jax_interp.probes.kinds.mass_mean import MassMean
 from jax_interp.probes.kinds.mass_mean import MassMean as MeanDifference
 from jax_interp.probes.kinds.mlp import MLP, MLPProbe
 from jax_interp.probes.kinds.pca import LAT, PCA
+from jax_interp.probes.kinds.ridge import Ridge, RidgeClassifier
+from jax_interp.probes.kinds.softmax import Softmax
 from jax_interp.probes.kinds.streamed_logistic import StreamedLogistic
 from jax_interp.probes.kinds.token_probe import TokenProbe
 from jax_interp.probes.labelled_chats import CHATML, ChatFormat, from_chats
@@ -44,10 +50,12 @@ from jax_interp.probes.labelled_texts import tokenized
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.length_confound import LengthConfound, length_confound
 from jax_interp.probes.moves import Moves, moves_along
+from jax_interp.probes.multiclass_probe import MulticlassProbe
 from jax_interp.probes.pair_probe import PairProbe
 from jax_interp.probes.principal_views import PrincipalView, principal_view
 from jax_interp.probes.probe import PROBES, LinearProbe, Probe
 from jax_interp.probes.readability import Readability, linear_readability
+from jax_interp.probes.regression_probe import RegressionProbe
 from jax_interp.probes.report import ProbeFigures, ProbeReport, Score
 from jax_interp.probes.report_causes import Answers
 from jax_interp.probes.restyling import augmented, parts_of, restyled
@@ -103,6 +111,7 @@ __all__ = [
     "EvaluationOptions",
     "FittedProbes",
     "Generalisation",
+    "InexactProbeWarning",
     "Kind",
     "LabelledTokens",
     "Last",
@@ -110,6 +119,8 @@ __all__ = [
     "LastToken",
     "LengthConfound",
     "LinearProbe",
+    "LinearRegression",
+    "Logistic",
     "MLPProbe",
     "MassMean",
     "Max",
@@ -119,6 +130,7 @@ __all__ = [
     "Moves",
     "MultiHeadProbe",
     "MultiMax",
+    "MulticlassProbe",
     "Nth",
     "PairProbe",
     "PrincipalView",
@@ -128,11 +140,16 @@ __all__ = [
     "ProbeFileError",
     "ProbeReport",
     "Readability",
+    "RegressionProbe",
+    "Ridge",
+    "RidgeClassifier",
     "RollingMax",
     "Score",
     "Sequences",
     "SetScore",
+    "Softmax",
     "SoftmaxMean",
+    "Solved",
     "Span",
     "SpliceProbe",
     "Split",

@@ -34,11 +34,13 @@ class Rows:
       x: the vectors.
       y: the class of each row, or its target if the kind is a regression.
       weight: the weight of each row; 0 leaves the row out.
+      classes: the number of classes.
     """
 
     x: Float[Array, "row d"]
     y: Int[Array, " row"] | Float[Array, " row"]
     weight: Float[Array, " row"]
+    classes: int = dataclasses.field(default=2, metadata={"static": True})
 
 
 @register_dataclass
@@ -79,6 +81,25 @@ class SequenceRows:
     weight: Float[Array, " example"]
 
 
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Solved:
+    """Probes that a descent has found, and how exactly. `fit_grid` may return it, and `fit_probes` then warns of the
+    probes that are not exact.
+
+    Args:
+      probes: the probes, with the axes of `fit_grid`.
+      error: the estimated relative distance to the optimum.
+      gradient: the largest entry of the gradient of the mean loss.
+      converged: whether the error is small enough.
+    """
+
+    probes: Probe
+    error: Float[Array, "labels split strength seed"]
+    gradient: Float[Array, "labels split strength seed"]
+    converged: Bool[Array, "labels split strength seed"]
+
+
 class Kind(abc.ABC):
     """How a probe is found."""
 
@@ -117,7 +138,9 @@ class Kind(abc.ABC):
           key: the key of the seed. A kind without randomness does not use it.
         """
 
-    def fit_grid(self, data: Any, y: Array, weight: Array, strengths: Array | None, keys: Key[Array, " seed"]) -> Probe:
+    def fit_grid(
+        self, data: Any, y: Array, weight: Array, strengths: Array | None, keys: Key[Array, " seed"]
+    ) -> Probe | Solved:
         """Find the probes of one site for all labels, splits, strengths and seeds: axes in this order.
 
         A kind whose problems share work (a covariance, a factorisation) does it here.

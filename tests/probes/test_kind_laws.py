@@ -30,7 +30,8 @@ def data_of(target: str) -> LabelledTokens:
     """Examples of alternating classes; the classes of first examples alternate from pair to pair."""
     number = np.arange(N)
     classes = CLASSES if target == "classes" else 2
-    labels = (number + number // 2) % classes if target != "number" else np.linspace(-1, 1, N).astype(np.float32)
+    labels = number % CLASSES if target == "classes" else (number + number // 2) % 2
+    labels = np.linspace(-1, 1, N) if target == "number" else labels
     names = () if target == "number" else tuple(f"class {c}" for c in range(classes))
     mask = np.arange(POS)[None, :] < 3 + number[:, None] % (POS - 2)
     token_labels = None if target == "number" else np.where(mask, labels[:, None], -1)
@@ -44,7 +45,7 @@ def example(takes: str, target: str, seed: int = 0) -> Vectors | Sequences:
     """Activations in which the labels can be read, with noise."""
     rng, data = np.random.default_rng(seed), data_of(target)
     directions = rng.normal(size=(max(CLASSES, 2), D))
-    signal = data.labels[:, None] * directions[:1] if target == "number" else directions[data.labels]
+    signal = 3 * data.labels[:, None] * directions[:1] if target == "number" else directions[data.labels]
     if takes == "sequences":
         x = signal[:, None, :] + 0.8 * rng.normal(size=(N, POS, D))
         return Sequences(
