@@ -27,6 +27,8 @@ from jax_interp.core.pytrees import register_dataclass
 
 HISTORY = 10  # the pairs that L-BFGS keeps
 EIGENVECTORS = 96
+TOLERANCE = 3e-6
+EXACT = 1e-4  # a larger estimated error is reported as not converged
 HIGH = jax.lax.Precision.HIGHEST
 
 
@@ -91,7 +93,6 @@ def fit_linear(
     bias: bool = True,
     scale: Float[Array, "problem d"] | None = None,
     steps: int = 1000,
-    tolerance: float = 3e-6,
 ) -> LinearFit:
     """Fit all problems. A pure function for use inside `jit`: it checks nothing.
 
@@ -103,9 +104,8 @@ def fit_linear(
       outputs: 1 for logistic regression; the number of classes for softmax regression.
       bias: whether there is an intercept.
       scale: the penalty is on W / scale: a column that is divided by its deviation has its inverse as scale. None: 1.
-      steps: the largest number of steps.
-      tolerance: a problem is done if three steps in a row changed its weights and scores less, relative to their
-        norms.
+      steps: the largest number of steps. A problem is done before if three steps in a row changed its weights and its
+        scores by less than `TOLERANCE` of their norms.
     """
     used = jnp.any(weight > 0, axis=0)
     x = jnp.where(used[:, None], x, jnp.zeros_like(x))
@@ -122,11 +122,11 @@ def fit_linear(
     problems = _Problems(
         x, xt, target, share, 1 / (C * total), scale, vectors, values, rest, jnp.full((), bias, x.dtype)
     )  # fmt: skip
-    end = _descend(problems, steps, tolerance)
+    end = _descend(problems, steps)
     w = end.u[..., :-1] * scale[:, None, :]
     b = end.u[..., -1] - jnp.einsum("pkd,d->pk", w, mean, precision=HIGH)
     largest = jnp.max(jnp.abs(end.g), axis=(1, 2))
-    return LinearFit(w, b, end.error, largest, ~end.active & (end.error <= 1e-4), end.steps)
+    return LinearFit(w, b, end.error, largest, ~end.active & (end.error <= EXACT), end.steps)
 
 
 def _leading(x: Array, weight: Array) -> tuple[Array, Array, Array]:
@@ -148,7 +148,7 @@ def _leading(x: Array, weight: Array) -> tuple[Array, Array, Array]:
     return product(span, rotation), values * size * size, others * size * size
 
 
-def _descend(problems: _Problems, steps: int, tolerance: float) -> _State:
+def _descend(problems: _Problems, steps: int) -> _State:
     p, k, _ = problems.target.shape
     u = jnp.zeros((p, k, problems.x.shape[1] + 1), problems.x.dtype)
     z = jnp.zeros_like(problems.target)
@@ -159,10 +159,10 @@ def _descend(problems: _Problems, steps: int, tolerance: float) -> _State:
         count, jnp.ones(p, bool),
     )  # fmt: skip
     more = lambda state: jnp.any(state.active) & (state.step < steps)
-    return jax.lax.while_loop(more, partial(_step, problems, tolerance), start)
+    return jax.lax.while_loop(more, partial(_step, problems), start)
 
 
-def _step(problems: _Problems, tolerance: float, state: _State) -> _State:
+def _step(problems: _Problems, state: _State) -> _State:
     direction = _direction(problems, state)
     downhill = _dot(direction, state.g) < 0
     change = _scores(problems, direction)
@@ -181,13 +181,14 @@ def _step(problems: _Problems, tolerance: float, state: _State) -> _State:
         relative(norm(direction[..., :-1]), norm(u[..., :-1])),
         relative(norm(change, problems.weight), jnp.maximum(norm(z, problems.weight), 1e-3)),
     )
-    proved = norm(g) <= tolerance * problems.ridge * norm(u[..., :-1])  # the penalty bounds the Hessian from below
-    error = jnp.where(proved, jnp.minimum(error, tolerance), error)
-    small = jnp.where(error <= tolerance, state.small + 1, jnp.zeros_like(state.small))
+    proved = norm(g) <= TOLERANCE * problems.ridge * norm(u[..., :-1])  # the penalty bounds the Hessian from below
+    error = jnp.where(proved, jnp.minimum(error, TOLERANCE), error)
+    small = jnp.where(error <= TOLERANCE, state.small + 1, jnp.zeros_like(state.small))
     active = state.active & downhill & (small < 3) & ~proved
     return _State(
         u, z, g, state.s.at[at].set(moved), state.y.at[at].set(g - state.g), state.step + 1,
-        jnp.where(state.active, state.step + 1, state.steps), jnp.where(state.active, error, state.error), small, active,
+        jnp.where(state.active, state.step + 1, state.steps), jnp.where(state.active, error, state.error), small,
+        active,
     )  # fmt: skip
 
 
