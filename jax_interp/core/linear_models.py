@@ -125,6 +125,8 @@ def fit_linear(
     end = _descend(problems, steps)
     w = end.u[..., :-1] * scale[:, None, :]
     b = end.u[..., -1] - jnp.einsum("pkd,d->pk", w, mean, precision=HIGH)
+    if outputs > 1:  # at the optimum the classes sum to 0; where the penalty is weak the descent leaves a remainder
+        w, b = w - jnp.mean(w, axis=1, keepdims=True), b - jnp.mean(b, axis=1, keepdims=True)
     largest = jnp.max(jnp.abs(end.g), axis=(1, 2))
     return LinearFit(w, b, end.error, largest, ~end.active & (end.error <= EXACT), end.steps)
 

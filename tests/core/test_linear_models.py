@@ -19,7 +19,7 @@ def newton(x: np.ndarray, y: np.ndarray, weight: np.ndarray, C: float, outputs: 
     n, d = x.shape
     X = np.column_stack([x, np.full(n, float(bias))])
     target = y[:, None] == (np.arange(outputs) if outputs > 1 else np.array([1]))
-    penalty = np.tile(np.append(np.ones(d), 1e-9), outputs)  # the intercepts of softmax have a free sum
+    penalty = np.tile(np.append(np.ones(d), 1e-9 * C), outputs)  # no intercept, or one with a free sum
     p = np.zeros((outputs, d + 1))
 
     def probabilities(p):
@@ -39,14 +39,14 @@ def newton(x: np.ndarray, y: np.ndarray, weight: np.ndarray, C: float, outputs: 
         q, others = probabilities(p)
         gradient = C * (weight[:, None] * np.where(target, -others, q)).T @ X + (penalty * p.ravel()).reshape(p.shape)
         blocks = [[
-            C * (X.T * (weight * (q[:, i] * others[:, i] if i == j else -q[:, i] * q[:, j]))) @ X for j in range(outputs)
+            C * (X.T * (weight * q[:, i] * (others[:, i] if i == j else -q[:, j]))) @ X for j in range(outputs)
         ] for i in range(outputs)]  # fmt: skip
         step = np.linalg.solve(np.block(blocks) + np.diag(penalty), gradient.ravel()).reshape(p.shape)
         size = 1.0
         while size > 1e-8 and value(p - size * step) > value(p):
             size /= 2
         p = p - size * step
-        if np.abs(step).max() <= 1e-12 * np.abs(p).max():
+        if np.abs(step).max() <= 1e-8 * np.abs(p).max():
             break
     return p[:, :-1], p[:, -1]
 
@@ -63,7 +63,7 @@ def rows(n: int, d: int, outputs: int, seed: int):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("outputs", [1, 3])
-@pytest.mark.parametrize(("n", "d"), [(250, 8), (30, 60)])
+@pytest.mark.parametrize(("n", "d"), [(250, 8), (20, 36)])
 def test_every_problem_has_the_optimum_of_float64(n, d, outputs, bias):
     x, y, weight = rows(n, d, outputs, seed=n + outputs)
     labels, weights = np.repeat(y, len(STRENGTHS), 0), np.repeat(weight, len(STRENGTHS), 0)
