@@ -40,7 +40,7 @@ Params = dict[str, tuple[Float[Array, "strength seed d"], Float[Array, "strength
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _State:
+class LogisticState:
     """Probes for columns of variance 1, and how the columns are scaled."""
 
     params: Params
@@ -55,7 +55,7 @@ class _State:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Settings:
+class LogisticSettings:
     """What a step is compiled for."""
 
     names: tuple[str, ...]
@@ -113,16 +113,22 @@ def stream_logistic(
     _check(kind, widths, stream, seeds)
     C, keys = jnp.asarray(kind.C, jnp.float32), jax.vmap(jax.random.key)(jnp.asarray(list(seeds), jnp.uint32))
     rate = optax.linear_schedule(kind.learning_rate, 0.0, stream.steps)
-    settings = _Settings(tuple(widths), kind.bootstrap, optax.adam(rate, b2=0.99), stream.steps)
+    settings = LogisticSettings(tuple(widths), kind.bootstrap, optax.adam(rate, b2=0.99), stream.steps)
     place = mesh_of_leaves(model) if place is None else place
     saving = SaveTo.of(run, LogisticRun(kind, tuple(widths), tuple(seeds), stream.steps, stream.digest))
     log = log.with_defaults(shown=("loss",), per_step={"tokens": stream.batch_at(0)[0].size}, title="probes")
     with placed(place, replicated) as there:
         model, batch_at = there.frozen(model, () if place is None else rules_for(model)), there.batches(stream.batch_at)
         first = [batch_at(number) for number in range(min(kind.measured, stream.steps))]
-        state = there.state(_begin(settings, len(kind.C), len(seeds), first, model))
+        state = there.state(begin_logistic(settings, len(kind.C), len(seeds), first, model))
         end = fit(
-            partial(_step, settings), state, batch_at, steps=stream.steps, frozen=(model, C, keys), run=saving, log=log
+            partial(logistic_step, settings),
+            state,
+            batch_at,
+            steps=stream.steps,
+            frozen=(model, C, keys),
+            run=saving,
+            log=log,
         )
         seen = np.asarray(end.seen)
         probes = {name: raw_probes(end.params[name], end.mean[name], end.scale[name]) for name in widths}
@@ -142,9 +148,9 @@ def _check(kind: StreamedLogistic, widths: dict[str, int], stream: TokenStream, 
         raise UserError("give one seed, or several and bootstrap=True: the optimum does not depend on the seed")
 
 
-def _begin(
-    settings: _Settings, strengths: int, seeds: int, batches: list[TokenRows], model: Model
-) -> _State:  # fmt: skip
+def begin_logistic(
+    settings: LogisticSettings, strengths: int, seeds: int, batches: list[TokenRows], model: Model
+) -> LogisticState:  # fmt: skip
     """The state before the first step, with the means and variances of the first batches."""
     measure = jax.jit(partial(_measured, settings.names))
     found = jax.device_get([measure(model, batch) for batch in batches])
@@ -163,7 +169,7 @@ def _begin(
     }
     optimizer = optimizers.init(settings.optimizer, params)
     in_batch = jnp.asarray(rows / len(batches), jnp.float32)
-    return _State(params, optimizer, mean, scale, in_batch, jnp.zeros(2), jnp.zeros((), jnp.int32))
+    return LogisticState(params, optimizer, mean, scale, in_batch, jnp.zeros(2), jnp.zeros((), jnp.int32))
 
 
 @automatic
@@ -180,9 +186,19 @@ def _measured(names: tuple[str, ...], model: Model, batch: tuple) -> tuple[Array
 
 
 @automatic_step
-def _step(
-    settings: _Settings, state: _State, batch: tuple, model: Model, C: Array, keys: Array
-) -> tuple[_State, dict[str, Array]]:
+def logistic_step(
+    settings: LogisticSettings, state: LogisticState, batch: tuple, model: Model, C: Array, keys: Array
+) -> tuple[LogisticState, dict[str, Array]]:
+    """Read one batch, and take a step of Adam on all probes: a pure function, a step for `training.fit`.
+
+    Args:
+      settings: the sites, the optimizer and the number of steps.
+      state: the probes.
+      batch: tokens, mask and labels, as in `TokenStream`.
+      model: the model.
+      C: the inverse strengths.
+      keys: the key of each seed.
+    """
     tokens, mask, y = batch
     used, positive = used_and_columns(y, 2)
     weight = jnp.broadcast_to(used[:, None], (used.shape[0], keys.shape[0]))

@@ -142,7 +142,7 @@ def stream_moments(
     """
     widths = sites_of_stream(model, at, stream)
     k = max(len(stream.classes) - 1, 1)
-    step = partial(_step, tuple(widths), len(stream.classes))
+    step = partial(moments_step, tuple(widths), len(stream.classes))
     place = mesh_of_leaves(model) if place is None else place
     config = MomentsRun(tuple(widths), stream.classes, stream.digest)
     log = log.with_defaults(shown=("rows",), per_step={"tokens": stream.batch_at(0)[0].size}, title="moments")
@@ -190,9 +190,18 @@ def used_and_columns(y: Array, classes: int) -> tuple[Float[Array, " row"], Floa
 
 
 @automatic_step
-def _step(
+def moments_step(
     names: tuple[str, ...], classes: int, state: dict[str, RunningMoments], batch: tuple, model: Model
 ) -> tuple[dict[str, RunningMoments], dict[str, Array]]:
+    """Read one batch and add it to the moments of all sites: a pure function, a step for `training.fit`.
+
+    Args:
+      names: the sites.
+      classes: the number of classes; 0 for real targets.
+      state: the moments of each site.
+      batch: tokens, mask and labels, as in `TokenStream`.
+      model: the model.
+    """
     tokens, mask, y = batch
     used, z = used_and_columns(y, classes)
     values = wide_values(names, model, tokens, mask)
