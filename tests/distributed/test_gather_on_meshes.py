@@ -59,8 +59,13 @@ def on_one_device():
     return vectors, sequences, moments
 
 
-@pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])
-@pytest.mark.parametrize("name", MESHES)
+FAST = ("2 × fsdp", True)  # each case compiles its own programs
+CASES = [(name, explicit) for name in MESHES for explicit in (True, False)]
+
+
+@pytest.mark.parametrize(
+    ("name", "explicit"), [pytest.param(*case, marks=() if case == FAST else pytest.mark.slow) for case in CASES]
+)
 def test_a_mesh_gives_what_one_device_gives(name, explicit):
     (model, data), mesh = setting(), mesh_of(name, explicit)
     vectors, sequences, moments = on_one_device()

@@ -76,7 +76,12 @@ def one_by_one(model, data, names):
     return found
 
 
-@pytest.mark.parametrize("name", MODELS)
+SLOW = ("half precision", "edited", "llama-like")  # each compiles its own programs
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODELS]
+)
 def test_a_batch_gives_what_each_text_gives_by_itself(name):
     (model, sites), data = setting(name), examples()
     vectors = gather(model, data, sites, RULES, batch=4)

@@ -48,6 +48,7 @@ def test_kept_activations_give_the_optimum():
             np.testing.assert_allclose(scores, optimum, atol=2e-3 * float(jnp.std(optimum)))
 
 
+@pytest.mark.slow
 def test_seeds_of_a_bootstrap_differ_and_agree_on_average():
     model, data = setting()
     kind = StreamedLogistic(C=(1.0,), learning_rate=0.05, bootstrap=True)
