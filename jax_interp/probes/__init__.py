@@ -32,6 +32,7 @@ from jax_interp.probes.kind import KINDS, Kind, Solved
 from jax_interp.probes.kinds.attention_probe import AttentionProbe, MultiHeadProbe
 from jax_interp.probes.kinds.ccs import CCS, ccs_loss
 from jax_interp.probes.kinds.crc import CRC
+from jax_interp.probes.kinds.k_sparse import KSparse
 from jax_interp.probes.kinds.lda import LDA
 from jax_interp.probes.kinds.linear_regression import LinearRegression
 from jax_interp.probes.kinds.logistic import Logistic
@@ -112,6 +113,7 @@ __all__ = [
     "FittedProbes",
     "Generalisation",
     "InexactProbeWarning",
+    "KSparse",
     "Kind",
     "LabelledTokens",
     "Last",

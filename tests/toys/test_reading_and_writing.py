@@ -13,7 +13,15 @@ import pytest
 from scipy.stats import norm
 
 from jax_interp import UserError
-from jax_interp.probes import LDA, MassMean, class_shift, shuffle_within_classes
+from jax_interp.probes import (
+    LDA,
+    Logistic,
+    MassMean,
+    class_shift,
+    fit_probes,
+    from_activations,
+    shuffle_within_classes,
+)
 from jax_interp.probes.kind import Rows
 from jax_interp.surgery import Add, at, edit
 from jax_interp.toys.reading_and_writing import FLAT, WIDE, ReadingAndWritingConfig, reading_and_writing
@@ -113,6 +121,17 @@ def test_the_figures_of_the_reference_sheet_are_those_of_a_draw(name):
     for figure, value in sheet.items():
         draws = np.asarray(drawn[figure])
         assert abs(value - draws.mean()) < 3 * draws.std() + 2e-3, (figure, draws.mean(), draws.std())
+
+
+def test_logistic_regression_reads_like_lda(setting):
+    """The sheet: a cosine of 1.0000 between them in two columns, and .995 in 64."""
+    world, covariance, (x, y), test = setting
+    probe = fit_probes(Logistic(), from_activations(x, np.asarray(y))).probe()
+    assert cosine(probe.direction(), fit(LDA(), x, y).weight) > 0.99
+    assert cosine(probe.direction(), world.truth) == pytest.approx(0.8712 if len(world.truth) == 2 else 0.508, abs=0.03)
+    w = np.asarray(probe.direction(), np.float64)
+    rate = norm.cdf(np.asarray(world.truth) @ w / 2 / np.sqrt(w @ covariance @ w))
+    np.testing.assert_allclose(accuracy(probe, *test), rate, atol=5 * (0.25 / N) ** 0.5)
 
 
 def test_the_shuffle_depends_on_the_basis(setting):
