@@ -126,7 +126,7 @@ class CausalEffect:
             damage = "" if row["damage"] is None else f"; KL on unrelated text {row['damage']:.2g}"
             size = self.relative_norm.values[list(self.relative_norm.axes["direction"]).index(row["direction"])]
             out.append(
-                f"  {what}: {row['to_positive']}; {row['to_negative']}; |v|/|x| {size.max() * abs(row['alpha']):.2f}"
+                f"  {what}: {row['to_positive']}; {row['to_negative']}; |v|/|x| up to {size.max() * abs(row['alpha']):.2f}"
                 f"{damage}"
             )
         return out

@@ -65,7 +65,7 @@ def moves_along(
       vectors: the activations that they were fitted on, of one token rule.
       train: the examples that class means are taken of. None: all.
       random: the number of random directions.
-      shuffled: the number of probes of the first kind on labels that were shuffled within the training examples.
+      shuffled: the number of probes of the first kind on random labels, of which each class has half.
       orthogonal: the number of random directions that are orthogonal to μ₊ - μ₋ and to all probes.
       seed: the seed of the controls.
 
@@ -127,8 +127,12 @@ def _units(name: str, fitted: FittedProbes, sites: tuple[str, ...]) -> Float[np.
 def _shuffled_units(
     fitted: FittedProbes, vectors: Vectors, train: np.ndarray, rng: np.random.Generator
 ) -> Float[np.ndarray, "site d"]:
+    """The unit directions of probes on random labels. Half of each class gets each label: if the classes differ much, a
+    plain shuffle finds a part of their difference by chance."""
     labels = vectors.data.labels.copy()
-    labels[train] = rng.permutation(labels[train])
+    for label in (0, 1):
+        rows = rng.permutation(np.flatnonzero(train & (vectors.data.labels == label)))
+        labels[rows] = np.arange(len(rows)) % 2
     refitted = fit_probes(fitted.kind, vectors, train=train, labels={"shuffled": labels}, seeds=fitted.axes["seed"])
     return _units("shuffled labels", refitted.sel(strength=fitted.axes["strength"][0]), vectors.sites)
 
