@@ -1,4 +1,4 @@
-"""The code of the pages on probes as causes and on erasure runs as it stands and prints what the pages say it prints."""
+"""The code of the pages on probes as causes and on erasure runs as it stands and prints what they say it prints."""
 
 from __future__ import annotations
 

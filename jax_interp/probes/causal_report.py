@@ -125,10 +125,8 @@ class CausalEffect:
             what = f"{row['direction']}{' (control)' if row['control'] else ''}, {row['sites']}, alpha {row['alpha']:g}"
             damage = "" if row["damage"] is None else f"; KL on unrelated text {row['damage']:.2g}"
             size = self.relative_norm.values[list(self.relative_norm.axes["direction"]).index(row["direction"])]
-            out.append(
-                f"  {what}: {row['to_positive']}; {row['to_negative']}; |v|/|x| up to {size.max() * abs(row['alpha']):.2f}"
-                f"{damage}"
-            )
+            longest = f"|v|/|x| up to {size.max() * abs(row['alpha']):.2f}"
+            out.append(f"  {what}: {row['to_positive']}; {row['to_negative']}; {longest}{damage}")
         return out
 
     def _at(self, *labels: Any) -> tuple[int, ...]:
