@@ -37,7 +37,6 @@ from jax_interp.probes.kinds.lda import LDA
 from jax_interp.probes.kinds.linear_regression import LinearRegression
 from jax_interp.probes.kinds.logistic import Logistic
 from jax_interp.probes.kinds.mass_mean import MassMean
-from jax_interp.probes.kinds.mass_mean import MassMean as MeanDifference
 from jax_interp.probes.kinds.mlp import MLP, MLPProbe
 from jax_interp.probes.kinds.pca import LAT, PCA
 from jax_interp.probes.kinds.ridge import Ridge, RidgeClassifier
@@ -127,7 +126,6 @@ __all__ = [
     "MassMean",
     "Max",
     "Mean",
-    "MeanDifference",
     "MeanExcess",
     "Moves",
     "MultiHeadProbe",

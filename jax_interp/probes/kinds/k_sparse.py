@@ -55,7 +55,7 @@ class KSparse(Kind):
     def fit_grid(
         self, data: Rows, y: Array, weight: Array, strengths: Array | None, keys: Key[Array, " seed"]
     ) -> Solved:
-        def one(y: Array, weight: Array, strength: Array, key: Array) -> Solved:
+        def one(y: Array, weight: Array, strength: Array | None, key: Array) -> Solved:
             return self._solved(dataclasses.replace(data, y=y, weight=weight), strength, key)
 
         f = one
