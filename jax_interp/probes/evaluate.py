@@ -110,10 +110,11 @@ def evaluate_probes(
     if len(data.classes) != 2:
         raise UserError(f"{data.name} has the classes {', '.join(data.classes) or 'none'}: a report needs two")
     split = group_split(data, seeds=(0, 1, 2)) if split is None else split
+    left = None if control is None else _without_texts_of(data, control)
     run = _Run(
-        _judge(data, split, control, options),
+        _judge(data, split, 0 if left is None else len(left[0]), options),
         {name: _comparable(data, other, name) for name, other in (others or {}).items()},
-        None if control is None else _without_texts_of(data, control),
+        left,
         options,
     )
     found: list[ProbeFigures] = []
@@ -256,13 +257,12 @@ def _splits(fitted: FittedProbes, part: slice) -> FittedProbes:
     )
 
 
-def _judge(data: LabelledTokens, split: Split, control: LabelledTokens | None, options: EvaluationOptions) -> Judge:
+def _judge(data: LabelledTokens, split: Split, controls: int, options: EvaluationOptions) -> Judge:
     parts = [
         group_split(data, options.validation, (seed,), among=train).test[0]
         for seed, train in zip(split.seeds, split.train)
     ]
-    size = 0 if control is None else len(control)
-    fprs = tuple(fpr for fpr in options.fprs if size * fpr >= 1)
+    fprs = tuple(fpr for fpr in options.fprs if controls * fpr >= 1 - 1e-9)
     text = {"bag of words": bag_of_words(data, split.train), "length": length_alone(data, split.train)}
     return Judge(data, split, parts, text, fprs, Target.of(data, list(split.test)))
 

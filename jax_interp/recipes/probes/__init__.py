@@ -1,0 +1,1 @@
+"""The recipes of probes and monitors: labelled sets in, a page out."""
