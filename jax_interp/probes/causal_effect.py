@@ -5,7 +5,7 @@ effect = causal_effect(model, data, moves, ProbabilityDifference(true_ids, false
 effect.nie("mass-mean", "positive")        normalised indirect effect, negative -> positive, with its interval
 effect.lines()                             all directions, both ways, with the controls and the damage
 
-Marks & Tegmark 2023 (arXiv:2310.06824), section 6. E± is the mean metric of the examples of a class, and E*± the
+Marks & Tegmark 2023 (arXiv:2310.06824). E± is the mean metric of the examples of a class, and E*± the
 same with activations moved to the other class:
 
     NIE(- -> +) = (E*₋ - E₋) / (E₊ - E₋),        NIE(+ -> -) = (E*₊ - E₊) / (E₋ - E₊)

@@ -100,7 +100,7 @@ def class_shift(
     """The move along a probe's direction that brings one class mean to the other: ((μ₊ - μ₋) · ŵ) ŵ.
 
     Add it to move negative examples to the positive class, and subtract it for the other way. Marks & Tegmark 2023
-    (arXiv:2310.06824), section 6.
+    (arXiv:2310.06824).
 
     Args:
       probe: a linear probe.

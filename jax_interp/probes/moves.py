@@ -57,7 +57,7 @@ def moves_along(
 
         v = ((μ₊ - μ₋) · θ̂) θ̂
 
-    Marks & Tegmark 2023 (arXiv:2310.06824), section 6. A control has, at each site, the length of the first probe's
+    Marks & Tegmark 2023 (arXiv:2310.06824). A control has, at each site, the length of the first probe's
     vector, so that it differs in direction only.
 
     Args:
