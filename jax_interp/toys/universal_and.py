@@ -3,8 +3,8 @@
     a = relu(f W - 1),   W_in ~ Bernoulli(p);      f_i ∧ f_j ≈ mean of a over S_i ∩ S_j,   S_i = {neurons with W_i = 1}
 
 Nothing is trained. If only f_i and f_j are on, the result is exactly 1. Other features that are on cause errors: O(p)
-if one feature of the pair and one other feature are on, O(p²) if two other features are on (Vaintrob, Mendel & Hänni
-2024). The values are `input`, `pre`, `post`.
+if one feature of the pair and one other feature are on, O(p²) if two other features are on (Hänni, Mendel, Vaintrob
+& Chan 2024). The values are `input`, `pre`, `post`.
 """
 
 from __future__ import annotations
