@@ -117,7 +117,7 @@ class LBFGS:
     """
 
     steps: int = 300
-    tolerance: float = 1e-6
+    tolerance: float = 1e-8
 
     def minimise(self, loss: Callable[[Any], Float[Array, ""]], start: PyTree) -> PyTree:
         """The minimum of a smooth convex loss. It also stops where float32 can make the loss no smaller."""
