@@ -132,7 +132,7 @@ class LastToken(Aggregator):
 @AGGREGATORS.register
 @dataclasses.dataclass(frozen=True)
 class Max(Aggregator):
-    """maxₜ zₜ. It grows with the length of a text: for n independent normal readings it is a little below √(2 log n)."""
+    """maxₜ zₜ. It grows with the length of a text: for n independent normal readings its mean nears √(2 log n)."""
 
     def __call__(self, z: Float[Array, "... reading pos"], read: Bool[Array, "... pos"]) -> Float[Array, "..."]:
         return _max(z[..., 0, :], read)

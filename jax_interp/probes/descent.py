@@ -113,7 +113,7 @@ class LBFGS:
 
     Args:
       steps: the largest number of steps.
-      tolerance: stop if no entry of the gradient of the mean loss is larger.
+      tolerance: stop if no entry of the gradient of the mean loss is larger. A weak penalty needs a small one.
     """
 
     steps: int = 300

@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jax_interp.probes import All, LabelledTokens, Last, MassMean, Mean, Sequences, TokenProbe, Vectors
-from jax_interp.probes import fit_ensemble, fit_probes, grouped_folds
+from jax_interp.probes import (
+    All,
+    LabelledTokens,
+    Last,
+    MassMean,
+    Mean,
+    Sequences,
+    TokenProbe,
+    Vectors,
+    fit_ensemble,
+    fit_probes,
+    grouped_folds,
+)
 
 pytestmark = pytest.mark.parity
 linear_model = pytest.importorskip("sklearn.linear_model")
@@ -45,7 +56,8 @@ def test_stacking_is_its_logistic_regression_on_out_of_fold_scores():
     y = rng.integers(0, 2, 120)
     x = rng.normal(size=(3, 120, 5)) + y[None, :, None] * np.linspace(0.2, 0.8, 3)[:, None, None]
     ones = np.ones((120, 1), bool)
-    data = LabelledTokens("drawn", np.arange(120, dtype=np.int32)[:, None], ones, ones, y.astype(np.int32), ("no", "yes"))
+    tokens, labels = np.arange(120, dtype=np.int32)[:, None], y.astype(np.int32)
+    data = LabelledTokens("drawn", tokens, ones, ones, labels, ("no", "yes"))
     on = Vectors(data, (Last(),), {f"site {s}": of[None].astype(np.float32) for s, of in enumerate(x)})
     ensemble, fold = fit_ensemble(MassMean(), on), grouped_folds(data, 5)
     seen, new = np.empty((2, 120, 3))
