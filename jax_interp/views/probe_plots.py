@@ -214,8 +214,9 @@ def cost_recall_plot(curves: Mapping[str, tuple[Sequence[float], Sequence[float]
     figure, (axes,) = canvas(6.2, 3.3)
     shades = iter(matplotlib.colormaps["viridis"](np.linspace(0.1, 0.8, max(len(curves), 2))))
     for name, (costs, recalls) in curves.items():
-        line = "-" if len(costs) > 1 else ""
-        axes.plot(costs, recalls, ls=line, marker="o", ms=4, lw=1.6, color=next(shades), label=name)
+        # a ring stays visible where a curve passes through it
+        look = {"ls": "-", "ms": 4} if len(costs) > 1 else {"ls": "", "ms": 9, "mfc": "none", "mew": 1.6, "zorder": 3}
+        axes.plot(costs, recalls, marker="o", lw=1.6, color=next(shades), label=name, **look)
     if all(min(costs) > 0 for costs, _ in curves.values()):
         logarithmic(axes, "x")
     axes.set(title=f"Recall at {100 * fpr:g} % false alarms", xlabel=f"cost of an example, {unit}", ylabel="recall")

@@ -30,6 +30,7 @@ from jax_interp.probes.monitors.evasion import Evasion
 from jax_interp.probes.monitors.monitor import ModelMonitor
 from jax_interp.probes.token_rules import Span, tokens_of
 from jax_interp.surgery import Model
+from jax_interp.training.placement import automatic
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -227,10 +228,17 @@ class _Run:
 
     def _table(self, data: LabelledTokens) -> Array:
         one = jax.ShapeDtypeStruct((1, data.tokens.shape[1]), jnp.int32)
-        return token_table(self.model, jax.eval_shape(self.model, one).shape[-1], self.options.embed)
+        return token_table(
+            self.model, jax.eval_shape(automatic(_logits), self.model, one).shape[-1], self.options.embed
+        )
+
+
+def _logits(model: Model, tokens: Array) -> Array:
+    return model(tokens)
 
 
 @jax.jit
+@automatic
 def _outcome(objective: Evasion, tokens: Array, shift: Array | None) -> tuple[Array, Array]:
     return objective.outcome(tokens, shift)
 

@@ -137,14 +137,14 @@ class ModelMonitor(Monitor):
 
     def _scores(self, data: LabelledTokens) -> Float[np.ndarray, " example"]:
         read, padded, place = tokens_of(self.rule, data), not data.mask.all(), mesh_of_leaves(self)
-        masked = padded and _takes_mask(self, data.tokens.shape[1])
-        if padded and not masked and not data.mask[:, 0].all():
-            raise UserError(f"{self.name}: the model takes no mask, and {data.name} is padded on the left")
         ways = 1 if place is None else place.shape.get("data", 1) * place.shape.get("fsdp", 1)
-        some = length_batches(data.mask, self.batch, multiple=ways, exact=padded and not masked)
         found = np.empty(len(data))
         with placed(place, lambda _: ()) as there:
-            inputs = there.batches(lambda number: _cut(data, read, some[number], masked))
+            masked = padded and _takes_mask(self, data.tokens.shape[1])
+            if padded and not masked and not data.mask[:, 0].all():
+                raise UserError(f"{self.name}: the model takes no mask, and {data.name} is padded on the left")
+            some = length_batches(data.mask, self.batch, multiple=ways, exact=padded and not masked)
+            inputs = there.batches(lambda number: _cut(data, read, some[number], masked, ways))
             for number, batch in enumerate(some):
                 scores = _scored(self, *inputs(number))
                 found[batch.rows] = np.asarray(scores)[: len(batch.rows)]
@@ -162,9 +162,10 @@ def _takes_mask(monitor: ModelMonitor, length: int) -> bool:
     return True
 
 
-def _cut(data: LabelledTokens, read: np.ndarray, batch: LengthBatch, masked: bool) -> tuple[Any, Any, Any]:
-    # the number of rows is a power of two times that of the devices, so that sets of all sizes share few programs
-    rows, until = batch.filled, slice(batch.length)
+def _cut(data: LabelledTokens, read: np.ndarray, batch: LengthBatch, masked: bool, ways: int) -> tuple[Any, Any, Any]:
+    # twice as many rows each time, so that sets of all sizes share few programs
+    extra = ways * 2 ** int(np.ceil(np.log2(len(batch.filled) / ways))) - len(batch.filled)
+    rows, until = np.pad(batch.filled, (0, extra), mode="edge"), slice(batch.length)
     return data.tokens[rows, until], data.mask[rows, until] if masked else None, read[rows, until]
 
 

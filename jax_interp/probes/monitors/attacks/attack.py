@@ -21,6 +21,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.core.registry import Registry
 from jax_interp.surgery import Model, values_at
+from jax_interp.training.placement import automatic
 
 Objective = Callable[[Array, Array | None], Array]
 """From tokens `[example, pos]`, and what is added to their embeddings (None: nothing), to the loss of each example. It
@@ -124,7 +125,7 @@ def attack(
 
 @partial(jax.jit, static_argnums=0)
 def _run(how: Attack, *inputs: Any) -> Attacked:
-    return how.run(*inputs)
+    return automatic(how.run)(*inputs)
 
 
 def token_table(model: Model, vocab: int, embed: str = "embed") -> Float[Array, "vocab d"]:
@@ -139,4 +140,10 @@ def token_table(model: Model, vocab: int, embed: str = "embed") -> Float[Array, 
       AddressError: the model has no such value.
     """
     tokens = jnp.arange(vocab, dtype=jnp.int32)[:, None]
+    return _embeddings(embed, model, tokens)
+
+
+@partial(jax.jit, static_argnums=0)
+@automatic
+def _embeddings(embed: str, model: Model, tokens: Array) -> Array:
     return values_at(model, embed)(tokens)[embed][:, 0]
