@@ -4,8 +4,8 @@
 eigenvalue of the covariance falls as 1/i, and the mean is not 0, as in activations. scikit-learn's default solver runs
 twice: as it is, in float32, where it stops at about 1e-3 of the optimum; and in float64 with a small tolerance, because
 it does not come nearer than 1e-4 otherwise. scikit-learn is timed on one layer. Run it in an environment that has
-scikit-learn (`.venv-parity`). `--optimum` instead compares all weights with the optimum, which is that of scikit-learn's
-Newton-Cholesky solver in float64, and prints the seconds of one run each.
+scikit-learn (`.venv-parity`). `--optimum` instead compares all weights with the optimum (that of scikit-learn's
+Newton-Cholesky solver in float64), and prints the seconds of one run each.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def scikit_learn(sizes):
         yield Work(f"{kind}, equal optimum", lambda x=wide, y=y: fit(x, y, TIGHT), note="one layer")
 
 
-TIGHT = 1e-6  # the tolerance at which scikit-learn's weights differ by less than 1e-4 from the optimum (`--optimum`)
+TIGHT = 1e-6  # the tolerance at which scikit-learn's weights differ by about 1e-4 from the optimum (`--optimum`)
 
 WORKERS = {
     "ours": Worker(ours),
