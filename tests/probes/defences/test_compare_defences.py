@@ -89,7 +89,7 @@ def test_each_defence_stops_harmful_answers_and_an_attack_brings_some_back():
     untouched = request_target(config)
     twin = request_target(dataclasses.replace(config, refuses=True))
     adapters = Adapters(rank=4, alpha=4.0)
-    head = LoRAHeadConfig(site, steps=200, beta=10.0, adapters=adapters)
+    head = LoRAHeadConfig(site, retention="hidden", steps=200, adapters=adapters)
     turn = ReroutingConfig((1,), learning_rate=3e-3, adapters=adapters)
     examples = request_data(config, each=3)
     size = mean_norm(untouched, examples.harmful, "embed")

@@ -28,6 +28,7 @@ from jax_interp.probes.monitors.defences.defended import Defended, answers_in_fu
 from jax_interp.probes.monitors.defences.examples import Texts, texts_of, wide
 from jax_interp.surgery import Add, Model, at, values_at
 from jax_interp.surgery.taps import Edit
+from jax_interp.surgery.verbs import flat_edits
 
 Perturbation = dict[str, Float[Array, "example pos ..."]]
 """For each address, what is added to the value. It is 0 outside the request."""
@@ -94,7 +95,7 @@ def projected(delta: Perturbation, size: float, request: Bool[Array, "example po
 
 def edits_of(delta: Perturbation) -> tuple[Edit, ...]:
     """The perturbation as edits of the model."""
-    return tuple(at(address, Add(x)) for address, x in delta.items())
+    return tuple(flat_edits(at(address, Add(x)) for address, x in delta.items()))
 
 
 @partial(jax.jit, static_argnums=0)

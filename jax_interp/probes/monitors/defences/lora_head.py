@@ -98,8 +98,8 @@ def head_step(
 
     params = (state.adapters, state.weight, state.bias)
     (value, (bce, keep)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    params, opt = optimizers.update(optax.adam(config.learning_rate), grads, state.opt, params)
-    return HeadState(*params, opt), {"loss": value, "bce": bce, "retention": keep}
+    (adapters, weight, bias), opt = optimizers.update(optax.adam(config.learning_rate), grads, state.opt, params)
+    return HeadState(adapters, weight, bias, opt), {"loss": value, "bce": bce, "retention": keep}
 
 
 def train_lora_head(

@@ -78,5 +78,5 @@ class DefenceReport:
 
 
 def _cell(one: Estimate, many: bool, is_kl: bool) -> str:
-    form = (lambda x: f"{x:.3f}") if is_kl else (lambda x: f"{100 * x:.1f}")
+    form = (lambda x: f"{x:z.3f}") if is_kl else (lambda x: f"{100 * x:.1f}")
     return f"{form(one.value)} ({form(one.low)} to {form(one.high)})" if many else form(one.value)
