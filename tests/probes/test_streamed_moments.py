@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -11,7 +12,22 @@ import pytest
 
 from jax_interp import UserError
 from jax_interp.core.leaves import flatten
-from jax_interp.probes import LDA, PCA, All, LabelledTokens, MassMean, Vectors, fit_probes, from_tokens, gather_tokens
+from jax_interp.probes import (
+    LDA,
+    PCA,
+    All,
+    LabelledTokens,
+    LinearRegression,
+    MassMean,
+    Ridge,
+    RidgeClassifier,
+    Vectors,
+    fit_probes,
+    from_tokens,
+    gather_tokens,
+)
+from jax_interp.probes.erasure.moments import moments_of
+from jax_interp.probes.rows_of_moments import rows_of
 from jax_interp.probes.streamed_moments import RunningMoments, stream_moments, used_and_columns
 from jax_interp.probes.token_streams import TokenStream, stream_of
 from jax_interp.training import Log, NonFinite, SaveTo
@@ -23,6 +39,7 @@ KINDS = {
     "mass-mean with a covariance": MassMean(covariance=True),
     "LDA": LDA(shrinkage=(0.1, 0.5)),
     "PCA": PCA(),
+    "ridge": RidgeClassifier(),
 }
 
 
@@ -92,6 +109,39 @@ def test_probes_of_a_stream_are_those_of_kept_activations(name):
     np.testing.assert_allclose(scores, expected, atol=2e-3 * expected.std())
     for found, wanted in zip(jax.tree.leaves(other.probes), jax.tree.leaves(own.probes), strict=True):
         assert found.shape == wanted.shape
+
+
+@pytest.mark.parametrize("kind", [Ridge(alpha=(1.0, 100.0)), LinearRegression()], ids=["ridge", "least squares"])
+def test_a_regression_of_a_stream_is_that_of_kept_activations(kind):
+    model, data = setting()
+    target = lambda step: np.where(data.readable, data.tokens / 10, np.nan)[10 * step : 10 * step + 10]
+    stream = TokenStream(
+        lambda step: (data.tokens[10 * step : 10 * step + 10], None, target(step).astype(np.float32)), 6, ()
+    )
+    found = stream_moments(model, SITES, stream).fit(kind)
+    rows = dataclasses.replace(
+        kept().data, labels=(data.tokens[data.readable] / 10).astype(np.float32), classes=()
+    )  # fmt: skip
+    vectors = dataclasses.replace(kept(), data=rows)
+    expected = fit_probes(kind, vectors).scores(vectors).values
+    np.testing.assert_allclose(found.scores(vectors).values, expected, atol=1e-3 * expected.std())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rows_of_moments_have_these_moments(seed):
+    rng, d, classes = np.random.default_rng(seed), 7, ("a", "b", "c")
+    y = rng.choice(3, 90, p=[0.2, 0.5, 0.3])
+    x = rng.normal(size=(90, d)) @ rng.normal(size=(d, d)) + 3 * np.eye(3, d)[y] + 5
+    z = (y[:, None] == np.arange(1, 3)[None, :]).astype(np.float32)
+    vectors, weight = rows_of("x", jax.device_get(moments_of(jnp.asarray(x, jnp.float32), jnp.asarray(z))), classes, 3)
+    rows, labels = vectors.values["x"][0].astype(np.float64), vectors.data.labels
+    np.testing.assert_allclose(np.bincount(labels, weight), np.bincount(y), rtol=1e-5)
+    for c in range(3):
+        mean = np.average(rows[labels == c], axis=0, weights=weight[labels == c])
+        np.testing.assert_allclose(mean, x[y == c].mean(axis=0), rtol=1e-4, atol=1e-4)
+    centred = rows - np.average(rows, axis=0, weights=weight)
+    expected = (x - x.mean(axis=0)).T @ (x - x.mean(axis=0))
+    assert relative((centred.T * weight) @ centred, expected) < 1e-5
 
 
 def test_a_kind_that_needs_more_than_moments_is_refused():

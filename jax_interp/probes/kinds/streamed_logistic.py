@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.layer import upcast
 from jax_interp.probes.class_moments import CONSTANT, HIGH
-from jax_interp.probes.descent import LBFGS
 from jax_interp.probes.kind import KINDS, Kind, Rows
+from jax_interp.probes.kinds.logistic import Logistic
 from jax_interp.probes.probe import LinearProbe
 
 
@@ -49,24 +48,10 @@ class StreamedLogistic(Kind):
         return self.C
 
     def fit(self, data: Rows, strength: Float[Array, ""] | None, key: Key[Array, ""]) -> LinearProbe:
-        x = upcast(data.x)
-        x = jnp.where((data.weight > 0)[:, None], x, jnp.zeros_like(x))
-        weight = data.weight.astype(x.dtype)
-        total = jnp.sum(weight)
-        mean = jnp.matmul(weight, x, precision=HIGH) / total
-        centred = x - mean[None, :]
-        scale = column_scale(mean, jnp.matmul(weight, centred * centred, precision=HIGH) / total)
-        z = jnp.where((weight > 0)[:, None], centred / scale[None, :], jnp.zeros_like(x))
         if self.bootstrap:
-            weight = weight * jax.random.exponential(key, weight.shape, weight.dtype)
-        C = jnp.ones(1) if strength is None else strength[None]
-
-        def objective(params: tuple[Array, Array]) -> Array:
-            losses = log_losses(params, z, data.y, weight[:, None]) / total
-            return jnp.sum(losses + penalties(params[0], scale, C) / total)
-
-        start = (jnp.zeros((1, 1, x.shape[1])), jnp.zeros((1, 1)))
-        return jax.tree.map(lambda a: a[0, 0], raw_probes(LBFGS().minimise(objective, start), mean, scale))
+            weight = data.weight * jax.random.exponential(key, data.weight.shape, data.weight.dtype)
+            data = dataclasses.replace(data, weight=weight)
+        return Logistic(self.C).fit(data, strength, key)
 
 
 def column_scale(mean: Float[Array, " d"], variance: Float[Array, " d"]) -> Float[Array, " d"]:
