@@ -19,7 +19,6 @@ from jax_interp.probes.measures import (
     share_interval,
     threshold_at_fpr,
 )
-from jax_interp.probes.measures.recall import _drawn_quantiles
 
 
 def by_pairs(scores, positive):
@@ -137,18 +136,20 @@ def test_clopper_pearson_is_where_the_tails_are_2_5_percent(hits, trials):
     assert (found.high == 1) == (hits == trials)
 
 
-@pytest.mark.parametrize(("n", "fpr"), [(100, 0.01), (250, 0.01), (40, 0.3)])
-def test_thresholds_of_the_bootstrap_are_quantiles_of_resamples(n, fpr):
-    """The short cut through order statistics has the distribution of resampling itself."""
-    rng = np.random.default_rng(4)
-    control = np.sort(rng.normal(0, 1, n))
-    resampled = np.quantile(rng.choice(control, (20000, n)), 1 - fpr, axis=1)
-    drawn = _drawn_quantiles(control, 1 - fpr, 20000, rng)
-    shares = np.array([0.025, 0.2, 0.5, 0.8, 0.975])
-    values = np.quantile(resampled, shares)
-    # the share of draws at or below a value has a standard error of at most .0035 on each side
-    for value in values:
-        assert (drawn <= value + 1e-12).mean() == pytest.approx((resampled <= value + 1e-12).mean(), abs=0.02)
+@pytest.mark.parametrize(("n", "fpr"), [(100, 0.01), (500, 0.01), (200, 0.1)])
+def test_intervals_of_recall_cover_the_true_one(n, fpr):
+    rng, threshold = np.random.default_rng(n), ndtri(1 - fpr)
+    true, covered = 1 - ndtr(threshold - 2), np.zeros(2)
+    for seed in range(200):
+        found = recall_at_fpr(rng.normal(2, 1, 300), rng.normal(0, 1, n), fpr, draws=500, seed=seed)
+        covered += [
+            found.threshold.low <= threshold <= found.threshold.high,
+            found.recall_with_threshold.low <= true <= found.recall_with_threshold.high,
+        ]
+    assert (covered / 200 >= 0.93).all(), covered
+    # 36 % of all samples of 100 have no score above the true threshold: nothing bounds it
+    assert (found.recall_with_threshold.low == 0) == (n == 100)
+    assert (found.to_json()["threshold"]["high"] is None) == (n == 100)
 
 
 def test_few_controls_cannot_show_a_small_rate():

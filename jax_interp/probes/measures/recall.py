@@ -1,7 +1,7 @@
 """Recall at a rate of false alarms: the threshold comes from a separate set of benign examples.
 
     threshold_at_fpr(control, 0.01)                  the 99th percentile of the control scores
-    recall_at_fpr(positive, control, 0.01)           the share of positive scores above it, with two intervals
+    recall_at_fpr(positive, control, 0.01)           the share of positive scores above it, with intervals
 
 A small control set cannot say where the threshold is: 1 % of 100 scores is one score. The result says so.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.estimates import Estimate, interval
+from jax_interp.core.estimates import Estimate
 from jax_interp.probes.measures.intervals import clopper_pearson
 
 ENOUGH = 10
@@ -28,10 +28,12 @@ class RecallAtFpr:
 
     Args:
       fpr: the rate of false alarms that was asked for.
-      threshold: the threshold, with the bootstrap interval over control examples.
+      threshold: the threshold, with an interval from the order of the control scores. Its upper end is infinite if
+        there are too few to bound it.
       recall: the share of positive scores above the threshold, with the Clopper-Pearson interval. This interval takes
         the threshold as given.
-      recall_with_threshold: the same share, with a bootstrap interval over positive and control examples.
+      recall_with_threshold: the same share, with an interval that includes the uncertainty of the threshold. It reaches
+        down to 0 if the threshold has no upper bound.
       control_fpr: the share of control scores above the threshold, with the Clopper-Pearson interval.
       controls: the number of control scores.
     """
@@ -56,8 +58,10 @@ class RecallAtFpr:
         return f"recall {self.recall_with_threshold} at {self.fpr:.1%} false alarms{note}"
 
     def to_json(self) -> dict[str, Any]:
+        """All figures. An infinite end of an interval is None."""
         names = ("threshold", "recall", "recall_with_threshold", "control_fpr")
-        estimates = {name: getattr(self, name).to_json() for name in names}
+        finite = lambda end: end if np.isfinite(end) else None
+        estimates = {n: {key: finite(end) for key, end in getattr(self, n).to_json().items()} for n in names}
         return {"fpr": self.fpr, **estimates, "controls": self.controls, "resolved": self.resolved}
 
 
@@ -100,43 +104,35 @@ def recall_at_fpr(
       control: the scores of benign examples.
       fpr: the rate of false alarms.
       level: the coverage of the intervals.
-      draws: the number of bootstrap samples.
-      seed: the seed of the samples.
+      draws: the number of draws for the intervals with threshold.
+      seed: the seed of the draws.
 
     Raises:
       UserError: as `threshold_at_fpr`, or there is no positive example.
     """
     threshold = threshold_at_fpr(control, fpr)
-    values, benign = _finite(positive, "positive"), np.sort(_finite(control, "control"))
-    rng = np.random.default_rng(seed)
-    thresholds = _drawn_quantiles(benign, 1 - fpr, draws, rng)
-    ranked = np.sort(values)
-    shares = 1 - np.searchsorted(ranked, thresholds, side="right") / ranked.size
-    hits = int((values > threshold).sum())
-    recall = clopper_pearson(hits, values.size, level)
+    values, benign = np.sort(_finite(positive, "positive")), np.sort(_finite(control, "control"))
+    rng, tail = np.random.default_rng(seed), (1 - level) / 2
+    # The number of control scores below the true threshold is binomial. The threshold lies above the last of them and
+    # below the next one, which may not exist.
+    below = rng.binomial(benign.size, 1 - fpr, draws)
+    ends = np.concatenate([[-np.inf], benign, [np.inf]])
+    lowest, highest = ends[below], ends[below + 1]
+    share = lambda t: (
+        rng.binomial(values.size, 1 - np.searchsorted(values, t, side="right") / values.size) / values.size
+    )
+    recall = clopper_pearson(int((values > threshold).sum()), values.size, level)
+    of = lambda drawn, at: float(np.quantile(drawn, at, method="inverted_cdf"))
     return RecallAtFpr(
         float(fpr),
-        interval(threshold, thresholds, level),
+        Estimate(threshold, min(of(lowest, tail), threshold), max(of(highest, 1 - tail), threshold)),
         recall,
-        interval(recall.value, rng.binomial(ranked.size, shares) / ranked.size, level),
+        Estimate(
+            recall.value, min(of(share(highest), tail), recall.low), max(of(share(lowest), 1 - tail), recall.high)
+        ),
         clopper_pearson(int((benign > threshold).sum()), benign.size, level),
         benign.size,
     )
-
-
-def _drawn_quantiles(ranked: np.ndarray, share: float, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """A quantile of bootstrap samples, without drawing the samples.
-
-    The k-th smallest of n draws with replacement is the entry ⌊n U⌋ of the sorted values, where U is the k-th smallest
-    of n uniform numbers: U ~ Beta(k, n-k+1), and the next one is U + (1-U) Beta(1, n-k).
-    """
-    n = ranked.size
-    position = share * (n - 1)
-    k = int(np.floor(position + 1e-9))
-    low = rng.beta(k + 1, n - k, draws)
-    high = low + (1 - low) * rng.beta(1, n - k - 1, draws) if k + 1 < n else low
-    entry = lambda u: ranked[np.minimum((n * u).astype(int), n - 1)]
-    return entry(low) + (position - k) * (entry(high) - entry(low))
 
 
 def _finite(scores: Float[np.ndarray | Array, " example"], what: str) -> np.ndarray:
