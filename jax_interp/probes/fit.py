@@ -78,7 +78,7 @@ def fit_probes(
     each = example_weights(weight, len(data))
     check_fit(kind, on, targets, splits & (each > 0) if splits.shape[1:] == each.shape else splits, seeds)
     kind.check(on, splits, labels is None)
-    check_finite(on, (splits * each).any(axis=0))
+    check_finite(on, np.any(splits * each, axis=0))
     check_widths(on)
     if at_once < 1:
         raise UserError(f"at_once={at_once} must be at least 1")

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jax_interp.core.errors import UserError
+from jax_interp.probes.fit_inputs import pairs_of
 from jax_interp.probes.gather import Sequences, Vectors
 from jax_interp.probes.kind import Kind, Solved
 from jax_interp.probes.labelled_tokens import LabelledTokens
@@ -92,7 +93,8 @@ def check_found(kind: Kind, probes: Probe, sites: Sequence[str]) -> None:
 
 
 def _check_pairs(kind: Kind, data: LabelledTokens, labels: np.ndarray, split: np.ndarray, number: int) -> None:
-    whole = data.pairs[split[data.pairs].all(axis=1)]
+    pairs = pairs_of(data)
+    whole = pairs[split[pairs].all(axis=1)]
     if not len(whole):
         raise UserError(f"the training part of split {number} has no whole pair: give each pair one group")
     if kind.centres_sides and len(found := np.unique(labels[whole[:, 0]])) < 2:
@@ -125,7 +127,7 @@ def warn_of_inexact(kind: Kind, found: Solved, axes: Mapping[str, Sequence[Any]]
     if converged.all():
         return
     worst = np.unravel_index(np.argmax(np.where(converged, -1.0, np.nan_to_num(error, nan=np.inf))), error.shape)
-    where = ", ".join(f"{name} {labels[i]!r}" for (name, labels), i in zip(axes.items(), worst, strict=True))
+    where = ", ".join(f"{name} {labels[i]!r}" for (name, labels), i in zip(axes.items(), map(int, worst), strict=True))
     warnings.warn(
         f"{type(kind).__name__}: {int((~converged).sum())} of {converged.size} probes are not at their optimum. The "
         f"farthest one ({where}) changed by {error[worst]:.1e} of its size in the last step, and the largest entry of "

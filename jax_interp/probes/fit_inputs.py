@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.probes.gather import Sequences, Vectors
 from jax_interp.probes.kind import Kind, PairRows, Rows, SequenceRows
+from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.training.sharding import BATCH
 
 
@@ -24,13 +26,20 @@ def check_widths(on: Vectors | Sequences) -> None:
         raise UserError(f"the sites have different widths, {widths}: give one call for each width")
 
 
+def pairs_of(data: LabelledTokens) -> Int[np.ndarray, "pair 2"]:
+    """The contrast pairs of the examples. Raises UserError if there are none."""
+    if data.pairs is None or not len(data.pairs):
+        raise UserError(f"{data.name} has no contrast pairs")
+    return data.pairs
+
+
 def labels_and_weights(
     kind: Kind, on: Vectors | Sequences, y: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The labels `[labels, row]` and weights `[split, row]` of a kind's rows: pairs or examples."""
     if kind.takes != "pairs":
         return y, weight
-    first, second = on.data.pairs.T
+    first, second = pairs_of(on.data).T
     return y[:, first], np.minimum(weight[:, first], weight[:, second])
 
 
@@ -56,7 +65,7 @@ def rows_of(
     if kind.takes == "rows":
         classes = max(2, len(on.data.classes))
         return Rows(x, across(y), across(weight), classes)  # pyright: ignore[reportArgumentType]
-    first, second = on.data.pairs.T
+    first, second = pairs_of(on.data).T
     return PairRows(x[:, first], x[:, second], across(y), across(weight))  # pyright: ignore[reportArgumentType]
 
 

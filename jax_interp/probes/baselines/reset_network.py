@@ -59,7 +59,7 @@ def _all_finite(leaves: list[Array]) -> Array:
 
 
 @jax.jit
-def _redrawn_blocks(model: Model, keys: Key[Array, " layer"]) -> Any:
+def _redrawn_blocks(model: Any, keys: Key[Array, " layer"]) -> Any:
     return map_blocks(model, _redrawn, keys)
 
 
