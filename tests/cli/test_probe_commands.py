@@ -60,6 +60,7 @@ def test_a_finished_run_is_judged_on_another_table(finished, tmp_path, capsys):
     assert "blocks.2.resid_post" in (out / "evaluation.html").read_text()
 
 
+@pytest.mark.slow
 def test_monitors_are_compared(tmp_path):
     table = write_table(tmp_path / "fragments.csv", 200)
     columns = ["--data.columns.text", "code", "--data.columns.label", "kind", "--data.columns.positive", "string"]

@@ -39,8 +39,13 @@ def records(trainer, place):
     return [list(record.values()) for record in found]
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
-@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
+FAST = {("head", "fsdp"), ("rerouting", "tensor")}
+CASES = [(trainer, axis) for trainer in TRAINERS for axis in ("data", "fsdp", "tensor")]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "axis"), [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in CASES]
+)
 def test_two_devices_train_what_one_trains(trainer, axis):
     sizes = {"data": 1, "fsdp": 1, "tensor": 1, axis: 2}
     mesh = make_mesh(devices=jax.devices()[:2], explicit=False, **sizes)

@@ -61,8 +61,13 @@ def on_one_device():
     return [monitor.scores(examples()) for monitor in monitors(decoder())], attacked(decoder(), None)
 
 
-@pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])
-@pytest.mark.parametrize("name", MESHES)
+FAST = ("2 × fsdp", True)
+CASES = [(name, explicit) for name in MESHES for explicit in (True, False)]
+
+
+@pytest.mark.parametrize(
+    ("name", "explicit"), [pytest.param(*case, marks=() if case == FAST else pytest.mark.slow) for case in CASES]
+)
 def test_a_mesh_gives_what_one_device_gives(name, explicit):
     sizes = {"data": 1, "fsdp": 1, "tensor": 1} | MESHES[name]
     mesh = make_mesh(data=sizes["data"], fsdp=sizes["fsdp"], tensor=sizes["tensor"], explicit=explicit)

@@ -123,6 +123,7 @@ def test_intervals_hold_what_they_promise(linear):
     assert 0.9 < np.mean(inside) <= 1
 
 
+@pytest.mark.slow
 def test_padding_and_batches_change_nothing():
     rng, model = np.random.default_rng(0), peaky(CONFIGS["gpt2-like"])
     lengths = rng.integers(5, 9, 12)

@@ -104,6 +104,7 @@ def test_it_reads_a_mapping_or_a_stack_inside_jit(turning):
     np.testing.assert_allclose(np.ptp(by_direction - scores), 0, atol=1e-3)  # they differ by a constant
 
 
+@pytest.mark.slow
 def test_a_site_that_overfits_gets_no_weight():
     """40 examples in 60 dimensions of noise: LDA separates what it has seen. The other site shows some of it."""
     rng = np.random.default_rng(1)
@@ -119,6 +120,7 @@ def test_a_site_that_overfits_gets_no_weight():
     assert abs(spread[0]) < 0.3 * spread[1]
 
 
+@pytest.mark.slow
 def test_it_combines_probes_of_sequences(turning):
     rng = np.random.default_rng(0)
     read = np.arange(4)[None, :] < rng.integers(2, 5, N)[:, None]

@@ -120,6 +120,7 @@ def test_leace_changes_least_in_every_norm():
     assert fitted(np.asarray(oracle) + x, y)[0] == pytest.approx(entropy(y), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_inlp_removes_directions_round_after_round():
     x, y = rows()
     losses = [fitted(x, y)[0]]
@@ -247,6 +248,7 @@ def test_tokens_can_have_labels_of_their_own(setting):
     assert np.abs(means - means.mean(0)).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_the_report_tells_fitted_from_other_examples():
     """Nothing is left on the fitted examples. On others something is, if there were 60 examples for 40 columns."""
     found = {}

@@ -45,6 +45,7 @@ def test_a_label_that_is_there_is_cheap_and_one_that_is_not_costs_a_bit_a_row(ga
     assert found["curve"][800] > found["curve"][8]
 
 
+@pytest.mark.slow
 def test_xor_is_read_from_a_random_layer_and_not_from_its_input():
     """Binary features: XOR has no linear part (R² 0), and one layer of conjunctions makes it readable."""
     rng = np.random.default_rng(0)

@@ -43,6 +43,7 @@ def test_new_adapters_change_no_bit_and_merged_ones_are_the_same_function():
     assert jax.tree.structure(merged(other)) == jax.tree.structure(base)
 
 
+@pytest.mark.slow
 def test_at_the_start_everything_points_where_it_pointed_and_nothing_has_moved():
     """L_s = 1, L_r = 0, both retentions 0, and finite gradients, although a norm has a kink at 0."""
     base, batch = model(), texts()
@@ -91,6 +92,7 @@ def test_the_schedules_of_the_paper():
     np.testing.assert_allclose(c, [[10, 0], [7.5, 2.5], [5, 5]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_only_the_layers_up_to_the_head_are_trained_and_a_run_is_resumed_exactly(tmp_path):
     config = LoRAHeadConfig("blocks.1.resid_post", steps=3, batch=4, learning_rate=0.01, adapters=ADAPTERS)
     whole = train_lora_head(config, model(), data(), log=QUIET)

@@ -84,6 +84,7 @@ def setting():
     return Setting()
 
 
+@pytest.mark.slow
 def test_a_probe_gives_the_score_of_the_vectors_that_it_was_fitted_on(setting):
     data = setting.sets["test"]
     vectors = gather(setting.model, data, SITE, rules=setting.rule)
