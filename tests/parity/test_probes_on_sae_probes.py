@@ -10,14 +10,14 @@ import pytest
 from oracle import FOLDER, ROOT, run_oracle
 
 from jax_interp import load
-from jax_interp.probes import All, Last, Logistic, StreamedLogistic, fit_probes, from_table, gather, group_split
+from jax_interp.probes import All, Last, Logistic, fit_probes, from_table, gather, group_split
 from jax_interp.probes.measures import auroc
 
 pytestmark = pytest.mark.parity
 TABLES = ("96_spam_is", "105_click_bait", "87_glue_cola", "22_headline_isobama", "7_hist_fig_ispolitician")
 SITES, RULES = ("blocks.1.resid_post", "blocks.2.resid_post"), (Last(), All())
 PER_CLASS = 250
-KINDS = {"Logistic": Logistic(C=(0.001, 0.1)), "StreamedLogistic": StreamedLogistic(C=(0.001, 0.1))}
+KINDS = {"Logistic": Logistic(C=(0.001, 0.1))}
 
 
 @pytest.fixture(scope="module")
