@@ -1,6 +1,8 @@
 """Monitors that look for fragments of code that end inside a string: a probe, a bag of words, and surprise.
 
-jax-interp monitor stdlib_small_monitor
+    jax-interp monitor stdlib_small_monitor
+
+Two CPU cores, about a minute.
 """
 
 from jax_interp.probes import Logistic

@@ -18,9 +18,14 @@ from jax_interp.recipes.decomposition import DecompositionRunConfig
 from jax_interp.recipes.demo.config import DemoConfig
 from jax_interp.recipes.dictionary import DictionaryRunConfig
 from jax_interp.recipes.find_circuit import FindCircuitConfig
+from jax_interp.recipes.probes.monitor import MonitorConfig
+from jax_interp.recipes.probes.train_probes import TrainProbesConfig
 from jax_interp.recipes.train_lm import LanguageModelConfig
 
-KINDS = (LanguageModelConfig, DictionaryRunConfig, DecompositionRunConfig, DemoConfig, FindCircuitConfig)
+KINDS = (
+    LanguageModelConfig, DictionaryRunConfig, DecompositionRunConfig, DemoConfig, FindCircuitConfig, MonitorConfig,
+    TrainProbesConfig,
+)  # fmt: skip
 NAMED = [(kind, name) for kind in KINDS for name in known_names(kind)]
 
 
