@@ -110,7 +110,7 @@ def evaluate_probes(
     if len(data.classes) != 2:
         raise UserError(f"{data.name} has the classes {', '.join(data.classes) or 'none'}: a report needs two")
     split = group_split(data, seeds=(0, 1, 2)) if split is None else split
-    left = None if control is None else _without_texts_of(data, control)
+    left = None if control is None else without_texts_of(data, control)
     run = _Run(
         _judge(data, split, 0 if left is None else len(left[0]), options),
         {name: _comparable(data, other, name) for name, other in (others or {}).items()},
@@ -288,14 +288,25 @@ def _comparable(data: LabelledTokens, other: LabelledTokens, name: str) -> tuple
             f"{name} has the classes {', '.join(other.classes) or 'none'}; {data.name} has {', '.join(data.classes)}"
         )
     other = other.ordered(data.classes)
-    other, removed = (other, 0) if ORIGINAL in other.columns else _without_texts_of(data, other)
+    other, removed = (other, 0) if ORIGINAL in other.columns else without_texts_of(data, other)
     if len(np.unique(other.labels)) < 2:
         raise UserError(f"{name} has examples of one class only, so no AUROC: give a set with both")
     return other, removed
 
 
-def _without_texts_of(data: LabelledTokens, other: LabelledTokens) -> tuple[LabelledTokens, int]:
-    """(the examples whose text is not one of the data, the number of the others)."""
+def without_texts_of(data: LabelledTokens, other: LabelledTokens) -> tuple[LabelledTokens, int]:
+    """Leave out the examples that have a text of another set.
+
+    Args:
+      data: the set whose texts are known.
+      other: the examples.
+
+    Returns:
+      The examples whose text is not one of `data`, and the number of the others.
+
+    Raises:
+      UserError: no example is left.
+    """
     text = lambda of, row: of.tokens[row][of.mask[row]].astype(np.int64).tobytes()
     known = {text(data, row) for row in range(len(data))}
     kept = np.array([text(other, row) not in known for row in range(len(other))], bool)

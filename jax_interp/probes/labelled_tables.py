@@ -22,6 +22,9 @@ from jax_interp.probes.labelled_chats import PLAIN, ChatFormat, written_chats
 from jax_interp.probes.labelled_texts import tokenized
 from jax_interp.probes.labelled_tokens import LabelledTokens
 
+UNLABELLED = "unlabelled"
+"""The class of examples that have no labels."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
@@ -61,6 +64,7 @@ def from_table(
     name: str | None = None,
     context: int | None = None,
     chat: ChatFormat = PLAIN,
+    labelled: bool = True,
 ) -> LabelledTokens:
     """Make examples from the rows of a table. All columns are kept in `LabelledTokens.columns`.
 
@@ -74,6 +78,8 @@ def from_table(
       name: the name of the set in tables. None: the name of the file.
       context: as in `tokenized`.
       chat: how conversations are written, if the texts are conversations.
+      labelled: whether the table has labels. False: it is a control set. Labels are not read, and all examples are of
+        the one class "unlabelled".
 
     Raises:
       UserError: the file cannot be read, a column is missing, no row has a text and a label, all have one label, a pair
@@ -86,15 +92,20 @@ def from_table(
     if len(lengths := {len(column) for column in found.values()}) > 1:
         raise UserError(f"{name}: its columns have different lengths, {sorted(lengths)}")
     names = _text_columns(name, found, columns)
-    label = found[_named(name, found, columns.label, LABEL_COLUMNS, "labels")]
+    if labelled:
+        label = found[_named(name, found, columns.label, LABEL_COLUMNS, "labels")]
+    else:
+        label = [UNLABELLED] * len(found[names[0]])
     whole = [row for row, mark in enumerate(label)
              if not is_missing(mark) and all(not _is_blank(found[text][row]) for text in names)]  # fmt: skip
     if not whole:
-        raise UserError(f"{name}: no row has both a text and a label")
+        raise UserError(f"{name}: no row has {'both a text and a label' if labelled else 'a text'}")
+    if not labelled:
+        columns = dataclasses.replace(columns, pair=None, positive=None, regression=False)
     labels = _labels(name, [label[row] for row in whole], whole, columns)
     if len(names) == 2:
-        labels += _others(name, labels)
-    elif not columns.regression and len(set(labels)) < 2:
+        labels += _others(name, labels) if labelled else labels
+    elif labelled and not columns.regression and len(set(labels)) < 2:
         raise UserError(f"{name}: all rows with a text have the label {labels[0]!r}: a probe needs two classes")
     rows = whole * len(names)
     column = lambda of: None if of is None else [found[_named(name, found, of, (), "")][row] for row in rows]

@@ -60,6 +60,24 @@ def test_a_finished_run_is_judged_on_another_table(finished, tmp_path, capsys):
     assert "blocks.2.resid_post" in (out / "evaluation.html").read_text()
 
 
+def test_texts_of_the_training_run_are_left_out(finished, tmp_path, capsys):
+    own = write_table(tmp_path / "own.csv", 120)  # the table that the probes were fitted on
+    options = ["--columns.text", "code", "--columns.label", "kind", "--out", str(tmp_path / "out")]
+    assert main(["evaluate-probes", str(finished), "--tables", str(own), *options]) == 2
+    assert "all texts of own are in" in capsys.readouterr().err
+
+
+def test_a_control_table_needs_no_labels(finished, tmp_path):
+    table = write_table(tmp_path / "more.csv", 60, seed=7, label="label")
+    control = tmp_path / "control.csv"
+    texts = code_fragments("inside-comments", 60, 9, length=60)["text"]
+    control.write_text("code\n" + "".join('"' + text.replace('"', '""') + '"\n' for text in texts), encoding="utf-8")
+    options = ["--columns.text", "code", "--control", str(control), "--fprs", "0.1", "--out", str(tmp_path / "out")]
+    assert main(["evaluate-probes", str(finished), "--tables", str(table), *options, "--shown", "0"]) == 0
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())["probes"]
+    assert [one["recalls"][0]["controls"] for one in found] == [60, 60]
+
+
 @pytest.mark.slow
 def test_monitors_are_compared(tmp_path):
     table = write_table(tmp_path / "fragments.csv", 200)

@@ -26,6 +26,7 @@ from jax_interp.core.json_files import read_json, write_json
 from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models import Decoder, load
 from jax_interp.probes import FittedProbes, LabelledTokens, gather, gather_tokens, load_probes
+from jax_interp.probes.evaluate import without_texts_of
 from jax_interp.probes.length_confound import LengthConfound, length_confound
 from jax_interp.probes.measures import RecallAtFpr, Roc, auroc_interval, clopper_pearson, recall_at_fpr, roc_curve
 from jax_interp.probes.splits import leaking_groups
@@ -114,8 +115,11 @@ def evaluate_run(
       shown: the number of texts of each set whose tokens are coloured.
       progress: called with a line for each set.
 
+    Examples with a text of the run's own labelled set are left out and counted, so this set is read again.
+
     Raises:
-      UserError: there is no such run, a set cannot be read or has other classes, or the control set is too small.
+      UserError: there is no such run, a set cannot be read or has other classes, all its texts are in the run's own
+        set, or the control set is too small.
     """
     if not sets:
         raise UserError("evaluate-probes needs at least one labelled set")
@@ -125,11 +129,15 @@ def evaluate_run(
     model, tokenizer = load(config.model)
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer, which is needed to turn texts into tokens")
-    controls = None if control is None else read_set(control, tokenizer)
+    fitted_on = read_set(config.data, tokenizer)
+    controls = None
+    if control is not None:
+        controls = without_texts_of(fitted_on, read_set(control, tokenizer, labelled=False))[0]
     found, sections = [], []
     for source in sets:
-        data = _with_classes(read_set(source, tokenizer), chosen[0].fitted.classes)
-        progress(data.describe())
+        data, removed = without_texts_of(fitted_on, read_set(source, tokenizer))
+        data = _with_classes(data, chosen[0].fitted.classes)
+        progress(data.describe() + (f"; {removed} texts of the training run left out" if removed else ""))
         for one in chosen:
             found.append(_judged(config, model, data, controls, one, fprs))
         sections += _heat(config, model, tokenizer, data, chosen, shown)

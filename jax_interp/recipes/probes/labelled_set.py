@@ -42,8 +42,14 @@ class LabelledSet:
             raise UserError(f"examples={self.examples}: a probe needs at least 8")
 
 
-def read_set(source: LabelledSet, tokenizer: Tokenizer) -> LabelledTokens:
+def read_set(source: LabelledSet, tokenizer: Tokenizer, labelled: bool = True) -> LabelledTokens:
     """The examples of a set, as tokens of a model.
+
+    Args:
+      source: where they come from.
+      tokenizer: the tokenizer of the model.
+      labelled: whether labels are needed. False: a control set, of which labels are read only if `only` asks for a
+        class.
 
     Raises:
       UserError: the table cannot be read, or as in `from_table`.
@@ -55,7 +61,10 @@ def read_set(source: LabelledSet, tokenizer: Tokenizer) -> LabelledTokens:
         data = from_table(tokenizer, table, columns, name=source.name or source.made, context=source.context)
     else:
         name = source.name or None
-        data = from_table(tokenizer, source.table, source.columns, name=name, context=source.context)
+        reads_labels = labelled or source.only is not None
+        data = from_table(
+            tokenizer, source.table, source.columns, name=name, context=source.context, labelled=reads_labels
+        )
     rows = np.arange(len(data))
     if source.only is not None:
         if source.only not in data.classes:

@@ -115,8 +115,8 @@ def monitor(
     progress(data.describe())
     parts = _parts(config, data)
     if config.control is not None:
-        parts["control"] = read_set(config.control, tokenizer)
-    others = {one.name: one for one in (read_set(other, tokenizer) for other in config.others)}
+        parts["control"] = read_set(config.control, tokenizer, labelled=False)
+    others = {one.name: one for one in (read_set(other, tokenizer, labelled=False) for other in config.others)}
     train = parts.pop("training")
     reads_tokens = config.kind.takes == "sequences"
     on = (gather_tokens if reads_tokens else gather)(model, train, config.site, config.rule)

@@ -107,7 +107,7 @@ def train_probes(
     data = read_set(config.data, tokenizer)
     progress(data.describe())
     others = _named([read_set(other, tokenizer) for other in config.others])
-    control = None if config.control is None else read_set(config.control, tokenizer)
+    control = None if config.control is None else read_set(config.control, tokenizer, labelled=False)
     seeds = tuple(range(config.seed, config.seed + config.splits))
     split = group_split(data, test=config.test, seeds=seeds)
     with open_run(directory, config) as run:
