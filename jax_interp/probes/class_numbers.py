@@ -53,34 +53,31 @@ def is_missing(label: Any) -> bool:
     return label is None or (isinstance(label, (float, np.floating)) and np.isnan(label)) or label == ""
 
 
-def joined_groups(n: int, *reasons: Iterable[Hashable] | None) -> Int[np.ndarray, " example"] | None:
+def joined_groups(
+    n: int, *reasons: Iterable[Hashable] | None, pairs: Int[np.ndarray, "pair 2"] | None = None
+) -> Int[np.ndarray, " example"] | None:
     """Groups of examples that must stay on one side of a split.
 
     Args:
       n: the number of examples.
       reasons: columns with one entry for each example. Examples with an equal entry in one of them are in one group,
         and so are examples that are connected through others. None, and None as an entry: no reason.
+      pairs: the numbers of two examples that are in one group.
 
     Returns:
       The number of each example's group, in the order of their first examples. None if each example is alone.
     """
-    parent = list(range(n))
+    from scipy.sparse import coo_array  # JAX requires scipy, so it is installed
+    from scipy.sparse.csgraph import connected_components
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    links = [] if pairs is None else [tuple(pair) for pair in np.asarray(pairs).tolist()]
     for reason in reasons:
         first: dict[Hashable, int] = {}
         for i, key in enumerate(() if reason is None else reason):
             if key is not None:
-                parent[root(i)] = root(first.setdefault(key, i))
-    roots = np.asarray([root(i) for i in range(n)], np.int64)
-    if len(np.unique(roots)) == n and all(reason is None for reason in reasons[:1]):
+                links.append((i, first.setdefault(key, i)))
+    a, b = np.asarray(links, np.int64).reshape(-1, 2).T
+    count, group = connected_components(coo_array((np.ones(a.size), (a, b)), shape=(n, n)), directed=False)
+    if count == n and all(reason is None for reason in reasons[:1]):
         return None
-    _, begin, group = np.unique(roots, return_index=True, return_inverse=True)
-    rank = np.empty(len(begin), np.int32)
-    rank[np.argsort(begin)] = np.arange(len(begin))
-    return rank[group]
+    return group.astype(np.int32)

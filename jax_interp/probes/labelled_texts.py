@@ -75,24 +75,17 @@ def tokenized(
     readable[:, : int(bos)] = False
     pairs = None if pairs is None else np.asarray(pairs, np.int32)
     by_name = None if groups is None else [None if group is None else str(group) for group in groups]
-    of_group = joined_groups(len(texts), by_name, map(tuple, encoded), *_of_pairs(name, len(texts), pairs))
+    of_group = joined_groups(len(texts), by_name, map(tuple, encoded), pairs=_checked(name, len(texts), pairs))
     parts = span_masks(name, tokenizer, texts, spans or {}, tokens.shape, context)
     return LabelledTokens(
         name, tokens, mask, readable, numbers, classes, of_group, pairs=pairs, spans=parts, texts=tuple(texts)
     )
 
 
-def _of_pairs(name: str, n: int, pairs: np.ndarray | None) -> list[list[int | None]]:
-    """Columns in which the two examples of each pair have the same entry."""
-    if pairs is None:
-        return []
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or (len(pairs) and not 0 <= pairs.min() <= pairs.max() < n):
+def _checked(name: str, n: int, pairs: np.ndarray | None) -> np.ndarray | None:
+    """The pairs. Raises UserError if they are not the numbers of two examples each."""
+    if pairs is not None and (
+        pairs.ndim != 2 or pairs.shape[1] != 2 or (len(pairs) and not 0 <= pairs.min() <= pairs.max() < n)
+    ):
         raise UserError(f"{name}: pairs must be [pair, 2], the numbers of two of the {n} examples")
-    columns: list[list[int | None]] = []
-    for number, pair in enumerate(pairs.tolist()):  # an example may be in several pairs
-        column = next((c for c in columns if c[pair[0]] is None and c[pair[1]] is None), None)
-        if column is None:
-            columns.append(column := [None] * n)
-        for example in pair:
-            column[example] = number
-    return columns
+    return pairs

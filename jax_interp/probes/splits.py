@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.probes.class_numbers import joined_groups
 from jax_interp.probes.labelled_tokens import LabelledTokens
 
 
@@ -99,20 +100,9 @@ def given_split(
 def leaking_groups(data: LabelledTokens) -> Int[np.ndarray, " example"]:
     """The number of each example's group, where examples with the same text and the two sides of a contrast pair are in
     one group too (transitively)."""
-    from scipy.sparse import coo_array  # JAX requires scipy, so it is installed
-    from scipy.sparse.csgraph import connected_components
-
-    n = len(data)
-    ids = np.where(data.mask, data.tokens, -1)
-    same_text = np.unique(ids, axis=0, return_inverse=True)[1].reshape(-1)
-    links = [np.stack([np.arange(n), n + same_text])]
-    if data.groups is not None:
-        links.append(np.stack([np.arange(n), 2 * n + np.unique(data.groups, return_inverse=True)[1]]))
-    if data.pairs is not None and len(data.pairs):
-        links.append(np.asarray(data.pairs).T)
-    a, b = np.concatenate(links, axis=1)
-    found = connected_components(coo_array((np.ones(a.size), (a, b)), shape=(3 * n, 3 * n)), directed=False)[1][:n]
-    return np.unique(found, return_inverse=True)[1]
+    texts = [row.tobytes() for row in np.where(data.mask, data.tokens, -1)]
+    found = joined_groups(len(data), None if data.groups is None else data.groups.tolist(), texts, pairs=data.pairs)
+    return np.arange(len(data)) if found is None else found
 
 
 def _split(
