@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 
+from jax_interp.cli.processes import run_joined, take_processes
 from jax_interp.core.errors import UserError
 from jax_interp.core.terminal import print_text, printable
 from jax_interp.core.user_cache import use_compilation_cache
@@ -60,6 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get(DEBUG, "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        arguments, processes = take_processes(arguments)
+        if processes is not None:
+            return run_joined(processes, lambda: _run(arguments, debug))
+    except UserError as error:
+        return _explain(error)
+    return _run(arguments, debug)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    """Run one command, and print its error. Returns the exit code."""
     try:
         with _warnings_on_one_line():
             return _dispatch(arguments)

@@ -1,6 +1,8 @@
 """Atomic writes: a reader sees the complete previous file or the complete new file, even if the writer is killed.
 
-Several processes may write one file at the same time. Each writes a temporary file of its own, and the last rename
+Of a run over several processes, the first one writes. The others call the same functions, which then write nothing.
+
+Several programs may write one file at the same time. Each writes a temporary file of its own, and the last rename
 decides. A place that cannot be written (a full disk, a read-only directory) is a `WriteError`, and nothing is left.
 """
 
@@ -12,11 +14,13 @@ import fcntl
 import glob
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.locks import hold
+from jax_interp.core.processes import is_first_process
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or give another place",
@@ -54,8 +58,13 @@ def sync_tree(directory: Path | str) -> None:
         sync(folder)
 
 
-def make_directory(path: Path | str) -> Path:
-    """Create a directory with its parents, if it is missing, and flush the new names to the disk. Raises WriteError."""
+def make_directory(path: Path | str, *, every_process: bool = False) -> Path:
+    """Create a directory with its parents, if it is missing, and flush the new names to the disk. Raises WriteError.
+
+    Only the first process of a run does this, unless `every_process`.
+    """
+    if not (every_process or is_first_process()):
+        return Path(path)
     missing = [place for place in (Path(path), *Path(path).parents) if not place.exists()]
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -67,7 +76,7 @@ def make_directory(path: Path | str) -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
+def replacing(path: Path | str, *, every_process: bool = False) -> Iterator[Path]:
     """Write a file under a temporary name and rename it to `path` at the end of the block.
 
     If the block raises an error, the temporary file is removed and `path` does not change. A process that is killed
@@ -75,6 +84,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
     Args:
       path: the file to create or replace.
+      every_process: False: of a run over several processes only the first one writes the file. True: each one writes
+        its own file.
 
     Yields:
       The temporary path, in the same directory. The file exists and is empty. The block opens it and writes into it,
@@ -88,6 +99,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
             np.save(file, rows)
     """
     path = Path(path)
+    if not (every_process or is_first_process()):
+        with tempfile.TemporaryDirectory() as elsewhere:
+            (Path(elsewhere) / path.name).touch()
+            yield Path(elsewhere) / path.name
+        return
     try:
         temporary, handle = _temporary(path)
     except OSError as error:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import is_first_process
 
 
 class LockError(UserError):
@@ -22,8 +23,12 @@ class LockError(UserError):
 
 
 @contextlib.contextmanager
-def locked(path: Path | str, what: str, *, wait: bool = False, keep: bool = False) -> Iterator[None]:
+def locked(
+    path: Path | str, what: str, *, wait: bool = False, keep: bool = False, every_process: bool = False
+) -> Iterator[None]:
     """Hold a lock within the block.
+
+    Of a run over several processes, the first one takes the lock for all of them.
 
     Args:
       path: the lock file. Missing directories are created.
@@ -31,10 +36,14 @@ def locked(path: Path | str, what: str, *, wait: bool = False, keep: bool = Fals
       wait: wait until the lock is free.
       keep: leave the lock file after the block. Otherwise it is removed, with the directories that were made for it and
         stayed empty.
+      every_process: each process of the run takes a lock of its own.
 
     Raises:
       LockError: another process holds the lock (unless `wait`), or the lock file cannot be made.
     """
+    if not (every_process or is_first_process()):
+        yield
+        return
     path = Path(path)
     made = [directory for directory in (path.parent, *path.parent.parents) if not directory.exists()]
     try:

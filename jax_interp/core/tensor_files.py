@@ -32,6 +32,7 @@ from jax_interp.core.atomic_write import make_directory, replacing
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import DIGEST, json_digest, parse_json, read_json, write_json
 from jax_interp.core.locks import locked
+from jax_interp.core.processes import on_host
 
 FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 _STORED = {
@@ -84,7 +85,7 @@ def write_tensors(
                 f"{name!r} has dtype {array.dtype}, which {path.name} cannot hold; convert it to one of "
                 f"{', '.join(sorted(DTYPES))}"
             )
-    host = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    host = {name: np.asarray(on_host(array), order="C") for name, array in arrays.items()}
     strings = dict(header or {})
     about: dict[str, Any] = {"__metadata__": strings | {DIGEST: _digest(strings, host, host.__getitem__)}}
     # as safetensors writes: wide dtypes first, so that every array is aligned

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import to_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dashboards.saved_pass import Cursor, SavedPass, saved_pass
 from jax_interp.data.harvest import TokenBatch
@@ -156,7 +157,7 @@ def collect(
     else:
         with saved_pass(reading.save_to, scores, model, statistics, reading.save_every) as saved:
             total = _read_on(scores, model, batches, statistics, saved, reading.quiet)
-    states = jax.device_get(total)
+    states = to_host(total)
     return {name: statistic.result(states[name]) for name, statistic in statistics.items()}
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from jax_interp.analysis import W_U
 from jax_interp.analysis.norm_at_scale import NormAtScale
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import to_host
 from jax_interp.dashboards.feature_data import Histogram, Neighbours, TokenEffects
 from jax_interp.models.decoder import Decoder
 from jax_interp.training.placement import automatic
@@ -64,7 +65,7 @@ def logit_lens(
     if jax.tree_util.all_leaves([unembed]) and callable(unembed):  # a plain function
         unembed = jax.tree_util.Partial(unembed)
     chosen = np.arange(len(directions)) if chosen is None else chosen
-    parts = [jax.device_get(_lens(directions, part, unembed, n, bins)) for part in _pieces(chosen, piece)]
+    parts = [to_host(_lens(directions, part, unembed, n, bins)) for part in _pieces(chosen, piece)]
     rows = [np.concatenate(column)[: len(chosen)] for column in zip(*parts)]
     if not all(np.isfinite(column).all() for column in rows):
         raise UserError("the effects of some directions on the logits are not finite: try float32")
@@ -115,7 +116,7 @@ def decoder_neighbours(
     """
     chosen = np.arange(len(directions)) if chosen is None else chosen
     n = min(n, len(directions) - 1)
-    parts = [jax.device_get(_nearest(directions, part, n)) for part in _pieces(chosen, piece)]
+    parts = [to_host(_nearest(directions, part, n)) for part in _pieces(chosen, piece)]
     values, found = (np.concatenate(column)[: len(chosen)] for column in zip(*parts))
     return Neighbours(found, values, "cosine of decoder directions")
 

@@ -25,6 +25,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import json_digest, parse_json
 from jax_interp.core.leaves import flatten, unflatten
 from jax_interp.core.locks import locked
+from jax_interp.core.processes import to_host
 from jax_interp.core.tensor_files import read_tensors, write_tensors
 from jax_interp.training.fingerprint import fingerprints
 from jax_interp.training.interrupt import StopRequest, stop_requests
@@ -100,7 +101,7 @@ class SavedPass:
 
     def save(self, cursor: Cursor, states: dict[str, PyTree]) -> None:
         """Save the states of the text up to `cursor`."""
-        arrays = {name: np.asarray(value) for name, value in flatten(jax.device_get(states)).items()}
+        arrays = {name: np.asarray(value) for name, value in flatten(to_host(states)).items()}
         about = {"format": FORMAT, "identity": self._identity, "cursor": dataclasses.asdict(cursor)}
         write_tensors(self.path, arrays, {"pass": json.dumps(about)})
         self._next = time.monotonic() + self._every

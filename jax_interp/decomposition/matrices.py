@@ -25,6 +25,7 @@ from jaxtyping import Array
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import addresses
+from jax_interp.core.processes import to_host
 from jax_interp.surgery import blocks_as_pytree, depth_of, get_block, iter_segments
 from jax_interp.surgery.contract import Model
 
@@ -159,7 +160,7 @@ def check_tied(model: Model, tied: Sequence[tuple[str, str]]) -> None:
         weight, own = jnp.swapaxes(weight_of(model, one), -1, -2), weight_of(model, twin)
         same = weight.shape == own.shape
         if same and all(_is_here(w) for w in (weight, own)):
-            same = np.array_equal(jax.device_get(weight), jax.device_get(own))
+            same = np.array_equal(to_host(weight), to_host(own))
         if not same:
             raise UserError(
                 f"tied=({one!r}, {twin!r}): the matrix of {twin!r} is not the transpose of {one!r}'s; leave it out of "

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import to_host
 from jax_interp.decomposition.importance import causal_importance, read_inputs
 from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.matrices import address_order, is_stacked, layer_address
@@ -63,14 +64,14 @@ def top_components(trained: Trained, batches: Batches, n: int = 6, threshold: fl
     rows = 0
     for x, keep in batches:
         keep = jnp.asarray(keep)
-        added = jax.device_get(_totals(trained, jnp.asarray(x), keep, threshold))
+        added = to_host(_totals(trained, jnp.asarray(x), keep, threshold))
         sums = {name: sums.get(name, 0.0) + np.asarray(both, np.float64) for name, both in added.items()}
         rows += int(np.sum(keep))
     if not rows:
         raise UserError("no row of these batches counts: give at least one, with a mask that is True somewhere")
     found = {}
     for name, both in sums.items():
-        parts = jax.device_get(trained.model.of(name))
+        parts = to_host(trained.model.of(name))
         for layer in range(both.shape[1]) if is_stacked(name) else [None]:
             total, count = both if layer is None else both[:, layer]
             V, U = (parts.V, parts.U) if layer is None else (parts.V[layer], parts.U[layer])

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import to_host
 from jax_interp.probes.fit_checks import check_finite, check_fit, check_found, example_weights, warn_of_inexact
 from jax_interp.probes.fit_inputs import check_widths, labels_and_weights, on_device, padded, rows_of
 from jax_interp.probes.fitted import AXES, FittedProbes, rules_of
@@ -121,7 +122,7 @@ def _fit_places(
         chunk = list(places[start : start + at_once])
         whole = chunk + [chunk[-1]] * (at_once - len(chunk))  # one program serves all chunks
         rows = on_device(rows_of(kind, on, whole, y[0], weights[0]), mesh)
-        parts.append(jax.device_get(_fit_chunk(kind, rows, of_labels, of_splits, strengths, keys)))
+        parts.append(to_host(_fit_chunk(kind, rows, of_labels, of_splits, strengths, keys)))
     return jax.tree.map(lambda *a: np.concatenate(a)[: len(places)], *parts)
 
 

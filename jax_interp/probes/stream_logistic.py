@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_interp.core import optimizers
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import to_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.models.sharding import rules_for
 from jax_interp.probes.class_moments import HIGH
@@ -132,7 +133,7 @@ def stream_logistic(
         )
         seen = np.asarray(end.seen)
         probes = {name: raw_probes(end.params[name], end.mean[name], end.scale[name]) for name in widths}
-        probes = jax.device_get(jax.tree.map(lambda *a: jnp.stack(a)[:, None, None, None], *probes.values()))
+        probes = to_host(jax.tree.map(lambda *a: jnp.stack(a)[:, None, None, None], *probes.values()))
     if not seen.all():
         raise UserError(f"no token of the stream has the class {stream.classes[int(np.argmin(seen))]!r}")
     axes = {"site": tuple(widths), "rule": (stream.rule,), "labels": (OWN,), "split": (0,), "strength": kind.C}
@@ -153,7 +154,7 @@ def begin_logistic(
 ) -> LogisticState:  # fmt: skip
     """The state before the first step, with the means and variances of the first batches."""
     measure = jax.jit(partial(_measured, settings.names))
-    found = jax.device_get([measure(model, batch) for batch in batches])
+    found = to_host([measure(model, batch) for batch in batches])
     rows = sum(float(n) for n, _ in found)
     if not rows:
         raise UserError(f"no token of the first {len(batches)} batches has a label: give larger batches or `measured`")

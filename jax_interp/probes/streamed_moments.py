@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import to_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.models.sharding import rules_for
 from jax_interp.probes.erasure.moments import Moments, moments_of
@@ -151,7 +152,7 @@ def stream_moments(
         state = there.state({name: RunningMoments.empty(d, k) for name, d in widths.items()})
         saving = SaveTo.of(run, config)
         end = fit(step, state, batch_at, steps=stream.steps, frozen=(model,), run=saving, log=log)
-        found = jax.device_get({name: running.whole() for name, running in end.items()})
+        found = to_host({name: running.whole() for name, running in end.items()})
     _check_labels(found[next(iter(widths))], stream.classes)
     return StreamedMoments(found, stream.classes, stream.rule)
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
 from jax_interp.core.leaves import flatten
+from jax_interp.core.processes import to_host
 from jax_interp.models.decoder import Decoder
 from jax_interp.surgery import Model
 from jax_interp.surgery.taps import Tapped
@@ -94,7 +95,7 @@ def frequency_shares(model: Decoder) -> Float[Array, "frequency"]:
 def key_frequencies(model: Decoder, least: float = 0.05) -> list[int]:
     """The frequencies that explain at least the share `least` of the neurons' variance. They are counted from 1, with
     the largest share first."""
-    shares = jax.device_get(frequency_shares(model))
+    shares = to_host(frequency_shares(model))
     return [int(k) + 1 for k in (-shares).argsort() if shares[k] >= least]
 
 

@@ -33,6 +33,7 @@ from jax_interp.core.atomic_write import make_directory, sync, sync_tree
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import parse_json
 from jax_interp.core.leaves import PyTree, addresses, flatten, is_key
+from jax_interp.core.processes import barrier
 from jax_interp.training.arrays import UnreadableArrays, read_arrays, write_arrays
 from jax_interp.training.fingerprint import fingerprints
 
@@ -67,13 +68,6 @@ class CheckpointWarning(UserWarning):
 def path_of(directory: Path | str, step: int) -> Path:
     """The directory of a step."""
     return Path(directory) / f"{step:08d}"
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
 
 
 def steps(directory: Path | str) -> list[int]:
@@ -138,11 +132,11 @@ def save(
             make_directory(directory)
             remove_unfinished(directory)
             temporary.mkdir()
-        _barrier(f"checkpoint {step} begins")
+        barrier(f"checkpoint {step} begins")
         arrays = {name: jax.random.key_data(x) if is_key(x) else x for name, x in flat.items() if x.size}
         if arrays:
             write_arrays(temporary / "arrays", arrays)
-        _barrier(f"checkpoint {step} is written")
+        barrier(f"checkpoint {step} is written")
         if first:
             body = json.dumps({"step": step, "leaves": leaves, "about": dict(about or {})}, indent=1)
             digest = hashlib.sha256(body.encode()).hexdigest()
@@ -156,7 +150,7 @@ def save(
         raise
     if first:
         _prune(directory, step, keep, milestone_every)
-    _barrier(f"checkpoint {step} is done")
+    barrier(f"checkpoint {step} is done")
     return final
 
 

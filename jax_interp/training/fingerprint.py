@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
 from jax_interp.core.leaves import PyTree, flatten, is_key
+from jax_interp.core.processes import to_host
 
 
 def _words(x: Array) -> Array:
@@ -56,4 +57,4 @@ _all = jax.jit(lambda flat: {name: fingerprint(x) for name, x in flat.items()})
 def fingerprints(tree: PyTree) -> dict[str, str]:
     """`{address: eight hex digits}` for every array leaf of `tree`. It compiles once per structure of `tree`."""
     flat = {name: x for name, x in flatten(tree).items() if isinstance(x, jax.Array)}
-    return {name: f"{int(value):08x}" for name, value in jax.device_get(_all(flat)).items()}
+    return {name: f"{int(value):08x}" for name, value in to_host(_all(flat)).items()}

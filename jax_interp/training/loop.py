@@ -24,6 +24,7 @@ import numpy as np
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree, flatten, is_key
+from jax_interp.core.processes import to_host
 from jax_interp.core.terminal import print_text
 from jax_interp.training import checkpoint
 from jax_interp.training.interrupt import Interrupted, StopRequest, stop_requests
@@ -241,7 +242,7 @@ class _Reporter:
         return {"log": self._files[0].mark()} if self._files else {}
 
     def _report(self, k: int, metrics: Metrics) -> None:
-        values = self._finite(k, flatten_metrics(jax.device_get(metrics)))
+        values = self._finite(k, flatten_metrics(to_host(metrics)))
         if k % self.every and k != self._steps and not any(name.startswith("eval.") for name in values):
             return
         now = time.monotonic()
@@ -353,7 +354,7 @@ _nan_flags = jax.jit(lambda flat: {name: jnp.isnan(x).any() for name, x in flat.
 def _check_state(k: int, state: PyTree, run: Run) -> None:
     """Raise NonFinite if the state contains NaN. The metrics of this step may not show it yet."""
     flat = {name: x for name, x in flatten(state).items() if not is_key(x) and jnp.issubdtype(x.dtype, jnp.inexact)}
-    bad = [name for name, flag in jax.device_get(_nan_flags(flat)).items() if flag]
+    bad = [name for name, flag in to_host(_nan_flags(flat)).items() if flag]
     if bad:
         raise NonFinite(k, "state " + ", ".join(bad[:5]), "NaN", _advice(run))
 

@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_interp.core.leaves import PyTree, flatten, unflatten
-from jax_interp.training.sharding import BATCH, Rules, check_rows, shard, shard_batch, shardings, specs, used
+from jax_interp.training.sharding import BATCH, Rules, check_rows, put, shard, shard_batch, shardings, specs, used
 
 State = TypeVar("State")
 Tree = TypeVar("Tree")
@@ -61,7 +61,7 @@ class Placement:
         else:
             wanted = {}
         places = {n: wanted[n] if spec is None else NamedSharding(self.mesh, spec) for n, spec in own.items()}
-        return jax.tree.map(jax.device_put, tree, unflatten(tree, places))
+        return jax.tree.map(put, tree, unflatten(tree, places))
 
     def batches(self, batch_at: Callable[[int], Batch]) -> Callable[[int], Batch]:
         """`batch_at` with each batch on the mesh: its rows are split over `data` and `fsdp`."""

@@ -29,10 +29,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.leaves import PyTree, flatten, unflatten
+from jax_interp.core.leaves import PyTree, flatten, is_key, unflatten
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
@@ -221,7 +222,26 @@ def shard(tree: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
     Example:
         state = shard(state, (("*.weight", P("fsdp", "tensor")), ("**", P())), make_mesh(fsdp=4, tensor=2))
     """
-    return jax.tree.map(jax.device_put, tree, shardings(tree, rules, mesh))
+    return jax.tree.map(put, tree, shardings(tree, rules, mesh))
+
+
+def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Place an array by a sharding, also if its devices belong to several processes.
+
+    Args:
+      x: an array of JAX or NumPy. If there are several processes, every one has the same whole array, and each copies
+        only the parts of its own devices. An array that has the sharding already is not moved.
+      sharding: the sharding of the result.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x if x.sharding == sharding else jax.jit(lambda x: x, out_shardings=sharding)(x)
+    if is_key(x):
+        data = put(jax.random.key_data(x), NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec)))  # type: ignore[attr-defined]
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
 
 
 def abstract(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
@@ -256,9 +276,9 @@ def shard_batch(batch: PyTree, mesh: Mesh, spec: PartitionSpec = BATCH) -> PyTre
 
     def of_leaf(x: Any) -> jax.Array:
         if not jax.numpy.ndim(x):
-            return jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+            return put(x, NamedSharding(mesh, PartitionSpec()))
         if spec == BATCH:
             check_rows(len(x), mesh)
-        return jax.device_put(x, NamedSharding(mesh, spec))
+        return put(x, NamedSharding(mesh, spec))
 
     return jax.tree.map(of_leaf, batch)

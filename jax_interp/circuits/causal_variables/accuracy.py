@@ -30,6 +30,7 @@ from jax_interp.circuits.causal_variables.interchange import (
 )
 from jax_interp.circuits.causal_variables.interchange_data import InterchangeData
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import to_host
 from jax_interp.surgery import Model
 
 
@@ -124,7 +125,7 @@ def interchange_accuracy(
         # The last batch is filled up, so that there is one program.
         part = data.rows(np.arange(first, first + size) % len(data))
         places = [Where.of(part, location, i) for i, location in enumerate(locations)]
-        found.append(jax.device_get(_run(model, part, places, features)))
+        found.append(to_host(_run(model, part, places, features)))
     columns = (np.concatenate(column)[: len(data)] for column in zip(*found))
     correct, log_p, difference, unread = columns
     if unread.any():

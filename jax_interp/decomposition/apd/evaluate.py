@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_interp.core.layer import upcast_leaves
+from jax_interp.core.processes import to_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.apd.attributions import component_masks
 from jax_interp.decomposition.apd.config import APDConfig
@@ -124,7 +125,7 @@ def features_of_apd(
       for each feature (`identity_error`), and `composites`, where a feature needs the components kept on its input.
     """
     x = one_hot_inputs(n_features)
-    scores, kept = jax.device_get(jax.jit(lambda trained, x: (trained.attributions(x), trained.kept(x)))(trained, x))
+    scores, kept = to_host(jax.jit(lambda trained, x: (trained.attributions(x), trained.kept(x)))(trained, x))
     own = mask_components(trained.model, trained.rank), np.asarray(kept) > 0
     known = None if oracle is None else (mask_components(oracle, 1), np.asarray(_features_on(x)) > 0)
     return {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_interp.core.processes import to_host
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.matrices import address_order, is_stacked, layer_address
 
@@ -48,7 +48,7 @@ def spectra(model: Decomposed, rank: int, names: Collection[str] | None = None) 
     """
     found = {}
     names = model.components if names is None else names
-    for name, parts in jax.device_get(products(model, rank)).items():
+    for name, parts in to_host(products(model, rank)).items():
         if name in names:
             for layer, part in enumerate(parts) if is_stacked(name) else [(None, parts)]:
                 found[layer_address(name, layer)] = _spectrum(np.asarray(part, np.float64), rank)

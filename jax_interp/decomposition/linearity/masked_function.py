@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast_leaves
 from jax_interp.core.leaves import PyTree, flatten
+from jax_interp.core.processes import to_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.base import PerMatrix
@@ -215,9 +216,9 @@ def mask_decomposition(model: Decomposed, *, delta: bool = False) -> MaskedFunct
     """
     errors, ranks = {}, []
     for name in model.names:
-        weight, rest = (np.asarray(jax.device_get(m), np.float64) for m in (model.weight(name), model.delta(name)))
+        weight, rest = (np.asarray(to_host(m), np.float64) for m in (model.weight(name), model.delta(name)))
         errors[name] = ratio(np.linalg.norm(rest), np.linalg.norm(weight))
-        V, U = (np.asarray(jax.device_get(m), np.float64) for m in (model.of(name).V, model.of(name).U))
+        V, U = (np.asarray(to_host(m), np.float64) for m in (model.of(name).V, model.of(name).U))
         size = np.linalg.norm(V, axis=-2) * np.linalg.norm(U, axis=-1)
         stack = lambda m, axes: m.reshape(-1, *m.shape[-axes:])
         for whole, left, sizes in zip(stack(weight, 2), stack(rest, 2), stack(size, 1), strict=True):

@@ -10,12 +10,12 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import to_host
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.importance.base import PerMatrix
 from jax_interp.decomposition.matrices import is_stacked, row_axes
@@ -68,7 +68,7 @@ def identity_error(importance: Float[Array, "feature C"], tolerance: float = 0.1
     Raises:
       UserError: the importances are not a matrix.
     """
-    values = np.asarray(jax.device_get(importance), np.float64)
+    values = np.asarray(to_host(importance), np.float64)
     if values.ndim != 2:
         raise UserError(f"importances on one-hot inputs are [feature, C], got shape {values.shape}")
     rows, columns = match_components(values)
@@ -142,7 +142,7 @@ def dense_error(importance: Float[Array, "feature C"], k: int, tolerance: float 
     Returns:
       The number of such entries that the k components lack, plus the number of entries above tolerance of all others.
     """
-    values = np.asarray(jax.device_get(importance), np.float64)
+    values = np.asarray(to_host(importance), np.float64)
     values = values[:, np.argsort(-values.sum(axis=0), kind="stable")]
     strong = np.sum(values[:, :k] >= 1 - tolerance, axis=0)
     missing = np.sum(np.maximum(min_entries - strong, 0)) + min_entries * max(k - values.shape[1], 0)

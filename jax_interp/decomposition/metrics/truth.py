@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import to_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.decomposition.components import Components
 from jax_interp.decomposition.metrics.importance import match_components
@@ -86,7 +86,7 @@ def agreement(one: Components, other: Components, least: float = 0.1) -> dict[st
     if shapes[0] != shapes[1]:
         (V, U), (other_V, other_U) = shapes
         raise UserError(f"components of matrices of different shapes: {V} to {U[-1]} and {other_V} to {other_U[-1]}")
-    arrays = [np.asarray(jax.device_get(a), np.float64) for c in (one, other) for a in (c.V, c.U)]
+    arrays = [np.asarray(to_host(a), np.float64) for c in (one, other) for a in (c.V, c.U)]
     if one.V.ndim == 2:
         return {name: np.asarray(value) for name, value in _agreement(least, *arrays).items()}
     layers = [_agreement(least, *layer) for layer in zip(*arrays, strict=True)]

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import to_host
 
 
 def add_batch(total: PyTree[np.ndarray] | None, batch: PyTree[Array]) -> PyTree[np.ndarray]:
@@ -21,7 +22,7 @@ def add_batch(total: PyTree[np.ndarray] | None, batch: PyTree[Array]) -> PyTree[
       total: the sum so far. None before the first batch.
       batch: the contribution of the batch, a pytree of arrays.
     """
-    batch = jax.tree.map(_wide, jax.device_get(batch))
+    batch = jax.tree.map(_wide, to_host(batch))
     return batch if total is None else jax.tree.map(np.add, total, batch)
 
 

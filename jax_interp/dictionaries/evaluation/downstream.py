@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 from jax_interp.core import objectives
 from jax_interp.core.errors import UserError
 from jax_interp.core.objectives import kl_divergence, negative_log_likelihood
+from jax_interp.core.processes import to_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.sparse_coder import EncoderDecoder, SparseCoder, as_sparse_coder
 from jax_interp.surgery import Mean, Model, Replace, Splice, at, canonical, edit, values_at
@@ -317,7 +318,7 @@ def batch_losses(
     for name, variant in variants.items():
         log_p = log_probabilities(variant, tokens)
         out |= {name: negative_log_likelihood(log_p, tokens[:, 1:]), f"kl_{name}": kl_divergence(reference, log_p)}
-    return {name: np.asarray(a, np.float64) for name, a in jax.device_get(out).items()}
+    return {name: np.asarray(a, np.float64) for name, a in to_host(out).items()}
 
 
 def context_length(keep: Bool[Array | np.ndarray, "seq pos"]) -> np.ndarray:

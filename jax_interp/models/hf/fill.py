@@ -22,6 +22,7 @@ from jaxtyping import Array, DTypeLike
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import addresses
+from jax_interp.core.processes import to_host
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.checkpoint import StoredTensor
@@ -29,7 +30,7 @@ from jax_interp.models.hf.family import Family
 from jax_interp.models.hf.tensors import TensorSpec
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import iter_segments
-from jax_interp.training.sharding import shardings
+from jax_interp.training.sharding import put, shardings
 
 DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
 
@@ -111,8 +112,8 @@ def fill(
                 rows = (read(specs[p.name], layer, p.shape) for layer in p.layers)
                 leaves.append(_stack(rows, (len(p.layers), *p.shape), dtype, where))
             else:
-                leaves.append(_on_device(jax.device_put(read(specs[p.name], p.layers[0], p.shape), where)))
-        finite = jax.device_get(_finite(leaves))
+                leaves.append(_on_device(_placed(read(specs[p.name], p.layers[0], p.shape), where)))
+        finite = to_host(_finite(leaves))
     if not all(finite):
         odd = [specs[p.name].name for p, good in zip(parameters(abstract), finite, strict=True) if not good]
         raise UserError(
@@ -171,8 +172,12 @@ def _stack(rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, 
     buffer = jnp.zeros(shape, dtype, device=where)
     row_where = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
     for i in range(shape[0]):  # a variable (or `enumerate`) would keep a row in memory while the next one is read
-        buffer = _on_device(_put(buffer, jax.device_put(next(rows), row_where), np.int32(i)))
+        buffer = _on_device(_put(buffer, _placed(next(rows), row_where), np.int32(i)))
     return buffer
+
+
+def _placed(array: np.ndarray, where: NamedSharding | None) -> Array:
+    return jax.device_put(array) if where is None else put(array, where)
 
 
 def _on_device(array: Array) -> Array:

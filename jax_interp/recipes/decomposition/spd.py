@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jax_interp.core.processes import to_host
 from jax_interp.decomposition.components import Decomposed
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.evaluate import composites_of, evaluate, linearity_of, report_rows
@@ -120,7 +121,7 @@ def measure_known_features(
     """
     model, active = trained.model, [k for k in (1, 2) if k <= known.count]
     options = {"threshold": threshold, "settings": GridSettings(samples=32, cap=16, feature_sets=32)}
-    importance = jax.device_get(trained.importance(one_hot_inputs(known.count)).lower)
+    importance = to_host(trained.importance(one_hot_inputs(known.count)).lower)
     probes = {name: np.asarray(g, float).round(4).tolist() for name, g in importance.items()}
     result: dict[str, Any] = {
         "probe": {

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jax_interp.core.objectives import kl_divergence, log_probabilities
+from jax_interp.core.processes import to_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.monitors.defences.examples import Texts, texts_of, wide
@@ -127,7 +128,7 @@ def outcomes(defended: Defended, data: LabelledTokens, *, reference: Model | Non
     """
     texts, found = texts_of(data), []
     for rows in batched(len(data), batch):
-        found.append(jax.device_get(_outcomes(defended, texts.take(rows), reference)))
+        found.append(to_host(_outcomes(defended, texts.take(rows), reference)))
     answered, score, kl = (None if parts[0] is None else np.concatenate(parts)[: len(data)] for parts in zip(*found))
     return Outcomes(answered, score, kl)  # type: ignore[arg-type]
 

@@ -1,0 +1,86 @@
+"""The processes of one run: which of them writes files, and arrays whose parts are on several hosts.
+
+A run over several processes (`jax.distributed`) executes the same program in each of them. All of them call the same
+functions in the same order, because a collective waits for every process. One process writes files and prints.
+
+    write_tensors(path, arrays)      every process calls it, and the first process writes
+    to_host(tree)                    the whole arrays of a pytree, in every process
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+
+def process_count() -> int:
+    """The number of processes of this run. 1 without `jax.distributed`. It starts no backend."""
+    return sys.modules["jax"].process_count() if _is_distributed() else 1
+
+
+def process_index() -> int:
+    """The number of this process, from 0. 0 without `jax.distributed`. It starts no backend."""
+    return sys.modules["jax"].process_index() if _is_distributed() else 0
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the files of the run and prints. True without `jax.distributed`."""
+    return process_index() == 0
+
+
+def _is_distributed() -> bool:
+    jax = sys.modules.get("jax")  # a program that has not imported JAX has one process
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def on_host(array: Any) -> np.ndarray:
+    """A whole array in host memory, also if its parts are on several hosts.
+
+    Every process of the run calls this with the same array, because the parts are exchanged.
+
+    Args:
+      array: an array of JAX or NumPy.
+    """
+    import jax
+
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def to_host(tree: Any) -> Any:
+    """`jax.device_get`, also for arrays whose parts are on several hosts.
+
+    Every process of the run calls this with the same tree, because the parts are exchanged.
+
+    Args:
+      tree: any pytree.
+
+    Returns:
+      The tree with NumPy arrays.
+    """
+    import jax
+
+    return jax.device_get(tree) if process_count() == 1 else jax.tree.map(_fetched, tree)
+
+
+def _fetched(leaf: Any) -> Any:
+    import jax
+
+    return on_host(leaf) if isinstance(leaf, jax.Array) else leaf
+
+
+def barrier(name: str) -> None:
+    """Wait until every process of the run is here. It returns at once if there is only one process.
+
+    Args:
+      name: the name of the place, which is the same in every process.
+    """
+    if process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
