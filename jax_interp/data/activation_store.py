@@ -42,6 +42,7 @@ from jax_interp.data.shuffling import shuffled
 from jax_interp.surgery import Model
 from jax_interp.training.fingerprint import fingerprints
 from jax_interp.training.progress import progress
+from jax_interp.training.row_batches import RowBatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +101,17 @@ class ActivationStore:
         Returns:
           float32 `[batch, sum of the widths]`.
         """
-        at = np.arange(step * batch, (step + 1) * batch)
-        return self.take(shuffled(at % self.rows, self.rows, seed=seed, epoch=at // self.rows))
+        return self.batches(batch, seed)(step)
+
+    def batches(self, batch: int, seed: int = 0) -> RowBatches[Float[np.ndarray, "row d"]]:
+        """The batches `batch_at(step, batch, seed)`, as a function of the step. On a mesh over several processes each
+        one reads only the rows of its devices."""
+
+        def rows(step: int, start: int, stop: int) -> np.ndarray:
+            at = step * batch + np.arange(start, stop)
+            return self.take(shuffled(at % self.rows, self.rows, seed=seed, epoch=at // self.rows))
+
+        return RowBatches(batch, rows)
 
     def in_order(self, batch: int) -> Iterator[Float[np.ndarray, "batch d"]]:
         """All rows once, in the order of the files, in float32. The last batch may be shorter.

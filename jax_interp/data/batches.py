@@ -63,9 +63,10 @@ class WindowSampler:
         """The number of windows in an epoch: the number that fits at every offset."""
         return (int(self.tokens.size) - self.length - (self.step_size - 1)) // self.step_size + 1
 
-    def starts_at(self, step: int) -> Int[Array, " batch"]:
-        """The starts of the windows of batch `step`. The cost depends only on the batch size."""
-        index = int(step) * self.batch + np.arange(self.batch, dtype=np.int64)
+    def starts_at(self, step: int, start: int = 0, stop: int | None = None) -> Int[Array, " row"]:
+        """The starts of the windows `start` to `stop - 1` of batch `step`. The cost depends only on their number."""
+        rows = np.arange(start, self.batch if stop is None else stop, dtype=np.int64)
+        index = int(step) * self.batch + rows
         epoch = (index // self.windows).astype(np.uint64)
         window = shuffled(index % self.windows, self.windows, seed=self.seed, epoch=epoch)
         offset = mix64(mix64(seed_bits(self.seed)) ^ mix64(epoch ^ _OFFSETS)) % np.uint64(self.step_size)
@@ -73,11 +74,16 @@ class WindowSampler:
 
     def batch_at(self, step: int) -> Int[Array, "batch length"]:
         """The tokens of batch `step`, int32."""
-        return self.tokens[self.starts_at(step)[:, None] + np.arange(self.length)].astype(np.int32)
+        return self.rows(step, 0, self.batch)
+
+    def rows(self, step: int, start: int, stop: int) -> Int[Array, "row length"]:
+        """The rows `start` to `stop - 1` of batch `step`, int32. Other windows are not read."""
+        starts = self.starts_at(step, start, stop)
+        return self.tokens[starts[:, None] + np.arange(self.length)].astype(np.int32)
 
 
 def repeat_stretches(
-    tokens: Int[Array, "batch length"], step: int, *, fraction: float, seed: int = 0
+    tokens: Int[Array, "batch length"], step: int, *, fraction: float, seed: int = 0, first: int = 0
 ) -> Int[Array, "batch length"]:
     """Repeat a span of tokens in some rows of a batch, so that the model learns early to copy from the context.
 
@@ -89,12 +95,13 @@ def repeat_stretches(
       step: the step of the batch. The result is a pure function of (seed, step).
       fraction: the probability that a row is chosen.
       seed: the seed.
+      first: the number of the first of these rows in the batch, if they are not the whole batch.
 
     Returns:
       The changed batch.
     """
     batch, length = tokens.shape
-    row = np.arange(batch, dtype=np.uint64)
+    row = np.arange(first, first + batch, dtype=np.uint64)
     key = mix64(mix64(seed_bits(seed)) ^ np.uint64(step))
     draw = [mix64(key ^ (row + _REPEATS * np.uint64(k))) for k in (1, 2, 3)]
     chosen = (draw[0] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction
@@ -108,7 +115,15 @@ def repeat_stretches(
 
 
 def random_repeats(
-    tokens: Int[Array, "batch length"], step: int, *, fraction: float, vocab_size: int, bos_id: int, seed: int = 0
+    tokens: Int[Array, "batch length"],
+    step: int,
+    *,
+    fraction: float,
+    vocab_size: int,
+    bos_id: int,
+    seed: int = 0,
+    first: int = 0,
+    of: int | None = None,
 ) -> Int[Array, "batch length"]:
     """Replace some rows of a batch by repeated random tokens. Only copying from the context can predict them.
 
@@ -122,13 +137,15 @@ def random_repeats(
       vocab_size: the size of the vocabulary.
       bos_id: the id of BOS.
       seed: the seed.
+      first: the number of the first of these rows in the batch, if they are not the whole batch.
+      of: the number of rows in the whole batch. None: these are all rows.
 
     Returns:
       The changed batch.
     """
     if fraction <= 0:
         return tokens
-    batch, length = tokens.shape
+    length, batch = tokens.shape[1], len(tokens) if of is None else of
     rng = np.random.default_rng([int(seed_bits(seed)), step, _RANDOM_ROWS])
     chosen = rng.random(batch) < fraction
     period = rng.integers(8, max(9, length // 2), size=batch)
@@ -136,11 +153,12 @@ def random_repeats(
     drawn += drawn >= bos_id
     rows = np.take_along_axis(drawn, np.arange(length) % period[:, None], axis=1)
     rows[:, 0] = bos_id
-    return np.where(chosen[:, None], rows, tokens).astype(tokens.dtype)
+    here = slice(first, first + len(tokens))  # all rows are drawn, so that a row does not depend on where it is made
+    return np.where(chosen[here, None], rows[here], tokens).astype(tokens.dtype)
 
 
 def begin_as_documents(
-    tokens: Int[Array, "batch length"], step: int, *, fraction: float, bos_id: int, seed: int = 0
+    tokens: Int[Array, "batch length"], step: int, *, fraction: float, bos_id: int, seed: int = 0, first: int = 0
 ) -> Int[Array, "batch length"]:
     """Replace the first token of some rows by BOS. Every prompt begins with BOS, but few training windows do.
 
@@ -150,11 +168,12 @@ def begin_as_documents(
       fraction: the probability that a row is chosen.
       bos_id: the id of BOS.
       seed: the seed.
+      first: the number of the first of these rows in the batch, if they are not the whole batch.
 
     Returns:
       The changed batch.
     """
-    row = np.arange(len(tokens), dtype=np.uint64)
+    row = np.arange(first, first + len(tokens), dtype=np.uint64)
     draw = mix64(mix64(mix64(seed_bits(seed)) ^ np.uint64(step)) ^ (row + _DOCUMENTS))
     out = tokens.copy()
     out[(draw >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction, 0] = bos_id

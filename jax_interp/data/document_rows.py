@@ -16,6 +16,7 @@ from numpy import ndarray as Array
 
 from jax_interp.core.errors import UserError
 from jax_interp.data.shuffling import shuffled
+from jax_interp.training.row_batches import RowBatches
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ class DocumentRows:
         self, step: int, batch: int, seed: int
     ) -> tuple[Int[Array, "batch length"], Bool[Array, "batch length"]]:
         """Batch `step`: each epoch has every row once, in an order that depends on the seed and the epoch."""
-        index = step * batch + np.arange(batch, dtype=np.int64)
+        return self.batches(batch, seed)(step)
+
+    def batches(self, batch: int, seed: int) -> RowBatches[tuple[Int[Array, "row length"], Bool[Array, "row length"]]]:
+        """The batches `batch_at(step, batch, seed)`, whose rows can be made separately."""
+        return RowBatches(batch, lambda step, start, stop: self._at_places(step * batch, start, stop, seed))
+
+    def _at_places(self, before: int, start: int, stop: int, seed: int) -> tuple[Array, Array]:
+        index = before + np.arange(start, stop, dtype=np.int64)
         epoch = (index // len(self)).astype(np.uint64)
         return self.at(shuffled(index % len(self), len(self), seed=seed, epoch=epoch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
@@ -17,6 +17,7 @@ from jax_interp.data.document_rows import DocumentRows
 from jax_interp.data.documents import COLUMN, read_documents
 from jax_interp.data.token_cache import cached_arrays
 from jax_interp.data.token_store import pack
+from jax_interp.training.row_batches import RowBatches
 
 HELD_OUT = 0.1  # the validation part of a user's text: every tenth document, or the end of a single document
 
@@ -81,7 +82,7 @@ class Text:
         """False at special tokens."""
         return special_mask(tokens, self.special)
 
-    def training_batches(self, batch: int, context: int, seed: int) -> Callable[[int], Batch]:
+    def training_batches(self, batch: int, context: int, seed: int) -> RowBatches[Batch]:
         """Random rows of the training split.
 
         Args:
@@ -90,18 +91,13 @@ class Text:
           seed: the seed of the order.
 
         Returns:
-          A function from a step number to (tokens, keep), both `[batch, context]`. It depends only on (seed, step).
+          A function from a step number to (tokens, keep), both `[batch, context]`. It depends only on (seed, step). On
+          a mesh over several processes each one reads only the rows of its devices.
         """
         if self.rows == "documents":
-            documents = self._documents("train", context)
-            return lambda step: self._kept(*documents.batch_at(step, batch, seed))
+            return self._documents("train", context).batches(batch, seed).map(lambda rows: self._kept(*rows))
         sampler = WindowSampler(self.train, batch, context, seed=seed, stride=context)
-
-        def batch_at(step: int) -> Batch:
-            tokens = sampler.batch_at(step)
-            return tokens, self.keep(tokens)
-
-        return batch_at
+        return RowBatches(batch, sampler.rows).map(lambda tokens: (tokens, self.keep(tokens)))
 
     def validation_batches(self, batch: int, context: int, sequences: int) -> list[Batch]:
         """Rows that are evenly spaced over the validation split, in full batches.

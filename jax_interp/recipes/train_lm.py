@@ -48,7 +48,7 @@ from jax_interp.models.language_modelling import (
     train_step,
 )
 from jax_interp.models.sharding import rules_for
-from jax_interp.training import Log, SaveTo, fit, open_run, placed
+from jax_interp.training import Log, RowBatches, SaveTo, fit, open_run, placed
 from jax_interp.training.parent import about_parent
 from jax_interp.training.sharding import check_rows
 
@@ -166,22 +166,22 @@ def train_lm(
         return results
 
 
-def _training_batches(
-    config: LanguageModelConfig, text: PreparedText
-) -> Callable[[int], Int[np.ndarray, "batch length"]]:
+def _training_batches(config: LanguageModelConfig, text: PreparedText) -> RowBatches[Int[np.ndarray, "batch length"]]:
     """The batch of each step: windows of the training split, changed by the three schedules."""
     sampler = WindowSampler(text.train.tokens, config.batch, config.model.n_ctx + 1, seed=config.seed)
     bos_id, vocab_size, seed = text.train.bos_id, config.model.vocab_size, config.seed
 
-    def batch_at(step: int) -> np.ndarray:
+    def rows(step: int, first: int, stop: int) -> np.ndarray:
         repeats, documents, random = (
             _scheduled(schedule, step) for schedule in (config.repeats, config.documents, config.random_repeats)
         )
-        windows = repeat_stretches(sampler.batch_at(step), step, fraction=repeats, seed=seed)
-        windows = begin_as_documents(windows, step, fraction=documents, bos_id=bos_id, seed=seed)
-        return random_repeats(windows, step, fraction=random, vocab_size=vocab_size, bos_id=bos_id, seed=seed)
+        own = {"seed": seed, "first": first}
+        windows = repeat_stretches(sampler.rows(step, first, stop), step, fraction=repeats, **own)
+        windows = begin_as_documents(windows, step, fraction=documents, bos_id=bos_id, **own)
+        of_text = {"vocab_size": vocab_size, "bos_id": bos_id, "of": config.batch}
+        return random_repeats(windows, step, fraction=random, **of_text, **own)
 
-    return batch_at
+    return RowBatches(config.batch, rows)
 
 
 def _scheduled(schedule: tuple[tuple[int, float], ...], step: int) -> float:

@@ -5,6 +5,7 @@ from jax_interp.training.loop import NonFinite, fit
 from jax_interp.training.options import QUIET, Log, RunTarget, SaveTo
 from jax_interp.training.placement import Place, Placement, automatic, automatic_step, on_mesh, placed, split_rows
 from jax_interp.training.provenance import ResumeWarning
+from jax_interp.training.row_batches import RowBatches
 from jax_interp.training.runs import Run, open_run
 from jax_interp.training.storage_error import StorageError
 
@@ -16,6 +17,7 @@ __all__ = [
     "Place",
     "Placement",
     "ResumeWarning",
+    "RowBatches",
     "Run",
     "RunTarget",
     "SaveTo",

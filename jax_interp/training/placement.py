@@ -23,7 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_interp.core.leaves import PyTree, flatten, unflatten
-from jax_interp.training.sharding import BATCH, Rules, check_rows, put, shard, shard_batch, shardings, specs, used
+from jax_interp.training.row_batches import batches_on
+from jax_interp.training.sharding import BATCH, Rules, check_rows, put, shard, shardings, specs, used
 
 State = TypeVar("State")
 Tree = TypeVar("Tree")
@@ -64,9 +65,9 @@ class Placement:
         return jax.tree.map(put, tree, unflatten(tree, places))
 
     def batches(self, batch_at: Callable[[int], Batch]) -> Callable[[int], Batch]:
-        """`batch_at` with each batch on the mesh: its rows are split over `data` and `fsdp`."""
-        mesh = self.mesh
-        return batch_at if mesh is None else lambda number: shard_batch(batch_at(number), mesh)
+        """`batch_at` with each batch on the mesh: its rows are split over `data` and `fsdp`. Of `RowBatches`, a
+        process makes only the rows of its own devices."""
+        return batch_at if self.mesh is None else batches_on(batch_at, self.mesh)
 
 
 def _spec_on(mesh: Mesh, leaf: Any) -> P | None:

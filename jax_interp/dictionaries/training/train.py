@@ -282,7 +282,7 @@ def train_from_store(
         learner = fit(
             step,
             there.state(init_learner(config, key, store.widths, mean - centre)),
-            there.batches(lambda i: store.batch_at(i, batch, config.seed)),
+            there.batches(store.batches(batch, config.seed)),
             steps=config.steps,
             run=SaveTo.of(run, stored),
             frozen=(scale, centre, variance),

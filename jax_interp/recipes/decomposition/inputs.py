@@ -67,7 +67,7 @@ def _language_model(config: DecompositionRunConfig) -> Inputs:
         return HeldOut(text.validation_batches(batch, config.context, sequences), tokenizer.strings)
 
     fingerprints = fingerprint(model, text)
-    training = lambda step: jnp.asarray(batch_at(step)[0])
+    training = batch_at.map(lambda batch: batch[0])
     return Inputs(model, held_out, for_page, fingerprints, batch_at=training, text_tokens=int(text.train.size))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from jax_interp.core.errors import UserError
@@ -56,7 +57,7 @@ class Inputs:
     for_page: Callable[[int], HeldOut]
     fingerprint: Mapping[str, str]
     sample: Callable[[Key[Array, ""]], Array] | None = None
-    batch_at: Callable[[int], Array] | None = None
+    batch_at: Callable[[int], Array | np.ndarray] | None = None
     text_tokens: int | None = None
 
 
