@@ -10,11 +10,12 @@ from typing import Annotated
 import tyro
 
 from jax_interp.cli.arguments import parse
+from jax_interp.cli.mesh_option import MeshOption
 from jax_interp.core.terminal import print_text
 
 
 @dataclass(frozen=True)
-class Dashboard:
+class Dashboard(MeshOption):
     """Write one HTML page of a dictionary's features: what they fire on, and what they write.
 
     The page has a list with search, sort and filter, a view of each feature, and a view of prompts. It is one file that
@@ -76,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
     config = FeaturePageConfig(options.count, **{name: getattr(options, name) for name in sizes})
     request = PageRequest(config, options.features, options.prompts, options.neuronpedia, options.source_set)
     asked = Asked(options.model, options.text, None, options.context, options.address, options.writes)
-    where = {"format": options.format, "out": options.out, "quiet": options.quiet}
+    where = {"format": options.format, "out": options.out, "quiet": options.quiet, "mesh": options.devices()}
     data, directory = page_of_saved(options.dictionary, options.id, request=request, asked=asked, **where)
     page = directory / PAGE
     print_text(f"{len(data.units):,} features, {data.tokens_seen:,} tokens, {page.stat().st_size / 1e6:.1f} MB")

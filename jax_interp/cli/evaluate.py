@@ -10,11 +10,12 @@ from typing import Annotated
 import tyro
 
 from jax_interp.cli.arguments import parse
+from jax_interp.cli.mesh_option import MeshOption
 from jax_interp.core.terminal import print_text
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(MeshOption):
     """Measure a dictionary on held-out text: sparsity, reconstruction, and the rise of the model's loss.
 
     First the command checks that an identity in place of the dictionary gives exactly the model's loss. The figures are
@@ -54,7 +55,12 @@ def run(argv: Sequence[str]) -> int:
     from jax_interp.views import tables
 
     asked = Asked(options.model, options.text, options.sequences, options.context, options.address, options.writes)
-    where = {"format": options.format, "write_to": options.json, "features": options.features}
+    where = {
+        "format": options.format,
+        "write_to": options.json,
+        "features": options.features,
+        "mesh": options.devices(),
+    }
     found = evaluate_saved(options.dictionary, options.id, asked=asked, **where)
     named = tables.reads_and_writes(found.saved.reads(), found.saved.writes)
     tables.print_evaluation(found.figures, title=f"{named} of {found.config.model}")

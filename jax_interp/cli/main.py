@@ -17,6 +17,7 @@ from importlib import import_module
 
 from jax_interp.cli.processes import run_joined, take_processes
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import is_first_process
 from jax_interp.core.terminal import print_text, printable
 from jax_interp.core.user_cache import use_compilation_cache
 
@@ -140,7 +141,12 @@ def _explain(error: Exception) -> int:
 
 @contextlib.contextmanager
 def _warnings_on_one_line() -> Iterator[None]:
-    """Print each warning like an error: one line, without the place in the code."""
+    """Print each warning like an error: one line, without the place in the code. Only the first process prints them."""
+    if not is_first_process():  # it warns of the same
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+        return
     before = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: (
         f"jax-interp: warning: {printable(' '.join(str(message).split()))}\n"

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jax_interp.cli.mesh_option import MeshOption
 from jax_interp.core.errors import UserError
 from jax_interp.recipes.configs import FoundConfig
-from jax_interp.training.sharding import mesh_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(MeshOption):
     """Options that the commands have in common."""
 
     run_dir: Path | None = None
@@ -24,16 +24,12 @@ class RunOptions:
     settings. Needs --run-dir. Without CONFIG, the config of that run is used."""
     log_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], tyro.conf.arg(metavar="tensorboard|wandb")] = ()
     """Programs that get a copy of the log."""
-    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=SIZE[,...]")] = None
-    """Train on several devices, such as data=2,fsdp=2. The axes are data, fsdp and tensor; -1 means all other devices.
-    A run may be resumed on another mesh."""
     quiet: bool = False
     """Do not show progress."""
 
     def of_recipe(self) -> dict[str, Any]:
         """The keyword arguments that all recipes take. Raises UserError if there is no such mesh."""
-        mesh = None if self.mesh is None else mesh_of(self.mesh)
-        return {"mesh": mesh, "quiet": self.quiet, "parent": self.parent, "log_to": self.log_to}
+        return {"mesh": self.devices(), "quiet": self.quiet, "parent": self.parent, "log_to": self.log_to}
 
     def directory(self, found: FoundConfig[Any]) -> Path:
         """The run directory. Raises UserError if a run that starts from another one has none of its own."""

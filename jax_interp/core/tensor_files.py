@@ -78,7 +78,12 @@ def write_tensors(
       TensorFileError: an array has another dtype.
       WriteError: the file cannot be written.
     """
-    path = Path(path)
+    _write(Path(path), arrays, dict(header or {}))
+    return Path(path)
+
+
+def _write(path: Path, arrays: Mapping[str, jax.Array | np.ndarray], strings: dict[str, str]) -> str:
+    """The work of `write_tensors`. Returns the digest, which a process that writes no file knows too."""
     for name, array in arrays.items():
         if str(array.dtype) not in DTYPES:
             raise TensorFileError(
@@ -86,8 +91,8 @@ def write_tensors(
                 f"{', '.join(sorted(DTYPES))}"
             )
     host = {name: np.asarray(on_host(array), order="C") for name, array in arrays.items()}
-    strings = dict(header or {})
-    about: dict[str, Any] = {"__metadata__": strings | {DIGEST: _digest(strings, host, host.__getitem__)}}
+    digest = _digest(strings, host, host.__getitem__)
+    about: dict[str, Any] = {"__metadata__": strings | {DIGEST: digest}}
     # as safetensors writes: wide dtypes first, so that every array is aligned
     host, end = dict(sorted(host.items(), key=lambda item: (-item[1].itemsize, item[0]))), 0
     for name, array in host.items():
@@ -100,7 +105,7 @@ def write_tensors(
         file.write(struct.pack("<Q", len(text)) + text)
         for array in host.values():
             file.write(_bytes(array))
-    return path
+    return digest
 
 
 @contextlib.contextmanager
@@ -246,8 +251,8 @@ def write_described(
     """
     directory = Path(directory)
     with locked(directory / f".{stem}.lock", f"{directory / stem}.safetensors"):
-        tensors = write_tensors(directory / f"{stem}.safetensors", arrays)
-        write_json(tensors.with_suffix(".json"), {**description, "tensors": stored_digest(tensors)})
+        digest = _write(directory / f"{stem}.safetensors", arrays, {})
+        write_json(directory / f"{stem}.json", {**description, "tensors": digest})
     return directory
 
 

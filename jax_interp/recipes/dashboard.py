@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import on_host
 from jax_interp.dashboards.feature_data import FeatureData
 from jax_interp.dashboards.form_latents import with_directions
 from jax_interp.dashboards.neuronpedia import Source, write_neuronpedia
@@ -16,6 +18,7 @@ from jax_interp.dictionaries.forms import Dictionary, Normalised
 from jax_interp.dictionaries.loading import check_source
 from jax_interp.recipes.evaluate_dictionary import Asked, open_dictionary
 from jax_interp.recipes.feature_page import FeaturePageConfig, Shown, write_page
+from jax_interp.training import on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ def page_of_saved(
     format: str | None = None,
     out: Path | None = None,
     quiet: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[FeatureData, Path]:
     """Write the page of a saved dictionary.
 
@@ -57,6 +61,7 @@ def page_of_saved(
       format: the format of the files; None: it is detected.
       out: the directory for the page. None: `source`, which must then be a directory.
       quiet: print nothing.
+      mesh: the mesh to compute on. None: one device.
 
     Returns:
       (the data of the page, the directory).
@@ -70,7 +75,7 @@ def page_of_saved(
         check_source(source)
         raise UserError(f"{str(source)!r} is not a directory here: say where the page goes (--out DIRECTORY)")
     request = request or PageRequest()
-    opened = open_dictionary(source, id, asked=asked or Asked(), format=format)
+    opened = open_dictionary(source, id, asked=asked or Asked(), format=format, mesh=mesh)
     saved, config, inputs = opened.saved, opened.config, opened.inputs
     sequences = request.config.sequences(config.context)
     batches = inputs.text.validation_batches(config.batch, config.context, sequences)
@@ -78,15 +83,16 @@ def page_of_saved(
     shown = Shown(
         inputs.model, inputs.tokenizer, saved.dictionary, reads, saved.writes, config.model, text, saved.notes
     )
-    data = write_page(
-        directory, shown, batches, request.config, features=request.features, prompts=request.prompts, quiet=quiet
-    )
+    with on_mesh(mesh):
+        data = write_page(
+            directory, shown, batches, request.config, features=request.features, prompts=request.prompts, quiet=quiet
+        )
     if data is None:
         raise UserError("a page of 0 features shows nothing: give at least one")
     if request.neuronpedia is not None:
         vectors = None
         if isinstance(saved.dictionary, (Dictionary, Normalised)):
-            vectors = np.asarray(with_directions(saved.dictionary).W_dec, np.float32)[data.units]
+            vectors = np.asarray(on_host(with_directions(saved.dictionary).W_dec), np.float32)[data.units]
         named = request.source_set or directory.absolute().name
         write_neuronpedia(data, request.neuronpedia, source_of(config.model, reads, named), vectors=vectors)
     return data, directory

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jax_interp.core import config_json
 from jax_interp.core.errors import UserError
@@ -26,6 +27,7 @@ from jax_interp.recipes.dictionary import DictionaryRunConfig, Inputs, inputs_fo
 from jax_interp.recipes.evaluations import Kind, write_evaluation, write_new
 from jax_interp.recipes.feature_page import PAGE
 from jax_interp.surgery import Model, canonical
+from jax_interp.training import on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,7 @@ def evaluate_saved(
     format: str | None = None,
     write_to: Path | None = None,
     features: int | None = None,
+    mesh: Mesh | None = None,
 ) -> EvaluatedDictionary:
     """Measure a dictionary on held-out text.
 
@@ -86,6 +89,7 @@ def evaluate_saved(
         another program, figures are written only if this is given.
       features: the number of features on the page of features; None: the number in the run's config; 0: no page. The
         page is written where the figures are written by default.
+      mesh: the mesh to compute on. None: one device.
 
     Returns:
       The figures.
@@ -96,17 +100,19 @@ def evaluate_saved(
     """
     if write_to is not None and not write_to.parent.is_dir():
         raise UserError(f"cannot write {write_to}: there is no directory {write_to.parent}")
-    opened = open_dictionary(source, id, asked=asked, format=format)
+    opened = open_dictionary(source, id, asked=asked, format=format, mesh=mesh)
     saved, config = opened.saved, opened.config
-    figures = measure(config, saved.dictionary, opened.inputs, saved.reads(), saved.writes)
+    with on_mesh(mesh):
+        figures = measure(config, saved.dictionary, opened.inputs, saved.reads(), saved.writes)
     if config.text != opened.own.text or not _is_of_a_run(saved):  # the dictionary was trained on other data
         del figures["data"]
     written, page = write_figures(opened, source, figures, "evaluation", write_to), None
     if written is not None and write_to is None:
         if features is not None:
             config = dataclasses.replace(config, page=dataclasses.replace(config.page, features=features))
-        if show_features(config, Path(source), saved.dictionary, opened.inputs, saved=saved, quiet=True):
-            page = Path(source) / PAGE
+        with on_mesh(mesh):
+            if show_features(config, Path(source), saved.dictionary, opened.inputs, saved=saved, quiet=True):
+                page = Path(source) / PAGE
     return EvaluatedDictionary(saved, config, figures, written, page)
 
 
@@ -123,7 +129,12 @@ class OpenedDictionary:
 
 
 def open_dictionary(
-    source: Path | str, id: str | None = None, *, asked: Asked = Asked(), format: str | None = None
+    source: Path | str,
+    id: str | None = None,
+    *,
+    asked: Asked = Asked(),
+    format: str | None = None,
+    mesh: Mesh | None = None,
 ) -> OpenedDictionary:
     """Load a dictionary, its model and its text, and check that they fit.
 
@@ -132,17 +143,18 @@ def open_dictionary(
       id: the dictionary in a release.
       asked: other inputs than those of the run or the files.
       format: the format of the files; None: it is detected.
+      mesh: the mesh for the model and the dictionary. None: one device.
 
     Raises:
-      UserError: there is no dictionary, the files do not name model or address, it does not fit the model, or there is
-        too little text.
+      UserError: there is no dictionary, the files do not name model or address, it does not fit the model, there is too
+        little text, or the mesh does not divide the batch or an axis of a weight.
     """
-    saved = _with_labels(load_dictionary(dictionary_source(source), id, format=format), asked)
+    saved = _with_labels(load_dictionary(dictionary_source(source), id, format=format, place=mesh), asked)
     own = run_config(saved)
     of_run = {"model": asked.model, "text": asked.text, "context": asked.context}
     changes = of_run | {"evaluate_sequences": asked.sequences}
     config = dataclasses.replace(own, **{name: value for name, value in changes.items() if value is not None})
-    inputs = inputs_for(config)
+    inputs = inputs_for(config, mesh)
     if saved.normalized is not None:
         saved = read_normalized(saved, inputs.model)
     check_widths(inputs.model, saved, config.model)

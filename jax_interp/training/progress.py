@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax_interp.core.processes import is_first_process
 from jax_interp.core.terminal import print_text, printable
 
 
@@ -110,11 +111,13 @@ class Bar(Progress):
 
 
 class Silent(Progress):
-    """Shows nothing. For tests, and for every process of a multi-host run except the first."""
+    """Shows nothing."""
 
 
 def progress(title: str, start: int, steps: int | None, shown: Sequence[str], *, quiet: bool = False) -> Progress:
     """The display for a run: a bar if stderr is a terminal, lines if it is not, nothing if `quiet`.
+
+    Of a run over several processes, only the first one shows something.
 
     Args:
       title: the title of the run.
@@ -123,6 +126,6 @@ def progress(title: str, start: int, steps: int | None, shown: Sequence[str], *,
       shown: names of the values that are displayed.
       quiet: show nothing.
     """
-    if quiet:
+    if quiet or not is_first_process():
         return Silent()
     return Bar(title, start, steps, shown) if sys.stderr.isatty() else Lines(title, start, steps, shown)

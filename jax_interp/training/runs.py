@@ -92,6 +92,9 @@ def open_run(
     import jax
 
     run = Run(Path(directory).absolute())
+    if jax.process_index() != 0:  # process 0 owns the directory; if it fails, the whole run fails
+        yield dataclasses.replace(run, parent=parent_of(run.directory, parent, latest(run.checkpoints) is not None))
+        return
     make_directory(run.directory)
     try:
         present = {entry.name for entry in run.directory.iterdir()}
@@ -102,9 +105,6 @@ def open_run(
             f"{run.directory} holds {', '.join(sorted(present)[:3])} and no run: choose another directory, or an empty "
             "one"
         )
-    if jax.process_index() != 0:  # process 0 owns the directory; if it fails, the whole run fails
-        yield dataclasses.replace(run, parent=parent_of(run.directory, parent, latest(run.checkpoints) is not None))
-        return
     lock = locked(run.directory / ".lock", f"the run {run.directory}", keep=True)
     try:
         with lock, _kept_if_refused(run):
