@@ -131,7 +131,7 @@ def collect(
 ) -> dict[str, Any]:
     """Read a text once and return statistics of the scores.
 
-    Inside `jax.set_mesh(mesh)` the sequences of each batch are split over the axes `data` and `fsdp`.
+    Inside `jax.set_mesh(mesh)` the sequences of each batch are split over its row axes.
 
     Args:
       scores: the score function.

@@ -1,4 +1,4 @@
-"""Dictionaries on a mesh: features over `tensor`, rows over `data` and `fsdp`, weights over `fsdp` as well.
+"""Dictionaries on a mesh: features over `tensor`, rows over `replicate`, `data` and `fsdp`, weights over `fsdp` too.
 
     train_dictionary(config, model, batch_at, place=make_mesh(data=4, tensor=2))
 
@@ -13,14 +13,11 @@ leave shardings to the compiler (`jax_interp.training.placement.automatic`), als
 
 from __future__ import annotations
 
-import math
-
 import jax
 from jax.sharding import PartitionSpec as P
 
+from jax_interp.training.meshes import ROWS, row_axes, row_shards
 from jax_interp.training.sharding import Rules, used
-
-ROWS = ("data", "fsdp")
 
 # A pattern matches the end of an address. The same rules therefore serve a learner, both moments of Adam, and an
 # exported dictionary.
@@ -63,6 +60,5 @@ def feature_shards() -> int:
 
 def rows_spec(n: int) -> tuple[str, ...] | None:
     """The mesh axes over which `n` rows are sharded. None if `n` rows cannot be divided equally among their devices."""
-    shape = dict(jax.sharding.get_abstract_mesh().shape)
-    axes = tuple(axis for axis in ROWS if axis in shape)
-    return axes if n % math.prod(shape[axis] for axis in axes) == 0 else None
+    mesh = jax.sharding.get_abstract_mesh()
+    return row_axes(mesh) if n % row_shards(mesh) == 0 else None

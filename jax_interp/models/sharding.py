@@ -1,7 +1,7 @@
 """Sharding rules for the parameters of a decoder.
 
-Modules contain no shardings. `rules(config)` assigns each parameter to the mesh axes `data` (copies), `fsdp` (weights
-are split, and gathered for use) and `tensor` (heads and neurons).
+Modules contain no shardings. `rules(config)` assigns each parameter to the mesh axes `replicate` and `data` (copies),
+`fsdp` (weights are split, and gathered for use) and `tensor` (heads and neurons).
 """
 
 from __future__ import annotations

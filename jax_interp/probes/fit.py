@@ -49,7 +49,7 @@ def fit_probes(
     """Fit one probe for each site, token rule, set of labels, split, strength and seed, in one program.
 
     The activations stay on the host. Those of `at_once` sites and rules at a time are on the device, and the program
-    that fits them is compiled once. On a mesh their examples are split over `data` and `fsdp`; a sum over examples is
+    that fits them is compiled once. On a mesh their examples are split over its row axes; a sum over examples is
     then one over devices, and the probes are those of one device up to rounding.
 
     Args:

@@ -16,7 +16,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.probes.gather import Sequences, Vectors
 from jax_interp.probes.kind import Kind, PairRows, Rows, SequenceRows
 from jax_interp.probes.labelled_tokens import LabelledTokens
-from jax_interp.training.sharding import BATCH
+from jax_interp.training.meshes import row_axes, row_shards
 
 
 def check_widths(on: Vectors | Sequences) -> None:
@@ -70,7 +70,7 @@ def rows_of(
 
 
 def on_device(tree: Any, mesh: Mesh | None, like_rows: int = 1) -> Any:
-    """Arrays of the host on the device, or split over `data` and `fsdp` of a mesh.
+    """Arrays of the host on the device, or with their rows split over a mesh.
 
     Where the mesh does not divide the number of rows, copies of the last row are added. `padded` gives them weight 0.
 
@@ -81,13 +81,13 @@ def on_device(tree: Any, mesh: Mesh | None, like_rows: int = 1) -> Any:
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
-    ways = _ways(mesh)
+    ways = row_shards(mesh)
 
     def place(a: Any) -> jax.Array:
         a = np.asarray(a)
         missing = -a.shape[like_rows] % ways
         a = np.pad(a, [(0, missing if i == like_rows else 0) for i in range(a.ndim)], mode="edge")
-        return jax.device_put(a, NamedSharding(mesh, P(*[None] * like_rows, *BATCH)))
+        return jax.device_put(a, NamedSharding(mesh, P(*[None] * like_rows, row_axes(mesh))))
 
     return jax.tree.map(place, tree)
 
@@ -96,9 +96,5 @@ def padded(weight: np.ndarray, mesh: Mesh | None) -> np.ndarray:
     """Weights `[..., row]` with 0 for the rows that `on_device` adds."""
     if mesh is None:
         return weight
-    missing = -weight.shape[-1] % _ways(mesh)
+    missing = -weight.shape[-1] % row_shards(mesh)
     return np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, missing)])
-
-
-def _ways(mesh: Mesh) -> int:
-    return int(np.prod([mesh.shape[name] for name in ("data", "fsdp") if name in mesh.shape]))

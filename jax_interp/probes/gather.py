@@ -29,6 +29,7 @@ from jax_interp.probes.length_batches import LengthBatch, length_batches
 from jax_interp.probes.token_rules import ALL, LAST, TokenRule, tokens_of
 from jax_interp.surgery import Address, Model, depth_of, values_at
 from jax_interp.surgery.address import canonical, flatten
+from jax_interp.training.meshes import row_shards
 from jax_interp.training.placement import automatic, placed
 
 Quiet: Callable[[int, int], None] = lambda done, total: None
@@ -112,7 +113,7 @@ def gather(
       rules: the token rules. A rule of several tokens gives their mean.
       batch: the number of examples in one forward pass.
       on_batch: called with (examples done, examples) after each batch.
-      place: a mesh on which the model is placed, with the batches split over `data` and `fsdp`. None: the mesh that the
+      place: a mesh on which the model is placed, with the batches split by rows. None: the mesh that the
         model is on, if it is on one.
 
     Raises:
@@ -243,7 +244,7 @@ class _Reader:
         if (check := getattr(model, "check_inputs", None)) is not None:
             check(data.tokens, mask=data.mask)
         place = mesh_of_leaves(model) if place is None else place
-        ways = 1 if place is None else place.shape.get("data", 1) * place.shape.get("fsdp", 1)
+        ways = 1 if place is None else row_shards(place)
         some = length_batches(data.mask, batch, multiple=ways, exact=not takes_mask)
         return cls(model, data, widths, some, masked, place)
 

@@ -100,7 +100,7 @@ def stream_logistic(
       stream: the tokens and their labels, of two classes, in random order.
       seeds: a probe is fitted for each seed. Several seeds need `bootstrap`.
       run: where the run is saved. If it is killed, the same call goes on and gives the same bits.
-      place: a mesh, as in `gather`. The rows of a batch are split over `data` and `fsdp`.
+      place: a mesh, as in `gather`. The rows of a batch are split over its row axes.
       log: what is shown.
 
     Returns:

@@ -134,7 +134,7 @@ def stream_moments(
       at: addresses of values `[batch, pos, ...]`.
       stream: the tokens and their labels.
       run: where the sums are saved. If a run is killed, the same call goes on and gives the same bits.
-      place: a mesh, as in `gather`. The rows of a batch are split over `data` and `fsdp`.
+      place: a mesh, as in `gather`. The rows of a batch are split over its row axes.
       log: what is shown.
 
     Raises:

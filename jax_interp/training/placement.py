@@ -23,8 +23,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jax_interp.core.leaves import PyTree, flatten, unflatten
+from jax_interp.training.meshes import present, row_axes
 from jax_interp.training.row_batches import batches_on
-from jax_interp.training.sharding import BATCH, Rules, check_rows, put, shard, shardings, specs, used
+from jax_interp.training.sharding import Rules, check_rows, put, shard, shardings, specs, used
 
 State = TypeVar("State")
 Tree = TypeVar("Tree")
@@ -65,8 +66,8 @@ class Placement:
         return jax.tree.map(put, tree, unflatten(tree, places))
 
     def batches(self, batch_at: Callable[[int], Batch]) -> Callable[[int], Batch]:
-        """`batch_at` with each batch on the mesh: its rows are split over `data` and `fsdp`. Of `RowBatches`, a
-        process makes only the rows of its own devices."""
+        """`batch_at` with each batch on the mesh: its rows are split over `replicate`, `data` and `fsdp`. Of
+        `RowBatches`, a process makes only the rows of its own devices."""
         return batch_at if self.mesh is None else batches_on(batch_at, self.mesh)
 
 
@@ -110,7 +111,7 @@ def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[object]:
 
 
 def split_rows(batch: Tree) -> Tree:
-    """Split the rows of a batch that is made inside a step over `data` and `fsdp`. Unchanged without a mesh.
+    """Split the rows of a batch that is made inside a step, as in `shard_batch`. Unchanged without a mesh.
 
     Raises:
       UserError: the rows cannot be split equally.
@@ -124,7 +125,7 @@ def split_rows(batch: Tree) -> Tree:
         if not x.ndim:
             return x
         check_rows(x.shape[0], mesh)
-        return split(x, P(*BATCH))
+        return split(x, P(row_axes(mesh)))
 
     return jax.tree.map(of_leaf, batch)
 
@@ -148,7 +149,8 @@ def automatic(function: Function, rules: Callable[[Any], Rules] = replicated) ->
 
     def places(of_arrays: Callable[..., Any], *arrays: PyTree) -> PyTree:
         kinds = jax.eval_shape(jax.sharding.auto_axes(of_arrays, out_sharding=P()), *arrays)
-        return unflatten(kinds, dict(specs(kinds, rules(kinds))))
+        mesh = jax.sharding.get_abstract_mesh()
+        return unflatten(kinds, {name: present(spec, mesh) for name, spec in specs(kinds, rules(kinds)).items()})
 
     return _automatic(function, places)
 

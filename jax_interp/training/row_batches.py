@@ -17,10 +17,11 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jax_interp.core.errors import UserError
-from jax_interp.training.sharding import BATCH, check_rows, shard_batch
+from jax_interp.training.meshes import row_axes
+from jax_interp.training.sharding import check_rows, shard_batch
 
 Batch = TypeVar("Batch")
 Other = TypeVar("Other")
@@ -81,7 +82,7 @@ def _span(index: tuple[slice, ...], rows: int) -> Span:
 
 
 def batch_on(batch_at: RowBatches[Batch], number: int, mesh: Mesh) -> Batch:
-    """A batch on a mesh: its rows are split over `data` and `fsdp`. A process makes only the rows of its own devices.
+    """A batch on a mesh: its rows are split as in `shard_batch`. A process makes only the rows of its own devices.
 
     Args:
       batch_at: the batches.
@@ -92,7 +93,7 @@ def batch_on(batch_at: RowBatches[Batch], number: int, mesh: Mesh) -> Batch:
       UserError: the rows cannot be split equally.
     """
     check_rows(batch_at.size, mesh)
-    rows, sharding = batch_at.size, NamedSharding(mesh, BATCH)
+    rows, sharding = batch_at.size, NamedSharding(mesh, PartitionSpec(row_axes(mesh)))
     parts = {span: batch_at.rows(number, *span) for span in spans(sharding, rows, sharding.addressable_devices)}
 
     def of_leaf(*leaves: Any) -> jax.Array:

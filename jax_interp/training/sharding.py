@@ -1,4 +1,4 @@
-"""Meshes over `data`, `fsdp` and `tensor`, and shardings by rule: address pattern -> `PartitionSpec`.
+"""Shardings by rule: address pattern -> `PartitionSpec`. The meshes are those of `jax_interp.training.meshes`.
 
     RULES = (
         ("embed.weight",  P("tensor", "fsdp")),
@@ -8,7 +8,8 @@
     )
     state = shard(state, RULES, make_mesh(fsdp=4, tensor=2))
 
-Model code contains no shardings. The rules of a model say on which devices its parameters are stored.
+Model code contains no shardings. The rules of a model say on which devices its parameters are stored. An axis that a
+mesh lacks has size 1.
 
 A pattern is a dotted name. Each part is a glob: `*` is any single part, `q*` is a part that starts with q, and `**` is
 any number of parts. A pattern matches every address that *ends* with it. One rule therefore covers a parameter in the
@@ -22,7 +23,6 @@ axis therefore use the rule of a single block. `P()` replicates, and also fits a
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 from collections.abc import Sequence
@@ -30,96 +30,30 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree, flatten, is_key, unflatten
+from jax_interp.training.meshes import BATCH, abstract_mesh, make_mesh, mesh_of, present, row_axes, row_shards
+
+__all__ = [
+    "BATCH",
+    "Rules",
+    "abstract",
+    "abstract_mesh",
+    "check_rows",
+    "make_mesh",
+    "matches",
+    "mesh_of",
+    "put",
+    "shard",
+    "shard_batch",
+    "shardings",
+    "specs",
+    "used",
+]
 
 Rules = Sequence[tuple[str, PartitionSpec]]
-
-AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis of a batch: fsdp is data parallelism with split weights
-
-
-def make_mesh(
-    *, data: int = 1, fsdp: int = 1, tensor: int = 1, explicit: bool = True, devices: Sequence[Any] | None = None
-) -> Mesh:
-    """A mesh of `data * fsdp * tensor` devices.
-
-    Args:
-      data: devices along the axis that splits batches. One of the three sizes may be -1: all remaining devices.
-      fsdp: devices along the axis that splits batches and weights.
-      tensor: devices along the axis that splits features and heads.
-      explicit: whether shardings are part of array types (JAX's default). False: the compiler chooses shardings.
-      devices: the devices to use. None: all. Devices that the mesh does not need stay unused.
-
-    Returns:
-      A mesh with the axes "data", "fsdp" and "tensor".
-
-    Raises:
-      UserError: a size is 0 or negative, several sizes are -1, or the mesh does not fit the devices.
-
-    Example:
-        mesh = make_mesh(data=-1, tensor=2)
-    """
-    devices = jax.devices() if devices is None else list(devices)
-    sizes = [data, fsdp, tensor]
-    asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes))
-    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh {asked}: give positive sizes, at most one of them -1")
-    known = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = len(devices) // known
-    if math.prod(sizes) > len(devices) or (-1 in (data, fsdp, tensor) and math.prod(sizes) != len(devices)):
-        more = (
-            ""
-            if jax.default_backend() != "cpu"
-            else ("; XLA_FLAGS=--xla_force_host_platform_device_count=8 in the environment gives a CPU eight devices")
-        )
-        raise UserError(f"mesh {asked} does not fit {len(devices)} {_plural('device', len(devices))}{more}")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=_types(explicit), devices=devices[: math.prod(sizes)])
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"
-
-
-def mesh_of(text: str) -> Mesh:
-    """The mesh that a text describes, with shardings that the compiler chooses (`explicit=False`).
-
-    Args:
-      text: sizes by axis, as in "data=2,fsdp=4". An axis that is left out has size 1. One size may be -1: all remaining
-        devices.
-
-    Raises:
-      UserError: an axis is unknown or named twice, a size is not a number, or the mesh does not fit the devices.
-
-    Example:
-        mesh = mesh_of("data=-1,tensor=2")
-    """
-    sizes: dict[str, int] = {}
-    for part in text.split(","):
-        name, equals, size = (piece.strip() for piece in part.partition("="))
-        if not equals or not size.removeprefix("-").isdecimal():
-            raise UserError(f"mesh {text!r}: {part!r} is not AXIS=SIZE; an example is data=2,fsdp=2")
-        if name not in AXES:
-            near = difflib.get_close_matches(name, AXES, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"mesh {text!r}: there is no axis {name!r}; the axes are {', '.join(AXES)}{hint}")
-        if name in sizes:
-            raise UserError(f"mesh {text!r} gives the size of {name} twice: give it once")
-        sizes[name] = int(size)
-    data, fsdp, tensor = (sizes.get(name, 1) for name in AXES)
-    return make_mesh(data=data, fsdp=fsdp, tensor=tensor, explicit=False)
-
-
-def abstract_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, explicit: bool = True) -> AbstractMesh:
-    """A mesh without devices. With `jax.eval_shape` it checks shapes and shardings of a large run on any machine."""
-    return AbstractMesh((data, fsdp, tensor), AXES, axis_types=_types(explicit))
-
-
-def _types(explicit: bool) -> tuple[AxisType, ...]:
-    return (AxisType.Explicit if explicit else AxisType.Auto,) * len(AXES)
 
 
 def matches(pattern: str, address: str) -> bool:
@@ -190,7 +124,8 @@ def shardings(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
     Raises:
       UserError: as in `specs`, or a mesh axis does not exist or does not divide the axis of a leaf.
     """
-    found, flat = specs(tree, rules), flatten(tree)
+    found = {address: present(spec, mesh) for address, spec in specs(tree, rules).items()}
+    flat = flatten(tree)
     for address, spec in found.items():
         for size, axis in zip(jax.numpy.shape(flat[address]), spec):
             names = (axis,) if isinstance(axis, str) else tuple(axis or ())
@@ -252,18 +187,18 @@ def abstract(tree: PyTree, rules: Rules, mesh: Mesh | AbstractMesh) -> PyTree:
 
 
 def check_rows(rows: int, mesh: Mesh | AbstractMesh) -> None:
-    """Raises UserError if the rows of a batch cannot be split equally over `data` and `fsdp`."""
-    sizes = {name: mesh.shape[name] for name in ("data", "fsdp") if name in mesh.shape}
-    if rows % (ways := math.prod(sizes.values())):
-        asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    """Raises UserError if the rows of a batch cannot be split equally over `replicate`, `data` and `fsdp`."""
+    if rows % (ways := row_shards(mesh)):
+        names = [name for name in row_axes(mesh) if name != "replicate" or mesh.shape[name] > 1]
+        asked = ", ".join(f"{name}={mesh.shape[name]}" for name in names)
         raise UserError(
             f"a batch of {rows} cannot be split equally over a mesh of {asked}: give a multiple of {ways}, or a mesh "
-            f"whose data and fsdp divide {rows}"
+            f"whose {' and '.join(names)} divide {rows}"
         )
 
 
 def shard_batch(batch: PyTree, mesh: Mesh, spec: PartitionSpec = BATCH) -> PyTree:
-    """Place a batch from the host on the mesh. The leading axis is split over `data` and `fsdp`; scalars are copied.
+    """Place a batch from the host on the mesh. The leading axis is split over `meshes.ROWS`; scalars are copied.
 
     Args:
       batch: a pytree of arrays.
@@ -279,6 +214,6 @@ def shard_batch(batch: PyTree, mesh: Mesh, spec: PartitionSpec = BATCH) -> PyTre
             return put(x, NamedSharding(mesh, PartitionSpec()))
         if spec == BATCH:
             check_rows(len(x), mesh)
-        return put(x, NamedSharding(mesh, spec))
+        return put(x, NamedSharding(mesh, PartitionSpec(row_axes(mesh)) if spec == BATCH else spec))
 
     return jax.tree.map(of_leaf, batch)

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import init
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import Add, Each, Scale, Zero, at, call, edit, grad_at, read, replan
-from jax_interp.training.sharding import make_mesh, shard, shard_batch
+from jax_interp.training.sharding import BATCH, make_mesh, shard, shard_batch
 from tests.surgery.test_carried import Make, Use
 
 CONFIG = Config(n_layers=4, d_model=64, n_heads=4, d_mlp=128, vocab_size=64, n_ctx=32)
@@ -96,8 +95,8 @@ def test_the_shapes_and_shardings_of_a_large_run_without_devices(tokens):
     shapes = jax.eval_shape(lambda: init(big, jax.random.key(0)))
     with jax.sharding.use_abstract_mesh(mesh):
         model = abstract(shapes, rules(big), mesh)
-        tokens = jax.ShapeDtypeStruct((64, 128), jnp.int32, sharding=jax.NamedSharding(mesh, P(("data", "fsdp"), None)))
+        tokens = jax.ShapeDtypeStruct((64, 128), jnp.int32, sharding=jax.NamedSharding(mesh, BATCH))
         _, acts = jax.eval_shape(lambda m, t: read(m, "blocks.*.resid_post", "blocks.3.attn.z")(t), model, tokens)
     assert acts["blocks.*.resid_post"].shape == (32, 64, 128, 4096)
-    assert acts["blocks.*.resid_post"].sharding.spec[1] == ("data", "fsdp")
+    assert acts["blocks.*.resid_post"].sharding.spec[1] == BATCH[0]
     assert acts["blocks.3.attn.z"].sharding.spec[2] == "tensor"

@@ -14,7 +14,6 @@ from jax_interp.training.sharding import (
     abstract_mesh,
     make_mesh,
     matches,
-    mesh_of,
     shard,
     shard_batch,
     shardings,
@@ -96,7 +95,7 @@ def test_a_large_mesh_without_devices():
         ((("count", P("data")), *RULES), r"'count': .* has 1 axes, opt\.0\.count has 0"),
         (
             (("scale", P("model")), RULES[0], RULES[1], RULES[3]),
-            "names mesh axis 'model'; the mesh has data, fsdp, tensor",
+            "names mesh axis 'model'; the mesh has replicate, data, fsdp, tensor",
         ),
         (
             (("scale", P("data", None)), RULES[0], RULES[1], RULES[3]),
@@ -109,34 +108,6 @@ def test_mistakes_are_errors(rules, message):
         shardings(state(), rules, make_mesh(data=8))
 
 
-def test_meshes():
-    assert make_mesh(fsdp=-1).shape == {"data": 1, "fsdp": 8, "tensor": 1}
-    assert make_mesh(data=2).devices.size == 2
-    for wrong in ({"data": 3, "fsdp": -1}, {"data": 16}, {"data": -1, "fsdp": -1}, {"tensor": 0}):
-        with pytest.raises(UserError, match="mesh"):
-            make_mesh(**wrong)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("data=16", "does not fit 8 devices"),
-        ("dta=2", "no axis 'dta'.*did you mean data"),
-        ("data=2,data=4", "the size of data twice"),
-        ("data", "not AXIS=SIZE"),
-        ("data=two", "not AXIS=SIZE"),
-        ("data=0", "positive sizes"),
-    ],
-)
-def test_a_mesh_as_text_that_cannot_be(text, message):
-    with pytest.raises(UserError, match=message):
-        mesh_of(text)
-
-
-def test_a_mesh_as_text():
-    assert mesh_of("data=-1, tensor=2").shape == {"data": 4, "fsdp": 1, "tensor": 2}
-
-
 def test_rows_that_cannot_be_split():
     with pytest.raises(UserError, match=r"a batch of 6 cannot be split.*a multiple of 4"):
         shard_batch(np.zeros((6, 2)), make_mesh(data=2, fsdp=2))
@@ -146,3 +117,25 @@ def test_batches():
     batch = shard_batch({"tokens": np.arange(32).reshape(8, 4), "n": 3}, make_mesh(data=2, fsdp=4))
     assert batch["tokens"].sharding.shard_shape((8, 4)) == (1, 4)
     assert batch["n"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("names", [("data", "fsdp", "tensor"), ("data",), ("fsdp", "tensor"), ("replicate", "fsdp")])
+def test_an_axis_that_a_mesh_lacks_has_size_1(names, explicit):
+    """A mesh that was made by hand is the mesh of `make_mesh` with 1 in place of the axes that it lacks."""
+    kind = (jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto,) * len(names)
+    mesh = jax.make_mesh((2,) * len(names), names, axis_types=kind, devices=jax.devices()[: 2 ** len(names)])
+    full = make_mesh(**dict.fromkeys(names, 2))
+    parts = lambda mesh: [
+        {shard.device.id: shard.index for shard in leaf.addressable_shards}
+        for leaf in jax.tree.leaves((shard(state(), (*RULES[:1], ("scale", P()), ("**", P())), mesh),
+                                     shard_batch(np.zeros((8, 3)), mesh)))
+    ]  # fmt: skip
+    assert parts(mesh) == parts(full)
+
+
+def test_on_a_mesh_of_foreign_axes_a_rule_that_does_not_fit_is_an_error():
+    mesh = jax.make_mesh((2, 4), ("data", "model"))
+    with pytest.raises(UserError, match="names mesh axis 'tensor'; the mesh has data, model"):
+        shardings(state(), RULES, mesh)
+    assert shard_batch(np.zeros((8, 3)), mesh).sharding.shard_shape((8, 3)) == (4, 3)

@@ -24,6 +24,7 @@ from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.length_batches import LengthBatch, length_batches
 from jax_interp.probes.token_rules import TokenRule, tokens_of
 from jax_interp.surgery import Add, Model, at, edit
+from jax_interp.training.meshes import row_shards
 from jax_interp.training.placement import automatic, placed
 
 Access = Literal["white box", "black box"]
@@ -137,7 +138,7 @@ class ModelMonitor(Monitor):
 
     def _scores(self, data: LabelledTokens) -> Float[np.ndarray, " example"]:
         read, padded, place = tokens_of(self.rule, data), not data.mask.all(), mesh_of_leaves(self)
-        ways = 1 if place is None else place.shape.get("data", 1) * place.shape.get("fsdp", 1)
+        ways = 1 if place is None else row_shards(place)
         found = np.empty(len(data))
         with placed(place, lambda _: ()) as there:
             masked = padded and _takes_mask(self, data.tokens.shape[1])
