@@ -8,7 +8,7 @@ and reads return the values at all these positions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from jax_interp.models.generation.sampling import (
     penalized,
     seen_tokens,
 )
+from jax_interp.models.generation.unstacking import unstacked_cache, unstacked_views
 from jax_interp.models.inputs import checked_inputs
 from jax_interp.surgery import Activations, is_known
 from jax_interp.surgery.contract import Model
@@ -69,7 +70,8 @@ def generate(
     """Continue each prompt by `n_new` tokens, as one compiled program.
 
     A new `n_new` or a new shape of the prompts compiles again. Edits, the numbers of the chooser, the key, the penalty
-    and the stop tokens are data.
+    and the stop tokens are data. A stacked model and a list of blocks take the same time for each new token, also on a
+    CPU (`unstacking.py`).
 
     Args:
       model: a `Decoder`, with any edits and reads.
@@ -99,7 +101,7 @@ def generate(
         new = generate(steered, tokens, 20, mask=mask, choose=Sample(temperature=0.8), key=jax.random.key(0))
     """
     tokens, mask, sampling = _checked(model, tokens, n_new, mask, choose, key, stop, repetition_penalty)
-    return _generate(model, tokens, n_new, mask, sampling)
+    return _generate(model, unstacked_views(model), tokens, n_new, mask, sampling)
 
 
 def stream(
@@ -141,14 +143,16 @@ def stream(
         raise UserError("stream gives tokens only: use generate, which also returns the values that are read")
     tokens, mask, sampling = _checked(model, tokens, n_new, mask, choose, key, stop, repetition_penalty)
 
+    views = unstacked_views(model)
+
     def columns() -> Iterator[np.ndarray]:
-        state = _first(model, tokens, n_new, mask, sampling)
+        state = _first(model, views, tokens, n_new, mask, sampling)
         for i in range(n_new):
             token, stopped = np.array(state.token), np.array(state.stopped)  # copies: the state's memory is donated
             yield token
             if stopped.all() or i + 1 == n_new:
                 return
-            state = _next(model, state, sampling)
+            state = _next(model if views is None else views, state, sampling)
 
     return columns()
 
@@ -227,8 +231,9 @@ def decode_step(model: Model, state: GenerationState, sampling: Sampling) -> tup
 
 
 @partial(jax.jit, static_argnames="n_new")
-def _first(model, tokens, n_new, mask, sampling):
-    return prefill(model, tokens, n_new, mask, sampling, keyed=False)[0]
+def _first(model, views, tokens, n_new, mask, sampling):
+    state, _ = prefill(model, tokens, n_new, mask, sampling, keyed=False)
+    return state if views is None else replace(state, cache=unstacked_cache(state.cache, model))
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -237,11 +242,13 @@ def _next(model, state, sampling):
 
 
 @partial(jax.jit, static_argnames="n_new")
-def _generate(model, tokens, n_new, mask, sampling):
+def _generate(model, views, tokens, n_new, mask, sampling):
     axes = axes_of(model, tokens, mask)
     keyed = any("key" in names for names in axes.values())
     state, acts = prefill(model, tokens, n_new, mask, sampling, keyed)
     values = None if acts is None else padded(acts, axes, n_new - 1)
+    if views is not None:  # the steps after the prompt
+        state, model = replace(state, cache=unstacked_cache(state.cache, model)), views
 
     def unfinished(carry):
         return (carry[0].count < n_new) & ~jnp.all(carry[0].stopped)
