@@ -64,18 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         arguments, processes = take_processes(arguments)
-        if processes is not None:
-            return run_joined(processes, lambda: _run(arguments, debug))
-    except UserError as error:
-        return _explain(error)
-    return _run(arguments, debug)
-
-
-def _run(arguments: list[str], debug: bool) -> int:
-    """Run one command, and print its error. Returns the exit code."""
-    try:
         with _warnings_on_one_line():
-            return _dispatch(arguments)
+            if processes is None or not _computes(arguments):
+                return _dispatch(arguments)
+            explained = lambda error: _explained(error, debug)
+            return run_joined(processes, arguments, lambda: _dispatch(arguments), explained)
     except SystemExit as stop:  # tyro, after it has printed help
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BrokenPipeError:  # `jax-interp sites gpt2 | head`
@@ -86,9 +79,12 @@ def _run(arguments: list[str], debug: bool) -> int:
             raise
         return _print_error("interrupted; the same command resumes from the last checkpoint, if there is one", 130)
     except Exception as error:
-        if debug:
-            raise
-        return _explain(error)
+        return _print_error(*_explained(error, debug))
+
+
+def _computes(arguments: list[str]) -> bool:
+    """Whether the arguments ask for more than help, so that several processes have something to do."""
+    return bool(arguments) and arguments[0] in COMMANDS and not {"-h", "--help"} & set(arguments)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -124,18 +120,23 @@ def usage() -> str:
     )
 
 
-def _explain(error: Exception) -> int:
-    """Print one line for an expected error. Any other error is a defect of the package and keeps its traceback."""
+def _explained(error: Exception, debug: bool) -> tuple[str, int]:
+    """The line that is printed for an expected error, and the exit code.
+
+    Any other error is a defect of the package. It is raised again and keeps its traceback, as all do with --debug.
+    """
+    if debug:
+        raise error
     if isinstance(error, UserError):
-        return _print_error(f"error: {SITES.sub('`jax-interp sites MODEL` lists every name', str(error))}", 2)
+        return f"error: {SITES.sub('`jax-interp sites MODEL` lists every name', str(error))}", 2
     if isinstance(error, OSError) and error.filename is not None:
-        return _print_error(f"error: {error.filename}: {error.strerror}", 2)
+        return f"error: {error.filename}: {error.strerror}", 2
     if isinstance(error, OverflowError):
-        return _print_error(f"error: a number in the options or in the config is too large ({error})", 2)
+        return f"error: a number in the options or in the config is too large ({error})", 2
     if type(error).__name__ == "Interrupted":  # compared by name, because importing the training loop takes seconds
-        return _print_error(str(error), getattr(error, "exit_code", 130))
+        return str(error), getattr(error, "exit_code", 130)
     if type(error).__name__ in ("NonFinite", "SelfCheckError"):
-        return _print_error(f"error: {error}", 1)
+        return f"error: {error}", 1
     raise error
 
 

@@ -10,13 +10,20 @@ Kubernetes indexed jobs) for the three values.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.joined import Ended, Member, joined
+from jax_interp.core.joined.join import address, describe_error, is_of_runtime, join_processes, leave
 from jax_interp.core.terminal import print_text
+
+Explained = tuple[str, int]  # the message of an error, and the exit code
 
 OPTIONS = ("--coordinator", "--processes", "--process")
 
@@ -69,9 +76,7 @@ def take_processes(arguments: Sequence[str]) -> tuple[list[str], Processes | Non
     if missing:
         raise UserError(f"{', '.join(missing)} is missing; give all three, such as {_EXAMPLE}, or --processes auto")
     count, index = (_number(name, given[name]) for name in ("--processes", "--process"))
-    host, colon, port = given["--coordinator"].rpartition(":")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"--coordinator {given['--coordinator']!r} is not HOST:PORT, such as 10.0.0.1:1234")
+    address(given["--coordinator"])
     if count < 1 or index >= count:
         raise UserError(f"--processes {count} --process {index}: the processes are numbered from 0 to {count - 1}")
     return rest, Processes(given["--coordinator"], count, index)
@@ -86,32 +91,87 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-def run_joined(processes: Processes, command: Callable[[], int]) -> int:
+def run_joined(
+    processes: Processes,
+    arguments: Sequence[str],
+    command: Callable[[], int],
+    explain: Callable[[Exception], Explained],
+) -> int:
     """Join the other processes, run the command, and leave. Only the first process prints to stdout.
 
+    If the command fails in one process, this function ends the process: waiting for the others, which may wait for
+    this one, would take for ever.
+
+    Args:
+      processes: where the others are.
+      arguments: the arguments of the command. They must be the same in every process.
+      command: runs the command and returns its exit code.
+      explain: the message and the exit code of an error. It raises the error again if it is a defect of the package.
+
     Returns:
-      The exit code of the command.
+      The exit code of the command, which is 0.
 
     Raises:
       UserError: the processes cannot be joined.
     """
-    import jax
+    with join_processes(processes.coordinator, processes.count, processes.index, same=_described(arguments)):
+        member = joined()
+        if member is None:  # a cluster of one process
+            return command()
+        _own_stdout(first=member.index == 0)
+        code = _code_of(member, command, explain)
+        if code:
+            leave(code)
+    return 0
 
+
+def _code_of(member: Member, command: Callable[[], int], explain: Callable[[Exception], Explained]) -> int:
+    """Run the command. If it fails, one process prints the error, and the others say which one it was."""
     try:
-        jax.distributed.initialize(
-            processes.coordinator, processes.count, processes.index, heartbeat_timeout_seconds=30,
-            shutdown_timeout_seconds=30, initialization_timeout=120,
-        )  # fmt: skip
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"cannot join the processes of this run: {error}") from error
-    with contextlib.ExitStack() as stack:
-        if jax.process_index():
-            nowhere = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
         code = command()
-    if code:  # a process that stops early cannot wait for the others, which may be waiting for it
-        print_text(f"jax-interp: process {jax.process_index()} of {jax.process_count()} ends", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(code)
-    jax.distributed.shutdown()
+        if code:
+            member.end(f"it ended with exit code {code}", code, follows=False)
+        return code
+    except Ended as ended:
+        message, code = str(ended), ended.code
+    except Exception as error:
+        try:
+            return _failed(member, error, explain)
+        except Ended as ended:
+            message, code = str(ended), ended.code
+    print_text(f"jax-interp: {message}", file=sys.stderr)
     return code
+
+
+def _failed(member: Member, error: Exception, explain: Callable[[Exception], Explained]) -> int:
+    try:
+        message, code = explain(error)
+    except Exception:
+        if member.end(describe_error(error), 1, follows=is_of_runtime(error)):
+            traceback.print_exception(error)
+        return 1
+    if member.end(message, code, follows=False):
+        print_text(f"jax-interp: {message}", file=sys.stderr)
+    return code
+
+
+def _own_stdout(first: bool) -> None:
+    """Let only Python write to stdout, and only in the first process. Gloo, a library of JAX, prints there too."""
+    if first:
+        sys.stdout = open(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def _described(arguments: Sequence[str]) -> dict[str, str]:
+    """The arguments of a command and the content of the files among them, for the comparison of the processes."""
+    found = {f"argument {number}": repr(word) for number, word in enumerate(arguments, start=1)}
+    for word in arguments:
+        path = Path(word.partition("=")[2] if word.startswith("--") and "=" in word else word)
+        with contextlib.suppress(OSError, ValueError):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+                found[f"the file {path}"] = f"{path.stat().st_size:,} bytes with digest {digest}"
+    return found

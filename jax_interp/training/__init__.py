@@ -1,5 +1,6 @@
 """Training infrastructure for all methods: the step loop, checkpoints, run directories, meshes and sharding rules."""
 
+from jax_interp.core.joined.join import join_processes
 from jax_interp.training.interrupt import Interrupted
 from jax_interp.training.loop import NonFinite, fit
 from jax_interp.training.options import QUIET, Log, RunTarget, SaveTo
@@ -25,6 +26,7 @@ __all__ = [
     "automatic",
     "automatic_step",
     "fit",
+    "join_processes",
     "on_mesh",
     "open_run",
     "placed",

@@ -12,6 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from jax_interp.core.joined import joined
+
 
 class Interrupted(Exception):
     """The run stopped because of a signal, after saving its state. `exit_code` is 128 + signal, as in a shell."""
@@ -28,7 +30,19 @@ class StopRequest:
     signum: int | None = None
 
     def agreed(self, exchange: bool) -> bool:
-        """Whether to stop now. The hosts of a multi-host run stop together, when they exchange their requests."""
+        """Whether to stop now. All processes of a run call this equally often, and stop at the same call.
+
+        Processes that have joined by `join_processes` agree without a collective, at the next call after a signal.
+
+        Args:
+          exchange: processes that have joined by `jax.distributed.initialize` alone exchange their requests now, by a
+            collective. It is the same in every process.
+        """
+        member = joined()
+        if member is not None:
+            agreed = member.stops(self.signum)
+            self.signum = self.signum if agreed is None else agreed
+            return agreed is not None
         asked = self.signum is not None
         if jax.process_count() == 1:
             return asked

@@ -44,6 +44,7 @@ from jax_interp.training.parent import Parent
 from jax_interp.training.progress import Progress, progress
 from jax_interp.training.provenance import how_to_branch, warn_of_other_versions
 from jax_interp.training.runs import Run
+from jax_interp.training.watchdog import Watchdog, watched
 
 IN_FLIGHT = 2  # how many steps the device may be ahead of the metrics that the host has read
 
@@ -115,7 +116,8 @@ def fit(
         state, start = _begin(opened, state, steps)
         reporter = stack.enter_context(_Reporter.opened(log, opened, start, steps))
         next_batch = _batches(batch_at, batches(start) if batches else None, steps)
-        loop = _Loop(state, step, tuple(frozen), log, saving, opened, reporter, stop)
+        watch = stack.enter_context(watched(opened.directory if opened else None, start, steps))
+        loop = _Loop(state, step, tuple(frozen), log, saving, opened, reporter, stop, watch)
         del state  # no other reference may remain, so that the memory of the old state is freed after each step
         return loop.run(next_batch, start, steps)
 
@@ -132,6 +134,7 @@ class _Loop:
     opened: Run | None
     reporter: _Reporter
     stop: StopRequest
+    watch: Watchdog
 
     def run(self, next_batch: Callable[[int], PyTree], start: int, steps: int) -> PyTree:
         """Run the steps `start + 1` to `steps`. Returns the final state."""
@@ -145,6 +148,7 @@ class _Loop:
             due = k == steps or halt or _multiple(k, self.saving.every)
             self.reporter.report(waiting=0 if due else _steps_ahead())
             self.reporter.view.step(k)
+            self.watch.beat(k)
             if due and self.opened:
                 self._save(k, self.opened)
                 saved = k

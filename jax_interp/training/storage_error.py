@@ -17,14 +17,18 @@ class StorageError(WriteError):
     def of_run(cls, run: Path, error: OSError | WriteError) -> StorageError:
         """The message for an error within a run: what cannot be written, which step is safe, and how to go on."""
         cause = error if isinstance(error, WriteError) else WriteError.of(error.filename or run, error)
-        try:
-            safe = latest(run / "checkpoints")
-        except OSError:
-            safe = None
-        kept = "No step" if safe is None else f"Step {safe}"
-        how = (
-            "was saved: the same command begins again" if safe is None else "is safe: the same command goes on from it"
-        )
-        found = cls(f"{cause}. {kept} of {run} {how}")
+        safe, how = how_to_go_on(run)
+        found = cls(f"{cause}. {how}")
         found.step = safe
         return found
+
+
+def how_to_go_on(run: Path) -> tuple[int | None, str]:
+    """The last step of a run that is on the disk, or None, and a sentence that says what the same command does."""
+    try:
+        safe = latest(run / "checkpoints")
+    except OSError:
+        safe = None
+    if safe is None:
+        return None, f"No step of {run} was saved: the same command begins again"
+    return safe, f"Step {safe} of {run} is safe: the same command goes on from it"
