@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from jax_interp.cli.processes import run_joined, take_processes
+from jax_interp.core.allocator import keep_freed_memory
 from jax_interp.core.errors import UserError
 from jax_interp.core.processes import is_first_process
 from jax_interp.core.terminal import print_text, printable
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0, 1 (the run failed), 2 (the request was wrong), or 128 + the signal that stopped the run.
     """
+    if argv is None:  # this process is only this command
+        keep_freed_memory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get(DEBUG, "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
