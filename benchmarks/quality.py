@@ -163,7 +163,8 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from jax_interp import load
-    from jax_interp.data.activation_store import StoreLayout, write_activation_store
+    from jax_interp.data.activation_shards import StoreLayout
+    from jax_interp.data.activation_writing import write_activation_store
     from jax_interp.data.text import text_for
     from jax_interp.dictionaries import evaluate
 

@@ -30,7 +30,9 @@ from jax_interp.dashboards.feature_data import Examples, FeatureData, Histogram,
 from jax_interp.dashboards.statistics import OnToken, TopWindows
 from jax_interp.dashboards.windows import Windows
 from jax_interp.data import prepared, stdlib
-from jax_interp.data.activation_store import StoreLayout, open_activation_store, write_activation_store
+from jax_interp.data.activation_shards import StoreLayout
+from jax_interp.data.activation_store import open_activation_store
+from jax_interp.data.activation_writing import write_activation_store
 from jax_interp.data.token_store import open_token_store, write_token_store
 from jax_interp.data.tokenizer import train_bpe
 from jax_interp.decomposition.apd.config import APDConfig

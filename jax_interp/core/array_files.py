@@ -20,15 +20,21 @@ class ArrayFileError(UserError):
     """An array file that is missing, damaged, or not the one that its manifest describes."""
 
 
-def write_arrays(directory: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(directory: Path | str, arrays: Mapping[str, np.ndarray], *, every_process: bool = False) -> None:
     """Write each array as `<name>.npy`: first all of them under temporary names, so that an error replaces nothing.
+
+    Args:
+      directory: the directory of the files.
+      arrays: the arrays by name.
+      every_process: as in `replacing`.
 
     Raises:
       WriteError: a file cannot be written.
     """
     with contextlib.ExitStack() as stack:
         for name, array in arrays.items():
-            with open(stack.enter_context(replacing(Path(directory) / f"{name}.npy")), "wb") as file:
+            path = Path(directory) / f"{name}.npy"
+            with open(stack.enter_context(replacing(path, every_process=every_process)), "wb") as file:
                 np.save(file, array, allow_pickle=False)
 
 

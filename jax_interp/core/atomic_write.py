@@ -123,12 +123,13 @@ def replacing(path: Path | str, *, every_process: bool = False) -> Iterator[Path
         os.close(handle)
 
 
-def atomic_write(path: Path | str, content: str | bytes) -> Path:
+def atomic_write(path: Path | str, content: str | bytes, *, every_process: bool = False) -> Path:
     """Write `content` to `path` atomically (see `replacing`).
 
     Args:
       path: the file to create or replace. Its directory must exist.
       content: the bytes of the file, or its text, which is written as UTF-8.
+      every_process: as in `replacing`.
 
     Returns:
       `path`.
@@ -136,7 +137,7 @@ def atomic_write(path: Path | str, content: str | bytes) -> Path:
     Raises:
       WriteError: the file cannot be written.
     """
-    with replacing(path) as temporary:
+    with replacing(path, every_process=every_process) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
 

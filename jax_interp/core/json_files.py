@@ -34,7 +34,14 @@ class JsonError(UserError):
     """A JSON file that is missing, damaged or not what the reader needs."""
 
 
-def write_json(path: Path | str, values: Mapping[str, Any], *, indent: int | None = 2, nonfinite: bool = False) -> Path:
+def write_json(
+    path: Path | str,
+    values: Mapping[str, Any],
+    *,
+    indent: int | None = 2,
+    nonfinite: bool = False,
+    every_process: bool = False,
+) -> Path:
     """Write a JSON object with its digest, atomically.
 
     Args:
@@ -42,6 +49,7 @@ def write_json(path: Path | str, values: Mapping[str, Any], *, indent: int | Non
       values: JSON values, without an entry "digest".
       indent: the indentation of the text.
       nonfinite: write NaN and infinity as `NaN` and `Infinity`, as `read_json(nonfinite=True)` reads them.
+      every_process: as in `atomic_write.replacing`.
 
     Returns:
       `path`.
@@ -51,7 +59,7 @@ def write_json(path: Path | str, values: Mapping[str, Any], *, indent: int | Non
       ValueError: a number is not finite.
     """
     text = json.dumps({**values, DIGEST: json_digest(values)}, indent=indent, allow_nan=nonfinite)
-    return atomic_write(path, text + "\n")
+    return atomic_write(path, text + "\n", every_process=every_process)
 
 
 def read_json(path: Path | str, *, nonfinite: bool = False) -> dict[str, Any]:

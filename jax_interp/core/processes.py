@@ -84,3 +84,19 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def from_every(array: np.ndarray) -> np.ndarray:
+    """Small arrays of all processes, in every process.
+
+    Args:
+      array: an array of the same shape and dtype in every process.
+
+    Returns:
+      `[process, *shape]`.
+    """
+    if process_count() == 1:
+        return np.asarray(array)[None]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(np.asarray(array)))

@@ -11,7 +11,6 @@ that is not finite or beyond the range of the dtype.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,14 +19,15 @@ import numpy as np
 from jax_interp.core.atomic_write import make_directory
 from jax_interp.core.errors import UserError
 from jax_interp.core.locks import locked
-from jax_interp.data.activation_manifest import MANIFEST, StoreManifest, statistics
-from jax_interp.data.activation_store import ActivationStore, StoreLayout, open_activation_store, write_shard
+from jax_interp.core.processes import barrier, is_first_process
+from jax_interp.data.activation_manifest import MANIFEST, StoreManifest
+from jax_interp.data.activation_shards import LAYOUT, StoreLayout, finish, stored, write_shard
+from jax_interp.data.activation_store import ActivationStore, open_activation_store
 from jax_interp.data.foreign_activations import Block
 from jax_interp.data.harvest import Addresses
 
 IMPORTED = "imported"
 """What the manifest of an imported store says in place of fingerprints of the model's weights and tokens."""
-LAYOUT = StoreLayout()
 
 
 def import_activations(
@@ -62,27 +62,32 @@ def import_activations(
     addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
     make_directory(directory)
     with locked(directory / ".lock", f"the store {directory}"):
-        if (directory / MANIFEST).exists():
-            raise UserError(f"{directory} holds a store already: choose another directory, or remove it")
-        entries, found = [], None
-        for rows in _shards(blocks, layout.shard_rows):
-            found = _widths(rows.shape[1], addresses, widths) if found is None else found
-            entries.append(write_shard(directory, len(entries), (rows, 0, 0), layout.dtype))
-        if found is None:
-            raise UserError("there are no rows to import: give blocks [row, d] that have not been used up")
-        manifest = StoreManifest(
-            model=model,
-            addresses=addresses,
-            widths=found,
-            dtype=layout.dtype,
-            rows=sum(entry.rows for entry in entries),
-            shard_rows=layout.shard_rows,
-            weights=IMPORTED,
-            tokens=IMPORTED,
-            shards=tuple(entries),
-        )
-        dataclasses.replace(manifest, statistics=statistics(manifest.shards, found)).write(directory)
+        if is_first_process():
+            _write(directory, blocks, addresses, widths, model, layout)
+        barrier(f"{directory} is imported")
     return open_activation_store(directory)
+
+
+def _write(
+    directory: Path,
+    blocks: Iterable[Block],
+    addresses: tuple[str, ...],
+    widths: Sequence[int] | None,
+    model: str,
+    layout: StoreLayout,
+) -> None:
+    if (directory / MANIFEST).exists():
+        raise UserError(f"{directory} holds a store already: choose another directory, or remove it")
+    count, total, found = 0, 0, None
+    for rows in _shards(blocks, layout.shard_rows):
+        found = _widths(rows.shape[1], addresses, widths) if found is None else found
+        write_shard(directory, count, stored(rows, layout.dtype, count))
+        count, total = count + 1, total + len(rows)
+    if found is None:
+        raise UserError("there are no rows to import: give blocks [row, d] that have not been used up")
+    of_store = {"dtype": layout.dtype, "rows": total, "shard_rows": layout.shard_rows}
+    manifest = StoreManifest(model, addresses, found, weights=IMPORTED, tokens=IMPORTED, **of_store)
+    finish(directory, manifest, count)
 
 
 def _shards(blocks: Iterable[Block], size: int) -> Iterator[np.ndarray]:

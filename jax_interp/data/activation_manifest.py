@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from jax_interp.core.array_files import array_sha256
 from jax_interp.core.config_json import from_json
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json, write_json
 from jax_interp.data.harvest import scale_of
 from jax_interp.surgery import canonical
 
-MANIFEST, FORMAT = "store.json", 1
+MANIFEST, FORMAT = "store.json", 2
+"""Format 1 kept the sums of every shard in the manifest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +27,6 @@ class ShardEntry:
     rows: int
     sha256: str
     """The SHA-256 of the bytes of the rows."""
-    next_batch: int
-    """The token batch that the next shard begins with."""
-    used: int
-    """The rows of this batch that this shard or earlier ones have."""
-    sum: tuple[float, ...]
-    """The sum of the rows. `[sum of the widths]`."""
-    square: tuple[float, ...]
-    """The sum of their squares. `[sum of the widths]`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +77,7 @@ class StoreManifest:
             ]
             != [n, width, n],
         } | {
-            f"shards[{i}] is no shard-{i:05d}.npy with rows of {width} values, or its numbers are negative": (
-                shard.file != f"shard-{i:05d}.npy"
-                or min(shard.rows - 1, shard.next_batch, shard.used) < 0
-                or not len(shard.sum) == len(shard.square) == width
-            )
+            f"shards[{i}] is not {shard_name(i)} with at least one row": (shard.file != shard_name(i) or shard.rows < 1)
             for i, shard in enumerate(self.shards)
         }
         for what, holds in wrong.items():
@@ -104,28 +92,53 @@ class StoreManifest:
         write_json(directory / MANIFEST, values)
 
 
+def shard_name(index: int) -> str:
+    """The file of shard number `index`."""
+    return f"shard-{index:05d}.npy"
+
+
 def read_manifest(directory: Path) -> StoreManifest:
     """Read `store.json`. Raises UserError if it is missing, damaged, or not a manifest of this version."""
-    if not (directory / MANIFEST).is_file():
+    path = directory / MANIFEST
+    if not path.is_file():
         raise UserError(f"no activation store in {directory}: there is no {MANIFEST}; write_activation_store makes one")
-    values = read_json(directory / MANIFEST)
+    values = read_json(path)
+    if values.get("format") == 1:
+        values = _from_format_1(values, path)
     if values.get("format") != FORMAT:
-        raise UserError(f"{directory / MANIFEST} has format {values.get('format')!r}; this version reads {FORMAT}")
-    return from_json(StoreManifest, values, str(directory / MANIFEST))
+        raise UserError(f"{path} has format {values.get('format')!r}; this version reads {FORMAT}")
+    return from_json(StoreManifest, values, str(path))
 
 
-def entry_for(index: int, rows: np.ndarray, next_batch: int, used: int) -> ShardEntry:
-    """The entry of shard number `index`, with the sums of its rows in float64."""
-    exact, name = rows.astype(np.float64), f"shard-{index:05d}.npy"
-    total, square = (tuple(a.sum(0).tolist()) for a in (exact, exact**2))
-    return ShardEntry(name, len(rows), array_sha256(rows), next_batch, used, total, square)
+def _from_format_1(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A manifest of format 1 in this format, without the sums of shards, which only writing needs."""
+    if values.get("statistics") is None:
+        raise UserError(
+            f"{path.parent} was begun by an earlier version and is not complete: remove it, and write it again"
+        )
+    shards, names = values.get("shards"), [field.name for field in dataclasses.fields(ShardEntry)]
+    if isinstance(shards, list) and all(isinstance(shard, dict) for shard in shards):
+        values |= {"shards": [{name: shard[name] for name in names if name in shard} for shard in shards]}
+    return values | {"format": FORMAT}
 
 
-def statistics(shards: Sequence[ShardEntry], widths: Sequence[int]) -> Statistics:
+@dataclasses.dataclass(frozen=True)
+class RowSums:
+    """Sums over rows, from which the statistics of a store are computed."""
+
+    rows: int
+    sum: tuple[float, ...]
+    """The sum of the rows. `[sum of the widths]`."""
+    square: tuple[float, ...]
+    """The sum of their squares. `[sum of the widths]`."""
+
+
+def statistics(shards: Iterable[RowSums], widths: Sequence[int]) -> Statistics:
     """The statistics of the rows of all shards. Raises UserError if a value is always zero."""
-    n = sum(shard.rows for shard in shards)
-    mean = np.sum([shard.sum for shard in shards], axis=0) / n
-    square = np.sum([shard.square for shard in shards], axis=0) / n
+    n, sums, squares = 0, np.zeros(sum(widths)), np.zeros(sum(widths))
+    for shard in shards:  # one after the other, so that the result depends only on the shards
+        n, sums, squares = n + shard.rows, sums + np.asarray(shard.sum), squares + np.asarray(shard.square)
+    mean, square = sums / n, squares / n
     ends = np.cumsum(widths)[:-1]
     total = lambda a: np.array([part.sum() for part in np.split(a, ends)])
     spread = total(square - mean**2)

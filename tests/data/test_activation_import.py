@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json
 from jax_interp.data.activation_import import import_activations
-from jax_interp.data.activation_store import StoreLayout, open_activation_store
+from jax_interp.data.activation_shards import StoreLayout
+from jax_interp.data.activation_store import open_activation_store
 from jax_interp.data.foreign_activations import array_blocks, dataset_blocks, file_blocks
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.evaluation.evaluate import evaluate_rows

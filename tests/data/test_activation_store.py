@@ -10,7 +10,9 @@ from toy import batch_at, toy
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json, write_json
-from jax_interp.data.activation_store import StoreLayout, open_activation_store, write_activation_store
+from jax_interp.data.activation_shards import StoreLayout
+from jax_interp.data.activation_store import open_activation_store
+from jax_interp.data.activation_writing import write_activation_store
 from jax_interp.data.harvest import harvest, init_stream
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.training.config import Adam
@@ -70,7 +72,7 @@ def test_writing_that_was_killed_goes_on(model, stored, tmp_path):
 
     def dying(i):
         calls.append(i)
-        if len(calls) == 5:
+        if len(calls) == 6:
             raise Killed
         return batch_at(i)
 

@@ -18,7 +18,7 @@ from generated import drawn
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
-from jax_interp.data.activation_store import write_activation_store
+from jax_interp.data.activation_writing import write_activation_store
 from jax_interp.dictionaries import (
     Adam,
     CrossLayerConfig,

@@ -16,7 +16,7 @@ from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dashboards import OnToken, features_on_token, top_activations
 from jax_interp.dashboards.collector import ScoredBatch
 from jax_interp.dashboards.statistics import InputTokens
-from jax_interp.data.activation_store import write_activation_store
+from jax_interp.data.activation_writing import write_activation_store
 from jax_interp.data.harvest import harvest
 from jax_interp.dictionaries import (
     BatchTopK,

@@ -7,7 +7,7 @@ import pytest
 from oracle import run_oracle
 
 from jax_interp.data.activation_import import import_activations
-from jax_interp.data.activation_store import StoreLayout
+from jax_interp.data.activation_shards import StoreLayout
 from jax_interp.data.foreign_activations import dataset_blocks, file_blocks
 
 pytestmark = pytest.mark.parity

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jax_interp import UserError
-from jax_interp.data.activation_store import StoreLayout, write_activation_store
+from jax_interp.data.activation_shards import StoreLayout
+from jax_interp.data.activation_writing import write_activation_store
 from jax_interp.probes import MassMean, fit_probes, gather_rows, host_memory
 from tests.toy import batch_at, toy
 
