@@ -6,7 +6,7 @@ Over several processes each one writes its own shards. Which rows a shard has de
 batches, so a process finds the place where its first shard begins without running the model. No activations are
 exchanged, and the files are the same for any number of processes.
 
-With a mesh, the model is split over devices and the processes run it together. Each still writes its own shards.
+If the model is on a mesh, the processes run it together. Each still writes its own shards.
 
 A shard that was finished is not computed again: a call that was killed is repeated with any number of processes.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.locks import locked
@@ -117,7 +117,6 @@ def write_activation_store(
     *,
     model_name: str = "",
     layout: StoreLayout = LAYOUT,
-    mesh: Mesh | None = None,
     quiet: bool = False,
 ) -> ActivationStore:
     """Harvest activations until `rows` rows are on disk. If an earlier call was stopped, resume it.
@@ -126,16 +125,15 @@ def write_activation_store(
 
     Args:
       directory: the directory of the store. It is created if it is missing.
-      model: any model that names its values.
+      model: any model that names its values. If it is on a mesh, batches are split over the mesh. Otherwise each
+        process runs it on one device of its own. The rows have the same bits on any number of processes; on another
+        mesh they differ by rounding.
       addresses: the addresses of the values to store, as in `harvest.values`.
       batch_at: batch number -> (tokens, keep), a pure function of the number. Positions where `keep` is False are not
         stored.
       rows: the number of rows of the complete store.
       model_name: the name of the model, written to the manifest.
       layout: the size and dtype of the files.
-      mesh: the mesh that the model is placed on. Batches are split over it. None: each process runs the model on one
-        device of its own. The rows have the same bits on any number of processes; on another mesh they differ by
-        rounding.
       quiet: show no progress.
 
     Returns:
@@ -151,8 +149,8 @@ def write_activation_store(
     """
     directory = Path(directory)
     addresses = (addresses,) if isinstance(addresses, str) else tuple(addresses)
-    source = _Source(model, addresses, batch_at, mesh)
-    with on_mesh(mesh):
+    source = _Source(model, addresses, batch_at, _mesh_of(model))
+    with on_mesh(source.mesh):
         found = automatic(lambda model, tokens: values(model, addresses, tokens))
         widths = tuple(part.shape[1] for part in jax.eval_shape(found, model, batch_at(0)[0]))
     asked = StoreManifest(
@@ -176,6 +174,15 @@ def write_activation_store(
         _complete(directory, source, asked, quiet)
         barrier(f"{directory} is complete")
     return open_activation_store(directory)
+
+
+def _mesh_of(model: Model) -> Mesh | None:
+    """The mesh that the weights of a model are on. None: they are on no mesh."""
+    for leaf in jax.tree.leaves(model):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            return sharding.mesh
+    return None
 
 
 def _complete(directory: Path, source: _Source, asked: StoreManifest, quiet: bool) -> None:

@@ -56,7 +56,7 @@ if __name__ == "__main__":
     if other and int(index):
         directory = other[0]
     try:
-        store = write_activation_store(Path(directory), model, ADDRESSES, slow_batch_at, mesh=place, **OPTIONS)
+        store = write_activation_store(Path(directory), model, ADDRESSES, slow_batch_at, **OPTIONS)
     except UserError as error:
         print(error)
         sys.exit(1)
