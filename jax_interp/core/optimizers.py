@@ -26,7 +26,11 @@ def init(optimizer: optax.GradientTransformation, params: PyTree) -> optax.OptSt
 
 
 def update(
-    optimizer: optax.GradientTransformation, grads: PyTree, opt_state: optax.OptState, params: PyTree
+    optimizer: optax.GradientTransformation,
+    grads: PyTree,
+    opt_state: optax.OptState,
+    params: PyTree,
+    rate_scale: ArrayLike | None = None,
 ) -> tuple[PyTree, optax.OptState]:
     """Take one step along the gradients.
 
@@ -38,12 +42,15 @@ def update(
       grads: gradients with the structure of `params`.
       opt_state: the state of the optimizer, from `init` or the previous step.
       params: any pytree of arrays.
+      rate_scale: a factor of the learning rate, which may be traced: the whole update is multiplied by it. None: 1.
 
     Returns:
       The parameters after the step, with unchanged dtypes and shardings, and the new state of the optimizer.
     """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         updates, opt_state = optimizer.update(grads, opt_state, params)
+        if rate_scale is not None:
+            updates = jax.tree.map(lambda u: u * rate_scale, updates)
         return optax.apply_updates(params, updates), opt_state
 
 

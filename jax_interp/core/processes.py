@@ -9,10 +9,14 @@ functions in the same order, because a collective waits for every process. One p
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from jax_interp.core.errors import UserError
 
 
 def process_count() -> int:
@@ -72,6 +76,36 @@ def _fetched(leaf: Any) -> Any:
     import jax
 
     return on_host(leaf) if isinstance(leaf, jax.Array) else leaf
+
+
+def from_first_process(value: Callable[[], Any]) -> Any:
+    """What `value()` returns in the first process, in every process. The others do not call it.
+
+    Every process of the run calls this function, because the value is sent.
+
+    Args:
+      value: a function that returns JSON values.
+
+    Raises:
+      UserError: the call in the first process raised one. Every process raises it.
+    """
+    if process_count() == 1:
+        return value()
+    from jax.experimental import multihost_utils
+
+    sent: dict[str, Any] = {}
+    if is_first_process():
+        try:
+            sent = {"value": value()}
+        except UserError as error:
+            sent = {"error": str(error)}
+    body = np.frombuffer(json.dumps(sent).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(body.size)))
+    padded = body if is_first_process() else np.zeros(size, np.uint8)
+    found = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes())
+    if "error" in found:
+        raise UserError(found["error"])
+    return found["value"]
 
 
 def barrier(name: str) -> None:

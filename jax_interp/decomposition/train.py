@@ -168,7 +168,7 @@ def loss_values(
 
 
 def train_step(
-    config: DecompositionConfig, state: TrainState, x: PyTree, target: Model
+    config: DecompositionConfig, state: TrainState, x: PyTree, target: Model, rate_scale: Array | None = None
 ) -> tuple[TrainState, dict[str, Array]]:
     """One training step, a pure function.
 
@@ -181,6 +181,7 @@ def train_step(
       state: the state before the step.
       x: the batch of `config.batch` rows.
       target: the model that is decomposed.
+      rate_scale: a factor of both learning rates. None: 1.
 
     Returns:
       The state after the step, and metrics: the total loss, every loss, and L0.
@@ -219,7 +220,7 @@ def train_step(
         state.components, state.gates, raw
     )
     sources = _climb(config, state, sources, grads[2], progress)
-    return _update(config, state, sources, grads[0], grads[1]), {"loss": value, **metrics}
+    return _update(config, state, sources, grads[:2], rate_scale), {"loss": value, **metrics}
 
 
 def train_decomposition(
@@ -353,13 +354,14 @@ def _climb(config: DecompositionConfig, state: TrainState, sources: tuple, grads
 
 
 def _update(
-    config: DecompositionConfig, state: TrainState, sources: tuple, components_grad: PyTree, ci_fn_grad: PyTree
+    config: DecompositionConfig, state: TrainState, sources: tuple, grads: Sequence[PyTree], rate_scale: Array | None
 ) -> TrainState:
+    """The state after a step along the gradients of the components and of the importance function."""
     for_components, for_ci_fn = _optimizers(config)
     components, opt_components = optimizers.update(
-        for_components, components_grad, state.opt_components, state.components
+        for_components, grads[0], state.opt_components, state.components, rate_scale
     )
-    ci_fn, opt_ci_fn = optimizers.update(for_ci_fn, ci_fn_grad, state.opt_gates, state.gates)
+    ci_fn, opt_ci_fn = optimizers.update(for_ci_fn, grads[1], state.opt_gates, state.gates, rate_scale)
     return TrainState(
         components, ci_fn, opt_components, opt_ci_fn, sources, state.coefficients, state.key, state.step + 1
     )

@@ -59,21 +59,24 @@ class Trainer(Generic[Config, S]):
     shown: the metrics on the progress display.
     init: `init(config, model, example, seed)` returns the state before the first step. `example` is a batch or its
       type. If the seed is None, the config's seed is used.
-    step: `step(config, state, x, target)` does one step on the batch x and returns `(state, metrics)`.
+    step: `step(config, state, x, target, rate_scale)` does one step on the batch x and returns `(state, metrics)`.
+      `rate_scale` is a factor of the learning rates, None for 1.
     data_key: returns the random key of the next batch.
     """
 
     title: str
     shown: tuple[str, ...]
     init: Callable[[Config, Model, PyTree, Seed], S]
-    step: Callable[[Config, S, PyTree, Model], tuple[S, dict[str, Array]]]
+    step: Callable[..., tuple[S, dict[str, Array]]]
     data_key: Callable[[S], Key[Array, ""]]
 
     def sampled_step(
-        self, config: Config, sample: Sample, state: S, number: int | Array, target: Model
-    ) -> tuple[S, dict[str, Array]]:
-        """One `step` on a batch that `sample(key)` draws inside the same program. `number` is not used."""
-        return self.step(config, state, split_rows(sample(self.data_key(state))), target)
+        self, config: Config, sample: Sample, state: S, number: int | Array, target: Model,
+        rate_scale: Array | None = None,
+    ) -> tuple[S, dict[str, Array]]:  # fmt: skip
+        """One `step` on batch `number`, which `sample(key)` draws inside the same program."""
+        of_batch = dataclasses.replace(state, step=jnp.asarray(number, jnp.int32))  # pyright: ignore[reportArgumentType]
+        return self.step(config, state, split_rows(sample(self.data_key(of_batch))), target, rate_scale)
 
     def train(
         self,
@@ -127,8 +130,12 @@ class Trainer(Generic[Config, S]):
         if at_once is None and jax.default_backend() == "cpu":
             at_once = 1
 
-        def step(state: S, number: int | Array, target: Model) -> tuple[S, dict[str, Array]]:
-            one = lambda both: self.sampled_step(config, sample, both[0], number, both[1] if models else target)
+        def step(
+            state: S, number: int | Array, target: Model, rate_scale: Array | None = None
+        ) -> tuple[S, dict[str, Array]]:
+            one = lambda both: self.sampled_step(
+                config, sample, both[0], number, both[1] if models else target, rate_scale
+            )
             return jax.lax.map(one, (state, target if models else ()), batch_size=at_once or state.step.shape[0])
 
         return step

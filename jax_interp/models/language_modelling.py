@@ -169,7 +169,8 @@ def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainS
 def train_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The pure training step `(state, tokens) -> (state, {"loss": ..., "grad_norm": ...})`.
 
-    `tokens` is `[batch, context + 1]`. `loss` is the loss before the update.
+    `tokens` is `[batch, context + 1]`. `loss` is the loss before the update. The step takes a `rate_scale` as well, a
+    factor of the learning rate.
 
     Example:
         optimizer = Optimization().build(steps)
@@ -178,9 +179,11 @@ def train_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[T
     """
 
     @automatic_step
-    def step(state: TrainState, tokens: Int[Array, "batch length"]) -> tuple[TrainState, dict[str, Array]]:
+    def step(
+        state: TrainState, tokens: Int[Array, "batch length"], rate_scale: Array | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
         loss, grads = jax.value_and_grad(next_token_loss)(state.model, tokens)
-        model, opt = optimization.update(optimizer, grads, state.opt, state.model)
+        model, opt = optimization.update(optimizer, grads, state.opt, state.model, rate_scale)
         return TrainState(model, opt), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return step

@@ -11,53 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.leaves import PyTree, flatten, is_key
-from jax_interp.core.processes import to_host
-from jax_interp.core.terminal import print_text
+from jax_interp.core.leaves import PyTree
 from jax_interp.training import checkpoint
+from jax_interp.training.begin import abstract, begin, return_to_checkpoint
+from jax_interp.training.heartbeat import Doing, heartbeat
 from jax_interp.training.interrupt import Interrupted, StopRequest, stop_requests
-from jax_interp.training.log_writers import LogWriter, make_writers
-from jax_interp.training.metrics import (
-    LogError,
-    MetricsLog,
-    flatten_metrics,
-    log_up_to,
-    mark_of,
-    read_log,
-    replace_log,
-    truncate_log,
-)
+from jax_interp.training.metrics import mark_of
+from jax_interp.training.nonfinite import NonFinite, check_state
 from jax_interp.training.options import Log, RunTarget, SaveTo
-from jax_interp.training.parent import Parent
-from jax_interp.training.progress import Progress, progress
-from jax_interp.training.provenance import how_to_branch, warn_of_other_versions
+from jax_interp.training.reporter import Metrics, Reporter
+from jax_interp.training.rollback import History, check_policy, takes_rate_scale
 from jax_interp.training.runs import Run
 from jax_interp.training.watchdog import Watchdog, watched
 
 IN_FLIGHT = 2  # how many steps the device may be ahead of the metrics that the host has read
-
-Metrics = Mapping[str, Any]  # name -> array, number, or nested metrics
-
-
-class NonFinite(RuntimeError):
-    """A metric or a leaf of the state became NaN or infinite. `step` is the step, `quantity` the name of the value."""
-
-    def __init__(self, step: int, quantity: str, value: str, advice: str):
-        super().__init__(f"step {step}: {quantity} is {value}. {advice}")
-        self.step, self.quantity = step, quantity
-
 
 def fit(
     step: Callable[..., tuple[PyTree, Metrics]],
@@ -76,7 +50,8 @@ def fit(
 
     Args:
       step: a pure function `(state, batch, *frozen) -> (state, metrics)`. `fit` jits it and donates the state. A
-        function that is jitted already is not changed. `metrics` is a dict of arrays, or a nested dict.
+        function that is jitted already is not changed. `metrics` is a dict of arrays, or a nested dict. If the step has a parameter `rate_scale`, it
+        multiplies its learning rate by it; `OnNan("lower-rate")` needs that.
       state: the initial state. Its shapes, dtypes and shardings are also the template for restoring a checkpoint. It is
         copied first, so the caller's arrays stay valid.
       batch_at: step number (0, 1, ...) -> batch. Without `batch_at` and `batches` the batch is the step number, an
@@ -92,6 +67,7 @@ def fit(
 
     Raises:
       NonFinite: a metric is NaN or infinite, or a state that should be saved contains NaN. The last checkpoint is kept.
+        With `Log(on_nan=...)` the run returns to it instead (see rollback.py).
       Interrupted: SIGINT or SIGTERM stopped the run, also in its last step. The state is saved first.
       UserError: the run already has more than `steps` steps, its log is not the one that its checkpoint records,
         `batches` ends too early, or a metric is named "step".
@@ -106,6 +82,7 @@ def fit(
     log = log.with_defaults(every=10, shown=("loss",), per_step={}, title="train", may_be_nan=())
     if log.to and run is None:
         raise UserError(f"Log(to={tuple(log.to)}) needs a run directory: give run=")
+    check_policy(log.on_nan, step, log.title or "", saved=SaveTo.of(run).run is not None)
     step = step if hasattr(step, "lower") else jax.jit(step, donate_argnums=0)
     saving = SaveTo.of(run)
     with contextlib.ExitStack() as stack:
@@ -113,13 +90,19 @@ def fit(
         if batch_at and isinstance(saving.run, (Path, str)) and not Path(saving.run).exists():
             jax.eval_shape(step, state, batch_at(0), *frozen)  # what the step refuses leaves no directory behind
         opened = stack.enter_context(saving.opened())
-        state, start = _begin(opened, state, steps)
-        reporter = stack.enter_context(_Reporter.opened(log, opened, start, steps))
-        next_batch = _batches(batch_at, batches(start) if batches else None, steps)
+        state, start, history = begin(opened, state, steps)
+        about = {"title": log.title, "first_step": start, "steps": steps, "per_step": dict(log.per_step or {})}
+        beat = stack.enter_context(heartbeat(opened and opened.directory, about)).beat
+        template = jax.tree.map(abstract, state)
         watch = stack.enter_context(watched(opened.directory if opened else None, start, steps))
-        loop = _Loop(state, step, tuple(frozen), log, saving, opened, reporter, stop, watch)
+        loop = _Loop(state, step, tuple(frozen), log, saving, opened, stop, beat, watch, history, template)
         del state  # no other reference may remain, so that the memory of the old state is freed after each step
-        return loop.run(next_batch, start, steps)
+        loop.prepare(start)
+        while True:
+            bad = loop.attempt(batch_at, batches, start, steps)
+            if bad is None:
+                return loop.state
+            start = loop.roll_back(bad)
 
 
 @dataclasses.dataclass
@@ -132,38 +115,84 @@ class _Loop:
     log: Log
     saving: SaveTo
     opened: Run | None
-    reporter: _Reporter
     stop: StopRequest
+    beat: Callable[[int, Doing], None]
     watch: Watchdog
+    history: History
+    template: PyTree
 
-    def run(self, next_batch: Callable[[int], PyTree], start: int, steps: int) -> PyTree:
-        """Run the steps `start + 1` to `steps`. Returns the final state."""
+    def prepare(self, start: int) -> None:
+        """Save the initial state if a NaN may lead back to it."""
+        if self.log.on_nan.do != "stop" and self.opened and checkpoint.latest(self.opened.checkpoints) is None:
+            about = {**self.opened.record, "log": mark_of(b"")}
+            checkpoint.save(self.opened.checkpoints, start, self.state, about=about)
+
+    def attempt(
+        self,
+        batch_at: Callable[[int], PyTree] | None,
+        batches: Callable[[int], Iterator[PyTree]] | None,
+        start: int,
+        steps: int,
+    ) -> NonFinite | None:
+        """Run the steps `start + 1` to `steps`. Returns None at the end, or the NaN that leads to a roll-back."""
+        first = self.history.batch(start + 1)
+        next_batch = _batches(batch_at, batches(first) if batches else None, self.history, steps)
+        with Reporter.opened(self.log, self.opened, start, steps) as reporter:
+            try:
+                self._run(reporter, next_batch, start, steps)
+                return None
+            except NonFinite as error:
+                policy = self.log.on_nan
+                if policy.do == "stop" or not self.opened:
+                    raise
+                if len(self.history.records) >= policy.times:
+                    count = len(self.history.records)
+                    raise error.after(f"The run has had {count} roll-backs, and may have {policy.times}. ") from None
+                return error.with_traceback(None)  # whose frames hold the state
+
+    def roll_back(self, bad: NonFinite) -> int:
+        """Return to the last checkpoint. Returns its step."""
+        assert self.opened is not None
+        self.state = None
+        self.state, start, self.history = return_to_checkpoint(
+            self.opened, self.template, self.history, bad, self.log.on_nan
+        )
+        return start
+
+    def _run(self, reporter: Reporter, next_batch: Callable[[int], PyTree], start: int, steps: int) -> None:
         evaluate, saved = self.log.evaluate, start
+        scaled = takes_rate_scale(self.step) and (
+            self.log.on_nan.do == "lower-rate" or self.history.rate_scale(steps) != 1
+        )
         for k in range(start + 1, steps + 1):
-            self.state, metrics = self.step(self.state, next_batch(k), *self.frozen)
+            scale = {"rate_scale": np.float32(self.history.rate_scale(k))} if scaled else {}
+            self.state, metrics = self.step(self.state, next_batch(k), *self.frozen, **scale)
             if evaluate and (k == steps or _multiple(k, self.log.evaluate_every)):
+                self.beat(reporter.checked, "evaluate")
                 metrics = {**metrics, "eval": evaluate(self.state, *self.frozen)}
-            self.reporter.add(k, metrics)
-            halt = self.stop.agreed(exchange=k % self.reporter.every == 0 or k == steps)
+            reporter.add(k, metrics)
+            halt = self.stop.agreed(exchange=k % reporter.every == 0 or k == steps)
             due = k == steps or halt or _multiple(k, self.saving.every)
-            self.reporter.report(waiting=0 if due else _steps_ahead())
-            self.reporter.view.step(k)
+            reporter.report(waiting=0 if due else _steps_ahead())
+            self.beat(reporter.checked, "step")
+            reporter.view.step(k)
             self.watch.beat(k)
             if due and self.opened:
-                self._save(k, self.opened)
+                self.beat(k, "save")
+                self._save(k, self.opened, reporter)
                 saved = k
             if halt:
                 self._interrupt(saved if self.opened else k, steps)
         if self.stop.agreed(exchange=True):  # the signal came during the last save
             self._interrupt(steps, steps)
-        return self.state
 
     def _interrupt(self, k: int, steps: int) -> None:
         raise Interrupted(k, steps, self.stop.signum or 15, self.opened.directory if self.opened else None)
 
-    def _save(self, k: int, run: Run) -> None:
-        _check_state(k, self.state, run)
-        about = {**run.record, **self.reporter.mark()}
+    def _save(self, k: int, run: Run, reporter: Reporter) -> None:
+        check_state(k, self.state, run)
+        led = self.history.until(k).to_json()
+        about = {**run.record, **reporter.mark(), **({"rollbacks": led} if led else {})}
         keep, milestone_every = self.saving.keep, self.saving.milestone_every
         checkpoint.save(run.checkpoints, k, self.state, keep=keep, milestone_every=milestone_every, about=about)
 
@@ -173,12 +202,12 @@ def _multiple(k: int, every: int | None) -> bool:
 
 
 def _batches(
-    batch_at: Callable[[int], PyTree] | None, source: Iterator[PyTree] | None, steps: int
+    batch_at: Callable[[int], PyTree] | None, source: Iterator[PyTree] | None, history: History, steps: int
 ) -> Callable[[int], PyTree]:
     """A function from the step k = 1, 2, ... to its batch."""
     if source is not None:
         return lambda k: _next(source, k, steps)
-    return lambda k: np.int32(k - 1) if batch_at is None else batch_at(k - 1)
+    return lambda k: np.int32(history.batch(k)) if batch_at is None else batch_at(history.batch(k))
 
 
 def _steps_ahead() -> int:
@@ -190,186 +219,8 @@ def _steps_ahead() -> int:
     return 0 if jax.default_backend() == "cpu" and jax.local_device_count() > 1 else IN_FLIGHT
 
 
-class _Reporter:
-    """Reads the metrics of each step from the device, checks that they are finite, logs them and displays them.
-
-    The device may be `IN_FLIGHT` steps ahead, so it does not wait for the host.
-    """
-
-    def __init__(
-        self,
-        log: Log,
-        run: Run | None,
-        span: tuple[int, int],
-        files: tuple[MetricsLog, ...],
-        writers: Sequence[LogWriter],
-        view: Progress,
-    ):
-        self.view = view
-        self._writers = writers
-        self.every = log.every or 10
-        self._log, self._run, self._files = log, run, files
-        self._steps = span[1]
-        self._clock = (span[0], time.monotonic())
-        self._pending: deque[tuple[int, Metrics]] = deque()
-
-    @classmethod
-    @contextlib.contextmanager
-    def opened(cls, log: Log, run: Run | None, start: int, steps: int) -> Iterator[_Reporter]:
-        """The reporter of steps `start + 1` to `steps`. Its files and its display are closed after the block."""
-        with contextlib.ExitStack() as stack:
-            paths = (run.metrics, run.timing) if run and jax.process_index() == 0 else ()
-            files = tuple(stack.enter_context(contextlib.closing(MetricsLog(path))) for path in paths)
-            writers = make_writers(log.to, run, read_log(run.metrics)) if log.to and files and run else []
-            for writer in writers:
-                stack.enter_context(contextlib.closing(writer))
-            quiet = log.quiet or jax.process_index() != 0
-            if start and run and not quiet:
-                resuming = f"resuming after step {start} of {steps}, from {run.directory}"
-                print_text(f"{log.title}: {resuming}", file=sys.stderr)
-            shown = [*(log.shown or ()), *(f"{name}/s" for name in log.per_step or ())]
-            view = progress(log.title or "", start, steps, shown, quiet=quiet)
-            yield cls(log, run, (start, steps), files, writers, stack.enter_context(contextlib.closing(view)))
-
-    def add(self, k: int, metrics: Metrics) -> None:
-        """Queue the metrics of step `k` and start their copy to the host."""
-        jax.tree.map(_to_host, metrics)
-        self._pending.append((k, metrics))
-
-    def report(self, waiting: int) -> None:
-        """Report all queued steps except the last `waiting` steps."""
-        while len(self._pending) > waiting:
-            self._report(*self._pending.popleft())
-
-    def mark(self) -> dict[str, Any]:
-        """What a checkpoint records about the metrics log, which is flushed to the disk."""
-        return {"log": self._files[0].mark()} if self._files else {}
-
-    def _report(self, k: int, metrics: Metrics) -> None:
-        values = self._finite(k, flatten_metrics(to_host(metrics)))
-        if k % self.every and k != self._steps and not any(name.startswith("eval.") for name in values):
-            return
-        now = time.monotonic()
-        speed = (k - self._clock[0]) / max(now - self._clock[1], 1e-9)
-        self._clock = (k, now)
-        rates = {f"{name}/s": amount * speed for name, amount in (self._log.per_step or {}).items()}
-        totals = {name: k * amount for name, amount in (self._log.per_step or {}).items() if name in values}
-        record, timed = {"step": k} | values | totals, {"steps/s": speed} | rates
-        for file, line in zip(self._files, (record, {"step": k, "time": time.time()} | timed)):
-            file.write(line)
-        for writer in self._writers:
-            writer.write(record)
-        self.view.values(k, record | timed)
-        if self._log.on_record:
-            self._log.on_record(record)
-
-    def _finite(self, k: int, values: dict[str, Any]) -> dict[str, Any]:
-        """`values`, with None for a NaN that is allowed. Raises NonFinite for any other value that is not finite."""
-        if "step" in values:
-            raise UserError("a metric cannot be named 'step': the log uses this name for the number of the step")
-        nullable = tuple(self._log.may_be_nan or ())
-        for name, value in values.items():
-            if isinstance(value, float) and np.isnan(value) and name.startswith(nullable):
-                values[name] = None
-            elif not isinstance(value, str) and value is not None and not np.all(np.isfinite(value)):
-                raise NonFinite(k, name, str(value), _advice(self._run, before_any_update=k == 1))
-        return values
-
-
-def _begin(run: Run | None, state: PyTree, steps: int) -> tuple[PyTree, int]:
-    """The state to start from, and the number of steps that are done. Later records of the logs are removed."""
-    if run is None:
-        return jax.tree.map(_copied, state), 0
-    done = checkpoint.latest(run.checkpoints)
-    if done is None and run.parent is not None:
-        return _begin_from(run.parent, run, state, steps)
-    if done is not None and done > steps:
-        raise UserError(
-            f"{run.directory} has been trained for {done} steps, more than steps={steps}: ask for at least "
-            f"{done}, or choose another run directory"
-        )
-    if done is None:
-        state, start = jax.tree.map(_copied, state), 0
-        recorded: dict[str, Any] = {}
-    else:
-        state, start = checkpoint.restore(run.checkpoints, jax.tree.map(_abstract, state))
-        recorded = checkpoint.about(checkpoint.path_of(run.checkpoints, start))
-    if jax.process_index() == 0:
-        warn_of_other_versions(run.directory, start, recorded, run.record.get("versions", {}))
-        _cut_logs(run, start, recorded)
-    return state, start
-
-
-def _cut_logs(run: Run, start: int, recorded: Mapping[str, Any]) -> None:
-    """Remove what the logs have after the checkpoint of step `start`."""
-    try:
-        replace_log(run.metrics, log_up_to(run.metrics, start, recorded.get("log")))
-    except LogError as error:
-        raise UserError(
-            f"{error}. Bring the file back to resume the run, or start a new run without it: "
-            f"{how_to_branch(run.directory)}"
-        ) from error
-    truncate_log(run.timing, start)
-
-
-def _begin_from(parent: Parent, run: Run, state: PyTree, steps: int) -> tuple[PyTree, int]:
-    """Begin a run with the state and the log of its parent. They become its first checkpoint."""
-    if parent.step >= steps:
-        raise UserError(f"{parent} has the {steps} steps of this config already: ask for more steps")
-    state = parent.state(jax.tree.map(_abstract, state))
-    about = dict(run.record)
-    if jax.process_index() == 0:
-        content = parent.log()
-        replace_log(run.metrics, content)
-        about["log"] = mark_of(content)
-    checkpoint.save(run.checkpoints, parent.step, state, about=about)
-    return state, parent.step
-
-
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-    """The shape, dtype and sharding of an initial leaf. Its buffer can then be freed during the restore."""
-    x = x if isinstance(x, jax.Array) else _copied(x)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def _copied(x: Any) -> jax.Array:
-    """A copy that the loop may donate. It has no weak type, because a weak type would compile the step twice."""
-    if is_key(x):
-        return jnp.array(x, copy=True)
-    dtype = x.dtype if hasattr(x, "dtype") else np.result_type(x)
-    return jnp.array(x, dtype=jax.dtypes.canonicalize_dtype(dtype), copy=True)
-
-
 def _next(source: Iterator[PyTree], k: int, steps: int) -> PyTree:
     try:
         return next(source)
     except StopIteration:
         raise UserError(f"the batches ended before step {k} of {steps}: repeat the data or take fewer steps") from None
-
-
-def _to_host(x: Any) -> None:
-    if isinstance(x, jax.Array):
-        x.copy_to_host_async()
-
-
-_nan_flags = jax.jit(lambda flat: {name: jnp.isnan(x).any() for name, x in flat.items()})
-
-
-def _check_state(k: int, state: PyTree, run: Run) -> None:
-    """Raise NonFinite if the state contains NaN. The metrics of this step may not show it yet."""
-    flat = {name: x for name, x in flatten(state).items() if not is_key(x) and jnp.issubdtype(x.dtype, jnp.inexact)}
-    bad = [name for name, flag in to_host(_nan_flags(flat)).items() if flag]
-    if bad:
-        raise NonFinite(k, "state " + ", ".join(bad[:5]), "NaN", _advice(run))
-
-
-def _advice(run: Run | None, before_any_update: bool = False) -> str:
-    if before_any_update:  # the metrics of step 1 are those of the initial state
-        return "The state had not been updated yet, so look at the model's weights, the first batch and the loss"
-    good = checkpoint.latest(run.checkpoints) if run else None
-    if run is None or good is None:
-        return "Nothing was saved; lower the learning rate or look at the batch of that step"
-    return (
-        f"The checkpoint of step {good} in {run.directory} is from before it; lower the learning rate or look at "
-        "the batch"
-    )

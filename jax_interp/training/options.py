@@ -10,6 +10,7 @@ from typing import Any
 
 from jax_interp.core.errors import UserError
 from jax_interp.training.log_writers import MakeWriter, check_writers
+from jax_interp.training.rollback import OnNan
 from jax_interp.training.runs import Run, open_run
 
 
@@ -73,7 +74,7 @@ RunTarget = SaveTo | Run | Path | str | None
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """What a run measures, logs and displays.
+    """What a run measures, logs and displays, and what it does about a NaN.
 
     A field that is None takes the default of the trainer. The defaults below are those of `fit`.
 
@@ -102,6 +103,8 @@ class Log:
     """Called with every record that is written to `metrics.jsonl`."""
     to: Sequence[str | MakeWriter] = ()
     """Where records go besides `metrics.jsonl`: "tensorboard", "wandb", or a function that makes a `LogWriter`."""
+    on_nan: OnNan = OnNan()
+    """What happens when a metric or the state is NaN or infinite: stop, or return to the last checkpoint."""
     quiet: bool = False
     """Show nothing on stderr."""
 

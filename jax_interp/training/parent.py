@@ -66,6 +66,10 @@ class Parent:
                 "Only settings that keep the shapes of the state can differ from those of the parent"
             ) from error
 
+    def about(self) -> dict[str, Any]:
+        """What the checkpoint records beside its arrays."""
+        return checkpoint.about(self._step)
+
     def log(self) -> bytes:
         """The parent's metrics log up to the step. If it is damaged: a warning, and an empty log."""
         try:

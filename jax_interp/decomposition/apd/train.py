@@ -72,8 +72,13 @@ def init_state(config: APDConfig, model: Model, example: PyTree = None, seed: Se
 
 
 @automatic_step
-def apd_step(config: APDConfig, state: APDState, x: PyTree, target: Model) -> tuple[APDState, dict[str, Array]]:
-    """One step on the batch `x`. Returns the next state, and metrics: the total loss and every loss."""
+def apd_step(
+    config: APDConfig, state: APDState, x: PyTree, target: Model, rate_scale: Array | None = None
+) -> tuple[APDState, dict[str, Array]]:
+    """One step on the batch `x`. Returns the next state, and metrics: the total loss and every loss.
+
+    `rate_scale` is a factor of the learning rate.
+    """
     components, target, x = state.components, upcast_leaves(target), upcast_leaves(x)
     if config.unit_norm:
         components = {name: Components(_unit_columns(pair.V), pair.U) for name, pair in components.items()}
@@ -81,7 +86,8 @@ def apd_step(config: APDConfig, state: APDState, x: PyTree, target: Model) -> tu
     (loss, metrics), grads = jax.value_and_grad(total, has_aux=True)(components)
     if config.unit_norm:
         grads = {n: Components(_at_right_angles(g.V, components[n].V), g.U) for n, g in grads.items()}
-    components, opt = optimizers.update(adam(config.schedule, config.steps, None), grads, state.opt, components)
+    optimizer = adam(config.schedule, config.steps, None)
+    components, opt = optimizers.update(optimizer, grads, state.opt, components, rate_scale)
     return APDState(components, opt, state.key, state.step + 1), {"loss": loss, **metrics}
 
 

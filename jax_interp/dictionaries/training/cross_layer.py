@@ -39,6 +39,7 @@ from jax_interp.dictionaries.training.learner import (
     Learner,
     TrainState,
     adam,
+    lowered_rate,
     matmul_precision,
     offset_rate,
     step_metrics,
@@ -112,6 +113,7 @@ def learn_cross_layer(
     learner: Learner[CrossLayer],
     rows: Float[Array, "row d"],
     variance: Float[Array, " value"],
+    learning_rate: Float[Array, ""] | None = None,
 ) -> tuple[Learner[CrossLayer], dict[str, Array]]:
     """One training step on rows of activations: the loss and its gradient, then `apply_gradient`.
 
@@ -120,6 +122,7 @@ def learn_cross_layer(
       learner: the learner before the step.
       rows: scaled activations at `config.addresses`, side by side.
       variance: E‖y - E y‖² of each scaled value.
+      learning_rate: replaces that of the config. It may be traced.
 
     Returns:
       (the learner after the step, metrics of the batch before the update). `l0` counts all sources together.
@@ -157,7 +160,7 @@ def learn_cross_layer(
     observed = tuple(observe(forward) for forward in forwards)
     result = StepResult(value, gradient, fires, observed, rows.shape[0])
     rule = UpdateRule(
-        optimizer=adam(config.optimizer, config.steps, unit=sse_unit(config.loss, written, n * d_out)),
+        optimizer=adam(config.optimizer, config.steps, learning_rate, sse_unit(config.loss, written, n * d_out)),
         where=SOURCES,
         decoders=(config.decoder,) * n,
         offset_rate=offset_rate(config.optimizer, config.activation, d_in),
@@ -181,11 +184,20 @@ def total(
 
 @automatic_step
 def cross_layer_step(
-    config: CrossLayerConfig, state: TrainState[CrossLayer], batch: tuple[Array, Array], model: Model
+    config: CrossLayerConfig,
+    state: TrainState[CrossLayer],
+    batch: tuple[Array, Array],
+    model: Model,
+    rate_scale: Array | None = None,
 ) -> tuple[TrainState[CrossLayer], dict[str, Array]]:
-    """Harvest one batch of tokens, and learn from an equal number of shuffled rows. A pure function."""
+    """Harvest one batch of tokens, and learn from an equal number of shuffled rows. A pure function.
+
+    `rate_scale` is a factor of the learning rate.
+    """
     stream, rows = advance(state.stream, model, config.addresses, *batch)
-    learner, metrics = learn_cross_layer(config, state.learner, rows, stream.variance)
+    learner, metrics = learn_cross_layer(
+        config, state.learner, rows, stream.variance, lowered_rate(config.optimizer, rate_scale)
+    )
     return TrainState(learner, stream), metrics
 
 

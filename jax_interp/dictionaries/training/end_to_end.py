@@ -55,7 +55,15 @@ from jax_interp.dictionaries.training.config import (
     older_saes,
 )
 from jax_interp.dictionaries.training.initialise import init_sae_of, new_learner
-from jax_interp.dictionaries.training.learner import BatchAt, Learner, adam, offset_rate, step_metrics, without_first
+from jax_interp.dictionaries.training.learner import (
+    BatchAt,
+    Learner,
+    adam,
+    lowered_rate,
+    offset_rate,
+    step_metrics,
+    without_first,
+)
 from jax_interp.dictionaries.training.normalisation import fold_scale, for_inference
 from jax_interp.dictionaries.training.resampling import resampler
 from jax_interp.dictionaries.training.spliced import TrainingSplice, code_structure, kept_rows
@@ -234,12 +242,17 @@ def loss(
 
 @automatic_step
 def end_to_end_step(
-    config: EndToEndConfig, state: EndToEndState, batch: tuple[Array, Array], model: Model
+    config: EndToEndConfig,
+    state: EndToEndState,
+    batch: tuple[Array, Array],
+    model: Model,
+    rate_scale: Array | None = None,
 ) -> tuple[EndToEndState, dict[str, Any]]:
     """One training step of all dictionaries. A pure function.
 
     `partial(end_to_end_step, config)` is a step for `fit`, with the model in `frozen`. Metrics are the loss, its parts
     before coefficients, and for each dictionary `dictionary.<i>` with fvu, l0 and dead, in the spliced run.
+    `rate_scale` is a factor of the learning rates.
     """
     dictionaries = tuple(learner.dictionary for learner in state.learners)
     loss_of = lambda dictionaries: loss(config, dictionaries, state, batch, model)
@@ -251,7 +264,7 @@ def end_to_end_step(
         fires, error = forward.code.firing_counts(one.n_features), forward.error
         result = StepResult(value, gradients[i], fires, (observe(forward),), tokens, forward.x, error)
         rule = UpdateRule(
-            optimizer=adam(one.optimizer, config.steps),
+            optimizer=adam(one.optimizer, config.steps, lowered_rate(one.optimizer, rate_scale)),
             where=ALONE,
             decoders=(one.decoder,),
             offset_rate=offset_rate(one.optimizer, one.activation, learner.dictionary.d),

@@ -92,6 +92,11 @@ def adam(
     return optax.chain(clip, optax.adam(rate, b1=config.b1, b2=config.b2, eps=config.eps))
 
 
+def lowered_rate(optimizer: Adam, rate_scale: Float[Array, ""] | None) -> Float[Array, ""] | None:
+    """The peak learning rate times `rate_scale`, for `adam`. None for None, which means the rate of the config."""
+    return None if rate_scale is None else optimizer.learning_rate * rate_scale
+
+
 def offset_rate(optimizer: Adam, activation: Activation, d: int) -> float:
     """The value of `Adam.offset_rate` for an input of width `d`, with its default resolved."""
     if optimizer.offset_rate is not None:

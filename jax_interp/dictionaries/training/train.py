@@ -34,6 +34,7 @@ from jax_interp.dictionaries.training.learner import (
     Trained,
     TrainState,
     adam,
+    lowered_rate,
     matmul_precision,
     offset_rate,
     step_metrics,
@@ -116,14 +117,20 @@ def split_rows(config: DictionaryConfig, dictionary: Dictionary, rows: Array) ->
 
 @automatic_step
 def train_step(
-    config: DictionaryConfig, state: TrainState[Dictionary], batch: tuple[Array, Array], model: Model
+    config: DictionaryConfig,
+    state: TrainState[Dictionary],
+    batch: tuple[Array, Array],
+    model: Model,
+    rate_scale: Array | None = None,
 ) -> tuple[TrainState[Dictionary], dict[str, Array]]:
     """Harvest one batch of tokens, and learn from an equal number of shuffled rows. A pure function.
 
-    `partial(train_step, config)` is a step for `fit`, with the model in `frozen`.
+    `partial(train_step, config)` is a step for `fit`, with the model in `frozen`. `rate_scale` is a factor of the
+    learning rate.
     """
     stream, rows = advance(state.stream, model, config.addresses, *batch)
-    learner, metrics = learn(config, state.learner, rows, stream.variance)
+    rate = lowered_rate(config.optimizer, rate_scale)
+    learner, metrics = learn(config, state.learner, rows, stream.variance, learning_rate=rate)
     return TrainState(learner, stream), metrics
 
 
@@ -275,8 +282,12 @@ def train_from_store(
     mean, variance = jnp.asarray(store.mean), jnp.asarray(store.variance)
     scale, centre = columns(jnp.asarray(store.scale), store.widths), long_means(mean, variance, store.widths)
 
-    def step(learner: Learner[Dictionary], rows: Array, scale: Array, centre: Array, variance: Array):
-        return learn(config, learner, rows * scale[None, :] - centre[None, :], variance)
+    def step(
+        learner: Learner[Dictionary], rows: Array, scale: Array, centre: Array, variance: Array,
+        rate_scale: Array | None = None,
+    ):  # fmt: skip
+        rate = lowered_rate(config.optimizer, rate_scale)
+        return learn(config, learner, rows * scale[None, :] - centre[None, :], variance, learning_rate=rate)
 
     with placed(place, rules) as there:
         learner = fit(
