@@ -44,6 +44,7 @@ COMMANDS = {
     "generate": ("generate", "continue a prompt, with saved edits if you like"),
     "explain": ("explain", "find which components cause one surprising prediction, by resampling"),
     "attribute": ("attribute", "estimate which heads, neurons or latents carry a behaviour, and check it by patching"),
+    "status": ("status", "show where runs stand: step, speed, time left, health, and how they ended"),
     "sites": ("sites", "list the names, axes, shapes and dtypes of a model's values"),
 }
 DEBUG = "JAX_INTERP_DEBUG"

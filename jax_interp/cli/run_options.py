@@ -24,12 +24,22 @@ class RunOptions(MeshOption):
     settings. Needs --run-dir. Without CONFIG, the config of that run is used."""
     log_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], tyro.conf.arg(metavar="tensorboard|wandb")] = ()
     """Programs that get a copy of the log."""
+    on_nan: Literal["stop", "skip", "lower-rate"] = "stop"
+    """When a metric or the state is NaN: stop; or return to the last checkpoint, and skip the batches up to the NaN, or
+    lower the learning rate."""
+    on_nan_times: int = 3
+    """How many times a run may return to a checkpoint. The next NaN stops it."""
+    on_nan_factor: float = 0.5
+    """The factor of --on-nan lower-rate."""
     quiet: bool = False
     """Do not show progress."""
 
     def of_recipe(self) -> dict[str, Any]:
         """The keyword arguments that all recipes take. Raises UserError if there is no such mesh."""
-        return {"mesh": self.devices(), "quiet": self.quiet, "parent": self.parent, "log_to": self.log_to}
+        from jax_interp.training import Log, OnNan
+
+        log = Log(to=self.log_to, quiet=self.quiet, on_nan=OnNan(self.on_nan, self.on_nan_times, self.on_nan_factor))
+        return {"mesh": self.devices(), "quiet": self.quiet, "parent": self.parent, "log": log}
 
     def directory(self, found: FoundConfig[Any]) -> Path:
         """The run directory. Raises UserError if a run that starts from another one has none of its own."""

@@ -8,7 +8,8 @@ the features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def run_dictionary(
     mesh: Mesh | None = None,
     quiet: bool = False,
     parent: Path | str | None = None,
-    log_to: Sequence[str] = (),
+    log: Log = Log(),
 ) -> dict[str, Any]:
     """Train one dictionary, measure it and write its page.
 
@@ -51,7 +52,8 @@ def run_dictionary(
       mesh: the mesh to train on (`training.sharding.mesh_of`). None: one device. A run may be resumed on another mesh.
       quiet: show no progress.
       parent: `RUN` or `RUN@STEP`, a checkpoint that a new run starts from (see `training.parent`).
-      log_to: where the log goes besides `metrics.jsonl` (see `training.log_writers`).
+      log: where the log goes besides `metrics.jsonl`, and what happens at a NaN. How often it is
+        written is in the config.
 
     Returns:
       The figures, which are also in the newest `evaluation*.json`.
@@ -59,7 +61,7 @@ def run_dictionary(
     Raises:
       UserError: the model, the addresses or the text do not fit the config, or the run directory holds another run.
     """
-    log, inputs = Log(quiet=quiet, to=log_to), inputs_for(config, mesh)
+    log, inputs = dataclasses.replace(log, quiet=quiet), inputs_for(config, mesh)
     with opened(config, run_dir, parent) as run, on_mesh(mesh):
         dictionary = train(config, run, inputs, log=log)
         if not quiet:
@@ -79,7 +81,7 @@ def run_grid(
     mesh: Mesh | None = None,
     quiet: bool = False,
     parent: Path | str | None = None,
-    log_to: Sequence[str] = (),
+    log: Log = Log(),
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Train the grid of dictionaries of `config.sweep`, measure each and write a page about all of them.
 
@@ -89,7 +91,8 @@ def run_grid(
       mesh: the mesh to train on (`training.sharding.mesh_of`). None: one device. A run may be resumed on another mesh.
       quiet: show no progress.
       parent: `RUN` or `RUN@STEP`, a checkpoint that a new run starts from (see `training.parent`).
-      log_to: where the log goes besides `metrics.jsonl` (see `training.log_writers`).
+      log: where the log goes besides `metrics.jsonl`, and what happens at a NaN. How often it is
+        written is in the config.
 
     Returns:
       (a description and the figures of each dictionary, which are also in `sweep.json`; the tokens seen in training and
@@ -98,7 +101,7 @@ def run_grid(
     Raises:
       UserError: in the same cases as `run_dictionary`.
     """
-    log, inputs = Log(quiet=quiet, to=log_to), inputs_for(config, mesh)
+    log, inputs = dataclasses.replace(log, quiet=quiet), inputs_for(config, mesh)
     with opened(config, run_dir, parent) as run, on_mesh(mesh):
         rows = run_sweep(config, run, inputs, log=log)
         data = data_seen(config, inputs)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -118,7 +118,7 @@ def train_lm(
     mesh: Mesh | None = None,
     quiet: bool = False,
     parent: str | Path | None = None,
-    log_to: Sequence[str] = (),
+    log: Log = Log(),
 ) -> dict[str, Any]:
     """Train a language model in a run directory, evaluate it and export it.
 
@@ -130,7 +130,8 @@ def train_lm(
       mesh: the mesh to train on (`training.sharding.mesh_of`). None: one device. A run may be resumed on another mesh.
       quiet: show no progress.
       parent: `RUN` or `RUN@STEP`, a checkpoint that a new run starts from (see `training.parent`).
-      log_to: where the log goes besides `metrics.jsonl` (see `training.log_writers`).
+      log: where the log goes besides `metrics.jsonl`, and what happens at a NaN. How often it is
+        written is in the config.
 
     Returns:
       The final figures, which are also written to `results.json`.
@@ -138,7 +139,7 @@ def train_lm(
     Raises:
       UserError: the run directory holds another run, or there is too little text.
     """
-    log = Log(quiet=quiet, to=log_to)
+    log = dataclasses.replace(log, quiet=quiet)
     if mesh is not None:
         check_rows(config.batch, mesh)
     with open_run(run_dir, config, may_differ=MAY_DIFFER, parent=parent) as run, placed(mesh, rules_for) as there:

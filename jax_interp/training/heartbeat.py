@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import write_json
+from jax_interp.core.process_times import process_began
 from jax_interp.core.processes import is_first_process, process_count
 
 FILE = "heartbeat.json"
@@ -106,12 +107,3 @@ def _state_of(error: BaseException) -> str:
     if names & {"OSError", "WriteError"}:
         return "storage"
     return "refused" if "UserError" in names else "failed"
-
-
-def process_began(process: int) -> str | None:
-    """When a process of this machine began, in a form that is only compared. None: there is none, or no /proc."""
-    try:
-        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None

@@ -33,6 +33,7 @@ from jax_interp.training.watchdog import Watchdog, watched
 
 IN_FLIGHT = 2  # how many steps the device may be ahead of the metrics that the host has read
 
+
 def fit(
     step: Callable[..., tuple[PyTree, Metrics]],
     state: PyTree,
@@ -50,8 +51,8 @@ def fit(
 
     Args:
       step: a pure function `(state, batch, *frozen) -> (state, metrics)`. `fit` jits it and donates the state. A
-        function that is jitted already is not changed. `metrics` is a dict of arrays, or a nested dict. If the step has a parameter `rate_scale`, it
-        multiplies its learning rate by it; `OnNan("lower-rate")` needs that.
+        function that is jitted already is not changed. `metrics` is a dict of arrays, or a nested dict.
+        `OnNan("lower-rate")` needs a step with a parameter `rate_scale`, a factor of its learning rate.
       state: the initial state. Its shapes, dtypes and shardings are also the template for restoring a checkpoint. It is
         copied first, so the caller's arrays stay valid.
       batch_at: step number (0, 1, ...) -> batch. Without `batch_at` and `batches` the batch is the step number, an
@@ -180,6 +181,7 @@ class _Loop:
             if due and self.opened:
                 self.beat(k, "save")
                 self._save(k, self.opened, reporter)
+                self.beat(k, "step")
                 saved = k
             if halt:
                 self._interrupt(saved if self.opened else k, steps)

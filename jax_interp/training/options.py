@@ -10,7 +10,7 @@ from typing import Any
 
 from jax_interp.core.errors import UserError
 from jax_interp.training.log_writers import MakeWriter, check_writers
-from jax_interp.training.rollback import OnNan
+from jax_interp.training.rollback import STOP, OnNan
 from jax_interp.training.runs import Run, open_run
 
 
@@ -103,7 +103,7 @@ class Log:
     """Called with every record that is written to `metrics.jsonl`."""
     to: Sequence[str | MakeWriter] = ()
     """Where records go besides `metrics.jsonl`: "tensorboard", "wandb", or a function that makes a `LogWriter`."""
-    on_nan: OnNan = OnNan()
+    on_nan: OnNan = STOP
     """What happens when a metric or the state is NaN or infinite: stop, or return to the last checkpoint."""
     quiet: bool = False
     """Show nothing on stderr."""

@@ -39,9 +39,9 @@ class OnNan:
     """What a run does when a metric, or the state that should be saved, is NaN or infinite."""
 
     do: Policy = "stop"
-    """What follows. "stop": raise NonFinite. "skip": return to the last checkpoint, and leave out the batches from there to the one
-    of the NaN. "lower-rate": return to the last checkpoint, and multiply the learning rate by `factor`. The trainer
-    has to support it."""
+    """What follows. "stop": raise NonFinite. "skip": return to the last checkpoint, and leave out the batches from
+    there to the one of the NaN. "lower-rate": return to the last checkpoint, and multiply the learning rate by
+    `factor`, if the trainer supports it."""
     times: int = 3
     """How many roll-backs one run may have. The next NaN stops it."""
     factor: float = 0.5
@@ -54,6 +54,9 @@ class OnNan:
             raise UserError(f"OnNan(times={self.times}): give at least 1, or 'stop' for no roll-back")
         if not 0 < self.factor < 1:
             raise UserError(f"OnNan(factor={self.factor}): give a number between 0 and 1")
+
+
+STOP = OnNan()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def decompose(
     mesh: Mesh | None = None,
     quiet: bool = False,
     parent: Path | str | None = None,
-    log_to: Sequence[str] = (),
+    log: Log = Log(),
 ) -> dict[str, Any]:
     """Train a decomposition, save it, measure it and write its page.
 
@@ -46,7 +46,8 @@ def decompose(
       mesh: the mesh to train on (`training.sharding.mesh_of`). None: one device. A run may be resumed on another mesh.
       quiet: show no progress.
       parent: `RUN` or `RUN@STEP`, a checkpoint that a new run starts from (see `training.parent`).
-      log_to: where the log goes besides `metrics.jsonl` (see `training.log_writers`).
+      log: where the log goes besides `metrics.jsonl`, and what happens at a NaN. How often it is
+        written is in the config.
 
     Returns:
       All figures, which are also in the newest `evaluation*.json`.
@@ -56,7 +57,7 @@ def decompose(
         another run. This is checked before training, and no directory is made.
     """
     settings, method = config.decomposition, method_for(config.decomposition)
-    log = Log(quiet=quiet, to=log_to)
+    log = dataclasses.replace(log, quiet=quiet)
     if mesh is not None:
         check_rows(settings.batch, mesh)
     inputs = inputs_for(config)
