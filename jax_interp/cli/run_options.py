@@ -31,14 +31,19 @@ class RunOptions(MeshOption):
     """How many times a run may return to a checkpoint. The next NaN stops it."""
     on_nan_factor: float = 0.5
     """The factor of --on-nan lower-rate."""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="A..B")] = None
+    """Write a profile of steps A to B into the run directory. For a run that goes on: echo 5 > RUN/profile-now."""
     quiet: bool = False
     """Do not show progress."""
 
     def of_recipe(self) -> dict[str, Any]:
         """The keyword arguments that all recipes take. Raises UserError if there is no such mesh."""
         from jax_interp.training import Log, OnNan
+        from jax_interp.training.profiling import parse_range
 
-        log = Log(to=self.log_to, quiet=self.quiet, on_nan=OnNan(self.on_nan, self.on_nan_times, self.on_nan_factor))
+        on_nan = OnNan(self.on_nan, self.on_nan_times, self.on_nan_factor)
+        profile = None if self.profile is None else parse_range(self.profile)
+        log = Log(to=self.log_to, quiet=self.quiet, on_nan=on_nan, profile=profile)
         return {"mesh": self.devices(), "quiet": self.quiet, "parent": self.parent, "log": log}
 
     def directory(self, found: FoundConfig[Any]) -> Path:

@@ -86,7 +86,7 @@ def _alive(heartbeat: Mapping[str, Any], process: int, host: str, speed: float |
         return Life("hung", says, process, host)
     if first or doing == "compile":
         return Life("starting", f"before its first step for {length(quiet)}", process, host)
-    now_doing = {"save": "saves", "evaluate": "evaluates", "profile": "writes a profile"}.get(doing, "runs")
+    now_doing = {"save": "saves", "evaluate": "evaluates"}.get(doing, "runs")
     return Life("running", f"{now_doing}; last step {ago(quiet)}", process, host)
 
 

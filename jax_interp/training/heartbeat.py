@@ -26,7 +26,7 @@ from jax_interp.core.processes import is_first_process, process_count
 
 FILE = "heartbeat.json"
 SECONDS = 5.0
-Doing = Literal["compile", "step", "evaluate", "save", "profile"]
+Doing = Literal["compile", "step", "evaluate", "save"]
 
 
 class Heartbeat:

@@ -26,6 +26,7 @@ from jax_interp.training.interrupt import Interrupted, StopRequest, stop_request
 from jax_interp.training.metrics import mark_of
 from jax_interp.training.nonfinite import NonFinite, check_state
 from jax_interp.training.options import Log, RunTarget, SaveTo
+from jax_interp.training.profiling import Profiler, check_range
 from jax_interp.training.reporter import Metrics, Reporter
 from jax_interp.training.rollback import History, check_policy, takes_rate_scale
 from jax_interp.training.runs import Run
@@ -83,9 +84,10 @@ def fit(
     log = log.with_defaults(every=10, shown=("loss",), per_step={}, title="train", may_be_nan=())
     if log.to and run is None:
         raise UserError(f"Log(to={tuple(log.to)}) needs a run directory: give run=")
-    check_policy(log.on_nan, step, log.title or "", saved=SaveTo.of(run).run is not None)
-    step = step if hasattr(step, "lower") else jax.jit(step, donate_argnums=0)
     saving = SaveTo.of(run)
+    check_policy(log.on_nan, step, log.title or "", saved=saving.run is not None)
+    check_range(log.profile, steps, saved=saving.run is not None)
+    step = step if hasattr(step, "lower") else jax.jit(step, donate_argnums=0)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
         if batch_at and isinstance(saving.run, (Path, str)) and not Path(saving.run).exists():
@@ -96,7 +98,9 @@ def fit(
         beat = stack.enter_context(heartbeat(opened and opened.directory, about)).beat
         template = jax.tree.map(abstract, state)
         watch = stack.enter_context(watched(opened.directory if opened else None, start, steps))
-        loop = _Loop(state, step, tuple(frozen), log, saving, opened, stop, beat, watch, history, template)
+        profiler = Profiler(opened and opened.directory, log.profile, start, log.quiet)
+        stack.callback(profiler.close)
+        loop = _Loop(state, step, tuple(frozen), log, saving, opened, stop, beat, watch, profiler, history, template)
         del state  # no other reference may remain, so that the memory of the old state is freed after each step
         loop.prepare(start)
         while True:
@@ -119,6 +123,7 @@ class _Loop:
     stop: StopRequest
     beat: Callable[[int, Doing], None]
     watch: Watchdog
+    profiler: Profiler
     history: History
     template: PyTree
 
@@ -167,7 +172,9 @@ class _Loop:
         )
         for k in range(start + 1, steps + 1):
             scale = {"rate_scale": np.float32(self.history.rate_scale(k))} if scaled else {}
+            self.profiler.before(k, self.state)
             self.state, metrics = self.step(self.state, next_batch(k), *self.frozen, **scale)
+            self.profiler.after(k, self.state)
             if evaluate and (k == steps or _multiple(k, self.log.evaluate_every)):
                 self.beat(reporter.checked, "evaluate")
                 metrics = {**metrics, "eval": evaluate(self.state, *self.frozen)}

@@ -105,6 +105,8 @@ class Log:
     """Where records go besides `metrics.jsonl`: "tensorboard", "wandb", or a function that makes a `LogWriter`."""
     on_nan: OnNan = STOP
     """What happens when a metric or the state is NaN or infinite: stop, or return to the last checkpoint."""
+    profile: tuple[int, int] | None = None
+    """The first and the last step of a profile in the run directory, see profiling.py. Steps count from 1."""
     quiet: bool = False
     """Show nothing on stderr."""
 
