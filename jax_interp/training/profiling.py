@@ -1,4 +1,4 @@
-"""Profiles of single steps: a trace of `jax.profiler` in the run directory, and a table of the operations that take time.
+"""Profiles of single steps: a trace of `jax.profiler` in the run directory, and a table of the slowest operations.
 
     fit(step, state, batch_at, steps=1000, run="runs/sae", log=Log(profile=(11, 15)))
     echo 5 > runs/sae/profile-now          the next five steps of a run that goes on
