@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 import tyro
 
 from jax_interp.cli.arguments import parse
+from jax_interp.cli.mesh_option import MeshOption
+from jax_interp.core.processes import is_first_process
 from jax_interp.core.terminal import print_text
 
 
 @dataclass(frozen=True)
-class BenchDictionary:
+class BenchDictionary(MeshOption):
     """Benchmark a dictionary: what its latents are good for.
 
     Every figure stands beside a random dictionary of the same size and L0, principal components and raw values, with an
@@ -87,6 +89,7 @@ def run(argv: Sequence[str]) -> int:
 
     config = BenchConfig(**{field.name: getattr(options, field.name) for field in fields(BenchConfig)})
     asked = Asked(options.model, options.text, options.sequences, options.context, options.address, options.writes)
+    quiet = options.quiet or not is_first_process()
     found = bench_dictionary(
         options.dictionary,
         options.id,
@@ -94,7 +97,8 @@ def run(argv: Sequence[str]) -> int:
         format=options.format,
         config=config,
         write_to=options.json,
-        progress=(lambda line: None) if options.quiet else (lambda line: print_text(line, file=sys.stderr)),
+        progress=(lambda line: None) if quiet else (lambda line: print_text(line, file=sys.stderr)),
+        mesh=options.devices(),
     )
     named = tables.reads_and_writes(found.saved.reads(), found.saved.writes)
     print_benchmark(found.figures, title=f"{named} of {found.model}")

@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
     where = {"format": options.format, "out": options.out, "quiet": options.quiet, "mesh": options.devices()}
     data, directory = page_of_saved(options.dictionary, options.id, request=request, asked=asked, **where)
     page = directory / PAGE
-    print_text(f"{len(data.units):,} features, {data.tokens_seen:,} tokens, {page.stat().st_size / 1e6:.1f} MB")
+    print_text(f"{len(data.units):,} features, {data.tokens_seen:,} tokens")
     print_text(f"written to {page}")
     if options.neuronpedia is not None:
         print_text(f"files of Neuronpedia: {options.neuronpedia}")

@@ -10,12 +10,13 @@ from typing import Annotated
 import tyro
 
 from jax_interp.cli.arguments import parse
+from jax_interp.cli.mesh_option import MeshOption
 from jax_interp.core.terminal import print_text
 from jax_interp.probes import Columns
 
 
 @dataclass(frozen=True)
-class EvaluateProbes:
+class EvaluateProbes(MeshOption):
     """Judge the probes that train-probes chose on sets that they were not fitted on, and write a page."""
 
     run: tyro.conf.Positional[Path]
@@ -51,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     found = evaluate_run(
         options.run, [as_set(table) for table in options.tables], directory,
         control=None if options.control is None else as_set(options.control),
-        fprs=options.fprs, shown=options.shown, progress=print_text,
+        fprs=options.fprs, shown=options.shown, progress=print_text, mesh=options.devices(),
     )  # fmt: skip
     for one in found:
         print_text(str(one))

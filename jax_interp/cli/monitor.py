@@ -11,12 +11,13 @@ import tyro
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
+from jax_interp.cli.mesh_option import MeshOption
 from jax_interp.core.terminal import print_text
 from jax_interp.recipes.probes.monitor import PAGE, MonitorConfig, monitor
 
 
 @dataclass(frozen=True, kw_only=True)
-class MonitorCommand:
+class MonitorCommand(MeshOption):
     """Compare a probe with monitors that see only text: recall, cost, cascades, combinations. Writes a page.
 
     CONFIG is a name (stdlib_small_monitor), a .py file with a CONFIG, a config.json or a run directory. The options
@@ -34,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     default = MonitorCommand(config=found.config)
     options = parse(MonitorCommand, rest, command="monitor", usage="CONFIG", default=default)
     directory = options.run_dir or found.run_dir or Path("runs") / found.name
-    for line in monitor(options.config, directory, print_text).lines():
+    for line in monitor(options.config, directory, print_text, mesh=options.devices()).lines():
         print_text(line)
     print_text(f"saved in {directory}; open {directory / PAGE}")
     return 0

@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 import tyro
 
 from jax_interp.cli.arguments import parse
+from jax_interp.cli.mesh_option import MeshOption
 from jax_interp.core.terminal import print_text, printable
 
 
 @dataclass(frozen=True)
-class Patch:
+class Patch(MeshOption):
     """Put values of one prompt's run into the run of another, for every layer, position and head.
 
     The metric is the logit of --answer minus the logit of --other after the last token. The directory gets a page with
@@ -57,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
 
     names = [field.name for field in dataclasses.fields(PatchConfig)]
     config = PatchConfig(**{name: getattr(options, name) for name in names})
-    found = patch_prompts(config, options.out, quiet=options.quiet)
+    found = patch_prompts(config, options.out, quiet=options.quiet, mesh=options.devices())
     for name, effects in found.effects.items():
         shown = []
         for place, value in effects.normalised().largest(3):

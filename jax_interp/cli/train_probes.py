@@ -11,12 +11,13 @@ import tyro
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
+from jax_interp.cli.mesh_option import MeshOption
 from jax_interp.core.terminal import print_text
 from jax_interp.recipes.probes.train_probes import PAGE, TrainProbesConfig, train_probes
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainProbes:
+class TrainProbes(MeshOption):
     """Fit probes at every site, judge them beside their baselines and controls, and write a page.
 
     CONFIG is a name (stdlib_small_probes), a .py file with a CONFIG, a config.json or a run directory. The options
@@ -35,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
         TrainProbes, rest, command="train-probes", usage="CONFIG", default=TrainProbes(config=found.config)
     )  # fmt: skip
     directory = options.run_dir or found.run_dir or Path("runs") / found.name
-    for line in train_probes(options.config, directory, print_text).lines():
+    for line in train_probes(options.config, directory, print_text, mesh=options.devices()).lines():
         print_text(line)
     print_text(f"saved in {directory}; open {directory / PAGE}")
     return 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,31 @@ def from_first_process(value: Callable[[], Any]) -> Any:
     if "error" in found:
         raise UserError(found["error"])
     return found["value"]
+
+
+def arrays_from_first_process(
+    arrays: Mapping[str, np.ndarray], kinds: Mapping[str, tuple[tuple[int, ...], str]]
+) -> dict[str, np.ndarray]:
+    """The arrays that the first process has, bit for bit, in every process. Every process of the run calls this.
+
+    Args:
+      arrays: the arrays by name. What the other processes give is not used.
+      kinds: (shape, dtype) of each array, in every process.
+    """
+    if process_count() == 1:
+        return dict(arrays)
+    found = {}
+    for name, (shape, dtype) in kinds.items():
+        own = np.ascontiguousarray(arrays[name]) if is_first_process() else np.zeros(shape, dtype)
+        found[name] = _sent(own.reshape(-1).view(np.uint8)).view(own.dtype).reshape(shape)
+    return found
+
+
+def _sent(value: np.ndarray) -> np.ndarray:
+    """Integers of the first process, in every process. Bytes of floats are sent as integers, so that no bit changes."""
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
 def barrier(name: str) -> None:

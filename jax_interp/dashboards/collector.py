@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path
@@ -188,11 +189,13 @@ def _read_on(
             total = read = part if total is None else _merged(statistics, total, part)
             view.step(cursor.batches)
             view.values(cursor.batches, {"tokens": cursor.kept, "tokens/s": _rate(cursor, saved, began)})
-            if saved is not None and saved.is_due():
+            due, stops = (False, False) if saved is None else saved.is_due()
+            if saved is not None and due:
                 _raise_if(wrong, cursor)
                 saved.save(cursor, read)
-                if saved.stop.signum is not None:
-                    raise Interrupted(cursor.batches, number or cursor.batches, saved.stop.signum, saved.directory)
+                if stops:
+                    signum = saved.stop.signum or signal.SIGTERM
+                    raise Interrupted(cursor.batches, number or cursor.batches, signum, saved.directory)
         _raise_if(wrong, cursor)
         if not cursor.batches:
             raise UserError("there are no batches: give at least one (tokens, keep)")

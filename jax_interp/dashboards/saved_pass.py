@@ -25,7 +25,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import json_digest, parse_json
 from jax_interp.core.leaves import flatten, unflatten
 from jax_interp.core.locks import locked
-from jax_interp.core.processes import to_host
+from jax_interp.core.processes import arrays_from_first_process, from_first_process, is_first_process, to_host
 from jax_interp.core.tensor_files import read_tensors, write_tensors
 from jax_interp.training.fingerprint import fingerprints
 from jax_interp.training.interrupt import StopRequest, stop_requests
@@ -73,8 +73,11 @@ class SavedPass:
         self.directory, self.stop, self.cursor = directory, stop, Cursor()
         self._identity, self._every, self._arrays = identity, every, {}
         self._next = time.monotonic() + every
-        if not self.path.exists():
-            return
+        if is_first_process() and self.path.exists():
+            self._read(identity)
+        self.cursor = Cursor(**from_first_process(dataclasses.asdict(self.cursor)))
+
+    def _read(self, identity: dict[str, str]) -> None:
         file = read_tensors(self.path)
         try:
             about = parse_json(file.header.get("pass", "{}"), f"the header of {self.path}")
@@ -95,9 +98,10 @@ class SavedPass:
         """The file. One rename replaces it, so it is always whole."""
         return self.directory / "pass.safetensors"
 
-    def is_due(self) -> bool:
-        """Whether it is time to save, or to stop."""
-        return time.monotonic() >= self._next or self.stop.signum is not None
+    def is_due(self) -> tuple[bool, bool]:
+        """(whether to save now, whether to stop then). Every process of a run asks, and gets the same answer."""
+        stops = self.stop.agreed(exchange=True)
+        return stops or from_first_process(time.monotonic() >= self._next), stops
 
     def save(self, cursor: Cursor, states: dict[str, PyTree]) -> None:
         """Save the states of the text up to `cursor`."""
@@ -122,9 +126,11 @@ class SavedPass:
                 "the same batches in the same order, or another directory"
             )
         kinds = {name: (value.shape, str(value.dtype)) for name, value in self._arrays.items()}
-        if kinds != {name: (value.shape, str(value.dtype)) for name, value in flatten(shapes).items()}:
+        wanted = {name: (value.shape, str(value.dtype)) for name, value in flatten(shapes).items()}
+        if is_first_process() and kinds != wanted:
             raise UserError(f"{self.path} is of another version: remove it to begin anew")
-        states = unflatten(shapes, {name: jnp.asarray(value) for name, value in self._arrays.items()})
+        arrays = arrays_from_first_process(self._arrays, wanted)
+        states = unflatten(shapes, {name: jnp.asarray(value) for name, value in arrays.items()})
         self._arrays = {}
         return states
 

@@ -17,6 +17,7 @@ from jax_interp.probes.gather import Sequences, Vectors
 from jax_interp.probes.kind import Kind, PairRows, Rows, SequenceRows
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.training.meshes import row_axes, row_shards
+from jax_interp.training.sharding import put
 
 
 def check_widths(on: Vectors | Sequences) -> None:
@@ -87,7 +88,7 @@ def on_device(tree: Any, mesh: Mesh | None, like_rows: int = 1) -> Any:
         a = np.asarray(a)
         missing = -a.shape[like_rows] % ways
         a = np.pad(a, [(0, missing if i == like_rows else 0) for i in range(a.ndim)], mode="edge")
-        return jax.device_put(a, NamedSharding(mesh, P(*[None] * like_rows, row_axes(mesh))))
+        return put(a, NamedSharding(mesh, P(*[None] * like_rows, row_axes(mesh))))
 
     return jax.tree.map(place, tree)
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
+from jax_interp.core.processes import on_host
 from jax_interp.models.sharding import rules_for
 from jax_interp.probes.host_memory import check_fits
 from jax_interp.probes.labelled_tokens import LabelledTokens
@@ -130,7 +131,7 @@ def gather(
     out = {name: np.empty((len(rules), len(data), width), np.float32) for name, width in reader.widths.items()}
     for some, means in reader.batches(_means, weight, on_batch):
         for name, value in zip(out, means, strict=True):
-            out[name][:, some.rows] = np.asarray(value)[: len(some.rows)].swapaxes(0, 1)
+            out[name][:, some.rows] = on_host(value)[: len(some.rows)].swapaxes(0, 1)
     for name, x in out.items():
         _check_finite(name, x, 1)
     return Vectors(data, rules, out)
@@ -153,7 +154,7 @@ def gather_tokens(
     out = {name: np.zeros((*read.shape, width), np.float32) for name, width in reader.widths.items()}
     for some, found in reader.batches(_tokens, read, on_batch):
         for name, value in zip(out, found, strict=True):
-            out[name][some.rows, : some.length] = np.asarray(value)[: len(some.rows)]
+            out[name][some.rows, : some.length] = on_host(value)[: len(some.rows)]
     for name, x in out.items():
         _check_finite(name, x, 0)
     return Sequences(data, rule, read, out)

@@ -10,8 +10,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import on_host
 from jax_interp.data.harvest import harvest, later_positions
 from jax_interp.data.labelled import LabelledTexts
 from jax_interp.data.text import text_for
@@ -110,6 +112,7 @@ def bench_dictionary(
     config: BenchConfig = BenchConfig(),
     write_to: Path | None = None,
     progress: Progress = lambda line: None,
+    mesh: Mesh | None = None,
 ) -> Benchmarked:
     """Run the benchmarks of a dictionary.
 
@@ -122,6 +125,7 @@ def bench_dictionary(
       write_to: a new file for the figures. The default for a run or a dictionary of this package is the next free name
         of `benchmark.json`, `benchmark-2.json`, ... in its directory.
       progress: called with a line after each part.
+      mesh: the mesh to compute on. None: one device.
 
     Raises:
       UserError: the dictionary or its model cannot be loaded, a task that was asked for has no data or does not suit
@@ -132,7 +136,7 @@ def bench_dictionary(
     tables, skipped = tables_for(config.probes, label=config.label, spurious=config.spurious, most=config.data_sets)
     if config.forget is None:
         skipped["unlearning"] = "no texts: give --forget and --retain"
-    opened = open_dictionary(source, id, asked=asked or Asked(), format=format)
+    opened = open_dictionary(source, id, asked=asked or Asked(), format=format, mesh=mesh)
     saved = opened.saved
     if isinstance(saved.dictionary, (CrossLayer, Temporal)):
         raise UserError(
@@ -300,7 +304,7 @@ def _rows(opened: OpenedDictionary) -> list[jax.Array]:
     kept = []
     for tokens, keep in inputs.text.validation_batches(config.batch, config.context, config.evaluate_sequences):
         later = np.asarray(later_positions(keep, config.dictionary.skip_first)).reshape(-1)
-        kept.append(np.asarray(read(inputs.model, jnp.asarray(tokens)))[later])
+        kept.append(on_host(read(inputs.model, jnp.asarray(tokens)))[later])
     x = np.concatenate(kept)
     size = min(ROWS, len(x) // (2 * description_length.PARTS))
     if not size:

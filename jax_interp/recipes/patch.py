@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_interp.circuits.contrast import Contrast, Direction
 from jax_interp.circuits.sweeps import Effects, Pieces, patch
@@ -20,6 +21,7 @@ from jax_interp.core.labelled import Labelled
 from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models import load
 from jax_interp.recipes.prompt_pairs import COLUMNS, encode_rows, read_pairs
+from jax_interp.training import on_mesh
 from jax_interp.views.drawing import Drawing
 from jax_interp.views.labelled_maps import LabelledMap, labelled_map, labelled_page
 
@@ -78,7 +80,9 @@ class Patched:
     directory: Path
 
 
-def patch_prompts(config: PatchConfig, out: Path | str, *, quiet: bool = False) -> Patched:
+def patch_prompts(
+    config: PatchConfig, out: Path | str, *, quiet: bool = False, mesh: Mesh | None = None
+) -> Patched:
     """Patch every cell of some grids, and write what was found to a directory.
 
     It holds `patching.html` (all grids, with the numbers under the pointer), a figure for each grid, the arrays
@@ -88,6 +92,7 @@ def patch_prompts(config: PatchConfig, out: Path | str, *, quiet: bool = False) 
       config: prompts and grids.
       out: a directory that is empty or does not exist.
       quiet: show no progress.
+      mesh: the mesh for the model. The cells of a grid are split over its row axes. None: one device.
 
     Raises:
       UserError: the table, a prompt, an answer, a grid or the directory is wrong; or the two runs do not differ.
@@ -96,12 +101,15 @@ def patch_prompts(config: PatchConfig, out: Path | str, *, quiet: bool = False) 
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is not an empty directory: give another one")
     rows = read_pairs(config.pairs) if config.pairs is not None else [{name: getattr(config, name) for name in COLUMNS}]
-    model, tokenizer = load(config.model)
+    model, tokenizer = load(config.model, mesh=mesh)
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer, which the prompts need")
     contrast = encode_rows(tokenizer, rows, bos=config.bos).contrast
     pieces = Pieces(budget=config.budget_mb * 2**20, quiet=quiet)
-    effects = {grid: patch(model, contrast, grid, direction=config.direction, pieces=pieces) for grid in config.grids}
+    with on_mesh(mesh):
+        effects = {
+            grid: patch(model, contrast, grid, direction=config.direction, pieces=pieces) for grid in config.grids
+        }
     first = next(iter(effects.values()))
     if np.isnan(first.normalised().values).all():
         raise UserError("the metric is the same in the clean and in the corrupted run: no patch can change it")

@@ -4,7 +4,8 @@
     sweep(effect, {"layer": range(12), "head": range(12)})              [layer, head, prompt]
 
 The cells are computed in pieces. A piece is a `vmap` over as many cells as the memory budget holds. All pieces run the
-same program, so that one more cell costs what the others cost.
+same program, so that one more cell costs what the others cost. Inside `jax.set_mesh(mesh)` the cells of a piece are
+split over the axes of the mesh that split rows.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from jax_interp.circuits.sweeps.by_type import ByType
 from jax_interp.circuits.sweeps.cells import Cells, Over, cells_of
 from jax_interp.core.errors import UserError
 from jax_interp.core.labelled import Labelled
+from jax_interp.core.processes import on_host
+from jax_interp.training.meshes import row_shards
+from jax_interp.training.placement import automatic
 from jax_interp.training.progress import Progress, progress
+from jax_interp.training.sharding import shard_batch
 
 _QUIET_SECONDS = 2.0  # a sweep that ends before shows no progress
 
@@ -34,7 +39,7 @@ class Pieces:
     """How a sweep is cut into pieces.
 
     Args:
-      budget: the memory of a piece in bytes: the temporary buffers and the result of the compiled program, as the
+      budget: the memory of a piece in bytes, on each device: the temporary buffers and the result of the compiled program, as the
         compiler states them. The model and the inputs are not counted.
       rows: the number of cells in a piece. None: as many as the budget holds.
       loop: the axes along which pieces are computed one after another. The function gets one number for them in a
@@ -102,7 +107,7 @@ def sweep(
         for group in work.groups:
             for start in range(0, len(group), rows):
                 chosen = group[start : start + rows]
-                values = np.asarray(program(*work.arguments(chosen, rows)))[: len(chosen)]
+                values = on_host(program(*work.arguments(chosen, rows)))[: len(chosen)]
                 if result is None:
                     labels(values.shape[1:])
                     result = _empty(cells.count, values)
@@ -133,10 +138,12 @@ class _Work:
         filled = np.concatenate([chosen, np.full(rows - len(chosen), chosen[-1])])
         index = {name: at[filled].astype(np.int32) for name, at in self.cells.index.items()}
         fixed = {name: index.pop(name)[0] for name in self.loop}
-        return self.fn, self.axes, fixed, {**index, "": np.zeros(rows, np.int32)}
+        index[""], mesh = np.zeros(rows, np.int32), jax.sharding.get_mesh()
+        return self.fn, self.axes, fixed, index if mesh.empty else shard_batch(index, mesh)
 
 
 @jax.jit
+@automatic
 def _piece(fn: Any, axes: dict[str, PyTree], fixed: dict[str, Any], rows: dict[str, Any]) -> jax.Array:
     """`fn` at the cells of one piece, [row, ...]."""
 
@@ -158,19 +165,26 @@ def _fitting(work: _Work, pieces: Pieces) -> tuple[Callable[..., Any], int]:
     """(the compiled program, the number of cells in a piece). It compiles once if all cells of a group fit."""
     if pieces.rows is not None and pieces.rows < 1:
         raise UserError(f"rows={pieces.rows}: a piece has at least one cell")
+    mesh = jax.sharding.get_mesh()
+    ways = 1 if mesh.empty else row_shards(mesh)
     largest = max(map(len, work.groups))
-    rows = largest if pieces.rows is None else min(pieces.rows, largest)
+    rows = _multiple(largest if pieces.rows is None else min(pieces.rows, largest), ways)
     while True:
         program, used = _compiled(work, rows)
         if used <= pieces.budget:
             return program, rows
-        if rows == 1 or pieces.rows is not None:
+        if rows == ways or pieces.rows is not None:
             raise UserError(
                 f"a piece of {rows} cells needs {used:,} bytes, more than the budget of {pieces.budget:,}: give a "
                 "larger budget, or fewer prompts or rows"
             )
         n = max(-(-largest * used // (rows * pieces.budget)), -(-largest // rows) + 1)
-        rows = max(1, -(-largest // min(n, largest)))
+        rows = min(_multiple(-(-largest // min(n, largest)), ways), rows - ways)
+
+
+def _multiple(rows: int, ways: int) -> int:
+    """The least multiple of `ways` that is not below `rows`."""
+    return -(-rows // ways) * ways
 
 
 def _compiled(work: _Work, rows: int) -> tuple[Any, int]:

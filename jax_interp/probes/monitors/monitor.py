@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import on_host
 from jax_interp.probes.gather import mesh_of_leaves
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.length_batches import LengthBatch, length_batches
@@ -148,7 +149,7 @@ class ModelMonitor(Monitor):
             inputs = there.batches(lambda number: _cut(data, read, some[number], masked, ways))
             for number, batch in enumerate(some):
                 scores = _scored(self, *inputs(number))
-                found[batch.rows] = np.asarray(scores)[: len(batch.rows)]
+                found[batch.rows] = on_host(scores)[: len(batch.rows)]
         return found
 
 

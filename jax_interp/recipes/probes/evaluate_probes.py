@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_interp.core import config_json
 from jax_interp.core.atomic_write import atomic_write, make_directory
@@ -103,6 +104,7 @@ def evaluate_run(
     fprs: Sequence[float] = (0.01,),
     shown: int = 4,
     progress: Callable[[str], None] = lambda line: None,
+    mesh: Mesh | None = None,
 ) -> list[OnSet]:
     """Judge the probes that `train-probes` chose, on other sets.
 
@@ -114,6 +116,7 @@ def evaluate_run(
       fprs: these rates.
       shown: the number of texts of each set whose tokens are coloured.
       progress: called with a line for each set.
+      mesh: the mesh for the model. Its batches are split over `data` and `fsdp`. None: one device.
 
     Examples with a text of the run's own labelled set are left out and counted, so this set is read again.
 
@@ -126,7 +129,7 @@ def evaluate_run(
     run = Path(run)
     config = config_json.load(TrainProbesConfig, run)
     chosen = _chosen(run)
-    model, tokenizer = load(config.model)
+    model, tokenizer = load(config.model, mesh=mesh)
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer, which is needed to turn texts into tokens")
     fitted_on = read_set(config.data, tokenizer)

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jax.sharding import Mesh
+
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import write_json
@@ -96,7 +98,11 @@ class MonitorConfig:
 
 
 def monitor(
-    config: MonitorConfig, directory: Path | str, progress: Callable[[str], None] = lambda line: None
+    config: MonitorConfig,
+    directory: Path | str,
+    progress: Callable[[str], None] = lambda line: None,
+    *,
+    mesh: Mesh | None = None,
 ) -> MonitorReport:
     """Make the monitors, compare them, and write the run directory.
 
@@ -104,11 +110,12 @@ def monitor(
       config: model, sets, probe, black-box monitors.
       directory: the run directory. A run with the same config is written again.
       progress: called with a line at each stage.
+      mesh: the mesh for the models. Their batches are split over `data` and `fsdp`. None: one device.
 
     Raises:
       UserError: the model, a set or the site cannot be used, or a part is too small.
     """
-    model, tokenizer = load(config.model)
+    model, tokenizer = load(config.model, mesh=mesh)
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer, which is needed to turn texts into tokens")
     data = read_set(config.data, tokenizer)
@@ -131,7 +138,7 @@ def monitor(
             Surprise(model, rule=config.rule, cost=forward_cost(model)),
         ]
         if config.judge is not None:
-            judge, own = load(config.judge)
+            judge, own = load(config.judge, mesh=mesh)
             if own is None or own.digest != tokenizer.digest:
                 raise UserError(f"the judge {config.judge} has another tokenizer than {config.model}: give one with it")
             yes, no = config.answers

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
@@ -89,7 +90,11 @@ class TrainProbesConfig:
 
 
 def train_probes(
-    config: TrainProbesConfig, directory: Path | str, progress: Callable[[str], None] = lambda line: None
+    config: TrainProbesConfig,
+    directory: Path | str,
+    progress: Callable[[str], None] = lambda line: None,
+    *,
+    mesh: Mesh | None = None,
 ) -> ProbeReport:
     """Fit probes, judge them, and write the run directory.
 
@@ -97,11 +102,12 @@ def train_probes(
       config: model, labelled sets, sites, kinds.
       directory: the run directory. A run with the same config is written again.
       progress: called with a line at each stage.
+      mesh: the mesh for the model. Its batches are split over `data` and `fsdp`. None: one device.
 
     Raises:
       UserError: the model, a set or a site cannot be used, or the examples cannot be split.
     """
-    model, tokenizer = load(config.model)
+    model, tokenizer = load(config.model, mesh=mesh)
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer, which is needed to turn texts into tokens")
     data = read_set(config.data, tokenizer)
