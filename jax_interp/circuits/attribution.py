@@ -30,6 +30,7 @@ from jax_interp.circuits.nodes import Other, direction_of, node_effects, other_v
 from jax_interp.circuits.units import Nodes
 from jax_interp.core.errors import UserError
 from jax_interp.core.labelled import Labelled
+from jax_interp.core.processes import on_host
 from jax_interp.surgery import depth_of
 from jax_interp.surgery.contract import Model
 
@@ -145,7 +146,7 @@ def attribute(
     for first in range(0, contrast.clean.shape[0], max(1, rows)):
         some = run.rows(slice(first, first + max(1, rows)))
         parts.append(_estimate(model, some, nodes, given, how=how, method=method))
-    effects, own, others = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(3))
+    effects, own, others = (np.concatenate([on_host(part[i]) for part in parts]) for i in range(3))
     found = Attribution(nodes, effects, own, others, method, direction)
     return found if check == 0 else checked(model, contrast, found, check, other=other, rows=rows)
 
@@ -179,7 +180,7 @@ def checked(
     drawn = np.random.default_rng(seed).choice(rest, min(n, len(rest)), replace=False)
     units = np.concatenate([largest, drawn])
     effects = node_effects(model, contrast, found.nodes, units, direction=found.direction, other=other, rows=rows)
-    effects = np.asarray(effects, np.float64)
+    effects = np.asarray(on_host(effects), np.float64)
     measured = (effects if found.method.signed else np.abs(effects)).mean(0)
     names = found.nodes.names()
     check = Check(

@@ -26,10 +26,13 @@ from jax_interp.circuits.contrast import Contrast, measure
 from jax_interp.circuits.nodes import make_nodes, node_metric
 from jax_interp.circuits.units import Nodes
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import on_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Address
 from jax_interp.surgery.contract import Model
 from jax_interp.surgery.taps import static
+from jax_interp.training.meshes import row_shards
+from jax_interp.training.sharding import shard_batch
 
 
 @register_dataclass
@@ -177,7 +180,7 @@ def find_cause(
         chosen = tuple(int(i) for i in order if kept[i])
     sets = [np.isin(np.arange(n), chosen), np.ones(n, bool), *_random_sets(components.kinds, chosen, random_sets, seed)]
     found = run(sets, test)
-    others = np.asarray(_metric(model, test.corrupted, test))
+    others = on_host(_metric(model, test.corrupted, test))
     return Cause(components, base, alone, chosen, found[0], found[1], found[2:], others)
 
 
@@ -193,10 +196,14 @@ def set_metrics(
       sets: which components each set has.
       rows: how many prompts run at once. Every number of sets runs the same compiled program.
     """
-    at_once = max(1, rows // contrast.clean.shape[0])
+    mesh = jax.sharding.get_mesh()
+    ways = 1 if mesh.empty else row_shards(mesh)
+    at_once = -(-max(1, rows // contrast.clean.shape[0]) // ways) * ways
     padded = np.concatenate([sets, np.zeros((-len(sets) % at_once, sets.shape[1]), bool)])
-    parts = [_set_metrics(model, contrast, components, padded[i : i + at_once]) for i in range(0, len(padded), at_once)]
-    return np.concatenate([np.asarray(part) for part in parts])[: len(sets)]
+    some = lambda start: padded[start : start + at_once]
+    placed = some if mesh.empty else lambda start: shard_batch(some(start), mesh)
+    parts = [_set_metrics(model, contrast, components, placed(start)) for start in range(0, len(padded), at_once)]
+    return np.concatenate([on_host(part) for part in parts])[: len(sets)]
 
 
 @jax.jit

@@ -24,6 +24,8 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery.contract import Model
 from jax_interp.surgery.taps import Wrapper
+from jax_interp.training.meshes import row_axes, row_shards
+from jax_interp.training.sharding import shard_batch
 
 Direction = Literal["denoise", "noise"]
 """denoise: run the corrupted prompt with clean values, which finds what suffices. noise: run the clean prompt with
@@ -51,7 +53,20 @@ class Contrast:
         """Some of the prompts."""
         index = jnp.arange(self.clean.shape[0])[index] if isinstance(index, slice) else jnp.asarray(index)
         mask = None if self.mask is None else self.mask[index]
-        return Contrast(self.clean[index], self.corrupted[index], self.metric.rows(index), mask)
+        return Contrast(self.clean[index], self.corrupted[index], self.metric.rows(index), mask).split()
+
+    def split(self) -> Contrast:
+        """The same prompts, split over the row axes of the mesh that is active if their number can be divided equally.
+        Without a mesh it is the contrast itself."""
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or not mesh.are_all_axes_auto or self.clean.shape[0] % row_shards(mesh):
+            return self
+        parts = {"clean": self.clean, "corrupted": self.corrupted, "mask": self.mask}
+        if isinstance(self.clean, jax.core.Tracer):
+            parts = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, jax.P(row_axes(mesh))), parts)
+        else:
+            parts = shard_batch(parts, jax.sharding.get_mesh())
+        return dataclasses.replace(self, **parts)
 
     def runs(self, direction: Direction) -> tuple[Int[Array, "prompt pos"], Int[Array, "prompt pos"]]:
         """(the tokens that values are taken from, the tokens that are run with these values)."""

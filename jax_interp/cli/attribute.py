@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 import tyro
 
 from jax_interp.cli.arguments import parse
+from jax_interp.cli.mesh_option import MeshOption
 from jax_interp.core.terminal import print_text
 
 
 @dataclass(frozen=True)
-class Attribute:
+class Attribute(MeshOption):
     """Estimate the effect of patching every head, neuron, latent or position from gradients, and check the estimates.
 
     Prints the check and the largest units. With --out, it also writes a page, heat maps and arrays.
@@ -64,7 +65,7 @@ def run(argv: Sequence[str]) -> int:
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttributionWarning)  # the printed result begins with it
-        found = attribute_units(config, options.out)
+        found = attribute_units(config, options.out, mesh=options.devices())
     print_text(str(found))
     if options.out is not None:
         print_text(f"written to {options.out}; open {options.out / PAGE}")

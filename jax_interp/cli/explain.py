@@ -10,11 +10,12 @@ from typing import Annotated
 import tyro
 
 from jax_interp.cli.arguments import parse
+from jax_interp.cli.mesh_option import MeshOption
 from jax_interp.core.terminal import print_text
 
 
 @dataclass(frozen=True)
-class Explain:
+class Explain(MeshOption):
     """Find a small set of heads and MLPs whose values, taken from other prompts of the same kind, undo a prediction.
 
     The other prompts are lines of a file, or places in a text that end with the same tokens. Half of them are used to
@@ -54,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
         options.prompt.replace("\\n", "\n"), options.model, options.position, options.token, options.others,
         options.text, options.count, options.rows, options.seed,
     )  # fmt: skip
-    found = explain(config, options.out)
+    found = explain(config, options.out, mesh=options.devices())
     _, tokenizer = load(options.model)
     assert tokenizer is not None  # `explain` refuses a model without
     for line in summary(found, tokenizer):

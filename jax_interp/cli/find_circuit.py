@@ -11,12 +11,13 @@ import tyro
 
 from jax_interp.cli.arguments import parse
 from jax_interp.cli.config_source import resolve
+from jax_interp.cli.mesh_option import MeshOption
 from jax_interp.core.terminal import print_text
 from jax_interp.recipes.find_circuit import FindCircuitConfig, find_circuit
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindCircuit:
+class FindCircuit(MeshOption):
     """Find the circuit of a behaviour, judge it on held-out prompts beside random circuits, and write a page.
 
     CONFIG is a name (stdlib_small_circuit), a .py file with a CONFIG, a config.json or a run directory. The options
@@ -34,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     default = FindCircuit(config=found.config)
     options = parse(FindCircuit, rest, command="find-circuit", usage="CONFIG", default=default)
     directory = options.run_dir or found.run_dir or Path("runs") / found.name
-    for line in find_circuit(options.config, directory).lines:
+    for line in find_circuit(options.config, directory, mesh=options.devices()).lines:
         print_text(line)
     print_text(f"saved in {directory}: circuit.json, report.json, circuit.html, summary.txt")
     return 0

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 
-from jax_interp.cli.processes import run_joined, take_processes
+from jax_interp.cli.processes import OPTIONS, run_joined, take_processes
 from jax_interp.core.allocator import keep_freed_memory
 from jax_interp.core.errors import UserError
 from jax_interp.core.processes import is_first_process
@@ -47,6 +47,10 @@ COMMANDS = {
     "status": ("status", "show where runs stand: step, speed, time left, health, and how they ended"),
     "sites": ("sites", "list the names, axes, shapes and dtypes of a model's values"),
 }
+IN_ONE_PROCESS = frozenset(
+    {"demo", "decomposition-report", "inspect", "trace-graph", "generate", "status", "sites"}
+)
+"""Commands whose work is not divided among processes. All others have the option --mesh."""
 DEBUG = "JAX_INTERP_DEBUG"
 SITES = re.compile(r"`sites\(model\)\(\*args\)` lists every name.*", re.DOTALL)
 """An AddressError ends with a list of all names. The command line replaces this end by the name of a command."""
@@ -71,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _warnings_on_one_line():
             if processes is None or not _computes(arguments):
                 return _dispatch(arguments)
+            if arguments[0] in IN_ONE_PROCESS:
+                raise UserError(f"{arguments[0]} runs in one process: start it without {', '.join(OPTIONS)}")
             explained = lambda error: _explained(error, debug)
             return run_joined(processes, arguments, lambda: _dispatch(arguments), explained)
     except SystemExit as stop:  # tyro, after it has printed help
@@ -147,15 +153,9 @@ def _explained(error: Exception, debug: bool) -> tuple[str, int]:
 @contextlib.contextmanager
 def _warnings_on_one_line() -> Iterator[None]:
     """Print each warning like an error: one line, without the place in the code. Only the first process prints them."""
-    if not is_first_process():  # it warns of the same
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-        return
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: (
-        f"jax-interp: warning: {printable(' '.join(str(message).split()))}\n"
-    )
+    line = lambda message: f"jax-interp: warning: {printable(' '.join(str(message).split()))}\n"
+    warnings.formatwarning = lambda message, *_, **__: line(message) if is_first_process() else ""
     try:
         yield
     finally:

@@ -75,6 +75,22 @@ def make_directory(path: Path | str, *, every_process: bool = False) -> Path:
     return Path(path)
 
 
+def is_taken(directory: Path | str) -> bool:
+    """Whether a place for a new directory holds something already: a file, or a directory that is not empty.
+
+    Only the first process of a run asks this, because the others may come here when it has written already.
+    """
+    directory = Path(directory)
+    return is_first_process() and directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+
+
+def check_place(path: Path | str) -> None:
+    """Raises WriteError if a new file cannot be written because its directory is missing. Only the first process of a
+    run asks this."""
+    if is_first_process() and not Path(path).parent.is_dir():
+        raise WriteError(f"cannot write {path}: there is no directory {Path(path).parent}")
+
+
 @contextlib.contextmanager
 def replacing(path: Path | str, *, every_process: bool = False) -> Iterator[Path]:
     """Write a file under a temporary name and rename it to `path` at the end of the block.

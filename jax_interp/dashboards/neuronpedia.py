@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jax_interp.core.atomic_write import make_directory, replacing
+from jax_interp.core.atomic_write import is_taken, make_directory, replacing
 from jax_interp.core.errors import UserError
 from jax_interp.dashboards.feature_data import Examples, FeatureData
 
@@ -124,7 +124,7 @@ def write_neuronpedia(
         not in the data, or a file cannot be written.
     """
     directory, explanations = Path(directory), dict(explanations or {})
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if is_taken(directory):
         raise UserError(f"{directory} is not an empty folder: an export would be mixed with what is there")
     if unknown := sorted(set(explanations) - set(data.units.tolist())):
         raise UserError(f"explanations of {unknown[:5]}, which are not in the data")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import json_digest, parse_json
 from jax_interp.core.leaves import flatten, unflatten
 from jax_interp.core.locks import locked
-from jax_interp.core.processes import arrays_from_first_process, from_first_process, is_first_process, to_host
+from jax_interp.core.processes import arrays_from_first_process, from_first_process, to_host
 from jax_interp.core.tensor_files import read_tensors, write_tensors
 from jax_interp.training.fingerprint import fingerprints
 from jax_interp.training.interrupt import StopRequest, stop_requests
@@ -73,17 +73,18 @@ class SavedPass:
         self.directory, self.stop, self.cursor = directory, stop, Cursor()
         self._identity, self._every, self._arrays = identity, every, {}
         self._next = time.monotonic() + every
-        if is_first_process() and self.path.exists():
-            self._read(identity)
-        self.cursor = Cursor(**from_first_process(dataclasses.asdict(self.cursor)))
+        self.cursor = Cursor(**from_first_process(lambda: dataclasses.asdict(self._read(identity))))
 
-    def _read(self, identity: dict[str, str]) -> None:
+    def _read(self, identity: dict[str, str]) -> Cursor:
+        """How far the saved pass has come. Its arrays are read too."""
+        if not self.path.exists():
+            return Cursor()
         file = read_tensors(self.path)
         try:
             about = parse_json(file.header.get("pass", "{}"), f"the header of {self.path}")
             if about["format"] != FORMAT:
                 raise ValueError("it is of another version")
-            of, self.cursor = dict(about["identity"]), Cursor(**about["cursor"])
+            of, cursor = dict(about["identity"]), Cursor(**about["cursor"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{self.path} is not a pass that can be read here ({error}): remove it") from error
         if other := [name for name, value in identity.items() if of.get(name) != value]:
@@ -92,6 +93,7 @@ class SavedPass:
                 "remove the file to begin anew"
             )
         self._arrays = file.arrays
+        return cursor
 
     @property
     def path(self) -> Path:
@@ -101,7 +103,7 @@ class SavedPass:
     def is_due(self) -> tuple[bool, bool]:
         """(whether to save now, whether to stop then). Every process of a run asks, and gets the same answer."""
         stops = self.stop.agreed(exchange=True)
-        return stops or from_first_process(time.monotonic() >= self._next), stops
+        return stops or from_first_process(lambda: time.monotonic() >= self._next), stops
 
     def save(self, cursor: Cursor, states: dict[str, PyTree]) -> None:
         """Save the states of the text up to `cursor`."""
@@ -125,14 +127,18 @@ class SavedPass:
                 f"the text is not the one of the pass in {self.path}: its first {reached.batches} batches differ; give "
                 "the same batches in the same order, or another directory"
             )
-        kinds = {name: (value.shape, str(value.dtype)) for name, value in self._arrays.items()}
-        wanted = {name: (value.shape, str(value.dtype)) for name, value in flatten(shapes).items()}
-        if is_first_process() and kinds != wanted:
+        wanted = _kinds(flatten(shapes))
+        if not from_first_process(lambda: wanted == _kinds(self._arrays)):
             raise UserError(f"{self.path} is of another version: remove it to begin anew")
         arrays = arrays_from_first_process(self._arrays, wanted)
         states = unflatten(shapes, {name: jnp.asarray(value) for name, value in arrays.items()})
         self._arrays = {}
         return states
+
+
+def _kinds(arrays: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The shape and the dtype of each array."""
+    return {name: (value.shape, str(value.dtype)) for name, value in arrays.items()}
 
 
 @contextlib.contextmanager

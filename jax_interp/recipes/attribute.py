@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jax.sharding import Mesh
 from matplotlib.figure import Figure
 
 from jax_interp.circuits.attribution import METHODS, Attribution, attribute
@@ -34,6 +35,7 @@ from jax_interp.core.tensor_files import write_tensors
 from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models import load
 from jax_interp.recipes.prompt_pairs import prompt_pairs
+from jax_interp.training import on_mesh
 from jax_interp.views.attribution_page import AttributionPage, attribution_page
 from jax_interp.views.style import svg
 from jax_interp.views.unit_map import estimates_plot, unit_map
@@ -91,26 +93,31 @@ class AttributeConfig:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
 
 
-def attribute_units(config: AttributeConfig, directory: Path | str | None = None) -> Attribution:
+def attribute_units(
+    config: AttributeConfig, directory: Path | str | None = None, *, mesh: Mesh | None = None
+) -> Attribution:
     """Attribute, check, and write the results.
 
     Args:
       config: model, prompts, units, method.
       directory: where the results go. None: nothing is written.
+      mesh: the mesh for the model. Prompts are split over its row axes. None: one device.
 
     Raises:
       UserError: the model, the task, the table, an address or the method cannot be used.
     """
     method = config.chosen_method()
-    model, tokenizer = load(config.model)
+    model, tokenizer = load(config.model, mesh=mesh)
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer, which is needed to turn the prompts into tokens")
     examples = prompt_pairs(tokenizer, config.task, config.table, config.prompts, config.seed)
-    nodes = make_nodes(model, examples.contrast, config.addresses, per=config.per)
-    found = attribute(
-        model, examples.contrast, nodes, method,
-        direction=config.direction, other=config.other, check=config.check, rows=config.rows,
-    )  # fmt: skip
+    with on_mesh(mesh):
+        contrast = examples.contrast.split()
+        nodes = make_nodes(model, contrast, config.addresses, per=config.per)
+        found = attribute(
+            model, contrast, nodes, method,
+            direction=config.direction, other=config.other, check=config.check, rows=config.rows,
+        )  # fmt: skip
     if directory is not None:
         _write(Path(directory), config, found, examples, tokenizer)
     return found

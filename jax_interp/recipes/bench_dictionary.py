@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jax_interp.core.atomic_write import check_place
 from jax_interp.core.errors import UserError
 from jax_interp.core.processes import on_host
 from jax_interp.data.harvest import harvest, later_positions
@@ -131,8 +132,8 @@ def bench_dictionary(
       UserError: the dictionary or its model cannot be loaded, a task that was asked for has no data or does not suit
         the dictionary, nothing could be measured, or the file cannot be written.
     """
-    if write_to is not None and not write_to.parent.is_dir():
-        raise UserError(f"cannot write {write_to}: there is no directory {write_to.parent}")
+    if write_to is not None:
+        check_place(write_to)
     tables, skipped = tables_for(config.probes, label=config.label, spurious=config.spurious, most=config.data_sets)
     if config.forget is None:
         skipped["unlearning"] = "no texts: give --forget and --retain"

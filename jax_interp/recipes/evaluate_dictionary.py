@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jax_interp.core import config_json
+from jax_interp.core.atomic_write import check_place
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json
 from jax_interp.data.harvest import values
@@ -98,8 +99,8 @@ def evaluate_saved(
       UserError: there is no dictionary, the files do not name model or address, it does not fit the model, there is too
         little text, or the file cannot be written.
     """
-    if write_to is not None and not write_to.parent.is_dir():
-        raise UserError(f"cannot write {write_to}: there is no directory {write_to.parent}")
+    if write_to is not None:
+        check_place(write_to)
     opened = open_dictionary(source, id, asked=asked, format=format, mesh=mesh)
     saved, config = opened.saved, opened.config
     with on_mesh(mesh):

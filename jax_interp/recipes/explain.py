@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from jax_interp.circuits.cause import Cause, components_of, find_cause
@@ -25,9 +26,11 @@ from jax_interp.core import config_json
 from jax_interp.core.atomic_write import atomic_write, make_directory
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_bytes, write_json
+from jax_interp.core.processes import on_host
 from jax_interp.data.text import text_for
 from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models import load
+from jax_interp.training import on_mesh
 from jax_interp.views.explain_page import ExplainPage, explain_page
 from jax_interp.views.unit_map import unit_map
 
@@ -93,24 +96,25 @@ class Explained:
     cause: Cause
 
 
-def explain(config: ExplainConfig, directory: Path | str | None = None) -> Explained:
+def explain(config: ExplainConfig, directory: Path | str | None = None, *, mesh: Mesh | None = None) -> Explained:
     """Explain one prediction, and write the page.
 
     Args:
       config: the prompt and where other prompts come from.
       directory: where the page and the figures go. None: nothing is written.
+      mesh: the mesh for the model. Sets of components are split over its row axes. None: one device.
 
     Raises:
       UserError: the model has no tokenizer, the prompt is too short, the token is not predicted there, or there are too
         few other prompts of its kind.
     """
-    model, tokenizer = load(config.model)
+    model, tokenizer = load(config.model, mesh=mesh)
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer, which is needed to turn the prompt into tokens")
     tokens = np.asarray(tokenizer.encode(config.prompt, bos=tokenizer.bos_id is not None), np.int32)
     if len(tokens) < 4:
         raise UserError(f"the prompt has {len(tokens)} tokens: give a longer one")
-    logits = np.asarray(jax.jit(lambda model, tokens: model(tokens))(model, tokens[None])[0], np.float64)
+    logits = np.asarray(on_host(jax.jit(lambda model, tokens: model(tokens))(model, tokens[None]))[0], np.float64)
     position, surprise = _position(config, tokens, logits)
     predicted, instead = _compared(config, tokenizer, tokens, logits, position)
     prompt = tokens[: position + 1]
@@ -119,8 +123,9 @@ def explain(config: ExplainConfig, directory: Path | str | None = None) -> Expla
     contrasts = [_contrast(prompt, rows, predicted, instead) for rows in (others[:half], others[half : 2 * half])]
     n = len(prompt)
     classes = {"last token": [n - 1], "shared tokens": range(n - shared, n - 1), "earlier tokens": range(n - shared)}
-    components = components_of(model, contrasts[0], classes)
-    cause = find_cause(model, contrasts[0], components, contrasts[1], seed=config.seed, rows=config.rows)
+    with on_mesh(mesh):
+        components = components_of(model, contrasts[0], classes)
+        cause = find_cause(model, contrasts[0], components, contrasts[1], seed=config.seed, rows=config.rows)
     tails = tuple("".join(tokenizer.texts(row[-24:].tolist())) for row in others[half : 2 * half])
     found = Explained(tokens, surprise, position, predicted, instead, shared, tails, cause)
     if directory is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jax_interp.circuits.contrast import Contrast
 from jax_interp.circuits.discovery.methods import Method, MethodOptions, find_edges
@@ -34,6 +35,7 @@ from jax_interp.core.json_files import write_json
 from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models import Decoder, load
 from jax_interp.recipes.prompt_pairs import encode_rows, read_pairs
+from jax_interp.training import on_mesh
 from jax_interp.training.runs import open_run
 from jax_interp.views.circuit_page import MOST_EDGES, CircuitEdge, ScoredCircuit, circuit_page, faithfulness_plot
 
@@ -100,23 +102,25 @@ class FoundCircuit:
     lines: tuple[str, ...]
 
 
-def find_circuit(config: FindCircuitConfig, directory: Path | str) -> FoundCircuit:
+def find_circuit(config: FindCircuitConfig, directory: Path | str, *, mesh: Mesh | None = None) -> FoundCircuit:
     """Find a circuit, judge it on held-out prompts and write the run directory.
 
     Args:
       config: model, prompts, method, sizes.
       directory: the run directory. A run with the same config is written again.
+      mesh: the mesh for the model. Prompts are split over its row axes. None: one device.
 
     Raises:
       UserError: the model, the task, the table or the file cannot be used, or the metric does not tell clean prompts
         from corrupted ones.
     """
-    model, tokenizer = load(config.model)
+    model, tokenizer = load(config.model, mesh=mesh)
     if tokenizer is None:
         raise UserError(f"{config.model} has no tokenizer.json, which is needed to turn the prompts into tokens")
     finding, judging = pairs(config, tokenizer)
     units = EdgeUnits(residual_graph(model), config.ablation)
-    with open_run(directory, config) as run:
+    with open_run(directory, config) as run, on_mesh(mesh):
+        finding, judging = finding.split(), judging.split()
         if config.circuit is not None:
             scores = read_mib(config.circuit, units.graph).scores
             if scores is None:

@@ -14,7 +14,7 @@ from jax_interp.circuits.sweeps import Effects, Pieces, patch
 from jax_interp.circuits.sweeps.grids import grid_of
 from jax_interp.core import config_json
 from jax_interp.core.array_files import write_arrays
-from jax_interp.core.atomic_write import atomic_write, make_directory
+from jax_interp.core.atomic_write import atomic_write, is_taken, make_directory
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import write_json
 from jax_interp.core.labelled import Labelled
@@ -80,9 +80,7 @@ class Patched:
     directory: Path
 
 
-def patch_prompts(
-    config: PatchConfig, out: Path | str, *, quiet: bool = False, mesh: Mesh | None = None
-) -> Patched:
+def patch_prompts(config: PatchConfig, out: Path | str, *, quiet: bool = False, mesh: Mesh | None = None) -> Patched:
     """Patch every cell of some grids, and write what was found to a directory.
 
     It holds `patching.html` (all grids, with the numbers under the pointer), a figure for each grid, the arrays
@@ -98,7 +96,7 @@ def patch_prompts(
       UserError: the table, a prompt, an answer, a grid or the directory is wrong; or the two runs do not differ.
     """
     directory = Path(out)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if is_taken(directory):
         raise UserError(f"{directory} is not an empty directory: give another one")
     rows = read_pairs(config.pairs) if config.pairs is not None else [{name: getattr(config, name) for name in COLUMNS}]
     model, tokenizer = load(config.model, mesh=mesh)

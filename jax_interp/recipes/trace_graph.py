@@ -23,7 +23,7 @@ from jax_interp.circuits.attribution_graphs import (
 from jax_interp.circuits.attribution_graphs.saving import save_attribution_graph
 from jax_interp.circuits.attribution_graphs.viewer import write_viewer_graph
 from jax_interp.core import config_json
-from jax_interp.core.atomic_write import atomic_write, make_directory
+from jax_interp.core.atomic_write import atomic_write, is_taken, make_directory
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import write_json
 from jax_interp.dashboards.decoder_directions import logit_lens, unembedding
@@ -104,7 +104,7 @@ def trace_graph(prompt: str, config: TraceConfig, out: Path | str, *, quiet: boo
         models, the prompt has no token, or the directory has files.
     """
     directory = Path(out)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if is_taken(directory):
         raise UserError(f"{directory} is not an empty directory: give another one")
     saved, name = opened_dictionaries(config)
     model, tokenizer = load(name)

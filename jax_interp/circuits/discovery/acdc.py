@@ -28,6 +28,7 @@ from jax_interp.circuits.discovery.loss import Loss, loss_contrast
 from jax_interp.circuits.discovery.units import Units
 from jax_interp.core.errors import UserError
 from jax_interp.core.labelled import Labelled
+from jax_interp.core.processes import on_host
 from jax_interp.surgery.contract import Model
 
 STEPS = 256
@@ -102,8 +103,8 @@ def _all_units(
     state, losses = _start(model, contrast, units, taus, sign), []
     for chunk in padded:
         state, loss = _judge(model, contrast, state, jnp.asarray(chunk, jnp.int32), taus, units=units, sign=sign)
-        losses.append(np.asarray(loss))
-    return np.asarray(state[0]) != 0, np.concatenate(losses, axis=1)[:, : len(units)][:, ::-1]
+        losses.append(on_host(loss))
+    return on_host(state[0]) != 0, np.concatenate(losses, axis=1)[:, : len(units)][:, ::-1]
 
 
 @partial(jax.jit, static_argnames=("units", "sign"))

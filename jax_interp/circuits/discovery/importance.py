@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from jax_interp.circuits.contrast import Contrast
 from jax_interp.circuits.discovery.units import Units
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import on_host
 from jax_interp.surgery.contract import Model
 
 
@@ -35,7 +36,7 @@ def importance(
     Raises:
       UserError: a gradient is not finite, or a unit's layer is not known.
     """
-    scores = np.asarray(_importance(model, contrast, units=units), float)
+    scores = np.asarray(on_host(_importance(model, contrast, units=units)), float)
     if not np.isfinite(scores).all():
         raise UserError("some gradients are not finite: the metric or an activation of this model is not finite")
     if not normalise:

@@ -16,6 +16,7 @@ from jax_interp.circuits.discovery.selection import random_ranks
 from jax_interp.circuits.discovery.units import EdgeUnits
 from jax_interp.circuits.edges import EAP, EAPIG, CleanCorrupted, EdgeMethod, IGActivations, edge_scores
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import on_host
 from jax_interp.surgery.contract import Model
 
 Method = Literal[
@@ -73,7 +74,7 @@ def find_edges(
     if method in attribution:
         found = edge_scores(model, contrast, attribution[method], graph=units.graph,
                             prompts_at_once=options.prompts_at_once)  # fmt: skip
-        return -units.flat(np.asarray(found.mean, float))
+        return -units.flat(np.asarray(on_host(found.mean), float))
     if method == "importance":
         return importance(model, contrast, units)
     if method == "acdc":

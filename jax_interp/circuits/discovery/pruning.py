@@ -32,6 +32,7 @@ from jax_interp.circuits.discovery.units import Units
 from jax_interp.core import optimizers
 from jax_interp.core.errors import UserError
 from jax_interp.core.labelled import Labelled
+from jax_interp.core.processes import on_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery.contract import Model
 
@@ -145,15 +146,15 @@ def prune_by_masks(
         ends = min(STEPS_A_CALL, left)
         now, trace = _train(model, judged, now, jnp.asarray(given, jnp.float32), units=units, config=config,
                               sign=sign, steps=ends)  # fmt: skip
-        history.append(np.asarray(trace))
+        history.append(on_host(trace))
         if not np.isfinite(history[-1]).all():
             raise UserError("the loss or a mask became NaN: lower the learning rates")
-    scores = np.asarray(now.log_alpha, float)
+    scores = np.asarray(on_host(now.log_alpha), float)
     if config.price == "target":
         sizes = np.maximum(1, np.round(given * len(units)).astype(int))
         keep = np.stack([first(ranked(units, s, "signed"), [n])[0] for s, n in zip(scores, sizes)])
     else:
-        keep = np.asarray(kept(now.log_alpha)) > 0.5
+        keep = on_host(kept(now.log_alpha)) > 0.5
     steps = np.concatenate(history, axis=1) if history else np.zeros((len(given), 0, 2))
     axes = {"target": given.tolist(), "step": range(steps.shape[1]), "figure": ("loss", "kept")}
     return PrunedMasks(tuple(given.tolist()), keep, scores, Labelled(steps, axes, "training"), now)

@@ -24,6 +24,7 @@ from jax_interp.circuits.circuit_run import circuit_metric, over_prompts, source
 from jax_interp.circuits.contrast import Contrast
 from jax_interp.circuits.graph import Circuit, Graph
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import on_host
 from jax_interp.surgery.contract import Model
 
 TOKENS_AT_ONCE = 2048
@@ -189,7 +190,7 @@ def run_circuits(
     prompts, length = contrast.clean.shape
     some = max(1, min(prompts, tokens_at_once // length))
     many = max(1, min(len(keep), tokens_at_once // (some * length)))
-    return np.asarray(_run(model, contrast, keep, units=units, prompts=some, circuits=many))
+    return on_host(_run(model, contrast, keep, units=units, prompts=some, circuits=many))
 
 
 @partial(jax.jit, static_argnames=("units", "prompts", "circuits"))

@@ -25,6 +25,7 @@ from jax_interp.circuits.contrast import Contrast
 from jax_interp.circuits.graph import Circuit, Graph, residual_graph
 from jax_interp.core.errors import UserError
 from jax_interp.core.labelled import Labelled
+from jax_interp.core.processes import on_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.core.registry import Registry
 from jax_interp.surgery import Activations
@@ -75,12 +76,12 @@ class EdgeScores:
 
     def labelled(self) -> Labelled:
         """The means as an array with named axes. Entries without an edge are NaN."""
-        values = np.where(self.graph.exists, np.asarray(self.mean), np.nan)
+        values = np.where(self.graph.exists, on_host(self.mean), np.nan)
         return Labelled(values, {"target": self.graph.target_names, "source": self.graph.source_names}, "edge score")
 
     def largest(self, n: int = 10) -> list[tuple[str, float, float]]:
         """(edge, score, standard error) of the n edges of largest absolute score, in descending order."""
-        mean, error = np.asarray(self.mean), np.asarray(self.standard_error)
+        mean, error = on_host(self.mean), on_host(self.standard_error)
         order = np.argsort(-np.where(self.graph.exists, np.abs(mean), -1.0), axis=None, kind="stable")[:n]
         sources, targets = self.graph.source_names, self.graph.target_names
         places = [divmod(int(i), mean.shape[1]) for i in order]

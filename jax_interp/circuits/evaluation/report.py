@@ -26,6 +26,7 @@ from jax_interp.circuits.discovery.units import TOKENS_AT_ONCE, Units, run_circu
 from jax_interp.core.errors import UserError
 from jax_interp.core.estimates import Estimate, estimate, interval, resampling_weights
 from jax_interp.core.labelled import Labelled
+from jax_interp.core.processes import on_host
 from jax_interp.surgery.contract import Model
 
 
@@ -221,7 +222,7 @@ def reference(model: Model, contrast: Contrast) -> tuple[Float[np.ndarray, " pro
     """
     if contrast.clean.shape[0] < 2:
         raise UserError("an evaluation needs at least two prompts: a figure without a spread says nothing")
-    clean, corrupted = (finite(np.asarray(values, float)) for values in baseline(model, contrast))
+    clean, corrupted = (finite(np.asarray(on_host(values), float)) for values in baseline(model, contrast))
     if np.isclose(clean.mean(), corrupted.mean(), rtol=1e-6, atol=1e-12):
         raise UserError(
             f"the metric is {clean.mean():.4g} for clean and for corrupted prompts: faithfulness is not defined. "

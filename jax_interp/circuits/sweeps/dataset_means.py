@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
+from jax_interp.core.processes import on_host
 from jax_interp.surgery import Address, Model, values_at
 from jax_interp.surgery.address import canonical, flatten
 
@@ -128,9 +129,9 @@ def dataset_means(
             raise UserError(f"the mask has shape {real.shape}, the tokens have {tokens.shape}")
         part, count = _sums(model, tokens, real, jnp.asarray(row, jnp.int32), mask is not None,
                             addresses=addresses, by=by, size=size)  # fmt: skip
-        _add(counts, "", np.asarray(count, np.float64)[None])
+        _add(counts, "", np.asarray(on_host(count), np.float64)[None])
         for address in addresses:
-            _add(sums[address], "", np.asarray(part[address], np.float64))
+            _add(sums[address], "", np.asarray(on_host(part[address]), np.float64))
     return _finished(sums, counts, names_of_groups)
 
 

@@ -18,6 +18,7 @@ from jax_interp.circuits.sweeps.effects import Effects
 from jax_interp.circuits.sweeps.grids import Grid, axes_in, edit_at
 from jax_interp.circuits.sweeps.sweep import Pieces, sweep
 from jax_interp.core.labelled import Labelled
+from jax_interp.core.processes import on_host
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Address, Model, depth_of
 
@@ -113,7 +114,7 @@ def intervene(
         part = over if position is None or band is None else {**over, position: band}
         parts.append(sweep(at, part, name="metric", pieces=pieces))
     values = parts[0] if len(parts) == 1 else _joined(parts, str(position))
-    clean, corrupted = (np.asarray(each) for each in baseline(model, contrast))
+    clean, corrupted = (on_host(each) for each in baseline(model, contrast))
     return Effects(values, clean, corrupted, direction)
 
 

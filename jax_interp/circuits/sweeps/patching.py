@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from jax_interp.circuits.contrast import Contrast, Direction, inputs_of
@@ -25,6 +24,7 @@ from jax_interp.circuits.sweeps.grids import EVERY, Grid, axes_in, grid_of
 from jax_interp.circuits.sweeps.interventions import Intervention, intervene
 from jax_interp.circuits.sweeps.sweep import Pieces
 from jax_interp.core.errors import UserError
+from jax_interp.core.processes import on_host
 from jax_interp.surgery import Each, Model, Replace, values_at
 
 
@@ -106,5 +106,5 @@ def _values(model: Model, contrast: Contrast, tokens: Array, *, address: str) ->
 
 def _first_difference(source: Array, target: Array) -> int:
     """The first column in which a prompt of the two runs differs. Before it, a causal model has equal values."""
-    differs = np.asarray(jnp.any(source != target, axis=0))
+    differs = on_host(jnp.any(source != target, axis=0))
     return int(differs.argmax()) if differs.any() else source.shape[1] - 1

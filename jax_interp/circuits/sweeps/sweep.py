@@ -39,8 +39,8 @@ class Pieces:
     """How a sweep is cut into pieces.
 
     Args:
-      budget: the memory of a piece in bytes, on each device: the temporary buffers and the result of the compiled program, as the
-        compiler states them. The model and the inputs are not counted.
+      budget: the memory of a piece in bytes, on each device: the temporary buffers and the result of the compiled
+        program, as the compiler states them. The model and the inputs are not counted.
       rows: the number of cells in a piece. None: as many as the budget holds.
       loop: the axes along which pieces are computed one after another. The function gets one number for them in a
         piece, so that it can skip work: a model that is resumed at a traced layer runs only the layers that it must.

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-
 from jax.sharding import Mesh
 
 from jax_interp.core.atomic_write import atomic_write
