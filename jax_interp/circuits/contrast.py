@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.circuits.metrics import Metric, as_metric
@@ -62,7 +63,7 @@ class Contrast:
         if mesh.empty or not mesh.are_all_axes_auto or self.clean.shape[0] % row_shards(mesh):
             return self
         parts = {"clean": self.clean, "corrupted": self.corrupted, "mask": self.mask}
-        if isinstance(self.clean, jax.core.Tracer):
+        if isinstance(self.clean, Tracer):
             parts = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, jax.P(row_axes(mesh))), parts)
         else:
             parts = shard_batch(parts, jax.sharding.get_mesh())

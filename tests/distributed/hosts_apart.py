@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 
@@ -29,7 +30,7 @@ LIBRARIES = str(Path(jax.__file__).parent.parent)
 def hosts_apart() -> Iterator[None]:
     """Within the block, code of the package may read an array with parts on several devices only by `to_host` and
     `on_host`. Tests and other programs may read it."""
-    kind = type(jax.numpy.zeros(()))
+    kind: Any = type(jax.numpy.zeros(()))
     before = kind._value
 
     def read(array):
