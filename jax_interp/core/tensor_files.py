@@ -178,14 +178,31 @@ def verify_tensors(path: Path | str) -> None:
 def _opened(path: Path | str) -> Iterator[tuple[Any, dict[str, str]]]:
     """The handle of a file and the strings in its header, which is strict JSON."""
     with open_tensors(path) as handle:
-        try:
-            with open(path, "rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                text = file.read(length)
-        except OSError as error:
-            raise TensorFileError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
-        parse_json(text, f"the header of {path}")
+        _header(path)
         yield handle, dict(handle.metadata() or {})
+
+
+def data_starts(path: Path | str) -> dict[str, int]:
+    """For each array of a safetensors file, the byte of the file at which its values begin.
+
+    Call this within `open_tensors`, which checks offsets and overlaps.
+
+    Raises:
+      TensorFileError: the file cannot be read.
+    """
+    header, end = _header(path)
+    return {name: end + about["data_offsets"][0] for name, about in header.items() if name != "__metadata__"}
+
+
+def _header(path: Path | str) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, which is strict JSON, and its end."""
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            text = file.read(length)
+    except OSError as error:
+        raise TensorFileError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+    return parse_json(text, f"the header of {path}"), 8 + length
 
 
 def _read(path: Path | str, handle: Any, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A checkpoint: a directory of safetensors files. Its tensors are read one at a time.
+"""A checkpoint: a directory of safetensors files. Its tensors are views of the mapped files.
 
 The files are not trusted. The names in an index must be file names in this directory, headers are checked (length,
 offsets, overlaps), and pickles are never opened. Files that `save` wrote are compared with their digests.
@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import is_file_name, read_json
-from jax_interp.core.tensor_files import open_tensors, verify_tensors
+from jax_interp.core.tensor_files import TensorFileError, data_starts, open_tensors, verify_tensors
 
+DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -27,11 +29,16 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: str
     """The name of the dtype in safetensors: "F32", "BF16"."""
+    start: int
+    """The byte of the file at which its values begin."""
 
     def read(self, window: tuple[slice, ...]) -> np.ndarray:
-        """Read the part of the tensor that `window` selects."""
-        with open_tensors(self.file) as handle:
-            return handle.get_slice(self.name)[window]
+        """The part of the tensor that `window` selects, as a view of the file. Only what is used of it is read."""
+        try:
+            mapped = np.memmap(self.file, np.dtype(DTYPES[self.dtype]), mode="r", offset=self.start, shape=self.shape)
+        except (OSError, ValueError) as error:
+            raise TensorFileError(f"{self.file}: {self.name!r:.200} cannot be read: {error}") from error
+        return np.asarray(mapped)[window]
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -47,13 +54,15 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     for file, names in _files(directory).items():
         verify_tensors(file)
         with open_tensors(file) as handle:
+            starts = data_starts(file)
             have = set(handle.keys())
             names = have if names is None else names
             if missing := sorted(names - have):
                 raise UserError(f"{INDEX} places {missing[0]!r:.200} in {file.name}, but it does not have this tensor")
             for name in names:
                 header = handle.get_slice(name)
-                tensors[name] = StoredTensor(file, name, tuple(header.get_shape()), header.get_dtype())
+                shape, dtype = tuple(header.get_shape()), header.get_dtype()
+                tensors[name] = StoredTensor(file, name, shape, dtype, starts[name])
             unnamed |= dict.fromkeys(have - names, file)
     for name in sorted(unnamed.keys() - tensors.keys()):
         raise UserError(

@@ -1,7 +1,8 @@
 """Fill the parameters of a model from stored tensors, one at a time, each directly on its device.
 
-Host memory holds only one tensor at a time. For a stack this is the tensor of one layer, which is written into the
-stacked array on the device.
+The files are mapped. On a CPU, tensors are copied from the files to the memory of the parameters. For other devices and
+for meshes, host memory holds only one tensor at a time, or the parts of it that belong to the devices of this process.
+For a stack this is the tensor of one layer, which is written into the stacked array on the device.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,14 +26,13 @@ from jax_interp.core.leaves import addresses
 from jax_interp.core.processes import to_host
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
-from jax_interp.models.hf.checkpoint import StoredTensor
+from jax_interp.models.hf.checkpoint import DTYPES, StoredTensor
 from jax_interp.models.hf.family import Family
+from jax_interp.models.hf.host_copies import copy_checked, empty_aligned
 from jax_interp.models.hf.tensors import TensorSpec
 from jax_interp.models.sharding import rules
 from jax_interp.surgery import iter_segments
-from jax_interp.training.sharding import put, shardings
-
-DTYPES = {"F64": jnp.float64, "F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
+from jax_interp.training.sharding import shardings
 
 
 @dataclass(frozen=True)
@@ -100,22 +100,24 @@ def fill(
     def read(spec: TensorSpec, layer: int, shape: tuple[int, ...]) -> np.ndarray:
         window = spec.window(shape)
         parts = [spec.unpack(stored[name].read(window)) for name in spec.names(layer, shape)]
-        with np.errstate(over="ignore"):  # a value that the dtype cannot hold is found below
-            return (np.stack(parts) if spec.experts else parts[0]).astype(dtype, copy=False)
+        return np.stack(parts) if spec.experts else parts[0]
 
-    places = jax.tree.leaves(shardings(abstract, rules(config), mesh)) if mesh is not None else None
-    leaves = []
-    with jax.set_mesh(mesh) if mesh is not None else nullcontext():
-        for i, p in enumerate(parameters(abstract)):
-            where = places[i] if places is not None else None
-            if p.stacked:
-                rows = (read(specs[p.name], layer, p.shape) for layer in p.layers)
-                leaves.append(_stack(rows, (len(p.layers), *p.shape), dtype, where))
-            else:
-                leaves.append(_on_device(_placed(read(specs[p.name], p.layers[0], p.shape), where)))
-        finite = to_host(_finite(leaves))
+    wanted = parameters(abstract)
+    tensors = [partial(read, specs[p.name], shape=p.shape) for p in wanted]
+    if mesh is None and _puts_on_cpu():
+        leaves, finite = _in_host_memory(wanted, tensors, dtype)
+    else:
+        places = [None] * len(wanted) if mesh is None else jax.tree.leaves(shardings(abstract, rules(config), mesh))
+        with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+            leaves = [
+                _stack(map(tensor, p.layers), (len(p.layers), *p.shape), dtype, where)
+                if p.stacked
+                else _on_device(_placed(tensor(p.layers[0]), dtype, where))
+                for p, tensor, where in zip(wanted, tensors, places, strict=True)
+            ]
+            finite = to_host(_finite(leaves))
     if not all(finite):
-        odd = [specs[p.name].name for p, good in zip(parameters(abstract), finite, strict=True) if not good]
+        odd = [specs[p.name].name for p, good in zip(wanted, finite, strict=True) if not good]
         raise UserError(
             f"the checkpoint has NaN or infinite values in {_listed(odd)} (as {dtype.name}): the training diverged, "
             "the file is damaged, or the dtype is too narrow"
@@ -167,17 +169,42 @@ def has_own_head(family: Family, config: Config, stored: Mapping[str, StoredTens
     return False
 
 
+def _puts_on_cpu() -> bool:
+    """Whether the default device is a CPU. Its memory is host memory."""
+    return next(iter(jax.device_put(np.float32(0)).devices())).platform == "cpu"
+
+
+def _in_host_memory(
+    wanted: list[Parameter], tensors: list[Callable[[int], np.ndarray]], dtype: np.dtype
+) -> tuple[list[Array], list[bool]]:
+    """Copy every tensor to its place in the memory of its parameter. Also returns whether each parameter is finite."""
+    leaves, finite = [], []
+    for p, tensor in zip(wanted, tensors, strict=True):
+        memory = empty_aligned((len(p.layers), *p.shape), dtype)
+        finite.append(all(copy_checked(tensor(layer), memory[i]) for i, layer in enumerate(p.layers)))
+        leaves.append(jax.device_put(memory if p.stacked else memory[0], may_alias=True))
+    return leaves, finite
+
+
 def _stack(rows: Iterator[np.ndarray], shape: tuple[int, ...], dtype: np.dtype, where: NamedSharding | None) -> Array:
     """The rows as one array. Each row is written into the buffer on the device before the next row is read."""
     buffer = jnp.zeros(shape, dtype, device=where)
     row_where = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
     for i in range(shape[0]):  # a variable (or `enumerate`) would keep a row in memory while the next one is read
-        buffer = _on_device(_put(buffer, _placed(next(rows), row_where), np.int32(i)))
+        buffer = _on_device(_put(buffer, _placed(next(rows), dtype, row_where), np.int32(i)))
     return buffer
 
 
-def _placed(array: np.ndarray, where: NamedSharding | None) -> Array:
-    return jax.device_put(array) if where is None else put(array, where)
+def _placed(array: np.ndarray, dtype: np.dtype, where: NamedSharding | None) -> Array:
+    """The array on its devices. Of a view of a file, only the parts of the devices of this process are read."""
+
+    def part(index: tuple[slice, ...] | None = None) -> np.ndarray:
+        local = array if index is None else array[index]
+        copy = empty_aligned(local.shape, dtype)
+        copy_checked(local, copy)
+        return copy
+
+    return jax.device_put(part()) if where is None else jax.make_array_from_callback(array.shape, where, part)
 
 
 def _on_device(array: Array) -> Array:
