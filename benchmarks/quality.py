@@ -125,7 +125,7 @@ def theirs_as_ours(path: str, kind: str):
 
 def train_ours(store, kind: str, strength: float, seed: int, steps: int):
     from jax_interp.dictionaries import variants
-    from jax_interp.dictionaries.training.train import train_from_store
+    from jax_interp.dictionaries.training.from_store import train_from_store
     from jax_interp.training import QUIET
 
     fields = {"n_features": FEATURES, "steps": steps, "seed": seed}

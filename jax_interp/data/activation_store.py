@@ -25,8 +25,11 @@ from jax_interp.core.array_files import check_array, open_array
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json
 from jax_interp.data.activation_manifest import StoreManifest, read_manifest
-from jax_interp.data.shuffling import shuffled
+from jax_interp.data.shuffling import shuffled, shuffled_in_windows
 from jax_interp.training.row_batches import RowBatches
+
+BLOCK = 4096
+"""Neighbouring rows that stay together where rows are shuffled within windows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +90,31 @@ class ActivationStore:
         """
         return self.batches(batch, seed)(step)
 
-    def batches(self, batch: int, seed: int = 0) -> RowBatches[Float[np.ndarray, "row d"]]:
-        """The batches `batch_at(step, batch, seed)`, as a function of the step. On a mesh over several processes each
-        one reads only the rows of its devices."""
+    def batches(self, batch: int, seed: int = 0, window: int | None = None) -> RowBatches[Float[np.ndarray, "row d"]]:
+        """Batches of shuffled rows, as a function of the step. On a mesh over several processes each one reads only the
+        rows of its devices.
+
+        Args:
+          batch: the number of rows in a batch.
+          seed: the seed of the order.
+          window: None: all rows are shuffled, and a batch is `batch_at(step, batch, seed)`. A number of rows: the rows
+            are shuffled within windows of about this size, which consist of blocks of `BLOCK` neighbouring rows from
+            the whole store. A window that fits in memory is then read from the disk once an epoch. Rows of one block,
+            which are neighbours in the text, are trained on near each other.
+
+        Raises:
+          UserError: `batch` or `window` is below 1.
+        """
+        if batch < 1 or (window is not None and window < 1):
+            raise UserError(f"batch={batch} and window={window} must be at least 1")
+        n = self.rows
 
         def rows(step: int, start: int, stop: int) -> np.ndarray:
             at = step * batch + np.arange(start, stop)
-            return self.take(shuffled(at % self.rows, self.rows, seed=seed, epoch=at // self.rows))
+            place, epoch = at % n, at // n
+            if window is None:
+                return self.take(shuffled(place, n, seed=seed, epoch=epoch))
+            return self.take(shuffled_in_windows(place, n, window=window, block=BLOCK, seed=seed, epoch=epoch))
 
         return RowBatches(batch, rows)
 

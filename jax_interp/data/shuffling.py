@@ -7,6 +7,7 @@ rows are assigned to the bins in random order. A row stays in the buffer for `de
 distributed).
 
 `shuffled` is a pseudo-random permutation of `range(n)` that is computed for each index separately.
+`shuffled_in_windows` is one that stays within some blocks of neighbouring indices for a while.
 """
 
 from __future__ import annotations
@@ -126,3 +127,39 @@ def shuffled(index: Int[np.ndarray, " k"], n: int, *, seed: int, epoch: ArrayLik
         value[pending] = (left << bits) | right
         pending &= value >= n
     return value.astype(np.int64)
+
+
+def shuffled_in_windows(
+    index: Int[np.ndarray, " k"], n: int, *, window: int, block: int, seed: int, epoch: ArrayLike = 0
+) -> Int[np.ndarray, " k"]:
+    """Apply a pseudo-random permutation of `range(n)` that uses up one window after the other.
+
+    A window is some blocks of neighbouring indices. The blocks are in random order, so a window has blocks from all of
+    `range(n)`; within a window the order of the indices is random. In each epoch every index occurs once. Two indices
+    of one block are always in the same window, which is what such an order loses against `shuffled`.
+
+    Args:
+      index: indices from 0 to n - 1.
+      n: the size of the permutation.
+      window: the number of indices in a window. It is rounded down to whole blocks. The last window also has what is
+        left over, so it can be up to twice as long.
+      block: the number of indices in a block.
+      seed: as in `shuffled`.
+      epoch: as in `shuffled`.
+
+    Returns:
+      int64 indices of the shape of `index`.
+    """
+    index, epoch = np.asarray(index, np.int64), np.broadcast_to(np.asarray(epoch, np.uint64), np.shape(index))
+    block = min(block, window, n)
+    blocks, per_window = n // block, window // block
+    windows = max(1, blocks // per_window)
+    which = np.minimum(index // (per_window * block), windows - 1)
+    place, last = index - which * per_window * block, which == windows - 1
+    key = mix64(mix64(epoch) ^ which.astype(np.uint64))  # each window of each epoch has its own order
+    for chosen, size in ((~last, per_window * block), (last, n - (windows - 1) * per_window * block)):
+        place[chosen] = shuffled(place[chosen], size, seed=seed, epoch=key[chosen])
+    number, within = which * per_window + place // block, place % block
+    whole = number < blocks  # the rest of `range(n)` is no whole block and stays at the end
+    number[whole] = shuffled(number[whole], blocks, seed=seed, epoch=epoch[whole])
+    return number * block + within

@@ -50,9 +50,10 @@ from jax_interp.dictionaries.training.config import (
 )
 from jax_interp.dictionaries.training.cross_layer import train_cross_layer
 from jax_interp.dictionaries.training.end_to_end import EndToEndConfig, train_end_to_end
+from jax_interp.dictionaries.training.from_store import train_from_store
 from jax_interp.dictionaries.training.joint import JointConfig, train_joint
 from jax_interp.dictionaries.training.sweep import Sweep, train_sweep
-from jax_interp.dictionaries.training.train import train_dictionary, train_from_store
+from jax_interp.dictionaries.training.train import train_dictionary
 
 __all__ = [
     "AbsTopK",

@@ -21,7 +21,7 @@ from jax_interp.data.foreign_activations import array_blocks, dataset_blocks, fi
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.evaluation.evaluate import evaluate_rows
 from jax_interp.dictionaries.training.config import Adam
-from jax_interp.dictionaries.training.train import train_from_store
+from jax_interp.dictionaries.training.from_store import train_from_store
 from jax_interp.training import QUIET
 from tests.torch_archives import save
 

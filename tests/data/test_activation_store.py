@@ -16,7 +16,7 @@ from jax_interp.data.activation_writing import write_activation_store
 from jax_interp.data.harvest import harvest, init_stream
 from jax_interp.dictionaries import variants
 from jax_interp.dictionaries.training.config import Adam
-from jax_interp.dictionaries.training.train import train_from_store
+from jax_interp.dictionaries.training.from_store import train_from_store
 from jax_interp.training import QUIET, Log, SaveTo
 
 ADDRESSES = ("blocks.0.resid_post", "blocks.1.resid_post")

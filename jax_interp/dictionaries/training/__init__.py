@@ -4,7 +4,8 @@ config.py            the configs of the trainers
 initialise.py        new dictionaries and learners
 learner.py           the state of a dictionary in training, its optimizer and its metrics
 apply_gradient.py    the part of a training step that follows the gradient; all trainers share it
-train.py             one dictionary, on a stream or from disk: `train_dictionary`, `train_from_store`
+train.py             one dictionary, on a stream: `train_dictionary`
+from_store.py        one dictionary, on activations on disk: `train_from_store`
 gradient.py          the gradient of a dictionary, over all latents or only over those that take part
 sweep.py             many dictionaries on one stream: `train_sweep`
 cross_layer.py       dictionaries that write at several layers: `train_cross_layer`

@@ -8,7 +8,6 @@ All steps are pure functions of one state. A sweep maps over `learn`, which need
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -204,7 +203,7 @@ def train_dictionary(
         sae = train_dictionary(config, model, batch_at, run=SaveTo("runs/sae", every=100))
         model_with = edit(model, at("blocks.2.resid_post", Splice(sae)))
     """
-    _check_one_code(config)
+    check_one_code(config)
     step, saving = partial(train_step, config), SaveTo.of(run, config)
     with placed(place, rules) as there:
         model, batch_at = there.frozen(model, rules_for(model)), there.batches(batch_at)
@@ -228,81 +227,8 @@ def fit_on_stream(
     return fit(step, state, lambda i: batch_at(filled + i), steps=config.steps, run=run, frozen=(model,), log=log)
 
 
-@dataclasses.dataclass(frozen=True)
-class StoreRun:
-    """The stored config of a run on a store. A run can be resumed only with the same rows in the same batches."""
-
-    dictionary: DictionaryConfig
-    batch: int
-    shards: tuple[str, ...]
-    """The SHA-256 of each shard."""
-
-
-def train_from_store(
-    config: DictionaryConfig,
-    store: ActivationStore,
-    *,
-    batch: int = 2048,
-    run: RunTarget = None,
-    place: Place = None,
-    log: Log = Log(),
-) -> Dictionary:
-    """Train a dictionary on stored activations. No model is needed.
-
-    Args:
-      config: the config of the dictionary and of its training. It has no `buffer`, because all rows of the store are
-        shuffled, and no `skip_first` or `max_norm`, because rows are left out when the store is made.
-      store: an open store with the values at `config.addresses`, in this order.
-      batch: the number of rows per step.
-      run: as in `train_dictionary`.
-      place: as in `train_dictionary`.
-      log: as in `train_dictionary`.
-
-    Returns:
-      The dictionary, for raw activations.
-
-    Raises:
-      UserError: the store holds other values, `batch` is below 1, or the config has one of these fields.
-    """
-    _check_one_code(config)
-    for name in ("buffer", "skip_first", "max_norm"):
-        if getattr(config, name) != getattr(HarvestedConfig, name):
-            raise UserError(
-                f"{name}={getattr(config, name)} has no effect on a store, whose rows are all used and shuffled: leave "
-                "it out. To leave out rows, give a `keep` when you make the store"
-            )
-    if store.addresses != config.addresses:
-        raise UserError(
-            f"the store holds {', '.join(store.addresses)}; the config asks for {', '.join(config.addresses)}"
-        )
-    if batch < 1:
-        raise UserError(f"batch={batch}: give at least 1 row per step")
-    key = jax.random.split(jax.random.key(config.seed))[0]
-    stored = StoreRun(config, batch, tuple(shard.sha256 for shard in store.shards))
-    mean, variance = jnp.asarray(store.mean), jnp.asarray(store.variance)
-    scale, centre = columns(jnp.asarray(store.scale), store.widths), long_means(mean, variance, store.widths)
-
-    def step(
-        learner: Learner[Dictionary], rows: Array, scale: Array, centre: Array, variance: Array,
-        rate_scale: Array | None = None,
-    ):  # fmt: skip
-        rate = lowered_rate(config.optimizer, rate_scale)
-        return learn(config, learner, rows * scale[None, :] - centre[None, :], variance, learning_rate=rate)
-
-    with placed(place, rules) as there:
-        learner = fit(
-            step,
-            there.state(init_learner(config, key, store.widths, mean - centre)),
-            there.batches(store.batches(batch, config.seed)),
-            steps=config.steps,
-            run=SaveTo.of(run, stored),
-            frozen=(scale, centre, variance),
-            log=log.with_defaults(shown=SHOWN, per_step={"tokens": batch}, title="dictionary"),
-        )
-        return export_learner(config, learner, store)
-
-
-def _check_one_code(config: object) -> None:
+def check_one_code(config: object) -> None:
+    """Raises UserError for a config that other trainers are for."""
     if not isinstance(config, DictionaryConfig):
         raise UserError(
             f"this trains a dictionary from a DictionaryConfig; a {type(config).__name__} is for "
