@@ -58,6 +58,11 @@ def feature_shards() -> int:
     return dict(jax.sharding.get_abstract_mesh().shape).get("tensor", 1)
 
 
+def row_devices() -> int:
+    """The number of devices that share the rows in the current mesh. 1 without a mesh."""
+    return row_shards(jax.sharding.get_abstract_mesh())
+
+
 def rows_spec(n: int) -> tuple[str, ...] | None:
     """The mesh axes over which `n` rows are sharded. None if `n` rows cannot be divided equally among their devices."""
     mesh = jax.sharding.get_abstract_mesh()

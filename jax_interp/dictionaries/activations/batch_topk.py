@@ -25,7 +25,7 @@ from jax_interp.dictionaries.activations.pre import bias_gradient, centre_gradie
 from jax_interp.dictionaries.activations.select import batch_top_k, nth_largest
 from jax_interp.dictionaries.activations.topk import encode_masked, row_norms
 from jax_interp.dictionaries.codes import BatchCode, DenseCode
-from jax_interp.dictionaries.sharding import feature_shards
+from jax_interp.dictionaries.sharding import feature_shards, row_devices
 from jax_interp.dictionaries.sparse.products import entries_outer
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class BatchTopK(SelectiveActivation):
 
     def encode_batch(self, dictionary: Dictionary, x: Float[Array, "row d"]) -> BatchCode | DenseCode:
         """Encode for training: the largest of the batch are on. The backward pass touches only these latents."""
-        if feature_shards() > 1:
+        if feature_shards() > 1 or row_devices() > 1:  # a list of the entries of all rows would gather the rows
             norms = row_norms(dictionary.W_dec) if self.weighted else None
             n = x.shape[0] * (self.k if self.limit is None else self.limit)
             return encode_masked(dictionary, x, norms, lambda score: nth_largest(score, n))

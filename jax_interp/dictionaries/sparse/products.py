@@ -20,8 +20,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from jax_interp.dictionaries.sharding import rows_spec
 from jax_interp.dictionaries.sparse.segment_sum import (
     block_transpose,
     gathered_row_sum,
@@ -140,7 +142,19 @@ def sparse_outer(
         return out.T if transpose else out
 
     chosen = _on_cuda(kernels, by_kernel)
-    return jax.lax.platform_dependent(values, indices, g, cpu=by_trees, default=dense, **chosen)
+    return _sum_over_rows(
+        lambda *arrays: jax.lax.platform_dependent(*arrays, cpu=by_trees, default=dense, **chosen), values, indices, g
+    )
+
+
+def _sum_over_rows(of_rows: Callable[..., Array], *arrays: Array) -> Array:
+    """A sum over rows. On a mesh each device sums its own rows, and only the sums are communicated. The partitioner of
+    XLA would gather the rows for a sort."""
+    axes = rows_spec(len(arrays[0]))
+    if jax.sharding.get_abstract_mesh().empty or not axes:
+        return of_rows(*arrays)
+    of_device = lambda *arrays: jax.lax.psum(of_rows(*arrays), axes)
+    return jax.shard_map(of_device, in_specs=P(axes), out_specs=P(), check_vma=False)(*arrays)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
