@@ -7,7 +7,7 @@ token, unless the name says bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,9 @@ from jax_interp.core import optimizers as optimization
 from jax_interp.core.errors import UserError
 from jax_interp.core.objectives import cross_entropy, masked_mean
 from jax_interp.core.pytrees import register_dataclass
+from jax_interp.surgery.remat import remat
 from jax_interp.training import automatic_step
+from jax_interp.training.accumulate import mean_over_parts
 
 LanguageModel = Callable[..., Float[Array, "batch pos vocab"]]
 """Maps tokens `[batch, pos]` to logits. With padding it also takes `mask=`."""
@@ -166,11 +168,19 @@ def init_state(model: PyTree, optimizer: optax.GradientTransformation) -> TrainS
     return TrainState(model, optimization.init(optimizer, model))
 
 
-def train_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+def train_step(
+    optimizer: optax.GradientTransformation, *, accumulate: int = 1, save: Sequence[str] | None = None
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The pure training step `(state, tokens) -> (state, {"loss": ..., "grad_norm": ...})`.
 
     `tokens` is `[batch, context + 1]`. `loss` is the loss before the update. The step takes a `rate_scale` as well, a
     factor of the learning rate.
+
+    Args:
+      optimizer: the optax optimizer.
+      accumulate: the gradient is computed for this many parts of the batch in turn. The step is the same up to
+        rounding, and needs the activations of one part.
+      save: the values that the backward pass keeps, as in `surgery.remat`. It recomputes the others. None: all.
 
     Example:
         optimizer = Optimization().build(steps)
@@ -182,7 +192,9 @@ def train_step(optimizer: optax.GradientTransformation) -> Callable[..., tuple[T
     def step(
         state: TrainState, tokens: Int[Array, "batch length"], rate_scale: Array | None = None
     ) -> tuple[TrainState, dict[str, Array]]:
-        loss, grads = jax.value_and_grad(next_token_loss)(state.model, tokens)
+        loss_of = lambda model, tokens: next_token_loss(model if save is None else remat(model, save), tokens)
+        of_part = lambda tokens: jax.value_and_grad(loss_of)(state.model, tokens)
+        loss, grads = mean_over_parts(of_part, tokens, accumulate)
         model, opt = optimization.update(optimizer, grads, state.opt, state.model, rate_scale)
         return TrainState(model, opt), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 

@@ -66,6 +66,11 @@ class LanguageModelConfig:
     steps: int = 1000
     batch: int = 16
     """Windows of `n_ctx` tokens in each step."""
+    accumulate: int = 1
+    """The gradient is computed for this many parts of the batch in turn. It saves memory, and changes only rounding."""
+    remat: tuple[str, ...] | None = None
+    """The values in the blocks that are kept for the backward pass, such as ("attn.z", "mlp.post"); the others are
+    computed again. (): only the inputs of the blocks are kept. None: everything is kept."""
     repeats: tuple[tuple[int, float], ...] = ()
     """Schedule of the fraction of windows in which one stretch occurs twice (`repeat_stretches`)."""
     random_repeats: tuple[tuple[int, float], ...] = ()
@@ -92,6 +97,8 @@ class LanguageModelConfig:
             raise UserError(
                 f"model.vocab_size={self.model.vocab_size} and text.vocab_size={self.text.vocab_size} must be equal"
             )
+        if self.accumulate < 1 or self.batch % self.accumulate:
+            raise UserError(f"accumulate={self.accumulate} does not divide batch={self.batch} into equal parts")
         none_means = {"evaluate_windows": "", "final_windows": ", or None for all", "baseline_order": ", or None"}
         for name, alternative in none_means.items():
             if (value := getattr(self, name)) is not None and value < 1:
@@ -100,6 +107,8 @@ class LanguageModelConfig:
 
 MAY_DIFFER = (
     "steps",
+    "accumulate",
+    "remat",
     "log_every",
     "checkpoint_every",
     "evaluate_every",
@@ -146,7 +155,7 @@ def train_lm(
         text = prepare_text(config.text, run.directory / "tokens")
         optimizer = config.optimization.build(config.steps)
         state = fit(
-            train_step(optimizer),
+            train_step(optimizer, accumulate=config.accumulate, save=config.remat),
             there.state(init_state(init(config.model, jax.random.key(config.seed)), optimizer)),
             there.batches(_training_batches(config, text)),
             steps=config.steps,

@@ -21,6 +21,7 @@ from jax_interp.surgery.edits import (
     Zero,
 )
 from jax_interp.surgery.region import Positions, Region, RegionError, Span
+from jax_interp.surgery.remat import Remat, remat
 from jax_interp.surgery.resuming import block_inputs, resumed
 from jax_interp.surgery.running import run_blocks
 from jax_interp.surgery.saving import SavingError, load_edits, save_edits
@@ -43,9 +44,9 @@ from jax_interp.surgery.verbs import at, edit, grad_at, read, restore, sites, su
 __all__ = [
     "Activations", "Add", "Address", "AddressError", "Block", "CarryError", "Clamp", "Dictionary", "Each", "Edit",
     "EditError", "Freeze", "Mean", "Model", "Noise", "PlainEdit", "Positions", "ProjectOut", "Read", "Region",
-    "RegionError", "Replace", "Resample", "Rotate", "SavingError", "Scale", "ScopedEdit", "Segment", "Site", "Span",
-    "Splice", "Stack", "Tapped", "TokenEdit", "ValueTokens", "Zero", "at", "block_inputs", "blocks_as_pytree",
+    "RegionError", "Remat", "Replace", "Resample", "Rotate", "SavingError", "Scale", "ScopedEdit", "Segment", "Site",
+    "Span", "Splice", "Stack", "Tapped", "TokenEdit", "ValueTokens", "Zero", "at", "block_inputs", "blocks_as_pytree",
     "call", "canonical", "depth_of", "edit", "get_block", "grad_at", "is_known", "iter_blocks", "iter_segments",
-    "load_edits", "map_blocks", "read", "replan", "restore", "resumed", "run_blocks", "save_edits", "sites",
+    "load_edits", "map_blocks", "read", "remat", "replan", "restore", "resumed", "run_blocks", "save_edits", "sites",
     "survey", "values_at",
 ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from jax_interp.training import collectives as module
 from jax_interp.training.collectives import Collective, collectives
 from jax_interp.training.meshes import make_mesh
 
-SIZES = {"replicate": 2, "fsdp": 2, "tensor": 2}
+SIZES: dict[str, Any] = {"replicate": 2, "fsdp": 2, "tensor": 2}
 KINDS = {
     "sum": (lambda x, axes: jax.lax.psum(x, axes), "all-reduce", P(), 1),
     "gather": (lambda x, axes: jax.lax.all_gather(x, axes, tiled=True), "all-gather", P(), 1),
@@ -65,7 +67,8 @@ def test_a_collective_in_a_loop_counts_for_every_run():
 @pytest.mark.parametrize("axis", ["replicate", "data", "fsdp"])
 def test_the_gradient_of_copies_is_summed_once(axis):
     """By the definition of data parallelism: rows are split, the gradient of a weight is summed over the devices."""
-    mesh = make_mesh(**{axis: 4}, explicit=False)
+    sizes: dict[str, Any] = {axis: 4}
+    mesh = make_mesh(**sizes, explicit=False)
     rows = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=NamedSharding(mesh, P(axis)))
     W = jax.ShapeDtypeStruct((16, 8), jnp.float32, sharding=NamedSharding(mesh, P()))
     gradient = jax.grad(lambda W, x: jnp.sum((x @ W) ** 2))
