@@ -31,6 +31,9 @@ class RunOptions(MeshOption):
     """How many times a run may return to a checkpoint. The next NaN stops it."""
     on_nan_factor: float = 0.5
     """The factor of --on-nan lower-rate."""
+    grace: Annotated[float | None, tyro.conf.arg(metavar="SECONDS")] = None
+    """How long the cluster waits between SIGTERM and the kill. The run warns if a save takes longer. Default:
+    JAX_INTERP_GRACE_SECONDS, if it is set."""
     profile: Annotated[str | None, tyro.conf.arg(metavar="A..B")] = None
     """Write a profile of steps A to B into the run directory. For a run that goes on: echo 5 > RUN/profile-now."""
     quiet: bool = False
@@ -43,7 +46,7 @@ class RunOptions(MeshOption):
 
         on_nan = OnNan(self.on_nan, self.on_nan_times, self.on_nan_factor)
         profile = None if self.profile is None else parse_range(self.profile)
-        log = Log(to=self.log_to, quiet=self.quiet, on_nan=on_nan, profile=profile)
+        log = Log(to=self.log_to, quiet=self.quiet, on_nan=on_nan, grace=self.grace, profile=profile)
         return {"mesh": self.devices(), "quiet": self.quiet, "parent": self.parent, "log": log}
 
     def directory(self, found: FoundConfig[Any]) -> Path:

@@ -33,9 +33,9 @@ from jax_interp.core.atomic_write import make_directory, sync, sync_tree
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import parse_json
 from jax_interp.core.leaves import PyTree, addresses, flatten, is_key
-from jax_interp.core.processes import barrier
+from jax_interp.core.processes import barrier, process_count
 from jax_interp.training.arrays import UnreadableArrays, read_arrays, write_arrays
-from jax_interp.training.fingerprint import fingerprints
+from jax_interp.training.fingerprint import begin_fingerprints, fingerprints
 
 
 class CheckpointError(UserError):
@@ -124,8 +124,9 @@ def save(
     final = path_of(directory, step)
     temporary = final.with_name(f".{final.name}.tmp")
     flat = {name: jnp.asarray(leaf) for name, leaf in flatten(tree).items()}
-    marks = fingerprints(flat)
-    leaves = {name: _describe(leaf) | {"fingerprint": marks[name]} for name, leaf in flat.items()}
+    marks = begin_fingerprints(flat)
+    if process_count() > 1:  # no other collective may run beside those of the save
+        marks()
     first = jax.process_index() == 0
     try:
         if first:
@@ -137,6 +138,8 @@ def save(
         if arrays:
             write_arrays(temporary / "arrays", arrays)
         barrier(f"checkpoint {step} is written")
+        prints = marks()
+        leaves = {name: _describe(leaf) | {"fingerprint": prints[name]} for name, leaf in flat.items()}
         if first:
             body = json.dumps({"step": step, "leaves": leaves, "about": dict(about or {})}, indent=1)
             digest = hashlib.sha256(body.encode()).hexdigest()

@@ -8,6 +8,9 @@ probability 2^-32. Fingerprints detect accidents, not attacks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
@@ -42,7 +45,7 @@ def mix_bits(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
 
 
 def fingerprint(x: Array) -> UInt32[Array, ""]:
-    """The fingerprint of one array. Cost: one pass over its bytes, no copy (XLA fuses it into the sum)."""
+    """The fingerprint of one array, in one pass over its bytes. A CPU makes two temporary copies of the array."""
     w = _words(x)
     index = jnp.zeros_like(w)
     for axis, size in enumerate(w.shape):
@@ -51,10 +54,46 @@ def fingerprint(x: Array) -> UInt32[Array, ""]:
     return jnp.sum(mix_bits(w ^ mix_bits(index + jnp.uint32(1))), dtype=jnp.uint32)
 
 
-_all = jax.jit(lambda flat: {name: fingerprint(x) for name, x in flat.items()})
+BLOCK = 1 << 18
+"""How many elements a block of `blockwise_fingerprint` has: a megabyte of float32, which fits into a cache."""
+
+
+def blockwise_fingerprint(x: Array) -> UInt32[Array, ""]:
+    """`fingerprint` block by block, for an array in the memory of one CPU: ten times as fast, without a copy."""
+    flat = x.reshape(-1)
+    count = flat.size // BLOCK
+
+    def of_part(part: Array, start: Array) -> Array:
+        index = start + jnp.arange(part.size, dtype=jnp.uint32)
+        return jnp.sum(mix_bits(_words(part) ^ mix_bits(index + jnp.uint32(1))), dtype=jnp.uint32)
+
+    def add_block(i: Array, total: Array) -> Array:
+        part = jax.lax.dynamic_slice_in_dim(flat, i * BLOCK, BLOCK)
+        return total + of_part(part, i.astype(jnp.uint32) * jnp.uint32(BLOCK))
+
+    total = jax.lax.fori_loop(0, count, add_block, jnp.uint32(0))
+    return total + of_part(flat[count * BLOCK :], jnp.uint32(count * BLOCK))
+
+
+def _by_blocks(x: Array) -> bool:
+    """Whether `blockwise_fingerprint` can be used: one word per element, and indices below 2^31."""
+    if is_key(x) or jnp.issubdtype(x.dtype, jnp.complexfloating) or x.dtype.itemsize > 4 or not BLOCK <= x.size < 2**31:
+        return False
+    return len(x.sharding.device_set) == 1 and next(iter(x.sharding.device_set)).platform == "cpu"
+
+
+@partial(jax.jit, static_argnums=1)
+def _all(flat: dict[str, Array], by_blocks: frozenset[str]) -> dict[str, Array]:
+    return {name: (blockwise_fingerprint if name in by_blocks else fingerprint)(x) for name, x in flat.items()}
 
 
 def fingerprints(tree: PyTree) -> dict[str, str]:
     """`{address: eight hex digits}` for every array leaf of `tree`. It compiles once per structure of `tree`."""
+    return begin_fingerprints(tree)()
+
+
+def begin_fingerprints(tree: PyTree) -> Callable[[], dict[str, str]]:
+    """Start `fingerprints(tree)` on the device. The function that it returns waits for the result and returns it."""
     flat = {name: x for name, x in flatten(tree).items() if isinstance(x, jax.Array)}
-    return {name: f"{int(value):08x}" for name, value in to_host(_all(flat)).items()}
+    values = _all(flat, frozenset(name for name, x in flat.items() if _by_blocks(x)))
+    return lambda: {name: f"{int(value):08x}" for name, value in to_host(values).items()}

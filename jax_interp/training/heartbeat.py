@@ -50,6 +50,10 @@ class Heartbeat:
         """Note that `step` is done and its metrics are finite, and what the loop does next."""
         self._now = (step, time.time(), doing)
 
+    def saved(self, seconds: float) -> None:
+        """Note how long the last save took."""
+        self._about = self._about | {"save_seconds": seconds}
+
     def begin(self) -> None:
         """Write the file, and start the thread that keeps it up to date."""
         if self._path is None:

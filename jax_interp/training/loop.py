@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree
 from jax_interp.training import checkpoint
 from jax_interp.training.begin import abstract, begin, return_to_checkpoint
-from jax_interp.training.heartbeat import Doing, heartbeat
+from jax_interp.training.grace import Grace
+from jax_interp.training.heartbeat import Heartbeat, heartbeat
 from jax_interp.training.interrupt import Interrupted, StopRequest, stop_requests
 from jax_interp.training.metrics import mark_of
 from jax_interp.training.nonfinite import NonFinite, check_state
@@ -95,12 +97,15 @@ def fit(
         opened = stack.enter_context(saving.opened())
         state, start, history = begin(opened, state, steps)
         about = {"title": log.title, "first_step": start, "steps": steps, "per_step": dict(log.per_step or {})}
-        beat = stack.enter_context(heartbeat(opened and opened.directory, about)).beat
+        grace = Grace(log.grace, opened and opened.directory)  # it reads the heartbeat before the run
+        heart = stack.enter_context(heartbeat(opened and opened.directory, about))
         template = jax.tree.map(abstract, state)
         watch = stack.enter_context(watched(opened.directory if opened else None, start, steps))
         profiler = Profiler(opened and opened.directory, log.profile, start, log.quiet)
         stack.callback(profiler.close)
-        loop = _Loop(state, step, tuple(frozen), log, saving, opened, stop, beat, watch, profiler, history, template)
+        loop = _Loop(
+            state, step, tuple(frozen), log, saving, opened, stop, heart, watch, profiler, grace, history, template
+        )
         del state  # no other reference may remain, so that the memory of the old state is freed after each step
         loop.prepare(start)
         while True:
@@ -121,9 +126,10 @@ class _Loop:
     saving: SaveTo
     opened: Run | None
     stop: StopRequest
-    beat: Callable[[int, Doing], None]
+    heart: Heartbeat
     watch: Watchdog
     profiler: Profiler
+    grace: Grace
     history: History
     template: PyTree
 
@@ -176,19 +182,19 @@ class _Loop:
             self.state, metrics = self.step(self.state, next_batch(k), *self.frozen, **scale)
             self.profiler.after(k, self.state)
             if evaluate and (k == steps or _multiple(k, self.log.evaluate_every)):
-                self.beat(reporter.checked, "evaluate")
+                self.heart.beat(reporter.checked, "evaluate")
                 metrics = {**metrics, "eval": evaluate(self.state, *self.frozen)}
             reporter.add(k, metrics)
             halt = self.stop.agreed(exchange=k % reporter.every == 0 or k == steps)
             due = k == steps or halt or _multiple(k, self.saving.every)
             reporter.report(waiting=0 if due else _steps_ahead())
-            self.beat(reporter.checked, "step")
+            self.heart.beat(reporter.checked, "step")
             reporter.view.step(k)
             self.watch.beat(k)
             if due and self.opened:
-                self.beat(k, "save")
+                self.heart.beat(k, "save")
                 self._save(k, self.opened, reporter)
-                self.beat(k, "step")
+                self.heart.beat(k, "step")
                 saved = k
             if halt:
                 self._interrupt(saved if self.opened else k, steps)
@@ -199,11 +205,15 @@ class _Loop:
         raise Interrupted(k, steps, self.stop.signum or 15, self.opened.directory if self.opened else None)
 
     def _save(self, k: int, run: Run, reporter: Reporter) -> None:
+        began = time.monotonic()
         check_state(k, self.state, run)
         led = self.history.until(k).to_json()
         about = {**run.record, **reporter.mark(), **({"rollbacks": led} if led else {})}
         keep, milestone_every = self.saving.keep, self.saving.milestone_every
         checkpoint.save(run.checkpoints, k, self.state, keep=keep, milestone_every=milestone_every, about=about)
+        seconds = time.monotonic() - began
+        self.heart.saved(seconds)
+        self.grace.saved(seconds)
 
 
 def _multiple(k: int, every: int | None) -> bool:

@@ -105,6 +105,9 @@ class Log:
     """Where records go besides `metrics.jsonl`: "tensorboard", "wandb", or a function that makes a `LogWriter`."""
     on_nan: OnNan = STOP
     """What happens when a metric or the state is NaN or infinite: stop, or return to the last checkpoint."""
+    grace: float | None = None
+    """Seconds from SIGTERM to the kill on this cluster. If a save takes longer, the run warns. None: the variable
+    `JAX_INTERP_GRACE_SECONDS` of the environment, or not known."""
     profile: tuple[int, int] | None = None
     """The first and the last step of a profile in the run directory, see profiling.py. Steps count from 1."""
     quiet: bool = False

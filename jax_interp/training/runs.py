@@ -3,6 +3,8 @@
     config.json       the resolved config, from which the run can be started again
     versions.json     versions of Python, JAX and other packages that affect the bits, at the start of the run
     metrics.jsonl     the metrics log
+    heartbeat.json    how far the loop is, and how it ended, see heartbeat.py
+    rollbacks.json    returns to a checkpoint after a NaN, if there were any, see rollback.py
     timing.jsonl      the speed of the steps
     checkpoints/      see checkpoint.py; each records its config and the log, see provenance.py
     parent.json       the checkpoint that the run started from, if it started from another run, see parent.py

@@ -18,7 +18,7 @@ from jax_interp.core.leaves import addresses
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.training import checkpoint
 from jax_interp.training.checkpoint import CheckpointError, CheckpointMismatch, CheckpointWarning, CorruptCheckpoint
-from jax_interp.training.fingerprint import fingerprints
+from jax_interp.training.fingerprint import BLOCK, blockwise_fingerprint, fingerprint, fingerprints
 from jax_interp.training.sharding import abstract, make_mesh, shard
 
 P = jax.sharding.PartitionSpec
@@ -282,3 +282,18 @@ def test_fingerprints_see_every_bit_and_every_swap():
     with jax.enable_x64(True):
         y = jnp.asarray(np.arange(4.0))
         assert fingerprints(y) != fingerprints(y.at[2].set(np.nextafter(2.0, 3.0)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8, jnp.bool_])
+def test_a_fingerprint_by_blocks_is_the_fingerprint(dtype):
+    x = jax.random.normal(jax.random.key(0), (3, BLOCK // 2 + 77)) * 5
+    x = (x > 0) if dtype == jnp.bool_ else x.astype(dtype)
+    assert int(blockwise_fingerprint(x)) == int(fingerprint(x))
+    changed = x.at[2, 5].set((x[2, 5] == jnp.zeros((), dtype)).astype(dtype))
+    assert int(blockwise_fingerprint(changed)) == int(fingerprint(changed)) != int(fingerprint(x))
+
+
+def test_a_fingerprint_by_blocks_takes_no_memory():
+    x = jax.ShapeDtypeStruct((100, BLOCK), jnp.float32)
+    compiled = jax.jit(blockwise_fingerprint).lower(x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.05 * 100 * BLOCK * 4

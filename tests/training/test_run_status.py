@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from jax_interp.core.locks import locked
 from jax_interp.core.process_times import process_began
 from jax_interp.recipes.run_status import NotARun, read_status
 from jax_interp.training import Interrupted, Log, NonFinite, SaveTo, fit
+from jax_interp.training.grace import Grace, GraceWarning
 
 CONFIG = TinyConfig(width=4)
 STEP = make_step(CONFIG)
@@ -210,6 +212,24 @@ def test_it_does_not_import_jax(finished):
     code += "; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_run_warns_if_its_save_takes_longer_than_the_cluster_waits(finished, tmp_path, monkeypatch):
+    directory = tmp_path / "run"
+    subprocess.run(["cp", "-r", finished, directory], check=True)
+    taken = read_json(directory / "heartbeat.json")["save_seconds"]
+    assert taken > 0
+    with pytest.warns(GraceWarning, match="and the cluster waits"):
+        Grace(taken / 2, directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Grace(taken * 2, directory).saved(taken)
+        Grace(None, directory).saved(1e9)
+    monkeypatch.setenv("JAX_INTERP_GRACE_SECONDS", "0.000001")
+    with pytest.warns(GraceWarning):
+        run(directory, 12, 4, CONFIG, STEP)
+    with pytest.raises(UserError, match="give the seconds"):
+        Grace(0, directory)
 
 
 @pytest.mark.slow
