@@ -15,7 +15,7 @@ import time
 from jax_interp.core.errors import UserError
 from jax_interp.training import Interrupted, Log, NonFinite, SaveTo, fit, join_processes
 
-SHAPE = (16, 8)
+SHAPE = (24, 8)
 
 
 def train(directory: str, steps: int, options: dict[str, str], index: int) -> None:
@@ -49,7 +49,7 @@ def train(directory: str, steps: int, options: dict[str, str], index: int) -> No
             raise UserError("the batch of step 5 cannot be read")
         if options.get("hangs") == str(index) and k == 5:
             time.sleep(600)
-        return shard_batch(np.random.default_rng(k).standard_normal((8, SHAPE[0])).astype(np.float32), mesh)
+        return shard_batch(np.random.default_rng(k).standard_normal((24, SHAPE[0])).astype(np.float32), mesh)
 
     saving = SaveTo(directory, every=int(options.get("every", "50")))
     log = Log(every=int(options.get("log", "5")), quiet=True)

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.joined.cluster import Place, place_in_cluster
-from jax_interp.core.joined.hub import Hub
+from jax_interp.core.joined.hub import FAILED, REFUSED, Hub
 from jax_interp.core.joined.member import Ended, Member
 from jax_interp.core.joined.wire import GREETING, Line
 from jax_interp.core.terminal import print_text
@@ -33,8 +33,8 @@ from jax_interp.core.terminal import print_text
 JOIN_VARIABLE, JOIN_SECONDS = "JAX_INTERP_JOIN_SECONDS", 300.0
 """How long a process waits for the others. The machines of a job may start minutes apart."""
 SILENT_VARIABLE, SILENT_SECONDS = "JAX_INTERP_HANG_SECONDS", 1800.0
-"""How long a process may be silent, and a step may take, before the run counts as hung. Compiling a large step takes
-minutes."""
+"""How long a step may take before the run counts as hung; compiling a large step takes minutes. Outside the training
+loop: half the time that a process may be silent."""
 _JAX_SECONDS = 7 * 24 * 3600
 """JAX would abort all processes after this time without news of one. The hub has found out long before."""
 _CONNECT_SECONDS = 5.0
@@ -122,7 +122,8 @@ def _report(member: Member, error: BaseException) -> int:
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     else:
-        code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+        usual = 130 if isinstance(error, KeyboardInterrupt) else REFUSED if isinstance(error, UserError) else FAILED
+        code = getattr(error, "exit_code", usual)
     try:
         if not member.end(describe_error(error), code, follows=is_of_runtime(error)):
             leave(code)
@@ -196,7 +197,7 @@ def _connect(place: Place, same: Mapping[str, str], stack: contextlib.ExitStack)
     if place.index == 0:
         host = "127.0.0.1"
         listener = _listen(place.coordinator)
-        Hub(listener, place.count, limit, silent, lambda: {"port": _free_port()}).start()
+        Hub(listener, place.count, limit, 2 * silent, lambda: {"port": _free_port()}).start()
     line = _reach(host, port, place, limit)
     about = {
         "index": place.index, "count": place.count, "host": socket.gethostname(), "pid": os.getpid(),
@@ -222,7 +223,7 @@ def _listen(coordinator: str) -> socket.socket:
         return socket.create_server(("", port), backlog=1024)
     except OSError as error:
         raise UserError(
-            f"process 0 cannot listen at {coordinator}: {error.strerror or error}. Another program may use port "
+            f"process 0 cannot listen at {coordinator}: {os.strerror(error.errno or 0)}. Another program may use port "
             f"{port}, such as an earlier run that has not ended: choose another port in every process"
         ) from error
 
