@@ -50,8 +50,13 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def read_arrays(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+def read_arrays(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], *, alone: bool = False) -> dict[str, Array]:
     """Read arrays of the given shapes, dtypes and shardings.
+
+    Args:
+      path: the directory.
+      wanted: what is read, by name.
+      alone: of a run over several processes, only this one reads.
 
     Raises:
       UnreadableArrays: the files are damaged.
@@ -59,13 +64,25 @@ def read_arrays(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
     from orbax.checkpoint import v1 as ocp
 
     try:
-        with _silent_threads():
+        with _silent_threads(), _alone() if alone else contextlib.nullcontext():
             return ocp.load(str(path), dict(wanted))
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # running out of memory does not mean that the file is damaged
     except Exception as error:  # orbax, tensorstore and zstd have no common type for unreadable data
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnreadableArrays(first[:300]) from error
+
+
+def _alone() -> contextlib.AbstractContextManager[object]:
+    """A context in which orbax waits for no other process."""
+    from orbax.checkpoint import v1 as ocp
+
+    me = jax.process_index()
+    return ocp.Context(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix="alone"
+        )
+    )
 
 
 def system_error(error: BaseException) -> int:

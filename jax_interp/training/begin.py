@@ -38,7 +38,7 @@ def begin(run: Run | None, state: PyTree, steps: int) -> tuple[PyTree, int, Hist
     """
     if run is None:
         return jax.tree.map(_copied, state), 0, History()
-    done = checkpoint.latest(run.checkpoints)
+    done = from_first_process(lambda: checkpoint.latest(run.checkpoints))
     if done is None and run.parent is not None:
         return _begin_from(run.parent, run, state, steps)
     if done is not None and done > steps:

@@ -1,6 +1,6 @@
 """Checkpoints: a pytree at one step, written by orbax and verified leaf by leaf when it is read.
 
-    directory/00001200/arrays/       orbax: the flat {address: leaf}
+    directory/00001200/arrays/       orbax: the flat {address: leaf}; whole/ if the hosts of the run share no disk
     directory/00001200/leaves.json   shape, dtype and fingerprint of every leaf, and what the run records beside them
 
 Orbax alone loads flipped bits and casts dtypes without an error, cannot store an array of size zero, and cannot load a
@@ -30,12 +30,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_interp.core.atomic_write import make_directory, sync, sync_tree
+from jax_interp.core.decisions import exchange, of_first, on_one_disk
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import parse_json
 from jax_interp.core.leaves import PyTree, addresses, flatten, is_key
-from jax_interp.core.processes import barrier, process_count
+from jax_interp.core.processes import barrier, from_first_process, is_first_process, process_count
 from jax_interp.training.arrays import UnreadableArrays, read_arrays, write_arrays
 from jax_interp.training.fingerprint import begin_fingerprints, fingerprints
+from jax_interp.training.whole_arrays import pass_on, read_whole, write_whole
 
 
 class CheckpointError(UserError):
@@ -98,7 +100,8 @@ def save(
 ) -> Path:
     """Write `tree` as `step`, then delete old steps.
 
-    Every process of a multi-host run calls this, with the same path on a shared file system.
+    Every process of a run over several processes calls this with the same path. If they share the disk, each writes its
+    part of the arrays. Otherwise process 0 gathers and writes them, one array after the other.
 
     Args:
       directory: the directory of all checkpoints. It is created if it is missing.
@@ -133,9 +136,10 @@ def save(
             make_directory(directory)
             remove_unfinished(directory)
             temporary.mkdir()
-        barrier(f"checkpoint {step} begins")
         arrays = {name: jax.random.key_data(x) if is_key(x) else x for name, x in flat.items() if x.size}
-        if arrays:
+        if not on_one_disk(temporary):
+            write_whole(temporary / "whole", arrays)
+        elif arrays:
             write_arrays(temporary / "arrays", arrays)
         barrier(f"checkpoint {step} is written")
         prints = marks()
@@ -202,7 +206,7 @@ def restore(directory: Path | str, template: PyTree, step: int | None = None) ->
         state, step = restore("runs/sae/checkpoints", template)
     """
     directory = Path(directory).absolute()
-    present = steps(directory)
+    present = from_first_process(lambda: steps(directory))
     if not present:
         raise CheckpointError(f"no checkpoint in {directory}")
     if step is not None:
@@ -216,7 +220,7 @@ def restore(directory: Path | str, template: PyTree, step: int | None = None) ->
         except CorruptCheckpoint as error:
             reasons.append(str(error))
             continue
-        for reason in reasons:
+        for reason in reasons if is_first_process() else ():
             warnings.warn(f"{reason}; using step {candidate} instead", CheckpointWarning, stacklevel=2)
         return tree, candidate
     raise CorruptCheckpoint("no sound checkpoint is left: " + "; ".join(reasons))
@@ -264,7 +268,8 @@ def _manifest(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _load(path: Path, template: PyTree) -> PyTree:
-    saved = describe(path)
+    one_disk = _see_the_same(path)
+    saved = of_first(lambda: describe(path), CorruptCheckpoint)
     flat = {name: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for name, leaf in flatten(template).items()}
     wanted = {
         name: jax.ShapeDtypeStruct(
@@ -275,7 +280,7 @@ def _load(path: Path, template: PyTree) -> PyTree:
     _compare(path, saved, wanted)
     abstract = {name: _stored(x) for name, x in wanted.items() if x.size}
     try:
-        arrays = read_arrays(path / "arrays", abstract) if abstract else {}
+        arrays = _arrays(path, abstract, one_disk)
     except UnreadableArrays as error:
         raise CorruptCheckpoint(f"checkpoint {path} is damaged: its arrays cannot be read: {error}") from error
     out = {}
@@ -290,6 +295,25 @@ def _load(path: Path, template: PyTree) -> PyTree:
         which = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
         raise CorruptCheckpoint(f"checkpoint {path} is damaged: the bits of {which} are not the bits that were saved")
     return jax.tree.unflatten(jax.tree.structure(template), [out[name] for name in addresses(template)])
+
+
+def _see_the_same(path: Path) -> bool:
+    """Whether every process can read the step in `path`: from one disk, or from copies of its own."""
+    if process_count() == 1:
+        return True
+    try:
+        mine = identity(path)
+    except CorruptCheckpoint:
+        mine = ""
+    return len(set(exchange("the identity of the checkpoint", mine))) == 1
+
+
+def _arrays(path: Path, wanted: dict[str, jax.ShapeDtypeStruct], one_disk: bool) -> dict[str, jax.Array]:
+    if not wanted:
+        return {}
+    if not one_disk:
+        return pass_on(path, wanted)
+    return read_whole(path / "whole", wanted) if (path / "whole").is_dir() else read_arrays(path / "arrays", wanted)
 
 
 def _sharding(x: Any) -> jax.sharding.Sharding:

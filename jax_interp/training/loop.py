@@ -20,6 +20,7 @@ import numpy as np
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.leaves import PyTree
+from jax_interp.core.processes import from_first_process
 from jax_interp.training import checkpoint
 from jax_interp.training.begin import abstract, begin, return_to_checkpoint
 from jax_interp.training.grace import Grace
@@ -135,7 +136,10 @@ class _Loop:
 
     def prepare(self, start: int) -> None:
         """Save the initial state if a NaN may lead back to it."""
-        if self.log.on_nan.do != "stop" and self.opened and checkpoint.latest(self.opened.checkpoints) is None:
+        if self.log.on_nan.do == "stop" or not self.opened:
+            return
+        checkpoints = self.opened.checkpoints
+        if from_first_process(lambda: checkpoint.latest(checkpoints)) is None:
             about = {**self.opened.record, "log": mark_of(b"")}
             checkpoint.save(self.opened.checkpoints, start, self.state, about=about)
 
@@ -194,6 +198,7 @@ class _Loop:
             if due and self.opened:
                 self.heart.beat(k, "save")
                 self._save(k, self.opened, reporter)
+                self.watch.saved(k)
                 self.heart.beat(k, "step")
                 saved = k
             if halt:

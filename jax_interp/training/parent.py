@@ -18,6 +18,7 @@ from typing import Any
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json, write_json
 from jax_interp.core.leaves import PyTree
+from jax_interp.core.processes import from_first_process
 from jax_interp.training import checkpoint
 from jax_interp.training.metrics import LogError, log_up_to
 from jax_interp.training.provenance import ResumeWarning
@@ -54,10 +55,7 @@ class Parent:
         Raises:
           UserError: the checkpoint was removed, replaced or damaged, or its state has other shapes than `template`.
         """
-        if not self._step.is_dir():
-            raise UserError(f"cannot start from {self}: it was removed")
-        if checkpoint.identity(self._step) != self.checkpoint:
-            raise UserError(f"cannot start from {self}: it is not the checkpoint that was there at first")
+        from_first_process(self._check)
         try:
             return checkpoint.restore(self._step.parent, template, self.step)[0]
         except checkpoint.CheckpointMismatch as error:
@@ -65,6 +63,12 @@ class Parent:
                 f"cannot start from {self}: its state does not fit this config: {'; '.join(error.problems)}. "
                 "Only settings that keep the shapes of the state can differ from those of the parent"
             ) from error
+
+    def _check(self) -> None:
+        if not self._step.is_dir():
+            raise UserError(f"cannot start from {self}: it was removed")
+        if checkpoint.identity(self._step) != self.checkpoint:
+            raise UserError(f"cannot start from {self}: it is not the checkpoint that was there at first")
 
     def about(self) -> dict[str, Any]:
         """What the checkpoint records beside its arrays."""

@@ -24,12 +24,14 @@ from typing import Any
 
 from jax_interp.core import config_json as configs
 from jax_interp.core.atomic_write import WriteError, atomic_write, make_directory
+from jax_interp.core.decisions import same_everywhere
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json, write_json
 from jax_interp.core.locks import locked
+from jax_interp.core.processes import from_first_process, is_first_process
 from jax_interp.training.checkpoint import latest, remove_unfinished
 from jax_interp.training.parent import Parent, parent_of, write_parent
-from jax_interp.training.provenance import changes, check_config, how_to_branch, record, versions
+from jax_interp.training.provenance import changes, check_config, config_sha256, how_to_branch, record, versions
 from jax_interp.training.storage_error import StorageError
 
 _REFUSED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EIO}
@@ -91,11 +93,10 @@ def open_run(
         with open_run("runs/sae", config, may_differ=("log_every",)) as run:
             state = fit(step, state, batch_at, steps=1000, run=SaveTo(run, every=100))
     """
-    import jax
-
     run = Run(Path(directory).absolute())
-    if jax.process_index() != 0:  # process 0 owns the directory; if it fails, the whole run fails
-        yield dataclasses.replace(run, parent=parent_of(run.directory, parent, latest(run.checkpoints) is not None))
+    same_everywhere("the config", "" if config is None else config_sha256(configs.to_json(config)))
+    if not is_first_process():  # process 0 owns the directory, which may be on a disk of its own
+        yield dataclasses.replace(run, parent=_parent_of_first(None))
         return
     make_directory(run.directory)
     try:
@@ -110,13 +111,21 @@ def open_run(
     lock = locked(run.directory / ".lock", f"the run {run.directory}", keep=True)
     try:
         with lock, _kept_if_refused(run):
-            yield _begin(run, config, may_differ, parent)
+            begun = _begin(run, config, may_differ, parent)
+            _parent_of_first(begun.parent)
+            yield begun
     except WriteError as error:
         raise StorageError.of_run(run.directory, error) from error
     except OSError as error:
         if error.errno not in _REFUSED_WRITES:
             raise
         raise StorageError.of_run(run.directory, error) from error
+
+
+def _parent_of_first(parent: Parent | None) -> Parent | None:
+    """The parent of the run, which process 0 has found."""
+    found = from_first_process(lambda: None if parent is None else dataclasses.asdict(parent))
+    return None if found is None else Parent(**found)
 
 
 def _begin(run: Run, config: Any, may_differ: Sequence[str], parent: Path | str | None) -> Run:

@@ -17,18 +17,22 @@ class StorageError(WriteError):
     def of_run(cls, run: Path, error: OSError | WriteError) -> StorageError:
         """The message for an error within a run: what cannot be written, which step is safe, and how to go on."""
         cause = error if isinstance(error, WriteError) else WriteError.of(error.filename or run, error)
-        safe, how = how_to_go_on(run)
-        found = cls(f"{cause}. {how}")
+        try:
+            safe = latest(run / "checkpoints")
+        except OSError:
+            safe = None
+        found = cls(f"{cause}. {safe_step(run, safe)}")
         found.step = safe
         return found
 
 
-def how_to_go_on(run: Path) -> tuple[int | None, str]:
-    """The last step of a run that is on the disk, or None, and a sentence that says what the same command does."""
-    try:
-        safe = latest(run / "checkpoints")
-    except OSError:
-        safe = None
-    if safe is None:
-        return None, f"No step of {run} was saved: the same command begins again"
-    return safe, f"Step {safe} of {run} is safe: the same command goes on from it"
+def safe_step(run: Path, step: int | None) -> str:
+    """A sentence that says what the same command does.
+
+    Args:
+      run: the run directory.
+      step: the last step that is on the disk; None: there is none.
+    """
+    if step is None:
+        return f"No step of {run} was saved: the same command begins again"
+    return f"Step {step} of {run} is safe: the same command goes on from it"

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from jax_interp.core.joined import Member, joined
 from jax_interp.core.joined.join import SILENT_SECONDS, SILENT_VARIABLE, seconds
-from jax_interp.training.storage_error import how_to_go_on
+from jax_interp.training.storage_error import safe_step
 
 _TICK = 1.0  # seconds
 
@@ -27,6 +28,7 @@ class Watchdog:
     def __init__(self, member: Member | None, directory: Path | None, start: int, steps: int):
         self._member, self._directory, self._steps = member, directory, steps
         self._done, self._waited = start, 0.0
+        self._saved = start or None
         self._main = threading.get_ident()
         self._over = threading.Event()
 
@@ -34,12 +36,16 @@ class Watchdog:
         """A step has ended."""
         self._done, self._waited = step, 0.0
 
+    def saved(self, step: int) -> None:
+        """A step is on the disk."""
+        self._saved = step
+
     def how_to_go_on(self) -> str:
-        """A sentence on which step is safe."""
-        return "Nothing was saved" if self._directory is None else how_to_go_on(self._directory)[1]
+        """A sentence on which step is safe. It reads no file, because the disk may be that of another machine."""
+        return "Nothing was saved" if self._directory is None else safe_step(self._directory, self._saved)
 
     def write_stacks(self) -> None:
-        """Write what each thread of this process does into the run directory, or to stderr if there is none."""
+        """Write what each thread of this process does into a file, or to stderr if the run has no directory."""
         if (path := self._stacks()) is None:
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
             return
@@ -48,8 +54,12 @@ class Watchdog:
             faulthandler.dump_traceback(file, all_threads=True)
 
     def _stacks(self) -> Path | None:
-        index = 0 if self._member is None else self._member.index
-        return self._directory / f"stacks-process-{index}.txt" if self._directory and self._directory.is_dir() else None
+        if self._directory is None or self._member is None:
+            return None
+        name = f"stacks-process-{self._member.index}.txt"
+        if self._directory.is_dir():
+            return self._directory / name
+        return Path(tempfile.gettempdir()) / f"{self._directory.name}-{name}"  # the run is on another machine's disk
 
     def watch(self, member: Member, limit: float) -> None:
         """Look at the time until the run ends. Time in which this process itself was stopped does not count."""

@@ -15,7 +15,7 @@ import time
 from jax_interp.core.errors import UserError
 from jax_interp.training import Interrupted, Log, NonFinite, SaveTo, fit, join_processes
 
-SHAPE = (24, 8)
+SHAPE = (24, 24)
 
 
 def train(directory: str, steps: int, options: dict[str, str], index: int) -> None:

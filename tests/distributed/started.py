@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -52,7 +51,6 @@ class Started:
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
                 process.kill()
             process.wait()
 
@@ -69,6 +67,8 @@ class Started:
         deadline = time.monotonic() + SECONDS
         while not condition():
             ended = [i for i, process in enumerate(self.processes) if process.poll() is not None]
+            if ended:
+                time.sleep(5)  # what the others say
             assert not ended, f"process {ended} ended too early:\n{self.all_errors()}"
             assert time.monotonic() < deadline, f"nothing happened:\n{self.all_errors()}"
             time.sleep(0.02)

@@ -214,16 +214,14 @@ class Hub(threading.Thread):
 
     # Agreement
 
-    def _same(self, member: _Member, message: dict[str, Any]) -> None:
-        """Compare a value of all processes, and answer when all have sent theirs."""
-        name = message["same"]
+    def _all(self, member: _Member, message: dict[str, Any]) -> None:
+        """Collect a value of all processes, and answer when all have sent theirs."""
+        name = message["all"]
         found = self.values.setdefault(name, {})
         found[member.index or 0] = message["value"]
-        if len(found) < self.count:
-            return
-        del self.values[name]
-        different = sorted(i for i, value in found.items() if value != found[0])
-        self._send_all(answer=name, value=found[0], different=different)
+        if len(found) == self.count:
+            del self.values[name]
+            self._send_all(answer=name, values=[found[index] for index in range(self.count)])
 
     def _stop(self, member: _Member, message: dict[str, Any]) -> None:
         """A process was asked to stop. All of them say how far they are, and wait for the answer."""
@@ -268,7 +266,7 @@ _HANDLERS: dict[str, Callable[[Hub, _Member, dict[str, Any]], None]] = {
     "end": Hub._end,
     "done": Hub._done,
     "hung": Hub._hung,
-    "same": Hub._same,
+    "all": Hub._all,
     "stop": Hub._stop,
     "at": Hub._at,
 }

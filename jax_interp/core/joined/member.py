@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jax_interp.core.errors import UserError
 from jax_interp.core.joined.hub import LOST
 from jax_interp.core.joined.wire import Line
 from jax_interp.core.terminal import print_text
@@ -49,7 +48,7 @@ class Member:
         self._checks = 0  # calls of `stops` that have returned
         self._frozen, self._stop_at, self._signum = False, None, None
         self._stop_sent = False
-        self._describe: Callable[[], str] = lambda: "The same command goes on from the last checkpoint"
+        self._describe: Callable[[], str] = lambda: ""  # before a training begins
         self._before_the_end: list[Callable[[], None]] = []
 
     def begin(self) -> None:
@@ -75,34 +74,14 @@ class Member:
 
     # Agreement
 
-    def same(self, what: str, value: str) -> str:
-        """Compare a value of all processes. Every process calls this in the same order.
-
-        Returns:
-          The value of process 0.
-
-        Raises:
-          UserError: a process has another value.
-        """
-        answer = self._ask(what, value)
-        if answer["different"]:
-            raise UserError(
-                f"{what} of process {', '.join(map(str, answer['different']))} is not that of process 0: give every "
-                "process the same command, files and packages"
-            )
-        return answer["value"]
-
-    def of_first(self, what: str, value: str) -> str:
-        """The value of process 0. Every process calls this in the same order; the values of the others are ignored."""
-        return self._ask(what, value)["value"]
-
-    def _ask(self, what: str, value: str) -> dict[str, Any]:
+    def exchange(self, what: str, value: str) -> list[str]:
+        """The values of all processes, in their order. Every process calls this in the same order."""
         self._asked += 1
         name = f"{self._asked} {what}"
-        self._line.send(same=name, value=value)
+        self._line.send(all=name, value=value)
         with self._lock:
             self._lock.wait_for(lambda: name in self._answers)
-            return self._answers.pop(name)
+            return self._answers.pop(name)["values"]
 
     def stops(self, signum: int | None) -> int | None:
         """Whether the run stops here. Every process calls this equally often, for example after each step.
@@ -175,9 +154,9 @@ class Member:
             "hung": verdict["message"],
             "refused": verdict["message"],
         }.get(verdict["how"], f"process {who} of {self.count} stopped: {verdict['message']}")
-        if verdict["how"] not in ("lost", "hung"):
+        if verdict["how"] == "refused":
             return text
-        return f"{text}. Process {self.index} ends too. {self._describe()}"
+        return f"{text.rstrip('.')}. Process {self.index} ends too. {self._describe()}".rstrip()
 
     # The thread
 
