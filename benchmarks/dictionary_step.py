@@ -58,7 +58,7 @@ def with_few_on(learner, rows, sizes):
     return dataclasses.replace(jax.tree.map(jnp.copy, learner), dictionary=few)
 
 
-def ours(sizes):
+def ours(sizes, kinds=("ReLU", "TopK", "BatchTopK", "JumpReLU", "Gated")):
     from functools import partial
 
     import jax
@@ -82,7 +82,8 @@ def ours(sizes):
         "Gated": variants.gated("x", **fields),
     }
 
-    for name, config in configs.items():
+    for name in kinds:
+        config = configs[name]
         flops = dense_flops(sizes) * (7 / 5 if name == "Gated" else 1)
         advance = jax.jit(partial(learn, config), donate_argnums=0)
         held = {"learner": init_learner(config, jax.random.key(0), (sizes["d"],), jnp.copy(mean))}

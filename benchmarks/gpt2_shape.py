@@ -27,7 +27,7 @@ def forward_flops(sizes: dict[str, Any]) -> float:
 
 
 def our_model(sizes: dict[str, Any], stacked: bool):
-    """(model, tokens) in float32."""
+    """(model, tokens) in `sizes["dtype"]`, or float32."""
     import jax
 
     from jax_interp.models import Config, init
@@ -48,7 +48,7 @@ def our_model(sizes: dict[str, Any], stacked: bool):
         mlp_bias=True,
         tied_embedding=True,
     )
-    model = init(config, jax.random.key(0), stacked=stacked)
+    model = init(config, jax.random.key(0), stacked=stacked, dtype=sizes.get("dtype", "float32"))
     tokens = jax.random.randint(jax.random.key(1), (sizes["batch"], sizes["pos"]), 0, sizes["vocab"])
     return model, tokens
 

@@ -21,7 +21,7 @@ TINY = {"d": 256, "features": 1024, "rows": 64, "k": 8, "gemm": 1024}
 DTYPE = "bfloat16"
 
 
-def ours(sizes):
+def ours(sizes, ways=(False, True)):
     from functools import partial
 
     import jax
@@ -34,7 +34,7 @@ def ours(sizes):
     values, g, W = normal(0, rows, k), normal(1, rows, d), normal(2, m, d)
     inside = jax.random.randint(jax.random.key(3), (rows, k), 0, m // k)  # one feature of each of k ranges
     indices = jnp.arange(k) * (m // k) + inside.at[:, 0].set(0)
-    for kernels in (False, True):
+    for kernels in ways:
         outer = partial(sparse.sparse_outer, n_features=m, kernels=kernels)
         products = {
             "decode": (partial(sparse.sparse_matmul, kernels=kernels), (values, indices, W)),

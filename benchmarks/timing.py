@@ -81,7 +81,8 @@ def serve(worker: Worker, sizes: dict[str, Any]) -> None:
         _trim()
         before = _machine()
         seconds = _timed(work, calls[work.name])
-        tell(seconds=seconds, busy_elsewhere=_elsewhere(before, _machine()), peak_mb=_status_mb("VmHWM"))
+        tell(seconds=seconds, busy_elsewhere=_elsewhere(before, _machine()), peak_mb=_status_mb("VmHWM"),
+             device_mb=_device_mb())  # fmt: skip
 
 
 def _timed(work: Work, calls: int) -> float:
@@ -111,6 +112,15 @@ def _status_mb(key: str) -> float | None:
     except OSError:
         pass
     return None
+
+
+def _device_mb() -> float | None:
+    """The most memory that JAX has used on its device since the process began; None where the device does not say."""
+    if "jax" not in sys.modules:
+        return None
+    statistics_of_device = sys.modules["jax"].devices()[0].memory_stats() or {}
+    peak = statistics_of_device.get("peak_bytes_in_use")
+    return None if peak is None else peak / 2**20
 
 
 def _machine() -> tuple[float, float, float] | None:
@@ -166,6 +176,10 @@ class Rounds:
     def peak_mb(self, name: str) -> float | None:
         peaks = [row["peak_mb"] for row in self.rows[name] if row["peak_mb"] is not None]
         return max(peaks) if peaks else None
+
+    def device_mb(self, name: str) -> float | None:
+        """The most device memory that the worker had used up to the last repeat of a piece of work."""
+        return self.rows[name][-1].get("device_mb")
 
     def gflops(self, name: str) -> float | None:
         flops = self.info[name]["flops"]
