@@ -167,6 +167,22 @@ def automatic_step(step: Function) -> Function:
     return _automatic(step, lambda _, state, *rest: (jax.tree.map(lambda x: jax.typeof(x).sharding.spec, state), P()))
 
 
+def automatic_rows(function: Function, last: Callable[[Any], Any] = lambda module: None) -> Function:
+    """`automatic` for a method `f(module, x, ...)` whose result has the leading axes of `x`, and keeps their shardings.
+
+    Args:
+      function: the method. Its first two arguments are a pytree of arrays and the input.
+      last: a function from the module to the mesh axes of the last axis of the result. By default it is not split.
+    """
+
+    def places(of_arrays: Callable[..., Any], module: PyTree, x: jax.Array, *rest: PyTree) -> P:
+        kind = jax.eval_shape(jax.sharding.auto_axes(of_arrays, out_sharding=P()), module, x, *rest)
+        spec = jax.typeof(x).sharding.spec
+        return P(*spec) if kind.shape == x.shape else P(*spec[: kind.ndim - 1], last(module))
+
+    return _automatic(function, places)
+
+
 def _automatic(function: Function, places: Callable[..., PyTree]) -> Function:
     @wraps(function)
     def with_automatic_axes(*args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -33,6 +34,7 @@ from jax_interp.dictionaries.forms.form import (
     read_activation,
 )
 from jax_interp.dictionaries.sparse_coder import SparseCoder
+from jax_interp.training.placement import automatic_rows
 
 
 @FORMS.register
@@ -43,7 +45,7 @@ class Dictionary(SparseCoder, Form):
 
     `encode`, `decode` and `__call__` accept any leading axes and compute in the dtype of the weights. The result of
     `__call__` has the dtype of `x`. A value with a head axis, [*batch, head, d_head], is read as a value of width
-    head * d_head.
+    head * d_head. On a mesh the result has the leading axes of `x` with their shardings.
 
     Args:
       W_enc: the encoder.
@@ -105,17 +107,20 @@ class Dictionary(SparseCoder, Form):
             out = out + x.astype(self.W_skip.dtype) @ self.W_skip
         return out
 
+    @partial(automatic_rows, last=lambda dictionary: jax.typeof(dictionary.b_enc).sharding.spec[-1])
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch feature"]:
         """The latents, dense."""
         x = heads_together(x, self.d)
         z = self.code(x.reshape(-1, x.shape[-1])).dense(self.n_features)
         return z.reshape(*x.shape[:-1], self.n_features)
 
+    @automatic_rows
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
         """Return `z W_dec + b_dec`: the reconstruction without the skip."""
         flat = z.reshape(-1, z.shape[-1]).astype(self.W_dec.dtype) @ self.W_dec + self.b_dec[None, :]
         return flat.reshape(*z.shape[:-1], flat.shape[-1])
 
+    @automatic_rows
     def output(self, x: Float[Array, "*batch d_in"], z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
         """The full output for the input `x` with latents `z`: `decode(z)`, plus the skip from `x` if there is one."""
         y_hat = self.decode(z)
@@ -132,6 +137,7 @@ class Dictionary(SparseCoder, Form):
     def decodes_alone(self) -> bool:
         return self.W_skip is None
 
+    @automatic_rows
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         shape, x = x.shape, heads_together(x, self.d)
         rows = x.reshape(-1, x.shape[-1])
