@@ -6,12 +6,15 @@ masked, and reconstruction with one matrix masked at a time.
 
 `bare` is the same step written directly from the equations, as one jitted function that does not use this package. Ours
 runs ResidMLP in the span of its embedding (`collapse`), which does not change the output. `bare` does the same under
-the name "collapsed". `instances` is one step of eight seeds in one program, compared with eight steps of one seed.
+the name "collapsed". `torch` is the step of the official code (goodfire-ai/spd, tag v1) in plain torch, without its
+logging. `instances` is one step of eight seeds in one program, compared with eight steps of one seed.
 """
 
 from __future__ import annotations
 
-from gemm import jax_gemm
+import itertools
+
+from gemm import jax_gemm, torch_gemm
 from timing import Rounds, Work, Worker, main
 
 FULL = {"tms": {"batch": 4096, "C": 20}, "resid": {"batch": 2048, "C": 100, "d": 1000}, "hidden": 16, "seeds": 8,
@@ -34,7 +37,6 @@ def _targets(sizes):
 
 
 def ours(sizes):
-    import itertools
     from functools import partial
 
     import jax
@@ -61,7 +63,7 @@ def ours(sizes):
     draw, count = partial(sparse_features, batch=batch, n=5, probability=0.05), itertools.count()
     example, seeds = jax.eval_shape(draw, jax.random.key(0)), jnp.arange(sizes["seeds"], dtype=jnp.uint32)
     states = jax.jit(jax.vmap(lambda seed: init_state(config, tms, example, seed=seed)))(seeds)
-    together = jax.jit(SPD.instances_step(config, draw), donate_argnums=0)
+    together = jax.jit(SPD.instances_step(config, draw, states, tms), donate_argnums=0)
     held = {"state": states}
 
     def step():
@@ -80,14 +82,13 @@ def ours(sizes):
 
 
 def _work(name, config, target, sample, flops=None):
-    from functools import partial
 
     import jax
 
     from jax_interp.decomposition.train import SPD, init_state
 
     state = init_state(config, target, jax.eval_shape(sample, jax.random.key(0)))
-    advance = jax.jit(partial(SPD.sampled_step, config, sample), donate_argnums=0)
+    advance = jax.jit(SPD.sampled_step(config, sample, state, target), donate_argnums=0)
     held = {"state": state}
 
     def step():
@@ -228,22 +229,108 @@ def bare(sizes):
     yield jax_gemm(sizes["gemm"])
 
 
+def torch_code(sizes):
+    """The step of the official code in plain torch, with the same three losses and Δ."""
+    import os
+
+    import torch
+    from torch.nn.functional import gelu, relu
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    h = sizes["hidden"]
+
+    class Lower(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            ctx.save_for_backward(z)
+            return z.clamp(0, 1)
+
+        @staticmethod
+        def backward(ctx, g):
+            (z,) = ctx.saved_tensors
+            return torch.where(z <= 0, torch.where(g < 0, 0.01 * g, 0.0), torch.where(z <= 1, g, 0.0))
+
+    upper = lambda z: torch.where(z > 1, 1 + 0.01 * (z - 1), z.clamp(0, 1))
+
+    def gate(C):
+        tensors = (torch.randn(C, h) * 2**0.5, torch.zeros(C, h), torch.randn(C, h) / h**0.5, torch.zeros(C))
+        return [tensor.requires_grad_() for tensor in tensors]
+
+    def gate_values(gate, a):
+        wi, bi, wo, bo = gate
+        hidden = gelu(torch.einsum("bc,ch->bch", a, wi) + bi)
+        return torch.einsum("bch,ch->bc", hidden, wo) + bo
+
+    def layer(pair, weight, x, mask):
+        if mask is None:
+            return x @ weight
+        V, U = pair
+        return ((x @ V) * mask[0]) @ U + mask[1][:, None] * (x @ (weight - V @ U))
+
+    def draw(ci):
+        return ci + (1 - ci) * torch.rand_like(ci), torch.rand(len(ci))
+
+    def work(name, forward, reads, pairs_of, parameters, gates, draw_batch, p, beta):
+        optimizer = torch.optim.AdamW([*parameters, *itertools.chain(*gates)], lr=1e-3, weight_decay=0)
+
+        def step():
+            optimizer.zero_grad()
+            x, pairs = draw_batch(), pairs_of()
+            with torch.no_grad():
+                clean, read = forward(pairs, x, (None, None)), reads(x)
+            values = [gate_values(g, a @ pair[0]) for g, a, pair in zip(gates, read, pairs)]
+            ci = [Lower.apply(value) for value in values]
+            total = ((forward(pairs, x, [draw(c) for c in ci]) - clean) ** 2).mean()
+            for i in range(2):
+                only = [draw(ci[i]) if j == i else None for j in range(2)]
+                total = total + ((forward(pairs, x, only) - clean) ** 2).mean() / 2
+            total = total + beta * sum(((upper(value) + 1e-12) ** p).sum(-1).mean() for value in values)
+            total.item()  # its trainer logs it every step
+            total.backward()
+            optimizer.step()
+
+        return Work(name, step)
+
+    def sparse(batch, n, p, low):
+        return lambda: torch.where(torch.rand(batch, n) < p, low + (1 - low) * torch.rand(batch, n), 0.0)
+
+    normal = lambda n, m: (torch.randn(n, m) / n**0.5).requires_grad_()
+    (W, b), (E, up, down) = [[torch.from_numpy(a) for a in arrays] for arrays in _targets(sizes)]
+    C = sizes["tms"]["C"]
+    V, U = normal(5, C), normal(C, 2)
+
+    def tms(pairs, x, masks):
+        return relu(layer(pairs[1], W.T, layer(pairs[0], W, x, masks[0]), masks[1]) + b)
+
+    yield work("TMS 5-2", tms, lambda x: (x, x @ W), lambda: ((V, U), (U.T, V.T)), [V, U], [gate(C), gate(C)],
+               sparse(sizes["tms"]["batch"], 5, 0.05, 0.0), 1, 3e-3)  # fmt: skip
+    C, d = sizes["resid"]["C"], sizes["resid"]["d"]
+    pairs = (normal(d, C), normal(C, 50)), (normal(50, C), normal(C, d))
+
+    def resid(pairs, x, masks):
+        r = x @ E
+        r = r + layer(pairs[1], down, relu(layer(pairs[0], up, r, masks[0])), masks[1])
+        return r @ E.T
+
+    yield work("ResidMLP-1", resid, lambda x: (x @ E, relu(x @ E @ up)), lambda: pairs,
+               [*pairs[0], *pairs[1]], [gate(C), gate(C)],
+               sparse(sizes["resid"]["batch"], 100, 0.01, -1.0), 2, 1e-5)  # fmt: skip
+    yield torch_gemm(sizes["gemm"])
+
+
 WORKERS = {
     "ours": Worker(ours, packages=("jax", "jaxlib", "flax", "optax")),
     "bare": Worker(bare, packages=("jax", "jaxlib", "optax")),
+    "torch": Worker(torch_code, home="v", packages=("torch",)),
 }
-TORCH = {"TMS 5-2": 27.8, "ResidMLP-1": 7.6}  # steps/s of the official torch code, two quiet cores, GEMM 382 GFLOP/s
 
 
 def conclude(rounds: Rounds) -> list[str]:
     lines = []
-    for name, torch in TORCH.items():
+    for name in ("TMS 5-2", "ResidMLP-1"):
         mine = f"ours: {name}"
-        if mine in rounds.rows:
-            speed = 1 / rounds.seconds(mine)
-            lines.append(f"{name}: {speed:.1f} steps/s, {speed / torch:.1f} times {torch} (torch, another evening)")
-        peers = [f"bare: {name}", f"bare: {name}, collapsed"]
-        for peer in peers:
+        for peer in (f"torch: {name}", f"bare: {name}", f"bare: {name}, collapsed"):
             if (ratio := rounds.ratio(peer, mine)) is not None:
                 lines.append(f"{name}: {ratio:.2f} times the speed of {peer}")
     if (ratio := rounds.ratio("ours: TMS 5-2, instances", "ours: TMS 5-2")) is not None:

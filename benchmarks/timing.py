@@ -61,6 +61,10 @@ def serve(worker: Worker, sizes: dict[str, Any]) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     tell = lambda **answer: print(json.dumps(answer), file=answers, flush=True)
+    if not worker.home:  # as in the command line of this package
+        from jax_interp.core.allocator import keep_freed_memory
+
+        keep_freed_memory()
     try:
         works = {work.name: work for work in worker.build(sizes)}
         calls, first = {}, {}

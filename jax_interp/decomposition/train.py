@@ -15,7 +15,7 @@ program. Seeds and coefficients are data, so `train_instances` can train many de
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from jax_interp.decomposition.components import Components, Decomposed, decompos
 from jax_interp.decomposition.config import DecompositionConfig
 from jax_interp.decomposition.importance import Importance, ImportanceFunction, causal_importance, read_inputs
 from jax_interp.decomposition.importance.base import PerMatrix
+from jax_interp.decomposition.importance.zero_rows import NonzeroRows, on_nonzero_rows, places_for_batches
 from jax_interp.decomposition.losses import Adversary, Loss, LossInputs
 from jax_interp.decomposition.losses.base import in_precision
 from jax_interp.decomposition.losses.faithfulness import warm_up
@@ -41,6 +42,7 @@ from jax_interp.decomposition.training_run import (
     BatchAt,
     Sample,
     Seed,
+    Step,
     Trainer,
     adam,
     check_batch,
@@ -168,7 +170,13 @@ def loss_values(
 
 
 def train_step(
-    config: DecompositionConfig, state: TrainState, x: PyTree, target: Model, rate_scale: Array | None = None
+    config: DecompositionConfig,
+    state: TrainState,
+    x: PyTree,
+    target: Model,
+    rate_scale: Array | None = None,
+    *,
+    places: int | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One training step, a pure function.
 
@@ -182,6 +190,7 @@ def train_step(
       x: the batch of `config.batch` rows.
       target: the model that is decomposed.
       rate_scale: a factor of both learning rates. None: 1.
+      places: as in `on_nonzero_rows`. It changes the time of a step, and results only by rounding.
 
     Returns:
       The state after the step, and metrics: the total loss, every loss, and L0.
@@ -194,9 +203,12 @@ def train_step(
     # computed once, outside the function that is differentiated
     output, inputs, hidden = read_inputs(in_precision(config.compute, template), x, outputs=needs_hidden)
 
-    def loss_inputs(components: dict[str, Components], ci_fn: ImportanceFunction) -> LossInputs:
+    def loss_inputs(
+        components: dict[str, Components], ci_fn: ImportanceFunction, rows: NonzeroRows | None = None
+    ) -> LossInputs:
         model = dataclasses.replace(template, components=components)
-        importance = causal_importance(ci_fn(model, inputs), config.sigmoid)
+        values = ci_fn(model, inputs) if rows is None else rows.spread(ci_fn(model, rows.take(inputs)))
+        importance = causal_importance(values, config.sigmoid)
         return LossInputs(model, (x,), output, importance, hidden, progress, config.loss_settings)
 
     sources = state.sources
@@ -208,17 +220,20 @@ def train_step(
         )
 
     def total(
-        components: dict[str, Components], ci_fn: ImportanceFunction, raw: tuple[PerMatrix, ...]
+        rows: NonzeroRows | None,
+        components: dict[str, Components],
+        ci_fn: ImportanceFunction,
+        raw: tuple[PerMatrix, ...],
     ) -> tuple[Array, dict[str, Array]]:
-        of_batch = loss_inputs(components, ci_fn)
+        of_batch = loss_inputs(components, ci_fn, rows)
         values, metrics = loss_values(config, of_batch, key, raw)
         metrics["l0"] = sum((jnp.sum(g) for g in l0(of_batch.lower).values()), jnp.zeros(()))
         return jnp.sum(values * state.coefficients), metrics
 
     raw = tuple(own.raw for own in sources)
-    (value, metrics), grads = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(
-        state.components, state.gates, raw
-    )
+    gradient = jax.value_and_grad(total, argnums=(1, 2, 3), has_aux=True)
+    of_rows = lambda rows: gradient(rows, state.components, state.gates, raw)
+    (value, metrics), grads = on_nonzero_rows(of_rows, inputs, places)
     sources = _climb(config, state, sources, grads[2], progress)
     return _update(config, state, sources, grads[:2], rate_scale), {"loss": value, **metrics}
 
@@ -305,7 +320,7 @@ def train_instances(
         if coefficients.shape != wanted:
             raise UserError(f"coefficients have shape {coefficients.shape}: one row an instance, {wanted}")
         state = dataclasses.replace(state, coefficients=jnp.asarray(coefficients, jnp.float32))
-    step = SPD.instances_step(config, sample, at_once, models=models is not None)
+    step = SPD.instances_step(config, sample, state, targets, at_once=at_once, models=models is not None)
     log = log.with_defaults(shown=(), title=f"{len(seeds)} decompositions", every=100)
     saving = run_record(run, config, targets, seeds, coefficients)
     state = fit(step, state, steps=config.steps, run=saving, frozen=(targets,), log=log)
@@ -371,4 +386,15 @@ def _data_key(state: TrainState) -> Array:
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0x5A)
 
 
-SPD = Trainer("decomposition", ("loss", "l0"), init_state, train_step, _data_key)
+def _adapted(
+    config: DecompositionConfig, state: TrainState, target: Model, batch: Callable[[], PyTree]
+) -> Step[TrainState]:
+    def read(x: PyTree) -> PerMatrix:
+        model = Decomposed(target, state.components, config.tied)
+        return read_inputs(*in_precision(config.compute, (model, x)))[1]
+
+    places = places_for_batches(read, batch) if config.importance.row_by_row else None
+    return partial(train_step, config, places=places)
+
+
+SPD = Trainer("decomposition", ("loss", "l0"), init_state, train_step, _data_key, _adapted)

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,8 @@ class Trainer(Generic[Config, S]):
     step: `step(config, state, x, target, rate_scale)` does one step on the batch x and returns `(state, metrics)`.
       `rate_scale` is a factor of the learning rates, None for 1.
     data_key: returns the random key of the next batch.
+    adapted: `adapted(config, state, target, batch)` returns `step` for this config, in the form that is fastest for
+      batches like `batch()`; None: there is only one form.
     """
 
     title: str
@@ -69,14 +71,31 @@ class Trainer(Generic[Config, S]):
     init: Callable[[Config, Model, PyTree, Seed], S]
     step: Callable[..., tuple[S, dict[str, Array]]]
     data_key: Callable[[S], Key[Array, ""]]
+    adapted: Callable[[Config, S, Model, Callable[[], PyTree]], Callable[..., Any]] | None = None
 
-    def sampled_step(
-        self, config: Config, sample: Sample, state: S, number: int | Array, target: Model,
-        rate_scale: Array | None = None,
-    ) -> tuple[S, dict[str, Array]]:  # fmt: skip
-        """One `step` on batch `number`, which `sample(key)` draws inside the same program."""
-        of_batch = dataclasses.replace(state, step=jnp.asarray(number, jnp.int32))  # pyright: ignore[reportArgumentType]
-        return self.step(config, state, split_rows(sample(self.data_key(of_batch))), target, rate_scale)
+    def step_for(self, config: Config, state: S, target: Model, batch: Callable[[], PyTree]) -> Callable[..., Any]:
+        """The step of a run whose batches are like `batch()`: `step` without its config."""
+        return partial(self.step, config) if self.adapted is None else self.adapted(config, state, target, batch)
+
+    def sampled_step(self, config: Config, sample: Sample, state: S, target: Model) -> Callable[..., Any]:
+        """The step of a run that draws its batches by `sample(key)`, inside the same program.
+
+        The function that is returned takes the number of the batch in place of the batch. `state` and `target` are
+        those of the start.
+        """
+
+        def batch(state: S, number: int | Array) -> PyTree:
+            of_batch = dataclasses.replace(state, step=jnp.asarray(number, jnp.int32))  # pyright: ignore[reportArgumentType]
+            return sample(self.data_key(of_batch))
+
+        step = self.step_for(config, state, target, lambda: jax.jit(batch)(state, 0))
+
+        def sampled(
+            state: S, number: int | Array, target: Model, rate_scale: Array | None = None
+        ) -> tuple[S, dict[str, Array]]:
+            return step(state, split_rows(batch(state, number)), target, rate_scale)
+
+        return sampled
 
     def train(
         self,
@@ -97,13 +116,17 @@ class Trainer(Generic[Config, S]):
         with placed(place, lambda state: state_rules(state, split)) as there:
             model = there.frozen(model, split)
             if sample is not None:
-                step, example = partial(self.sampled_step, config, sample), example_of(sample)
+                example = example_of(sample)
             else:
                 assert batch_at is not None
                 batch_at = there.batches(batch_at)
-                step, example = partial(self.step, config), batch_at(0)
+                example = batch_at(0)
             check_batch(config.batch, example)
             state = there.state(self.init(config, model, example, None))
+            if sample is not None:
+                step = self.sampled_step(config, sample, state, model)
+            else:
+                step = self.step_for(config, state, model, lambda: example)
             saving = run_record(run, config, model)
             return fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log)
 
@@ -117,26 +140,40 @@ class Trainer(Generic[Config, S]):
         init = lambda seed, model: self.init(config, model, example, seed)
         return jax.jit(jax.vmap(init, (0, 0 if models else None)))(jnp.asarray(seeds, jnp.uint32), targets)
 
-    def instances_step(self, config: Config, sample: Sample, at_once: int | None = None, models: bool = False) -> Step:
+    def instances_step(
+        self,
+        config: Config,
+        sample: Sample,
+        states: S,
+        targets: Model,
+        *,
+        at_once: int | None = None,
+        models: bool = False,
+    ) -> Step[S]:
         """A step like `sampled_step` for states with a leading instance axis.
 
         Args:
           config: the config of all instances.
           sample: draws the batch of each instance. Each instance has its own key.
+          states, targets: those of the start.
           at_once: the number of instances under one `vmap`. The others run after them in the same step. None: all; on a
             CPU one, because the arrays of many instances do not fit into its caches.
           models: whether the targets have an instance axis too.
         """
-        if at_once is None and jax.default_backend() == "cpu":
-            at_once = 1
+        if at_once is None:
+            at_once = 1 if jax.default_backend() == "cpu" else states.step.shape[0]
+        if at_once == 1:
+            first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
+            one_step = self.sampled_step(config, sample, first(states), first(targets) if models else targets)
+        else:  # under vmap, all branches of an adapted step would be computed
+            plain = dataclasses.replace(self, adapted=None)
+            one_step = plain.sampled_step(config, sample, states, targets)
 
         def step(
             state: S, number: int | Array, target: Model, rate_scale: Array | None = None
         ) -> tuple[S, dict[str, Array]]:
-            one = lambda both: self.sampled_step(
-                config, sample, both[0], number, both[1] if models else target, rate_scale
-            )
-            return jax.lax.map(one, (state, target if models else ()), batch_size=at_once or state.step.shape[0])
+            one = lambda both: one_step(both[0], number, both[1] if models else target, rate_scale)
+            return jax.lax.map(one, (state, target if models else ()), batch_size=None if at_once == 1 else at_once)
 
         return step
 

@@ -143,7 +143,7 @@ def apd_instances(
     example = example_of(sample)
     check_batch(config.batch, example)
     state = APD.init_instances(config, model, seeds=seeds, models=False, example=example)
-    step = APD.instances_step(config, sample, at_once=len(seeds))
+    step = APD.instances_step(config, sample, state, model, at_once=len(seeds))
     log = log.with_defaults(title=f"{len(seeds)} APD runs", shown=(), every=100)
     saving = run_record(run, config, model, seeds)
     return fit(step, state, steps=config.steps, run=saving, frozen=(model,), log=log).components

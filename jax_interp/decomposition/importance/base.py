@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,13 @@ class ImportanceConfig:
         @dataclasses.dataclass(frozen=True)
         class Linear(ImportanceConfig):
             def init(self, key, model): ...     # returns a pytree with __call__(model, inputs)
+
+    Attributes:
+      row_by_row: whether the values of a row depend only on the inputs of this row, if there is no position axis.
+        Rows of zeros are then computed once for a whole batch (`zero_rows.py`).
     """
+
+    row_by_row: ClassVar[bool] = False
 
     @abc.abstractmethod
     def init(self, key: Key[Array, ""], model: Decomposed) -> ImportanceFunction:

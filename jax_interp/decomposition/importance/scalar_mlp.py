@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ class ScalarMLP(ImportanceConfig):
     `hidden` is the number of hidden units h. SPD 2025 uses 16, and 128 for residual MLPs of three layers.
     """
 
+    row_by_row: ClassVar[bool] = True
     hidden: int = 16
 
     def init(self, key: Key[Array, ""], model: Decomposed) -> ScalarMLPFunction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,7 @@ class SharedMLP(ImportanceConfig):
     The widths are d_in, `*hidden`, C.
     """
 
+    row_by_row: ClassVar[bool] = True
     hidden: tuple[int, ...] = (50,)
 
     def init(self, key: Key[Array, ""], model: Decomposed) -> SharedMLPFunction:
@@ -100,6 +102,7 @@ class GlobalMLP(ImportanceConfig):
     The widths are Σ d_in, `*hidden`, Σ C.
     """
 
+    row_by_row: ClassVar[bool] = True
     hidden: tuple[int, ...] = (400, 300)
 
     def init(self, key: Key[Array, ""], model: Decomposed) -> GlobalMLPFunction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ class VectorMLP(ImportanceConfig):
     This needs memory for rows · C · hidden numbers.
     """
 
+    row_by_row: ClassVar[bool] = True
     hidden: int = 16
 
     def init(self, key: Key[Array, ""], model: Decomposed) -> VectorMLPFunction:
