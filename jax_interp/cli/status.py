@@ -77,7 +77,7 @@ def _show(found: Sequence[RunStatus], refused: Sequence[str], *, as_json: bool) 
         for line in lines(found[0], width):
             print_text(line)
     elif found:
-        _print_table(found)
+        _print_many(found, shutil.get_terminal_size((100, 24)).columns)
     for line in refused:
         print_text(f"jax-interp: {line}", file=sys.stderr)
 
@@ -169,8 +169,8 @@ def _bytes(size: int) -> str:
     return f"{size} bytes"
 
 
-def _print_table(found: Sequence[RunStatus]) -> None:
-    from jax_interp.views.tables import print_table
+def _print_many(found: Sequence[RunStatus], width: int) -> None:
+    """A table, or two lines for each run if the table is wider than the terminal."""
 
     rows = [
         (
@@ -184,8 +184,18 @@ def _print_table(found: Sequence[RunStatus]) -> None:
         )
         for one in found
     ]
-    right = [(name, "right") for name in ("step", "left", "checkpoint", "loss")]
-    print_table(["run", "state", *right, ""], rows)
+    names = ("run", "state", "step", "left", "checkpoint", "loss", "")
+    needed = sum(max(map(len, column)) + 3 for column in zip(names, *rows, strict=True))
+    if needed <= width:
+        from jax_interp.views.tables import print_table
+
+        print_table(["run", "state", *((name, "right") for name in names[2:6]), ""], rows)
+        return
+    for name, *cells in rows:
+        print_text(printable(name))
+        labelled = [f"{label} {cell}" if label not in ("state", "") else cell for label, cell in zip(names[1:], cells)]
+        text = printable(", ".join(part for part, cell in zip(labelled, cells) if cell))
+        print_text(textwrap.fill(text, max(width, 24), initial_indent="  ", subsequent_indent="  "))
 
 
 def _events(one: RunStatus) -> str:

@@ -120,14 +120,13 @@ def read_status(path: Path | str, now: float | None = None) -> RunStatus:
     config = _json(directory / "config.json", problems)
     beat = _heartbeat(directory, problems)
     records, timing = _tail(directory / "metrics.jsonl", problems), _tail(directory / "timing.jsonl", problems)
-    speeds = [one["steps/s"] for one in timing[-5:] if isinstance(one.get("steps/s"), (int, float))]
-    speed = sorted(speeds)[len(speeds) // 2] if speeds else None
+    speed = _speed(timing, float(beat["began"]) if beat else 0.0)
     life = life_of(directory, beat, steps_per_second=speed, now=now)
     steps_there, age = _checkpoints(directory / "checkpoints", now)
     total = beat["steps"] if beat else _total_steps(config)
     last = records[-1] if records else {}
     reached = [int(one) for one in (beat and beat["step"], last.get("step"), steps_there and steps_there[-1]) if one]
-    step = beat["step"] if beat and life.goes_on else max(reached, default=None)
+    step = max(reached, default=beat["step"] if beat else None)
     left = None if step is None or total is None else total - step
     rolled = _json(directory / "rollbacks.json", problems).get("rollbacks", [])
     return RunStatus(
@@ -201,6 +200,19 @@ def _tail(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         problems.append(f"{path} has a line that is not a record: {line[:60].decode(errors='replace')}")
         break
     return records
+
+
+def _speed(timing: list[dict[str, Any]], began: float) -> float | None:
+    """Steps per second over the last twenty records of this process, with the saves and evaluations between them.
+
+    If they have no times, it is the median of the last five speeds.
+    """
+    times = [(one["step"], one["time"]) for one in timing[-20:] if isinstance(one.get("time"), (int, float))]
+    own = [one for one in times if one[1] >= began]
+    if len(own) > 1 and own[-1][1] > own[0][1] and own[-1][0] > own[0][0]:
+        return (own[-1][0] - own[0][0]) / (own[-1][1] - own[0][1])
+    speeds = sorted(one["steps/s"] for one in timing[-5:] if isinstance(one.get("steps/s"), (int, float)))
+    return speeds[len(speeds) // 2] if speeds else None
 
 
 def _checkpoints(directory: Path, now: float) -> tuple[list[int], float | None]:

@@ -1,5 +1,7 @@
 """One process of a run over several, for test_processes.py:
-python process_run.py COORDINATOR PROCESSES PROCESS RUN_DIRECTORY STEPS
+python process_run.py COORDINATOR PROCESSES PROCESS RUN_DIRECTORY STEPS [nan | later]
+
+nan: batch 12 is NaN, and the run skips it. later: the batches begin with number 13.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_interp.training import Interrupted, Log, SaveTo, fit
+from jax_interp.training import Interrupted, Log, OnNan, SaveTo, fit
 from jax_interp.training.sharding import BATCH, make_mesh, shardings
 
 RULES = (("w", jax.P("fsdp")), ("**", jax.P()))
@@ -38,17 +40,21 @@ def step(state, batch):
 
 if __name__ == "__main__":
     coordinator, count, index, directory, steps = sys.argv[1:6]
+    variant = sys.argv[6] if len(sys.argv) > 6 else ""
     jax.distributed.initialize(coordinator, int(count), int(index))
     mesh = make_mesh(fsdp=-1, explicit=False)
     where = jax.sharding.NamedSharding(mesh, BATCH)
 
     def batch_at(k):
         time.sleep(0.02)  # so that a signal arrives before the end
+        k += 13 if variant == "later" else 0
         whole = np.random.default_rng(k).standard_normal((8, SHAPE[0])).astype(np.float32)
+        whole = whole * np.float32(np.nan) if variant == "nan" and k == 12 else whole
         return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
 
+    log = Log(every=5, on_nan=OnNan("skip" if variant == "nan" else "stop"))
     try:
-        fit(step, initial_state(mesh), batch_at, steps=int(steps), run=SaveTo(directory, every=50), log=Log(every=5))
+        fit(step, initial_state(mesh), batch_at, steps=int(steps), run=SaveTo(directory, every=50), log=log)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)

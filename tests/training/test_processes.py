@@ -19,14 +19,14 @@ SCRIPT = Path(__file__).with_name("process_run.py")
 STEPS = 60
 
 
-def start(directory):
+def start(directory, *variant):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     return [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), f"127.0.0.1:{port}", "2", str(index), str(directory), str(STEPS)],
+            [sys.executable, str(SCRIPT), f"127.0.0.1:{port}", "2", str(index), str(directory), str(STEPS), *variant],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -59,3 +59,16 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     whole, stopped = (tmp_path / name / "checkpoints" / f"{STEPS:08d}" for name in ("whole", "stopped"))
     assert checkpoint.describe(whole) == checkpoint.describe(stopped)  # shapes, dtypes, fingerprints
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "stopped/metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_return_to_the_same_checkpoint_after_a_nan(tmp_path):
+    """Batch 12 is NaN before the first checkpoint: both return to the initial state, and skip batches 0 to 12."""
+    codes, errors = end(start(tmp_path / "nan", "nan"))
+    assert codes == [0, 0], errors
+    assert errors.count("batches 0 to 12 are skipped") == 1  # the first process says it
+    codes, errors = end(start(tmp_path / "later", "later"))
+    assert codes == [0, 0], errors
+    skipped, later = (tmp_path / name / "checkpoints" / f"{STEPS:08d}" for name in ("nan", "later"))
+    assert checkpoint.describe(skipped) == checkpoint.describe(later)
+    assert (tmp_path / "nan/metrics.jsonl").read_bytes() == (tmp_path / "later/metrics.jsonl").read_bytes()

@@ -69,8 +69,16 @@ def test_a_finished_run(finished):
     assert status.problems == ()
 
 
-def test_time_left_is_the_steps_left_over_the_median_speed(beating):
-    directory = beating(step=5, steps=105)
+def test_time_left_is_the_steps_left_over_the_speed(beating):
+    directory = beating(step=20, steps=120, began=1000.0)
+    times = {2: 10.0, 4: 1000.0, 8: 1002.0, 20: 1008.0}  # step 2 is of an earlier process
+    rows = [{"step": k, "time": at, "steps/s": 99.0} for k, at in times.items()]
+    (directory / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_status(directory).eta == pytest.approx(100 / (16 / 8))
+
+
+def test_without_times_the_speed_is_a_median(beating):
+    directory = beating(step=8, steps=108)
     rows = [{"step": k, "time": 0.0, "steps/s": speed} for k, speed in enumerate((100, 4, 2, 2.5, 9, 1))]
     (directory / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     status = read_status(directory)
