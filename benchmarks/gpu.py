@@ -26,7 +26,7 @@ from gemm import jax_gemm
 from gpt2_shape import FULL as MODEL
 from gpt2_shape import TINY as TINY_MODEL
 from gpt2_shape import forward_flops, our_model
-from reading import _merged
+from reading import _merged, by_default
 from timing import Rounds, Work, Worker, main
 
 FULL = {
@@ -59,7 +59,7 @@ def model(dtype: str):
         sizes = {**sizes["model"], "dtype": dtype}
         call = jax.jit(lambda f, *args: f(*args))
         plain, tokens = our_model(sizes, stacked=True)
-        named = [address for address in sites(plain)(tokens) if not address.endswith("attn.result")]
+        named = by_default(sites(plain)(tokens))
         programs = {
             "forward": plain,
             "12 values": read(plain, "blocks.*.resid_post"),

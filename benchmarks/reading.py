@@ -1,8 +1,8 @@
 """The time and peak memory of reading 12 residual values, or every value; and the overhead of surgery in a call.
 
 GPT-2-small shape, batch 4 x 128, float32, compared with TransformerLens, nnsight and transformers. "Everything" is
-every named value except the per-head results, which no library computes by default. The dispatch rows use a 12-layer
-model that is so small that nearly all of a call is Python and runtime overhead.
+every named value except the inputs and results of single heads, which no library computes by default. The dispatch rows
+use a 12-layer model that is so small that nearly all of a call is Python and runtime overhead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def ours(stacked: bool):
 
         call = jax.jit(lambda f, *args: f(*args))
         model, tokens = our_model(sizes, stacked)
-        named = [address for address in sites(model)(tokens) if not address.endswith("attn.result")]
+        named = by_default(sites(model)(tokens))
         programs = {
             "bare": model,
             "12 residual sites": read(model, "blocks.*.resid_post"),
@@ -36,6 +36,12 @@ def ours(stacked: bool):
             yield Work(name, step, flops=forward_flops(sizes), note=f"{size:.0f} MB returned")
 
     return build
+
+
+def by_default(addresses) -> list[str]:
+    """The values that libraries compute by default: without those that have `d_model` entries for every head."""
+    per_head = ("attn.result", "q_input", "k_input", "v_input")
+    return [address for address in addresses if not address.endswith(per_head)]
 
 
 def _merged(addresses: list[str]) -> list[str]:
