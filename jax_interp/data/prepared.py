@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_bytes
+from jax_interp.core.processes import from_first_process, process_index
 from jax_interp.data.stdlib import Corpus, Document, stdlib_corpus
 from jax_interp.data.token_store import MANIFEST, TokenStore, open_token_store, pack, write_token_store
 from jax_interp.data.tokenizer import Tokenizer, load_tokenizer, train_bpe
@@ -44,7 +45,7 @@ def prepare_text(config: TextConfig, directory: str | Path) -> PreparedText:
     """Read the tokens of a corpus. If they do not exist yet, make them (about 10 s for the standard library).
 
     The files are `tokenizer.json`, one file per split, and a manifest, which is written last. An interrupted
-    preparation starts again from the beginning.
+    preparation starts again from the beginning. Of a run over several processes, the first one makes them.
 
     Args:
       config: the corpus and the vocabulary.
@@ -59,8 +60,12 @@ def prepare_text(config: TextConfig, directory: str | Path) -> PreparedText:
     """
     directory = Path(directory)
     corpus = _corpus(config)
+    from_first_process(lambda: _write_if_missing(config, corpus, directory))
     if not (directory / MANIFEST).is_file():
-        _write(config, corpus, directory)
+        raise UserError(
+            f"process 0 wrote the tokens to {directory}, and they are not there for process {process_index()}: give a "
+            "directory on a disk that all processes share"
+        )
     train, validation = (open_token_store(directory, split) for split in ("train", "validation"))
     about = train.manifest.about
     if lacks := [name for name in NEEDED if name not in about]:
@@ -91,6 +96,11 @@ def _corpus(config: TextConfig) -> Corpus:
         )
     every = -(-len(corpus.train) // config.max_documents)
     return Corpus(corpus.train[::every], corpus.validation, corpus.fingerprint, corpus.python, corpus.skipped)
+
+
+def _write_if_missing(config: TextConfig, corpus: Corpus, directory: Path) -> None:
+    if not (directory / MANIFEST).is_file():
+        _write(config, corpus, directory)
 
 
 def _write(config: TextConfig, corpus: Corpus, directory: Path) -> None:

@@ -24,6 +24,7 @@ from jaxtyping import Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import write_json
+from jax_interp.core.processes import from_first_process
 from jax_interp.data.batches import (
     WindowSampler,
     begin_as_documents,
@@ -48,7 +49,7 @@ from jax_interp.models.language_modelling import (
     train_step,
 )
 from jax_interp.models.sharding import rules_for
-from jax_interp.training import Log, RowBatches, SaveTo, fit, open_run, placed
+from jax_interp.training import Log, RowBatches, Run, SaveTo, fit, open_run, placed
 from jax_interp.training.parent import about_parent
 from jax_interp.training.sharding import check_rows
 
@@ -151,8 +152,19 @@ def train_lm(
     log = dataclasses.replace(log, quiet=quiet)
     if mesh is not None:
         check_rows(config.batch, mesh)
-    with open_run(run_dir, config, may_differ=MAY_DIFFER, parent=parent) as run, placed(mesh, rules_for) as there:
+    with open_run(run_dir, config, may_differ=MAY_DIFFER, parent=parent) as run:
         text = prepare_text(config.text, run.directory / "tokens")
+        model = _trained(config, run, text, mesh, log)
+        directory = export(model, config, text, run.directory / "export")
+        measured = lambda: final_results(load(directory, dtype=jnp.float32)[0], config, text)
+        results = from_first_process(measured) | about_parent(run.parent)
+        write_json(run.directory / "results.json", results, nonfinite=True)
+        return results
+
+
+def _trained(config: LanguageModelConfig, run: Run, text: PreparedText, mesh: Mesh | None, log: Log) -> Decoder:
+    """Train, from the last checkpoint if there is one."""
+    with placed(mesh, rules_for) as there:
         optimizer = config.optimization.build(config.steps)
         state = fit(
             train_step(optimizer, accumulate=config.accumulate, save=config.remat),
@@ -170,10 +182,7 @@ def train_lm(
                 title="train-lm",
             ),
         )
-        exported = export(state.model, config, text, run.directory / "export")
-        results = final_results(exported, config, text) | about_parent(run.parent)
-        write_json(run.directory / "results.json", results, nonfinite=True)
-        return results
+    return state.model
 
 
 def _training_batches(config: LanguageModelConfig, text: PreparedText) -> RowBatches[Int[np.ndarray, "batch length"]]:
@@ -210,20 +219,19 @@ def _evaluation(config: LanguageModelConfig, text: PreparedText) -> Callable[[Tr
     return evaluate
 
 
-def export(model: Decoder, config: LanguageModelConfig, text: PreparedText, directory: Path) -> Decoder:
+def export(model: Decoder, config: LanguageModelConfig, text: PreparedText, directory: Path) -> Path:
     """Write a model and its tokenizer as a Hugging Face directory.
 
     Matrices are rounded to `export_dtype`, which makes the file small. Norm weights are not rounded. The model still
     loads and computes in float32, unless you ask for another dtype.
 
     Returns:
-      The model that `load` reads from the directory. This is the model to evaluate.
+      The directory. The model that `load` reads from it is the one to evaluate.
     """
     narrow = jnp.dtype(config.export_dtype)
     rounded = jax.tree.map(lambda x, matrix: x.astype(narrow) if matrix else x, model, decays(model))
     header = {"eos_token_id": text.train.bos_id, "dtype": "float32"}
-    save(rounded, directory, tokenizer=text.tokenizer, overwrite=True, header=header)
-    return load(directory, dtype=jnp.float32)[0]
+    return save(rounded, directory, tokenizer=text.tokenizer, overwrite=True, header=header)
 
 
 def final_results(model: Decoder, config: LanguageModelConfig, text: PreparedText) -> dict[str, Any]:

@@ -318,7 +318,7 @@ def _arrays(path: Path, wanted: dict[str, jax.ShapeDtypeStruct], one_disk: bool)
 
 def _sharding(x: Any) -> jax.sharding.Sharding:
     sharding = getattr(x, "sharding", None)
-    return sharding if sharding is not None else jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return sharding if sharding is not None else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _impl(x: Any) -> str:

@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
     out = {
         "python": platform.python_version(),
         "platform": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
+        "device": jax.local_devices()[0].device_kind,
         "devices": str(jax.device_count()),
         "machine": platform.machine(),
         "cores": str(_cores()),

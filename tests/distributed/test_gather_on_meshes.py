@@ -28,7 +28,10 @@ from jax_interp.training.sharding import make_mesh, shard
 from tests.distributed.trainable import CONFIG
 from tests.distributed.trainable import model as decoder
 
-pytestmark = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs eight devices, simulated or real")
+pytestmark = [
+    pytest.mark.skipif(len(jax.devices()) < 8, reason="needs eight devices, simulated or real"),
+    pytest.mark.usefixtures("hosts_are_apart"),
+]
 MESHES: dict[str, dict[str, int]] = {"2 × data": {"data": 2}, "2 × fsdp": {"fsdp": 2}, "2 × tensor": {"tensor": 2}}
 SITES = ("blocks.0.resid_post", "blocks.1.attn.z")
 RULES = (Last(), All())

@@ -16,6 +16,7 @@ import numpy as np
 from jax_interp.core.atomic_write import WriteError, atomic_write, sync, sync_tree
 from jax_interp.core.errors import UserError
 from jax_interp.core.locks import locked
+from jax_interp.core.processes import barrier, is_first_process, on_host
 from jax_interp.core.tensor_files import write_tensors
 from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.models.decoder import Decoder, init
@@ -41,7 +42,8 @@ def save(
     The directory contains `config.json`, the weights as safetensors, `tokenizer.json` if a tokenizer is given, and
     `digests.json`, with which `load` notices a file that was changed or exchanged. It is written atomically: if the
     process is killed, the previous model still exists, or the next call restores it.
-    Besides the model, host memory holds only the tensors of one file.
+    Besides the model, host memory holds only the tensors of one file. Of a run over several processes, the first one
+    writes, and all return when it has.
 
     Args:
       model: a decoder without surgery. Save edits separately, with `save_edits`.
@@ -72,13 +74,18 @@ def save(
     values = {"architectures": [layout.architecture], "model_type": layout.model_type, "dtype": dtype} | values
     if tokenizer is not None and tokenizer.bos_id is not None:
         values["bos_token_id"] = tokenizer.bos_id
-    directory = Path(directory).resolve()
-    with _replacing(directory, overwrite) as fresh:
-        _write_tensors(_tensors(model, layout), fresh, max_file_bytes)
-        atomic_write(fresh / "config.json", json.dumps(values | dict(header or {}), indent=2) + "\n")
-        if tokenizer is not None:
-            tokenizer.save(str(fresh / "tokenizer.json"))
-        write_digests(fresh)
+    directory, tensors = Path(directory).resolve(), _tensors(model, layout)
+    if is_first_process():
+        with _replacing(directory, overwrite) as fresh:
+            _write_tensors(tensors, fresh, max_file_bytes)
+            atomic_write(fresh / "config.json", json.dumps(values | dict(header or {}), indent=2) + "\n")
+            if tokenizer is not None:
+                tokenizer.save(str(fresh / "tokenizer.json"))
+            write_digests(fresh)
+    else:
+        for _ in tensors:  # the first process gets the parts that are on the devices of this one
+            pass
+    barrier("a model is saved")
     return directory
 
 
@@ -150,7 +157,7 @@ def _tensors(model: Decoder, family: Family) -> Iterator[tuple[str, np.ndarray]]
         for i, layer in enumerate(p.layers):
             for expert, name in enumerate(spec.names(layer, p.shape)):
                 index = ((i,) if p.stacked else ()) + ((expert,) if spec.experts else ())
-                value = lambda leaf=leaf, index=index: np.asarray(leaf[index])
+                value = lambda leaf=leaf, index=index: on_host(leaf[index])
                 parts.setdefault(name, []).append((spec, p.shape, value))
     for name, parts_of_tensor in parts.items():
         spec, shape, value = parts_of_tensor[0]
