@@ -99,6 +99,6 @@ def remat(model: Model, save: Sequence[str] = (), offload: Sequence[str] = ()) -
         )
     if both := set(save) & set(offload):
         raise UserError(f"remat: {min(both)!r} is in save and in offload: a value is kept in one place")
-    if offload and not any(memory.kind == "pinned_host" for memory in jax.devices()[0].addressable_memories()):
-        raise UserError(f"remat: {jax.devices()[0].platform} devices have no pinned_host memory: use save= only")
+    if offload and not any(memory.kind == "pinned_host" for memory in jax.local_devices()[0].addressable_memories()):
+        raise UserError(f"remat: {jax.local_devices()[0].platform} devices have no pinned_host memory: use save= only")
     return Remat(model, tuple(save), tuple(offload))
