@@ -125,8 +125,8 @@ def read_status(path: Path | str, now: float | None = None) -> RunStatus:
     steps_there, age = _checkpoints(directory / "checkpoints", now)
     total = beat["steps"] if beat else _total_steps(config)
     last = records[-1] if records else {}
-    reached = [int(one) for one in (beat and beat["step"], last.get("step"), steps_there and steps_there[-1]) if one]
-    step = max(reached, default=beat["step"] if beat else None)
+    reached = [*([int(beat["step"])] if beat else []), *([int(last["step"])] if last else []), *steps_there]
+    step = max(reached, default=None)
     left = None if step is None or total is None else total - step
     rolled = _json(directory / "rollbacks.json", problems).get("rollbacks", [])
     return RunStatus(
