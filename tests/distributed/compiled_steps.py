@@ -18,15 +18,10 @@ from jax_interp.training.collectives import Collective, collectives
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStep:
-    """A compiled step, and the arrays that it gets."""
+    """A compiled step, and the leaves of the state that it gets, by address."""
 
     compiled: jax.stages.Compiled
-    arrays: dict[str, Any]
-
-    def bytes_of(self, *parts: str) -> int:
-        """The bytes of all arrays of some parts of the state or the frozen trees, such as "learner.dictionary"."""
-        kept = [a for name, a in self.arrays.items() if any(f".{part}." in f".{name}." for part in parts)]
-        return sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in kept if hasattr(a.dtype, "itemsize"))
+    state: dict[str, Any]
 
 
 class _Found(Exception):
@@ -41,9 +36,13 @@ def compiled_step(train: Callable[[Any], Any], place: Mesh | None) -> CompiledSt
         def __init__(self, state: Any, step: Any, frozen: Any, *rest: Any):
             self.state, self.step, self.frozen = state, step, frozen
 
-        def run(self, next_batch: Any, start: int, steps: int) -> Any:
-            compiled = self.step.lower(self.state, next_batch(start + 1), *self.frozen).compile()
-            raise _Found(CompiledStep(compiled, flatten((self.state, self.frozen))))
+        def prepare(self, start: int) -> None:
+            pass
+
+        def attempt(self, batch_at: Any, batches: Any, start: int, steps: int) -> Any:
+            batch = batch_at(0) if batch_at else next(batches(0)) if batches else np.int32(0)
+            compiled = self.step.lower(self.state, batch, *self.frozen).compile()
+            raise _Found(CompiledStep(compiled, flatten(self.state)))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_Loop", Loop)
