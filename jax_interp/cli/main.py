@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": ("demo", "the tour: read a model, train a dictionary on it, intervene, patch, write a report (minutes)"),
     "train-lm": ("train_lm", "train a small language model from a config"),
     "train-dictionary": ("train_dictionary", "train a sparse dictionary on a model's activations, and evaluate it"),
+    "store": ("store", "write a model's activations to disk, on one host or many; show what a store holds"),
     "decompose": ("decompose", "take a model's matrices apart into components, measure them, write a page"),
     "decomposition-report": ("decomposition_report", "write the page of a finished decomposition again"),
     "patch": ("patch", "patch every layer, position and head between two prompts, write maps and a page"),

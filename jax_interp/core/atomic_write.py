@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.local_paths import check_local
 from jax_interp.core.locks import hold
 from jax_interp.core.processes import is_first_process
 
@@ -63,6 +64,7 @@ def make_directory(path: Path | str, *, every_process: bool = False) -> Path:
 
     Only the first process of a run does this, unless `every_process`.
     """
+    check_local(path)
     if not (every_process or is_first_process()):
         return Path(path)
     missing = [place for place in (Path(path), *Path(path).parents) if not place.exists()]
@@ -114,6 +116,7 @@ def replacing(path: Path | str, *, every_process: bool = False) -> Iterator[Path
         with replacing("rows.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, rows)
     """
+    check_local(path)
     path = Path(path)
     if not (every_process or is_first_process()):
         with tempfile.TemporaryDirectory() as elsewhere:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.local_paths import check_local
 from jax_interp.core.processes import is_first_process
 
 
@@ -41,6 +42,7 @@ def locked(
     Raises:
       LockError: another process holds the lock (unless `wait`), or the lock file cannot be made.
     """
+    check_local(path)
     if not (every_process or is_first_process()):
         yield
         return

@@ -11,6 +11,7 @@ import numpy as np
 
 from jax_interp.core.atomic_write import WriteError, make_directory
 from jax_interp.core.errors import UserError
+from jax_interp.core.local_paths import check_local
 from jax_interp.core.processes import barrier, from_every, is_first_process
 
 SECONDS = 10.0
@@ -26,6 +27,7 @@ def check_shared(directory: Path | str, what: str) -> None:
       directory: the directory.
       what: what is kept there, for the message ("the store acts/").
     """
+    check_local(directory)
     name = "".join(f"{byte:02x}" for byte in from_every(np.frombuffer(secrets.token_bytes(8), np.uint8))[0])
     mark, error = Path(directory) / f".shared.{name}.tmp", None
     if is_first_process():

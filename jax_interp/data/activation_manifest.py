@@ -12,6 +12,7 @@ import numpy as np
 from jax_interp.core.config_json import from_json
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json, write_json
+from jax_interp.core.local_paths import check_local
 from jax_interp.data.harvest import scale_of
 from jax_interp.surgery import canonical
 
@@ -100,6 +101,7 @@ def shard_name(index: int) -> str:
 def read_manifest(directory: Path) -> StoreManifest:
     """Read `store.json`. Raises UserError if it is missing, damaged, or not a manifest of this version."""
     path = directory / MANIFEST
+    check_local(path.parent)
     if not path.is_file():
         raise UserError(f"no activation store in {directory}: there is no {MANIFEST}; write_activation_store makes one")
     values = read_json(path)

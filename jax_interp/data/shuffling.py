@@ -118,12 +118,14 @@ def shuffled(index: Int[np.ndarray, " k"], n: int, *, seed: int, epoch: ArrayLik
     low, bits = np.uint64((1 << half) - 1), np.uint64(half)
     key = mix64(mix64(seed_bits(seed)) ^ np.asarray(epoch, np.uint64))
     key = np.broadcast_to(key, np.shape(index)).copy()
+    is_one = key.size > 0 and bool((key == key.flat[0]).all())  # one key for all: its rounds are mixed only once
     value = np.asarray(index, np.uint64).copy()
     pending = np.ones(value.shape, bool)
     while pending.any():  # the domain is under 4 n (n if n is its size), so a few rounds
         left, right = value[pending] >> bits, value[pending] & low
+        keys = key.reshape(-1)[:1] if is_one else key[pending]
         for r in range(ROUNDS):
-            left, right = right, left ^ (mix64(right ^ mix64(key[pending] + np.uint64(r))) & low)
+            left, right = right, left ^ (mix64(right ^ mix64(keys + np.uint64(r))) & low)
         value[pending] = (left << bits) | right
         pending &= value >= n
     return value.astype(np.int64)

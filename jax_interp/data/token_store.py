@@ -18,6 +18,7 @@ from jax_interp.core.array_files import array_sha256, check_array, open_array, w
 from jax_interp.core.config_json import from_json
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import is_file_name, read_json, write_json
+from jax_interp.core.local_paths import check_local
 from jax_interp.core.locks import locked
 
 MANIFEST = "manifest.json"
@@ -130,6 +131,7 @@ def write_token_store(
 
 def read_manifest(directory: str | Path) -> TokenManifest | None:
     """The manifest of the store in `directory`; None if there is none. Raises UserError if it is damaged."""
+    check_local(directory)
     path = Path(directory) / MANIFEST
     return from_json(TokenManifest, read_json(path), str(path)) if path.is_file() else None
 

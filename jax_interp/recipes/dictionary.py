@@ -22,7 +22,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import json_digest
 from jax_interp.core.leaves import check_finite
+from jax_interp.data.activation_import import IMPORTED
+from jax_interp.data.activation_store import open_activation_store
 from jax_interp.data.harvest import Addresses, harvest, values
 from jax_interp.data.text import Text, text_for
 from jax_interp.data.tokenizer import Tokenizer
@@ -35,13 +38,14 @@ from jax_interp.dictionaries.forms.dictionary import check_one_width
 from jax_interp.dictionaries.replacement import replacement
 from jax_interp.dictionaries.saving import save_dictionary
 from jax_interp.dictionaries.storage import AnyDictionary, Saved
-from jax_interp.dictionaries.training.config import CrossLayerConfig, DictionaryConfig
+from jax_interp.dictionaries.training.config import CrossLayerConfig, DictionaryConfig, HarvestedConfig
 from jax_interp.dictionaries.training.cross_layer import (
     init_cross_layer,
     init_cross_layer_learner,
     learn_cross_layer,
     train_cross_layer,
 )
+from jax_interp.dictionaries.training.from_store import train_from_store
 from jax_interp.dictionaries.training.learner import BatchAt, without_first
 from jax_interp.dictionaries.training.sweep import Sweep, members
 from jax_interp.dictionaries.training.train import init_learner, learn, train_dictionary
@@ -87,6 +91,9 @@ class DictionaryRunConfig:
     """The size of the page of features."""
     sweep: Sweep | None = None
     """A grid of dictionaries to train instead of one dictionary."""
+    store: str | None = None
+    """A store of activations (`jax-interp store`) to train on, `batch` x `context` rows in each step. The model is then
+    only needed for the evaluation. All rows are shuffled, so `dictionary.buffer` is not used."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "context", "evaluate_sequences", "log_every", "checkpoint_every"):
@@ -96,6 +103,10 @@ class DictionaryRunConfig:
             raise UserError("context=1 leaves nothing to predict: at least 2")
         if self.sweep is not None and isinstance(self.dictionary, CrossLayerConfig):
             raise UserError("a sweep is over dictionaries of one code: leave it out for a cross-layer one")
+        if self.store is not None and (self.sweep is not None or isinstance(self.dictionary, CrossLayerConfig)):
+            raise UserError(
+                "a store is for one dictionary of one code: leave out the store, or train one such dictionary"
+            )
 
     @property
     def tokens(self) -> int:
@@ -215,14 +226,25 @@ def train(config: DictionaryRunConfig, run: Run, inputs: Inputs, *, log: Log = L
       The dictionary, for raw activations.
 
     Raises:
-      UserError: the run began with other weights or another text.
+      UserError: the run began with other weights, another text or another store, or the store is of other weights.
     """
     trained = config.dictionary
     batch_at = inputs.text.training_batches(config.batch, config.context, trained.seed)
     log = dataclasses.replace(log, every=config.log_every)
-    same_inputs(run.directory, fingerprint(inputs.model, inputs.text))
+    now, store = fingerprint(inputs.model, inputs.text), None
+    if config.store is not None:
+        store = open_activation_store(config.store)
+        if store.manifest.weights not in (now["weights"], IMPORTED):
+            raise UserError(f"the store {config.store} was written with other weights than those of {config.model}")
+        now["store"] = json_digest({"shards": [shard.sha256 for shard in store.shards]})
+    same_inputs(run.directory, now)
     saving = SaveTo(run, every=config.checkpoint_every, keep=2)
-    if isinstance(trained, CrossLayerConfig):
+    if store is not None:
+        assert isinstance(trained, DictionaryConfig)  # the config has checked this
+        alone = trained.with_fields(buffer=HarvestedConfig.buffer)
+        rows = config.batch * config.context
+        dictionary = train_from_store(alone, store, batch=rows, run=saving, place=inputs.mesh, log=log)
+    elif isinstance(trained, CrossLayerConfig):
         dictionary = train_cross_layer(trained, inputs.model, batch_at, run=saving, place=inputs.mesh, log=log)
     else:
         dictionary = train_dictionary(trained, inputs.model, batch_at, run=saving, place=inputs.mesh, log=log)

@@ -27,6 +27,7 @@ from jax_interp.core.atomic_write import WriteError, atomic_write, make_director
 from jax_interp.core.decisions import same_everywhere
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json, write_json
+from jax_interp.core.local_paths import check_local
 from jax_interp.core.locks import locked
 from jax_interp.core.processes import from_first_process, is_first_process
 from jax_interp.training.checkpoint import latest, remove_unfinished
@@ -93,6 +94,7 @@ def open_run(
         with open_run("runs/sae", config, may_differ=("log_every",)) as run:
             state = fit(step, state, batch_at, steps=1000, run=SaveTo(run, every=100))
     """
+    check_local(directory)
     run = Run(Path(directory).absolute())
     same_everywhere("the config", "" if config is None else config_sha256(configs.to_json(config)))
     if not is_first_process():  # process 0 owns the directory, which may be on a disk of its own
