@@ -46,6 +46,7 @@ COMMANDS = {
     "explain": ("explain", "find which components cause one surprising prediction, by resampling"),
     "attribute": ("attribute", "estimate which heads, neurons or latents carry a behaviour, and check it by patching"),
     "status": ("status", "show where runs stand: step, speed, time left, health, and how they ended"),
+    "plan": ("plan", "what a run costs before it is started: memory, FLOPs, traffic, time on a named device"),
     "sites": ("sites", "list the names, axes, shapes and dtypes of a model's values"),
 }
 IN_ONE_PROCESS = frozenset({"demo", "decomposition-report", "inspect", "trace-graph", "generate", "status", "sites"})

@@ -182,17 +182,7 @@ def _collected(
     """The data that comes from the pass itself."""
     if (options.loss_examples or options.token_examples) and isinstance(batches, Iterator):
         raise UserError(READ_AGAIN)
-    size = {"before": options.before, "after": options.after, "threshold": options.threshold}
-    each = {
-        "top": TopWindows(options.top, **size),
-        "lowest": TopWindows(options.top, **size, lowest=True),
-        "sample": UniformWindows(options.sample, **size, seed=options.seed),
-        "activity": Activity(options.threshold),
-    }
-    statistics: dict[str, Any] = {"kept": KeptPositions(), "each": InPieces(each, options.piece)}
-    if options.co_firing:
-        statistics["co-firing"] = CoFiring(options.threshold, at_most=options.exact_co_firing)
-    found = collect(scores, model, batches, statistics, reading)
+    found = collect(scores, model, batches, page_statistics(options), reading)
     activity: UnitActivity = found["each"]["activity"]
     units = np.arange(len(activity.firings)) if chosen is None else chosen
     sample: Sample = found["each"]["sample"]
@@ -216,6 +206,21 @@ def _collected(
         units, "", "", "", "", "", found["kept"], activity.firings, activity.highest, activity.lowest, activity.mean,
         activity.histogram, tuple(groups), co_firing=co_firing,
     )  # fmt: skip
+
+
+def page_statistics(options: PageOptions) -> dict[str, Any]:
+    """The statistics of one pass from which a page is made."""
+    size = {"before": options.before, "after": options.after, "threshold": options.threshold}
+    each = {
+        "top": TopWindows(options.top, **size),
+        "lowest": TopWindows(options.top, **size, lowest=True),
+        "sample": UniformWindows(options.sample, **size, seed=options.seed),
+        "activity": Activity(options.threshold),
+    }
+    statistics: dict[str, Any] = {"kept": KeptPositions(), "each": InPieces(each, options.piece)}
+    if options.co_firing:
+        statistics["co-firing"] = CoFiring(options.threshold, at_most=options.exact_co_firing)
+    return statistics
 
 
 def _quantiles(sample: Sample, firings: Int[np.ndarray, " unit"], options: PageOptions) -> Iterator[Examples]:

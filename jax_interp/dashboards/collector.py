@@ -35,9 +35,10 @@ from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dashboards.saved_pass import Cursor, SavedPass, saved_pass
 from jax_interp.data.harvest import TokenBatch
 from jax_interp.training.interrupt import Interrupted
-from jax_interp.training.placement import automatic
+from jax_interp.training.placement import automatic, replicated
+from jax_interp.training.planning.planned import PlannedStep
 from jax_interp.training.progress import progress
-from jax_interp.training.sharding import shard_batch
+from jax_interp.training.sharding import Rules, shard_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +267,35 @@ def _states(
     batch = ScoredBatch(tokens, keep, by_unit(given.values), activations, given.logits, sequences, kept)
     wrong = jnp.sum(~jnp.isfinite(batch.scores), dtype=jnp.int32)
     return {name: statistic.of(batch) for name, statistic in statistics.items()}, wrong
+
+
+def planned(
+    scores: tuple[ScoreFunction, Rules],
+    model: tuple[PyTree, Rules],
+    batch: tuple[Any, Any],
+    statistics: Mapping[str, Statistic[Any, Any]],
+    batches: int,
+) -> PlannedStep:
+    """One batch of `collect`, by shapes (`training.planning`): its scores, its statistics, and their merging.
+
+    Args:
+      scores: the score function, with shapes in place of arrays, and its sharding rules.
+      model: the shapes of the model, and its sharding rules.
+      batch: the shapes of tokens and mask.
+      statistics: the statistics.
+      batches: the number of batches of the pass.
+    """
+    statistics, begin, kept = dict(statistics), jnp.zeros((), jnp.int32), jnp.zeros((2,), jnp.uint32)
+
+    def step(state: PyTree, batch: tuple[Array, Array], scores: ScoreFunction, model: PyTree) -> tuple[PyTree, Array]:
+        part, wrong = _states(scores, model, batch[0], batch[1], begin, kept, statistics)
+        return {name: one.merge(state[name], part[name]) for name, one in statistics.items()}, wrong
+
+    first = lambda scores, model, batch: _states(scores, model, batch[0], batch[1], begin, kept, statistics)[0]
+    state = jax.eval_shape(first, scores[0], model[0], batch)
+    return PlannedStep(
+        step, state, batch, (scores, model), replicated(state), lambda _: "state", batches, batch[0].size
+    )
 
 
 _of_batch = jax.jit(automatic(_states))

@@ -11,6 +11,7 @@ uninterrupted run.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ from jax_interp.core.pytrees import register_dataclass
 from jax_interp.data.shuffling import Buffer, draw, fill, init_buffer
 from jax_interp.surgery import Model, values_at
 from jax_interp.training.placement import automatic
+from jax_interp.training.planning.planned import PlannedStep
+from jax_interp.training.sharding import Rules
 
 AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 Addresses = str | Sequence[str]
@@ -129,6 +132,20 @@ def harvest(model: Model, addresses: Addresses, tokens: Int[Array, "seq pos"]) -
     return rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=-1)
 
 
+def planned(model: Model, rules: Rules, addresses: Addresses, batch: tuple[Any, Any], batches: int = 1) -> PlannedStep:
+    """One batch of rows of `harvest`, by shapes (`training.planning`).
+
+    Args:
+      model: the shapes of the model.
+      rules: its sharding rules.
+      addresses: the addresses of the values.
+      batch: the shapes of tokens and mask.
+      batches: the number of batches of the whole harvest.
+    """
+    step = lambda _, batch, model: harvest(model, addresses, batch[0])
+    return PlannedStep(step, (), batch, ((model, rules),), (), lambda _: "state", batches, batch[0].size, donated=False)
+
+
 def init_stream(
     key: Key[Array, ""],
     model: Model,
@@ -190,6 +207,33 @@ def init_stream(
         raise UserError(f"the activations at {addresses} are equal at every position: there is nothing to learn")
     key = jax.random.fold_in(key, 1)
     return Stream(buffer, key, jnp.asarray(cursor, jnp.int32), scale, mean, variance, widths, longest)
+
+
+def stream_shapes(
+    model: Model, addresses: Addresses, batch: tuple[Any, Any], capacity: int, max_norm: float | None = None
+) -> Stream:
+    """The shapes of the stream that `init_stream` makes. Nothing is computed.
+
+    Args:
+      model: the model, or its shapes.
+      addresses: as in `init_stream`.
+      batch: the shapes of a batch: tokens and mask.
+      capacity: as in `init_stream`.
+      max_norm: as in `init_stream`.
+    """
+    tokens = batch[0]
+    depth = max(capacity // math.prod(tokens.shape), 1)
+    parts = jax.eval_shape(lambda model, tokens: values(model, addresses, tokens), model, tokens)
+    widths = tuple(part.shape[1] for part in parts)
+
+    def shapes() -> Stream:
+        key = jax.random.key(0)
+        buffer = init_buffer(math.prod(tokens.shape), depth, sum(widths), parts[0].dtype)
+        buffer, scale, mean, variance = shuffle_and_measure(buffer, key, widths)
+        longest = None if max_norm is None else jnp.median(_norms(buffer.rows, widths), axis=0)
+        return Stream(buffer, key, jnp.zeros((), jnp.int32), scale, mean, variance, widths, longest)
+
+    return jax.eval_shape(shapes)
 
 
 def _norms(rows: Float[Array, "row d"], widths: tuple[int, ...]) -> Float[Array, "row value"]:

@@ -26,6 +26,8 @@ from jax_interp.models.sharding import rules_for
 from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, Place, Run, RunTarget, SaveTo, fit, placed, split_rows
 from jax_interp.training.fingerprint import fingerprints
+from jax_interp.training.planning.planned import PlannedStep
+from jax_interp.training.sharding import used
 
 Sample = Callable[[Key[Array, ""]], PyTree]
 """`sample(key)` draws one batch."""
@@ -130,6 +132,26 @@ class Trainer(Generic[Config, S]):
             saving = run_record(run, config, model)
             return fit(step, state, batch_at, steps=config.steps, run=saving, frozen=(model,), log=log)
 
+    def planned(
+        self, config: Config, model: Model, example: PyTree, tokens: int, sample: Sample | None = None
+    ) -> PlannedStep:
+        """The step of `train`, from the shapes of the target and of a batch (`training.planning`).
+
+        Args:
+          config: the config of the run.
+          model: the target, or its shapes.
+          example: the shapes of a batch.
+          tokens: the number of tokens (or rows) of a batch.
+          sample: draws a batch inside the step, as in `train`. None: the batch is an argument of the step.
+        """
+        check_batch(config.batch, example)
+        split = rules_for(model)
+        state = jax.eval_shape(lambda model: self.init(config, model, example, None), model)
+        batch = example if sample is None else jax.ShapeDtypeStruct((), jnp.int32)
+        step = partial(self.step, config) if sample is None else partial(self.sampled_step, config, sample)
+        rules = used(state_rules(state, split), state)
+        return PlannedStep(step, state, batch, ((model, split),), rules, _kind_of, config.steps, tokens)
+
     def init_instances(
         self, config: Config, targets: Model, *, seeds: Sequence[int], models: bool, example: PyTree
     ) -> S:
@@ -176,6 +198,12 @@ class Trainer(Generic[Config, S]):
             return jax.lax.map(one, (state, target if models else ()), batch_size=None if at_once == 1 else at_once)
 
         return step
+
+
+def _kind_of(address: str) -> str:
+    """What a leaf of a training state is, for `training.planning`."""
+    first = address.partition(".")[0]
+    return "optimizer" if first.startswith("opt") else "trained" if first in ("components", "gates") else "state"
 
 
 @dataclasses.dataclass(frozen=True)

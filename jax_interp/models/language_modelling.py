@@ -21,9 +21,11 @@ from jax_interp.core import optimizers as optimization
 from jax_interp.core.errors import UserError
 from jax_interp.core.objectives import cross_entropy, masked_mean
 from jax_interp.core.pytrees import register_dataclass
+from jax_interp.models.sharding import rules_for
 from jax_interp.surgery.remat import remat
 from jax_interp.training import automatic_step
 from jax_interp.training.accumulate import mean_over_parts
+from jax_interp.training.planning.planned import PlannedStep
 
 LanguageModel = Callable[..., Float[Array, "batch pos vocab"]]
 """Maps tokens `[batch, pos]` to logits. With padding it also takes `mask=`."""
@@ -199,6 +201,35 @@ def train_step(
         return TrainState(model, opt), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
     return step
+
+
+def planned(
+    model: PyTree,
+    optimization: Optimization,
+    steps: int,
+    batch: int,
+    context: int,
+    *,
+    accumulate: int = 1,
+    save: Sequence[str] | None = None,
+) -> PlannedStep:
+    """The step of a run of `train_step`, from the shapes of a model (`training.planning`).
+
+    Args:
+      model: the model, or its shapes.
+      optimization: the optimizer.
+      steps: the number of steps of the run.
+      batch: sequences in a step.
+      context: predicted tokens in a sequence. A batch has one token more.
+      accumulate: as in `train_step`.
+      save: as in `train_step`.
+    """
+    optimizer = optimization.build(steps)
+    state = jax.eval_shape(lambda model: init_state(model, optimizer), model)
+    tokens = jax.ShapeDtypeStruct((batch, context + 1), jnp.int32)
+    kind_of = lambda address: "optimizer" if address.startswith("opt.") else "trained"
+    step = train_step(optimizer, accumulate=accumulate, save=save)
+    return PlannedStep(step, state, tokens, (), rules_for(state), kind_of, steps, batch * context)
 
 
 @jax.jit

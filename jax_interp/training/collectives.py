@@ -161,7 +161,8 @@ def _operations(lines: list[str], devices: int) -> Iterator[tuple[str, list[int]
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{[\d,]*\},?)*)\}")
 _LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_OF_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
+_DEVICES = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+_OF_MESH = re.compile(rf"replica_groups=mesh\[([^\]]*)\]{_DEVICES}\s*\{{([^}}]*)\}}")
 
 
 def _numbers(text: str) -> list[int]:
@@ -178,11 +179,13 @@ def _groups(attributes: str, devices: int) -> np.ndarray:
     if found := _IOTA.search(attributes):
         shape, sizes, order = (_numbers(part or "") for part in found.groups())
         return np.arange(math.prod(sizes)).reshape(sizes).transpose(order or None).reshape(shape)
-    if found := _OF_MESH.search(attributes):  # mesh['a'=2,'b'=4] {'a','b':(1)2}
+    if found := _OF_MESH.search(attributes):  # mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a','b':(1)2}
         sizes = [int(size) for size in re.findall(r"=(\d+)", found[1])]
         names = re.findall(r"'([^']+)'", found[1])
-        parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found[2])
-        return _of_mesh(dict(zip(names, sizes, strict=True)), parts)
+        parts = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", found[4])
+        order = np.arange(math.prod(sizes)).reshape(_numbers(found[2] or "") or -1)
+        order = order.transpose(_numbers(found[3] or "") or None).reshape(-1)
+        return order[_of_mesh(dict(zip(names, sizes, strict=True)), parts)]
     raise UserError(f"cannot read which devices exchange numbers in {attributes[:200]!r}")
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,10 +46,11 @@ from jax_interp.dictionaries.training.learner import (
     step_metrics,
 )
 from jax_interp.dictionaries.training.normalisation import fold_scale, fold_shift, for_inference
-from jax_interp.dictionaries.training.train import fit_on_stream, start_on_stream
+from jax_interp.dictionaries.training.train import fit_on_stream, planned_on_stream, start_on_stream
 from jax_interp.models.sharding import rules_for
 from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic, automatic_step, placed
+from jax_interp.training.planning.planned import PlannedStep
 
 
 def init_cross_layer(
@@ -248,6 +250,11 @@ def export_learner(config: CrossLayerConfig, learner: Learner[CrossLayer], strea
 def init_cross_layer_state(config: CrossLayerConfig, model: Model, batch_at: BatchAt) -> TrainState[CrossLayer]:
     """The state before the first step. The buffer is full, and scales, mean and variance are measured on it."""
     return start_on_stream(config, model, batch_at, partial(init_cross_layer_learner, config))
+
+
+def planned(config: CrossLayerConfig, model: Model, batch: tuple[Any, Any]) -> PlannedStep:
+    """The step of `train_cross_layer`, from the shapes of a model and of a batch (`training.planning`)."""
+    return planned_on_stream(config, model, batch, cross_layer_step, partial(init_cross_layer_learner, config))
 
 
 def train_cross_layer(

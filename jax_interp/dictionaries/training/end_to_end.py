@@ -40,7 +40,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.layer import at_least_float32
 from jax_interp.core.objectives import kl_divergence, log_probabilities, masked_mean, negative_log_likelihood
 from jax_interp.core.pytrees import register_dataclass
-from jax_interp.data.harvest import init_stream
+from jax_interp.data.harvest import Stream, init_stream, stream_shapes
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.forward import Forward
 from jax_interp.dictionaries.losses.reconstruction import Kind
@@ -59,6 +59,7 @@ from jax_interp.dictionaries.training.learner import (
     BatchAt,
     Learner,
     adam,
+    kind_of,
     lowered_rate,
     offset_rate,
     step_metrics,
@@ -72,6 +73,7 @@ from jax_interp.models.sharding import rules_for
 from jax_interp.surgery import at, canonical, edit, read
 from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic, automatic_step, fit, placed
+from jax_interp.training.planning.planned import PlannedStep
 
 
 def _older(fields: dict[str, Any]) -> dict[str, Any]:
@@ -290,7 +292,25 @@ def init_end_to_end_state(
     n, key, batch_at = len(config.sites), jax.random.key(config.seed), without_first(batch_at, config.skip_first)
     stream_key, state_key = jax.random.split(jax.random.fold_in(key, n))
     measured = init_stream(stream_key, model, config.sites + config.downstream, batch_at, config.buffer)
-    ends = np.cumsum([0, *measured.widths])
+    return _first_state(config, measured, state_key, dictionaries)
+
+
+def planned(config: EndToEndConfig, model: Model, batch: tuple[Any, Any]) -> PlannedStep:
+    """The step of `train_end_to_end`, from the shapes of a model and of a batch (`training.planning`)."""
+    measured = stream_shapes(model, config.sites + config.downstream, batch, config.buffer)
+    first = lambda stream: _first_state(config, stream, jax.random.key(0), None)
+    state, frozen = jax.eval_shape(first, measured), ((model, rules_for(model)),)
+    step = partial(end_to_end_step, config)
+    return PlannedStep(step, state, batch, frozen, rules(state), kind_of, config.steps, batch[0].size)
+
+
+def _first_state(
+    config: EndToEndConfig,
+    measured: Stream,
+    state_key: Key[Array, ""],
+    dictionaries: Sequence[Dictionary] | None,
+) -> EndToEndState:
+    n, ends = len(config.sites), np.cumsum([0, *measured.widths])
     learners = []
     for i, one in enumerate(config.dictionaries):
         mean, key = measured.mean[ends[i] : ends[i + 1]], jax.random.fold_in(jax.random.key(one.seed), i)

@@ -69,6 +69,16 @@ class TrainState(Generic[Trained]):
     stream: Stream
 
 
+def kind_of(address: str) -> str:
+    """What a leaf of a training state is, for `training.planning`: trained, optimizer, buffer or state."""
+    parts = address.split(".")
+    if "opt" in parts:
+        return "optimizer"
+    if "buffer" in parts:
+        return "buffer"
+    return "trained" if "dictionary" in parts else "state"
+
+
 def adam(
     config: Adam, steps: int, learning_rate: Float[Array, ""] | None = None, unit: Float[Array, ""] | float = 1.0
 ) -> optax.GradientTransformation:

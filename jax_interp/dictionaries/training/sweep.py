@@ -11,28 +11,31 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Key
 
 from jax_interp.core.config_json import reads_older_files
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
-from jax_interp.data.harvest import Stream, advance, init_stream
+from jax_interp.data.harvest import Stream, advance, init_stream, stream_shapes
 from jax_interp.dictionaries.forms import Dictionary
 from jax_interp.dictionaries.losses.term import snake
 from jax_interp.dictionaries.sharding import rules
 from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.dictionaries.training.initialise import init_dictionary, new_learner
-from jax_interp.dictionaries.training.learner import BatchAt, Learner, without_first
+from jax_interp.dictionaries.training.learner import BatchAt, Learner, kind_of, without_first
 from jax_interp.dictionaries.training.train import SHOWN, export_learner, learn
 from jax_interp.models.sharding import rules_for
 from jax_interp.surgery import canonical
 from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic_step, fit, placed
+from jax_interp.training.placement import replicated
+from jax_interp.training.planning.planned import PlannedStep
 
 
 @reads_older_files(rewritten=lambda fields: fields | {"addresses": canonical(fields.get("addresses", []))})
@@ -172,6 +175,14 @@ def init_sweep_state(config: DictionaryConfig, sweep: Sweep, model: Model, batch
     if sweep.addresses and len(set(stream.widths)) > 1:
         widths = ", ".join(f"{a} {w}" for a, w in zip(sweep.addresses, stream.widths))
         raise UserError(f"a sweep over addresses needs values of one width; the widths are {widths}")
+    learners = _first_learners(config, sweep, each, dictionary_key, stream)
+    return SweepState(learners, stream, jnp.zeros((len(each),), bool))
+
+
+def _first_learners(
+    config: DictionaryConfig, sweep: Sweep, each: Sequence[Member], dictionary_key: Key[Array, ""], stream: Stream
+) -> Learner[Dictionary]:
+    """The learners of all members before the first step, with an axis for the members."""
     learners = []
     for member in each:
         key = dictionary_key if member.seed == config.seed else jax.random.split(jax.random.key(member.seed))[0]
@@ -181,7 +192,26 @@ def init_sweep_state(config: DictionaryConfig, sweep: Sweep, model: Model, batch
             activation = dataclasses.replace(dictionary.activation, limit=jnp.float32(member.k))
             dictionary = dataclasses.replace(dictionary, activation=activation)
         learners.append(new_learner(dictionary, config.optimizer, config.steps, (config.n_features,), key))
-    return SweepState(jax.tree.map(lambda *a: jnp.stack(a), *learners), stream, jnp.zeros((len(each),), bool))
+    return jax.tree.map(lambda *a: jnp.stack(a), *learners)
+
+
+def planned(
+    config: DictionaryConfig, sweep: Sweep, model: Model, batch: tuple[Any, Any], batched: bool | None = None
+) -> PlannedStep:
+    """The step of `train_sweep`, from the shapes of a model and of a batch (`training.planning`)."""
+    batched = jax.default_backend() != "cpu" if batched is None else batched
+    each, addresses = members(config, sweep), sweep.addresses or config.addresses
+    stream = stream_shapes(model, addresses, batch, config.buffer, config.max_norm)
+
+    def first(stream: Stream) -> SweepState:
+        learners = _first_learners(config, sweep, each, jax.random.key(0), stream)
+        return SweepState(learners, stream, jnp.zeros((len(each),), bool))
+
+    state = jax.eval_shape(first, stream)
+    step = partial(_logged_step, config, sweep, batched)
+    grid = jax.eval_shape(lambda: swept_values(config, sweep))
+    frozen = ((model, rules_for(model)), (grid, replicated(grid)))
+    return PlannedStep(step, state, batch, frozen, rules(state), kind_of, config.steps, batch[0].size)
 
 
 def _of_site(sweep: Sweep, stream: Stream, address: str | tuple[str, ...]) -> Stream:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jax_interp.core.errors import UserError
 from jax_interp.data.activation_store import ActivationStore
-from jax_interp.data.harvest import Stream, advance, columns, init_stream, long_means
+from jax_interp.data.harvest import Stream, advance, columns, init_stream, long_means, stream_shapes
 from jax_interp.dictionaries.codes import Code
 from jax_interp.dictionaries.forms.dictionary import Dictionary
 from jax_interp.dictionaries.losses.forward import Forward
@@ -33,6 +34,7 @@ from jax_interp.dictionaries.training.learner import (
     Trained,
     TrainState,
     adam,
+    kind_of,
     lowered_rate,
     matmul_precision,
     offset_rate,
@@ -44,6 +46,7 @@ from jax_interp.dictionaries.training.resampling import resampler
 from jax_interp.models.sharding import rules_for
 from jax_interp.surgery.contract import Model
 from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic, automatic_step, fit, placed
+from jax_interp.training.planning.planned import PlannedStep
 
 SHOWN = ("loss", "fvu", "l0", "dead")
 
@@ -146,6 +149,35 @@ def start_on_stream(
     batch_at = without_first(batch_at, config.skip_first)
     stream = init_stream(stream_key, model, config.addresses, batch_at, config.buffer, config.max_norm)
     return TrainState(init(key, stream.widths, stream.mean - stream.centre), stream)
+
+
+def state_shapes(
+    config: HarvestedConfig, model: Model, batch: tuple[Any, Any], init: Callable[..., Learner[Trained]]
+) -> TrainState[Trained]:
+    """The shapes of the state that `start_on_stream` returns, from the shapes of a model and of a batch."""
+    stream = stream_shapes(model, config.addresses, batch, config.buffer, config.max_norm)
+    learner = jax.eval_shape(lambda mean: init(jax.random.key(0), stream.widths, mean), stream.mean)
+    return TrainState(learner, stream)
+
+
+def planned(config: DictionaryConfig, model: Model, batch: tuple[Any, Any]) -> PlannedStep:
+    """The step of `train_dictionary`, from the shapes of a model and of a batch (`training.planning`)."""
+    check_one_code(config)
+    return planned_on_stream(config, model, batch, train_step, partial(init_learner, config))
+
+
+def planned_on_stream(
+    config: HarvestedConfig,
+    model: Model,
+    batch: tuple[Any, Any],
+    step: Callable[..., Any],
+    init: Callable[..., Learner[Trained]],
+) -> PlannedStep:
+    """`planned` for a trainer with this step and this first learner."""
+    state = state_shapes(config, model, batch, init)
+    frozen = ((model, rules_for(model)),)
+    tokens = batch[0].size
+    return PlannedStep(partial(step, config), state, batch, frozen, rules(state), kind_of, config.steps, tokens)
 
 
 @partial(automatic, rules=rules)

@@ -111,8 +111,22 @@ def load_shapes(
         sites(load_shapes("gpt2"))(jax.ShapeDtypeStruct((1, 8), jnp.int32))
     """
     file = _find(name_or_dir, revision, local_files_only, ("config.json",)) / "config.json"
-    values = read_json(file)
-    _, config = _described(values, str(file))
+    return shapes_of(read_json(file), str(file), dtype=dtype, stacked=stacked)
+
+
+def shapes_of(values: dict[str, Any], where: str, *, dtype: DTypeLike | None = None, stacked: bool = True) -> Decoder:
+    """`load_shapes` for the content of a `config.json`.
+
+    Args:
+      values: the content.
+      where: its name, for messages.
+      dtype: the dtype of the parameters. Default: the dtype in `values`.
+      stacked: as in `load_shapes`.
+
+    Raises:
+      UserError: the architecture or an attribute is not supported.
+    """
+    _, config = _described(values, where)
     named = values.get("dtype") or values.get("torch_dtype")
     dtype = checked_dtype(dtype or (named if named in ("float16", "bfloat16", "float64") else "float32"))
     return jax.eval_shape(lambda: init(config, jax.random.key(0), stacked=stacked, dtype=dtype))

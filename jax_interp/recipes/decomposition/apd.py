@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key, PyTree
 
 from jax_interp.core.errors import UserError
 from jax_interp.decomposition.apd import APDConfig, TrainedAPD, load_apd, save_apd, train_apd, with_threshold
 from jax_interp.decomposition.apd.evaluate import evaluate_apd, features_of_apd, linearity_of_apd
 from jax_interp.decomposition.apd.losses import apd_losses
 from jax_interp.decomposition.apd.spectrum import products, spectra
+from jax_interp.decomposition.apd.train import APD as TRAINER
 from jax_interp.decomposition.apd.train import initial_decomposition
 from jax_interp.decomposition.evaluate import report_rows
 from jax_interp.decomposition.linearity import GridSettings, LinearitySettings, oracle_decomposition
@@ -23,6 +25,7 @@ from jax_interp.recipes.decomposition.method import RUN_METHODS, HeldOut, Inputs
 from jax_interp.surgery import Model
 from jax_interp.toys import known_features, target_forms
 from jax_interp.training import Log, Place, RunTarget
+from jax_interp.training.planning.planned import PlannedStep
 
 if TYPE_CHECKING:
     from jax_interp.recipes.decomposition.config import DecompositionRunConfig, PageOptions
@@ -68,6 +71,16 @@ class APD(RunMethod[APDConfig, TrainedAPD]):
         assert inputs.sample is not None
         model = train_apd(settings, inputs.model, sample=inputs.sample, run=run, place=place, log=log)
         return with_threshold(settings, model, inputs.held_out(config.evaluate_rows)[0])
+
+    def planned(
+        self,
+        settings: APDConfig,
+        model: Model,
+        example: PyTree,
+        tokens: int,
+        sample: Callable[[Key[Array, ""]], Array] | None = None,
+    ) -> PlannedStep:
+        return TRAINER.planned(settings, model, example, tokens, sample)
 
     def save(self, path: Path, trained: TrainedAPD, settings: APDConfig) -> None:
         save_apd(path, trained, settings)

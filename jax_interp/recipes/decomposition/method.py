@@ -17,6 +17,7 @@ from jax_interp.decomposition.config import MethodConfig
 from jax_interp.decomposition.top_components import Batches
 from jax_interp.surgery import Model
 from jax_interp.training import Log, Place, RunTarget
+from jax_interp.training.planning.planned import PlannedStep
 
 if TYPE_CHECKING:
     from jax_interp.recipes.decomposition.config import DecompositionRunConfig, PageOptions
@@ -92,6 +93,17 @@ class RunMethod(abc.ABC, Generic[Settings, Decomposition]):
         log: Log,
     ) -> Decomposition:
         """Train in a run directory, from its last checkpoint if it has one. `settings` is `config.decomposition`."""
+
+    @abc.abstractmethod
+    def planned(
+        self,
+        settings: Settings,
+        model: Model,
+        example: PyTree,
+        tokens: int,
+        sample: Callable[[Key[Array, ""]], Array] | None = None,
+    ) -> PlannedStep:
+        """The training step by shapes, as `Trainer.planned` makes it."""
 
     @abc.abstractmethod
     def save(self, path: Path, trained: Decomposition, settings: Settings) -> None:

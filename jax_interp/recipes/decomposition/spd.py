@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key, PyTree
 
 from jax_interp.core.processes import to_host
 from jax_interp.decomposition.components import Decomposed
@@ -18,11 +19,13 @@ from jax_interp.decomposition.linearity import GridSettings, LinearitySettings, 
 from jax_interp.decomposition.matrices import is_stacked
 from jax_interp.decomposition.metrics import one_hot_inputs, pattern_errors, recovery
 from jax_interp.decomposition.storage import load_decomposition, save_decomposition
+from jax_interp.decomposition.train import SPD as TRAINER
 from jax_interp.decomposition.train import Trained, initial_decomposition, train_decomposition
 from jax_interp.recipes.decomposition.method import RUN_METHODS, HeldOut, Inputs, RunMethod
 from jax_interp.surgery import Model
 from jax_interp.toys import KnownFeatures, known_features
 from jax_interp.training import Log, Place, RunTarget
+from jax_interp.training.planning.planned import PlannedStep
 
 if TYPE_CHECKING:
     from jax_interp.recipes.decomposition.config import DecompositionRunConfig, PageOptions
@@ -50,6 +53,16 @@ class SPD(RunMethod[DecompositionConfig, Trained]):
     ) -> Trained:
         data = {"sample": inputs.sample, "batch_at": inputs.batch_at}
         return train_decomposition(settings, inputs.model, **data, run=run, place=place, log=log)
+
+    def planned(
+        self,
+        settings: DecompositionConfig,
+        model: Model,
+        example: PyTree,
+        tokens: int,
+        sample: Callable[[Key[Array, ""]], Array] | None = None,
+    ) -> PlannedStep:
+        return TRAINER.planned(settings, model, example, tokens, sample)
 
     def save(self, path: Path, trained: Trained, settings: DecompositionConfig) -> None:
         save_decomposition(path, trained, settings)

@@ -1,0 +1,1 @@
+"""What a training step costs, from shapes alone: memory by kind, FLOPs, bytes over each mesh axis, time."""
