@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -15,6 +17,7 @@ from jax_interp.core import config_json
 from jax_interp.core.atomic_write import atomic_write
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json
+from jax_interp.core.processes import to_host
 from jax_interp.core.terminal import print_text
 from jax_interp.recipes.decomposition.config import MAY_DIFFER, DecompositionRunConfig, PageOptions
 from jax_interp.recipes.decomposition.inputs import inputs_for
@@ -67,7 +70,7 @@ def decompose(
         trained = train(config, inputs, run, mesh=mesh, log=log)
         method.save(run.directory / DECOMPOSITION, trained, settings)
         if mesh is not None:  # figures are measured on one device
-            trained = method.load(run.directory / DECOMPOSITION, inputs.model)
+            trained = jax.tree.map(jnp.asarray, to_host(trained))
         if not quiet:
             print_text("measuring ...")
         figures = method.measure(settings, config, trained, inputs)
