@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 
 import pytest
 
 from jax_interp.cli.main import main
 from jax_interp.models.public_shapes import find_public_shape
+from jax_interp.recipes.configs import directories
 
 LARGE = (
     "--model", "llama-3.1-8b", "--dtype", "bfloat16", "--dictionary.address", "blocks.16.resid_post",
@@ -62,3 +65,24 @@ def test_wrong_requests_are_one_line(arguments, says, capsys):
     err = capsys.readouterr().err
     assert says in err
     assert err.count("\n") == 1
+
+
+PLANNED = ("gpt2_small_topk", "gpt2_small_clt", "llama_1b_spd", "llama_8b_features")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANNED)
+def test_the_docstring_of_a_full_size_config_states_its_plan(name, capsys):
+    text = ast.get_docstring(ast.parse((directories()[0] / f"{name}.py").read_text()))
+    assert text is not None
+    assert "Planned, not run." in text
+    command = re.search(r"jax-interp (plan .*)", text)
+    stated = re.search(r"Memory of a device: (.*?)\. A step: (.*?) to (.*?)\. The run: (.*?) to (.*?) of devices", text)
+    assert command is not None
+    assert stated is not None
+    assert main(command[1].split()) == 0
+    page = capsys.readouterr().out
+    memory, *times = stated.groups()
+    assert re.search(rf"total +{re.escape(memory)} ", page)
+    for row, (low, high) in zip(("step", "device-hours"), (times[:2], times[2:])):
+        assert re.search(rf"{row} +{re.escape(low)} to {re.escape(high)} ", page)
