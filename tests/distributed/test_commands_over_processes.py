@@ -98,7 +98,7 @@ def folders(run_config, model, tmp_path_factory):  # noqa: F811
 
 
 def test_every_divided_command_is_here():
-    assert set(FIGURES) == set(COMMANDS) - IN_ONE_PROCESS - {"plan"}  # a plan reads shapes only
+    assert set(FIGURES) == set(COMMANDS) - IN_ONE_PROCESS - {"store"}  # tests of stores have their own processes
 
 
 @pytest.mark.parametrize("command", FIGURES)
