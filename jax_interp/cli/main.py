@@ -49,7 +49,9 @@ COMMANDS = {
     "plan": ("plan", "what a run costs before it is started: memory, FLOPs, traffic, time on a named device"),
     "sites": ("sites", "list the names, axes, shapes and dtypes of a model's values"),
 }
-IN_ONE_PROCESS = frozenset({"demo", "decomposition-report", "inspect", "plan", "trace-graph", "generate", "status", "sites"})
+IN_ONE_PROCESS = frozenset(
+    {"demo", "decomposition-report", "inspect", "plan", "trace-graph", "generate", "status", "sites"}
+)
 """Commands whose work is not divided among processes. All others have the option --mesh."""
 DEBUG = "JAX_INTERP_DEBUG"
 SITES = re.compile(r"`sites\(model\)\(\*args\)` lists every name.*", re.DOTALL)
