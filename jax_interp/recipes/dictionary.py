@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from jax_interp.core.decisions import same_everywhere
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import json_digest
 from jax_interp.core.leaves import check_finite
@@ -151,6 +152,7 @@ def inputs_for(config: DictionaryRunConfig, mesh: Mesh | None = None) -> Inputs:
     if not swept and isinstance(config.dictionary, DictionaryConfig):
         check_one_width(config.dictionary.targets, widths_of(model, config.dictionary.targets))
     text = text_for(config.text, tokenizer, rows=config.rows, column=config.text_column)
+    same_everywhere("the text", text.fingerprint())
     text.validation_batches(config.batch, config.context, config.evaluate_sequences)  # too little is refused now
     batch_at = text.training_batches(config.batch, config.context, config.dictionary.seed)
     check_step(config.dictionary.with_fields(address=swept[0]) if swept else config.dictionary, model, batch_at)

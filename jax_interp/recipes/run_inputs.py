@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxtyping import PyTree
 
+from jax_interp.core.decisions import same_everywhere
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json, write_json
 from jax_interp.data.text import Text
@@ -31,8 +32,10 @@ def same_inputs(directory: Path, now: Mapping[str, str], *, begins: bool = True)
       begins: whether to write the fingerprints if the directory has none.
 
     Raises:
-      UserError: the run began with other weights or another text.
+      UserError: the run began with other weights or another text, or a process of the run has others than process 0.
     """
+    for name, value in now.items():
+        same_everywhere(f"the {name}", value)
     path = directory / "inputs.json"
     if not path.exists():
         if begins:

@@ -17,12 +17,13 @@ from jaxtyping import DTypeLike
 from jax_interp.core.config_json import from_json, to_json
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import read_json
+from jax_interp.core.processes import process_count
 from jax_interp.data.tokenizer import Tokenizer, load_tokenizer
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
 from jax_interp.models.hf.attributes import Attributes
 from jax_interp.models.hf.checkpoint import stored_tensors
-from jax_interp.models.hf.digests import check_digests
+from jax_interp.models.hf.digests import check_digests, same_files_everywhere
 from jax_interp.models.hf.family import Family, family_of
 from jax_interp.models.hf.fill import by_name, checked_dtype, fill, has_own_head
 
@@ -58,7 +59,8 @@ def load(
       dtype: the dtype of the parameters and of the computation. Default: the dtype of the files (the widest one, if
         tensors differ).
       mesh: the mesh for the parameters, which are placed by `jax_interp.models.sharding.rules`. Default: the default
-        device.
+        device. If it spans several processes, each one reads its own copy of the files; other files than those of
+        process 0 are refused.
       first_n_layers: load only the first layers. The final norm and the unembedding follow directly.
       stacked: True: one scanned `Stack` of blocks. False: a list of blocks. `replan` can change the layout later.
       local_files_only: use only the cache, and do not connect to the hub.
@@ -78,7 +80,10 @@ def load(
     check_digests(directory)
     values, where = read_json(directory / "config.json"), str(directory / "config.json")
     family, full = _described(values, where)
-    stored = by_name(family, stored_tensors(directory))
+    tensors = stored_tensors(directory)
+    if mesh is not None and process_count() > 1:
+        same_files_everywhere(directory, list({tensor.file for tensor in tensors.values()}))
+    stored = by_name(family, tensors)
     if full.n_layers * max(1, full.n_experts) > len(stored):
         raise UserError(f"{where} describes {full.n_layers} layers, but there are only {len(stored)} tensors")
     if full.tied_embedding and has_own_head(family, full, stored):

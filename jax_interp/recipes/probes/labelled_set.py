@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jax_interp.core.decisions import same_everywhere
 from jax_interp.core.errors import UserError
 from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.probes import Columns, LabelledTokens, from_table
@@ -52,7 +53,8 @@ def read_set(source: LabelledSet, tokenizer: Tokenizer, labelled: bool = True) -
         class.
 
     Raises:
-      UserError: the table cannot be read, or as in `from_table`.
+      UserError: the table cannot be read, or as in `from_table`. Or a process of the run has
+        another set than process 0.
     """
     if source.table is None:
         columns = Columns(text="text", label="label", group="module", positive=QUESTIONS[source.made])
@@ -71,4 +73,14 @@ def read_set(source: LabelledSet, tokenizer: Tokenizer, labelled: bool = True) -
             raise UserError(f"{data.name} has no class {source.only!r}; it has {', '.join(data.classes)}")
         rows = np.flatnonzero(data.labels == data.classes.index(source.only))
     rows = np.random.default_rng(source.seed).permutation(rows)[: source.examples]
-    return data.take(np.sort(rows))
+    found = data.take(np.sort(rows))
+    same_everywhere(f"the labelled set {found.name!r:.200}", fingerprint(found))
+    return found
+
+
+def fingerprint(data: LabelledTokens) -> str:
+    """The SHA-256 of the tokens, the mask and the labels of a set."""
+    digest = hashlib.sha256(repr(data.classes).encode())
+    for array in (data.tokens, data.mask, data.labels):
+        digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
