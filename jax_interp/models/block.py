@@ -16,7 +16,9 @@ from jax_interp.models.config import Config
 from jax_interp.models.head_inputs import NO_COPIES, head_inputs
 from jax_interp.models.mlp import MLP
 from jax_interp.models.moe import MixtureOfExperts
+from jax_interp.models.weight_rules import MATRICES
 from jax_interp.surgery import Site
+from jax_interp.training.gathering import gathered
 
 
 class Block(nnx.Module):
@@ -48,6 +50,7 @@ class Block(nnx.Module):
         self, x: Float[Array, "batch pos d_model"], site: Site, context: AttentionContext, state: KV | None = None
     ) -> Float[Array, "batch pos d_model"] | tuple[Float[Array, "batch pos d_model"], KV | None]:
         """Returns the residual stream after this layer. With a cache as `state`: `(stream, updated cache)`."""
+        self = gathered(self, MATRICES)
         x = site("resid_pre", x)
         stream = site("attn_in", x)
         copies = head_inputs(self.attn, stream, self.ln1, site) if isinstance(self.attn, Attention) else NO_COPIES

@@ -24,8 +24,10 @@ from jax_interp.models.block import Block, norm
 from jax_interp.models.cache import Cache, empty_cache
 from jax_interp.models.config import Config
 from jax_interp.models.inputs import checked_inputs
+from jax_interp.models.weight_rules import unembedding
 from jax_interp.surgery import Edit, Positions, Read, Site, Stack, run_blocks
 from jax_interp.surgery.taps import BlockInputs, Resume
+from jax_interp.training.gathering import gathered, kept_for_backward
 
 
 class Decoder(ShortRepr, nnx.Module):
@@ -104,7 +106,7 @@ class Decoder(ShortRepr, nnx.Module):
             states, first, cache = cache.layers, 0 if begins else cache.length, cache.extended(tokens, mask)
             keys = mask if begins else cache.valid
             text = Positions(at, cache.prompt_length, bounds, True, mask, keys, first, cache.slots)
-        site = Site.open(taps, self.blocks, text)
+        site, remat = Site.open(taps, self.blocks, text), kept_for_backward(remat)
         x = self._embedded(tokens, where, site)
         if cache is None:
             context = attention_context(self.config, tokens, where, mask, dtype=x.dtype)
@@ -151,7 +153,8 @@ class Decoder(ShortRepr, nnx.Module):
         scopes = [tap.address.split(".")[0] if isinstance(tap, (Edit, Read)) else "logits" for tap in asking]
         tapped = "logits" in scopes or "unembed" in scopes
         x = _last(x, mask) if last_only and not tapped else x
-        logits = self.embed.attend(x) if self.unembed is None else self.unembed(x, site / "unembed")
+        unembed = gathered({"unembed": self.unembed}, unembedding(self.config.vocab_size))["unembed"]
+        logits = self.embed.attend(x) if unembed is None else unembed(x, site / "unembed")
         logits = _scaled(logits, self.config.logit_scale)
         if cap := self.config.logit_softcap:
             logits = jnp.tanh(logits / jnp.asarray(cap, logits.dtype)) * jnp.asarray(cap, logits.dtype)

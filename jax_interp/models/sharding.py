@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder
+from jax_interp.models.weight_rules import MATRICES, unembedding, vocabulary_axis
 from jax_interp.training.sharding import Rules, used
 
 
@@ -38,15 +39,14 @@ def rules(config: Config) -> Rules:
     """
     # Embeddings are split by rows only. If they are split by features, XLA's automatic partitioner distributes the rows
     # of a batch over `data` and `fsdp` in a wrong order (jax 0.10.2, unrolled blocks).
-    vocab = "tensor" if config.vocab_size % 64 == 0 else None
+    vocab = vocabulary_axis(config.vocab_size)
     table = [("pos_embed.weight", P(None, None))] if config.positions == "learned" else []
     table += [("embed.weight", P(vocab, None))]
     if not config.tied_embedding:
-        table += [("unembed.weight", P("fsdp", vocab))]
+        table += unembedding(config.vocab_size)
         table += [("unembed.bias", P(vocab))] if config.unembed_bias else []
-    table += [(f"attn.{name}.weight", P("fsdp", "tensor")) for name in "qkv"]
+    table += [rule for rule in MATRICES if rule[0].startswith("attn.")]
     table += [(f"attn.{name}.bias", P("tensor")) for name in "qkv" if config.qkv_bias]
-    table += [("attn.o.weight", P("tensor", "fsdp"))]
     table += [("attn.o.bias", P(None))] if config.out_bias else []
     if config.qk_norm != "no":
         table += [("attn.?_norm.weight", P(None))]
@@ -60,11 +60,10 @@ def rules(config: Config) -> Rules:
 
 def _mlp_rules(config: Config) -> Rules:
     inner = ("gate", "up") if config.gated_mlp else ("up",)
+    names = [f"mlp.{name}.weight" for name in (*inner, "down", *(("router",) if config.n_experts else ()))]
+    table = [rule for rule in MATRICES if rule[0] in names]
     if config.n_experts:  # the expert axis stays whole: tokens are sorted by expert
-        table = [(f"mlp.{name}.weight", P(None, "fsdp", "tensor")) for name in inner]
-        return table + [("mlp.down.weight", P(None, "tensor", "fsdp")), ("mlp.router.weight", P("fsdp", None))]
-    table = [(f"mlp.{name}.weight", P("fsdp", "tensor")) for name in inner]
-    table += [("mlp.down.weight", P("tensor", "fsdp"))]
+        return table
     if config.mlp_bias:
         table += [*((f"mlp.{name}.bias", P("tensor")) for name in inner), ("mlp.down.bias", P(None))]
     if config.mlp_norm and config.norm_affine:
