@@ -21,9 +21,6 @@ if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the trainings are defined in tests/
 
 from jax_interp.core.user_cache import use_compilation_cache
-
-use_compilation_cache()
-
 from jax_interp.training.collectives import Collective
 from jax_interp.training.meshes import AXES, make_mesh
 from tests.distributed.compiled_steps import collectives_of
@@ -43,6 +40,7 @@ def sent(rows: list[Collective]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="names of trainings; without them, all")
+    use_compilation_cache()
     names, known = parser.parse_args().names, everything()
     if unknown := [name for name in names if name not in known]:
         parser.error(f"there is no {unknown[0]!r}; there are {', '.join(known)}")
