@@ -2,7 +2,7 @@
 
     jax-interp plan llama_1b_spd --mesh data=8,fsdp=4,tensor=8 --device h100
 
-Memory of a device: 58.1 GB. A step: 3.03 s to 4.13 s. The run: 21,568.52 h to 29,384.59 h of devices.
+Memory of a device: 58.1 GB. A step: 3.17 s to 4.28 s. The run: 22,534.88 h to 30,404.96 h of devices.
 
     jax-interp decompose llama_1b_spd --mesh data=8,fsdp=4,tensor=8
 

@@ -93,6 +93,8 @@ def from_first_process(value: Callable[[], Any]) -> Any:
         return value()
     from jax.experimental import multihost_utils
 
+    from jax_interp.core.json_files import parse_json  # it imports this file
+
     sent: dict[str, Any] = {}
     if is_first_process():
         try:
@@ -102,7 +104,8 @@ def from_first_process(value: Callable[[], Any]) -> Any:
     body = np.frombuffer(json.dumps(sent).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(body.size)))
     padded = body if is_first_process() else np.zeros(size, np.uint8)
-    found = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes())
+    body = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes()
+    found = parse_json(body, "what the first process sent", nonfinite=True)
     if "error" in found:
         raise UserError(found["error"])
     return found["value"]

@@ -86,18 +86,19 @@ class Trainer(Generic[Config, S]):
         those of the start.
         """
 
-        def batch(state: S, number: int | Array) -> PyTree:
-            of_batch = dataclasses.replace(state, step=jnp.asarray(number, jnp.int32))  # pyright: ignore[reportArgumentType]
-            return sample(self.data_key(of_batch))
-
-        step = self.step_for(config, state, target, lambda: jax.jit(batch)(state, 0))
+        step = self.step_for(config, state, target, lambda: jax.jit(partial(self._drawn, sample))(state, 0))
 
         def sampled(
             state: S, number: int | Array, target: Model, rate_scale: Array | None = None
         ) -> tuple[S, dict[str, Array]]:
-            return step(state, split_rows(batch(state, number)), target, rate_scale)
+            return step(state, split_rows(self._drawn(sample, state, number)), target, rate_scale)
 
         return sampled
+
+    def _drawn(self, sample: Sample, state: S, number: int | Array) -> PyTree:
+        """The batch with this number."""
+        of_batch = dataclasses.replace(state, step=jnp.asarray(number, jnp.int32))  # pyright: ignore[reportArgumentType]
+        return sample(self.data_key(of_batch))
 
     def train(
         self,
@@ -148,7 +149,12 @@ class Trainer(Generic[Config, S]):
         split = rules_for(model)
         state = jax.eval_shape(lambda model: self.init(config, model, example, None), model)
         batch = example if sample is None else jax.ShapeDtypeStruct((), jnp.int32)
-        step = partial(self.step, config) if sample is None else partial(self.sampled_step, config, sample)
+
+        def sampled(state: S, number: Array, target: Model) -> tuple[S, dict[str, Array]]:
+            assert sample is not None
+            return self.step(config, state, split_rows(self._drawn(sample, state, number)), target)
+
+        step = partial(self.step, config) if sample is None else sampled
         rules = used(state_rules(state, split), state)
         return PlannedStep(step, state, batch, ((model, split),), rules, _kind_of, config.steps, tokens)
 

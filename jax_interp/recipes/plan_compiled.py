@@ -11,6 +11,7 @@ from typing import Any
 
 from jax_interp.core import config_json
 from jax_interp.core.errors import UserError
+from jax_interp.core.json_files import parse_json
 from jax_interp.recipes.plan import KINDS, Request, planned_run
 from jax_interp.training.meshes import make_mesh
 from jax_interp.training.planning.accelerators import Accelerator
@@ -44,7 +45,7 @@ def compile_elsewhere(request: Request) -> dict[str, Any]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UserError(f"the program does not compile for {devices} simulated devices: {last}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return parse_json(done.stdout.splitlines()[-1], "the compiled plan", nonfinite=True)
 
 
 def _compile_here(given: dict[str, Any]) -> dict[str, Any]:
@@ -58,4 +59,4 @@ _SIMULATED = Accelerator("cpu", "simulated", "cpu", None, {"float32": 1.0}, 1.0,
 
 
 if __name__ == "__main__":
-    print(json.dumps(_compile_here(json.load(sys.stdin))))
+    sys.stdout.write(json.dumps(_compile_here(parse_json(sys.stdin.read(), "the request", nonfinite=True))) + "\n")

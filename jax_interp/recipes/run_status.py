@@ -10,7 +10,6 @@ what it holds, and is named under `problems`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import time
@@ -323,8 +322,8 @@ def _pass(directory: Path) -> str:
     try:
         with open(directory / "pass.safetensors", "rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size)) if size < 1 << 26 else {}
-        cursor = json.loads(header["__metadata__"]["pass"])["cursor"]
+            header = parse_json(file.read(size), "the header", nonfinite=True) if size < 1 << 26 else {}
+        cursor = parse_json(header["__metadata__"]["pass"], "the pass", nonfinite=True)["cursor"]
         return f"saved after {cursor['sequences']:,} sequences ({cursor['kept']:,} positions); no process works on it"
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jax_interp.core.joined import Member, joined
 from jax_interp.core.joined.join import SILENT_SECONDS, SILENT_VARIABLE, seconds
+from jax_interp.core.terminal import print_text
 from jax_interp.training.storage_error import safe_step
 
 _TICK = 1.0  # seconds
@@ -50,7 +51,7 @@ class Watchdog:
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
             return
         with open(path, "w") as file:
-            print(f"waiting for step {self._done + 1} of {self._steps}", file=file, flush=True)
+            print_text(f"waiting for step {self._done + 1} of {self._steps}", file=file)
             faulthandler.dump_traceback(file, all_threads=True)
 
     def _stacks(self) -> Path | None:

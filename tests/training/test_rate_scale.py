@@ -70,14 +70,14 @@ def decomposition(scale):
     config = DecompositionConfig(tied=TIED, C=4, steps=STEPS, batch=8, schedule=Schedule(1e-2 * scale), warm_up=None)
     draw = partial(sparse, batch=8, p=0.7)
     state = SPD.init(config, tiny(), jax.eval_shape(draw, jax.random.key(0)), None)
-    return partial(SPD.sampled_step, config, draw, state, 0, tiny())
+    return partial(SPD.sampled_step(config, draw, state, tiny()), state, 0, tiny())
 
 
 def apd(scale):
     config = APDConfig(tied=TIED, C=4, rank=2, steps=STEPS, batch=8, schedule=Schedule(1e-2 * scale))
     draw = partial(sparse, batch=8, p=0.7)
     state = APD.init(config, tiny(), jax.eval_shape(draw, jax.random.key(0)), None)
-    return partial(APD.sampled_step, config, draw, state, 0, tiny())
+    return partial(APD.sampled_step(config, draw, state, tiny()), state, 0, tiny())
 
 
 SLOW = [
@@ -123,6 +123,6 @@ def test_a_sampled_batch_is_a_function_of_its_number():
     config = DecompositionConfig(tied=TIED, C=4, steps=STEPS, batch=8, warm_up=None)
     draw = partial(sparse, batch=8, p=0.7)
     state = SPD.init(config, tiny(), jax.eval_shape(draw, jax.random.key(0)), None)
-    step = jax.jit(partial(SPD.sampled_step, config, draw))
+    step = jax.jit(SPD.sampled_step(config, draw, state, tiny()))
     first, again, later = (step(state, jnp.int32(number), tiny())[1]["loss"] for number in (0, 0, 5))
     assert first == again != later

@@ -245,7 +245,7 @@ def test_a_process_that_is_killed_and_one_that_is_suspended(tmp_path):
     script = Path(__file__).with_name("tiny_run.py")
     process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "run"), "100000", "50", "16"])
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "heartbeat.json").exists() or read_status(tmp_path / "run").step in (None, 0):
+    while not (tmp_path / "run" / "heartbeat.json").exists() or read_status(tmp_path / "run").life.state != "running":
         assert time.monotonic() < deadline
         time.sleep(0.2)
     status = read_status(tmp_path / "run")

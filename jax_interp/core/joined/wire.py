@@ -7,6 +7,8 @@ import json
 import socket
 from typing import Any
 
+from jax_interp.core.json_files import JsonError, parse_json
+
 LONGEST = 1 << 22  # bytes of one line; a longer one is not from this package
 SEND_SECONDS = 5.0  # a process that takes no message for so long is not running, and its messages are dropped
 GREETING = {"jax_interp": "processes", "version": 1}
@@ -55,8 +57,8 @@ class Line:
         if len(self._rest) > LONGEST:
             return None
         try:
-            found = [json.loads(line) for line in whole if line.strip()]
-        except ValueError:
+            found = [parse_json(line, "a message", nonfinite=True) for line in whole if line.strip()]
+        except JsonError:
             return None
         return [message for message in found if isinstance(message, dict)]
 
