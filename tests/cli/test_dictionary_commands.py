@@ -48,6 +48,7 @@ def test_the_run_directory_is_a_config(trained, command):
     assert (trained / "evaluation.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_figures_of_one_device(trained, run_json, command, tmp_path):
     code, out, err = command("train-dictionary", run_json, "--run-dir", tmp_path, "--mesh", "data=2", "--quiet")
     assert code == 0, err

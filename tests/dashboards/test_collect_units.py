@@ -281,6 +281,7 @@ def test_a_threshold_counts_what_is_above_it(threshold):
         assert (abs(peak) > threshold).all()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text():
     """The bytes of all arrays on the device are the same at every batch once two batches have been read."""
     sizes = []

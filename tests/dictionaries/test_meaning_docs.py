@@ -23,6 +23,7 @@ def test_feature_evolution():
     assert [step.chance.value for step in names["layers"].steps] == pytest.approx([0, 0], abs=0.05)
 
 
+@pytest.mark.slow
 def test_multi_dimensional_features():
     names = pages.run("multi-dimensional-features.md")
     assert names["best"].features == tuple(range(12))
@@ -32,6 +33,7 @@ def test_multi_dimensional_features():
     assert effects["mean"].accuracy < 0.5
 
 
+@pytest.mark.slow
 def test_disentangling_attributes():
     names = pages.run("disentangling-attributes.md")
     figures = {one.name: one.estimates for one in names["result"].measures()}

@@ -110,6 +110,7 @@ def wrong_measures(case: int) -> list[str]:
     return [f"case {case}: {change}, {dtype.__name__}, layout {layout!r}, edited {edited}: {name}" for name in wrong]
 
 
+@pytest.mark.slow
 @pytest.mark.hardening
 def test_measures_of_modular_addition_are_right_or_refused(tally):
     """Against the unrolled model in float64."""

@@ -37,7 +37,9 @@ def temporary_bytes(compiled: Any) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("parts", [2, 4, 16])
+@pytest.mark.parametrize(
+    "parts", [4, pytest.param(2, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow)]
+)
 def test_the_gradient_is_that_of_the_whole_batch(model, parts):
     """In float64, so that only an error of the method could be larger than 1e-12."""
     with jax.enable_x64(True):
@@ -61,6 +63,7 @@ def test_a_step_with_accumulation_is_the_step_without(model, save):
         np.testing.assert_allclose(flatten(ours.model)[name], leaf, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_temporary_memory_is_that_of_one_part(model):
     optimizer = optax.sgd(0.5)
     step = lambda parts: jax.jit(train_step(optimizer, accumulate=parts))

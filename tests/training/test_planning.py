@@ -25,7 +25,8 @@ WITHIN = {"JumpReLU": 0.4, "SPD": 0.4}
 
 
 def check_case(name):
-    """Arguments exact but for unused ones, all memory within `WITHIN` or 15 %, FLOPs within 5 % (SPD: 10 %), bytes sent within a factor 1.5."""
+    """Arguments exact but for unused ones, all memory within `WITHIN` or 15 %, FLOPs within 5 % (SPD: 10 %),
+    bytes sent within a factor 1.5."""
     planned, sizes = CASES[name](), MESHES[name]
     mesh = abstract_mesh(**sizes, explicit=False)
     xla = compile_step(planned, make_mesh(**sizes, explicit=False))
