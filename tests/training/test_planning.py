@@ -21,18 +21,21 @@ from jax_interp.training.planning.planned import PlannedStep
 
 QUICK = ("language model", "transcoder")
 WITHIN = {"JumpReLU": 0.4, "SPD": 0.4}
-"""Wider bounds of the memory. XLA on a CPU computes the masks of these two early and keeps them; a plan does not."""
+"""Wider bounds of the memory. For JumpReLU, XLA on a CPU computes masks early and keeps them; SPD is not explained."""
+UNREAD = {"feature pass": 4096 * 256 * 4 // 4 + 256 * 4}
+"""Bytes of a device that the step does not read, so that XLA leaves them out: a quarter of `W_dec`, and `ln_final`."""
 
 
 def check_case(name):
-    """Arguments exact but for unused ones, all memory within `WITHIN` or 15 %, FLOPs within 5 % (SPD: 10 %),
+    """Arguments exact, all memory within `WITHIN` or 15 %, FLOPs within 5 % (SPD: 10 %),
     bytes sent within a factor 1.5."""
     planned, sizes = CASES[name](), MESHES[name]
     mesh = abstract_mesh(**sizes, explicit=False)
     xla = compile_step(planned, make_mesh(**sizes, explicit=False))
     program = partitioned(planned, mesh, "cpu")
     arguments = sum(planned.bytes_by_kind(mesh).values())
-    assert xla.arguments <= arguments <= 1.02 * xla.arguments  # XLA leaves out what nothing reads
+    read = arguments - UNREAD.get(name, 0)
+    assert abs(read - xla.arguments) <= 1e-4 * xla.arguments  # XLA leaves out scalars that nothing reads
     assert arguments + peak_bytes(program) == pytest.approx(xla.bytes, rel=WITHIN.get(name, 0.15))
     assert costs_of(program, loops=False).flops == pytest.approx(xla.flops, rel=0.1 if name == "SPD" else 0.05)
     sent = sum(costs_of(program).bytes_over().values())

@@ -1,6 +1,7 @@
 """Public peak figures of accelerators, for estimates of the time of a step.
 
-The figures are those of the makers, for dense products. Each entry names its source and the date on which it was read.
+The figures are for dense products. Each entry names the page that they were compared with, and the date. For GPUs these
+are pages of others that give the figures of the maker.
 Rates of links are for one direction.
 """
 
@@ -77,12 +78,31 @@ def _tpu(
 
 CLOUD = "https://cloud.google.com/tpu/docs"
 READ = "read December 2026"
+GARDEN = "https://glennklockwood.com/garden/processors"
+H200 = "https://lzwjava.github.io/nvidia-h200-gpu-specs-en"
+B200 = f"no page has all of them, {READ}: pages give 179 to 192 GB and up to 8 TB/s"
 ACCELERATORS = (
-    _gpu("a100-40gb", "NVIDIA A100 SXM 40 GB", 40, (156, 312, 19.5), 1.555, 300, f"NVIDIA A100 data sheet, {READ}"),
-    _gpu("a100", "NVIDIA A100 SXM 80 GB", 80, (156, 312, 19.5), 2.039, 300, f"NVIDIA A100 data sheet, {READ}"),
-    _gpu("h100", "NVIDIA H100 SXM 80 GB", 80, (494.5, 989.5, 67), 3.35, 450, f"NVIDIA H100 data sheet, {READ}"),
-    _gpu("h200", "NVIDIA H200 SXM 141 GB", 141, (494.5, 989.5, 67), 4.8, 450, f"NVIDIA H200 data sheet, {READ}"),
-    _gpu("b200", "NVIDIA B200 180 GB", 180, (1100, 2250, 75), 7.7, 900, f"NVIDIA HGX B200 data sheet, {READ}"),
+    _gpu("a100-40gb", "NVIDIA A100 SXM 40 GB", 40, (156, 312, 19.5), 1.555, 300, f"{GARDEN}/A100, {READ}"),
+    _gpu("a100", "NVIDIA A100 SXM 80 GB", 80, (156, 312, 19.5), 2.039, 300, f"{GARDEN}/A100, {READ}"),
+    _gpu("h100", "NVIDIA H100 SXM 80 GB", 80, (494.5, 989.5, 67), 3.35, 450, f"{GARDEN}/h100, {READ}"),
+    _gpu(
+        "h200",
+        "NVIDIA H200 SXM 141 GB",
+        141,
+        (494.5, 989.5, 67),
+        4.8,
+        450,
+        f"{GARDEN}/h100, {READ}; memory: {H200}",
+    ),
+    _gpu(
+        "b200",
+        "NVIDIA B200 180 GB",
+        180,
+        (1100, 2250, 75),
+        7.7,
+        900,
+        B200,
+    ),
     _tpu("v4", 32, 275, 1228, 300, 4096, 6.25, f"{CLOUD}/v4, {READ}; the network's rate is that of v5p"),
     _tpu("v5e", 16, 197, 819, 200, 256, 3.125, f"{CLOUD}/v5e, {READ}"),
     _tpu("v5p", 95, 459, 2765, 600, 8960, 6.25, f"{CLOUD}/v5p, {READ}"),
