@@ -1,0 +1,63 @@
+"""`Steer`: the edit that steers a value along a vector, at some tokens, by an operator."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_interp.core.pytrees import register_dataclass
+from jax_interp.steering.operators import operator_called
+from jax_interp.surgery import TokenEdit, ValueTokens
+from jax_interp.surgery.taps import static
+from jax_interp.surgery.value_tokens import wide
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steer(TokenEdit):
+    """Steer a value along a vector.
+
+    Args:
+      vector: the vector, `[d]`, or one for each row, `[batch, 1, d]`. Its norm counts: strength 1 adds the vector once.
+      strength: the factor of the vector; a number, or one for each row, `[batch, 1]`. 0 changes nothing, except with
+        `ablate_then_add`, `at_least` and `at_most`, where it sets or bounds the coefficient at 0.
+      operator: the name of an operator of `operators.py`.
+
+    Example:
+        edit(model, at("blocks.3.resid_post", Steer(vector, 4.0, "rotate"), pos=slice(5, None)))
+    """
+
+    vector: Float[Array, "..."]
+    strength: Float[Array, "..."] | float = 1.0
+    operator: str = static(default="add")
+
+    def __post_init__(self) -> None:
+        operator_called(self.operator)
+
+    def __call__(self, x: Array, tokens: ValueTokens) -> Array:
+        dtype = wide(x).dtype
+        strength = jnp.broadcast_to(jnp.asarray(self.strength, dtype), x.shape[:-1])
+        return steered(x, tokens.like(self.vector, x), strength, self.operator)
+
+
+def steered(
+    x: Float[Array, "... d"], vector: Float[Array, "... d"], strength: Float[Array, "..."], operator: str
+) -> Float[Array, "... d"]:
+    """The steered value, computed in at least float32 and returned in the dtype of that computation.
+
+    Args:
+      x: the value.
+      vector: the vector, broadcast to the value.
+      strength: the strength of each token.
+      operator: the name of an operator.
+    """
+    x = wide(x)
+    length = jnp.linalg.norm(vector, axis=-1)
+    unit = vector / jnp.where(length == 0, 1.0, length)[..., None]
+    along = jnp.sum(x * unit, axis=-1)
+    size = jnp.linalg.norm(x, axis=-1)
+    scale, amount = operator_called(operator)(size, along, strength, length)
+    scale = jnp.where(length == 0, 1.0, scale)
+    return scale[..., None] * x + amount[..., None] * unit
