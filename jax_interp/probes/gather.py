@@ -10,30 +10,22 @@ the rows of a batch are not neighbours: an edit must not have one value for each
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.layer import upcast
 from jax_interp.core.processes import on_host
-from jax_interp.models.sharding import rules_for
-from jax_interp.probes.host_memory import check_fits
 from jax_interp.probes.labelled_tokens import LabelledTokens
-from jax_interp.probes.length_batches import LengthBatch, length_batches
+from jax_interp.probes.text_reader import QUIET, OnBatch, TextReader, wide_values
 from jax_interp.probes.token_rules import ALL, LAST, TokenRule, tokens_of
-from jax_interp.surgery import Address, Model, depth_of, values_at
-from jax_interp.surgery.address import canonical, flatten
-from jax_interp.training.meshes import row_shards
-from jax_interp.training.placement import automatic, placed
-
-Quiet: Callable[[int, int], None] = lambda done, total: None
+from jax_interp.surgery import Model
+from jax_interp.training.placement import automatic
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,7 +93,7 @@ def gather(
     rules: TokenRule | Sequence[TokenRule] = LAST,
     *,
     batch: int = 32,
-    on_batch: Callable[[int, int], None] = Quiet,
+    on_batch: OnBatch = QUIET,
     place: Mesh | None = None,
 ) -> Vectors:
     """Read one vector for each example.
@@ -126,10 +118,10 @@ def gather(
         raise UserError(f"give rules with different names, not {', '.join(map(str, rules)) or 'none'}")
     weight = np.stack([tokens_of(rule, data) for rule in rules], axis=1).astype(np.float32)
     weight /= weight.sum(axis=-1, keepdims=True)
-    reader = _Reader.of(model, data, at, batch, place)
+    reader = TextReader.of(model, data, at, batch, place)
     reader.check_memory(len(rules) * len(data), f"{len(rules)} rules × {len(data)} examples", "examples or rules")
     out = {name: np.empty((len(rules), len(data), width), np.float32) for name, width in reader.widths.items()}
-    for some, means in reader.batches(_means, weight, on_batch):
+    for some, means in reader.batches(_means, weight, on_batch=on_batch):
         for name, value in zip(out, means, strict=True):
             out[name][:, some.rows] = on_host(value)[: len(some.rows)].swapaxes(0, 1)
     for name, x in out.items():
@@ -144,150 +136,20 @@ def gather_tokens(
     rule: TokenRule = ALL,
     *,
     batch: int = 32,
-    on_batch: Callable[[int, int], None] = Quiet,
+    on_batch: OnBatch = QUIET,
     place: Mesh | None = None,
 ) -> Sequences:
     """Read one vector for each token of a rule. Args and Raises as in `gather`."""
     read = tokens_of(rule, data)
-    reader = _Reader.of(model, data, at, batch, place)
+    reader = TextReader.of(model, data, at, batch, place)
     reader.check_memory(read.size, f"{len(data)} examples × {read.shape[1]} tokens", "examples or a shorter context")
     out = {name: np.zeros((*read.shape, width), np.float32) for name, width in reader.widths.items()}
-    for some, found in reader.batches(_tokens, read, on_batch):
+    for some, found in reader.batches(_tokens, read, on_batch=on_batch):
         for name, value in zip(out, found, strict=True):
             out[name][some.rows, : some.length] = on_host(value)[: len(some.rows)]
     for name, x in out.items():
         _check_finite(name, x, 0)
     return Sequences(data, rule, read, out)
-
-
-def single_sites(model: Model, data: LabelledTokens, at: str | Sequence[str]) -> tuple[str, ...]:
-    """The addresses of single layers that these addresses name, in order.
-
-    Raises:
-      UserError: there is no such value, or it is not `[batch, pos, ...]`.
-    """
-    return tuple(site_widths(model, at, data.tokens.shape[1], not data.mask.all())[0])
-
-
-def site_widths(model: Model, at: str | Sequence[str], length: int, masked: bool) -> tuple[dict[str, int], bool]:
-    """(the width of each site that these addresses name, in order; whether the model takes a mask).
-
-    Args:
-      model: the model.
-      at: the addresses.
-      length: the number of positions.
-      masked: whether there is padding.
-
-    Raises:
-      UserError: there is no such value, or it is not `[batch, pos, ...]`.
-    """
-    names: list[str] = []
-    for text in flatten(at):
-        address = Address.parse(canonical(text))
-        layers = None if address.is_single else address.resolve(depth_of(model))
-        names += [str(address)] if layers is None else [f"blocks.{layer}.{address.name}" for layer in layers]
-    if not (found := tuple(dict.fromkeys(names))):
-        raise UserError("give at least one address")
-    takes_mask = True
-    try:
-        values = _abstract_values(found, model, length, masked)
-    except TypeError as error:  # of Python, for a keyword that a function does not have
-        if "unexpected keyword argument 'mask'" not in str(error):
-            raise
-        values, takes_mask = _abstract_values(found, model, length, False), False
-    shorter = _abstract_values(found, model, length - 1, False) if length > 1 else values
-    for name, value, less in zip(found, values, shorter, strict=True):
-        if value.shape[:2] != (1, length) or value.ndim < 3 or less.shape[2:] != value.shape[2:]:
-            raise UserError(
-                f"{name} has shape {value.shape} for tokens {(1, length)}: a probe reads one vector of a fixed width "
-                "for each token"
-            )
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise UserError(f"{name} is {value.dtype}: a probe reads real numbers")
-    return {name: int(np.prod(x.shape[2:])) for name, x in zip(found, values, strict=True)}, takes_mask
-
-
-def _abstract_values(names: tuple[str, ...], model: Model, length: int, masked: bool) -> list[jax.ShapeDtypeStruct]:
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    inputs = {"mask": jax.ShapeDtypeStruct((1, length), jnp.bool_)} if masked else {}
-
-    def values(model: Model, tokens: Array, **inputs: Array) -> list[Array]:
-        found = values_at(model, *names)(tokens, **inputs)
-        return [found[name] for name in names]
-
-    # Without shardings, which would have to be resolved where no mesh is active.
-    shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
-    return jax.eval_shape(automatic(values), jax.tree.map(shape, model), tokens, **inputs)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Reader:
-    """A model and examples, and how they are read."""
-
-    model: Model
-    data: LabelledTokens
-    widths: dict[str, int]
-    some: list[LengthBatch]
-    masked: bool
-    place: Mesh | None
-
-    @classmethod
-    def of(cls, model: Model, data: LabelledTokens, at: str | Sequence[str], batch: int, place: Mesh | None) -> _Reader:
-        if not len(data):
-            raise UserError(f"{data.name} has no example")
-        widths, takes_mask = site_widths(model, at, data.tokens.shape[1], not data.mask.all())
-        masked = takes_mask and not data.mask.all()
-        if not takes_mask and not data.mask[:, 0].all():
-            raise UserError(
-                f"the model takes no mask, and {data.name} is padded on the left: pad on the right, or give the model "
-                "the argument `mask`"
-            )
-        if (check := getattr(model, "check_inputs", None)) is not None:
-            check(data.tokens, mask=data.mask)
-        place = mesh_of_leaves(model) if place is None else place
-        ways = 1 if place is None else row_shards(place)
-        some = length_batches(data.mask, batch, multiple=ways, exact=not takes_mask)
-        return cls(model, data, widths, some, masked, place)
-
-    def check_memory(self, vectors: int, what: str, fewer: str) -> None:
-        check_fits(
-            4 * vectors * sum(self.widths.values()),
-            f"the activations of {len(self.widths)} sites × {what}",
-            f"read fewer sites, {fewer}, or fit probes on a stream (`stream_moments`, `stream_logistic`)",
-        )
-
-    def batches(
-        self, function: Callable[..., list[Array]], of_tokens: np.ndarray, on_batch: Callable[[int, int], None]
-    ) -> Iterator[tuple[LengthBatch, list[Array]]]:
-        """What `function` computes of each batch. `of_tokens` is `[example, ..., pos]`, and goes with the tokens."""
-        done, names = 0, tuple(self.widths)
-        with placed(self.place, rules_for) as there:
-            model = there.frozen(self.model, () if self.place is None else rules_for(self.model))
-            batch_at = there.batches(lambda number: self._inputs(self.some[number], of_tokens))
-            for number, some in enumerate(self.some):
-                yield some, function(names, model, *batch_at(number))
-                done += len(some.rows)
-                on_batch(done, len(self.data))
-
-    def _inputs(self, some: LengthBatch, of_tokens: np.ndarray) -> tuple[Any, Any, Any]:
-        mask = self.data.mask[some.filled, : some.length] if self.masked else None
-        return self.data.tokens[some.filled, : some.length], mask, of_tokens[some.filled][..., : some.length]
-
-
-def mesh_of_leaves(tree: Any) -> Mesh | None:
-    """The mesh that the leaves of a pytree are on. None if they are on one device."""
-    for leaf in jax.tree.leaves(tree):
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh) and sharding.mesh.size > 1:
-            return sharding.mesh
-    return None
-
-
-def wide_values(names: tuple[str, ...], model: Model, tokens: Array, mask: Array | None) -> list[Array]:
-    """The values of single layers as `[batch, pos, width]` in float32, from one forward pass."""
-    inputs = {} if mask is None else {"mask": mask}
-    found = values_at(model, *names)(tokens, **inputs)
-    return [upcast(found[name]).astype(jnp.float32).reshape(*tokens.shape, -1) for name in names]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -22,7 +22,6 @@ from jax_interp.core.pytrees import register_dataclass
 from jax_interp.models.sharding import rules_for
 from jax_interp.probes.class_moments import HIGH
 from jax_interp.probes.fit import OWN, FittedProbes
-from jax_interp.probes.gather import mesh_of_leaves, wide_values
 from jax_interp.probes.kinds.streamed_logistic import (
     StreamedLogistic,
     column_scale,
@@ -31,6 +30,7 @@ from jax_interp.probes.kinds.streamed_logistic import (
     raw_probes,
 )
 from jax_interp.probes.streamed_moments import QUIET_LOG, sites_of_stream, used_and_columns
+from jax_interp.probes.text_reader import mesh_of_leaves, wide_values
 from jax_interp.probes.token_streams import TokenRows, TokenStream
 from jax_interp.surgery import Model
 from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic, automatic_step, fit, placed

@@ -25,9 +25,9 @@ from jax_interp.core.pytrees import register_dataclass
 from jax_interp.models.sharding import rules_for
 from jax_interp.probes.erasure.moments import Moments, moments_of
 from jax_interp.probes.fit import FittedProbes
-from jax_interp.probes.gather import mesh_of_leaves, site_widths, wide_values
 from jax_interp.probes.kind import Kind
 from jax_interp.probes.rows_of_moments import fit_moments
+from jax_interp.probes.text_reader import mesh_of_leaves, site_widths, wide_values
 from jax_interp.probes.token_streams import TokenStream
 from jax_interp.surgery import Model
 from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic_step, fit, placed

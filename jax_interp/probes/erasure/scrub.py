@@ -23,8 +23,8 @@ from jax_interp.probes.erasure.eraser import AffineEraser, MomentErasure, concep
 from jax_interp.probes.erasure.fit import Erasers, row_labels
 from jax_interp.probes.erasure.leace import Leace
 from jax_interp.probes.erasure.moments import Moments
-from jax_interp.probes.gather import single_sites
 from jax_interp.probes.labelled_tokens import LabelledTokens
+from jax_interp.probes.text_reader import single_sites
 from jax_interp.probes.token_rules import ALL, TokenRule, tokens_of
 from jax_interp.surgery import Model, at, edit, sites, values_at
 from jax_interp.surgery.region import Index

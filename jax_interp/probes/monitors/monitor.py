@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.processes import on_host
-from jax_interp.probes.gather import mesh_of_leaves
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.length_batches import LengthBatch, length_batches
+from jax_interp.probes.text_reader import mesh_of_leaves
 from jax_interp.probes.token_rules import TokenRule, tokens_of
 from jax_interp.surgery import Add, Model, at, edit
 from jax_interp.training.meshes import row_shards

@@ -1,0 +1,37 @@
+"""Finding steering vectors: contrast pairs, and directions of all layers, token rules and methods in one pass."""
+
+from jax_interp.steering.finding import methods
+from jax_interp.steering.finding.contrast_pairs import (
+    UnbalancedChoicesWarning,
+    balanced,
+    imbalance,
+    pairs_of_questions,
+    pairs_of_texts,
+)
+from jax_interp.steering.finding.directions import Directions
+from jax_interp.steering.finding.find import find_directions
+from jax_interp.steering.finding.method import DIRECTION_METHODS, DirectionMethod, ReadTexts
+from jax_interp.steering.finding.methods.centred_pca import CentredPCA
+from jax_interp.steering.finding.methods.lat import LAT
+from jax_interp.steering.finding.methods.logistic_direction import LogisticDirection
+from jax_interp.steering.finding.methods.mean_difference import MeanDifference
+from jax_interp.steering.finding.methods.paired_pca import PairedPCA
+
+__all__ = [
+    "DIRECTION_METHODS",
+    "LAT",
+    "CentredPCA",
+    "DirectionMethod",
+    "Directions",
+    "LogisticDirection",
+    "MeanDifference",
+    "PairedPCA",
+    "ReadTexts",
+    "UnbalancedChoicesWarning",
+    "balanced",
+    "find_directions",
+    "imbalance",
+    "methods",
+    "pairs_of_questions",
+    "pairs_of_texts",
+]
