@@ -1,0 +1,1 @@
+"""Recipes of steering: vectors found, applied, measured and served."""
