@@ -10,8 +10,11 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
+from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery.contract import Dictionary as EncoderDecoder
 
@@ -37,6 +40,28 @@ class SparseCoder:
     def directions(self) -> Float[Array, "feature d_out"] | None:
         """The direction that each feature writes, one row per feature. None if features have no fixed direction."""
         return None
+
+    def written(
+        self,
+        x: Float[Array, "*batch d_in"] | None,
+        features: Int[Array, " chosen"],
+        change: Float[Array, "*batch chosen"],
+    ) -> Float[Array, "*batch d_out"]:
+        """The change of the output for the input `x` if some latents change: the output is linear in the latents.
+
+        Args:
+          x: the input. None: it is not known, which is an error if the change of the output depends on it.
+          features: the latents that change.
+          change: the change of each of them.
+
+        Raises:
+          UserError: features have no fixed direction, or `x` is needed.
+        """
+        directions = self.directions()
+        if directions is None:
+            raise UserError(f"the features of {type(self).__name__} have no fixed direction in its output")
+        chosen = directions[features].astype(change.dtype)
+        return jnp.einsum("...k,kd->...d", change, chosen, precision=jax.lax.Precision.HIGHEST)
 
     @property
     def n_sources(self) -> int | None:

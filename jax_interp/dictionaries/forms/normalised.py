@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Self, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
@@ -104,6 +104,22 @@ class Normalised(SparseCoder, Form):
     def directions(self) -> Float[Array, "feature d_out"]:
         """The direction that each feature writes. With `undo`, its length is that in normalised values."""
         return self.dictionary.directions()
+
+    def written(
+        self,
+        x: Float[Array, "*batch d_in"] | None,
+        features: Int[Array, " chosen"],
+        change: Float[Array, "*batch chosen"],
+    ) -> Float[Array, "*batch d_out"]:
+        """The change of the output if some latents change. With `undo`, it depends on the input `x`."""
+        if not self.undo:
+            return self.dictionary.written(x, features, change)
+        if x is None:
+            raise UserError(
+                f"what a latent writes depends on the input of a dictionary with {self.norm}: give the input"
+            )
+        scale = self._statistics(x)[2]
+        return self.dictionary.written(x, features, change).astype(scale.dtype) * scale
 
     def is_autoencoder(self) -> bool:
         return self.undo and self.dictionary.is_autoencoder()
