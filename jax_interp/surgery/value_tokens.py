@@ -69,7 +69,7 @@ class ValueTokens:
             means = jnp.moveaxis(means[number.reshape(-1)].reshape(whole), 1, pos).astype(x.dtype)
             return jnp.where(self._expanded(real, "pos"), self._unsorted_keys(means, *keys), x)
 
-        return _on_every_device(mean, x, self._at(x), self._real(x), *self._real_keys)
+        return _on_every_device(mean, x, self.absolute(x), self._real(x), *self._real_keys)
 
     def from_rows(self, x: Array, donor: Int[ArrayLike, "batch"]) -> Array:
         """Row `i` becomes row `donor[i]`, at the same absolute positions.
@@ -89,7 +89,7 @@ class ValueTokens:
             y = self._unsorted_keys(jnp.take_along_axis(y, source, axis=pos), *keys)
             return jnp.where(self._expanded(jnp.any(same, axis=-1) & real, "pos"), y, x)
 
-        return _on_every_device(moved, x, donor, self._at(x), self._real(x), *self._real_keys)
+        return _on_every_device(moved, x, donor, self.absolute(x), self._real(x), *self._real_keys)
 
     def noise(self, key: Key[Array, ""], x: Array) -> Float[Array, "..."]:
         """Standard normal noise for the value `x`, in at least float32.
@@ -112,7 +112,7 @@ class ValueTokens:
             noise = jnp.transpose(noise, [("batch", "pos", *names).index(name) for name in self.axes])
             return self._unsorted_keys(noise.astype(dtype), *real_keys)
 
-        return _on_every_device(drawn, x, key, self._at(x), *self._real_keys)
+        return _on_every_device(drawn, x, key, self.absolute(x), *self._real_keys)
 
     @property
     def are_whole_texts(self) -> bool:
@@ -130,14 +130,14 @@ class ValueTokens:
         differ = at is not None and jnp.ndim(at) == 2 and jnp.shape(at)[0] > 1
         return not self._has_rows or (self.positions.real is None and not differ)
 
-    def _at(self, x: Array) -> Int[Array, "batch pos"]:
+    def absolute(self, x: Array) -> Int[Array, "batch pos"]:
         """The absolute position of each token."""
         shape = (x.shape[0], x.shape[self.axes.index("pos")])
         at = jnp.arange(shape[1]) if self.positions.at is None else jnp.asarray(self.positions.at)
         return jnp.broadcast_to(at if at.ndim == 2 else at[None], shape)
 
     def _real(self, x: Array) -> Bool[Array, "batch pos"]:
-        return jnp.ones_like(self._at(x), dtype=bool) if self.positions.real is None else self.positions.real
+        return jnp.ones_like(self.absolute(x), dtype=bool) if self.positions.real is None else self.positions.real
 
     @property
     def _real_keys(self) -> tuple[Bool[Array, "batch key"], ...]:
