@@ -101,11 +101,11 @@ class Decoder(ShortRepr, nnx.Module):
             cache = empty_cache(self.blocks, tokens, cache, jnp.max(where, axis=1, keepdims=True) + 1)
         bounds = _position_bounds(tokens, cache, begins) if positions is None else (None, None)
         at = None if mask is None and positions is None and cache is None else where
-        text = Positions(at, bounds=bounds, real=mask, real_keys=mask)
+        text = Positions(at, bounds=bounds, real=mask, real_keys=mask, ids=tokens)
         if cache is not None:
             states, first, cache = cache.layers, 0 if begins else cache.length, cache.extended(tokens, mask)
             keys = mask if begins else cache.valid
-            text = Positions(at, cache.prompt_length, bounds, True, mask, keys, first, cache.slots)
+            text = Positions(at, cache.prompt_length, bounds, True, mask, keys, first, cache.slots, tokens)
         site, remat = Site.open(taps, self.blocks, text), kept_for_backward(remat)
         x = self._embedded(tokens, where, site)
         if cache is None:

@@ -37,9 +37,19 @@ class Steer(TokenEdit):
         operator_called(self.operator)
 
     def __call__(self, x: Array, tokens: ValueTokens) -> Array:
-        dtype = wide(x).dtype
-        strength = jnp.broadcast_to(jnp.asarray(self.strength, dtype), x.shape[:-1])
+        return self.with_factor(x, tokens, jnp.ones((), wide(x).dtype))
+
+    def with_factor(self, x: Array, tokens: ValueTokens, factor: Float[Array, "..."]) -> Array:
+        """The value steered with `factor` times the strength. The factor has the axes of the value without the last."""
+        strength = jnp.broadcast_to(self._strength(x, tokens) * factor, x.shape[:-1])
         return steered(x, tokens.like(self.vector, x), strength, self.operator)
+
+    def _strength(self, x: Array, tokens: ValueTokens) -> Float[Array, "..."]:
+        """The strength, with the axes of the value without the last one."""
+        strength = jnp.asarray(self.strength, wide(x).dtype)
+        if strength.ndim == 2 and tokens.has_rows:
+            return tokens.expanded(strength)[..., 0]
+        return strength
 
 
 def steered(

@@ -4,6 +4,7 @@
     steered = edit(model, *vector.edits(4.0))                       add 4 v at every token
     vector.using("ablate").edits(1.0)                               remove the directions
     vector.using(pos=slice(5, None)).edits(4.0)                     from position 5 on
+    vector.using(tokens=generated()).edits(4.0)                     at new tokens only (steering.applying)
 
 Whatever has `edits(strength)` is a `Steering`: it can be swept, measured and served. Strength 0 of an added vector is
 the model without it.
@@ -22,12 +23,12 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.steering.operators import operator_called
+from jax_interp.steering.placement import Placement, Tokens, as_placements, placed
 from jax_interp.steering.steer import Steer
 from jax_interp.surgery import Edit, at
 from jax_interp.surgery.address import Address
 from jax_interp.surgery.region import Index
 from jax_interp.surgery.taps import static
-from jax_interp.surgery.verbs import flat_edits
 
 Strength = Float[Array, "..."] | float
 
@@ -75,6 +76,7 @@ class SteeringVector:
         *,
         pos: Index | None = None,
         where: Bool[ArrayLike, "batch pos"] | None = None,
+        tokens: Tokens = (),
     ) -> AppliedVector:
         """The same vectors with another operator, or at some tokens.
 
@@ -82,8 +84,12 @@ class SteeringVector:
           operator: a name in `OPERATORS`.
           pos: the positions, as in `at`.
           where: a mask over the tokens, as in `at`.
+          tokens: placements of `steering.applying`, such as `generated()`: one, or several, whose factors multiply.
+
+        Raises:
+          UserError: there is no such operator, or `tokens` has something else than placements.
         """
-        return AppliedVector(self, operator, pos, where)
+        return AppliedVector(self, operator, pos, where, as_placements(tokens))
 
     def only(self, addresses: Iterable[str]) -> SteeringVector:
         """The vectors at these addresses.
@@ -119,15 +125,13 @@ class AppliedVector:
     operator: str = static(default="add")
     pos: Any = None
     where: Any = None
+    tokens: tuple[Placement, ...] = ()
 
     def __post_init__(self) -> None:
         operator_called(self.operator)
 
     def edits(self, strength: Strength = 1.0) -> tuple[Edit, ...]:
         """The edits of this strength: a number, or one for each row, `[batch, 1]`."""
-        return tuple(
-            flat_edits(
-                at(address, Steer(vector, strength, self.operator), pos=self.pos, where=self.where)
-                for address, vector in self.vector.vectors.items()
-            )
-        )
+        steer = lambda vector: Steer(vector, strength, self.operator)
+        vectors = self.vector.vectors.items()
+        return placed((at(a, steer(v), pos=self.pos, where=self.where) for a, v in vectors), self.tokens)

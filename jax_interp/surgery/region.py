@@ -117,6 +117,7 @@ class Positions:
       real_keys: the same for the tokens along a `key` axis.
       first_slot: the slot of the first token of this call. None: the call has the whole text.
       slots: the number of slots of the whole text. None: the call has the whole text.
+      ids: the token ids of this call, [batch, pos]. None: the inputs of the model are not tokens.
     """
 
     at: Int[ArrayLike, "..."] | None = None
@@ -127,6 +128,7 @@ class Positions:
     real_keys: Bool[Array, "batch key"] | None = None
     first_slot: Int[Array, ""] | int | None = None
     slots: int | None = None
+    ids: Int[Array, "batch pos"] | None = None
 
 
 POSITIONS_FROM_ZERO = Positions()

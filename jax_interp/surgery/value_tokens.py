@@ -67,7 +67,7 @@ class ValueTokens:
             add = lambda terms: jax.ops.segment_sum(terms, number.reshape(-1), real.size)
             means = add(jnp.where(counted > 0, flat, jnp.zeros_like(flat))) / jnp.maximum(add(counted), 1)
             means = jnp.moveaxis(means[number.reshape(-1)].reshape(whole), 1, pos).astype(x.dtype)
-            return jnp.where(self._expanded(real, "pos"), self._unsorted_keys(means, *keys), x)
+            return jnp.where(self.expanded(real, "pos"), self._unsorted_keys(means, *keys), x)
 
         return _on_every_device(mean, x, self.absolute(x), self._real(x), *self._real_keys)
 
@@ -85,9 +85,9 @@ class ValueTokens:
             y = jnp.take(self._sorted_keys(x, *keys), donor, axis=0)
             # [batch, pos, pos of the donor]
             same = (at[:, :, None] == at[donor][:, None, :]) & real[donor][:, None, :]
-            source = self._expanded(jnp.argmax(same, axis=-1), "pos")
+            source = self.expanded(jnp.argmax(same, axis=-1), "pos")
             y = self._unsorted_keys(jnp.take_along_axis(y, source, axis=pos), *keys)
-            return jnp.where(self._expanded(jnp.any(same, axis=-1) & real, "pos"), y, x)
+            return jnp.where(self.expanded(jnp.any(same, axis=-1) & real, "pos"), y, x)
 
         return _on_every_device(moved, x, donor, self.absolute(x), self._real(x), *self._real_keys)
 
@@ -98,7 +98,7 @@ class ValueTokens:
         call and the dtype of the model do not change it, and each new token of a generated text has its own.
         """
         dtype = wide(x).dtype
-        if not self._has_rows:
+        if not self.has_rows:
             return jax.random.normal(key, x.shape, jnp.float32).astype(dtype)
 
         def drawn(x: Array, key: Array, at: Array, *real_keys: Array) -> Array:
@@ -120,7 +120,8 @@ class ValueTokens:
         return self.positions.first_slot is None and self.positions.real is None
 
     @property
-    def _has_rows(self) -> bool:
+    def has_rows(self) -> bool:
+        """Whether the value has a batch axis, first, and a pos axis."""
         return self.axes[:1] == ("batch",) and "pos" in self.axes
 
     @property
@@ -128,10 +129,10 @@ class ValueTokens:
         """Whether an entry of the value belongs to the same position in every row."""
         at = self.positions.at
         differ = at is not None and jnp.ndim(at) == 2 and jnp.shape(at)[0] > 1
-        return not self._has_rows or (self.positions.real is None and not differ)
+        return not self.has_rows or (self.positions.real is None and not differ)
 
     def absolute(self, x: Array) -> Int[Array, "batch pos"]:
-        """The absolute position of each token."""
+        """The absolute position of each token of the value `x`, which has a batch and a pos axis."""
         shape = (x.shape[0], x.shape[self.axes.index("pos")])
         at = jnp.arange(shape[1]) if self.positions.at is None else jnp.asarray(self.positions.at)
         return jnp.broadcast_to(at if at.ndim == 2 else at[None], shape)
@@ -150,16 +151,16 @@ class ValueTokens:
         if keys is None:
             return x
         order = jnp.argsort(~keys, axis=1, stable=True)
-        return jnp.take_along_axis(x, self._expanded(order, "key"), axis=self.axes.index("key"))
+        return jnp.take_along_axis(x, self.expanded(order, "key"), axis=self.axes.index("key"))
 
     def _unsorted_keys(self, x: Array, keys: Bool[Array, "batch key"] | None = None) -> Array:
         """The inverse of `_sorted_keys` at real keys. Nothing attends to the other keys."""
         if keys is None:
             return x
         number = jnp.maximum(jnp.cumsum(keys, axis=1) - 1, 0)
-        return jnp.take_along_axis(x, self._expanded(number, "key"), axis=self.axes.index("key"))
+        return jnp.take_along_axis(x, self.expanded(number, "key"), axis=self.axes.index("key"))
 
-    def _expanded(self, array: Shaped[Array, "batch n"], name: str) -> Array:
+    def expanded(self, array: Shaped[Array, "batch n"], name: str = "pos") -> Array:
         """An array over (batch, `name`) with axes of length 1 in place of the other axes of the value."""
         return jnp.expand_dims(array, [i for i, axis in enumerate(self.axes) if axis not in ("batch", name)])
 

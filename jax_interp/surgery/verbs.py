@@ -83,7 +83,7 @@ def at(
             "blocks.2:4.name"
         )
     fn = Each(_as_pytree(fn.fn)) if isinstance(fn, Each) else _as_pytree(fn)
-    fn = jax.tree.map(_strongly_typed, fn)
+    fn = jax.tree.map(strongly_typed, fn)
     region = Region(index(pos), index(head), index(feature), where)
     edits = tuple(Edit(fn, chosen, region, canonical(text)) for text in flatten(address))
     return edits[0] if isinstance(address, str) else edits
@@ -295,7 +295,7 @@ def _as_pytree(fn: Callable) -> Callable:
     )
 
 
-def _strongly_typed(leaf: Any) -> Any:
+def strongly_typed(leaf: Any) -> Any:
     """A scalar or NumPy array as a strongly typed device array, so that a Python float and an array compile once."""
     if isinstance(leaf, (bool, int, float, complex, np.ndarray, np.generic)):
         return constant(leaf, jax.dtypes.canonicalize_dtype(np.result_type(leaf)))

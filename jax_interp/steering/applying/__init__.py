@@ -1,0 +1,21 @@
+"""Applying steering: at which tokens, from when to when, and for which prompts."""
+
+from jax_interp.steering.applying.windows import (
+    AtPositions,
+    Window,
+    WithIds,
+    after_marker,
+    at_positions,
+    first,
+    from_position,
+    from_prompt_end,
+    generated,
+    last_of_prompt,
+    prompt,
+    with_ids,
+)
+
+__all__ = [
+    "AtPositions", "Window", "WithIds", "after_marker", "at_positions", "first", "from_position", "from_prompt_end",
+    "generated", "last_of_prompt", "prompt", "with_ids",
+]  # fmt: skip

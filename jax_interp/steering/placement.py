@@ -1,0 +1,145 @@
+"""Placements: a factor of the strength at each token. They say where, when and for which rows steering acts.
+
+    vector.using("rotate", tokens=generated())                      at new tokens only
+    vector.using(tokens=(generated(), linear_decay(20)))            at new tokens, ever weaker
+    conditional(vector.using("ablate"), gates)                      in some rows of the batch
+
+`steering.applying` has the placements. Several of them multiply. Where the factor is 0, the value keeps its bits, with
+every operator. A placement uses absolute positions. It acts on the same tokens of a whole text and of a text that is
+generated with a cache, whatever the padding.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_interp.core.errors import UserError
+from jax_interp.core.pytrees import register_dataclass
+from jax_interp.surgery import Each, Edit, ScopedEdit, Site, TokenEdit, ValueTokens
+from jax_interp.surgery.value_tokens import wide
+from jax_interp.surgery.verbs import flat_edits, strongly_typed
+
+
+class Placement(abc.ABC):
+    """A factor of the strength at each token. A subclass is a frozen dataclass that is registered as a pytree."""
+
+    @abc.abstractmethod
+    def factor(self, x: Array, tokens: ValueTokens) -> Float[Array, "#batch #pos"]:
+        """The factor at each token of a value: 1 is the whole strength, 0 is no change.
+
+        Args:
+          x: the value, with axes (batch, pos, ...).
+          tokens: the tokens of the value.
+        """
+
+
+Tokens = Placement | Sequence[Placement]
+
+
+@runtime_checkable
+class Scalable(Protocol):
+    """An edit with a strength: it can act with a factor of it at each token."""
+
+    def with_factor(self, x: Array, tokens: ValueTokens, factor: Float[Array, "..."]) -> Array:
+        """The edited value. `factor` has the axes of the value without the last one, which may have length 1."""
+        ...
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Placed(TokenEdit):
+    """An edit that acts where placements say.
+
+    A factor between 0 and 1 is a factor of the strength of `Steer`. Another edit moves the value this part of its way:
+    x + factor · (edit(x) - x).
+
+    Args:
+      edit: a plain edit or a token edit.
+      placements: their factors multiply.
+    """
+
+    edit: Callable[..., Array]
+    placements: tuple[Placement, ...]
+
+    def __call__(self, x: Array, tokens: ValueTokens) -> Array:
+        factor = _product(self.placements, x, tokens)
+        if isinstance(self.edit, Scalable):
+            return _kept(x, self.edit.with_factor(x, tokens, factor), factor)
+        return _part_of_the_way(x, self.edit(x, tokens) if isinstance(self.edit, TokenEdit) else self.edit(x), factor)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlacedScoped(ScopedEdit):
+    """`Placed` for an edit that is called with a site."""
+
+    edit: ScopedEdit
+    placements: tuple[Placement, ...]
+
+    def __call__(self, x: Array, site: Site) -> Array:
+        return _part_of_the_way(x, self.edit(x, site), _product(self.placements, x, site.tokens))
+
+
+def placed(edits: Iterable[Edit | Iterable], tokens: Tokens) -> tuple[Edit, ...]:
+    """Edits that act where placements say.
+
+    Args:
+      edits: edits made by `at`, or nested lists of them. They keep their addresses and regions.
+      tokens: a placement, or several.
+
+    Raises:
+      UserError: one of them is no placement.
+    """
+    placements, flat = as_placements(tokens), tuple(flat_edits(edits))
+    return tuple(dataclasses.replace(e, fn=_placed(e.fn, placements)) for e in flat) if placements else flat
+
+
+def as_placements(tokens: Tokens | None) -> tuple[Placement, ...]:
+    """Placements as a tuple. Raises `UserError` if something is no placement."""
+    several = tuple(tokens) if isinstance(tokens, (tuple, list)) else () if tokens is None else (tokens,)
+    for one in several:
+        if not isinstance(one, Placement):
+            raise UserError(
+                f"tokens= takes placements, such as generated() or first(4), got {type(one).__name__}; positions go to "
+                "pos=, and a mask goes to where="
+            )
+    return jax.tree.map(strongly_typed, several)
+
+
+def _placed(fn: Any, placements: tuple[Placement, ...]) -> Any:
+    if isinstance(fn, Each):
+        layers = fn.values()[0].shape[0] if fn.values() else 1
+        spread = lambda leaf: jnp.broadcast_to(leaf, (layers, *jnp.shape(leaf))) if jnp.ndim(leaf) else leaf
+        return Each(_placed(fn.fn, jax.tree.map(spread, placements)))
+    return (PlacedScoped if isinstance(fn, ScopedEdit) else Placed)(fn, placements)
+
+
+def _product(placements: tuple[Placement, ...], x: Array, tokens: ValueTokens) -> Float[Array, "..."]:
+    """The product of the factors, with the axes of `x` without the last one."""
+    if not tokens.has_rows:
+        raise UserError(
+            f"a placement needs a value with a batch and a pos axis; this one has ({' '.join(tokens.axes)})"
+        )
+    dtype = wide(x).dtype
+    factor = jnp.ones((1, 1), dtype)
+    for placement in placements:
+        factor = factor * placement.factor(x, tokens).astype(dtype)
+    return tokens.expanded(factor)[..., 0]
+
+
+def _kept(x: Array, y: Array, factor: Float[Array, "..."]) -> Array:
+    """`y`, and `x` where the factor is 0."""
+    return jnp.where((factor == 0)[..., None], x, y.astype(x.dtype))
+
+
+def _part_of_the_way(x: Array, y: Array, factor: Float[Array, "..."]) -> Array:
+    factor = factor[..., None]
+    part = wide(x) + factor * (wide(y) - wide(x))
+    return jnp.where(factor == 0, x, jnp.where(factor == 1, y.astype(x.dtype), part.astype(x.dtype)))
