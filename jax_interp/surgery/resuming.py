@@ -4,13 +4,16 @@
     resumed(model, 3, streams[3])(tokens)             the output of model(tokens), from block 3 on
 
 A change at block 3 leaves everything before block 3 as it was. A sweep over changes therefore runs the model once, and
-resumes it for each change. The layer is data: it can be swept, and one program serves all layers.
+resumes it for each change. The layer is data: it can be swept, and one program serves all layers. With `fixed=True` the
+layer is part of the program instead. Then gradients in reverse mode exist, and the values of the blocks that are run
+can be read.
 
 Both functions work on every model that runs its blocks by `run_blocks`, stacked or not, under surgery or not.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,7 +55,7 @@ def block_inputs(model: Model) -> Callable[..., tuple[Any, PyTree]]:
     return run
 
 
-def resumed(model: Model, layer: Any, stream: PyTree) -> Tapped:
+def resumed(model: Model, layer: Any, stream: PyTree, *, fixed: bool = False) -> Tapped:
     """The model from one block on: the blocks before `layer` are not run, and block `layer` gets `stream` as input.
 
     The parts outside the blocks run as usual. Edits that the model has already act at the blocks that are run; in the
@@ -62,14 +65,16 @@ def resumed(model: Model, layer: Any, stream: PyTree) -> Tapped:
       model: a model that runs its blocks by `run_blocks`, under surgery or not.
       layer: the first block that is run. It may be traced. The number of layers means that no block is run.
       stream: the input of this block.
+      fixed: whether the layer is part of the program. It is then an integer, and each layer compiles a program.
 
     Returns:
-      A model. It takes no gradient in reverse mode with respect to what enters the blocks, because the number of blocks
-      that are run is data. A cache is read and not extended.
+      A model. If the layer is data, it takes no gradient in reverse mode with respect to what enters the blocks,
+      because the number of blocks that are run is data, and a cache is read and not extended. If the layer is fixed, it
+      takes all gradients and no cache.
 
     Raises:
       RegionError: the model has no such layer. If the layer is traced, the output is NaN.
-      AddressError: a value of the blocks is read.
+      AddressError: a value of the blocks is read, and the layer is data; or the value is in a block that is not run.
       CarryError: an edit carries a value from block to block.
       UserError: the model is resumed twice, or it does not run its blocks by `run_blocks`.
 
@@ -79,10 +84,31 @@ def resumed(model: Model, layer: Any, stream: PyTree) -> Tapped:
         run = lambda layer, pos: edit(resumed(model, layer, streams[layer]), patch(layer, pos))(corrupted)
         jax.vmap(run, in_axes=(None, 0))(layer, jnp.arange(16))
     """
+    if fixed:
+        return Tapped(model, (Resume(None, stream, _fixed(layer, depth_of(model))),))
     chosen = index(layer)
     if not isinstance(chosen, jax.Array) or chosen.ndim or chosen.dtype == bool:
         raise RegionError(f"a model is resumed at one layer, got {layer!r}")
     return Tapped(model, (Resume(chosen, stream),))
+
+
+def _fixed(layer: Any, depth: int) -> int:
+    """The number of a layer that is part of the program."""
+    try:
+        number = operator.index(layer)
+    except Exception as error:  # a traced integer raises an error of JAX
+        raise RegionError(f"with fixed=True the layer is a plain integer, got {layer!r}") from error
+    check_known(np.asarray(number, np.int32), (depth, depth + 1), "the layer of `resumed`")  # type: ignore[arg-type]
+    return number + depth if number < 0 else number
+
+
+def entered(blocks: Any, x: PyTree, site: Site, state: Sequence[PyTree] | None, resume: Resume) -> PyTree:
+    """The input of the first block of a model that is resumed at a fixed layer. `x` only gives the type."""
+    if state is not None:
+        raise UserError("a model that is resumed at a fixed layer takes no cache: leave out cache= or fixed=True")
+    _check_types(x, resume.stream)
+    valid = _later_edits_act(site.trace, resume.fixed, depth_of(blocks))
+    return resume.stream if valid is True else _nan_unless(valid, resume.stream)
 
 
 def run_resumed(
@@ -97,11 +123,15 @@ def run_resumed(
     trace.note_index(resume.layer, bounds, what)
     check_known(resume.layer, bounds, what)
     start = jnp.where(resume.layer < 0, resume.layer + depth, resume.layer)
-    valid = (start >= 0) & (start <= depth) & _later_edits_act(trace, start, depth)
+    valid = (start >= 0) & (start <= depth) & _later_edits_act(trace, resume.layer, depth)
     x = stream
     for i, segment in enumerate(iter_segments(blocks)):
         entry = None if state is None else state[i]
         x = (_loop if segment.stacked else _branch)(segment, x, site, args, entry, start)
+    return _nan_unless(valid, x)
+
+
+def _nan_unless(valid: Any, x: PyTree) -> PyTree:
     is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact)
     return jax.tree.map(lambda leaf: jnp.where(valid, leaf, jnp.nan) if is_float(leaf) else leaf, x)
 
@@ -138,14 +168,15 @@ def _block(block: Any, x: PyTree, site: Site, args: tuple, state: PyTree | None,
     return x
 
 
-def _later_edits_act(trace: Any, start: jax.Array, depth: int) -> Any:
+def _later_edits_act(trace: Any, first: Any, depth: int) -> Any:
     """Whether the edits around the resumed model act only in blocks that are run. The layers may be traced."""
-    valid = jnp.asarray(True)
+    start = first if isinstance(first, int) else jnp.where(first < 0, first + depth, first)
+    valid = True
     for r in trace.taps:
         if not isinstance(r.tap, Edit) or not r.inside or r.index < trace.resumed_at:
             continue
         layer = r.tap.layer
-        _refuse_earlier(r, trace.resume.layer, depth)
+        _refuse_earlier(r, first, depth)
         if layer is None:
             valid &= start <= min(r.layers)
         elif layer.dtype == bool:
@@ -155,7 +186,7 @@ def _later_edits_act(trace: Any, start: jax.Array, depth: int) -> Any:
     return valid
 
 
-def _refuse_earlier(r: Resolved, start: jax.Array, depth: int) -> None:
+def _refuse_earlier(r: Resolved, start: Any, depth: int) -> None:
     """Raise `RegionError` if it is known that an edit acts before the layer at which the model is resumed."""
     layer = np.asarray(min(r.layers or (0,)), np.int32) if r.tap.layer is None else r.tap.layer
     if isinstance(start, jax.core.Tracer) or isinstance(layer, jax.core.Tracer):

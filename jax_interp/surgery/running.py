@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from jax_interp.surgery.body import BodyValues, zeros_like_type
 from jax_interp.surgery.contract import Block
 from jax_interp.surgery.place import Place
-from jax_interp.surgery.resuming import run_resumed
+from jax_interp.surgery.resuming import entered, run_resumed
 from jax_interp.surgery.site import Site
 from jax_interp.surgery.stack import Segment, index_layer, iter_segments
 from jax_interp.surgery.taps import Each, Edit
@@ -45,22 +45,26 @@ def run_blocks(
       last block that is read are not run, and `x` is the output of the last block that was run.
     """
     states, last = [], site.trace.enter_blocks()
-    if site.trace.resume is not None:
-        x = run_resumed(blocks, x, site, args, state, site.trace.resume)
+    resume, first = site.trace.resume, 0
+    if resume is not None and resume.fixed is None:
+        x = run_resumed(blocks, x, site, args, state, resume)
         return x if state is None else (x, state)
+    if resume is not None and resume.fixed is not None:
+        x, first = entered(blocks, x, site, state, resume), resume.fixed
     inputs = []
     for i, segment in enumerate(iter_segments(blocks)):
         entry = None if state is None else state[i]
-        if last is None or segment.layers.start <= last:
+        stop = segment.layers.stop if last is None else min(segment.layers.stop, last + 1)
+        layers = range(max(segment.layers.start, first), stop)
+        if layers:
             if segment.stacked:
-                layers = segment.layers if last is None else segment.layers[: last + 1 - segment.layers.start]
                 x, entry, entering = _scan(segment, x, layers, site, args, entry, remat)
             else:
                 entering = jax.tree.map(lambda leaf: leaf[None], x)
                 x, entry = _apply(segment, x, site, args, entry, remat)
             inputs.append(entering)
         states.append(entry)
-    if site.trace.asks_for_block_inputs and inputs:
+    if site.trace.asks_for_block_inputs and inputs and resume is None:
         site.trace.block_inputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), *inputs)
     return x if state is None else (x, states)
 
@@ -107,7 +111,8 @@ def _scan(segment: Segment, x: PyTree, span: range, site: Site, args: tuple, sta
         layer, block, state, each = xs
         if block is None:
             block = jax.tree.map(
-                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer - span.start, keepdims=False), segment.block
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer - segment.layers.start, keepdims=False),
+                segment.block,
             )
         values = entering.copy(readings=readings, carried=carried)
         place = Place(layer, span, tuple(span), each)

@@ -92,10 +92,14 @@ class BlockInputs:
 @register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Resume:
-    """Run the blocks from `layer` on, with `stream` as the input of this block. See `resuming.resumed`."""
+    """Run the blocks from `layer` on, with `stream` as the input of this block. See `resuming.resumed`.
 
-    layer: Int32[Array, ""]
+    The layer is data, or it is `fixed`: part of the structure.
+    """
+
+    layer: Int32[Array, ""] | None
     stream: Any
+    fixed: int | None = static(default=None)
 
 
 Tap = Edit | Read | Survey | IndexBounds | BlockInputs | Resume

@@ -115,8 +115,10 @@ class Trace:
         if not self._entered_blocks and (self.resume is not None or self.asks_for_block_inputs):
             raise UserError("this model does not run its blocks by `run_blocks`, so it cannot be resumed at a block")
         for r in self.taps:
-            known = self.named.get(r.name, {})
-            missing = [layer for layer in (r.layers if r.layers is not None else (None,)) if layer not in known]
+            known, wanted = self.named.get(r.name, {}), self._wanted(r)
+            if not wanted:
+                continue
+            missing = [layer for layer in wanted if layer not in known]
             if missing and self._comes_after_all_reads(r):
                 self._refuse_unconsumed(r)
             if missing and r.inside and set(known) - {None}:
@@ -142,8 +144,17 @@ class Trace:
         if not self.wants_output:
             latest = max(self._when(r, last=True) for r in self.reads)
             for r in self.taps:
-                if isinstance(r.tap, Edit) and self._when(r, last=False) > latest:
+                if isinstance(r.tap, Edit) and self._wanted(r) and self._when(r, last=False) > latest:
                     self._refuse_unconsumed(r)
+
+    def _wanted(self, r: Resolved) -> tuple[int, ...] | tuple[None]:
+        """The layers of a tap at which its value must exist. A model that is resumed at a fixed layer leaves out the
+        layers before it, for the taps inside and for edits whose layer is data."""
+        if r.layers is None:
+            return (None,)
+        first = self.resume.fixed if self.resume is not None and self.resume.fixed is not None else 0
+        anywhere = r.index < self.resumed_at or getattr(r.tap, "layer", None) is not None
+        return tuple(layer for layer in r.layers if layer >= first or not anywhere)
 
     def _comes_after_all_reads(self, r: Resolved) -> bool:
         """Whether this is an edit in blocks that were not run, because all readings come before them."""
@@ -191,7 +202,7 @@ class Trace:
         if r.layers is None:
             time = self._times[r.name, None]
             return (0 if time <= self._blocks_begin else 2, 0, time, r.index)
-        layer = r.layers[-1 if last else 0]
+        layer = self._wanted(r)[-1 if last else 0]
         return (1, layer, self._times[r.name, layer], r.index)
 
 

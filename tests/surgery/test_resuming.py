@@ -74,6 +74,50 @@ def test_a_cache_is_read_and_the_rest_of_the_text_is_run():
     np.testing.assert_allclose(found, edit(MODEL, patch(1, 4))(TOKENS)[:, 3:], atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", [(), "*", "1:3"], ids=["scanned", "unrolled", "mixed"])
+def test_at_a_fixed_layer_values_are_read_and_gradients_flow_backwards(layout):
+    """Output, readings and the gradient of a vector that is added are those of the whole model, from every layer."""
+    model = edit(replan(MODEL, layout), at("blocks.1.mlp_out", Zero()))
+    logits, streams = block_inputs(model)(TOKENS)
+    steer = lambda model, vector: edit(model, at("blocks.2.mlp_out", Add(vector)))
+
+    def value(model, vector):
+        x = read(steer(model, vector), "blocks.2:4.resid_post", output=False)(TOKENS)["blocks.2:4.resid_post"]
+        return jnp.sum(jnp.sin(x)), x
+
+    vector = jnp.linspace(-1.0, 1.0, 16)
+    both = jax.jit(jax.value_and_grad(value, argnums=1, has_aux=True))
+    want = both(model, vector)
+    for layer in range(3):
+        begun = resumed(model, layer, streams[layer], fixed=True)
+        np.testing.assert_allclose(jax.jit(begun)(TOKENS), logits, atol=1e-6)
+        jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, atol=2e-6), both(begun, vector), want)
+    assert np.abs(want[1]).max() > 0.1
+    np.testing.assert_allclose(resumed(model, -1, streams[3], fixed=True)(TOKENS), logits, atol=1e-6)
+    final = read(resumed(model, 3, streams[3], fixed=True), "ln_final.normalized", output=False)(TOKENS)
+    want = read(model, "ln_final.normalized", output=False)(TOKENS)
+    np.testing.assert_allclose(final["ln_final.normalized"], want["ln_final.normalized"], atol=1e-6)
+
+
+def test_what_a_model_resumed_at_a_fixed_layer_refuses():
+    stream = block_inputs(MODEL)(TOKENS)[1][2]
+    poison = edit(MODEL, at("blocks.1.resid_post", Add(jnp.full(16, jnp.nan))))
+    assert np.isfinite(resumed(poison, 2, stream, fixed=True)(TOKENS)).all()
+    assert np.isnan(resumed(poison, 1, stream, fixed=True)(TOKENS)).all()
+    begun = resumed(MODEL, 2, stream, fixed=True)
+    with pytest.raises(RegionError, match="takes -4 to 4"):
+        resumed(MODEL, 5, stream, fixed=True)
+    with pytest.raises(RegionError, match="a plain integer"):
+        jax.jit(lambda layer: resumed(MODEL, layer, stream, fixed=True)(TOKENS))(2)
+    with pytest.raises(RegionError, match="acts before layer 2"):
+        edit(begun, at("blocks.1.mlp_out", Zero()))(TOKENS)
+    assert np.isnan(jax.jit(lambda layer: edit(begun, patch(layer, 0))(TOKENS))(1)).all()
+    with pytest.raises(AddressError, match="exists in blocks 2, 3 and not in 0"):
+        read(begun, "blocks.*.resid_post")(TOKENS)
+    with pytest.raises(UserError, match="takes no cache"):
+        begun(TOKENS, cache=8)
+
+
 def test_what_a_resumed_model_refuses():
     stream = block_inputs(MODEL)(TOKENS)[1][2]
     with pytest.raises(RegionError, match="layer of `resumed` takes -4 to 4"):
