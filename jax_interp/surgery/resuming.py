@@ -116,6 +116,7 @@ def run_resumed(
 ) -> PyTree:
     """What `run_blocks` does for a resumed model. `x`, the usual input of the first block, only gives the type."""
     trace, depth, stream = site.trace, depth_of(blocks), resume.stream
+    assert resume.layer is not None
     if any(r.inside for r in trace.reads):
         raise AddressError("a resumed model runs some of its blocks, so no value of the blocks can be read from it")
     _check_types(x, stream)

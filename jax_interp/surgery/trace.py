@@ -202,7 +202,8 @@ class Trace:
         if r.layers is None:
             time = self._times[r.name, None]
             return (0 if time <= self._blocks_begin else 2, 0, time, r.index)
-        layer = self._wanted(r)[-1 if last else 0]
+        layers = [layer for layer in self._wanted(r) if layer is not None]
+        layer = layers[-1 if last else 0]
         return (1, layer, self._times[r.name, layer], r.index)
 
 

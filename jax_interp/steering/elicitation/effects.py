@@ -8,7 +8,8 @@ Only the blocks from the source to the target are run. What comes before the sou
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ from jax_interp.core.pytrees import register_dataclass
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.token_rules import TokenRule, tokens_of
 from jax_interp.surgery import Add, Address, Model, at, block_inputs, canonical, depth_of, edit, resumed, values_at
-from jax_interp.surgery.taps import static
 from jax_interp.surgery.value_tokens import wide
+from jax_interp.training import automatic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Prompts:
       stream: the input of the block of the source. None: the whole model is run.
       clean: the target without a bias, in at least float32.
       where: the addresses.
+      width: the width of the source.
     """
 
     tokens: Int[Array, "prompt pos"]
@@ -71,7 +73,8 @@ class Prompts:
     read: Bool[Array, "prompt pos"]
     stream: Float[Array, "prompt pos d"] | None
     clean: Float[Array, "prompt pos d"]
-    where: Between = static()
+    where: Between = dataclasses.field(metadata={"static": True})
+    width: int = dataclasses.field(metadata={"static": True})
 
     @property
     def count(self) -> Float[Array, ""]:
@@ -110,7 +113,7 @@ def _target(model: Model, prompts: Prompts, theta: Float[Array, " d"]) -> Float[
 def between_on(
     where: Between,
     model: Model,
-    data: LabelledTokens | Int[np.ndarray, "prompt pos"],
+    data: LabelledTokens | Sequence[Sequence[int]] | Int[np.ndarray, "prompt pos"],
     rule: TokenRule | None = None,
     *,
     rows: int = 1,
@@ -120,39 +123,65 @@ def between_on(
     Args:
       where: the addresses.
       model: the model.
-      data: the prompts, padded on either side; or token ids without padding.
-      rule: the tokens at which the effect is read. None: as `where.last` says.
+      data: labelled prompts, of which the labels are not used; or the token ids of each prompt, of any lengths.
+      rule: the tokens at which the effect is read, for labelled prompts. None: as `where.last` says.
       rows: the number of prompts is filled up to a multiple of this, with rows that do not count.
 
     Raises:
-      UserError: there is no prompt, an address is wrong, the values are not `[batch, pos, d]`, or the target does not
-        depend on the source.
+      UserError: there is no prompt, a prompt is empty, an address is wrong, the values are not `[batch, pos, d]`, or
+        the target does not depend on the source.
     """
+    if not len(data):
+        raise UserError("there is no prompt")
     tokens, mask, read = _tokens(where, data, rule)
     filling = -len(tokens) % rows
-    filled = lambda x: np.concatenate([x, np.repeat(x[-1:], filling, axis=0)])
-    tokens, mask, read = filled(tokens), filled(mask), filled(read)
+    tokens, mask, read = (np.concatenate([x, np.repeat(x[-1:], filling, axis=0)]) for x in (tokens, mask, read))
     read[len(read) - filling :] = False
     shapes = jax.eval_shape(lambda m: dict(values_at(m, where.source, where.target)(tokens, mask=mask)), model)
     for address in (where.source, where.target):
         if len(shape := shapes[canonical(address)].shape) != 3:
             raise UserError(f"{address} has the shape {shape}: a bias and its effect are read at [batch, pos, d]")
-    first = where.first_block(depth_of(model))
-    return _prompts(where, first, model, tokens, mask, read)
+    width = shapes[canonical(where.source)].shape[-1]
+    source, target = (Address.parse(canonical(a)).resolve(depth_of(model)) for a in (where.source, where.target))
+    after = source is None or target is None or target[0] >= source[0]
+    prompts, depends = _prompts(where, width, model, tokens, mask, read) if after else (None, False)
+    if prompts is None or not bool(depends):
+        raise UserError(f"{where.target} does not depend on {where.source}: give a later value as the target")
+    return prompts
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _prompts(where: Between, first: int | None, model: Model, tokens: Array, mask: Array, read: Array) -> Prompts:
-    stream = None
+def _tokens(where: Between, data: Any, rule: TokenRule | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The tokens, which are real, and which are read."""
+    if isinstance(data, LabelledTokens):
+        tokens, mask = np.asarray(data.tokens, np.int32), np.asarray(data.mask)
+    else:
+        if rule is not None:
+            raise UserError("a token rule needs labelled prompts (LabelledTokens); without them give last=")
+        texts = [np.asarray(row, np.int32) for row in data]
+        if any(not len(row) for row in texts):
+            raise UserError("a prompt has no tokens")
+        mask = np.arange(max(map(len, texts)))[None] < np.asarray([[len(row)] for row in texts], int)
+        tokens = np.zeros(mask.shape, np.int32)
+        tokens[mask] = np.concatenate(texts)
+    if rule is not None:
+        return tokens, mask, tokens_of(rule, data)
+    to_end = np.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
+    return tokens, mask, mask & (to_end <= (where.last or mask.shape[1]))
+
+
+def _prepared(
+    where: Between, width: int, model: Model, tokens: Array, mask: Array, read: Array
+) -> tuple[Prompts, Bool[Array, ""]]:
+    """The prompts, and whether the target changes with the source at all."""
+    first, stream = where.first_block(depth_of(model)), None
     if first is not None:
         _, streams = block_inputs(model)(tokens, mask=mask)
         stream = streams[first]
-    prompts = Prompts(tokens, mask, read, stream, jnp.zeros(()), where)
-    theta = jnp.zeros(width_of(where.source, model, tokens, mask), jnp.float32)
-    return dataclasses.replace(prompts, clean=_target(model, prompts, theta))
+    prompts = Prompts(tokens, mask, read, stream, jnp.zeros((), jnp.float32), where, width)
+    target = lambda theta: _target(model, prompts, theta)
+    along = jax.random.normal(jax.random.key(0), (width,), jnp.float32)
+    clean, change = jax.jvp(target, (jnp.zeros_like(along),), (along,))
+    return dataclasses.replace(prompts, clean=clean), jnp.any(jnp.where(read[..., None], change, 0.0) != 0)
 
 
-def width_of(address: str, model: Model, tokens: Array, mask: Array) -> int:
-    """The width of a value."""
-    found = jax.eval_shape(lambda m: values_at(m, address)(tokens, mask=mask)[canonical(address)], model)
-    return found.shape[-1]
+_prompts = jax.jit(automatic(_prepared), static_argnums=(0, 1))
