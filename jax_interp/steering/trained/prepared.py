@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.processes import to_host
@@ -36,15 +36,25 @@ def started(
     """
     some = jax.tree.map(lambda array: jnp.asarray(array[:1]), next(iter(texts.values())).wanted)
     seeds = jnp.asarray([member.seed for member in members], jnp.uint32)
-    found = []
-    for number, address in enumerate(config.addresses):
+    widths = []
+    for address in config.addresses:
         name = with_layer(address, members[0].layer)
         shape = jax.eval_shape(lambda t, name=name: values_at(model, name)(t.tokens, mask=t.mask)[name], some).shape
         if len(shape) != 3:
             raise UserError(f"{name} has shape {shape}: an intervention changes one vector per token, [batch, pos, d]")
-        keys = jax.vmap(lambda seed, number=number: jax.random.fold_in(jax.random.key(seed), number))(seeds)
-        found.append(jax.vmap(lambda key, d=shape[-1]: config.intervention.init(key, d))(keys))
-    return tuple(found)
+        widths.append(shape[-1])
+    return _drawn(config, tuple(widths), seeds)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _drawn(
+    config: TrainedSteeringConfig, widths: tuple[int, ...], seeds: UInt32[Array, " member"]
+) -> tuple[Intervention, ...]:
+    def of_seed(seed: UInt32[Array, ""]) -> tuple[Intervention, ...]:
+        keys = [jax.random.fold_in(jax.random.key(seed), number) for number in range(len(widths))]
+        return tuple(config.intervention.init(key, d) for key, d in zip(keys, widths, strict=True))
+
+    return jax.vmap(of_seed)(seeds)
 
 
 @jax.jit

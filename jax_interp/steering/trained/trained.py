@@ -22,6 +22,7 @@ from jax_interp.steering.trained.intervention import Intervened, Intervention
 from jax_interp.steering.vector import SteeringVector, Strength
 from jax_interp.surgery import Edit, Model, at, call, read
 from jax_interp.surgery.value_tokens import wide
+from jax_interp.surgery.verbs import flat_edits
 
 
 @register_dataclass
@@ -41,8 +42,10 @@ class TrainedSteering:
     def edits(self, strength: Strength = 1.0) -> tuple[Edit, ...]:
         """The edits of this strength: a number, or one for each row, `[batch, 1]`. Strength 0 changes nothing."""
         return tuple(
-            at(address, Intervened(intervention, strength), pos=self.pos)
-            for address, intervention in self.interventions.items()
+            flat_edits(
+                at(address, Intervened(intervention, strength), pos=self.pos)
+                for address, intervention in self.interventions.items()
+            )
         )
 
     def vector(self) -> SteeringVector:

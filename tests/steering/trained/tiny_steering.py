@@ -27,8 +27,8 @@ def questions(seed: int = 0, count: int = 6) -> Questions:
     """Prompts of different lengths, with random answers of different lengths."""
     rng = np.random.default_rng(seed)
     ids = lambda least, most: tuple(rng.integers(1, 32, rng.integers(least, most + 1)).tolist())
-    sides = zip(*((ids(2, 5), ids(1, 3), ids(1, 3)) for _ in range(count)), strict=True)
-    return Questions(f"questions {seed}", *(tuple(side) for side in sides))
+    prompts, matching, other = zip(*((ids(2, 5), ids(1, 3), ids(1, 3)) for _ in range(count)), strict=True)
+    return Questions(f"questions {seed}", prompts, matching, other)
 
 
 def completions(seed: int = 0, count: int = 6) -> Completions:
