@@ -38,7 +38,7 @@ from jax_interp.analysis.neurons import (
 )
 from jax_interp.analysis.norm_at_scale import NormAtScale, apply_ln_to_stack, norm_into
 from jax_interp.analysis.parts import Parts
-from jax_interp.analysis.readout import readout, token_ranks, top_tokens
+from jax_interp.analysis.readout import readout, token_ranks, top_tokens, unembedding
 from jax_interp.analysis.residual import accumulated_resid, decompose_resid
 from jax_interp.analysis.singular import SingularVectors, singular_vectors
 from jax_interp.analysis.weights import (
@@ -134,4 +134,5 @@ __all__ = [
     "top_tokens",
     "train_tuned_lens",
     "tuned_lens",
+    "unembedding",
 ]  # fmt: skip

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from jax_interp.analysis.norm_at_scale import NormAtScale
 from jax_interp.analysis.parts import expand_to
 from jax_interp.analysis.weights import W_U, b_U, decoder
 from jax_interp.core.errors import UserError
@@ -45,6 +48,25 @@ def readout(model: Model, resid: Float[Array, "*rows d_model"]) -> Float[Array, 
         cap = jnp.asarray(config.logit_softcap, logits.dtype)
         logits = jnp.tanh(logits / cap) * cap
     return logits
+
+
+def unembedding(model: Model) -> Callable[[Float[Array, "*unit d"]], Float[Array, "*unit vocab"]]:
+    """The effect of directions on the logits, straight through the final norm.
+
+    It is exact up to the norm's denominator, which depends on the rest of the residual stream and scales all effects
+    alike.
+
+    Args:
+      model: a decoder, with or without surgery.
+
+    Returns:
+      A callable pytree, directions `[*unit, d_model]` -> effects `[*unit, vocab]`.
+    """
+    return jax.tree_util.Partial(_straight, NormAtScale.of(decoder(model).ln_final, None), W_U(model))
+
+
+def _straight(norm: NormAtScale, head: Float[Array, "d vocab"], directions: Float[Array, "*unit d"]) -> Array:
+    return norm.linear(directions) @ head
 
 
 def final_norm(model: Model, resid: Float[Array, "*rows d_model"]) -> Float[Array, "*rows d_model"]:

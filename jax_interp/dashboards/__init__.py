@@ -5,9 +5,9 @@ page shows about the features of a dictionary, and `collect_units` about units o
 single questions about features, and `components` collects the components of a decomposition.
 """
 
+from jax_interp.analysis.readout import unembedding
 from jax_interp.dashboards.collect_features import collect_features, collect_units
 from jax_interp.dashboards.collector import Reading, Scores, Statistic, collect
-from jax_interp.dashboards.decoder_directions import unembedding
 from jax_interp.dashboards.feature_data import FeatureData
 from jax_interp.dashboards.features import features_on_token, logit_effect, top_activations
 from jax_interp.dashboards.options import Names, PageOptions

@@ -11,29 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jax_interp.analysis import W_U
-from jax_interp.analysis.norm_at_scale import NormAtScale
 from jax_interp.core.errors import UserError
 from jax_interp.core.processes import to_host
 from jax_interp.dashboards.feature_data import Histogram, Neighbours, TokenEffects
-from jax_interp.models.decoder import Decoder
 from jax_interp.training.placement import automatic
 
 Unembedding: TypeAlias = Callable[[Float[Array, "*unit d"]], Float[Array, "*unit vocab"]] | Float[Array, "d vocab"]
 """A matrix, or a function of directions. The weight of a final norm is part of it."""
-
-
-def unembedding(model: Decoder) -> Callable[[Float[Array, "*unit d"]], Float[Array, "*unit vocab"]]:
-    """The effect of directions on the logits, straight through the final norm.
-
-    It is exact up to the norm's denominator, which depends on the rest of the residual stream and scales all effects
-    alike.
-    """
-    return jax.tree_util.Partial(_straight, NormAtScale.of(model.ln_final, None), W_U(model))
-
-
-def _straight(norm: NormAtScale, head: Float[Array, "d vocab"], directions: Float[Array, "*unit d"]) -> Array:
-    return norm.linear(directions) @ head
 
 
 def logit_lens(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.processes import on_host
 from jax_interp.dashboards.collector import Batches, ScoreFunction, Scores
 from jax_interp.dashboards.feature_data import FeatureData
 from jax_interp.dashboards.options import PageOptions
@@ -24,9 +24,8 @@ from jax_interp.dashboards.windows import Windows
 from jax_interp.dictionaries.replacement import measure_errors, replacement
 from jax_interp.surgery import Splice, Zero, at, edit
 from jax_interp.surgery.contract import Dictionary, Model
-from jax_interp.training.meshes import row_shards
 from jax_interp.training.placement import automatic
-from jax_interp.training.sharding import shard_batch
+from jax_interp.training.row_pieces import in_pieces
 
 EMBEDDING = "embed"
 """The address of the embedding of tokens."""
@@ -175,19 +174,11 @@ def _score_changes(
 def _in_pieces(
     one: Callable[..., Array], trees: PyTree, args: tuple[Any, ...], at_once: int, static: Any
 ) -> np.ndarray:
-    """`one` for every example: `at_once` of them in one run of a program that is compiled once. On the mesh that is
-    active, they are split over its row axes."""
-    count, mesh = len(args[0]), jax.sharding.get_mesh()
-    ways = 1 if mesh.empty else row_shards(mesh)
-    at_once = -(-max(1, min(at_once, count)) // ways) * ways
+    """`one` for every example: `at_once` of them in one run of a program that is compiled once."""
+    if not len(args[0]):
+        return np.zeros(args[0].shape, np.float32)
     several = jax.jit(automatic(lambda trees, *args: jax.vmap(lambda *one_of: one(trees, one_of, static))(*args)))
-    found = []
-    for first in range(0, count, at_once):
-        part = [np.asarray(values[first : first + at_once]) for values in args]
-        full = [np.concatenate([v, np.repeat(v[-1:], at_once - len(v), 0)]) for v in part]
-        placed = map(jnp.asarray, full) if mesh.empty else shard_batch(full, mesh)
-        found.append(on_host(several(trees, *placed))[: len(part[0])])
-    return np.concatenate(found) if found else np.zeros(args[0].shape, np.float32)
+    return in_pieces(partial(several, trees), args, at_once)
 
 
 def _examples(windows: Windows, n: int, batches: Batches) -> _Run:

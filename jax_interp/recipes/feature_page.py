@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
+from jax_interp.analysis.readout import unembedding
 from jax_interp.core.errors import UserError
 from jax_interp.core.terminal import print_text
 from jax_interp.dashboards.collect_features import collect_features, collect_units
 from jax_interp.dashboards.collector import Reading, ScoreFunction
-from jax_interp.dashboards.decoder_directions import unembedding
 from jax_interp.dashboards.feature_data import FeatureData
 from jax_interp.dashboards.feature_page import prompt_features, write_feature_page
 from jax_interp.dashboards.form_latents import count, latent_names, scores_of, with_directions

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_interp.analysis.readout import unembedding
 from jax_interp.circuits.attribution_graphs import (
     AttributionGraph,
     Error,
@@ -26,7 +27,7 @@ from jax_interp.core import config_json
 from jax_interp.core.atomic_write import atomic_write, is_taken, make_directory
 from jax_interp.core.errors import UserError
 from jax_interp.core.json_files import write_json
-from jax_interp.dashboards.decoder_directions import logit_lens, unembedding
+from jax_interp.dashboards.decoder_directions import logit_lens
 from jax_interp.data.tokenizer import Tokenizer
 from jax_interp.dictionaries.evaluation.downstream import address_tuple
 from jax_interp.dictionaries.formats.norm_weight import read_normalized

@@ -129,6 +129,17 @@ def steer_features(
     return FeatureSteering(dictionary, chosen, _checked_activation(activation, chosen), reads, written, how)
 
 
+def some_features(steering: FeatureSteering, index: Int[ArrayLike, " chosen"]) -> FeatureSteering:
+    """The steering with some of its latents, by their place in it."""
+    index = jnp.asarray(index, jnp.int32)
+    return dataclasses.replace(steering, features=steering.features[index], activation=steering.activation[index])
+
+
+def one_feature(steering: FeatureSteering, feature: Int32[Array, ""], activation: Float[Array, ""]) -> FeatureSteering:
+    """The steering with one latent alone, which may be traced."""
+    return dataclasses.replace(steering, features=feature[None], activation=activation[None])
+
+
 def decoder_vector(
     dictionary: Dictionary,
     address: str,
