@@ -2,8 +2,8 @@
 
     x'  =  scale · x  +  amount · u
 
-An operator computes the two scalars from four scalars: the norm ‖x‖, the coefficient x·u, the strength, and the norm
-‖v‖. So one program can apply another operator to each row of a batch.
+An operator computes the two scalars from four scalars: the norm of the part of x across u, ‖x - (x·u) u‖; the
+coefficient x·u; the strength; and the norm ‖v‖. So one program can apply another operator to each row of a batch.
 
     add               x + s v                                the usual steering vector
     ablate            x - s (x·u) u                          s = 1 removes the direction
@@ -13,14 +13,18 @@ An operator computes the two scalars from four scalars: the norm ‖x‖, the co
     rotate            turns x towards v by the angle s (radians) and keeps ‖x‖; s < 0 turns it away
     add_keeping_norm  x + s v, scaled back to the norm of x
 
-A vector of norm zero changes nothing. Sources: `add`, `ablate` and `ablate_then_add` are those of the steering-vectors
-library; `rotate` is angular steering (Vu and Nguyen 2025) in the plane of x and v.
+A vector of norm zero changes nothing. `rotate` stops when x points along v, or against it. There, and at x = 0, the
+plane is not defined, and x stays. `add_keeping_norm` leaves x where x + s v is 0. All gradients are finite.
+
+Sources: `add`, `ablate` and `ablate_then_add` are those of the steering-vectors library. repeng calls
+`add_keeping_norm` normalize=True.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -28,44 +32,60 @@ from jax_interp.core.errors import UserError
 
 Scalar = Float[Array, "..."]
 Operator = Callable[[Scalar, Scalar, Scalar, Scalar], tuple[Scalar, Scalar]]
-"""(‖x‖, x·u, strength, ‖v‖) -> (scale, amount)."""
+"""(‖x - (x·u) u‖, x·u, strength, ‖v‖) -> (scale, amount)."""
 
 
-def _add(size: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
+def _add(across: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
     return jnp.ones_like(along), strength * length
 
 
-def _ablate(size: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
+def _ablate(across: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
     return jnp.ones_like(along), -strength * along
 
 
-def _ablate_then_add(size: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
+def _ablate_then_add(across: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
     return jnp.ones_like(along), strength * length - along
 
 
-def _at_least(size: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
+def _at_least(across: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
     return jnp.ones_like(along), jnp.maximum(strength * length - along, 0.0)
 
 
-def _at_most(size: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
+def _at_most(across: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
     return jnp.ones_like(along), jnp.minimum(strength * length - along, 0.0)
 
 
-def _rotate(size: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
-    across = jnp.sqrt(jnp.maximum(size * size - along * along, 0.0))
-    angle = jnp.arctan2(across, along)
-    turned = jnp.clip(angle - strength, 0.0, jnp.pi)
-    # x = along · u + across · w with w orthogonal to u. If x is parallel to u there is no such w, and x stays.
-    scale = jnp.where(across > 0, size * jnp.sin(turned) / jnp.where(across > 0, across, 1.0), 1.0)
-    amount = jnp.where(across > 0, size * jnp.cos(turned) - scale * along, 0.0)
-    return jnp.where(strength == 0, 1.0, scale), jnp.where(strength == 0, 0.0, amount)
+def _rotate(across: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
+    # x = along · u + across · w with w orthogonal to u. If x is parallel to u, w would be rounding error, and x stays.
+    parallel = across <= 16 * jnp.finfo(along.dtype).eps * jnp.abs(along)
+    safe = jnp.where(parallel, 1.0, across)
+    size = root(safe * safe + along * along)
+    turned = jnp.clip(jnp.arctan2(safe, along) - strength, 0.0, jnp.pi)
+    scale = size * jnp.sin(turned) / safe
+    amount = size * jnp.cos(turned) - scale * along
+    unchanged = strength == 0
+    scale, amount = _exactly(unchanged, scale, 1.0), _exactly(unchanged, amount, 0.0)
+    return jnp.where(parallel, 1.0, scale), jnp.where(parallel, 0.0, amount)
 
 
-def _add_keeping_norm(size: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
+def _add_keeping_norm(across: Scalar, along: Scalar, strength: Scalar, length: Scalar) -> tuple[Scalar, Scalar]:
     step = strength * length
-    new = jnp.sqrt(jnp.maximum(size * size + 2 * along * step + step * step, 0.0))
-    scale = jnp.where(new > 0, size / jnp.where(new > 0, new, 1.0), 1.0)
-    return jnp.where(step == 0, 1.0, scale), jnp.where(new > 0, scale, 0.0) * step
+    size, new = (root(across * across + part * part) for part in (along, along + step))
+    nothing = new <= 16 * jnp.finfo(along.dtype).eps * jnp.abs(along)
+    scale = size / jnp.where(nothing, 1.0, new)
+    scale = _exactly(step == 0, scale, 1.0)
+    return jnp.where(nothing, 1.0, scale), jnp.where(nothing, 0.0, scale * step)
+
+
+def _exactly(where: Array, value: Scalar, exact: float) -> Scalar:
+    """`value`, which is `exact` to the last bit where a condition holds. The gradient is that of `value`."""
+    return value + jax.lax.stop_gradient(jnp.where(where, exact - value, 0.0))
+
+
+def root(square: Scalar) -> Scalar:
+    """The square root, with the gradient 0 at 0."""
+    nothing = square == 0
+    return jnp.where(nothing, 0.0, jnp.sqrt(jnp.where(nothing, 1.0, square)))
 
 
 OPERATORS: dict[str, Operator] = {

@@ -7,8 +7,9 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
-from jax_interp.steering.operators import operator_called
+from jax_interp.steering.operators import operator_called, root
 from jax_interp.surgery import TokenEdit, ValueTokens
 from jax_interp.surgery.taps import static
 from jax_interp.surgery.value_tokens import wide
@@ -42,14 +43,20 @@ class Steer(TokenEdit):
     def with_factor(self, x: Array, tokens: ValueTokens, factor: Float[Array, "..."]) -> Array:
         """The value steered with `factor` times the strength. The factor has the axes of the value without the last."""
         strength = jnp.broadcast_to(self._strength(x, tokens) * factor, x.shape[:-1])
-        return steered(x, tokens.like(self.vector, x), strength, self.operator)
+        vector = jnp.asarray(self.vector)
+        if tokens.has_rows and vector.ndim not in (1, x.ndim - 2, x.ndim):
+            rows = "batch, " + "1, " * (x.ndim - 2) + "d"
+            raise UserError(f"the vector has shape {vector.shape}: give [d], or one for each row, [{rows}]")
+        return steered(x, tokens.like(vector, x), strength, self.operator)
 
     def _strength(self, x: Array, tokens: ValueTokens) -> Float[Array, "..."]:
         """The strength, with the axes of the value without the last one."""
         strength = jnp.asarray(self.strength, wide(x).dtype)
-        if strength.ndim == 2 and tokens.has_rows:
-            return tokens.expanded(strength)[..., 0]
-        return strength
+        if not strength.ndim or not tokens.has_rows:
+            return strength
+        if strength.ndim != 2 or strength.shape[1] != 1:
+            raise UserError(f"the strength has shape {strength.shape}: give a number, or one for each row, [batch, 1]")
+        return tokens.expanded(strength)[..., 0]
 
 
 def steered(
@@ -64,10 +71,18 @@ def steered(
       operator: the name of an operator.
     """
     x = wide(x)
-    length = jnp.linalg.norm(vector, axis=-1)
-    unit = vector / jnp.where(length == 0, 1.0, length)[..., None]
+    if operator == "add":  # a vector of zeros has a gradient too
+        return x + strength[..., None] * vector
+    length = root(jnp.sum(vector * vector, axis=-1))
+    nothing = length == 0
+    unit = vector / jnp.where(nothing, 1.0, length)[..., None]
+    along, across = parts(x, unit)
+    scale, amount = operator_called(operator)(across, along, strength, length)
+    return jnp.where(nothing, 1.0, scale)[..., None] * x + jnp.where(nothing, 0.0, amount)[..., None] * unit
+
+
+def parts(x: Float[Array, "... d"], unit: Float[Array, "... d"]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The coefficient of `x` along a unit vector, and the norm of the rest of `x`."""
     along = jnp.sum(x * unit, axis=-1)
-    size = jnp.linalg.norm(x, axis=-1)
-    scale, amount = operator_called(operator)(size, along, strength, length)
-    scale = jnp.where(length == 0, 1.0, scale)
-    return scale[..., None] * x + amount[..., None] * unit
+    rest = x - along[..., None] * unit
+    return along, root(jnp.sum(rest * rest, axis=-1))

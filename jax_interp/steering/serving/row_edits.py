@@ -20,6 +20,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.steering.operators import OPERATORS
 from jax_interp.steering.serving.request import Request, RequestEdit, check_request
+from jax_interp.steering.steer import parts
 from jax_interp.surgery import Each, Edit, Tapped, TokenEdit, ValueTokens, at, edit, survey
 from jax_interp.surgery.address import Address, AddressError, depth_in, suggest
 from jax_interp.surgery.contract import Model
@@ -63,8 +64,8 @@ class RowEdits(TokenEdit):
         unit, norm = column(self.unit.astype(x.dtype)), numbers(self.norm)
         new = jnp.maximum(here - column(self.last), 0).astype(x.dtype)
         strength = numbers(self.strength) * numbers(self.decay) ** new
-        along, size = jnp.sum(x * unit, axis=-1), jnp.sqrt(jnp.sum(x * x, axis=-1))
-        pairs = [operator(size, along, strength, norm) for operator in OPERATORS.values()]
+        along, across = parts(x, unit)
+        pairs = [operator(across, along, strength, norm) for operator in OPERATORS.values()]
         number = jnp.broadcast_to(column(self.operator), here.shape)
         scale, amount = (jax.lax.select_n(number, *scalars) for scalars in zip(*pairs, strict=True))
         acts = (here >= column(self.start)) & (here < column(self.stop)) & (norm > 0)
