@@ -8,7 +8,7 @@ Only the blocks from the source to the target are run. What comes before the sou
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,8 @@ from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.token_rules import TokenRule, tokens_of
 from jax_interp.surgery import Add, Address, Model, at, block_inputs, canonical, depth_of, edit, resumed, values_at
 from jax_interp.surgery.value_tokens import wide
-from jax_interp.training import automatic
+from jax_interp.training import Placement, automatic
+from jax_interp.training.meshes import row_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +151,19 @@ def between_on(
     return prompts
 
 
+def placed_prompts(there: Placement, where: Between, model: Model, data: Any, rule: TokenRule | None = None) -> Prompts:
+    """`between_on`, with the prompts split over the rows of the mesh of a run."""
+    if there.mesh is None:
+        return between_on(where, model, data, rule)
+    prompts = between_on(where, model, data, rule, rows=row_shards(there.mesh))
+    return there.batches(lambda _: prompts)(0)
+
+
+def each(function: Callable[..., Any], of: Any, at_once: int | None) -> Any:
+    """`jax.vmap(function)(of)`, or `at_once` entries after each other."""
+    return jax.lax.map(function, of, batch_size=at_once) if at_once else jax.vmap(function)(of)
+
+
 def _tokens(where: Between, data: Any, rule: TokenRule | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The tokens, which are real, and which are read."""
     if isinstance(data, LabelledTokens):
@@ -180,7 +194,7 @@ def _prepared(
     prompts = Prompts(tokens, mask, read, stream, jnp.zeros((), jnp.float32), where, width)
     target = lambda theta: _target(model, prompts, theta)
     along = jax.random.normal(jax.random.key(0), (width,), jnp.float32)
-    clean, change = jax.jvp(target, (jnp.zeros_like(along),), (along,))
+    clean, change = target(jnp.zeros_like(along)), jax.jvp(target, (along,), (along,))[1]
     return dataclasses.replace(prompts, clean=clean), jnp.any(jnp.where(read[..., None], change, 0.0) != 0)
 
 

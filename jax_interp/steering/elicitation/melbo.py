@@ -32,12 +32,11 @@ from jax_interp.core.pytrees import register_dataclass
 from jax_interp.models.sharding import rules_for
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.token_rules import TokenRule
-from jax_interp.steering.elicitation.effects import Between, Prompts, between_on, changes
+from jax_interp.steering.elicitation.effects import Between, Prompts, changes, each, placed_prompts
 from jax_interp.steering.elicitation.elicited import Elicited
 from jax_interp.steering.elicitation.sphere import on_sphere, random_on_sphere, tangent, without
 from jax_interp.surgery import Model
 from jax_interp.training import Log, Place, RunTarget, SaveTo, automatic, automatic_step, fit, placed
-from jax_interp.training.meshes import row_shards
 from jax_interp.training.placement import replicated
 
 
@@ -147,10 +146,6 @@ def _begun(config: MelboConfig, theta: Float[Array, " d"]) -> Climb:
     return Climb(theta, theta, jnp.full((), -jnp.inf, jnp.float32), opt)
 
 
-def _each(config: MelboConfig, function: Any, of: Any) -> Any:
-    return jax.lax.map(function, of, batch_size=config.at_once) if config.at_once else jax.vmap(function)(of)
-
-
 @automatic_step
 def melbo_step(
     config: MelboConfig, state: Climb, step: Int[Array, ""], model: Model, prompts: Prompts
@@ -168,7 +163,7 @@ def melbo_step(
       The next state, and the metrics `best` and `mean` of the best objectives so far.
     """
     none = jnp.zeros((0, state.theta.shape[-1]), jnp.float32)
-    state = _each(config, lambda one: climb(config, model, prompts, one, none), state)
+    state = each(lambda one: climb(config, model, prompts, one, none), state, config.at_once)
     return state, {"best": jnp.max(state.value), "mean": jnp.mean(state.value)}
 
 
@@ -231,8 +226,7 @@ def melbo(
     log = log.with_defaults(shown=("best",), title="MELBO")
     with placed(place, replicated) as there:
         model = there.frozen(model, rules_for(model))
-        prompts = between_on(config.where, model, data, rule, rows=1 if there.mesh is None else row_shards(there.mesh))
-        prompts = there.batches(lambda _: prompts)(0)
+        prompts = placed_prompts(there, config.where, model, data, rule)
         width = prompts.width
         if config.orthogonal and config.vectors > width:
             raise UserError(f"{config.vectors} vectors cannot be orthogonal in {width} dimensions")
@@ -248,7 +242,7 @@ def melbo(
 
 
 def _effects(config: MelboConfig, model: Model, prompts: Prompts, thetas: Float[Array, "n d"]) -> Float[Array, " n"]:
-    return _each(config, partial(effect, config, model, prompts), thetas)
+    return each(partial(effect, config, model, prompts), thetas, config.at_once)
 
 
 _scores = jax.jit(automatic(_effects), static_argnums=0)

@@ -42,3 +42,12 @@ def on_sphere(
 def random_on_sphere(key: Key[Array, ""], shape: tuple[int, ...], radius: float) -> Float[Array, "... d"]:
     """Random vectors of norm `radius`, uniform over the sphere."""
     return radius * unit(jax.random.normal(key, shape, jnp.float32))
+
+
+def orthonormal(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """The rows made orthonormal one after the other. Each keeps the sign of its own new part.
+
+    The QR of a library may turn the sign of a row. To a map that is not odd, -v is another vector.
+    """
+    q, r = jnp.linalg.qr(rows.T)
+    return (q * jnp.where(jnp.diagonal(r) < 0, -1.0, 1.0)[None, :]).T
