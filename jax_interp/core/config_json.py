@@ -104,8 +104,12 @@ def upgrade(value: Any) -> Any:
     return {older.renamed.get(name, name): item for name, item in out.items()} | {"type": older.name}
 
 
-def to_json(config: Any) -> Any:
+def to_json(config: Any, *, nonfinite: bool = False) -> Any:
     """A config as JSON values: dicts, lists, strings, numbers, booleans, None.
+
+    Args:
+      config: the config, or results of the same types.
+      nonfinite: let NaN and infinity pass, for results, which `write_json(..., nonfinite=True)` then writes.
 
     Raises:
       UserError: a value is of a type that configs cannot hold.
@@ -114,17 +118,19 @@ def to_json(config: Any) -> Any:
         from_json(type(config), to_json(config)) == config
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+        fields = {
+            f.name: to_json(getattr(config, f.name), nonfinite=nonfinite) for f in dataclasses.fields(config) if f.init
+        }
         return {"type": type(config).__name__} | fields
     if isinstance(config, enum.Enum):
         return config.name
     if isinstance(config, Path):
         return str(config)
     if isinstance(config, dict):
-        return {str(key): to_json(value) for key, value in config.items()}
+        return {str(key): to_json(value, nonfinite=nonfinite) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
-        return [to_json(value) for value in config]
-    if isinstance(config, float) and not math.isfinite(config):
+        return [to_json(value, nonfinite=nonfinite) for value in config]
+    if isinstance(config, float) and not nonfinite and not math.isfinite(config):
         raise UserError(f"a config cannot hold the number {config}: give a finite one")
     if config is None or isinstance(config, (bool, float, str)):
         return config
