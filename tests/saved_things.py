@@ -52,6 +52,8 @@ from jax_interp.dictionaries.training.config import DictionaryConfig
 from jax_interp.models import load, save
 from jax_interp.probes import CCS, FittedProbes, LinearProbe, MassMean, PairProbe, load_probes, save_probes
 from jax_interp.probes.fit import AXES
+from jax_interp.steering import SteeringVector
+from jax_interp.steering.applying import load_vectors, save_vectors
 from jax_interp.surgery import Add, Replace, Zero, at
 from jax_interp.surgery.saving import load_edits, save_edits
 from jax_interp.toys.cache import cached
@@ -86,6 +88,28 @@ def edits() -> SavedThing:
         save_edits(directory / "e.safetensors", *some, at("blocks.0.attn.z", Zero(), head=[0, 3]))
 
     return SavedThing(write, lambda directory: load_edits(directory / "e.safetensors"))
+
+
+def _steering_vector(name: str) -> SavedThing:
+    def write(directory: Path, seed: int) -> None:
+        vectors = {f"blocks.{layer}.resid_post": normal(seed + layer, 6) for layer in (2, 11)}
+        save_vectors(directory / name, SteeringVector(vectors), model="toy", method="caa")
+
+    def read(directory: Path) -> Any:
+        found = load_vectors(directory / name)
+        return found.vector, found.model, found.method
+
+    return SavedThing(write, read)
+
+
+@saved_thing
+def steering_vector() -> SavedThing:
+    return _steering_vector("v.safetensors")
+
+
+@saved_thing
+def control_vector() -> SavedThing:
+    return _steering_vector("v.gguf")
 
 
 def _saved_dictionary(directory: Path) -> Any:

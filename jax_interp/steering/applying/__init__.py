@@ -1,5 +1,6 @@
 """Applying steering: at which tokens, from when to when, and for which prompts."""
 
+from jax_interp.steering.applying.vector_files import SavedVectors, load_vectors, save_vectors
 from jax_interp.steering.applying.windows import (
     AtPositions,
     Window,
@@ -16,6 +17,6 @@ from jax_interp.steering.applying.windows import (
 )
 
 __all__ = [
-    "AtPositions", "Window", "WithIds", "after_marker", "at_positions", "first", "from_position", "from_prompt_end",
-    "generated", "last_of_prompt", "prompt", "with_ids",
+    "AtPositions", "SavedVectors", "Window", "WithIds", "after_marker", "at_positions", "first", "from_position", "from_prompt_end",
+    "generated", "last_of_prompt", "load_vectors", "prompt", "save_vectors", "with_ids",
 ]  # fmt: skip
