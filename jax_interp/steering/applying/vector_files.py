@@ -142,7 +142,9 @@ def _addressed(found: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray
         except AddressError as error:
             raise UserError(f"{path}: {name[:60]!r} is no address: {error}") from error
         if not address.is_single or str(address) in arrays:
-            raise UserError(f"{path}: {name[:60]!r} comes twice, or is not the address of one value, blocks.2.resid_post")
+            raise UserError(
+                f"{path}: {name[:60]!r} comes twice, or is not the address of one value, blocks.2.resid_post"
+            )
         if str(array.dtype) not in FLOATS or array.ndim != 1 or not array.size:
             raise UserError(f"{path}: the vector at {name!r} is {array.dtype}{list(array.shape)}, not a list of floats")
         if not np.isfinite(array.astype(np.float64)).all():
