@@ -17,5 +17,6 @@ from jax_interp.steering.applying.windows import (
 )
 
 __all__ = [
-    "SavedVectors", "load_vectors", "save_vectors",
+    "AtPositions", "SavedVectors", "Window", "WithIds", "after_marker", "at_positions", "first", "from_position",
+    "from_prompt_end", "generated", "last_of_prompt", "load_vectors", "prompt", "save_vectors", "with_ids",
 ]  # fmt: skip
