@@ -26,6 +26,7 @@ from jax_interp.surgery.address import Address, AddressError, depth_in, suggest
 from jax_interp.surgery.contract import Model
 from jax_interp.surgery.stack import index_layer
 from jax_interp.surgery.value_tokens import wide
+from jax_interp.surgery.verbs import flat_edits
 
 NEVER = np.iinfo(np.int32).max
 """The end of an edit that has no end."""
@@ -150,12 +151,13 @@ def edit_rows(model: Model, requests: Sequence[Request], values: Sequence[str] |
     served = served_values(model, values)
     placed = [_placed(request, served) for request in requests]
     slots = max((len(here) for row in placed for here in row.values()), default=0)
-    return edit(model, *table_edits({value: _table(value, placed, slots) for value in served if slots}))
+    return edit(model, *table_edits(served, [_table(value, placed, slots) for value in served]) if slots else ())
 
 
-def table_edits(tables: dict[ServedValue, RowEdits]) -> tuple[Edit, ...]:
-    """The edits of a model that apply these tables."""
-    return tuple(at(value.address, Each(table)) for value, table in tables.items())  # type: ignore[misc]
+def table_edits(served: Sequence[ServedValue], tables: Sequence[RowEdits]) -> tuple[Edit, ...]:
+    """The edits of a model that apply the table of each served value."""
+    pairs = zip(served, tables, strict=True)
+    return tuple(flat_edits(at(value.address, Each(table)) for value, table in pairs))
 
 
 def tables_of(request: Request, served: Sequence[ServedValue], slots: int) -> dict[ServedValue, RowEdits]:
