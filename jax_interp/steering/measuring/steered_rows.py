@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_interp.core.errors import UserError
 from jax_interp.core.processes import on_host
 from jax_interp.models.sharding import rules_for
-from jax_interp.probes.gather import mesh_of_leaves
 from jax_interp.probes.length_batches import LengthBatch, length_batches
+from jax_interp.probes.text_reader import mesh_of_leaves
 from jax_interp.steering.measuring.placing import check_every_row
 from jax_interp.steering.vector import Steering
 from jax_interp.surgery import Model
