@@ -91,6 +91,11 @@ def case(name: str) -> Case:
     return Case(kind, on, fit_probes(kind, on))
 
 
+LONG = ("AttentionProbe", "KSparse", "MLP", "StreamedLogistic", "TokenProbe")
+"""Kinds that are fitted in many steps. Some of their laws are slow tests."""
+OR_SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in KINDS.names()]
+
+
 @pytest.fixture(params=KINDS.names())
 def made(request) -> Case:
     return case(request.param)
@@ -123,6 +128,7 @@ def test_it_finds_what_is_planted(made):
         assert ranks / ((labels == 1).sum() * (labels == 0).sum()) > 0.7
 
 
+@pytest.mark.parametrize("made", OR_SLOW, indirect=True)
 def test_many_in_one_program_are_those_of_single_ones(made):
     train = np.ones((2, N), bool)
     train[1, : N // 3] = False
@@ -175,6 +181,7 @@ def test_one_class_and_activations_that_are_not_finite_are_refused(made):
         made.refit(on=spoilt)
 
 
+@pytest.mark.parametrize("made", OR_SLOW, indirect=True)
 def test_half_precision_is_computed_in_float32(made):
     rounded = made.with_x(lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32))
     half = made.with_x(lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16)))
@@ -188,6 +195,7 @@ def test_what_is_saved_is_what_is_loaded(made, tmp_path):
     np.testing.assert_array_equal(made.scores(loaded), made.scores(made.fitted))
 
 
+@pytest.mark.parametrize("made", OR_SLOW, indirect=True)
 def test_scores_work_under_jit_grad_and_vmap(made):
     """One example by itself has the score that it has in a batch, and the score has a finite gradient."""
     probe = jax.tree.map(lambda a: a[(0,) * 6], made.fitted.probes)
