@@ -42,6 +42,7 @@ COMMANDS = {
     "train-probes": ("train_probes", "fit probes on a labelled set, judge them beside their controls, write a page"),
     "evaluate-probes": ("evaluate_probes", "judge the probes of a finished run on other labelled sets"),
     "monitor": ("monitor", "compare monitors of conversations: recall, false alarms, cost, cascades"),
+    "steer": ("steer", "find a steering vector on questions, measure it at several strengths, write a page"),
     "generate": ("generate", "continue a prompt, with saved edits if you like"),
     "explain": ("explain", "find which components cause one surprising prediction, by resampling"),
     "attribute": ("attribute", "estimate which heads, neurons or latents carry a behaviour, and check it by patching"),

@@ -20,11 +20,13 @@ from jax_interp.recipes.dictionary import DictionaryRunConfig
 from jax_interp.recipes.find_circuit import FindCircuitConfig
 from jax_interp.recipes.probes.monitor import MonitorConfig
 from jax_interp.recipes.probes.train_probes import TrainProbesConfig
+from jax_interp.recipes.steering.steer import SteerConfig
 from jax_interp.recipes.train_lm import LanguageModelConfig
 
 KINDS = (
     LanguageModelConfig, DictionaryRunConfig, DecompositionRunConfig, DemoConfig, FindCircuitConfig, MonitorConfig,
     TrainProbesConfig,
+    SteerConfig,
 )  # fmt: skip
 NAMED = [(kind, name) for kind in KINDS for name in known_names(kind)]
 
