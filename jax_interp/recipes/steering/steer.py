@@ -83,7 +83,7 @@ class SteerConfig:
     rules: tuple[TokenRule, ...] = ()
     """The tokens that are read. Empty: the token in which the two answers differ first."""
     length: Literal["own", "unit", "relative"] = "own"
-    """The length of a vector at strength 1: that of the method, 1, or the mean norm of the value that it is added to."""
+    """The length of a vector at strength 1: that of the method, 1, or the mean norm of the values at its site."""
     operator: str = "add"
     """How the vector changes a value: a name of `steering.operators`."""
     placement: str = "all"

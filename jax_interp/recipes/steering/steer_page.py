@@ -59,9 +59,9 @@ def steer_page(
 
 
 DOSE = (
-    "Propensity is log P(matching answer) - log P(other answer), in nats, of test questions that the vector was neither "
-    "found nor chosen on. Intervals are 95 % bootstrap intervals over groups of questions; sd is the standard deviation "
-    "of single questions. KL is that of the next token on neutral text.",
+    "Propensity is log P(matching answer) - log P(other answer), in nats, of test questions. The vector was neither "
+    "found nor chosen on them. Intervals are 95 % bootstrap intervals over groups of questions; sd is the standard "
+    "deviation of single questions. KL is that of the next token on neutral text.",
 )
 
 
@@ -128,8 +128,8 @@ def _candidates(candidates: Sequence[Candidate], number: int) -> Section:
         for of in candidates
     ]
     notes = (
-        "Every method, token rule and site on validation questions. The chosen one, in bold, has the largest mean slope "
-        "of those whose KL at strength 1 is small enough.",
+        "Every method, token rule and site on validation questions. The chosen one, in bold, has the largest mean "
+        "slope of those whose KL at strength 1 is small enough.",
     )
     columns = ["vector", "slope", "anti-steerable", "KL at strength 1", "‖v‖/‖h‖"]
     return Section("Candidates", notes, Table(columns, rows, frozenset({number})))
