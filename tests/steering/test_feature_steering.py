@@ -15,6 +15,7 @@ from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK, init_sae, init_transcoder
 from jax_interp.dictionaries.forms import Dictionary, Normalised
 from jax_interp.models.generation.generate import generate, pad_left
+from jax_interp.steering.applying import from_prompt_end
 from jax_interp.steering.features import decoder_vector, highest_activations, steer_features
 from jax_interp.surgery import Add, Clamp, Site, Splice, at, call, edit, read, replan
 from jax_interp.surgery.taps import static
@@ -175,6 +176,13 @@ def test_generation_steers_each_new_token_and_padding_changes_nothing(model):
         whole = np.asarray([[*prompt, *np.asarray(together)[row]]], np.int32)
         logits = np.asarray(call(edit(model, *steering.edits(strength)), whole))  # without a cache
         assert logits[0, len(prompt) - 1 : -1].argmax(-1).tolist() == whole[0, len(prompt) :].tolist()
+
+
+def test_a_placement_steers_new_tokens_only(model):
+    steering = steer_features(sae(), ADDRESS, 3, 4.0, "clamp")
+    placed = edit(model, *steering.using("clamp", tokens=from_prompt_end(-1, np.array([4, 4, 4]))).edits())
+    np.testing.assert_array_equal(_value(placed)[:, :3], _value(model)[:, :3])
+    np.testing.assert_allclose(_value(placed)[:, 3:], _value(edit(model, *steering.edits()))[:, 3:], atol=1e-5)
 
 
 def test_the_highest_activations_are_those_of_kept_tokens(model):

@@ -55,7 +55,7 @@ def gradient_effects(
       The effects, axes "text" and "feature".
 
     Raises:
-      UserError: an effect is not finite, or the steering has `pos=` or `where=`.
+      UserError: an effect is not finite, or the steering does not act at all tokens.
     """
     _check_everywhere(steering)
     features, activation = np.asarray(steering.features), np.asarray(steering.activation)
@@ -94,7 +94,7 @@ def measured_effects(
       The effects, axes "text" and "feature".
 
     Raises:
-      UserError: an effect is not finite, or the steering has `pos=` or `where=`.
+      UserError: an effect is not finite, or the steering does not act at all tokens.
     """
     _check_everywhere(steering)
     found = []
@@ -194,8 +194,10 @@ def _places(steering: FeatureSteering) -> tuple[str, tuple[str, ...]]:
 
 
 def _check_everywhere(steering: FeatureSteering) -> None:
-    if steering.pos is not None or steering.where is not None:
-        raise UserError("effects of latents are those of steering all tokens: give a steering without pos= and where=")
+    if not steering.everywhere:
+        raise UserError(
+            "effects of latents are those of steering all tokens: give a steering without pos=, where=, tokens="
+        )
 
 
 def _labelled(values: np.ndarray, steering: FeatureSteering) -> Labelled:

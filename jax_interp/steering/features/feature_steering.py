@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Int32
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.steering.features.feature_edits import How, RememberValue, WriteFeatures, directions_of
+from jax_interp.steering.placement import Placement, Tokens, as_placements, placed
 from jax_interp.steering.vector import SteeringVector, Strength
 from jax_interp.surgery import Dictionary, Edit, at, canonical, is_known
 from jax_interp.surgery.address import Address
@@ -47,6 +48,7 @@ class FeatureSteering:
       how: "add", "clamp" or "at_least".
       pos: the positions, as in `at`.
       where: a mask over the tokens, as in `at`.
+      tokens: placements; their factors multiply.
     """
 
     dictionary: Dictionary
@@ -57,6 +59,12 @@ class FeatureSteering:
     how: How = dataclasses.field(default="add", metadata={"static": True})
     pos: Any = None
     where: Any = None
+    tokens: tuple[Placement, ...] = ()
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it steers all tokens."""
+        return self.pos is None and self.where is None and not self.tokens
 
     def edits(self, strength: Strength = 1.0) -> tuple[Edit, ...]:
         """The edits of this strength: a number, or one for each row, `[batch, 1]`."""
@@ -67,7 +75,7 @@ class FeatureSteering:
         )
         first = [at(self.reads, RememberValue(remembered))] if remembered and self.how != "add" else []
         written = [at(name, write(i), pos=self.pos, where=self.where) for i, name in enumerate(self.writes)]
-        return tuple(flat_edits([*first, *written]))
+        return tuple(flat_edits([*first, *placed(written, self.tokens)]))
 
     def using(
         self,
@@ -75,14 +83,22 @@ class FeatureSteering:
         *,
         pos: Index | None = None,
         where: Bool[ArrayLike, "batch pos"] | None = None,
+        tokens: Tokens = (),
     ) -> FeatureSteering:
-        """The same latents with another operation, or at some tokens. See `at` for `pos` and `where`.
+        """The same latents with another operation, or at some tokens.
+
+        Args:
+          how: "add", "clamp" or "at_least".
+          pos: the positions, as in `at`.
+          where: a mask over the tokens, as in `at`.
+          tokens: placements of `steering.applying`, such as `generated()`: one, or several, whose factors multiply. A
+            factor between 0 and 1 moves the value this part of the way.
 
         Raises:
           UserError: there is no such operation, or it does not work with this dictionary.
         """
         _check_how(how, len(self.writes))
-        return dataclasses.replace(self, how=how, pos=pos, where=where)
+        return dataclasses.replace(self, how=how, pos=pos, where=where, tokens=as_placements(tokens))
 
 
 def steer_features(
@@ -129,7 +145,7 @@ def steer_features(
     return FeatureSteering(dictionary, chosen, _checked_activation(activation, chosen), reads, written, how)
 
 
-def some_features(steering: FeatureSteering, index: Int[ArrayLike, " chosen"]) -> FeatureSteering:
+def some_features(steering: FeatureSteering, index: Int[ArrayLike, " chosen"] | Sequence[int]) -> FeatureSteering:
     """The steering with some of its latents, by their place in it."""
     index = jnp.asarray(index, jnp.int32)
     return dataclasses.replace(steering, features=steering.features[index], activation=steering.activation[index])

@@ -83,11 +83,11 @@ def output_scores(
       at_once: the number of latents in one forward pass.
 
     Raises:
-      UserError: a prompt is empty, a token does not exist, the dictionary writes several values, the steering has
-        `pos=` or `where=`, or a score is not finite.
+      UserError: a prompt is empty, a token does not exist, the dictionary writes several values, the steering does
+        not act at all tokens, or a score is not finite.
     """
-    if steering.pos is not None or steering.where is not None:
-        raise UserError("output scores are those of steering all tokens: give a steering without pos= and where=")
+    if not steering.everywhere:
+        raise UserError("output scores are those of steering all tokens: give a steering without pos=, where=, tokens=")
     if len(steering.writes) > 1:
         raise UserError("a crosscoder promotes other tokens from each of its values: score one value at a time")
     if not prompts or not all(map(len, prompts)):

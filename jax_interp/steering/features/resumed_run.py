@@ -33,7 +33,7 @@ class ResumedRun:
 
     def output(self, model: Model, edits: tuple[Edit, ...]) -> Any:
         """The output of the model under edits that change nothing before the block."""
-        begun = model if self.stream is None else resumed(model, self.layer, self.stream)
+        begun = model if self.stream is None else resumed(model, self.layer, self.stream, fixed=True)
         return edit(begun, *edits)(self.tokens)
 
 
