@@ -44,6 +44,7 @@ COMMANDS = {
     "monitor": ("monitor", "compare monitors of conversations: recall, false alarms, cost, cascades"),
     "steer": ("steer", "find a steering vector on questions, measure it at several strengths, write a page"),
     "generate": ("generate", "continue a prompt, with saved edits if you like"),
+    "serve": ("serve", "answer completion requests over HTTP, each with its own edits"),
     "explain": ("explain", "find which components cause one surprising prediction, by resampling"),
     "attribute": ("attribute", "estimate which heads, neurons or latents carry a behaviour, and check it by patching"),
     "status": ("status", "show where runs stand: step, speed, time left, health, and how they ended"),
@@ -51,7 +52,7 @@ COMMANDS = {
     "sites": ("sites", "list the names, axes, shapes and dtypes of a model's values"),
 }
 IN_ONE_PROCESS = frozenset(
-    {"demo", "decomposition-report", "inspect", "plan", "trace-graph", "generate", "status", "sites"}
+    {"demo", "decomposition-report", "inspect", "plan", "trace-graph", "generate", "serve", "status", "sites"}
 )
 """Commands whose work is not divided among processes. All others have the option --mesh."""
 DEBUG = "JAX_INTERP_DEBUG"

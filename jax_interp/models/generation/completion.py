@@ -73,17 +73,19 @@ def complete(
     stop_ids, stop_strings = _by_kind(stop)
     if not stop_strings:
         rows = np.asarray(generate(model, tokens, n_new, stop=stop_ids, **options)).tolist()
-        return [_completion(tokenizer, prompt, row, stop_ids, ()) for prompt, row in zip(ids, rows, strict=True)]
+        return [completion_of(tokenizer, prompt, row, stop_ids, ()) for prompt, row in zip(ids, rows, strict=True)]
     rows: list[list[int]] = [[] for _ in ids]
     unfinished = set(range(len(ids)))
     for column in stream(model, tokens, n_new, stop=stop_ids, **options):
         for i in sorted(unfinished):
             rows[i].append(int(column[i]))
-            if _completion(tokenizer, ids[i], rows[i], stop_ids, stop_strings).stopped_by is not None:
+            if completion_of(tokenizer, ids[i], rows[i], stop_ids, stop_strings).stopped_by is not None:
                 unfinished.discard(i)
         if not unfinished:
             break
-    return [_completion(tokenizer, prompt, row, stop_ids, stop_strings) for prompt, row in zip(ids, rows, strict=True)]
+    return [
+        completion_of(tokenizer, prompt, row, stop_ids, stop_strings) for prompt, row in zip(ids, rows, strict=True)
+    ]
 
 
 def stream_text(
@@ -131,7 +133,7 @@ def stream_text(
         row, n_given = [], 0
         for column in columns:
             row.append(int(column[0]))
-            now = _completion(tokenizer, ids, row, stop_ids, stop_strings)
+            now = completion_of(tokenizer, ids, row, stop_ids, stop_strings)
             ended = now.stopped_by is not None or len(row) == n_new
             certain = now.text if ended else stable_prefix(now.text, stop_strings)
             if len(certain) > n_given:
@@ -170,14 +172,22 @@ def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]
     return tokenizer.decode([*prompt, *new], skip_special=True)[len(before) :]
 
 
-def _completion(
+def completion_of(
     tokenizer: Tokenizer,
     prompt: Sequence[int],
     new: Sequence[int],
     stop_ids: Sequence[int],
     stop_strings: Sequence[str],
 ) -> Completion:
-    """The completion of a row of new tokens, cut at the first stop."""
+    """The completion of a row of new tokens, cut at the first stop.
+
+    Args:
+      tokenizer: the tokenizer of the model.
+      prompt: the tokens before the new tokens.
+      new: the new tokens.
+      stop_ids: tokens that end the text.
+      stop_strings: strings that end the text.
+    """
     end = next((i for i, token in enumerate(new) if token in stop_ids), None)
     tokens = list(new if end is None else new[:end])
     text = continuation(tokenizer, prompt, tokens)
