@@ -27,7 +27,7 @@ from jax_interp.steering.placement import Placement, Tokens, as_placements, plac
 from jax_interp.steering.steer import Steer
 from jax_interp.surgery import Edit, at
 from jax_interp.surgery.address import Address
-from jax_interp.surgery.region import Index
+from jax_interp.surgery.region import Index, index
 from jax_interp.surgery.taps import static
 
 Strength = Float[Array, "..."] | float
@@ -89,7 +89,7 @@ class SteeringVector:
         Raises:
           UserError: there is no such operator, or `tokens` has something else than placements.
         """
-        return AppliedVector(self, operator, pos, where, as_placements(tokens))
+        return AppliedVector(self, operator, index(pos), where, as_placements(tokens))
 
     def only(self, addresses: Iterable[str]) -> SteeringVector:
         """The vectors at these addresses.
