@@ -150,8 +150,8 @@ def transfer_matrix(
     axes.grid(False)
     axes.invert_yaxis()
     axes.tick_params(length=0)
-    axes.set_xticks(np.arange(width) + 0.5, [_short(name) for name in columns], rotation=35, ha="right")
-    axes.set_yticks(np.arange(height) + 0.5, [_short(name) for name in rows])
+    axes.set_xticks(np.arange(width) + 0.5, [short_name(name) for name in columns], rotation=35, ha="right")
+    axes.set_yticks(np.arange(height) + 0.5, [short_name(name) for name in rows])
     axes.set(title=quantity, xlabel="tested on", ylabel="trained on")
     return figure
 
@@ -175,7 +175,7 @@ def effect_bars(effects: Mapping[str, Mapping[str, Estimate]], quantity: str) ->
         axes.bar(x, values, width=0.9 * wide, color=COLORS[i % len(COLORS)], alpha=0.85, lw=0, label=name)
         axes.errorbar(x, values, yerr=np.nan_to_num(ends), fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
     axes.axhline(0, color=INK, lw=0.8)
-    axes.set_xticks(range(len(effects)), [_short(name) for name in effects])
+    axes.set_xticks(range(len(effects)), [short_name(name) for name in effects])
     axes.set(ylabel=quantity, title=quantity)
     legend_beside(axes)
     return figure
@@ -225,6 +225,7 @@ def cost_recall_plot(curves: Mapping[str, tuple[Sequence[float], Sequence[float]
     return figure
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """A name for a tick or a legend: without control characters, cut after 27 of them."""
     name = printable(name)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
