@@ -2,7 +2,7 @@
 
     vector.using("rotate", tokens=generated())                      at new tokens only
     vector.using(tokens=(generated(), linear_decay(20)))            at new tokens, ever weaker
-    conditional(vector.using("ablate"), gates)                      in some rows of the batch
+    conditional(vector.using("ablate"), gates)                      in some rows of the batch (a `RowGate`)
 
 `steering.applying` has the placements. Several of them multiply. Where the factor is 0, the value keeps its bits, with
 every operator. A placement uses absolute positions. It acts on the same tokens of a whole text and of a text that is
@@ -40,7 +40,16 @@ class Placement(abc.ABC):
         """
 
 
-Tokens = Placement | Sequence[Placement]
+class ScopedPlacement(abc.ABC):
+    """A factor of the strength that an earlier edit of the same run has made, as a carried value."""
+
+    @abc.abstractmethod
+    def factor_in(self, site: Site) -> Float[Array, "#batch #pos"]:
+        """The factor at each token, from the scope of the edited value."""
+
+
+AnyPlacement = Placement | ScopedPlacement
+Tokens = AnyPlacement | Sequence[AnyPlacement]
 
 
 @runtime_checkable
@@ -69,22 +78,24 @@ class Placed(TokenEdit):
     placements: tuple[Placement, ...]
 
     def __call__(self, x: Array, tokens: ValueTokens) -> Array:
-        factor = _product(self.placements, x, tokens)
-        if isinstance(self.edit, Scalable):
-            return _kept(x, self.edit.with_factor(x, tokens, factor), factor)
-        return _part_of_the_way(x, self.edit(x, tokens) if isinstance(self.edit, TokenEdit) else self.edit(x), factor)
+        return _acting(self.edit, x, tokens, _product(self.placements, x, tokens))
 
 
 @register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlacedScoped(ScopedEdit):
-    """`Placed` for an edit that is called with a site."""
+    """`Placed` for an edit, or placements, that need a site."""
 
-    edit: ScopedEdit
-    placements: tuple[Placement, ...]
+    edit: Callable[..., Array]
+    placements: tuple[AnyPlacement, ...]
 
     def __call__(self, x: Array, site: Site) -> Array:
-        return _part_of_the_way(x, self.edit(x, site), _product(self.placements, x, site.tokens))
+        scoped = [p.factor_in(site) for p in self.placements if isinstance(p, ScopedPlacement)]
+        known = tuple(p for p in self.placements if isinstance(p, Placement))
+        factor = _product(known, x, site.tokens, scoped)
+        if isinstance(self.edit, ScopedEdit):
+            return _part_of_the_way(x, self.edit(x, site), factor)
+        return _acting(self.edit, x, site.tokens, factor)
 
 
 def placed(edits: Iterable[Edit | Iterable], tokens: Tokens) -> tuple[Edit, ...]:
@@ -101,11 +112,11 @@ def placed(edits: Iterable[Edit | Iterable], tokens: Tokens) -> tuple[Edit, ...]
     return tuple(dataclasses.replace(e, fn=_placed(e.fn, placements)) for e in flat) if placements else flat
 
 
-def as_placements(tokens: Tokens | None) -> tuple[Placement, ...]:
+def as_placements(tokens: Tokens | None) -> tuple[AnyPlacement, ...]:
     """Placements as a tuple. Raises `UserError` if something is no placement."""
     several = tuple(tokens) if isinstance(tokens, (tuple, list)) else () if tokens is None else (tokens,)
     for one in several:
-        if not isinstance(one, Placement):
+        if not isinstance(one, AnyPlacement):
             raise UserError(
                 f"tokens= takes placements, such as generated() or first(4), got {type(one).__name__}; positions go to "
                 "pos=, and a mask goes to where="
@@ -113,15 +124,18 @@ def as_placements(tokens: Tokens | None) -> tuple[Placement, ...]:
     return jax.tree.map(strongly_typed, several)
 
 
-def _placed(fn: Any, placements: tuple[Placement, ...]) -> Any:
+def _placed(fn: Any, placements: tuple[AnyPlacement, ...]) -> Any:
     if isinstance(fn, Each):
         layers = fn.values()[0].shape[0] if fn.values() else 1
         spread = lambda leaf: jnp.broadcast_to(leaf, (layers, *jnp.shape(leaf))) if jnp.ndim(leaf) else leaf
         return Each(_placed(fn.fn, jax.tree.map(spread, placements)))
-    return (PlacedScoped if isinstance(fn, ScopedEdit) else Placed)(fn, placements)
+    needs_site = isinstance(fn, ScopedEdit) or any(isinstance(one, ScopedPlacement) for one in placements)
+    return PlacedScoped(fn, placements) if needs_site else Placed(fn, placements)  # type: ignore[arg-type]
 
 
-def _product(placements: tuple[Placement, ...], x: Array, tokens: ValueTokens) -> Float[Array, "..."]:
+def _product(
+    placements: tuple[Placement, ...], x: Array, tokens: ValueTokens, more: Iterable[Array] = ()
+) -> Float[Array, "..."]:
     """The product of the factors, with the axes of `x` without the last one."""
     if not tokens.has_rows:
         raise UserError(
@@ -129,9 +143,16 @@ def _product(placements: tuple[Placement, ...], x: Array, tokens: ValueTokens) -
         )
     dtype = wide(x).dtype
     factor = jnp.ones((1, 1), dtype)
-    for placement in placements:
-        factor = factor * placement.factor(x, tokens).astype(dtype)
+    for one in (*(placement.factor(x, tokens) for placement in placements), *more):
+        factor = factor * one.astype(dtype)
     return tokens.expanded(factor)[..., 0]
+
+
+def _acting(fn: Callable[..., Array], x: Array, tokens: ValueTokens, factor: Float[Array, "..."]) -> Array:
+    """The value under a plain edit or a token edit that acts with a factor."""
+    if isinstance(fn, Scalable):
+        return _kept(x, fn.with_factor(x, tokens, factor), factor)
+    return _part_of_the_way(x, fn(x, tokens) if isinstance(fn, TokenEdit) else fn(x), factor)
 
 
 def _kept(x: Array, y: Array, factor: Float[Array, "..."]) -> Array:

@@ -23,7 +23,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.steering.operators import operator_called
-from jax_interp.steering.placement import Placement, Tokens, as_placements, placed
+from jax_interp.steering.placement import AnyPlacement, Tokens, as_placements, placed
 from jax_interp.steering.steer import Steer
 from jax_interp.surgery import Edit, at
 from jax_interp.surgery.address import Address
@@ -125,7 +125,7 @@ class AppliedVector:
     operator: str = static(default="add")
     pos: Any = None
     where: Any = None
-    tokens: tuple[Placement, ...] = ()
+    tokens: tuple[AnyPlacement, ...] = ()
 
     def __post_init__(self) -> None:
         operator_called(self.operator)

@@ -1,6 +1,16 @@
 """Applying steering: at which tokens, from when to when, and for which prompts."""
 
+from jax_interp.steering.applying.conditions import (
+    Condition,
+    Conditional,
+    ProbeCondition,
+    RowGate,
+    Similarity,
+    conditional,
+    conditional_in_one_pass,
+)
 from jax_interp.steering.applying.orthogonalise import orthogonalised, writes_of
+from jax_interp.steering.applying.schedules import exponential_decay, linear_decay, schedule, until_chosen
 from jax_interp.steering.applying.vector_files import SavedVectors, load_vectors, save_vectors
 from jax_interp.steering.applying.windows import (
     AtPositions,
@@ -18,7 +28,8 @@ from jax_interp.steering.applying.windows import (
 )
 
 __all__ = [
-    "AtPositions", "SavedVectors", "Window", "WithIds", "after_marker", "at_positions", "first", "from_position",
-    "from_prompt_end", "generated", "last_of_prompt", "load_vectors", "orthogonalised", "prompt", "save_vectors",
-    "with_ids", "writes_of",
+    "AtPositions", "Condition", "Conditional", "ProbeCondition", "RowGate", "SavedVectors", "Similarity", "Window",
+    "WithIds", "after_marker", "at_positions", "conditional", "conditional_in_one_pass", "exponential_decay",
+    "first", "from_position", "from_prompt_end", "generated", "last_of_prompt", "linear_decay", "load_vectors",
+    "orthogonalised", "prompt", "save_vectors", "schedule", "until_chosen", "with_ids", "writes_of",
 ]  # fmt: skip
