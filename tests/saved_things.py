@@ -54,6 +54,7 @@ from jax_interp.probes import CCS, FittedProbes, LinearProbe, MassMean, PairProb
 from jax_interp.probes.fit import AXES
 from jax_interp.steering import SteeringVector
 from jax_interp.steering.applying import load_vectors, save_vectors
+from jax_interp.steering.trained import LoReFT, ReFTr1, TrainedSteering, load_steering, save_steering
 from jax_interp.surgery import Add, Replace, Zero, at
 from jax_interp.surgery.saving import load_edits, save_edits
 from jax_interp.toys.cache import cached
@@ -110,6 +111,17 @@ def steering_vector() -> SavedThing:
 @saved_thing
 def control_vector() -> SavedThing:
     return _steering_vector("v.gguf")
+
+
+@saved_thing
+def trained_steering() -> SavedThing:
+    def write(directory: Path, seed: int) -> None:
+        one = ReFTr1(normal(seed, 8), jnp.float32(seed), top=3)
+        loreft = LoReFT(normal(seed, 2, 8), normal(seed + 1, 2, 8), normal(seed, 2))
+        both = {"blocks.1.resid_post": one, "blocks.0.mlp_out": loreft}
+        save_steering(directory / "s.safetensors", TrainedSteering(both, jnp.asarray([0, -1], jnp.int32)))
+
+    return SavedThing(write, lambda directory: load_steering(directory / "s.safetensors"))
 
 
 def _saved_dictionary(directory: Path) -> Any:

@@ -113,7 +113,10 @@ class Intervened(TokenEdit):
     def __call__(self, x: Array, tokens: ValueTokens) -> Array:
         x = wide(x)
         intervention = jax.tree.map(lambda leaf: leaf.astype(x.dtype), self.intervention)
-        strength = jnp.broadcast_to(jnp.asarray(self.strength, x.dtype), x.shape[:-1])[..., None]
+        strength = jnp.asarray(self.strength, x.dtype)
+        if strength.ndim == 2 and tokens.has_rows:
+            strength = tokens.expanded(strength)[..., 0]
+        strength = jnp.broadcast_to(strength, x.shape[:-1])[..., None]
         changed = x + strength * intervention.change(x, tokens, self.read)
         if self.removed is None:
             return changed

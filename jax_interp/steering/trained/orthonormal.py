@@ -2,8 +2,8 @@
 
     rows = orthonormal(A)          A = L Q with L lower triangular: the rows of Q span the same spaces as those of A
 
-Training keeps a free matrix A, and the model uses `orthonormal(A)`. After each step A is replaced by `orthonormal(A)`.
-The gradient at a matrix with orthonormal rows then has no component that changes their norms or their angles.
+In training the loss is a function of `orthonormal(A)`, and after each step A is replaced by `orthonormal(A)`. So the
+gradient is orthogonal to every change of A that Gram-Schmidt undoes.
 """
 
 from __future__ import annotations

@@ -13,14 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
+from jax_interp.steering.applying.windows import at_positions
+from jax_interp.steering.placement import placed
 from jax_interp.steering.trained.config import Member, TrainedSteeringConfig, with_layer
 from jax_interp.steering.trained.intervention import Intervened, Intervention
 from jax_interp.steering.vector import SteeringVector, Strength
 from jax_interp.surgery import Edit, Model, at, call, read
+from jax_interp.surgery.region import index
 from jax_interp.surgery.value_tokens import wide
 from jax_interp.surgery.verbs import flat_edits
 
@@ -32,21 +35,34 @@ class TrainedSteering:
 
     Args:
       interventions: the interventions by address. Each address names one value.
-      pos: the positions of the changed tokens, as in `at`. None: all tokens. Negative positions count from the end of
-        the prompt in generation, and from the end of the text in a plain call.
+      pos: the positions of the changed tokens, as `surgery.region.index` makes them. None: all tokens. Negative
+        positions count from the end of the prompt in generation, and from the end of the text in a plain call.
+      prompts: the number of tokens of the prompt in each row. `for_prompts` sets it.
     """
 
     interventions: Mapping[str, Intervention]
     pos: Any = None
+    prompts: Int[Array, " batch"] | None = None
 
     def edits(self, strength: Strength = 1.0) -> tuple[Edit, ...]:
         """The edits of this strength: a number, or one for each row, `[batch, 1]`. Strength 0 changes nothing."""
-        return tuple(
-            flat_edits(
-                at(address, Intervened(intervention, strength), pos=self.pos)
-                for address, intervention in self.interventions.items()
-            )
+        listed = self.prompts is not None and getattr(self.pos, "ndim", 0) == 1
+        edits = flat_edits(
+            at(address, Intervened(intervention, strength), pos=None if listed else self.pos)
+            for address, intervention in self.interventions.items()
         )
+        return placed(edits, at_positions(self.pos, self.prompts)) if listed else tuple(edits)
+
+    def for_prompts(self, lengths: Int[ArrayLike, " batch"]) -> TrainedSteering:
+        """The same steering for whole texts that have prompts and completions.
+
+        Steering that acts at the last tokens of the prompt needs it to score completions. In generation the prompt is
+        known.
+
+        Args:
+          lengths: the number of tokens of the prompt in each row, reserved tokens included.
+        """
+        return dataclasses.replace(self, prompts=jnp.asarray(lengths, jnp.int32))
 
     def vector(self) -> SteeringVector:
         """The vectors that strength 1 adds, for methods that add the same vector to every value.
@@ -125,12 +141,11 @@ class TrainedMembers:
             )
         return self.at(found[0])
 
-    def at(self, index: int) -> TrainedSteering:
+    def at(self, place: int) -> TrainedSteering:
         """The member at this place of `members`."""
-        layer = self.members[index].layer
-        one = [jax.tree.map(lambda leaf: leaf[index], intervention) for intervention in self.interventions]
+        layer = self.members[place].layer
+        one = [jax.tree.map(lambda leaf: leaf[place], intervention) for intervention in self.interventions]
         names = [with_layer(address, layer) for address in self.config.addresses]
         reserved = self.config.intervention.reserved
-        return TrainedSteering(
-            dict(zip(names, one, strict=True)), slice(0, reserved) if reserved else self.config.changed.pos()
-        )
+        pos = slice(0, reserved) if reserved else self.config.changed.pos()
+        return TrainedSteering(dict(zip(names, one, strict=True)), index(pos))

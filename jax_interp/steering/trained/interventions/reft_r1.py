@@ -81,7 +81,7 @@ class ReFTr1(Intervention):
         read = tokens.positions.real if read is None else read
         latents = self.latents(x) if read is None else jnp.where(read, self.latents(x), 0.0)
         mean = jnp.mean(self._top(latents), axis=-1)
-        return jnp.broadcast_to(mean[:, None, None] * self.unit, x.shape)
+        return jnp.broadcast_to(mean[:, None, None] * self.unit[None, None, :], x.shape)
 
     def removal(self, x: Value) -> Value:
         return vector_removal(x, self.unit)
