@@ -69,6 +69,21 @@ def test_eta_squared_is_that_of_an_analysis_of_variance():
     assert shifted.value == pytest.approx(found.value, rel=1e-6)
 
 
+def test_a_drawn_set_has_the_published_figures():
+    # Figures that were computed elsewhere for 200 questions: slope 1.0858, sd 1.642, anti-steerable .285, η² .2266.
+    rng = np.random.default_rng(0)
+    own, base, letter = rng.normal(size=200), rng.normal(size=200), rng.integers(0, 2, 200)
+    strengths = np.asarray(STRENGTHS)
+    slope = 1.0 + 1.5 * own + 0.8 * (2 * letter - 1)
+    m = base[:, None] + slope[:, None] * strengths + 0.1 * rng.normal(size=(200, 7))
+    levels = tuple(np.asarray(["A", "B"])[letter].tolist())
+    report = steerability(Propensities("set", strengths, m, np.zeros_like(m), np.arange(200), {"letter": levels}))
+    assert report.slope.mean.value == pytest.approx(1.0858, abs=5e-5)
+    assert report.slope.sd == pytest.approx(1.642, abs=5e-4)
+    assert report.anti_steerable.value == pytest.approx(0.285)
+    assert report.factors["letter"].eta_squared.value == pytest.approx(0.2266, abs=5e-5)
+
+
 def test_two_levels_with_known_slopes_have_a_known_share_of_variance():
     # slopes 1 ± 2 by letter and ± 1 within: η² = 4 / (4 + 1)
     slope = np.tile([4.0, 2.0, 0.0, -2.0], 10)
