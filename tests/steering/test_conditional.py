@@ -23,6 +23,7 @@ from jax_interp.steering.applying import (
     generated,
     linear_decay,
     schedule,
+    similarities,
     until_chosen,
 )
 from jax_interp.steering.placement import placed
@@ -185,3 +186,10 @@ def test_what_is_wrong_is_said(model):
     late = conditional_in_one_pass(SteeringVector({EARLY: C}), ProbeCondition(LATE, PROBE))
     with pytest.raises(CarryError, match=r"before it is made|no edit has made"):
         call(edit(model, late.edits()), TOKENS)
+
+
+def test_similarities_of_all_layers_come_from_one_pass(model):
+    vectors = SteeringVector({EARLY: C, LATE: -C})
+    found = similarities(model, vectors, TOKENS, MASK)
+    for address, c in vectors.vectors.items():
+        np.testing.assert_allclose(found[address], Similarity(address, c).scores(model, TOKENS, MASK), atol=1e-6)

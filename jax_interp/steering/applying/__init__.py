@@ -1,5 +1,12 @@
 """Applying steering: at which tokens, from when to when, and for which prompts."""
 
+from jax_interp.steering.applying.condition_points import (
+    Agreement,
+    ConditionPoint,
+    chosen_point,
+    published_point,
+    similarities,
+)
 from jax_interp.steering.applying.conditions import (
     Condition,
     Conditional,
@@ -28,8 +35,9 @@ from jax_interp.steering.applying.windows import (
 )
 
 __all__ = [
-    "AtPositions", "Condition", "Conditional", "ProbeCondition", "RowGate", "SavedVectors", "Similarity", "Window",
-    "WithIds", "after_marker", "at_positions", "conditional", "conditional_in_one_pass", "exponential_decay",
-    "first", "from_position", "from_prompt_end", "generated", "last_of_prompt", "linear_decay", "load_vectors",
-    "orthogonalised", "prompt", "save_vectors", "schedule", "until_chosen", "with_ids", "writes_of",
+    "Agreement", "AtPositions", "Condition", "ConditionPoint", "Conditional", "ProbeCondition", "RowGate",
+    "SavedVectors", "Similarity", "Window", "WithIds", "after_marker", "at_positions", "chosen_point",
+    "conditional", "conditional_in_one_pass", "exponential_decay", "first", "from_position", "from_prompt_end",
+    "generated", "last_of_prompt", "linear_decay", "load_vectors", "orthogonalised", "prompt", "published_point",
+    "save_vectors", "schedule", "similarities", "until_chosen", "with_ids", "writes_of",
 ]  # fmt: skip
