@@ -26,8 +26,9 @@ from jax_interp.steering.trained import (
     train_steering,
 )
 from jax_interp.steering.trained.completions import texts_of
-from jax_interp.surgery import Add, at, call, edit
+from jax_interp.surgery import Add, at, call, edit, replan
 from jax_interp.training import QUIET, Interrupted, SaveTo
+from tests.distributed.compiled_steps import compiled_step
 from tests.training.same_bits import assert_same_bits
 
 OPEN = ("blocks.resid_post",)
@@ -153,3 +154,38 @@ def test_changed_tokens():
     assert ChangedTokens().pos() is None
     with pytest.raises(UserError, match="no token of text 0 is changed"):
         texts_of([(1,)], [(2,)], ChangedTokens(skip=5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_model_in_half_precision_trains_interventions_in_float32(dtype, together):
+    half = jax.tree.map(lambda leaf: leaf.astype(dtype), tiny_steering.model())
+    records = []
+    log = dataclasses.replace(QUIET, every=1, on_record=records.append)
+    with jax.numpy_dtype_promotion("standard"):  # the gradient of JAX's attention mixes bfloat16 and float32
+        found = train_steering(half, CONCEPTS, BASE, log=log)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.interventions)} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose([r["members.loss"] for r in records], together[1], rtol=0.02)
+
+
+@pytest.mark.slow
+def test_a_list_of_blocks_trains_as_a_stack_of_blocks(together):
+    model = tiny_steering.model()
+    unrolled = replan(model, "*")
+    records = []
+    log = dataclasses.replace(QUIET, every=1, on_record=records.append)
+    train_steering(unrolled, CONCEPTS, BASE, log=log)
+    np.testing.assert_allclose([r["members.loss"] for r in records], together[1], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_pieces_of_members_need_the_memory_of_one_piece():
+    many = dataclasses.replace(BASE, layers=(1,), seeds=tuple(range(16)))
+    temporary = {}
+    for at_once in (16, 2):
+        config = dataclasses.replace(many, members_at_once=at_once)
+        train = lambda place, config=config: train_steering(
+            tiny_steering.model(), CONCEPTS, config, place=place, log=QUIET
+        )
+        temporary[at_once] = compiled_step(train, None).compiled.memory_analysis().temp_size_in_bytes
+    assert temporary[2] < 0.4 * temporary[16], temporary
