@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -80,15 +81,18 @@ def site_widths(model: Model, at: str | Sequence[str], length: int, masked: bool
 
 def _abstract_values(names: tuple[str, ...], model: Model, length: int, masked: bool) -> list[jax.ShapeDtypeStruct]:
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    inputs = {"mask": jax.ShapeDtypeStruct((1, length), jnp.bool_)} if masked else {}
-
-    def values(model: Model, tokens: Array, **inputs: Array) -> list[Array]:
-        found = values_at(model, *names)(tokens, **inputs)
-        return [found[name] for name in names]
-
+    mask = jax.ShapeDtypeStruct((1, length), jnp.bool_) if masked else None
     # Without shardings, which would have to be resolved where no mesh is active.
     shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
-    return jax.eval_shape(automatic(values), jax.tree.map(shape, model), tokens, **inputs)
+    return _values.eval_shape(names, jax.tree.map(shape, model), tokens, mask)
+
+
+@partial(jax.jit, static_argnums=0)
+@automatic
+def _values(names: tuple[str, ...], model: Model, tokens: Array, mask: Array | None) -> list[Array]:
+    """The values of single layers as they are. It is not run: JAX keeps the shapes that it has found once."""
+    found = values_at(model, *names)(tokens, **({} if mask is None else {"mask": mask}))
+    return [found[name] for name in names]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
