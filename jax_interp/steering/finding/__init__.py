@@ -16,17 +16,21 @@ from jax_interp.steering.finding.methods.lat import LAT
 from jax_interp.steering.finding.methods.logistic_direction import LogisticDirection
 from jax_interp.steering.finding.methods.mean_difference import MeanDifference
 from jax_interp.steering.finding.methods.paired_pca import PairedPCA
+from jax_interp.steering.finding.selection import Candidate, Criteria, Selection, select_direction
 
 __all__ = [
     "DIRECTION_METHODS",
     "LAT",
+    "Candidate",
     "CentredPCA",
+    "Criteria",
     "DirectionMethod",
     "Directions",
     "LogisticDirection",
     "MeanDifference",
     "PairedPCA",
     "ReadTexts",
+    "Selection",
     "UnbalancedChoicesWarning",
     "balanced",
     "find_directions",
@@ -34,4 +38,5 @@ __all__ = [
     "methods",
     "pairs_of_questions",
     "pairs_of_texts",
+    "select_direction",
 ]

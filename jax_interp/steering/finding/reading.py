@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.layer import upcast
@@ -71,7 +71,7 @@ def read_texts(
     if (shared := shared_prompts(model, data, weight)) is None:
         batches = _batches(reader, keep_rows, weight, of_class, on_batch)
     else:
-        pairs = TextReader.of(model, shared.prompts, sites, max(batch // 2, 1), place)
+        pairs = TextReader.of(model, shared.prompts, sites, batch, place)
         batches = _pair_batches(pairs, keep_rows, shared, of_class, on_batch)
     names, width = tuple(reader.widths), next(iter(reader.widths.values()))
     kept = {name: np.empty((len(rules), len(data), width), np.float32) for name in names if keep_rows}
@@ -140,13 +140,14 @@ def _read_pairs(
     model: Decoder,
     prompt: Array,
     mask: Array | None,
-    _: Array,
-    tokens: Int[Array, "pair 2 pos"],
-    real: Bool[Array, "pair 2 pos"],
-    weight: Float[Array, "pair 2 rule pos"],
-    of_class: Float[Array, "pair 2 2"],
+    *of_pairs: Array,
 ) -> Sums:
-    """Prompts once, and then both ends of each. The logits of the prompts are not used, so they are not computed."""
+    """Prompts once, and then both ends of each. The logits of the prompts are not used, so they are not computed.
+
+    `of_pairs` is the mask of the prompts, and of the ends their tokens `[pair, 2, pos]`, their mask, their weight
+    `[pair, 2, rule, pos]` and their class `[pair, 2, 2]`.
+    """
+    _, tokens, real, weight, of_class = of_pairs
     cache = model(prompt, mask=mask, cache=prompt.shape[1] + tokens.shape[2], last_only=True)[1]
 
     def side(tokens: Array, real: Array) -> list[Array]:
