@@ -171,6 +171,7 @@ def test_all_factors_and_concepts_run_one_program_and_each_row_is_that_of_its_ow
     assert [r.tokens for r in alone[:4]] == [found["rivers", 0, i].tokens for i in range(4)]  # factor 0
 
 
+@pytest.mark.slow
 def test_the_benchmark_from_replies_to_wins(small):
     model, tokenizer = small
     replies = write_replies(model, tokenizer, [RIVER, LISTS], methods(model), INSTRUCTIONS, WRITING)
@@ -205,7 +206,7 @@ def test_what_cannot_be_benchmarked_is_refused(small):
         (lambda: Method("a", {"rivers": vector}, (1.0, 1.0)), "distinct finite"),
         (lambda: Method("a", {}), "no concept"),
         (lambda: write(Method("a", {"lists": prompt}, (1.0,))), "lacks the concepts rivers"),
-        (lambda: write(Method("a", {"rivers": vector}, (0.5,))), "NaN for 'rivers' at the factor 0.5"),
+        (lambda: write(Method("a", {"rivers": vector}, (0.5, 1.0))), "NaN for 'rivers' at the factor 0.5"),
         (lambda: write_replies(model, tokenizer, [RIVER] * 2, [], INSTRUCTIONS, WRITING), "twice among the concepts"),
         (lambda: one(lambda replies: np.full(len(replies), 3.0)), "a rating is from 0 to 2"),
         (lambda: one(lambda replies: [1.0]), "got 4 replies"),

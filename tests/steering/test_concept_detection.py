@@ -40,7 +40,7 @@ def test_detectors_are_judged_by_the_highest_score_of_readable_tokens():
         "latents": {c: detector(v) for c, v in latents.items()},
     }
     train = {c: np.arange(24) < 12 for c in data}
-    found = detect(model, given, data, train=train, batch=5)
+    found = detect(model, given, data, train=train)
     for c, one in data.items():
         _, values = read(model, FIRST, SECOND)(one.tokens)
         projected = np.asarray(values[FIRST]) @ np.asarray(vectors[c].vectors[FIRST])

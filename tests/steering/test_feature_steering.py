@@ -12,18 +12,21 @@ from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
-from jax_interp.dictionaries import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK, init_sae, init_transcoder
+from jax_interp.dictionaries import AbsTopK, BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK, init_sae, init_transcoder
 from jax_interp.dictionaries.forms import Dictionary, Normalised
+from jax_interp.dictionaries.training.rescaling import rescaled
 from jax_interp.models.generation.generate import generate, pad_left
 from jax_interp.steering.applying import from_prompt_end
 from jax_interp.steering.features import decoder_vector, highest_activations, steer_features
 from jax_interp.surgery import Add, Clamp, Site, Splice, at, call, edit, read, replan
 from jax_interp.surgery.taps import static
+from tests.saved_things import temporal
 from tests.small_models import GPT2_LIKE, peaky
 
 ADDRESS, D, M = "blocks.1.resid_post", GPT2_LIKE.d_model, 40
 ACTIVATIONS = {
     "relu": ReLU(), "topk": TopK(5), "abs_topk": AbsTopK(5), "batch_topk": BatchTopK(5), "jumprelu": JumpReLU(),
+    "gated": Gated(), "group_max": GroupMax(5),
 }  # fmt: skip
 
 
@@ -56,14 +59,27 @@ class Named:
 X = 2 * np.random.default_rng(1).standard_normal((3, 7, D)).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+FAST = ("relu", "batch_topk")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in ACTIVATIONS])
 def test_a_clamp_is_a_splice_with_its_error_and_a_clamped_latent(name):
-    for dictionary in (sae(ACTIVATIONS[name]), Normalised(sae(ACTIVATIONS[name]), "layer_norm")):
+    plain = sae(ACTIVATIONS[name])
+    for dictionary in (plain, rescaled(Normalised(plain, "layer_norm"), 1.5) if name == "relu" else plain):
         spliced = edit(Named(), at("value", Splice(dictionary, error=True)))
         want = edit(spliced, at("value.latents", Clamp(3.0, 3.0), feature=7))(X)
         got = edit(Named(), *steer_features(dictionary, "value", 7, 1.5, "clamp").edits(2.0))(X)
         np.testing.assert_allclose(got, want, atol=2e-5)
         assert np.abs(np.asarray(got) - X).max() > 0.1
+
+
+@pytest.mark.slow
+def test_a_temporal_dictionary_writes_in_the_units_of_its_input():
+    dictionary, x = temporal(0, D, M), jnp.asarray(X)
+    spliced = edit(Named(), at("value", Splice(dictionary, error=True)))
+    want = edit(spliced, at("value.latents", Clamp(3.0, 3.0), feature=7))(x)
+    got = edit(Named(), *steer_features(dictionary, "value", 7, 3.0, "clamp").edits())(x)
+    np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 def test_added_features_are_rows_of_the_decoder_times_activations(model):
@@ -123,8 +139,15 @@ def test_the_gradient_to_the_strength_is_there_at_strength_0():
     np.testing.assert_allclose(jax.grad(total)(jnp.float32(0)), want, rtol=1e-4)
 
 
-@pytest.mark.parametrize("layers", [[], [0, 1, 2]], ids=["stacked", "unrolled"])
-@pytest.mark.parametrize("writes", ["blocks.1.mlp_out", "blocks.2.mlp_out"])
+@pytest.mark.parametrize(
+    ("layers", "writes"),
+    [
+        pytest.param([], "blocks.1.mlp_out", id="stacked, one layer"),
+        pytest.param([], "blocks.2.mlp_out", id="stacked, two layers", marks=pytest.mark.slow),
+        pytest.param([0, 1, 2], "blocks.1.mlp_out", id="unrolled, one layer", marks=pytest.mark.slow),
+        pytest.param([0, 1, 2], "blocks.2.mlp_out", id="unrolled, two layers", marks=pytest.mark.slow),
+    ],
+)
 def test_a_transcoder_is_steered_where_it_writes(model, layers, writes):
     key, reads = jax.random.key(1), "blocks.1.ln2.normalized"
     made = init_transcoder(key, D, D, M, ReLU(), jnp.zeros(D), jnp.zeros(D), skip=True)
@@ -208,10 +231,26 @@ class _NoDirections:
         return jnp.tanh(z)
 
 
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Scaled:
+    """A foreign dictionary whose `W_dec` is not what its latents write."""
+
+    W_enc: Float[Array, "d feature"]
+    W_dec: Float[Array, "feature d"]
+
+    def encode(self, x):
+        return jax.nn.relu(x @ self.W_enc)
+
+    def decode(self, z):
+        return 2.0 * (z @ self.W_dec)
+
+
 def test_what_cannot_be_steered_is_refused():
     dictionary = sae()
     for wrong, message in (
         (lambda: steer_features(_NoDirections(jnp.float32(1)), ADDRESS, 0), "no fixed direction"),
+        (lambda: steer_features(_Scaled(dictionary.W_enc, dictionary.W_dec), ADDRESS, 0), "does not say what a latent"),
         (lambda: steer_features(dictionary, ADDRESS, M), "latents 0 to 39"),
         (lambda: steer_features(dictionary, ADDRESS, [1, 1]), "twice"),
         (lambda: steer_features(dictionary, ADDRESS, []), "one or several"),

@@ -49,7 +49,7 @@ def likelihoods(model) -> np.ndarray:
     return (np.take_along_axis(log_p, TARGETS.tokens[:, 1:, None], axis=-1)[..., 0] * TARGETS.weight[:, 1:]).sum(-1)
 
 
-@pytest.mark.parametrize("how", ["add", "clamp"])
+@pytest.mark.parametrize("how", ["add", pytest.param("clamp", marks=pytest.mark.slow)])
 def test_measured_effects_are_those_of_one_run_for_each_latent(model, how):
     steering = steer_features(sae(), ADDRESS, [3, 8, 20], np.array([1.0, 3.0, 2.0], np.float32), how)
     found = measured_effects(model, steering, TARGETS, 1.5, batch=2 if how == "add" else 3, at_once=2)
@@ -61,13 +61,16 @@ def test_measured_effects_are_those_of_one_run_for_each_latent(model, how):
     np.testing.assert_allclose(groups.values, [(want[0] + want[2]) / 2, want[1]], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["add", "clamp", "at_least", "normalised"])
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("clamp", "at_least", "normalised")]
+
+
+@pytest.mark.parametrize("kind", ["add", *SLOW])
 def test_the_first_order_is_the_slope_of_the_measured_effect(model, kind):
     dictionary = Normalised(sae(), "layer_norm") if kind == "normalised" else sae(TopK(5) if kind == "clamp" else None)
     steering = steer_features(dictionary, ADDRESS, range(M), 1.0, "add" if kind == "normalised" else kind)  # type: ignore[arg-type]
     if kind in ("clamp", "at_least"):  # the change of a clamp is not small at small strengths: compare the parts
         found = gradient_effects(model, steering, TARGETS, 0.5, at_once=10).values
-        more = gradient_effects(model, steering, TARGETS, 1.5, batch=2).values
+        more = gradient_effects(model, steering, TARGETS, 1.5, batch=2, at_once=10).values
         added = gradient_effects(model, steering.using("add"), TARGETS, 1.0).values
         never_on = np.abs(read_latents(model, dictionary)).max((0, 1)) == 0
         if kind == "clamp":
@@ -76,7 +79,7 @@ def test_the_first_order_is_the_slope_of_the_measured_effect(model, kind):
         assert np.abs(found - 0.5 * added).max() > 1e-3
         return
     eps = 2e-2
-    found = gradient_effects(model, steering, TARGETS, eps, batch=2, at_once=10).values
+    found = gradient_effects(model, steering, TARGETS, eps, at_once=10).values
     up, down = (measured_effects(model, steering, TARGETS, s * eps).values for s in (1, -1))
     np.testing.assert_allclose(found, (up - down) / 2, atol=2e-4)
     assert np.abs(found).max() > 5e-3
@@ -86,6 +89,7 @@ def read_latents(model, dictionary) -> np.ndarray:
     return np.asarray(dictionary.encode(read(model, ADDRESS)(TARGETS.tokens)[1][ADDRESS]))
 
 
+@pytest.mark.slow
 def test_output_scores_are_those_of_one_run_for_each_latent(model):
     from jax_interp.analysis import W_U
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
@@ -138,6 +138,15 @@ class Temporal(SparseCoder, Form):
     def directions(self) -> Float[Array, "feature d"]:
         """The direction that each feature writes, of the length that it has in scaled values."""
         return self.W_dec
+
+    def written(
+        self,
+        x: Float[Array, "batch pos d"] | None,
+        features: Int[Array, " chosen"],
+        change: Float[Array, "batch pos chosen"],
+    ) -> Float[Array, "batch pos d"]:
+        """The change of the output, which is in the units of the input, if some latents change."""
+        return super().written(x, features, change) / jnp.asarray(self.scale, change.dtype)
 
     def decodes_alone(self) -> bool:
         return False

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.dictionaries.evaluation.batch_sums import sum_batches
@@ -56,6 +56,15 @@ class Rescaled(SparseCoder):
 
     def directions(self) -> Array | None:
         return as_sparse_coder(self.dictionary).directions()
+
+    def written(
+        self,
+        x: Float[Array, "*batch d_in"] | None,
+        features: Int[Array, " chosen"],
+        change: Float[Array, "*batch chosen"],
+    ) -> Float[Array, "*batch d_out"]:
+        """The change of the output if some of the scaled latents change."""
+        return as_sparse_coder(self.dictionary).written(x, features, change)
 
     def is_autoencoder(self) -> bool:
         return as_sparse_coder(self.dictionary).is_autoencoder()

@@ -26,7 +26,7 @@ from jax_interp.steering.vector import SteeringVector, Strength
 from jax_interp.surgery import Dictionary, Edit, at, canonical, is_known
 from jax_interp.surgery.address import Address
 from jax_interp.surgery.region import Index
-from jax_interp.surgery.sparse_coder import as_sparse_coder
+from jax_interp.surgery.sparse_coder import SparseCoder, as_sparse_coder
 from jax_interp.surgery.taps import static
 from jax_interp.surgery.verbs import flat_edits
 
@@ -196,7 +196,21 @@ def checked_features(dictionary: Dictionary, features: Features) -> Int32[Array,
             raise UserError(f"features {numbers.tolist()}: the dictionary has the latents 0 to {n - 1}")
         if len(np.unique(numbers)) < len(numbers):
             raise UserError(f"features {numbers.tolist()}: a latent is there twice")
+    coder = as_sparse_coder(dictionary)
+    if coder is not dictionary and all(map(is_known, (chosen, directions))):
+        _check_decoder(coder, directions, chosen[:4])
     return chosen.astype(jnp.int32)
+
+
+def _check_decoder(coder: SparseCoder, directions: Float[Array, "feature d"], some: Int[Array, " some"]) -> None:
+    """Raise UserError if `W_dec` of a foreign dictionary does not say what its latents write."""
+    one = jnp.zeros((len(some), len(directions)), directions.dtype).at[jnp.arange(len(some)), some].set(1)
+    written = coder.decode(one) - coder.decode(jnp.zeros_like(one))
+    if written.shape[-1] != directions.shape[-1] or not np.allclose(written, directions[some], rtol=1e-2, atol=1e-4):
+        raise UserError(
+            "decode of this dictionary is not z @ W_dec + b, so W_dec does not say what a latent writes: derive the "
+            "class from jax_interp.surgery.sparse_coder.SparseCoder, and define `directions` and `written`"
+        )
 
 
 def _checked_activation(activation: Any, chosen: Int32[Array, " chosen"]) -> Float[Array, " chosen"]:

@@ -14,6 +14,7 @@ from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Edit, Model, block_inputs, depth_of, edit, resumed
 from jax_interp.surgery.address import Address
 from jax_interp.surgery.taps import static
+from jax_interp.training.placement import automatic
 
 
 @register_dataclass
@@ -51,7 +52,7 @@ def resumable_layer(model: Model, edits: tuple[Edit, ...], tokens: Any) -> int |
         return begin(model, tokens, layer).output(model, edits)
 
     try:
-        jax.eval_shape(look, model, edits, tokens)
+        jax.eval_shape(automatic(look), model, edits, tokens)
     except UserError:  # it does not run its blocks by `run_blocks`, or an edit carries a value from block to block
         return None
     return layer
