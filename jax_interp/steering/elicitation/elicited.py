@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.steering.vector import SteeringVector
 from jax_interp.surgery.taps import static
+
+Rows = jax.Array | np.ndarray
 
 
 @register_dataclass
@@ -26,9 +29,9 @@ class Elicited:
       source: the address that the vectors are added to.
     """
 
-    vectors: Float[Array, "vector d"]
-    scores: Float[Array, " vector"]
-    null: Float[Array, " draw"]
+    vectors: Float[Rows, "vector d"]
+    scores: Float[Rows, " vector"]
+    null: Float[Rows, " draw"]
     source: str = static()
 
     def __len__(self) -> int:
@@ -38,7 +41,7 @@ class Elicited:
         """One vector, as a steering. Strength 1 adds it at the norm of the search."""
         if not -len(self) <= number < len(self):
             raise IndexError(f"there is no vector {number}: there are {len(self)}")
-        return SteeringVector({self.source: self.vectors[number]})
+        return SteeringVector({self.source: jnp.asarray(self.vectors[number])})
 
     def ranked(self) -> Elicited:
         """The vectors with the largest score first. NaN comes last."""

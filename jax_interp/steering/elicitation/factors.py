@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
-from jax_interp.steering.elicitation.elicited import Elicited
+from jax_interp.steering.elicitation.elicited import Elicited, Rows
 from jax_interp.surgery.taps import static
 
 
@@ -31,13 +31,13 @@ class Factors:
       target: the address of the change.
     """
 
-    inputs: Float[Array, "factor d"]
-    outputs: Float[Array, "factor d_target"]
-    weights: Float[Array, " factor"]
-    scores: Float[Array, " factor"]
-    changes: Float[Array, "factor d_target"]
-    null: Float[Array, " draw"]
-    null_changes: Float[Array, "draw d_target"]
+    inputs: Float[Rows, "factor d"]
+    outputs: Float[Rows, "factor d_target"]
+    weights: Float[Rows, " factor"]
+    scores: Float[Rows, " factor"]
+    changes: Float[Rows, "factor d_target"]
+    null: Float[Rows, " draw"]
+    null_changes: Float[Rows, "draw d_target"]
     radius: float
     source: str = static()
     target: str = static()
@@ -50,7 +50,7 @@ class Factors:
         """The vectors R v with their scores, as steering vectors."""
         return Elicited(self.inputs * np.float32(self.radius), self.scores, self.null, self.source)
 
-    def towards(self, direction: Float[Array, " d_target"]) -> Elicited:
+    def towards(self, direction: Float[Rows, " d_target"]) -> Elicited:
         """The vectors R v, scored by how far they move the target along a direction: direction · Δ(R v).
 
         Args:

@@ -238,7 +238,7 @@ def melbo(
         state = fit(step, state, steps=steps, run=SaveTo.of(run, config), frozen=(model, prompts), log=log)
         vectors, scores = (state.best, state.value) if config.orthogonal else _last(config, model, prompts, state)
         null = _scores(config, model, prompts, random_on_sphere(draws, (config.null, width), config.radius))
-    return Elicited(np.asarray(vectors), np.asarray(scores), np.asarray(null), config.where.source).ranked()  # type: ignore[arg-type]
+    return Elicited(np.asarray(vectors), np.asarray(scores), np.asarray(null), config.where.source).ranked()
 
 
 def _effects(config: MelboConfig, model: Model, prompts: Prompts, thetas: Float[Array, "n d"]) -> Float[Array, " n"]:

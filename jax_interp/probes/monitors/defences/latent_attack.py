@@ -4,12 +4,14 @@
 
 The second term is -log(1 - σ(score - threshold)): the attack sees the alarm. The perturbation acts on values such as
 the embedding (a soft prompt) or residual streams (latent adversarial attacks, Sheshadri et al. 2024, arXiv:2407.15549).
+`search` does the same for any loss; latent adversarial training uses it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -26,7 +28,7 @@ from jax_interp.core.pytrees import register_dataclass
 from jax_interp.probes.labelled_tokens import LabelledTokens
 from jax_interp.probes.monitors.defences.defended import Defended, answers_in_full, batched
 from jax_interp.probes.monitors.defences.examples import Texts, texts_of, wide
-from jax_interp.surgery import Add, Model, at, values_at
+from jax_interp.surgery import Add, Model, at, canonical, values_at
 from jax_interp.surgery.taps import Edit
 from jax_interp.surgery.verbs import flat_edits
 
@@ -48,6 +50,8 @@ class LatentAttack:
         each coordinate by itself, so on the ball it ends in another direction than the gradient, and is weaker.
       restarts: the number of starts. The first one is 0, the others are random with norm ε.
       alarm: the weight of the alarm's loss. 0: the attack does not see the alarm.
+      response: whether the tokens of the response are perturbed too. An attacker of a deployed model who can only write
+        requests has no such perturbation.
     """
 
     at: tuple[str, ...]
@@ -57,12 +61,15 @@ class LatentAttack:
     optimizer: Literal["gradient", "adam"] = "gradient"
     restarts: int = 1
     alarm: float = 1.0
+    response: bool = False
 
     def __post_init__(self) -> None:
         if not self.at or isinstance(self.at, str):
             raise UserError(f"at={self.at!r}: give a tuple of addresses, such as ('embed',)")
         if not (math.isfinite(self.size) and self.size >= 0) or not self.rate > 0:
             raise UserError(f"size={self.size} is at least 0, and rate={self.rate} above 0")
+        if len(set(map(canonical, self.at))) < len(self.at):
+            raise UserError(f"at={self.at} names a value twice")
         if self.steps < 1 or self.restarts < 1 or self.alarm < 0:
             raise UserError(f"steps and restarts are at least 1, and alarm at least 0: {self}")
 
@@ -81,14 +88,14 @@ class Attacked:
     loss: Float[Array, " example"]
 
 
-def projected(delta: Perturbation, size: float, request: Bool[Array, "example pos"]) -> Perturbation:
-    """Scale the perturbation of each token to a norm of at most `size`, and set it to 0 outside the request."""
+def projected(delta: Perturbation, size: float, allowed: Bool[Array, "example pos"]) -> Perturbation:
+    """Scale the perturbation of each token to a norm of at most `size`, and set it to 0 at tokens not allowed."""
 
     def of_value(x: Array) -> Array:
         axes = tuple(range(2, x.ndim))
         square = jnp.sum(x * x, axis=axes, keepdims=True)
         factor = jnp.minimum(1.0, size / jnp.sqrt(jnp.maximum(square, 1e-30)))
-        return jnp.where(jnp.expand_dims(request, axes), x * factor, 0.0)
+        return jnp.where(jnp.expand_dims(allowed, axes), x * factor, 0.0)
 
     return jax.tree.map(of_value, delta)
 
@@ -109,38 +116,59 @@ def attack(budget: LatentAttack, defended: Defended, texts: Texts, key: Key[Arra
       key: the key of the random starts.
     """
     texts = jax.tree.map(jnp.asarray, texts)
-    shapes = jax.eval_shape(
-        lambda model: dict(values_at(model, *budget.at)(texts.tokens, mask=texts.mask)), defended.model
-    )
-    zero = {address: jnp.zeros(shapes[address].shape, jnp.float32) for address in budget.at}
+    return search(budget, defended.model, texts, partial(_objective, budget, defended, texts), key)
+
+
+Objective = Callable[[Perturbation], tuple[Float[Array, " example"], Bool[Array, " example"]]]
+"""The loss of each example, and whether its response goes out. Examples are independent."""
+
+
+def search(budget: LatentAttack, model: Model, texts: Texts, objective: Objective, key: Key[Array, ""]) -> Attacked:
+    """Search the perturbation of each example with the smallest loss within the budget.
+
+    Args:
+      budget: the values, the size and the steps.
+      model: the model, which says what shapes the values have.
+      texts: the examples. Their requests are perturbed; with `budget.response` also their responses.
+      objective: the losses of the examples under a perturbation.
+      key: the key of the random starts.
+    """
+    shapes = jax.eval_shape(lambda model: dict(values_at(model, *budget.at)(texts.tokens, mask=texts.mask)), model)
+    zero = {address: jnp.zeros(shapes[canonical(address)].shape, jnp.float32) for address in budget.at}
+    allowed = texts.request | texts.response if budget.response else texts.request
     best = None
     for number in range(budget.restarts):
         start = zero
         if number:
             keys = jax.random.split(jax.random.fold_in(key, number), len(zero))
             far = {a: jax.random.normal(k, x.shape) for k, (a, x) in zip(keys, zero.items())}
-            start = projected(jax.tree.map(lambda x: 1e6 * x, far), budget.size, texts.request)
-        found = _descend(budget, defended, texts, start)
+            start = projected(jax.tree.map(lambda x: 1e6 * x, far), budget.size, allowed)
+        found = _descend(budget, objective, allowed, start)
         best = found if best is None else _better(found, best)
     assert best is not None
     return jax.lax.stop_gradient(best)
 
 
-def _descend(budget: LatentAttack, defended: Defended, texts: Texts, start: Perturbation) -> Attacked:
+def _descend(
+    budget: LatentAttack, objective: Objective, allowed: Bool[Array, "example pos"], start: Perturbation
+) -> Attacked:
     optimizer = _descent(budget)
-    gradient = jax.grad(lambda delta: _objective(budget, defended, texts, delta), has_aux=True)
+
+    def total(delta: Perturbation) -> tuple[Array, tuple[Array, Array]]:
+        loss, out = objective(delta)
+        return jnp.sum(loss), (loss, out)
 
     def step(_: Any, carry: tuple[Perturbation, Any, Attacked]) -> tuple[Perturbation, Any, Attacked]:
         delta, opt, best = carry
-        grads, (loss, out) = gradient(delta)
+        grads, (loss, out) = jax.grad(total, has_aux=True)(delta)
         best = _better(Attacked(delta, out, loss), best)
         delta, opt = optimizers.update(optimizer, grads, opt, delta)
-        return projected(delta, budget.size, texts.request), opt, best
+        return projected(delta, budget.size, allowed), opt, best
 
-    rows = len(texts.harmful)
+    rows = len(allowed)
     none = Attacked(start, jnp.zeros(rows, bool), jnp.full(rows, jnp.inf))
     delta, _, best = jax.lax.fori_loop(0, budget.steps, step, (start, optimizers.init(optimizer, start), none))
-    _, (loss, out) = _objective(budget, defended, texts, delta)
+    loss, out = objective(delta)
     return _better(Attacked(delta, out, loss), best)
 
 
@@ -160,20 +188,21 @@ def _descent(budget: LatentAttack) -> optax.GradientTransformation:
 
 def _objective(
     budget: LatentAttack, defended: Defended, texts: Texts, delta: Perturbation
-) -> tuple[Array, tuple[Array, Array]]:
-    """(the sum of the losses, (the loss of each example, whether its response goes out)). Examples are independent."""
+) -> tuple[Float[Array, " example"], Bool[Array, " example"]]:
+    """The loss of each example, and whether its response goes out."""
     logits, excess = defended(texts, edits_of(delta))
     each = cross_entropy(logits[:, :-1], texts.tokens[:, 1:])
-    loss = _mean(each, texts.predicts())
+    loss = mean_of_rows(each, texts.predicts())
     out = answers_in_full(logits, texts)
     if excess is not None:
         read = jnp.isfinite(excess)
-        loss += budget.alarm * _mean(jax.nn.softplus(jnp.where(read, excess, 0.0)), read)
+        loss += budget.alarm * mean_of_rows(jax.nn.softplus(jnp.where(read, excess, 0.0)), read)
         out &= jnp.all(excess <= 0, axis=1)
-    return jnp.sum(loss), (loss, out)
+    return loss, out
 
 
-def _mean(values: Float[Array, "example n"], keep: Bool[Array, "example n"]) -> Float[Array, " example"]:
+def mean_of_rows(values: Float[Array, "example n"], keep: Bool[Array, "example n"]) -> Float[Array, " example"]:
+    """The mean over the entries of each row that are kept. 0 for a row without any."""
     count = jnp.maximum(jnp.sum(keep, axis=1), 1).astype(values.dtype)
     return jnp.sum(jnp.where(keep, values, 0.0), axis=1) / count
 
