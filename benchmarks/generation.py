@@ -1,4 +1,5 @@
-"""Generation of 64 tokens after 8 prompts of 16 tokens, greedy, plain or steered at one layer; and compile times.
+"""Generation of 64 tokens after 8 prompts of 16 tokens, greedy: plain, steered at one layer, or with eight different
+sets of edits, one for each row (other layers, vectors and operators); and compile times.
 
 GPT-2-small shape, float32, random weights, no stop token. A compile time is the time of the first call of the jitted
 forward pass minus the time of the second call, with 12 and 48 layers (d_model 256).
@@ -21,12 +22,19 @@ def ours(stacked: bool):
         import jax
 
         from jax_interp.models import generate
+        from jax_interp.steering import OPERATORS
+        from jax_interp.steering.serving import Request, RequestEdit, edit_rows
         from jax_interp.surgery import Add, at, edit
 
         model, tokens = our_model(sizes, stacked)
         vector = jax.random.normal(jax.random.key(2), (sizes["d_model"],))
         steered = edit(model, at(f"blocks.{sizes['layers'] // 2}.resid_post", Add(vector)))
-        for name, program in (("plain", model), ("steered", steered)):
+        requests = [
+            Request(row, sizes["n_new"], (RequestEdit(f"blocks.{i % sizes['layers']}.resid_post", vector, name, 0.5),))
+            for i, (row, name) in enumerate(zip(tokens.tolist(), [*OPERATORS, "add"], strict=False))
+        ]
+        eight = edit_rows(model, requests, ["blocks.*.resid_post"])
+        for name, program in (("plain", model), ("steered", steered), ("eight edits", eight)):
             yield Work(name, lambda program=program: jax.block_until_ready(generate(program, tokens, sizes["n_new"])))
 
     return build
@@ -99,8 +107,12 @@ def conclude(rounds: Rounds) -> list[str]:
         for peer in ("transformers", "TransformerLens"):
             if (ratio := rounds.ratio(f"ours {layout}: plain", f"{peer}: plain")) is not None:
                 lines.append(f"{layout}: {ratio:.2f} of the time of {peer}")
-        if (ratio := rounds.ratio(f"ours {layout}: steered", f"ours {layout}: plain")) is not None:
-            lines.append(f"{layout}: steered takes {ratio:.2f} of plain")
+        for work, other in (("steered", "plain"), ("eight edits", "steered")):
+            if (ratio := rounds.ratio(f"ours {layout}: {work}", f"ours {layout}: {other}")) is not None:
+                lines.append(f"{layout}: {work} take {ratio:.2f} of {other}")
+        for peer in ("transformers: steered", "TransformerLens: plain"):
+            if (ratio := rounds.ratio(peer, f"ours {layout}: steered")) is not None:
+                lines.append(f"{layout}: steered, {ratio:.2f} times as fast as {peer}")
     return lines
 
 

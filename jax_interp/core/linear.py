@@ -12,7 +12,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from jax_interp.core.layer import Scope, out_sharding_of_rows
+from jax_interp.core.layer import Scope, out_sharding_like, out_sharding_of_rows
+
+FEW_ROWS = 16
+"""`few_rows_product` is meant for at most this number of rows."""
 
 
 class Linear(nnx.Module):
@@ -58,7 +61,16 @@ class Embedding(nnx.Module):
 
     def attend(self, x: Float[Array, "batch pos d_model"]) -> Float[Array, "batch pos count"]:
         """The dot product of `x` with every row: the unembedding of a model with tied embeddings."""
+        if 1 < x.shape[0] * x.shape[1] <= FEW_ROWS and out_sharding_like(x) is None:
+            return few_rows_product(x, self.weight[...])
         return jnp.einsum("bpd,vd->bpv", x, self.weight[...])
+
+
+def few_rows_product(
+    x: Float[Array, "batch pos d_in"], weight: Float[Array, "d_out d_in"]
+) -> Float[Array, "batch pos d_out"]:
+    """`x weightᵀ`, computed with the outputs first. On a CPU this is about twice as fast for a few rows of `x`."""
+    return jnp.moveaxis(jnp.einsum("bpi,oi->obp", x, weight), 0, -1)
 
 
 def normal(key: Array, shape: tuple[int, ...], std: float, dtype: DTypeLike) -> Array:

@@ -34,7 +34,7 @@ def test_views_have_the_values_and_the_memory_of_the_stack(name):
 @pytest.fixture
 def views_for_all(monkeypatch):
     """Unstack small layers too."""
-    monkeypatch.setattr(generating, "unstacked_views", lambda model: unstacked_views(model, smallest=0))
+    monkeypatch.setattr(generating, "stepping_model", lambda model, *_: unstacked_views(model, smallest=0))
 
 
 def test_generation_gives_the_same_tokens_and_values(request):

@@ -22,6 +22,7 @@ from jax_interp.core.layer import upcast
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.models.cache import Cache, empty_cache
 from jax_interp.models.generation.generated_values import axes_of, check_edits, has_reads, padded, with_step
+from jax_interp.models.generation.out_major import stepping_model
 from jax_interp.models.generation.sampling import (
     LARGEST,
     Chooser,
@@ -31,7 +32,7 @@ from jax_interp.models.generation.sampling import (
     penalized,
     seen_tokens,
 )
-from jax_interp.models.generation.unstacking import unstacked_cache, unstacked_views
+from jax_interp.models.generation.unstacking import unstacked_cache
 from jax_interp.models.inputs import checked_inputs
 from jax_interp.surgery import Activations, is_known
 from jax_interp.surgery.contract import Model
@@ -101,7 +102,7 @@ def generate(
         new = generate(steered, tokens, 20, mask=mask, choose=Sample(temperature=0.8), key=jax.random.key(0))
     """
     tokens, mask, sampling = _checked(model, tokens, n_new, mask, choose, key, stop, repetition_penalty)
-    return _generate(model, unstacked_views(model), tokens, n_new, mask, sampling)
+    return _generate(model, stepping_model(model, tokens.shape[0], n_new), tokens, n_new, mask, sampling)
 
 
 def stream(
@@ -142,8 +143,7 @@ def stream(
     if has_reads(model):
         raise UserError("stream gives tokens only: use generate, which also returns the values that are read")
     tokens, mask, sampling = _checked(model, tokens, n_new, mask, choose, key, stop, repetition_penalty)
-
-    views = unstacked_views(model)
+    views = stepping_model(model, tokens.shape[0], n_new)
 
     def columns() -> Iterator[np.ndarray]:
         state = _first(model, views, tokens, n_new, mask, sampling)

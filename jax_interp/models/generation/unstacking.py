@@ -66,7 +66,7 @@ def unstacked_cache(cache: Cache, model: Model) -> Cache:
 def _views(segment: Segment, smallest: int) -> list[Block] | None:
     """The blocks of a stack as views. None if a view of an array would be a copy."""
     leaves, structure = jax.tree.flatten(segment.block)
-    if not all(map(_is_in_host_memory, leaves)):
+    if not all(map(is_in_host_memory, leaves)):
         return None
     sizes = [leaf.nbytes // len(segment.layers) for leaf in leaves]
     unaligned = sum(size for size in sizes if size % _ALIGNMENT)
@@ -80,7 +80,7 @@ def _views(segment: Segment, smallest: int) -> list[Block] | None:
     return [jax.tree.unflatten(structure, row) for row in rows]
 
 
-def _is_in_host_memory(leaf: Any) -> bool:
+def is_in_host_memory(leaf: Any) -> bool:
     """Whether NumPy can view an array: its values are known, on one device, which is a CPU."""
     if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
         return False

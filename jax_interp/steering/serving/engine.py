@@ -20,7 +20,7 @@ import numpy as np
 
 from jax_interp.core.errors import UserError
 from jax_interp.models.generation.generated_values import has_reads
-from jax_interp.models.generation.unstacking import unstacked_views
+from jax_interp.models.generation.out_major import FEWEST_STEPS, stepping_model
 from jax_interp.steering.serving.request import Request, check_request
 from jax_interp.steering.serving.row_edits import ServedValue, served_values
 from jax_interp.steering.serving.rows import (
@@ -67,7 +67,7 @@ class Engine:
 
     Attributes:
       model: runs the prompts.
-      views: runs the steps, if its layers are separate views of the same weights.
+      views: runs the steps, if that is another layout of the same weights (`stepping_model`).
       served: the values that requests can edit.
       rows: how many requests run together.
       slots: the most tokens of a text.
@@ -127,7 +127,9 @@ def engine_of(
     if any(len(leaf.devices()) > 1 for leaf in jax.tree.leaves(model) if isinstance(leaf, jax.Array)):
         raise UserError("the weights are on several devices, and a server runs on one: load the model without a mesh")
     served = served_values(model, values)
-    return Engine(model, unstacked_views(model), served, int(rows), int(slots), int(n_edits), int(steps))
+    return Engine(
+        model, stepping_model(model, int(rows), FEWEST_STEPS), served, int(rows), int(slots), int(n_edits), int(steps)
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ class RequestEdit:
         from the end of the prompt: -1 is its last token, which predicts the first new token.
       stop: the first position that is not steered any more, counted in the same way. None: there is no end.
       decay: the factor of the strength for each new token, above 0 and at most 1. The prompt has the full strength.
+      gate: False: the edit does not act. `Condition.measure` of `steering.applying` gives it, from the prompt.
     """
 
     address: str
@@ -39,6 +40,7 @@ class RequestEdit:
     start: int = 0
     stop: int | None = None
     decay: float = 1.0
+    gate: bool = True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,6 +112,8 @@ def _check_edit(name: str, edit: RequestEdit) -> None:
     _check_number(f"decay of {name}", edit.decay, 0, 1)
     if not edit.decay > 0:
         raise UserError(f"decay of {name} must be above 0: use stop= to end an edit")
+    if not isinstance(edit.gate, (bool, np.bool_)):
+        raise UserError(f"gate of {name} is True or False, got {edit.gate!r}")
     least, most = np.iinfo(np.int32).min, np.iinfo(np.int32).max
     _check_whole(f"start of {name}", edit.start, least, most)
     if edit.stop is not None:

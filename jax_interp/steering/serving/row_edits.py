@@ -192,7 +192,7 @@ def _placed(request: Request, served: Sequence[ServedValue]) -> Placed:
         size = np.shape(one.vector)[0]
         if size != value.width:
             raise UserError(f"the vector of edits[{i}] has {size} entries, and {one.address!r} has {value.width}")
-        for layer in layers:
+        for layer in layers if one.gate else ():
             placed.setdefault((value, layer), []).append((one, len(request.tokens)))
     return placed
 

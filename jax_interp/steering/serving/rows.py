@@ -125,7 +125,7 @@ def admit(
 
     Args:
       model: the model that runs the prompt.
-      views: the model that runs the steps, if its layers are separate (`unstacked_views`).
+      views: the model that runs the steps, if it has another layout (`stepping_model`).
       served: the values that requests can edit.
       state: the batch. At least as many slots are filled as the prompt has tokens.
       row: the free row.

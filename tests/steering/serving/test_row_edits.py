@@ -26,6 +26,7 @@ TOKENS = ValueTokens(("batch", "pos", "d_model"), POSITIONS_FROM_ZERO)
 RNG = np.random.default_rng(0)
 VECTORS = RNG.normal(size=(8, WIDTH)).astype(np.float32)
 PROMPTS = [[5, 9, 33, 2, 17], [41, 3], [8, 8, 30, 1], [7], [12, 60, 61], [5, 9, 33, 2, 17], [22, 23], [1, 2, 3]]
+PAIRS = list(zip(PROMPTS, VECTORS, strict=True))
 
 
 def requests_of(n_new=6):
@@ -79,10 +80,9 @@ def test_rows_without_edits_have_the_bits_of_the_bare_model(model):
     bare = call(model, tokens, mask=mask)
     nothing = [Request(prompt, 1) for prompt in PROMPTS]
     np.testing.assert_array_equal(call(edit_rows(model, nothing, ["blocks.*.resid_post"]), tokens, mask=mask), bare)
-    zero = [
-        Request(p, 1, (RequestEdit("blocks.*.resid_post", v, "add", 0.0),))
-        for p, v in zip(PROMPTS, VECTORS, strict=True)
-    ]
+    shut = [Request(p, 1, (RequestEdit("blocks.*.resid_post", v, "ablate", gate=False),)) for p, v in PAIRS]
+    np.testing.assert_array_equal(call(edit_rows(model, shut, ["blocks.*.resid_post"]), tokens, mask=mask), bare)
+    zero = [Request(p, 1, (RequestEdit("blocks.*.resid_post", v, "add", 0.0),)) for p, v in PAIRS]
     np.testing.assert_array_equal(call(edit_rows(model, zero), tokens, mask=mask), bare)
 
 
@@ -150,6 +150,7 @@ WRONG = {
     "decay": ({"decay": 1.5}, "decay"),
     "decay of 0": ({"decay": 0.0}, "decay"),
     "start": ({"start": 1.5}, "start"),
+    "gate": ({"gate": 0.5}, "gate"),
 }
 
 

@@ -26,7 +26,7 @@ WITHOUT_EFFECT = {
     "frequency_penalty": (0,), "logit_bias": (None, {}),
 }  # fmt: skip
 """Fields of OpenAI's API that this server does not have, and their values that ask for nothing."""
-_EDIT_FIELDS = {field.name for field in dataclasses.fields(RequestEdit)} | {"layer"}
+_EDIT_FIELDS = {field.name for field in dataclasses.fields(RequestEdit)} - {"gate"} | {"layer"}
 
 
 @dataclasses.dataclass(frozen=True)
