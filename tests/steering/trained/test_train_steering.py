@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_steering
-from test_objectives import SITE, pairs, planted
+from test_steering_objectives import SITE, pairs, planted
 
 from jax_interp.core.errors import UserError
 from jax_interp.models import generate
@@ -187,5 +187,7 @@ def test_pieces_of_members_need_the_memory_of_one_piece():
         train = lambda place, config=config: train_steering(
             tiny_steering.model(), CONCEPTS, config, place=place, log=QUIET
         )
-        temporary[at_once] = compiled_step(train, None).compiled.memory_analysis().temp_size_in_bytes
+        analysis = compiled_step(train, None).compiled.memory_analysis()
+        assert analysis is not None
+        temporary[at_once] = analysis.temp_size_in_bytes
     assert temporary[2] < 0.4 * temporary[16], temporary

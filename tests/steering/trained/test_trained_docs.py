@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pages
 import pytest
@@ -24,6 +25,7 @@ def test_the_page_runs_and_steering_makes_the_wanted_answers_likelier(tmp_path, 
     for strength in (0.0, 1.0):
         steered = edit(model, *saved.edits(strength))
         sides = [texts_of(questions.prompts, side, ChangedTokens()) for side in (questions.matching, questions.other)]
-        odds[strength] = np.subtract(*(likelihood(steered, jax.tree.map(jax.numpy.asarray, s)).log_p for s in sides))
+        wanted, other = (likelihood(steered, jax.tree.map(jnp.asarray, side)).log_p for side in sides)
+        odds[strength] = np.asarray(wanted - other)
     assert (odds[1.0] > odds[0.0]).all()
     assert (np.asarray(names["scores"]) >= 0).all()

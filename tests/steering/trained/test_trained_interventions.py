@@ -138,12 +138,14 @@ def test_reft_r1_is_its_equation():
     np.testing.assert_allclose(Intervened(used, 0.5)(X, WHOLE_TEXT) - X, np.broadcast_to(1.5 * w, X.shape), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_detector_without_its_largest_latent_is_not_used_in_generation():
     steering = TrainedSteering({"blocks.0.resid_post": started(ReFTr1Config)})
     with pytest.raises(UserError, match="calibrated"):
         generate(edit(tiny_steering.model(), *steering.edits()), jnp.ones((1, 3), jnp.int32), 2)
 
 
+@pytest.mark.slow
 def test_vectors_as_steering_vectors_and_what_has_none():
     for config in (VectorConfig(norm=2.0), ScaledVectorConfig(scale=2.0)):
         steering = TrainedSteering({"blocks.1.resid_post": config.init(jax.random.key(1), D)})
@@ -245,6 +247,7 @@ def test_a_soft_prompt_is_a_prompt_of_tokens_with_its_embeddings(soft):
     assert np.abs(mine - call(model, jnp.asarray(ours), mask=jnp.asarray(kept)))[kept].max() > 0.01
 
 
+@pytest.mark.slow
 def test_steering_at_the_end_of_the_prompt_acts_there_in_whole_texts_too():
     model, v = tiny_steering.model(), normal(D)
     steering = TrainedSteering({"blocks.0.resid_post": Vector(v)}, jnp.asarray([0, -1], jnp.int32))

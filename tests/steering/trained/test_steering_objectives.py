@@ -199,6 +199,7 @@ def test_negative_steering_is_steering_with_the_negative_vector():
     np.testing.assert_allclose(loss(batch, v), loss(swapped, -v), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_bipo_is_dpo_with_a_sign():
     """-log σ(s β margin): at the vector 0 the loss is log 2, and the signs of the rows follow their draws."""
     model, batch = pair_batch(jnp.float32)
