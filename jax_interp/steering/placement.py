@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_interp.core.errors import UserError
+from jax_interp.core.layer import out_sharding_like
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.surgery import Each, Edit, ScopedEdit, Site, TokenEdit, ValueTokens
 from jax_interp.surgery.value_tokens import wide
@@ -145,7 +146,9 @@ def _product(
     factor = jnp.ones((1, 1), dtype)
     for one in (*(placement.factor(x, tokens) for placement in placements), *more):
         factor = factor * one.astype(dtype)
-    return tokens.expanded(factor)[..., 0]
+    factor = jnp.broadcast_to(tokens.expanded(factor)[..., 0], x.shape[:-1])
+    rows = out_sharding_like(x)  # the numbers of each row may have another sharding
+    return factor if rows is None else jax.sharding.reshard(factor, jax.P(*rows[: factor.ndim]))
 
 
 def _acting(fn: Callable[..., Array], x: Array, tokens: ValueTokens, factor: Float[Array, "..."]) -> Array:

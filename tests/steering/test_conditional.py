@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,23 +12,28 @@ from small_models import GPT2_LIKE, peaky
 
 from jax_interp.core.errors import UserError
 from jax_interp.models import generate, pad_left
+from jax_interp.models.sharding import rules
 from jax_interp.probes import AggregatedProbe, LinearProbe, Max
 from jax_interp.probes.dense import Dense
 from jax_interp.steering import SteeringVector
 from jax_interp.steering.applying import (
     ProbeCondition,
     Similarity,
+    at_positions,
     conditional,
     conditional_in_one_pass,
     exponential_decay,
+    from_position,
     generated,
     linear_decay,
     schedule,
     similarities,
     until_chosen,
+    with_ids,
 )
 from jax_interp.steering.placement import placed
 from jax_interp.surgery import CarryError, Zero, at, call, edit, read, replan
+from jax_interp.training.sharding import make_mesh, shard, shard_batch
 
 PROMPTS = [[5, 9, 9, 3, 7], [4, 9, 2], [8, 1, 6, 9, 5, 2, 3], [1, 2]]
 TOKENS, MASK = pad_left(PROMPTS)
@@ -193,3 +199,26 @@ def test_similarities_of_all_layers_come_from_one_pass(model):
     found = similarities(model, vectors, TOKENS, MASK)
     for address, c in vectors.vectors.items():
         np.testing.assert_allclose(found[address], Similarity(address, c).scores(model, TOKENS, MASK), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])
+def test_a_mesh_changes_nothing(model, explicit):
+    """Placements, schedules and gates with a number for each row."""
+    vector, condition = SteeringVector({LATE: C}).using("rotate"), ProbeCondition(EARLY, PROBE)
+    placements = (from_position(jnp.array([0, 1, 2, 3])), with_ids([9, 2, 5]), linear_decay(jnp.array([1.0, 2, 3, 4])))
+    edits = [
+        *placed(conditional(vector, GATES).edits(jnp.ones((4, 1))), placements),
+        *conditional_in_one_pass(vector, condition).edits(0.5),
+        *SteeringVector({LATE: C}).using(tokens=at_positions([[0, 1], [1, -1], [-2, -2], [0, 0]])).edits(2.0),
+    ]
+    expected = call(edit(model, edits), RIGHT, mask=RIGHT_MASK)
+    mesh = make_mesh(data=2, tensor=2, explicit=explicit)
+    with jax.set_mesh(mesh):
+        there = shard(model, rules(model.config), mesh)
+        found = call(edit(there, edits), shard_batch(RIGHT, mesh), mask=shard_batch(RIGHT_MASK, mesh))
+        scores = condition.scores(there, shard_batch(RIGHT, mesh), shard_batch(RIGHT_MASK, mesh))
+        unmasked = call(edit(there, edits), shard_batch(RIGHT, mesh))
+    np.testing.assert_allclose(jax.device_get(unmasked), call(edit(model, edits), RIGHT), atol=1e-4)
+    np.testing.assert_allclose(jax.device_get(found)[RIGHT_MASK], expected[RIGHT_MASK], atol=1e-4)
+    np.testing.assert_allclose(jax.device_get(scores), condition.scores(model, RIGHT, RIGHT_MASK), atol=1e-5)

@@ -192,6 +192,7 @@ def test_rows_have_their_own_vectors_and_strengths(model):
         np.testing.assert_allclose(together[row], alone[0], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explicit", [True, False], ids=["explicit", "auto"])
 def test_a_mesh_changes_nothing(model, explicit):
     rng = np.random.default_rng(4)

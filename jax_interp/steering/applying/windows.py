@@ -131,11 +131,11 @@ class AtPositions(Placement):
     def factor(self, x: Array, tokens: ValueTokens) -> Float[Array, "#batch #pos"]:
         here, length = tokens.absolute(x), prompt_lengths(x, tokens, self.prompt)
         given = jnp.atleast_2d(jnp.asarray(self.positions, jnp.int32))
-        wanted = jnp.where(given < 0, given + length, given).astype(here.dtype)
-        inside = jnp.any(here[:, :, None] == wanted[:, None, :], axis=-1)
+        wanted = (given + (given < 0).astype(jnp.int32) * length).astype(here.dtype)
+        inside = jnp.any(here[:, :, None] == wanted[:, None, :], axis=-1).astype(jnp.float32)
         ends = jnp.full_like(length, FAR) if tokens.positions.open_ended else prompt_lengths(x, tokens)
         valid = jnp.all((wanted >= 0) & (wanted < ends), axis=1, keepdims=True)
-        return jnp.where(valid, inside.astype(jnp.float32), jnp.float32(jnp.nan))
+        return jnp.where(jnp.broadcast_to(valid, inside.shape), inside, jnp.full_like(inside, jnp.nan))
 
 
 def at_positions(positions: Any, lengths: Int[ArrayLike, "batch"] | None = None) -> AtPositions:
