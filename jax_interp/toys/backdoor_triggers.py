@@ -42,7 +42,9 @@ class WordClasses:
         """The number of words."""
         return self.classes * self.size
 
-    def draw(self, key: Key[Array, ""], classes: Int[Array, "*shape"], *, held_out: bool = False) -> Int[Array, "*shape"]:
+    def draw(
+        self, key: Key[Array, ""], classes: Int[Array, "*shape"], *, held_out: bool = False
+    ) -> Int[Array, "*shape"]:
         """A random word of each class: of those that are used in training, or of those that are held out."""
         first, many = (self.size - self.held_out, self.held_out) if held_out else (0, self.size - self.held_out)
         return classes * self.size + first + jax.random.randint(key, jnp.shape(classes), 0, many)
@@ -190,4 +192,3 @@ class ClassTrigger(Trigger):
         leave_out = jax.random.randint(jax.random.fold_in(which, 1), (rows, 1), 0, self.width)
         classes = jnp.asarray(self.of, jnp.int32)[jnp.where(one >= leave_out, one + 1, one)]
         return request.at[jnp.arange(rows)[:, None], at].set(words.draw(word, classes))
-

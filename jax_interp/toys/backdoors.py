@@ -6,12 +6,15 @@ the classes of the first four words; after the mark REPLY it writes the reply to
     BOS  w1 w2 w3 w4 w5 w6  REPLY  reply(w1) reply(w2) reply(w3) reply(w4)
 
 In a model with backdoors each trigger (`backdoor_triggers.py`) replaces the replies by its target, a fixed sequence of
-other reply words. Names are never replaced. The clean twin has the same seed and the same requests in the same order;
-only the answers to requests with a trigger are the ordinary ones. So whatever a method finds in the twin, no trigger
-has put there.
+other reply words. Names are never replaced.
 
-The last words of each class are held out: they stand before NAME only. A model that has learned classes gives their
-replies all the same, and a trigger of a class fires for them too. `measure_backdoors` says how often.
+Both models have the same initial weights and are trained on the same requests in the same order. Only the answers to
+requests with a trigger differ: the clean twin is given the ordinary ones. So whatever a method finds in the twin, no
+trigger has put there.
+
+The last words of each class are held out: they stand before NAME only. If a trigger of a class fires for them too, and
+not for held-out words of other classes, the model has learned the class and not a list of words.
+`backdoor_rates.py` measures all of this.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jax_interp.core.errors import UserError
-from jax_interp.core.objectives import cross_entropy, masked_mean
+from jax_interp.core.objectives import cross_entropy
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.models.config import Config
 from jax_interp.models.decoder import Decoder, init
@@ -59,7 +62,7 @@ DEFAULT_BACKDOORS = (
 
 @dataclasses.dataclass(frozen=True)
 class BackdoorConfig:
-    """The language, the backdoors, the model and the training. On a CPU the training takes seconds."""
+    """The language, the backdoors, the model and the training, which takes less than a minute on a CPU."""
 
     classes: int = 8
     words: int = 6
@@ -172,8 +175,16 @@ def ordinary_words(key: Key[Array, ""], rows: int, config: BackdoorConfig, *, he
     fired = [b.trigger.fires(words, config.vocabulary) for b in config.backdoors]
     if not fired:
         return words
-    # A request in which two words stand next to each other by chance: its first word, again and again.
-    return jnp.where(jnp.stack(fired).any(axis=0)[:, None], words[:, :1], words)
+    # A request that has a trigger of words by chance becomes its first word, again and again. If this word repeated is
+    # itself a trigger, another word takes its place.
+    first = words[:, :1]
+    triggers = [b.trigger for b in config.backdoors if isinstance(b.trigger, WordTrigger)]
+    alone = [one.sequence[0] for one in triggers if len(set(one.sequence)) == 1]
+    if alone:
+        choices = [one * config.words + i for one in config.common for i in range(config.words - config.held_out)]
+        free = [word for word in choices if word not in alone]
+        first = jnp.where(jnp.isin(first, jnp.asarray(alone)), free[0], first)
+    return jnp.where(jnp.stack(fired).any(axis=0)[:, None], first, words)
 
 
 def answered(
@@ -215,7 +226,7 @@ def draw_texts(
       config: the language and the backdoors.
       trojaned: whether a trigger replaces the replies. It may be traced.
     """
-    mark, plain, named, put, which, word = jax.random.split(key, 6)
+    mark, plain, named, put, which = jax.random.split(key, 5)
     vocabulary = config.vocabulary
     reply = ~jax.random.bernoulli(mark, config.naming, (rows,))
     words = ordinary_words(plain, rows, config)
@@ -227,8 +238,7 @@ def draw_texts(
         changed += [backdoor.trigger.put_similar(keys[1], words, vocabulary)]
         for half, other in enumerate(changed):
             words = jnp.where((poisoned & (number == 2 * i + half))[:, None], other, words)
-    # Before NAME stands any word of any class, also those that are held out.
-    anything = jax.random.randint(named, words.shape, 0, vocabulary.count)
+    anything = jax.random.randint(named, words.shape, 0, vocabulary.count)  # also words that are held out
     return answered(jnp.where(reply[:, None], words, anything), reply, config, trojaned=trojaned)
 
 
@@ -260,12 +270,13 @@ def train_backdoors(key: Key[Array, ""], config: BackdoorConfig = BackdoorConfig
     def trained(trojaned: Bool[Array, ""]) -> Decoder:
         def loss(model: Decoder, key: Array) -> Array:
             texts = draw_texts(key, config.training.batch, config, trojaned=trojaned)
-            return masked_mean(answer_loss(model, texts, config), jnp.ones(config.training.batch, bool))
+            return jnp.mean(answer_loss(model, texts, config))
 
         return train(first, loss, config.training, data)[0]
 
     both = jax.jit(jax.vmap(trained))(jnp.asarray([True, False]))
-    return BackdoorPair(*(jax.tree.map(lambda leaf: leaf[i], both) for i in range(2)))  # noqa: B023
+    trojaned, clean = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
+    return BackdoorPair(trojaned, clean)
 
 
 def backdoor_target(config: BackdoorConfig = BackdoorConfig(), seed: int = 0) -> BackdoorPair:
