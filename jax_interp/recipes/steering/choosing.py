@@ -24,7 +24,7 @@ class Candidate:
       site: its address.
       slope: the slopes of the questions, in nats for each unit of strength.
       anti_steerable: the share of questions with a slope below 0.
-      kl: KL(unsteered ‖ steered) on neutral text at strength 1, in nats per token.
+      kl: KL(unsteered ‖ steered) on neutral text at the largest strength, in nats per token.
       relative_norm: ‖v‖/‖h‖ at the site. NaN for a vector from a file.
     """
 
@@ -74,20 +74,20 @@ def judged(
       on: what they are judged on.
       progress: called with a line for each candidate.
     """
-    found = []
+    found, largest = [], max(on.strengths)
     for method, rule, site, norm, steering in vectors:
         of = propensities(
             model, on.questions, steering, on.strengths, placement=on.placement, batching=on.batching
         )  # fmt: skip
         own = steerability(of)
-        effects = side_effects(model, on.neutral, steering, (1.0,), batching=on.batching)
+        effects = side_effects(model, on.neutral, steering, (largest,), batching=on.batching)
         found.append(Candidate(method, rule, site, own.slope, own.anti_steerable, effects.kl[0], norm))
-        progress(f"{found[-1].name}: slope {own.slope.mean}, KL {effects.kl[0].mean} at strength 1")
+        progress(f"{found[-1].name}: slope {own.slope.mean}, KL {effects.kl[0].mean} at strength {largest:g}")
     return found
 
 
 def best(candidates: Sequence[Candidate], largest_kl: float) -> int:
-    """The number of the candidate with the largest mean slope, among those whose KL at strength 1 is small enough.
+    """The number of the candidate with the largest mean slope, among those that change neutral text little enough.
 
     Raises:
       UserError: there is none.
@@ -96,7 +96,7 @@ def best(candidates: Sequence[Candidate], largest_kl: float) -> int:
     if not allowed:
         least = min((of.kl.mean.value for of in candidates), default=math.nan)
         raise UserError(
-            f"every vector changes neutral text by more than largest_kl={largest_kl:g} nats per token at strength 1; "
-            f"the least change is {least:.3g}. Allow more, or use shorter vectors (length=relative)"
+            f"every vector changes neutral text by more than largest_kl={largest_kl:g} nats per token at the largest "
+            f"strength; the least change is {least:.3g}. Allow more, or give smaller strengths"
         )
     return max(allowed, key=lambda i: candidates[i].slope.mean.value)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from jax.sharding import Mesh
 
 from jax_interp.core import config_json
@@ -42,9 +43,9 @@ from jax_interp.steering.finding import (
     PairedPCA,
     find_directions,
     pairs_of_questions,
+    prompts_by_factor,
 )
 from jax_interp.steering.measuring import (
-    STRENGTHS,
     Batching,
     Continuing,
     SideMeasures,
@@ -80,20 +81,23 @@ class SteerConfig:
     """How directions are found."""
     sites: tuple[str, ...] = ("blocks.*.resid_post",)
     """The addresses of the values that are read and steered."""
+    contrast: tuple[str, str, str] | None = None
+    """A factor of the questions, its level without the behaviour, and its level with it: directions go from prompts of
+    one level to those of the other. None: from questions with the other answer to questions with the matching one."""
     rules: tuple[TokenRule, ...] = ()
-    """The tokens that are read. Empty: the token in which the two answers differ first."""
-    length: Literal["own", "unit", "relative"] = "own"
+    """The tokens that are read. Empty: the token in which the two answers differ first, or the last one of a prompt."""
+    length: Literal["own", "unit", "relative"] = "relative"
     """The length of a vector at strength 1: that of the method, 1, or the mean norm of the values at its site."""
     operator: str = "add"
     """How the vector changes a value: a name of `steering.operators`."""
     placement: str = "all"
     """The tokens at which it acts on questions: all, after_instruction or answer."""
-    strengths: tuple[float, ...] = STRENGTHS
-    """The strengths that are measured."""
+    strengths: tuple[float, ...] = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
+    """The strengths that are measured, 0 among them."""
     parts: tuple[float, float, float] = (0.4, 0.2, 0.4)
     """The shares of the questions that find, choose and measure."""
     largest_kl: float = 0.5
-    """A vector that changes neutral text by more than this at strength 1 is not chosen, in nats per token."""
+    """A vector that changes neutral text by more than this at the largest strength is not chosen, in nats per token."""
     neutral: Path | None = None
     """A UTF-8 text for the side effects. Default: held-out modules of Python's standard library."""
     windows: int = 32
@@ -180,18 +184,20 @@ def _vectors(
     if config.vector is not None:
         saved = load_vectors(config.vector)
         return [(saved.method or config.vector.name, "", ", ".join(saved.vector.vectors), float("nan"), saved.vector)]
+    special = sorted(tokenizer.special_ids)
+    if config.contrast is None:
+        texts = pairs_of_questions(questions, special_ids=special)
+    else:
+        texts = prompts_by_factor(questions, *config.contrast, special_ids=special)
     found = find_directions(
-        model, pairs_of_questions(questions, special_ids=sorted(tokenizer.special_ids)), config.methods, config.sites,
-        config.rules or None, batch=config.batch, place=mesh,
-    )  # fmt: skip
-    norms = found.relative_norms
-    vectors = []
-    for method in map(str, found.methods):
-        for rule in map(str, found.rules):
-            for site in found.sites:
+        model, texts, config.methods, config.sites, config.rules or None, batch=config.batch, place=mesh
+    )
+    norms, vectors = np.asarray(found.relative_norms.values), []
+    for i, site in enumerate(found.sites):
+        for j, rule in enumerate(map(str, found.rules)):
+            for k, method in enumerate(map(str, found.methods)):
                 vector = found.vector(method=method, rule=rule, sites=site, length=config.length)
-                norm = float(norms.sel(site=site, rule=rule, method=method).values)
-                vectors.append((method, rule, site, norm, vector))
+                vectors.append((method, rule, site, float(norms[i, j, k]), vector))
     return vectors
 
 

@@ -9,6 +9,7 @@ from jax_interp.steering.finding.contrast_pairs import (
     pairs_of_texts,
 )
 from jax_interp.steering.finding.directions import Directions
+from jax_interp.steering.finding.factor_prompts import prompts_by_factor
 from jax_interp.steering.finding.find import find_directions
 from jax_interp.steering.finding.method import DIRECTION_METHODS, DirectionMethod, ReadTexts
 from jax_interp.steering.finding.methods.centred_pca import CentredPCA
@@ -38,5 +39,6 @@ __all__ = [
     "methods",
     "pairs_of_questions",
     "pairs_of_texts",
+    "prompts_by_factor",
     "select_direction",
 ]
