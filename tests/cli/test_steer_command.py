@@ -26,9 +26,7 @@ def run(tmp_path_factory):
 
 def test_a_run_leaves_a_vector_its_measurement_and_a_page(run):
     names = {path.name for path in run.iterdir()}
-    assert names >= {
-        "config.json", "vector.safetensors", "vector.gguf", "candidates.json", "report.json", "steer.html", "summary.txt",
-    }  # fmt: skip
+    assert names >= {"config.json", "candidates.json", "report.json", "steer.html", "summary.txt"}
     saved = [load_vectors(run / f"vector.{kind}").vector for kind in ("safetensors", "gguf")]
     assert [list(one.vectors) for one in saved] == [["blocks.1.resid_post"]] * 2
     report = SteeringReport.load(run / "report.json")
