@@ -41,6 +41,12 @@ class SparseCoder:
         """The direction that each feature writes, one row per feature. None if features have no fixed direction."""
         return None
 
+    def encode_some(
+        self, x: Float[Array, "*batch d_in"], features: Int[Array, " chosen"]
+    ) -> Float[Array, "*batch chosen"]:
+        """Some of the latents of `x`. A dictionary whose latents are independent need not compute the others."""
+        return self.encode(x)[..., features]
+
     def written(
         self,
         x: Float[Array, "*batch d_in"] | None,

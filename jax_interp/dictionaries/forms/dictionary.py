@@ -17,7 +17,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
@@ -113,6 +113,26 @@ class Dictionary(SparseCoder, Form):
         x = heads_together(x, self.d)
         z = self.code(x.reshape(-1, x.shape[-1])).dense(self.n_features)
         return z.reshape(*x.shape[:-1], self.n_features)
+
+    @automatic_rows
+    def encode_some(
+        self, x: Float[Array, "*batch d_in"], features: Int[Array, " chosen"]
+    ) -> Float[Array, "*batch chosen"]:
+        """Some of the latents. If each latent depends on its own pre-activation only, the others are not computed."""
+        if not (self.activation.elementwise and self.activation.uses_encoder):
+            return self.encode(x)[..., features]
+        of_some = {}
+        for name in self.activation.per_feature:
+            each = getattr(self.activation, name)
+            of_some[name] = each[features] if jnp.shape(each) == (self.n_features,) else each
+        part = dataclasses.replace(
+            self,
+            W_enc=self.W_enc[:, features],
+            b_enc=self.b_enc[features],
+            W_dec=self.W_dec[features],
+            activation=dataclasses.replace(self.activation, **of_some),
+        )
+        return part.encode(x)
 
     @automatic_rows
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:

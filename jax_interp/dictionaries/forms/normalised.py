@@ -83,11 +83,13 @@ class Normalised(SparseCoder, Form):
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch feature"]:
         """The latents of `x`, dense."""
-        x, shift, scale = self._statistics(x)
-        eps = EPSILON if self.norm == "layer_norm" else 0.0
-        by = scale + jnp.asarray(eps, scale.dtype)
-        by = jnp.where(by > 0, by, jnp.ones_like(by))
-        return self.dictionary.encode((x - shift) / by)
+        return self.dictionary.encode(self._normalised(x))
+
+    def encode_some(
+        self, x: Float[Array, "*batch d_in"], features: Int[Array, " chosen"]
+    ) -> Float[Array, "*batch chosen"]:
+        """Some of the latents of `x`."""
+        return self.dictionary.encode_some(self._normalised(x), features)
 
     def decode(self, z: Float[Array, "*batch feature"]) -> Float[Array, "*batch d_out"]:
         """The output for latents `z`. Raises UserError if the norm is undone: this needs the input."""
@@ -141,6 +143,13 @@ class Normalised(SparseCoder, Form):
         if type(description["undo"]) is not bool:
             raise UserError(f"undo is {description['undo']!r}: true or false")
         return cls(Dictionary.from_description(description, arrays), description["norm"], description["undo"])
+
+    def _normalised(self, x: Array) -> Float[Array, "*batch d"]:
+        x, shift, scale = self._statistics(x)
+        eps = EPSILON if self.norm == "layer_norm" else 0.0
+        by = scale + jnp.asarray(eps, scale.dtype)
+        by = jnp.where(by > 0, by, jnp.ones_like(by))
+        return (x - shift) / by
 
     def _statistics(self, x: Array) -> tuple[Float[Array, "*batch d"], Float[Array, "..."], Float[Array, "..."]]:
         """(x, shift, scale) in at least float32. The last two broadcast to `x`."""

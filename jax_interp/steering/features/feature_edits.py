@@ -84,7 +84,7 @@ class WriteFeatures(ScopedEdit):
         if self.how == "add":
             return wanted
         assert x is not None  # it is known wherever latents count
-        change = wanted - as_sparse_coder(self.dictionary).encode(x)[..., self.features].astype(dtype)
+        change = wanted - as_sparse_coder(self.dictionary).encode_some(x, self.features).astype(dtype)
         return change if self.how == "clamp" else jnp.maximum(change, jnp.zeros((), dtype))
 
 
