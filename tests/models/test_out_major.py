@@ -23,7 +23,9 @@ def for_all(monkeypatch):
     monkeypatch.setattr(out_major, "SMALLEST_LAYER", 0)
 
 
-@pytest.mark.parametrize("config", [GPT2_LIKE, LLAMA_LIKE], ids=["biases", "none"])
+@pytest.mark.parametrize(
+    "config", [GPT2_LIKE, pytest.param(LLAMA_LIKE, marks=pytest.mark.slow)], ids=["biases", "none"]
+)
 def test_generation_gives_the_same_tokens_and_values(config, monkeypatch):
     model = replan(peaky(config), "*")
     changed = edit(model, at("blocks.1.attn.result", Zero(), head=1), at("blocks.2.q_input", Scale(0.5), head=0))

@@ -98,7 +98,7 @@ def test_nothing_compiles_after_the_warm_up(model):
 
 
 def test_order_of_admission_is_that_of_the_requests(model):
-    engine = engine_of(model, rows=2, slots=SLOTS, steps=4)
+    engine = engine_of(model, rows=3, slots=SLOTS, steps=4)
     events = list(serve_events(engine, mixed_requests()))
     first = list(dict.fromkeys(event.id for event in events))
     assert first == sorted(first)
@@ -113,11 +113,12 @@ def test_stop_tokens_end_a_text_and_belong_to_it(model):
 
 
 def test_a_released_row_is_taken_by_the_next_request(model):
-    engine = engine_of(model, rows=1, slots=SLOTS, steps=2)
+    engine = engine_of(model, rows=3, slots=SLOTS, steps=4)
     seats, _ = seated(engine, empty_seats(engine), "gone", Request([1, 2, 3], 12))
     seats, _ = stepped(engine, seats, hurry=False)
     seats = without(engine, seats, {"gone"})
     seats, event = seated(engine, seats, "next", Request([5, 9, 33], 4))
+    assert list(seats.taken) == [0], "the row of the request that has gone"
     found = [event.token]
     while seats.taken:
         seats, events = stepped(engine, seats, hurry=False)

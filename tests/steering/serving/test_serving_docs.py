@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pages
+import pytest
 
 
+@pytest.mark.slow
 def test_the_page_runs():
     def same(printed: str, wanted: str) -> None:
         assert printed.strip() == wanted.strip()
