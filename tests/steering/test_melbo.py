@@ -14,6 +14,7 @@ from linear_model import linear, mapped
 from small_models import GPT2_LIKE, peaky
 
 from jax_interp.core.errors import UserError
+from jax_interp.probes import LabelledTokens, Last
 from jax_interp.steering.elicitation import Between, MelboConfig, melbo
 from jax_interp.steering.elicitation.effects import between_on
 from jax_interp.steering.elicitation.melbo import effect
@@ -123,6 +124,21 @@ def test_a_run_is_resumed_bit_for_bit(model, tmp_path, orthogonal):
     again = melbo(config, model, PROMPTS, run=SaveTo(tmp_path, every=1), log=QUIET)
     np.testing.assert_array_equal(again.vectors, whole.vectors)
     np.testing.assert_array_equal(again.scores, whole.scores)
+
+
+@pytest.mark.slow
+def test_padding_on_the_left_and_half_precision_find_the_same(model, found):
+    """Rules of tokens and `last` read the same tokens; in bfloat16 scores agree as far as its rounding allows."""
+    width = 6
+    tokens = np.asarray([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS], np.int32)
+    mask = np.arange(width)[None] >= width - np.asarray([[len(prompt)] for prompt in PROMPTS])
+    data = LabelledTokens("left", tokens, mask, mask, np.zeros(3, np.int32), ("none", "some"))
+    left = melbo(SEARCH, model, data, Last(2), log=QUIET)
+    np.testing.assert_allclose(left.scores, found.scores, rtol=1e-3)
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own attention has no backward pass under strict promotion
+        half = melbo(SEARCH, peaky(CONFIG, dtype=jnp.bfloat16), PROMPTS, log=QUIET)
+    assert half.vectors.dtype == np.float32
+    np.testing.assert_allclose(half.scores, found.scores, rtol=0.05)
 
 
 def test_what_cannot_be_searched_is_refused(model):
