@@ -2,7 +2,7 @@
 
 A conjunction fires only if all of its conditions hold. Each round ranks latents on the prompts as they are, reads the
 token that each of the best ones fires on, and puts into all prompts the token after which the target is likeliest. The
-next round looks for what is still missing. (Hua et al. 2025 search conjunctions in this way.)
+next round looks for what is still missing. (Qin et al. 2025 search conjunctions in this way.)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     score(i) = - Σ_t  g_t · d_i        g_t = dL / dx at token t of the request, d_i = the decoder row of latent i
 
-The score is the slope of -L if d_i is added at all tokens of the request. Hua et al. 2025 rank latents in this way, on
+The score is the slope of -L if d_i is added at all tokens of the request. Qin et al. 2025 rank latents in this way, on
 prompts without the trigger.
 """
 
