@@ -105,6 +105,7 @@ def test_a_batch_of_mixed_gates_is_each_row_alone(model):
     np.testing.assert_array_equal(call(half, TOKENS), call(edit(model, vector.edits(1.0)), TOKENS))
 
 
+@pytest.mark.slow
 def test_one_pass_with_a_gate_for_each_token(model):
     """A token is steered where the probe says yes, in whole texts and in generation, in both layouts."""
     probe = dataclasses.replace(PROBE, threshold=jnp.float32(0.5))
@@ -168,6 +169,7 @@ def test_schedules_follow_the_number_of_new_tokens(model):
             np.testing.assert_allclose(added[row, -n:], expected, atol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_other_edits_move_a_part_of_the_way(model):
     plain, half = (
         call(read(m, LATE), TOKENS, mask=MASK)[1][LATE]

@@ -73,6 +73,7 @@ def model():
 R = jnp.asarray(np.random.default_rng(3).standard_normal(32), jnp.float32)
 
 
+@pytest.mark.slow
 def test_a_file_keeps_every_bit(model, tmp_path):
     expected = call(orthogonalised(model, R), TOKENS)
     save(orthogonalised(model, R), tmp_path / "m")  # untied

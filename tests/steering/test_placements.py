@@ -123,6 +123,7 @@ def test_the_end_of_the_instruction():
         after_marker(tokens, [9, 3], mask)
 
 
+@pytest.mark.slow
 def test_other_edits_are_placed_too_and_keep_their_bits_elsewhere(model):
     tokens, mask = padded("left")
     plain = call(read(model, ADDRESS), tokens, mask=mask)[1][ADDRESS]
@@ -133,6 +134,7 @@ def test_other_edits_are_placed_too_and_keep_their_bits_elsewhere(model):
         assert (acts[row][mask[row]][2:] == plain[row][mask[row]][2:]).all()
 
 
+@pytest.mark.slow
 def test_stacked_and_unrolled_are_steered_alike(model):
     vector = SteeringVector({ADDRESS: jnp.linspace(-1.0, 1.0, GPT2_LIKE.d_model)})
     edits = vector.using("rotate", tokens=last_of_prompt(2)).edits(1.0)
