@@ -102,7 +102,8 @@ def words_tokenizer(vocab: int):
 
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocab)}, unk_token="t0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="t0", unk_token="t0")
+    inputs = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="t0", unk_token="t0", model_input_names=inputs)
 
 
 def forwards(sizes):

@@ -132,7 +132,7 @@ def test_components_are_those_of_numpy(found, texts):
 def test_directions_are_those_of_probes(model, data, found):
     vectors = gather(model, data, SITES, (CHOICE, All()))
     for method, kind in (("mean difference", MassMean()), ("logistic direction", Logistic())):
-        weight = np.asarray(fit_probes(kind, vectors).probes.weight)[:, :, 0, 0, 0, 0]
+        weight = np.asarray(jax.tree.leaves(fit_probes(kind, vectors).probes)[0])[:, :, 0, 0, 0, 0]
         ours = found.vectors[:, :, found.axes["method"].index(method)]
         scale = 1.0 if method == "mean difference" else np.linalg.norm(weight, axis=-1, keepdims=True)
         np.testing.assert_allclose(ours, weight / scale, atol=1e-4)

@@ -30,7 +30,7 @@ def planted():
     leaves = {name: x * 0.1 if name.endswith(writes) else x for name, x in flatten(peaky(GPT2_LIKE)).items()}
     r = np.linalg.qr(np.random.default_rng(1).normal(size=(D, 1)))[0][:, 0].astype(np.float32)
     embed = next(name for name in leaves if name.startswith("embed"))
-    table = leaves[embed] - jnp.outer(leaves[embed] @ r, r)  # other tokens have nothing of the direction
+    table = leaves[embed] - jnp.outer(leaves[embed] @ r, jnp.asarray(r))  # other tokens have nothing of the direction
     leaves[embed] = table.at[HARMFUL].add(4 * r)
     leaves[embed] = leaves[embed].at[REFUSE].add(5 * r)  # the embedding is the unembedding too
     return unflatten(peaky(GPT2_LIKE), leaves), r

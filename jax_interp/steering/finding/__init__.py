@@ -1,6 +1,7 @@
 """Finding steering vectors: contrast pairs, and directions of all layers, token rules and methods in one pass."""
 
 from jax_interp.steering.finding import methods
+from jax_interp.steering.finding.activation_addition import PromptDifference, activation_addition
 from jax_interp.steering.finding.contrast_pairs import (
     UnbalancedChoicesWarning,
     balanced,
@@ -30,9 +31,11 @@ __all__ = [
     "LogisticDirection",
     "MeanDifference",
     "PairedPCA",
+    "PromptDifference",
     "ReadTexts",
     "Selection",
     "UnbalancedChoicesWarning",
+    "activation_addition",
     "balanced",
     "find_directions",
     "imbalance",

@@ -178,3 +178,10 @@ def _sums(
         lengths.append(jnp.einsum("nrp,np->r", weight, jnp.linalg.norm(read, axis=-1), precision=HIGH))
         kept += [rows] if keep_rows else []
     return jnp.stack(near), jnp.stack(centred), jnp.stack(lengths), kept
+
+
+@partial(jax.jit, static_argnums=0)
+@automatic
+def read_values(names: tuple[str, ...], model: Model, tokens: Array) -> list[Float[Array, "row pos d"]]:
+    """The values of single layers at all tokens, in float32."""
+    return wide_values(names, model, tokens, None)

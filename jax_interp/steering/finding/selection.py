@@ -33,6 +33,7 @@ from jax_interp.probes.text_reader import mesh_of_leaves
 from jax_interp.steering.finding.directions import Directions
 from jax_interp.steering.vector import SteeringVector
 from jax_interp.surgery import Add, Address, Edit, Model, ProjectOut, at, depth_of, edit, sites
+from jax_interp.surgery.verbs import flat_edits
 from jax_interp.training.meshes import row_shards
 from jax_interp.training.placement import automatic, placed
 
@@ -161,7 +162,8 @@ def select_direction(
     vectors = candidates.vectors[:, :, 0].reshape(-1, candidates.vectors.shape[-1])
     rows = [(site, rule) for site in range(len(own)) for rule in range(len(candidates.rules))]
     where = (candidates.sites[0].rpartition(".")[2], _written(model))
-    scored = _Scored(vectors, np.asarray([own[site] for site, _ in rows], np.int32), np.asarray(answers, np.int32))
+    added_at = jnp.asarray([own[site] for site, _ in rows], jnp.int32)
+    scored = _Scored(jnp.asarray(vectors), added_at, jnp.asarray(answers, jnp.int32))
     place = mesh_of_leaves(model) if place is None else place
     found = _effects(model, prompts, scored, where, batch, at_once, place)
     depth = depth_of(model)
@@ -239,9 +241,9 @@ def _written(model: Model) -> tuple[str, ...]:
 class _Scored:
     """The candidates: their vectors and the layers at which they are added; and the tokens that begin an answer."""
 
-    vectors: Float[np.ndarray, "candidate d"]
-    layers: Int[np.ndarray, " candidate"]
-    answers: Int[np.ndarray, " answer"]
+    vectors: Float[Array, "candidate d"]
+    layers: Int[Array, " candidate"]
+    answers: Int[Array, " answer"]
 
 
 def _effects(
@@ -271,7 +273,7 @@ def _effects(
 
 
 def _ablation(direction: Float[Array, " d"], addresses: tuple[str, ...]) -> tuple[Edit, ...]:
-    return tuple(at(address, ProjectOut(direction)) for address in addresses)
+    return tuple(flat_edits(at(address, ProjectOut(direction)) for address in addresses))
 
 
 def _last(model: Model, tokens: Array, mask: Array) -> Float[Array, "row vocab"]:

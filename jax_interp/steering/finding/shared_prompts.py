@@ -54,8 +54,9 @@ def shared_prompts(
         return None
     if not np.array_equal(np.sort(data.pairs, axis=None), np.arange(len(data))):
         return None
-    read = (weight > 0).any(axis=1)
-    texts = [(data.tokens[row, real], weight[row][:, real], read[row, real]) for row, real in enumerate(data.mask)]
+    read = np.any(weight > 0, axis=1)
+    real = [np.flatnonzero(row) for row in data.mask]
+    texts = [(data.tokens[row, at], weight[row][:, at], read[row, at]) for row, at in enumerate(real)]
     starts = np.asarray([_shared(*(texts[row] for row in pair)) for pair in data.pairs.tolist()])
     ends = np.asarray([[np.flatnonzero(texts[row][2])[-1] + 1 for row in pair] for pair in data.pairs.tolist()])
     longest, most = int(starts.max()), int((ends - starts[:, None]).max())
