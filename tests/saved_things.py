@@ -54,6 +54,7 @@ from jax_interp.probes import CCS, FittedProbes, LinearProbe, MassMean, PairProb
 from jax_interp.probes.fit import AXES
 from jax_interp.steering import SteeringVector
 from jax_interp.steering.applying import load_vectors, save_vectors
+from jax_interp.steering.measuring import Propensities, SteeringReport, steerability
 from jax_interp.steering.trained import LoReFT, ReFTr1, TrainedSteering, load_steering, save_steering
 from jax_interp.surgery import Add, Replace, Zero, at
 from jax_interp.surgery.saving import load_edits, save_edits
@@ -379,6 +380,16 @@ def figures() -> SavedThing:
     values = lambda seed: {"fvu": 0.125 + seed, "layers": [{"l0": 3.5}, {"l0": 12}], "model": "toy", "dead": None}
     read = lambda directory: config_json.dumps(read_json(directory / "evaluation.json"))
     return SavedThing(lambda directory, seed: write_json(directory / "evaluation.json", values(seed)) and None, read)
+
+
+@saved_thing
+def steering_report() -> SavedThing:
+    def write(directory: Path, seed: int) -> None:
+        drawn = np.random.default_rng(seed).normal(size=(2, 4, 3))
+        found = Propensities("set", np.arange(3.0), *drawn, np.arange(4) // 2, {"letter": ("A", "B", "A", "B")})
+        SteeringReport("v", "answer", found, steerability(found)).save(directory / "measurement.json")
+
+    return SavedThing(write, lambda directory: SteeringReport.load(directory / "measurement.json").to_json())
 
 
 @saved_thing

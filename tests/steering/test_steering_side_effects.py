@@ -31,7 +31,7 @@ from jax_interp.surgery import Add, at, call, edit, values_at
 STRENGTHS = (-1.0, 0.0, 2.0)
 CONFIG = Config(n_layers=2, d_model=16, n_heads=2, d_mlp=32, vocab_size=40, n_ctx=24)
 RNG = np.random.default_rng(0)
-TEXTS = [tuple(RNG.integers(1, 40, length).tolist()) for length in (6, 9, 4)]
+TEXTS = [tuple(RNG.integers(1, 40, length).tolist()) for length in (6, 9)]
 PROMPTS = [tuple(RNG.integers(1, 40, length).tolist()) for length in (3, 5)]
 
 
@@ -72,7 +72,7 @@ def test_divergence_and_loss_are_those_of_each_text_alone(model, vector, effects
     assert effects.loss_increase[2].mean.value == pytest.approx(np.mean(increase), abs=1e-4)
     assert effects.loss.mean.value == pytest.approx(np.mean(own), abs=1e-4)
     assert effects.kl[1].mean.value == pytest.approx(0.0, abs=1e-6)
-    assert all(one.n == 3 for one in (*effects.kl, *effects.loss_increase))
+    assert all(one.n == 2 for one in (*effects.kl, *effects.loss_increase))
 
 
 def test_the_size_of_a_change_is_that_of_the_vector_relative_to_the_value(model, vector, effects):
@@ -88,8 +88,11 @@ def test_the_size_of_a_change_is_that_of_the_vector_relative_to_the_value(model,
     assert found.largest == pytest.approx(max(one.max() for one in sizes), rel=1e-4)
     assert found.changed == 1.0
     assert effects.sizes[site][1].mean.mean.value == effects.sizes[site][1].changed == 0.0
-    # At the second site x has the effect of the first vector.
-    second = "blocks.1.resid_post"
+
+
+@pytest.mark.slow
+def test_the_size_at_a_later_site_is_relative_to_the_steered_value(model, vector):
+    site, second = "blocks.0.resid_post", "blocks.1.resid_post"
     ids = jnp.asarray([TEXTS[0]], jnp.int32)
     x = values_at(edit(model, at(site, Add(vector.vectors[site], 2.0))), second)(ids)[second]
     size = 2 * vector.norms()[second] / np.linalg.norm(np.asarray(x)[0, 1:], axis=-1)
@@ -103,6 +106,7 @@ def test_only_changed_tokens_count_for_a_size(model, vector):
     assert found.changed == pytest.approx(6 / 8)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_mask_is_measured_too():
     model = toy.toy()
     v = SteeringVector({"blocks.2.resid_post": jnp.ones((16,), jnp.float32)})

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jax_interp.core import config_json
 from jax_interp.core.errors import UserError
 from jax_interp.core.objectives import cross_entropy
 from jax_interp.steering.measuring.placing import at_tokens
@@ -98,10 +99,24 @@ class Propensities:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Propensities:
-        """What `to_json` wrote."""
-        floats = {name: np.asarray(values[name], np.float64) for name in ("strengths", "matching", "other")}
-        factors = {name: tuple(levels) for name, levels in values["factors"].items()}
-        return cls(values["questions"], **floats, groups=np.asarray(values["groups"], int), factors=factors)
+        """What `to_json` wrote.
+
+        Raises:
+          UserError: it is something else.
+        """
+        table = tuple[tuple[float, ...], ...]
+        kinds: dict[str, Any] = {"questions": str, "strengths": tuple[float, ...], "matching": table, "other": table}
+        kinds |= {"groups": tuple[int, ...], "factors": dict[str, tuple[str, ...]]}
+        if not isinstance(values, Mapping) or set(values) != set(kinds):
+            raise UserError(f"propensities have the entries {', '.join(kinds)}")
+        found = {name: config_json.from_json(kind, values[name], name) for name, kind in kinds.items()}
+        shape = (len(found["groups"]), len(found["strengths"]))
+        levels = {len(of) for of in found["factors"].values()}
+        rows = {len(row) for name in ("matching", "other") for row in found[name]}
+        if {len(found["matching"]), len(found["other"])} | levels != {shape[0]} or rows != {shape[1]}:
+            raise UserError(f"the propensities of {found['questions']!r} have parts of different lengths")
+        arrays = {name: np.asarray(found[name], np.float64) for name in ("strengths", "matching", "other")}
+        return cls(found["questions"], **arrays, groups=np.asarray(found["groups"]), factors=found["factors"])
 
 
 def propensities(
@@ -132,7 +147,7 @@ def propensities(
     """
     found = checked_strengths(strengths)
     short = all(len(a) == len(b) == 1 for a, b in zip(questions.matching, questions.other, strict=True))
-    last_only = short and takes(model, "last_only", True)
+    last_only = short and takes(model, "last_only")
     rows, of_question = (_prompt_rows if short else _answer_rows)(questions, placement)
     totals = at_strengths(partial(_log_probabilities, (short, last_only)), model, steering, rows, found, batching)
     log_p = np.zeros((len(questions), len(found), 2))

@@ -7,6 +7,7 @@ the same program. The rows of a batch have similar lengths, and their number bou
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -126,7 +127,7 @@ def at_strengths(
     check_every_row(steering)
     if (check := getattr(model, "check_inputs", None)) is not None:
         check(rows.tokens, mask=rows.mask)
-    takes_mask = takes(model, "mask", jax.ShapeDtypeStruct((1, 2), jnp.bool_))
+    takes_mask = takes(model, "mask")
     place = mesh_of_leaves(model) if batching.place is None else batching.place
     n, count = len(rows.tokens), len(strengths)
     of_row, of_strength = np.divmod(np.arange(n * count), count)
@@ -158,23 +159,28 @@ def at_strengths(
     return {name: value.reshape(n, count, *value.shape[1:]) for name, value in out.items()}
 
 
-def takes(model: Model, keyword: str, value: Any) -> bool:
-    """Whether a model has an argument. Nothing is computed.
-
-    Args:
-      model: the model.
-      keyword: the name of the argument.
-      value: a value for tokens of the shape [1, 2]. A `jax.ShapeDtypeStruct` stands for an array.
-    """
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    arrays = {keyword: value} if isinstance(value, jax.ShapeDtypeStruct) else {}
-    rest = {} if arrays else {keyword: value}
+def takes(model: Model, keyword: str) -> bool:
+    """Whether a model has one of the arguments `mask` and `last_only`. Nothing is computed."""
     shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
-    run = lambda model, tokens, **more: model(tokens, **more, **rest)
-    try:
-        jax.eval_shape(automatic(run), jax.tree.map(shape, model), tokens, **arrays)
-    except TypeError as error:  # of Python, for a keyword that a function does not have
-        if f"unexpected keyword argument '{keyword}'" not in str(error):
-            raise
-        return False
-    return True
+    leaves, structure = jax.tree.flatten(jax.tree.map(shape, model))
+    return keyword in _taken(structure, tuple(leaves))
+
+
+@functools.lru_cache(maxsize=64)
+def _taken(structure: jax.tree_util.PyTreeDef, leaves: tuple[Any, ...]) -> frozenset[str]:
+    """The optional arguments of a model. Tracing a model takes long, so that the answer is kept."""
+    tokens, mask = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1, 2), jnp.bool_)
+    names = {"mask", "last_only"}
+    while names:
+        arrays = {"mask": mask} if "mask" in names else {}
+        rest = {"last_only": True} if "last_only" in names else {}
+        run = functools.partial(lambda rest, model, tokens, **more: model(tokens, **more, **rest), rest)
+        try:
+            jax.eval_shape(automatic(run), jax.tree.unflatten(structure, leaves), tokens, **arrays)
+            break
+        except TypeError as error:  # of Python, for a keyword that a function does not have
+            unknown = {name for name in names if f"unexpected keyword argument '{name}'" in str(error)}
+            if not unknown:
+                raise
+            names -= unknown
+    return frozenset(names)
