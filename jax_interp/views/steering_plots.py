@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jax_interp.core.estimates import Estimate
 from jax_interp.views.probe_plots import COLORS, Curve, short_name
@@ -71,14 +72,14 @@ def slope_histogram(slopes: Sequence[float], mean: Estimate, anti_steerable: Est
     low, high = min(found.min(), 0.0), max(found.max(), 0.0)
     width = (high - low) / 30 or 1.0
     edges = width * np.arange(np.floor(low / width), np.ceil(high / width) + 1)
-    edges = edges if len(edges) > 1 else np.array([-width, 0.0, width])
+    bins = edges.tolist() if len(edges) > 1 else [-width, 0.0, width]
     share = f"anti-steerable: {100 * anti_steerable.value:.1f} %"
     if np.isfinite(anti_steerable.low):
         share += f"\n[{100 * anti_steerable.low:.1f}, {100 * anti_steerable.high:.1f}] %"
     below = found[found < 0]
-    axes.hist(np.minimum(below, -1e-3 * width), edges, color=ORANGE, alpha=0.85, lw=0, label=share)
-    axes.hist(found[found >= 0], edges, color=BLUE, alpha=0.75, lw=0, label="steerable")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.hist(np.minimum(below, -1e-3 * width), bins, color=ORANGE, alpha=0.85, lw=0, label=share)
+    axes.hist(found[found >= 0], bins, color=BLUE, alpha=0.75, lw=0, label="steerable")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.axvline(mean.value, color=INK, lw=1.4, label=f"mean {mean.value:.2f}")
     if np.isfinite(mean.low):
         axes.axvspan(mean.low, mean.high, color=INK, alpha=0.12, lw=0, label="95 % interval")

@@ -109,9 +109,9 @@ def test_the_probabilities_are_those_of_the_two_answers(model, vector):
 def test_other_vectors_and_strengths_run_the_same_program(model, vector):
     some = questions(1)
     propensities(model, some, vector, STRENGTHS, placement="answer", batching=ROWS)
-    before = _log_probabilities._cache_size()
+    before = _log_probabilities._cache_size()  # type: ignore[attr-defined]
     propensities(model, some, vector.scaled(3.0), (-2.0, 0.5, 7.0), placement="answer", batching=ROWS)
-    assert _log_probabilities._cache_size() == before
+    assert _log_probabilities._cache_size() == before  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_a_mesh_gives_the_same_figures(model, vector, axis):
 
     some = questions(1)
     alone = propensities(model, some, vector, STRENGTHS, placement="answer", batching=ROWS).values
-    batching = Batching(place=make_mesh(**{axis: 2}))
+    batching = Batching(place=make_mesh(**{axis: 2}))  # type: ignore[arg-type]
     shared = propensities(model, some, vector, STRENGTHS, placement="answer", batching=batching).values
     assert shared == pytest.approx(alone, abs=1e-4)
 
@@ -153,7 +153,7 @@ class Padded:
 
 @pytest.mark.slow
 def test_a_vector_of_letters_moves_letters_and_no_behaviour(test_data):
-    # Published questions, and a model whose logits are linear in the vector: u_A - u_B adds ‖v‖² to log P(A) - log P(B).
+    # Published questions, and a model whose logits are linear in the vector: v = u_A - u_B adds ‖v‖² to log P(A)/P(B).
     tokenizer = load_tokenizer(test_data / "tokenizers" / "gpt2" / "tokenizer.json")
     path = test_data / "prompts" / "model_written_evals" / "lm_power-seeking-inclination.jsonl"
     asked_twice = asked(tokenizer, read_questions(path).take(range(30)).both_orders())

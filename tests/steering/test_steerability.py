@@ -47,11 +47,11 @@ def test_rank_correlations_and_r_squared_are_those_of_scipy():
 
     found = drawn()
     values = np.round(found.values)  # with ties
-    wanted = [stats.spearmanr(found.strengths, row).statistic for row in values]
+    wanted = [stats.spearmanr(found.strengths, row).statistic for row in values]  # type: ignore[attr-defined]
     assert rank_correlation(found.strengths, values) == pytest.approx(wanted)
     assert np.isnan(rank_correlation(found.strengths, np.ones((1, 7)))).all()
     report = steerability(found)
-    squared = [stats.linregress(found.strengths, row).rvalue ** 2 for row in found.values]
+    squared = [stats.linregress(found.strengths, row).rvalue ** 2 for row in found.values]  # type: ignore[attr-defined]
     assert report.r_squared.mean.value == pytest.approx(np.mean(squared))
 
 

@@ -30,7 +30,7 @@ def test_each_question_has_a_line_in_the_colour_of_its_sign():
     assert labels.index("mean") == 3
     assert np.asarray(axes.lines[0].get_ydata()).tolist() == [1.0, 0.0]
     many = np.zeros((DRAWN + 40, 2))
-    axes = propensity_curves([0.0, 1.0], many, Curve([0.0, 0.0]), np.arange(DRAWN + 40.0)).axes[0]
+    axes = propensity_curves([0.0, 1.0], many, Curve([0.0, 0.0]), np.arange(DRAWN + 40.0).tolist()).axes[0]
     assert axes.get_title("left") == f"{DRAWN} of {DRAWN + 40} questions"
     assert len(axes.lines) == DRAWN + 2
 

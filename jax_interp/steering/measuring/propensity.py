@@ -209,7 +209,8 @@ def _log_probabilities(
     short, last_only = how
     edited = edit(model, *at_tokens(steering.edits(strength[:, None]), inputs["steered"]))
     more: dict[str, Any] = {} if inputs["mask"] is None else {"mask": inputs["mask"]}
-    logits = edited(inputs["tokens"], **more, **({"last_only": True} if last_only else {}))
+    more |= {"last_only": True} if last_only else {}
+    logits = edited(inputs["tokens"], **more)
     if short:
         if not last_only:
             logits = jnp.take_along_axis(logits, inputs["ends"][:, None, None], axis=1)

@@ -167,7 +167,7 @@ def takes(model: Model, keyword: str) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _taken(structure: jax.tree_util.PyTreeDef, leaves: tuple[Any, ...]) -> frozenset[str]:
+def _taken(structure: Any, leaves: tuple[Any, ...]) -> frozenset[str]:
     """The optional arguments of a model. Tracing a model takes long, so that the answer is kept."""
     tokens, mask = jax.ShapeDtypeStruct((1, 2), jnp.int32), jax.ShapeDtypeStruct((1, 2), jnp.bool_)
     names = {"mask", "last_only"}
