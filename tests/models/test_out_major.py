@@ -54,6 +54,15 @@ def test_it_is_not_done_where_it_saves_nothing(for_all):
     assert unstacking.SMALLEST_LAYER > 0
 
 
+@pytest.mark.parametrize("layout", ["*", "0:2,2"], ids=["one block and a stack", "a stack and one block"])
+def test_long_texts_of_small_edited_stacks_stay_as_they_are(layout, for_all):
+    """Their cache has the layout of the stack, so the steps must have it too."""
+    model = peaky(LLAMA_LIKE)
+    assert stepping_model(edit(model, at("blocks.1.mlp_out", Scale(0.5))), 8, 64) is None
+    tokens = generate(edit(model, at("blocks.1.mlp_out", Scale(0.5))), TOKENS, 25)
+    assert tokens.shape == (2, 25)
+
+
 def test_the_product_of_few_rows_is_the_product():
     x, weight = jax.random.normal(jax.random.key(0), (4, 3, 8)), jax.random.normal(jax.random.key(1), (11, 8))
     np.testing.assert_allclose(few_rows_product(x, weight), x @ weight.T, atol=1e-5)

@@ -21,7 +21,7 @@ from jax_interp.core.layer import Scope
 from jax_interp.core.linear import FEW_ROWS, Linear, few_rows_product
 from jax_interp.models.generation.unstacking import SMALLEST_LAYER, is_in_host_memory, unstacked_views
 from jax_interp.surgery import iter_segments
-from jax_interp.surgery.stack import Stack, with_blocks
+from jax_interp.surgery.stack import with_blocks
 from jax_interp.surgery.taps import Wrapper
 
 M = TypeVar("M")
@@ -55,24 +55,23 @@ def for_steps(model: M, rows: int, steps: int) -> M:
     """The model for the steps of generation: with transposed matrices, where that saves time.
 
     Args:
-      model: a model with separate blocks, under surgery or not. Its stacks stay as they are.
+      model: a model, under surgery or not. A model with stacks stays as it is.
       rows: the number of rows of the batch.
       steps: the number of steps that the matrices are used for.
     """
     if not 1 < rows <= FEW_ROWS or steps < FEWEST_STEPS:
         return model
     if isinstance(model, Wrapper):
-        return dataclasses.replace(model, model=for_steps(model.model, rows, steps))  # type: ignore[return-value]
-    segments = [segment for segment in iter_segments(model) if not segment.stacked]  # type: ignore[arg-type]
+        inside = for_steps(model.model, rows, steps)
+        return model if inside is model.model else dataclasses.replace(model, model=inside)  # type: ignore[return-value]
+    segments = list(iter_segments(model))  # type: ignore[arg-type]
+    if any(segment.stacked for segment in segments):
+        return model
     leaves = jax.tree.leaves([segment.block for segment in segments])
     size = sum(leaf.nbytes for leaf in leaves if hasattr(leaf, "nbytes"))
-    if not segments or not SMALLEST_LAYER * len(segments) <= size <= LARGEST or not all(map(is_in_host_memory, leaves)):
+    if not SMALLEST_LAYER * len(segments) <= size <= LARGEST or not all(map(is_in_host_memory, leaves)):
         return model
-    blocks = [
-        Stack(segment.block) if segment.stacked else _transposed(segment.block)
-        for segment in iter_segments(model)  # type: ignore[arg-type]
-    ]
-    return with_blocks(model, blocks)  # type: ignore[type-var]
+    return with_blocks(model, [_transposed(segment.block) for segment in segments])  # type: ignore[type-var]
 
 
 @jax.jit
