@@ -48,7 +48,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/jax-interp demo $(ARGS)
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu and not parity" $(ARGS)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not gpu and not parity" $(ARGS)
 
 test-all: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m "not gpu and not parity" $(ARGS)

@@ -65,10 +65,12 @@ def _block_starts(text: str) -> list[tuple[str, int]]:
     starts = np.cumsum([0, *(len(line) + 1 for line in lines)])
     found = []
     for node in ast.walk(tree):
-        first = node.body[0] if isinstance(node, ast.If) else None
+        if not isinstance(node, ast.If):
+            continue
+        first = node.body[0]
         keyword = {ast.Raise: "raise", ast.Return: "return"}.get(type(first))
         # `ast` counts bytes, so a line with other characters than ASCII is left out. So is `if x: return`.
-        if first is None or keyword is None or not lines[first.lineno - 1].isascii() or first.lineno == node.lineno:
+        if keyword is None or not lines[first.lineno - 1].isascii() or first.lineno == node.lineno:
             continue
         found.append((keyword, int(starts[first.lineno - 1]) + first.col_offset))
     return found

@@ -245,10 +245,10 @@ def _write(
     directory: Path, config: SteerConfig, tokenizer: Tokenizer, vector: SteeringVector,
     candidates: Sequence[Candidate], number: int, report: SteeringReport, parts: dict[str, Questions],
 ) -> None:  # fmt: skip
-    about = {"model": config.model, "method": candidates[number].name}
-    save_vectors(directory / VECTOR, vector, **about)
+    method = candidates[number].name
+    save_vectors(directory / VECTOR, vector, model=config.model, method=method)
     try:
-        save_vectors(directory / CONTROL_VECTOR, vector, **about)
+        save_vectors(directory / CONTROL_VECTOR, vector, model=config.model, method=method)
     except UserError:  # the format has residual streams after blocks only
         (directory / CONTROL_VECTOR).unlink(missing_ok=True)
     rows = [config_json.to_json(candidate, nonfinite=True) for candidate in candidates]

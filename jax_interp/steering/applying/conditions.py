@@ -105,7 +105,7 @@ class Similarity(Condition):
       read: "mean" or "last".
     """
 
-    address: str = static()
+    address: str = dataclasses.field(metadata={"static": True})
     vector: Float[Array, " d"]
     threshold: Float[ArrayLike, ""] | None = None
     above: bool = static(default=True)
@@ -143,7 +143,7 @@ class ProbeCondition(Condition):
       read: how the scores of the tokens give one score.
     """
 
-    address: str = static()
+    address: str = dataclasses.field(metadata={"static": True})
     probe: Probe
     threshold: Float[ArrayLike, ""] | None = None
     above: bool = static(default=True)

@@ -90,7 +90,7 @@ class Schedule(Placement):
 
 def linear_decay(n: float | Float[Array, "batch"], lengths: Int[ArrayLike, "batch"] | None = None) -> LinearDecay:
     """A factor that falls to 0 within `n` new tokens. Raises `UserError` if n is not positive."""
-    _check("n", n, np.finfo(np.float32).tiny, FAR)
+    _check("n", n, float(np.finfo(np.float32).tiny), FAR)
     return LinearDecay(jnp.asarray(n, jnp.float32), lengths)
 
 
@@ -107,7 +107,8 @@ def schedule(factors: Any, lengths: Int[ArrayLike, "batch"] | None = None) -> Sc
     given = jnp.asarray(factors, jnp.float32)
     if given.ndim not in (1, 2) or not given.size:
         raise UserError(f"factors are numbers, [n] or [batch, n]; got shape {given.shape}")
-    _check("factors", given, -np.finfo(np.float32).max, np.finfo(np.float32).max)
+    largest = float(np.finfo(np.float32).max)
+    _check("factors", given, -largest, largest)
     return Schedule(given, lengths)
 
 

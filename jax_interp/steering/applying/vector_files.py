@@ -104,10 +104,10 @@ def _from_safetensors(path: Path) -> tuple[dict[str, np.ndarray], str, str]:
     found = about.get("format") if isinstance(about, dict) else None
     if type(found) is not int or found != _FORMAT:
         raise UserError(f"{path} has no steering vectors of format {_FORMAT}: its header says {found!r}")
-    names = [about.get("model"), about.get("method")]
-    if not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: model and method must be strings, got {names}")
-    return file.arrays, *names
+    model, method = about.get("model"), about.get("method")
+    if not (isinstance(model, str) and isinstance(method, str)):
+        raise UserError(f"{path}: model and method must be strings, got {[model, method]}")
+    return file.arrays, model, method
 
 
 def _from_gguf(path: Path) -> tuple[dict[str, np.ndarray], str, str]:
