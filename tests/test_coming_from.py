@@ -21,4 +21,4 @@ def test_each_call_of_the_tables_runs():
             rows += bool(cell)
             exec(compile(block or cell, PAGE, "exec"), names)
     table_rows = [line for line in (DOCS / PAGE).read_text().splitlines() if line.startswith("| ")]
-    assert rows == len(table_rows) - 3  # without the three headings
+    assert rows == len(table_rows) - 4  # without the four headings
