@@ -52,7 +52,7 @@ COMMANDS = {
     "sites": ("sites", "list the names, axes, shapes and dtypes of a model's values"),
 }
 IN_ONE_PROCESS = frozenset(
-    {"demo", "decomposition-report", "inspect", "plan", "trace-graph", "generate", "serve", "status", "sites", "steer"}
+    {"demo", "decomposition-report", "inspect", "plan", "trace-graph", "generate", "serve", "status", "sites"}
 )
 """Commands whose work is not divided among processes. All others have the option --mesh."""
 DEBUG = "JAX_INTERP_DEBUG"
