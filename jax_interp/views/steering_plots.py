@@ -106,7 +106,7 @@ def explained_variance(factors: Mapping[str, Estimate], by_chance: Mapping[str, 
     names = [short_name(name) for name in factors]
     axes.set_xticks(range(len(names)), names, rotation=20 if sum(map(len, names)) > 40 else 0)
     axes.set_ylim(0, max(0.05, *(1.15 * np.nan_to_num(found.high) for found in factors.values()), 0.05))
-    axes.set(ylabel="η²", title="Variance of slopes explained by nuisance factors")
+    axes.set(ylabel="η²", title="η² of nuisance factors")
     legend_beside(axes)
     return figure
 

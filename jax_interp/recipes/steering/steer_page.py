@@ -16,7 +16,7 @@ FEW = 20
 """With fewer groups of questions, intervals are too wide to be used."""
 UNSURE = 0.25
 """The share of anti-steerable questions from which a warning is shown."""
-SHOWN = 80
+SHOWN = 90
 """The number of characters of a prompt that are shown."""
 
 
@@ -76,24 +76,40 @@ def _continuations(tokenizer: Tokenizer, found: Coherence | None, questions: Que
     """The continuations of each prompt at each strength."""
     if found is None:
         return []
-    prompts, rows = list(dict.fromkeys(questions.prompts)), []
+    prompts, rows, strong = list(dict.fromkeys(questions.prompts)), [], set()
     for prompt, steered, own in zip(prompts, found.tokens, found.unsteered_tokens, strict=False):
-        rows.append([tokenizer.decode(list(prompt), skip_special=True)[-SHOWN:], "", ""])
-        rows.append(["", "unsteered", continuation(tokenizer, prompt, own)])
+        strong.add(len(rows))
+        rows.append(["... " + _on_one_line(tokenizer.decode(list(prompt), skip_special=True))[-SHOWN:]])
+        rows.append([f"unsteered: {_on_one_line(continuation(tokenizer, prompt, own))[:SHOWN]}"])
         for strength, ids in zip(found.strengths, steered, strict=True):
-            rows.append(["", f"{strength:g}", continuation(tokenizer, prompt, ids)])
-    notes = ("The likeliest token is taken at each step.",)
-    return [Section("Continuations of test prompts", notes, Table(["prompt", "strength", "text"], rows))]
+            rows.append([f"{strength:g}: {_on_one_line(continuation(tokenizer, prompt, ids))[:SHOWN]}"])
+    notes = (
+        f"The last {SHOWN} characters of each prompt, in bold, and the first {SHOWN} of its continuation at each "
+        "strength. The likeliest token is taken at each step. ⏎ is the end of a line.",
+    )
+    return [Section("Continuations of test prompts", notes, Table(["text"], rows, frozenset(strong)))]
+
+
+def _on_one_line(text: str) -> str:
+    """The text with a mark in place of each end of a line and its indentation."""
+    return "⏎ ".join(line.strip() for line in text.split("\n"))
 
 
 def _candidates(candidates: Sequence[Candidate], number: int) -> Section:
     rows = [
-        [of.name, str(of.slope), str(of.anti_steerable), str(of.kl.mean), f"{of.relative_norm:.3f}"]
+        [
+            of.name,
+            str(of.slope.mean),
+            f"{of.slope.sd:.3f}",
+            str(of.anti_steerable),
+            str(of.kl.mean),
+            f"{of.relative_norm:.3f}",
+        ]
         for of in candidates
     ]
     notes = (
         "Every method, token rule and site on validation questions. The chosen one, in bold, has the largest mean "
         "slope of those whose KL at the largest strength is small enough.",
     )
-    columns = ["vector", "slope", "anti-steerable", "KL at the largest strength", "‖v‖/‖h‖"]
+    columns = ["vector", "slope", "sd", "anti-steerable", "KL", "‖v‖/‖h‖"]
     return Section("Candidates", notes, Table(columns, rows, frozenset({number})))
