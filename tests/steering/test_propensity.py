@@ -14,7 +14,7 @@ from jax_interp.core.errors import UserError
 from jax_interp.core.pytrees import register_dataclass
 from jax_interp.data.tokenizer import load_tokenizer
 from jax_interp.models import Config, init
-from jax_interp.steering import Questions, SteeringVector, asked, read_questions
+from jax_interp.steering import Questions, Steer, SteeringVector, asked, read_questions
 from jax_interp.steering.measuring import Batching, propensities, slopes, steerability
 from jax_interp.steering.measuring.propensity import _log_probabilities
 from jax_interp.surgery import Add, at, call, edit
@@ -185,3 +185,20 @@ def test_what_cannot_be_measured_is_refused(model, vector):
     wrong = Questions("set", ((1, 99),), ((3,),), ((4,),))
     with pytest.raises(UserError, match="40"):
         propensities(model, wrong, vector, STRENGTHS)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OfRows:
+    """A steering with a vector for each row of a batch."""
+
+    vectors: jax.Array
+
+    def edits(self, strength=1.0):
+        return (at("blocks.1.resid_post", Steer(self.vectors, strength)),)
+
+
+def test_a_vector_for_each_row_of_a_batch_is_refused(model):
+    """Rows are put into batches by their length, so a row would get the vector of another question."""
+    with pytest.raises(UserError, match="one for each row of a batch"):
+        propensities(model, questions(4), OfRows(jnp.ones((4, 1, 16))), STRENGTHS)
